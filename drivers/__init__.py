@@ -1,0 +1,1 @@
+"""Drivers do: one file or folder per kind of device; each heavy library has one host."""

@@ -1,0 +1,74 @@
+"""The contract: one table of syscalls. Each row names request, reply or stream, object and errnos.
+
+Everything that knows a syscall by name is generated from TABLE or tested against it: the trap, the
+SDK, the policy's actions, the README. The values stand in values.py, the errors in errors.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from . import values as v
+from .errors import Errno
+
+
+class Durability(StrEnum):
+    A = "A"  # acknowledged after fsync
+    B = "B"  # acknowledged after the write: survives kill -9, not a power cut
+    C = "C"  # counted, no row per call
+
+
+@dataclass(frozen=True, slots=True)
+class Syscall:
+    """One row of the table. `object` is what the gate checks, with fields of the request."""
+
+    name: str
+    request: type
+    reply: type
+    object: str
+    durability: Durability
+    errnos: tuple[Errno, ...]
+    summary: str
+    item: type | None = None  # streams: what comes before the reply
+
+
+_A, _B, _C = Durability.A, Durability.B, Durability.C
+_E = Errno
+_ROWS = (
+    Syscall("hello", v.Hello, v.Welcome, "/kernel/profile/{profile}", _C, (_E.EPROTO,),
+            "agree on a version and a profile"),
+    Syscall("spawn", v.Spawn, v.Spawned, "/dev/image/{model}", _A,
+            (_E.ENOENT, _E.ESRCH, _E.E2BIG, _E.EAGAIN, _E.EIO, _E.ENOSPC), "start a process"),
+    Syscall("generate", v.Generate, v.Generated, "/proc/{pid}/generate", _B,
+            (_E.ESRCH, _E.E2BIG, _E.EAGAIN, _E.EIO, _E.ETIMEDOUT, _E.ECANCELED, _E.ENOSPC),
+            "continue the conversation of a process", v.Delta),
+    Syscall("tokenize", v.Tokenize, v.Tokens, "/dev/image/{model}", _C, (_E.ENOENT, _E.EIO, _E.E2BIG),
+            "turn text into the model's tokens"),
+    Syscall("read_mem", v.ReadMem, v.Pages, "/proc/{pid}/mem", _C, (_E.ESRCH,), "read the pages of a process"),
+    Syscall("wait", v.Wait, v.Exit, "/proc/{pid}", _A, (_E.ESRCH, _E.ETIMEDOUT),
+            "wait for a process to end, then reap it"),
+    Syscall("kill", v.Kill, v.Nothing, "/proc/{pid}", _A, (_E.ESRCH, _E.ENOSPC),
+            "send TERM, KILL, INT, STOP or CONT"),
+    Syscall("nice", v.Renice, v.Nothing, "/proc/{pid}", _B, (_E.ESRCH, _E.ENOSPC),
+            "change a process's share"),
+    Syscall("ps", v.Ps, v.Processes, "/proc", _C, (_E.ESRCH,), "list processes"),
+    Syscall("stat", v.Nothing, v.Stat, "/kernel", _C, (), "counters of the kernel"),
+    Syscall("watch", v.Watch, v.Nothing, "/journal", _C, (_E.EIO,), "follow the journal", v.Events),
+    Syscall("attach", v.Attach, v.Exit, "/proc/{pid}/output", _C, (_E.ESRCH,),
+            "follow what a process says", v.Output),
+    Syscall("images", v.Nothing, v.Images, "/dev/image", _C, (), "list installed models"),
+    Syscall("image_add", v.ImageAdd, v.ImageInfo, "/dev/image/{name}", _A,
+            (_E.ENOENT, _E.EEXIST, _E.EIO, _E.ENOTSUP, _E.ENOSPC), "install a model file, or an alias"),
+    Syscall("image_remove", v.ImageRemove, v.Nothing, "/dev/image/{name}", _A,
+            (_E.ENOENT, _E.EBUSY, _E.ENOSPC), "forget a model or an alias; its file stays"),
+    Syscall("devices", v.Nothing, v.Devices, "/dev", _C, (), "list mounted devices"),
+    Syscall("mount", v.Mount, v.DeviceInfo, "/dev/image/{image}", _A,
+            (_E.ENOENT, _E.EBUSY, _E.EIO, _E.ENOMEM, _E.ENOSPC), "start a model's engine"),
+    Syscall("unmount", v.Unmount, v.Nothing, "/dev/image/{image}", _A, (_E.ENOENT, _E.ENOSPC),
+            "stop a model's engine; its calls end"),
+    Syscall("shutdown", v.Shutdown, v.Nothing, "/kernel", _B, (), "stop the kernel"),
+)  # fmt: skip
+TABLE: Mapping[str, Syscall] = {row.name: row for row in _ROWS}
+
+# What any call may end with, beside its own row.
+COMMON_ERRNOS = (_E.EACCES, _E.EINVAL, _E.EAGAIN, _E.EIO, _E.ECANCELED, _E.ENOSYS)

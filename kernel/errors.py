@@ -1,0 +1,70 @@
+"""What can go wrong, as the caller sees it. Standard library only.
+
+SyscallError            what happened (with the numbers), a hint (what to do), an errno
+|-- Denied              EACCES: the gate said no; the message names the rule
+|-- TooBig              E2BIG: it does not fit the window or a limit
+`-- DeviceFault         EIO: a device failed or died
+Panic                   a broken invariant: our bug. Never caught by handlers.
+"""
+
+from enum import IntEnum
+
+
+class Errno(IntEnum):
+    """Linux numbers on every platform; our own begin at 1000."""
+
+    ENOENT = 2
+    ESRCH = 3
+    EINTR = 4
+    EIO = 5
+    E2BIG = 7
+    EAGAIN = 11
+    ENOMEM = 12
+    EACCES = 13
+    EBUSY = 16
+    EEXIST = 17
+    EINVAL = 22
+    ENOSPC = 28
+    EPIPE = 32
+    ENOSYS = 38
+    EPROTO = 71
+    ENOTSUP = 95
+    ETIMEDOUT = 110
+    ECONNREFUSED = 111
+    ECANCELED = 125
+
+
+class SyscallError(Exception):
+    """A syscall that did not succeed. `hint` says what to do about it."""
+
+    def __init__(
+        self, errno: Errno, message: str, hint: str = "", *, call: str = "", pid: int = 0
+    ) -> None:
+        super().__init__(errno, message, hint)
+        self.errno = errno
+        self.message = message
+        self.hint = hint
+        self.call = call
+        self.pid = pid
+
+    def __str__(self) -> str:
+        return f"{self.errno.name}: {self.message}" + (f"\n  {self.hint}" if self.hint else "")
+
+
+class Denied(SyscallError):
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(Errno.EACCES, message, hint)
+
+
+class TooBig(SyscallError):
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(Errno.E2BIG, message, hint)
+
+
+class DeviceFault(SyscallError):
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(Errno.EIO, message, hint)
+
+
+class Panic(BaseException):
+    """A broken invariant. The kernel stops and says where."""

@@ -1,0 +1,83 @@
+"""Every limit and default of the system, one line each, with its unit.
+
+Nothing else in the tree holds a number that a person might want to change. Standard library only.
+"""
+
+# --- wire -------------------------------------------------------------------------------------
+PROTOCOL_VERSION = 1
+FRAME_BYTES = 1024 * 1024  # one frame, header not counted
+FRAME_DEPTH = 16  # nesting of arrays and maps in a frame
+FRAME_ITEMS = 65_536  # arrays and maps of one frame together
+ARRAY_ITEMS = 4_096  # one array of a request
+REPLY_ITEMS = 262_144  # one array of a reply: the tokens of a long text
+MAP_ITEMS = 256  # one map
+CALLS_IN_FLIGHT = 32  # per connection
+CONNECTIONS = 1_024
+CONNECTIONS_NEW = 64  # connected and not yet past hello
+DESCRIPTORS_RESERVED = 32  # kept free for databases and engines
+HELLO_S = 2.0  # from connect to hello
+BODY_S = 5.0  # from a frame's first byte to its last
+WRITE_BUFFER_HIGH_BYTES = 256 * 1024  # above: the connection's streams and reads pause
+WRITE_BUFFER_KICK_BYTES = 4 * 1024 * 1024  # above for KICK_S: the connection is dropped
+KICK_S = 10.0
+BAD_FRAMES = 8  # malformed frames before a connection is closed
+
+# --- processes --------------------------------------------------------------------------------
+PROCESSES = 10_000
+ZOMBIES = 1_000  # the oldest are reaped above this
+NICE_MIN, NICE_MAX = -20, 19
+NICE_STEP = 1.25  # one step of nice is this factor of weight
+NAME_CHARS = 64
+PS_ROWS = 1_000  # per reply
+
+# --- memory -----------------------------------------------------------------------------------
+PAGE_TOKENS = 256
+MESSAGES = 256  # per generate
+MESSAGE_CHARS = 1_000_000
+READ_MEM_BYTES = 512 * 1024  # text per read_mem reply
+
+# --- generate ---------------------------------------------------------------------------------
+MAX_TOKENS = 512  # when the caller does not say
+TEMPERATURE, TOP_K, TOP_P, MIN_P = 0.7, 40, 0.95, 0.05
+STOPS = 16  # stop strings per call
+STOP_CHARS = 256
+STREAM_TOKENS = 256  # a reader this far behind gets no further quantum
+
+# --- devices ----------------------------------------------------------------------------------
+SLOTS = 16  # sequences resident in an engine
+WINDOW_TOKENS = 2_048  # per slot
+SLOTS_MAX, WINDOW_MAX = 256, 131_072
+BATCH_TOKENS = 512  # one engine step when nobody decodes
+CHUNK_TOKENS = 128  # prompt tokens in a step while somebody decodes
+QUANTUM_TOKENS = 32  # one grant
+READY_S = 120.0  # an engine loads within this
+HANG_S = 30.0  # granted work without a step for this long: the engine is killed
+RESTART_FIRST_S, RESTART_LAST_S = 0.5, 30.0  # back-off of restarts
+CRASHES, CRASHES_S = 5, 60.0  # more deaths than this within this: the device has failed
+TEMPLATE_S = 1.0  # rendering a chat template
+TEMPLATE_CHARS = 4_000_000  # what it may produce
+PARKED_BYTES = 2 * 1024**3  # saved contexts of stopped calls, per engine
+
+# --- images -----------------------------------------------------------------------------------
+GGUF_KEYS = 4_096
+GGUF_TENSORS = 65_536
+GGUF_STRING_BYTES = 1024 * 1024
+GGUF_ARRAY_ITEMS = 4_194_304
+GGUF_HEADER_BYTES = 256 * 1024 * 1024
+
+# --- policy -----------------------------------------------------------------------------------
+DECISIONS = 100_000  # cached static decisions
+
+# --- store and journal ------------------------------------------------------------------------
+COMMIT_ROWS = 64  # a group commit takes at most this many writes
+SEGMENT_BYTES = 64 * 1024 * 1024
+JOURNAL_BYTES = 1024 * 1024 * 1024
+FREE_BYTES = 64 * 1024 * 1024  # below: only reads and removals
+COUNTER_S = 10.0  # counters of class C calls reach the journal this often
+WATCH_EVENTS = 1_024  # a follower this far behind gets a gap marker
+WATCH_BATCH = 256  # events per frame
+
+# --- daemon -----------------------------------------------------------------------------------
+IDLE_EXIT_S = 15 * 60.0  # a private daemon without processes leaves after this
+DRAIN_S = 10.0  # calls in flight at SIGTERM get this long
+START_S = 30.0  # a client waits this long for the daemon that it started

@@ -1,0 +1,186 @@
+"""Frames: a 4-byte big-endian length, then one msgpack array. The only host of msgpack.
+
+    client to kernel   [CALL, id, syscall, {fields}]      [CANCEL, id]
+    kernel to client   [ITEM, id, {fields}]*  then  [REPLY, id, {fields}]  or  [ERROR, id, {...}]
+
+Every length is capped before anything is allocated for it, and a whole frame is at hand before it
+is decoded: msgpack's streaming Unpacker trusts announced lengths and is never used. An error with
+id 0 answers a frame whose id could not be read.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar
+
+import msgpack
+
+from . import limits
+from .errors import Errno, SyscallError
+
+CALL, CANCEL, REPLY, ITEM, ERROR = range(5)
+T = TypeVar("T")
+HEADER = 4
+
+
+# msgpack has no types of its own: the one cast.
+_msgpack = typing.cast("Any", msgpack)
+
+
+class ProtocolError(SyscallError):
+    """A frame that cannot be understood. `fatal`: the stream itself is lost."""
+
+    def __init__(self, message: str, *, fatal: bool = False) -> None:
+        super().__init__(Errno.EPROTO, message, "see kernel/wire.py for the form of a frame")
+        self.fatal = fatal
+
+
+def _plain(value: object) -> object:
+    """Dataclasses as maps; msgpack asks for whatever it does not know."""
+    if dataclasses.is_dataclass(value):
+        return {name: getattr(value, name) for name in _names(type(value))}
+    raise TypeError(f"{type(value).__name__} cannot travel in a frame")
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind))
+
+
+_packer = _msgpack.Packer(default=_plain, autoreset=True)
+
+
+def pack(message: list[Any]) -> bytes:
+    """One frame, header included. Raises ProtocolError when it is over FRAME_BYTES."""
+    try:
+        body: bytes = _packer.pack(message)
+    except UnicodeEncodeError as error:
+        _packer.reset()
+        raise ProtocolError("a text holds a lone surrogate: it is not valid Unicode") from error
+    if len(body) > limits.FRAME_BYTES:
+        raise ProtocolError(f"a frame of {len(body)} bytes is over {limits.FRAME_BYTES}")
+    return len(body).to_bytes(HEADER, "big") + body
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a map names a key twice")
+    return out
+
+
+def _no_ext(code: int, data: bytes) -> object:
+    raise ValueError(f"extension type {code}")
+
+
+def unpack(body: bytes, array_items: int = limits.ARRAY_ITEMS) -> list[Any]:
+    """The message of a frame's body. Raises ProtocolError; never allocates beyond the caps.
+
+    A client, who trusts its kernel, reads with REPLY_ITEMS.
+    """
+    try:
+        message: object = _msgpack.unpackb(
+            body,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=_unique,
+            ext_hook=_no_ext,
+            max_array_len=array_items,
+            max_map_len=limits.MAP_ITEMS,
+            max_ext_len=0,
+        )
+    except UnicodeDecodeError as error:
+        raise ProtocolError(f"a text is not valid UTF-8 at its byte {error.start}") from error
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ProtocolError(f"not a msgpack frame: {error or type(error).__name__}") from error
+    if not isinstance(message, list) or not message:
+        raise ProtocolError("a frame is an array that begins with its kind")
+    frame = typing.cast("list[Any]", message)
+    _measure(frame)
+    return frame
+
+
+def _measure(frame: list[Any]) -> None:
+    """Caps on depth and on the number of containers: a megabyte of empty maps costs 0.4 s."""
+    left = limits.FRAME_ITEMS
+    level: list[Any] = [frame]
+    for _ in range(limits.FRAME_DEPTH):
+        below: list[Any] = []
+        for container in level:
+            inside: Any = container.values() if isinstance(container, dict) else container
+            below += [value for value in inside if isinstance(value, (list, dict))]
+        left -= len(below)
+        if left < 0:
+            raise ProtocolError(f"a frame holds more than {limits.FRAME_ITEMS} containers")
+        if not below:
+            return
+        level = below
+    raise ProtocolError(f"a frame is nested deeper than {limits.FRAME_DEPTH}")
+
+
+class Frames:
+    """Cuts a byte stream into bodies."""
+
+    __slots__ = ("_buffer", "_cap")
+
+    def __init__(self, cap: int = limits.FRAME_BYTES) -> None:
+        self._buffer = bytearray()
+        self._cap = cap
+
+    @property
+    def partial(self) -> bool:
+        """A frame has begun and is not whole."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The bodies that are whole now. Raises a fatal ProtocolError on a length over the cap."""
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while len(buffer) - start >= HEADER:
+                length = int.from_bytes(buffer[start : start + HEADER], "big")
+                if length > self._cap:
+                    words = f"a frame of {length} bytes is over {self._cap}"
+                    raise ProtocolError(words, fatal=True)
+                end = start + HEADER + length
+                if len(buffer) < end:
+                    break
+                body = bytes(buffer[start + HEADER : end])
+                start = end
+                yield body
+        finally:
+            del buffer[:start]
+
+
+# --- values out of maps: the receiving side trusts the kernel, so nothing is checked here --------
+@cache
+def _fields(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+
+
+def build(kind: type[T], values: dict[str, Any]) -> T:
+    """A dataclass of the table from a map of the wire. Unknown fields of a newer kernel drop."""
+    hints = _fields(kind)
+    return kind(**{k: _value(hints[k], v) for k, v in values.items() if k in hints})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    origin = typing.get_origin(hint)
+    if origin is list:
+        (inner,) = typing.get_args(hint)
+        return value if inner in (int, str) else [_value(inner, v) for v in value]
+    if origin is types.UnionType or origin is typing.Union:
+        chosen = next((a for a in typing.get_args(hint) if a is not type(None)), hint)
+        return _value(chosen, value)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return build(hint, value)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(value)
+    return value

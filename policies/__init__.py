@@ -1,0 +1,1 @@
+"""The Casbin model and the rules of a fresh machine."""

@@ -1,0 +1,1 @@
+"""Userland asks: it reaches the kernel through syscalls only."""
