@@ -13,7 +13,6 @@ import types
 import typing
 from collections.abc import Iterator
 from enum import Enum
-from functools import cache
 from typing import Any, TypeVar
 
 import msgpack
@@ -41,27 +40,22 @@ class ProtocolError(SyscallError):
 def _plain(value: object) -> object:
     """Dataclasses as maps; msgpack asks for whatever it does not know."""
     if dataclasses.is_dataclass(value):
-        return {name: getattr(value, name) for name in _names(type(value))}
+        return {name: getattr(value, name) for name in _fields(type(value))}
     raise TypeError(f"{type(value).__name__} cannot travel in a frame")
-
-
-@cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(kind))
 
 
 _packer = _msgpack.Packer(default=_plain, autoreset=True)
 
 
-def pack(message: list[Any]) -> bytes:
-    """One frame, header included. Raises ProtocolError when it is over FRAME_BYTES."""
+def pack(message: list[Any], cap: int = limits.FRAME_BYTES) -> bytes:
+    """One frame, header included. Raises ProtocolError when it is over `cap` bytes."""
     try:
         body: bytes = _packer.pack(message)
     except UnicodeEncodeError as error:
         _packer.reset()
         raise ProtocolError("a text holds a lone surrogate: it is not valid Unicode") from error
-    if len(body) > limits.FRAME_BYTES:
-        raise ProtocolError(f"a frame of {len(body)} bytes is over {limits.FRAME_BYTES}")
+    if len(body) > cap:
+        raise ProtocolError(f"a frame of {len(body)} bytes is over {cap}")
     return len(body).to_bytes(HEADER, "big") + body
 
 
@@ -82,7 +76,7 @@ def unpack(body: bytes, array_items: int = limits.ARRAY_ITEMS) -> list[Any]:
     A client, who trusts its kernel, reads with REPLY_ITEMS.
     """
     try:
-        message: object = _msgpack.unpackb(
+        message: list[Any] = _msgpack.unpackb(
             body,
             raw=False,
             strict_map_key=True,
@@ -96,11 +90,10 @@ def unpack(body: bytes, array_items: int = limits.ARRAY_ITEMS) -> list[Any]:
         raise ProtocolError(f"a text is not valid UTF-8 at its byte {error.start}") from error
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ProtocolError(f"not a msgpack frame: {error or type(error).__name__}") from error
-    if not isinstance(message, list) or not message:
+    if type(message) is not list or not message:
         raise ProtocolError("a frame is an array that begins with its kind")
-    frame = typing.cast("list[Any]", message)
-    _measure(frame)
-    return frame
+    _measure(message)
+    return message
 
 
 def _measure(frame: list[Any]) -> None:
@@ -110,7 +103,7 @@ def _measure(frame: list[Any]) -> None:
     for _ in range(limits.FRAME_DEPTH):
         below: list[Any] = []
         for container in level:
-            inside: Any = container.values() if isinstance(container, dict) else container
+            inside: Any = getattr(container, "values", container.__iter__)()
             below += [value for value in inside if isinstance(value, (list, dict))]
         left -= len(below)
         if left < 0:
@@ -157,10 +150,16 @@ class Frames:
 
 
 # --- values out of maps: the receiving side trusts the kernel, so nothing is checked here --------
-@cache
+_known: dict[type, dict[str, Any]] = {}
+
+
 def _fields(kind: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+    """The fields of a dataclass of the table with their types."""
+    known = _known.get(kind)
+    if known is None:
+        hints = typing.get_type_hints(kind)
+        known = _known[kind] = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+    return known
 
 
 def build(kind: type[T], values: dict[str, Any]) -> T:

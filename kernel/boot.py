@@ -1,0 +1,201 @@
+"""Start here: the machine comes up and goes down in numbered lines.
+
+The daemon hands over a Plan (directories, configuration, driver modules); everything else is made
+here, bottom up, and taken down in the opposite order.
+"""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import resource
+import socket
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+import anyio
+from anyio.abc import TaskGroup
+
+from . import limits
+from .abi import TABLE
+from .connection import Connection
+from .driver import Driver, Option
+from .errors import Errno, SyscallError
+from .identity import user
+from .image import Images
+from .journal import Entry, Journal
+from .machine import Machine
+from .memory import Memory
+from .paths import Paths
+from .policy import Policy
+from .process import Processes
+from .scheduler import Scheduler
+from .store import Store
+from .trap import Trap
+from .values import Event
+from .watch import Followers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the daemon decided before there was a machine."""
+
+    paths: Paths
+    system: str  # version of the software
+    private: bool  # leaves when idle
+    drivers: Mapping[str, str]  # name -> dotted module
+    images: Mapping[str, tuple[str, Path]]  # built in: name -> driver, file
+    defaults: Mapping[str, Mapping[str, Option]]  # mount options, by driver
+    first: str  # image to mount at once; "": none
+    idle_exit_s: float
+    journal_bytes: int
+
+
+async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
+    """Run the machine until it is told to stop. Raises SyscallError when it cannot come up."""
+    lock = _lock(plan.paths)  #                               1  nobody else runs here
+    store = Store(plan.paths.state)  #                        2  the writer of every database
+    try:
+        machine = _assemble(plan, store)  #                   3  policy, images, processes, memory
+        await machine.recover()  #                            4  complete what a crash left open
+        async with anyio.create_task_group() as tasks:
+            server = await _listen(plan.paths, machine, tasks)  # 5  the door opens
+            machine.journal.append(Entry("boot", note=f"up {plan.system}"))
+            ready(machine)  #                                 6  tell whoever started us
+            tasks.start_soon(_mount, machine, plan.first)  #  7  engines load while clients come
+            idle = _leave_when_idle(machine, plan) if plan.private else None
+            await machine.stopping.wait()  #                  8  everything happens here
+            if idle is not None:
+                idle.cancel()
+            server.close()  #                                 9  nobody new
+            plan.paths.socket.unlink(missing_ok=True)
+            await _drain(machine)  #                         10  calls in flight get their time
+            machine.events.close()
+            for device in machine.scheduler.each():  #       11  engines stop, their calls end
+                await machine.scheduler.unmount(device.name)
+            tasks.cancel_scope.cancel()
+        machine.journal.append(Entry("boot", note="down"))
+        machine.journal.flush()
+    finally:
+        store.close()  #                                     12  what was queued is written
+        os.close(lock)
+
+
+def _assemble(plan: Plan, store: Store) -> Machine:
+    owner = user(os.geteuid())
+    # An owner's data is a child of the state directory; modules come from configuration alone.
+    drivers = {name: cast("Driver", import_module(path)) for name, path in plan.drivers.items()}
+    events: Followers[Event] = Followers()
+    return Machine(
+        store=store,
+        journal=Journal(store, events.tell, total_bytes=plan.journal_bytes),
+        events=events,
+        policy=Policy(TABLE, owner, plan.paths.policy_file),
+        images=Images(store, drivers, plan.images),
+        processes=Processes(store),
+        memory=Memory(store),
+        scheduler=Scheduler(),
+        drivers=drivers,
+        defaults=plan.defaults,
+        owner=owner,
+        private=plan.private,
+        system=plan.system,
+    )
+
+
+def _lock(paths: Paths) -> int:
+    """One daemon a runtime directory. EBUSY names the one that runs."""
+    paths.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = paths.runtime.stat()
+    if status.st_uid != os.geteuid():
+        raise SyscallError(
+            Errno.EACCES, f"{paths.runtime} belongs to {user(status.st_uid)}",
+            "set LLMASOS_RUNTIME_DIR to a directory of your own",
+        )  # fmt: skip
+    paths.runtime.chmod(0o700)
+    lock = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(lock, 32, 0).decode(errors="replace").strip() or "?"
+        os.close(lock)
+        raise SyscallError(
+            Errno.EBUSY, f"a daemon runs already (pid {pid}) at {paths.socket}",
+            "`llmasos daemon stop` ends it",
+        ) from None  # fmt: skip
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+async def _listen(paths: Paths, machine: Machine, tasks: TaskGroup) -> asyncio.Server:
+    """A socket that only its owner can open, in a directory that only its owner can enter."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if paths.socket.exists() and not stat.S_ISSOCK(paths.socket.stat().st_mode):
+        raise SyscallError(Errno.EEXIST, f"{paths.socket} is not a socket", "move that file away")
+    paths.socket.unlink(missing_ok=True)
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        door.bind(str(paths.socket))
+    except OSError as error:
+        raise SyscallError(
+            Errno.EINVAL, f"{paths.socket}: {error}", "set LLMASOS_RUNTIME_DIR to a shorter path"
+        ) from error
+    finally:
+        os.umask(before)
+    loop = asyncio.get_running_loop()
+    return await loop.create_unix_server(
+        lambda: Connection(Trap(machine, tasks)), sock=door, backlog=limits.CONNECTIONS
+    )
+
+
+async def _mount(machine: Machine, first: str) -> None:
+    """What was mounted before, and the default model. The machine serves without them too."""
+    for name, options in [*machine.images.mounts(), *([(first, "{}")] if first else [])]:
+        try:
+            await machine.mounted(machine.images.get(name), json.loads(options))
+        except SyscallError as error:
+            log.warning("%s was not mounted: %s", name, error)
+
+
+def _leave_when_idle(machine: Machine, plan: Plan) -> asyncio.TimerHandle:
+    """A timer that asks again only when the time may have come."""
+    loop = asyncio.get_running_loop()
+    holder: list[asyncio.TimerHandle] = []
+
+    def look() -> None:
+        quiet_s = time.monotonic() - machine.active
+        alive = any(process.ending is None for process in machine.processes.all())
+        if alive or machine.counters.connections:
+            quiet_s = 0.0
+        if quiet_s >= plan.idle_exit_s:
+            log.info("idle for %.0f s without processes: leaving", quiet_s)
+            machine.stopping.set()
+        else:
+            holder[:] = [loop.call_later(plan.idle_exit_s - quiet_s, look)]
+
+    look()
+    return holder[0]
+
+
+async def _drain(machine: Machine) -> None:
+    """Calls in flight end by themselves, or are cut after DRAIN_S and keep what they said."""
+    busy = [process for process in machine.processes.all() if process.call]
+    with anyio.move_on_after(limits.DRAIN_S if machine.drain else 0):
+        for process in busy:
+            await process.idle.wait()
+    for process in busy:
+        machine.interrupt(process)
+    with anyio.move_on_after(limits.DRAIN_S):
+        for process in busy:
+            await process.idle.wait()

@@ -1,0 +1,88 @@
+"""Configuration: flag > environment > file > default, each value with its origin.
+
+Pydantic checks what a person wrote; a wrong value names the file or variable that holds it.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from . import limits
+from .errors import Errno, SyscallError
+from .paths import Paths
+
+
+class Config(BaseModel):
+    """Every setting of the daemon. The field's description is its documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("smollm2", description="the model that run and chat use")
+    slots: Annotated[int, Field(ge=1, le=limits.SLOTS_MAX)] = Field(
+        limits.SLOTS, description="conversations resident in an engine at once"
+    )
+    window: Annotated[int, Field(ge=256, le=limits.WINDOW_MAX)] = Field(
+        limits.WINDOW_TOKENS, description="tokens of context for each conversation"
+    )
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0, description="threads of an engine; 0: one for each core"
+    )
+    mount: bool = Field(True, description="mount the default model at start")
+    idle_exit_s: Annotated[float, Field(ge=1)] = Field(
+        limits.IDLE_EXIT_S, description="a private daemon without processes leaves after this"
+    )
+    journal_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
+        limits.JOURNAL_BYTES, description="all segments of the journal together"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    name: str
+    value: bool | int | float | str
+    origin: str  # "flag", "LLMASOS_WINDOW", the file, or "default"
+    description: str
+
+
+def load(paths: Paths, flags: Mapping[str, Any]) -> tuple[Config, list[Setting]]:
+    """The configuration and where each value came from. EINVAL names the wrong value's origin."""
+    origins: dict[str, tuple[Any, str]] = {}
+    for name, value in _file(paths.config_file).items():
+        origins[name] = (value, str(paths.config_file))
+    for name in Config.model_fields:
+        variable = f"LLMASOS_{name.upper()}"
+        if variable in os.environ:
+            origins[name] = (os.environ[variable], variable)
+    for name, value in flags.items():
+        origins[name] = (value, "flag")
+    try:
+        config = Config.model_validate({name: value for name, (value, _) in origins.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        value, origin = origins.get(name, (None, "configuration"))
+        hint = f"settings are: {', '.join(Config.model_fields)}"
+        words = f"{name} = {value!r} ({origin}): {first['msg']}"
+        raise SyscallError(Errno.EINVAL, words, hint) from error
+    settings = [
+        Setting(
+            name, getattr(config, name), origins.get(name, (None, "default"))[1],
+            field.description or "",
+        )
+        for name, field in Config.model_fields.items()
+    ]  # fmt: skip
+    return config, settings
+
+
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SyscallError(Errno.EINVAL, f"{path}: {error}", "mend the file") from error

@@ -1,0 +1,208 @@
+"""Calls and outcomes, written down: what `logs` shows and what recovery reads after a crash.
+
+Events stand in segments, one SQLite file each, oldest deleted when the total passes its limit; the
+begins of calls without an end are carried into each new segment first, so the newest segment alone
+tells what was in flight. Calls of class C get no event but a counter an hour.
+
+A person's text never stands here: events hold names, numbers and rules.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from . import limits
+from .errors import SyscallError
+from .store import Database, Row, Schema, Store
+from .values import Event
+
+SCHEMA = Schema(
+    "journal",
+    (
+        """CREATE TABLE events(seq INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL,
+             pid INTEGER NOT NULL, owner TEXT NOT NULL, call INTEGER NOT NULL,
+             syscall TEXT NOT NULL, object TEXT NOT NULL, errno INTEGER NOT NULL,
+             note TEXT NOT NULL)""",
+    ),
+)
+COUNTERS = Schema(
+    "counters",
+    (
+        """CREATE TABLE counters(hour INTEGER, subject TEXT, syscall TEXT, object TEXT, rule TEXT,
+             calls INTEGER NOT NULL, PRIMARY KEY(hour, subject, syscall, object, rule))""",
+    ),
+)
+_INSERT = "INSERT OR REPLACE INTO events VALUES(?,?,?,?,?,?,?,?,?,?)"
+_COUNT = """INSERT INTO counters VALUES(?,?,?,?,?,?) ON CONFLICT
+            DO UPDATE SET calls = calls + excluded.calls"""
+_SIZE_EVERY = 256  # events between two looks at the segment's size
+
+Done = Callable[[SyscallError | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An event before it has a number and a time."""
+
+    kind: str
+    pid: int = 0
+    owner: str = ""
+    call: int = 0
+    syscall: str = ""
+    object: str = ""
+    errno: int = 0
+    note: str = ""
+
+
+class Journal:
+    """Appends to the newest segment. `tell` hears each event after it is written."""
+
+    def __init__(
+        self,
+        store: Store,
+        tell: Callable[[Event], None],
+        *,
+        segment_bytes: int = limits.SEGMENT_BYTES,
+        total_bytes: int = limits.JOURNAL_BYTES,
+    ) -> None:
+        self._store = store
+        self._tell = tell
+        self._segment_bytes = segment_bytes
+        self._total_bytes = total_bytes
+        self._open: dict[int, Event] = {}  # begins without an end, by call
+        self._counts: dict[tuple[str, str, str, str], int] = {}
+        self._flush: asyncio.TimerHandle | None = None
+        (store.directory / "journal").mkdir(mode=0o700, exist_ok=True)
+        numbers = self._numbers() or [1]
+        self._number = numbers[-1]
+        self._segment = self._database(self._number)
+        self._counters = store.open("counters.db", COUNTERS)
+        ((last,),) = store.read(self._segment, "SELECT coalesce(max(seq), 0) FROM events")
+        self._next = int(last or 0) + 1
+        self._until_look = _SIZE_EVERY
+
+    def _database(self, number: int) -> Database:
+        return self._store.open(f"journal/{number:08d}.db", SCHEMA)
+
+    def _numbers(self) -> list[int]:
+        return sorted(int(p.stem) for p in (self._store.directory / "journal").glob("*.db"))
+
+    @property
+    def cursor(self) -> int:
+        """The number of the newest event."""
+        return self._next - 1
+
+    @property
+    def bytes(self) -> int:
+        return sum(p.stat().st_size for p in (self._store.directory / "journal").iterdir())
+
+    def unfinished(self) -> list[Event]:
+        """At boot: the begins that never got an end."""
+        rows = self._store.read(
+            self._segment,
+            """SELECT * FROM events AS b WHERE kind = 'begin' AND NOT EXISTS
+               (SELECT 1 FROM events AS e WHERE e.kind = 'end' AND e.call = b.seq) ORDER BY seq""",
+        )
+        for event in map(_event, rows):
+            self._open[event.seq] = event
+        return list(self._open.values())
+
+    def append(self, entry: Entry, done: Done | None = None) -> int:
+        """Number an event and queue it; `done` hears when it is written. Never waits."""
+        event = Event(
+            self._next, time.time(), entry.kind, entry.pid, entry.owner, entry.call,
+            entry.syscall, entry.object, entry.errno, entry.note,
+        )  # fmt: skip
+        self._next += 1
+        if event.kind == "begin":
+            self._open[event.seq] = event
+        elif event.kind == "end":
+            self._open.pop(event.call, None)
+        self._until_look -= 1
+        if self._until_look <= 0:
+            self._until_look = _SIZE_EVERY
+            if self._segment.bytes >= self._segment_bytes:
+                self._rotate()
+
+        def written(error: SyscallError | None) -> None:
+            if error is None:
+                self._tell(event)
+            if done is not None:
+                done(error)
+
+        self._store.submit(self._segment, [(_INSERT, _row(event))], written)
+        return event.seq
+
+    async def written(self, entry: Entry) -> int:
+        """Append and wait until kill -9 cannot take the event back."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: SyscallError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        seq = self.append(entry, done)
+        await future
+        return seq
+
+    def history(self, since: int, most: int) -> list[Event]:
+        """Up to `most` events after `since`, oldest first. Blocks: call it in a thread."""
+        found: dict[int, Event] = {}
+        for number in self._numbers():
+            rows = self._store.read(
+                self._database(number),
+                "SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
+                (since, most),
+            )
+            found |= {event.seq: event for event in map(_event, rows)}
+            if len(found) >= most:
+                break
+        return sorted(found.values(), key=lambda event: event.seq)[:most]
+
+    # --- segments -------------------------------------------------------------------------------
+    def _rotate(self) -> None:
+        self._number += 1
+        self._segment = self._database(self._number)
+        if self._open:
+            carried = [(_INSERT, _row(event)) for event in self._open.values()]
+            self._store.submit(self._segment, carried, lambda _: None)
+        numbers = self._numbers()
+        # The segment just left may still have writes queued; it is never the one to go.
+        while len(numbers) > 2 and self.bytes > self._total_bytes:
+            self._store.forget(self._database(numbers.pop(0)))
+
+    # --- counters of class C --------------------------------------------------------------------
+    def count(self, subject: str, syscall: str, object_: str, rule: str) -> None:
+        """One more call of class C; reaches the disk within COUNTER_S."""
+        key = (subject, syscall, object_, rule)
+        self._counts[key] = self._counts.get(key, 0) + 1
+        if self._flush is None:
+            loop = asyncio.get_running_loop()
+            self._flush = loop.call_later(limits.COUNTER_S, self.flush)
+
+    def flush(self) -> None:
+        """Write the counters now."""
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        hour = int(time.time() // 3600)
+        rows = [(_COUNT, (hour, *key, calls)) for key, calls in self._counts.items()]
+        self._counts.clear()
+        if rows:
+            self._store.submit(self._counters, rows, lambda _: None)
+
+
+def _row(event: Event) -> Sequence[str | int | float]:
+    return (
+        event.seq, event.time, event.kind, event.pid, event.owner, event.call,
+        event.syscall, event.object, event.errno, event.note,
+    )  # fmt: skip
+
+
+def _event(row: Row) -> Event:
+    return Event(*row)  # type: ignore[arg-type]  # the columns stand in the order of the fields

@@ -1,0 +1,211 @@
+"""Processes and their table: what is alive, whose it is, how it ended.
+
+The table in memory is what runs; the rows on disk are what comes back after kill -9. A change is
+written first and applied after, so a write that fails changes nothing.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+import anyio
+
+from . import limits
+from .errors import Errno, SyscallError
+from .store import Schema, Store, Value
+from .values import Exit, ProcessInfo, Spawn, State
+from .watch import Followers
+
+SCHEMA = Schema(
+    "processes",
+    (
+        """CREATE TABLE processes(pid INTEGER PRIMARY KEY AUTOINCREMENT, parent INTEGER NOT NULL,
+             owner TEXT NOT NULL, app TEXT NOT NULL, model TEXT NOT NULL, nice INTEGER NOT NULL,
+             created REAL NOT NULL, state TEXT NOT NULL, code INTEGER, reason TEXT NOT NULL)""",
+        # A process may end with its connection: after a restart that connection is gone.
+        "ALTER TABLE processes ADD COLUMN keep INTEGER NOT NULL DEFAULT 1",
+    ),
+)
+_COLUMNS = "pid, parent, owner, app, model, nice, created, state, code, reason, keep"
+
+
+@dataclass(slots=True)
+class Process:
+    # Set at spawn, never again.
+    pid: int
+    parent: int
+    owner: str
+    app: str
+    model: str  # canonical image name
+    created: float  # Unix seconds
+    keep: bool  # False: ends with the connection that spawned it
+    # Changed by syscalls, each written to the table's database first.
+    nice: int = 0
+    stopped: bool = False
+    ending: Exit | None = None
+    # Of this boot only.
+    connection: int = 0  # that spawned it
+    call: int = 0  # of the generate in flight; 0: none
+    running: bool = False  # that call holds a slot
+    interrupted: bool = False  # that call is to end
+    discard: bool = False  # KILL: forget the turn in flight
+    idle: asyncio.Event = field(default_factory=asyncio.Event)  # no call in flight
+    generated: int = 0  # tokens
+    rate: float = 0.0  # tokens a second of the call in flight
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    output: Followers[str] = field(default_factory=Followers[str])
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    def begin(self, call: int) -> None:
+        """Take a call. EAGAIN while another is in flight: a conversation is one thread."""
+        if self.call:
+            raise SyscallError(
+                Errno.EAGAIN,
+                f"process {self.pid} is in call {self.call}",
+                f"wait for it, or `llmasos kill -s INT {self.pid}`",
+                pid=self.pid,
+            )
+        self.call, self.interrupted = call, False
+        self.idle.clear()
+
+    def end(self) -> None:
+        self.call, self.running = 0, False
+        self.idle.set()
+
+    @property
+    def weight(self) -> float:
+        """Its share of tokens against a process at nice 0."""
+        return limits.NICE_STEP**-self.nice
+
+    @property
+    def state(self) -> State:
+        if self.ending is not None:
+            return State.ZOMBIE
+        if self.stopped:
+            return State.STOPPED
+        if self.call:
+            return State.RUNNING if self.running else State.WAITING
+        return State.READY
+
+    def info(self, window: int, context: int) -> ProcessInfo:
+        return ProcessInfo(
+            pid=self.pid, parent=self.parent, owner=self.owner, app=self.app, model=self.model,
+            state=self.state, nice=self.nice, created=self.created, window=window,
+            context=context, generated=self.generated, rate=round(self.rate, 2),
+            code=self.ending.code if self.ending else None,
+        )  # fmt: skip
+
+
+class Processes:
+    """The process table."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._database = store.open("processes.db", SCHEMA)
+        self._table: dict[int, Process] = {}
+        rows = store.read(self._database, f"SELECT {_COLUMNS} FROM processes ORDER BY pid")
+        for row in rows:
+            process = _process(row)
+            self._table[process.pid] = process
+        last = store.read(self._database, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence")
+        self._next = int(last[0][0] or 0) + 1
+
+    def all(self) -> list[Process]:
+        """By pid."""
+        return list(self._table.values())
+
+    def get(self, pid: int, owner: str) -> Process:
+        """Alive or zombie. ESRCH also for another owner's: who may not see it learns nothing."""
+        process = self._table.get(pid)
+        if process is None or process.owner != owner:
+            hint = "`llmasos ps -a` lists what there is"
+            raise SyscallError(Errno.ESRCH, f"there is no process {pid}", hint, pid=pid)
+        return process
+
+    def living(self, pid: int, owner: str) -> Process:
+        process = self.get(pid, owner)
+        if process.ending is not None:
+            words = f"process {pid} has ended ({process.ending.reason})"
+            raise SyscallError(Errno.ESRCH, words, f"`llmasos wait {pid}` reaps it", pid=pid)
+        return process
+
+    async def spawn(self, owner: str, request: Spawn, model: str, connection: int) -> Process:
+        """A new process, durable before it is listed. EAGAIN when the table is full."""
+        if len(self._table) >= limits.PROCESSES:
+            raise SyscallError(
+                Errno.EAGAIN,
+                f"{len(self._table)} processes are the most this machine holds",
+                "`llmasos ps -a` lists them; `llmasos kill` and `llmasos wait` make room",
+            )
+        if request.parent:
+            self.living(request.parent, owner)
+        process = Process(
+            pid=self._next, parent=request.parent, owner=owner, app=request.app or request.model,
+            model=model, created=time.time(), keep=request.keep, nice=request.nice,
+            connection=connection,
+        )  # fmt: skip
+        self._next += 1
+        marks = ",".join("?" * 11)
+        sql = f"INSERT INTO processes({_COLUMNS}) VALUES({marks})"
+        with anyio.CancelScope(shield=True):  # written and listed, or neither
+            await self._store.write(self._database, [(sql, _row(process))])
+            self._table[process.pid] = process
+        return process
+
+    async def renice(self, process: Process, nice: int) -> None:
+        sql = "UPDATE processes SET nice = ? WHERE pid = ?"
+        await self._store.write(self._database, [(sql, (nice, process.pid))], durable=False)
+        process.nice = nice
+
+    async def stop(self, process: Process, stopped: bool) -> None:
+        sql = "UPDATE processes SET state = ? WHERE pid = ?"
+        state = State.STOPPED if stopped else State.READY
+        await self._store.write(self._database, [(sql, (state, process.pid))])
+        process.stopped = stopped
+
+    async def exit(self, process: Process, code: int, reason: str) -> None:
+        """End it. A second end changes nothing."""
+        if process.ending is not None:
+            return
+        ending = Exit(process.pid, code, reason)
+        sql = "UPDATE processes SET state = ?, code = ?, reason = ? WHERE pid = ?"
+        values = (State.ZOMBIE, code, reason, process.pid)
+        await self._store.write(self._database, [(sql, values)], frees=True)
+        if process.ending is None:
+            process.ending = ending
+            process.ended.set()
+            process.output.close()
+
+    async def reap(self, process: Process) -> None:
+        """Take an ended process off the table."""
+        if self._table.pop(process.pid, None) is not None:
+            sql = "DELETE FROM processes WHERE pid = ?"
+            await self._store.write(self._database, [(sql, (process.pid,))], frees=True)
+
+    def surplus(self) -> list[Process]:
+        """Zombies beyond the limit, oldest first."""
+        zombies = [p for p in self._table.values() if p.ending is not None]
+        return zombies[: max(0, len(zombies) - limits.ZOMBIES)]
+
+
+def _row(process: Process) -> tuple[Value, ...]:
+    return (
+        process.pid, process.parent, process.owner, process.app, process.model, process.nice,
+        process.created, State.READY, None, "", int(process.keep),
+    )  # fmt: skip
+
+
+def _process(row: tuple[Value, ...]) -> Process:
+    pid, parent, owner, app, model, nice, created, state, code, reason, keep = row
+    process = Process(
+        pid=int(pid or 0), parent=int(parent or 0), owner=str(owner), app=str(app),
+        model=str(model), created=float(created or 0), keep=bool(keep), nice=int(nice or 0),
+        stopped=state == State.STOPPED,
+    )  # fmt: skip
+    if state == State.ZOMBIE:
+        process.ending = Exit(process.pid, int(code or 0), str(reason))
+        process.ended.set()
+        process.output.close()
+    return process

@@ -1,0 +1,333 @@
+"""The databases of the machine: one writer thread, group commits, durability by class.
+
+The only host of sqlite3. A write is a list of statements for one database; it is applied whole or
+not at all. The writer thread gathers what is queued into one transaction a database (WAL,
+synchronous=NORMAL): that survives kill -9. A durable write is acknowledged only after a second
+thread has synced the write-ahead log, so that others never wait for the disk's flush.
+
+It must not know what the rows mean.
+"""
+
+import asyncio
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from . import limits
+from .errors import Errno, SyscallError
+
+Value = str | int | float | bytes | None
+Row = tuple[Value, ...]
+Statement = tuple[str, Sequence[Value]]
+Done = Callable[[SyscallError | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """`steps[n]` turns version n into n + 1; a fresh database takes all of them."""
+
+    name: str
+    steps: Sequence[str]
+
+
+class Database:
+    """One SQLite file. `write` belongs to the writer thread, `read` to whoever holds the lock."""
+
+    def __init__(self, path: Path, schema: Schema) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_newer(path, schema)
+        self.path = path
+        self.write = self._connect()
+        self.write.execute("PRAGMA journal_mode=WAL")
+        self._migrate(schema)
+        self.read = self._connect()
+        self.read.execute("PRAGMA query_only=ON")
+        self.lock = threading.Lock()
+        # SQLite takes no locks on the log, so a second descriptor cannot drop any.
+        self.log = os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT, 0o600)
+
+    def _connect(self) -> sqlite3.Connection:
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA secure_delete=ON")
+        connection.execute("PRAGMA foreign_keys=ON")
+        return connection
+
+    def _migrate(self, schema: Schema) -> None:
+        (version,) = self.write.execute("PRAGMA user_version").fetchone()
+        if version == len(schema.steps):
+            return
+        if version > 0:
+            copy = self.path.with_name(f"{self.path.name}.v{version}.copy")
+            with sqlite3.connect(copy) as target:
+                self.write.backup(target)
+            target.close()
+        for step in range(version, len(schema.steps)):
+            self.write.executescript(
+                f"BEGIN IMMEDIATE; {schema.steps[step]}; PRAGMA user_version={step + 1}; COMMIT"
+            )
+
+    @property
+    def bytes(self) -> int:
+        return sum(p.stat().st_size for p in self.files() if p.exists())
+
+    def files(self) -> tuple[Path, ...]:
+        return tuple(self.path.with_name(self.path.name + end) for end in ("", "-wal", "-shm"))
+
+    def close(self) -> None:
+        with self.lock:
+            self.read.close()
+        self.write.close()
+        os.close(self.log)
+
+
+def _refuse_newer(path: Path, schema: Schema) -> None:
+    """Look at the version in the file's header, so that a newer store stays untouched."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(64)
+    except FileNotFoundError:
+        return
+    known = header.startswith(b"SQLite format 3\0") and len(header) == 64
+    version = int.from_bytes(header[60:64], "big") if known else 0
+    if version > len(schema.steps):
+        raise SyscallError(
+            Errno.EINVAL,
+            f"{path} has version {version} of the {schema.name} store, this LLMasOS knows "
+            f"{len(schema.steps)}",
+            "install the newer LLMasOS again, or point LLMASOS_STATE_DIR elsewhere",
+        )
+
+
+@dataclass(slots=True)
+class _Job:
+    database: Database
+    statements: Sequence[Statement]
+    durable: bool
+    frees: bool  # removes more than it adds: allowed when the disk is nearly full
+    done: Done
+
+
+class Store:
+    """The writer. Made on the event loop, which hears every acknowledgement."""
+
+    def __init__(self, directory: Path, *, reserve_bytes: int = limits.FREE_BYTES) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        self.directory = directory
+        self._reserve = reserve_bytes
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._syncs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
+        self._databases: dict[Path, Database] = {}
+        self._broken = ""  # why no write can be trusted any more
+        self._threads = [
+            threading.Thread(target=self._write_loop, name="store-write", daemon=True),
+            threading.Thread(target=self._sync_loop, name="store-sync", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def open(self, name: str, schema: Schema) -> Database:
+        """The database at `name` below the state directory; created or migrated at need."""
+        path = self.directory / name
+        if path not in self._databases:
+            try:
+                self._databases[path] = Database(path, schema)
+            except sqlite3.Error as error:
+                raise translate(error, path) from error
+        return self._databases[path]
+
+    def forget(self, database: Database) -> None:
+        """Close a database and delete its files. Nothing may be queued for it."""
+        del self._databases[database.path]
+        database.close()
+        for file in database.files():
+            file.unlink(missing_ok=True)
+
+    def submit(
+        self,
+        database: Database,
+        statements: Sequence[Statement],
+        done: Done,
+        *,
+        durable: bool = False,
+        frees: bool = False,
+    ) -> None:
+        """Queue a write; `done` is called on the event loop, in order of submission."""
+        self._jobs.put(_Job(database, statements, durable, frees, done))
+
+    async def write(
+        self,
+        database: Database,
+        statements: Sequence[Statement],
+        *,
+        durable: bool = True,
+        frees: bool = False,
+    ) -> None:
+        """Write and wait for the acknowledgement. ENOSPC or EIO when it did not happen."""
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def done(error: SyscallError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self.submit(database, statements, done, durable=durable, frees=frees)
+        await future
+
+    def read(self, database: Database, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+        """Rows as last committed. Blocks for the disk: call it in a thread, or for a few rows."""
+        with database.lock:
+            return cast("list[Row]", database.read.execute(sql, values).fetchall())
+
+    def close(self) -> None:
+        """Finish what is queued, then close every database."""
+        self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        for database in self._databases.values():
+            database.close()
+        self._databases.clear()
+
+    # --- the writer thread ----------------------------------------------------------------------
+    def _write_loop(self) -> None:
+        while True:
+            jobs, last = self._gather()
+            written: list[_Job] = []
+            answers: list[tuple[Done, SyscallError | None]] = []
+            for database in dict.fromkeys(job.database for job in jobs):
+                mine = [job for job in jobs if job.database is database]
+                for job, error in self._commit(database, mine):
+                    if error is None and job.durable:
+                        written.append(job)
+                    else:
+                        answers.append((job.done, error))
+            self._answer(answers)
+            if written:
+                self._syncs.put(written)
+            if last:
+                self._syncs.put(None)
+                return
+
+    def _gather(self) -> tuple[list[_Job], bool]:
+        jobs: list[_Job] = []
+        job = self._jobs.get()
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) >= limits.COMMIT_ROWS:
+                return jobs, False
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return jobs, False
+        return jobs, True
+
+    def _commit(
+        self, database: Database, jobs: list[_Job]
+    ) -> list[tuple[_Job, SyscallError | None]]:
+        refusal = self._refusal(database)
+        if refusal is not None:
+            late = [(job, refusal) for job in jobs if not job.frees or self._broken]
+            jobs = [job for job in jobs if job.frees and not self._broken]
+            return [*late, *(self._commit_each(database, jobs))]
+        try:
+            self._apply(database, [s for job in jobs for s in job.statements])
+        except sqlite3.Error:
+            return self._commit_each(database, jobs)  # one bad write must not take the others along
+        return [(job, None) for job in jobs]
+
+    def _commit_each(
+        self, database: Database, jobs: list[_Job]
+    ) -> list[tuple[_Job, SyscallError | None]]:
+        outcome: list[tuple[_Job, SyscallError | None]] = []
+        for job in jobs:
+            try:
+                self._apply(database, job.statements)
+            except sqlite3.Error as error:
+                outcome.append((job, translate(error, database.path)))
+            else:
+                outcome.append((job, None))
+        return outcome
+
+    def _apply(self, database: Database, statements: Sequence[Statement]) -> None:
+        connection = database.write
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for sql, values in statements:
+                connection.execute(sql, values)
+            connection.execute("COMMIT")
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _refusal(self, database: Database) -> SyscallError | None:
+        if self._broken:
+            return SyscallError(Errno.EIO, self._broken, "see `llmasos daemon logs`, then restart")
+        room = os.statvfs(database.path.parent)
+        free = room.f_bavail * room.f_frsize
+        if free >= self._reserve:
+            return None
+        return SyscallError(
+            Errno.ENOSPC,
+            f"{free} bytes are free at {database.path.parent}, {self._reserve} are kept in reserve",
+            "free disk space: `llmasos kill` and `wait` still work and remove what processes hold",
+        )
+
+    # --- the sync thread ------------------------------------------------------------------------
+    def _sync_loop(self) -> None:
+        while (jobs := self._syncs.get()) is not None:
+            more = True
+            while more:  # one flush serves everything written before it begins
+                try:
+                    further = self._syncs.get_nowait()
+                except queue.Empty:
+                    more = False
+                else:
+                    if further is None:
+                        self._syncs.put(None)
+                        more = False
+                    else:
+                        jobs += further
+            error: SyscallError | None = None
+            try:
+                for database in {job.database for job in jobs}:
+                    os.fdatasync(database.log)
+            except OSError as fault:
+                # A failed flush may have dropped the pages: nothing written since is certain.
+                self._broken = f"the disk did not take a flush: {fault}"
+                error = SyscallError(Errno.EIO, self._broken)
+            self._answer([(job.done, error) for job in jobs])
+
+    def _answer(self, answers: list[tuple[Done, SyscallError | None]]) -> None:
+        if answers and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_tell, answers)
+
+
+def _tell(answers: list[tuple[Done, SyscallError | None]]) -> None:
+    for done, error in answers:
+        done(error)
+
+
+def translate(error: sqlite3.Error, path: Path) -> SyscallError:
+    """SQLite's exception in our words."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    match code:
+        case sqlite3.SQLITE_FULL:
+            hint = "free disk space, then try again; nothing was changed"
+            return SyscallError(Errno.ENOSPC, f"the disk of {path.parent} is full", hint)
+        case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
+            hint = "put a copy back, or move the file away to begin anew"
+            return SyscallError(Errno.EIO, f"{path} is not a readable database: {error}", hint)
+        case _:
+            return SyscallError(Errno.EIO, f"{path}: {error}", "see `llmasos daemon logs`")

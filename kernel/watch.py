@@ -1,0 +1,72 @@
+"""Events and output to whoever follows: one bounded queue a follower.
+
+A follower that falls behind loses the oldest events and finds a gap marker in their place; the
+journal still has them. Nobody who follows slows what is followed.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from . import limits
+from .values import Event
+
+T = TypeVar("T")
+
+
+class Follower(Generic[T]):
+    """What one follower has not read yet."""
+
+    def __init__(self, wants: Callable[[T], bool], most: int = limits.WATCH_EVENTS) -> None:
+        self.wants = wants
+        self.missed = 0
+        self._queue: deque[T] = deque(maxlen=most)
+        self._ready = asyncio.Event()
+        self._closed = False
+
+    def push(self, item: T) -> None:
+        if len(self._queue) == self._queue.maxlen:
+            self.missed += 1
+        self._queue.append(item)
+        self._ready.set()
+
+    def close(self) -> None:
+        """No more will come: `batch` returns what is left, then nothing."""
+        self._closed = True
+        self._ready.set()
+
+    async def batch(self, most: int) -> list[T]:
+        """At least one item, at most `most`; empty once closed and read. Cancel point."""
+        while not self._queue and not self._closed:
+            self._ready.clear()
+            await self._ready.wait()
+        return [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+
+
+class Followers(Generic[T]):
+    """Everybody who follows one source."""
+
+    def __init__(self) -> None:
+        self._followers: set[Follower[T]] = set()
+
+    def tell(self, item: T) -> None:
+        for follower in self._followers:
+            if follower.wants(item):
+                follower.push(item)
+
+    def add(self, follower: Follower[T]) -> None:
+        self._followers.add(follower)
+
+    def remove(self, follower: Follower[T]) -> None:
+        self._followers.discard(follower)
+
+    def close(self) -> None:
+        for follower in self._followers:
+            follower.close()
+
+
+def gap(missed: int, seq: int) -> Event:
+    """The marker for events that a follower was too slow for."""
+    note = f"{missed} events were not shown here; read them with since={max(0, seq - missed - 1)}"
+    return Event(seq, 0.0, "gap", 0, "", 0, "", "", 0, note)

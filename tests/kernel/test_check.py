@@ -1,0 +1,77 @@
+"""Requests: the table's types and limits, named field by field."""
+
+from dataclasses import fields
+
+import pytest
+
+from llmasos.kernel import check, limits, values
+from llmasos.kernel.abi import TABLE
+from llmasos.kernel.errors import Errno, SyscallError
+
+USER = {"role": "user", "content": "hi"}
+
+
+def test_every_syscall_has_a_validator_that_makes_its_request() -> None:
+    least = {
+        "hello": {"version": 1}, "spawn": {"model": "m"}, "tokenize": {"model": "m", "text": ""},
+        "generate": {"pid": 1, "messages": [USER]}, "nice": {"pid": 1, "nice": 0},
+        "image_add": {"name": "n"}, "image_remove": {"name": "n"},
+        "mount": {"image": "m"}, "unmount": {"image": "m"},
+    }  # fmt: skip
+    for name, row in TABLE.items():
+        needs_pid = "pid" in (f.name for f in fields(row.request)) and name not in ("ps", "watch")
+        request = check.request(name, least.get(name, {"pid": 1} if needs_pid else {}))
+        assert type(request) is row.request
+
+
+def test_an_unknown_syscall_lists_the_known() -> None:
+    with pytest.raises(SyscallError, match="there is no syscall") as caught:
+        check.request("fork", {})
+    assert caught.value.errno is Errno.ENOSYS
+    assert "generate" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "place"),
+    [
+        ("spawn", {"model": "../etc/passwd"}, "model"),
+        ("spawn", {"model": "x\n"}, "model"),
+        ("spawn", {"model": "x", "extra": 1}, "extra"),
+        ("spawn", {}, "model"),
+        ("spawn", {"model": "x", "nice": limits.NICE_MAX + 1}, "nice"),
+        ("kill", {"pid": 1, "signal": "HUP"}, "signal"),
+        ("kill", {"pid": 0}, "pid"),
+        ("kill", {"pid": "1"}, "pid"),
+        ("kill", {"pid": True}, "pid"),
+        ("kill", {"pid": 2**70}, "pid"),
+        ("generate", {"pid": 1, "messages": []}, "messages"),
+        ("generate", {"pid": 1, "messages": [USER] * (limits.MESSAGES + 1)}, "messages"),
+        ("generate", {"pid": 1, "messages": [{"role": "tool", "content": ""}]}, "messages.0.role"),
+        (
+            "generate",
+            {"pid": 1, "messages": [USER], "sampling": {"temperature": -1}},
+            "temperature",
+        ),
+        ("generate", {"pid": 1, "messages": [USER], "sampling": {"top_p": float("nan")}}, "top_p"),
+        ("generate", {"pid": 1, "messages": [USER], "sampling": {"stop": [""]}}, "stop"),
+        ("generate", {"pid": 1, "messages": [USER], "sampling": {"stop": ["a"] * 99}}, "stop"),
+        ("generate", {"pid": 1, "messages": [USER], "sampling": {"max_tokens": 0}}, "max_tokens"),
+        ("generate", {"pid": 1, "messages": [USER], "timeout_s": 0}, "timeout_s"),
+        ("mount", {"image": "m", "options": {"a": []}}, "options"),
+        ("ps", [], "request"),
+        ("ps", None, "request"),
+    ],
+)
+def test_a_wrong_field_is_named(name: str, given: object, place: str) -> None:
+    with pytest.raises(SyscallError, match=place) as caught:
+        check.request(name, given)
+    assert caught.value.errno is Errno.EINVAL
+    assert name in caught.value.message
+
+
+def test_nested_values_become_their_dataclasses() -> None:
+    sampling = {"temperature": 0, "stop": ["\n"], "seed": 7}
+    request = check.request("generate", {"pid": 3, "messages": [USER], "sampling": sampling})
+    assert isinstance(request, values.Generate)
+    assert request.messages == [values.Message(values.Role.USER, "hi")]
+    assert request.sampling == values.Sampling(temperature=0, stop=["\n"], seed=7)

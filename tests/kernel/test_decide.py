@@ -1,0 +1,206 @@
+"""The scheduler's decisions against a simulated device: shares, slots, cells, nobody starves."""
+
+import random
+
+import pytest
+
+from llmasos.kernel import limits
+from llmasos.kernel.decide import Admit, Claim, Grant, Park, Table, decide
+
+
+class Device:
+    """Twenty obvious lines: what an engine does with admissions and grants."""
+
+    def __init__(self, slots: int, width: int, cells: int = 10**9) -> None:
+        self.table = Table(slots, width, cells)
+        self.computed: dict[int, int] = {}  # by process
+        self.order: list[int] = []  # calls that hold a grant, first granted first
+
+    def add(self, call: int, *, process: int = 0, nice: int = 0, prompt: int = 10) -> Claim:
+        weight = limits.NICE_STEP**-nice
+        claim = Claim(call, process or call, weight, prompt, prompt + 100)
+        self.table.add(claim)
+        return claim
+
+    def decide(self) -> None:
+        for decision in decide(self.table):
+            claim = self.table.claims[decision.call]
+            match decision:
+                case Admit(_, slot):
+                    claim.slot, claim.parked = slot, False
+                case Park():
+                    claim.slot, claim.parked, claim.granted = None, True, 0
+                case Grant(_, tokens):
+                    assert claim.slot is not None
+                    claim.granted += tokens
+                    if claim.call not in self.order:
+                        self.order.append(claim.call)
+        slots = [c.slot for c in self.table.claims.values() if c.slot is not None]
+        assert len(slots) == len(set(slots)) <= self.table.slots
+        held = sum(c.cells for c in self.table.claims.values() if c.slot is not None)
+        assert held <= self.table.cells
+
+    def step(self) -> None:
+        """One batch: up to `width` of those with a grant; a prompt gives as much as it may."""
+        self.decide()
+        claims = self.table.claims
+        able = [
+            c for c in self.order if c in claims and claims[c].granted and not claims[c].stopped
+        ]
+        for claim in (claims[call] for call in able[: self.table.width]):
+            spent = min(claim.prompt, claim.granted) or 1
+            claim.prompt = max(0, claim.prompt - spent)
+            claim.granted -= spent
+            claim.virtual += spent / claim.weight
+            self.computed[claim.process] = self.computed.get(claim.process, 0) + spent
+        self.order = [c for c in self.order if c in claims and claims[c].granted]
+
+
+def test_everybody_runs_when_there_is_room() -> None:
+    device = Device(slots=16, width=16)
+    for call in range(1, 17):
+        device.add(call)
+    for _ in range(100):
+        device.step()
+    assert set(device.computed) == set(range(1, 17))
+    assert max(device.computed.values()) - min(device.computed.values()) <= 10
+
+
+@pytest.mark.parametrize("nice", [1, 5, 10])
+def test_shares_follow_weights_when_seats_are_short(nice: int) -> None:
+    device = Device(slots=24, width=8)
+    for call in range(1, 25):
+        device.add(call, nice=nice if call > 12 else 0)
+    for _ in range(30_000):
+        device.step()
+    first = sum(device.computed[p] for p in range(1, 13))
+    second = sum(device.computed[p] for p in range(13, 25))
+    assert first / second == pytest.approx(limits.NICE_STEP**nice, rel=0.03)
+    equals = [device.computed[p] for p in range(1, 13)]
+    assert sum(equals) ** 2 / (12 * sum(x * x for x in equals)) > 0.99
+
+
+def test_an_idle_process_banks_no_credit() -> None:
+    device = Device(slots=2, width=1)
+    device.add(1)
+    for _ in range(5_000):
+        device.step()
+    device.add(2)
+    before = device.computed[1]
+    for _ in range(1_000):
+        device.step()
+    assert device.computed[1] - before == pytest.approx(500, abs=2 * limits.QUANTUM_TOKENS)
+
+
+def test_a_process_cannot_leave_its_debt_by_ending_its_call() -> None:
+    device = Device(slots=2, width=1)
+    device.add(1, process=7)
+    device.add(2, process=8)
+    for call in range(10, 40):
+        for _ in range(100):
+            device.step()
+        device.table.drop(1 if call == 10 else call - 1)
+        device.add(call, process=7, prompt=1)
+    assert device.computed[7] == pytest.approx(device.computed[8], rel=0.1)
+
+
+def test_waiters_get_slots_in_order_of_virtual_time_and_nobody_starves() -> None:
+    random.seed(3)
+    device = Device(slots=4, width=4)
+    call = 0
+    waiting: dict[int, int] = {}
+    for turn in range(2_000):
+        if len(device.table.claims) < 12:
+            call += 1
+            device.add(call, process=random.randint(1, 8))
+            waiting[call] = turn
+        device.step()
+        for claim in list(device.table.claims.values()):
+            if claim.slot is not None:
+                waiting.pop(claim.call, None)
+                if random.random() < 0.05:
+                    device.table.drop(claim.call)
+        assert all(turn - since < 500 for since in waiting.values())
+
+
+def test_a_call_too_large_for_the_free_cells_is_not_overtaken() -> None:
+    device = Device(slots=4, width=4, cells=300)
+    device.add(1, prompt=100)
+    device.step()
+    device.add(2, prompt=150)
+    device.add(3, prompt=10)
+    device.decide()
+    assert device.table.claims[2].slot is None
+    assert device.table.claims[3].slot is None
+    device.table.drop(1)
+    device.decide()
+    assert device.table.claims[2].slot is not None
+
+
+def test_a_stopped_call_gets_nothing_and_gives_its_slot_to_who_waits() -> None:
+    device = Device(slots=1, width=1)
+    claim = device.add(1)
+    device.step()
+    claim.stopped = True
+    had = device.computed[1]
+    device.step()
+    assert claim.slot == 0  # nobody waits: it stays where it is
+    device.add(2)
+    device.step()
+    assert claim.parked
+    assert claim.slot is None
+    assert device.table.claims[2].slot == 0
+    claim.stopped = False
+    device.table.drop(2)
+    device.step()
+    assert claim.slot == 0
+    assert device.computed[1] > had
+
+
+def test_a_slow_reader_gets_no_further_quantum() -> None:
+    device = Device(slots=2, width=2)
+    claim = device.add(1)
+    device.add(2)
+    device.step()
+    claim.behind = True
+    for _ in range(200):
+        device.step()
+    assert device.computed[1] <= 10 + 2 * limits.QUANTUM_TOKENS
+    assert device.computed[2] >= 200
+
+
+def test_a_process_returns_to_the_slot_that_holds_its_tokens() -> None:
+    device = Device(slots=4, width=4)
+    for slot in range(4):
+        device.table.last[slot] = 100 + slot
+    device.add(1, process=102)
+    device.decide()
+    assert device.table.claims[1].slot == 2
+
+
+def test_deciding_changes_nothing() -> None:
+    device = Device(slots=2, width=1)
+    for call in range(1, 6):
+        device.add(call)
+    before = repr(device.table)
+    assert decide(device.table) == decide(device.table)
+    assert repr(device.table) == before
+
+
+def test_random_histories_keep_the_invariants() -> None:
+    for seed in range(30):
+        random.seed(seed)
+        device = Device(random.randint(1, 6), random.randint(1, 6), random.randint(200, 2000))
+        for call in range(1, 200):
+            device.add(call, process=random.randint(1, 9), nice=random.randint(-5, 5))
+            for _ in range(random.randint(0, 5)):
+                device.step()
+            if device.table.claims:
+                victim = random.choice(list(device.table.claims.values()))
+                move = random.random()
+                if move < 0.5:
+                    device.table.drop(victim.call)
+                elif move < 0.7:
+                    victim.stopped = not victim.stopped
+                elif move < 0.8:
+                    victim.behind = not victim.behind

@@ -1,0 +1,199 @@
+"""The databases: acknowledged means written, one bad write harms nobody, newer files stay as they are."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.process import SCHEMA as PROCESSES
+from llmasos.kernel.process import Processes
+from llmasos.kernel.store import Schema, Store
+
+pytestmark = pytest.mark.anyio
+ROWS = Schema("rows", ("CREATE TABLE rows(n INTEGER PRIMARY KEY, text TEXT NOT NULL)",))
+INSERT = "INSERT INTO rows VALUES(?,?)"
+
+
+async def test_a_write_is_readable_when_it_is_acknowledged(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    database = store.open("rows.db", ROWS)
+    for n in range(20):
+        await store.write(database, [(INSERT, (n, "x"))], durable=n % 2 == 0)
+        assert store.read(database, "SELECT count(*) FROM rows") == [(n + 1,)]
+    store.close()
+
+
+async def test_one_bad_write_of_a_group_fails_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    database = store.open("rows.db", ROWS)
+    failed: list[int] = []
+
+    async def write(n: int) -> None:
+        try:
+            await store.write(database, [(INSERT, (n % 40, "x")), (INSERT, (1000 + n, "y"))])
+        except SyscallError as error:
+            assert error.errno is Errno.EIO
+            failed.append(n)
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            for n in range(50):
+                tasks.start_soon(write, n)
+    assert sorted(failed) == list(range(40, 50))
+    # Whole or not at all: the second half of a failed write is not there either.
+    assert store.read(database, "SELECT count(*) FROM rows") == [(80,)]
+    store.close()
+
+
+async def test_acknowledgements_come_in_order(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    database = store.open("rows.db", ROWS)
+    seen: list[int] = []
+    last = anyio.Event()
+    for n in range(500):
+
+        def done(error: SyscallError | None, n: int = n) -> None:
+            assert error is None
+            seen.append(n)
+            if n == 499:
+                last.set()
+
+        store.submit(database, [(INSERT, (n, "x"))], done)
+    with anyio.fail_after(30):
+        await last.wait()
+    assert seen == list(range(500))
+    store.close()
+
+
+WRITER = """
+import anyio, sys
+from pathlib import Path
+from llmasos.kernel.store import Schema, Store
+async def main():
+    store = Store(Path(sys.argv[1]))
+    rows = store.open("rows.db", Schema("rows", ("CREATE TABLE rows(n INTEGER PRIMARY KEY, text TEXT NOT NULL)",)))
+    n = store.read(rows, "SELECT coalesce(max(n), 0) FROM rows")[0][0]
+    async def one(n):
+        await store.write(rows, [("INSERT INTO rows VALUES(?,?)", (n, "x" * 300))], durable=n % 8 == 0)
+        print(n, flush=True)
+    while True:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(16):
+                n += 1
+                tasks.start_soon(one, n)
+anyio.run(main)
+"""
+
+
+async def test_kill_9_loses_no_acknowledged_row(tmp_path: Path) -> None:
+    acknowledged: set[int] = set()
+    for cycle in range(5):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            assert writer.stdout is not None
+            for _ in range(30 + 37 * cycle):
+                acknowledged.add(int(writer.stdout.readline()))
+            writer.kill()
+            # What was on its way out of the pipe was acknowledged too; a torn last line was not.
+            rest = writer.stdout.read()
+            acknowledged |= {int(line) for line in rest.split("\n")[:-1]}
+    store = Store(tmp_path)
+    rows = {n for (n,) in store.read(store.open("rows.db", ROWS), "SELECT n FROM rows")}
+    assert acknowledged <= rows
+    store.close()
+
+
+async def test_a_newer_store_is_refused_and_stays_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "rows.db"
+    with sqlite3.connect(path) as newer:
+        newer.execute("CREATE TABLE rows(n, text, colour)")
+        newer.execute("PRAGMA user_version=9")
+    newer.close()
+    before = path.read_bytes()
+    store = Store(tmp_path)
+    with pytest.raises(SyscallError, match="version 9") as caught:
+        store.open("rows.db", ROWS)
+    assert caught.value.errno is Errno.EINVAL
+    store.close()
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.db"]
+
+
+async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
+    """The file was written by version 1, before a process could end with its connection."""
+    old = Path(__file__).parent / "data" / "processes.v1.db"
+    shutil.copy(old, tmp_path / "processes.db")
+    store = Store(tmp_path)
+    processes = Processes(store)
+    assert [(p.pid, p.app, p.model, p.nice, p.keep) for p in processes.all()] == [
+        (3, "coder", "smollm2", 5, True),
+        (7, "writer", "echo", 0, True),
+    ]
+    copy = tmp_path / "processes.db.v1.copy"
+    with sqlite3.connect(copy) as kept:
+        assert kept.execute("PRAGMA user_version").fetchone() == (1,)
+        assert kept.execute("SELECT count(*) FROM processes").fetchone() == (2,)
+    kept.close()
+    store.close()
+    assert len(PROCESSES.steps) == 2
+
+
+async def test_what_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.db").write_bytes(b"hello" * 1000)
+    store = Store(tmp_path)
+    with pytest.raises(SyscallError, match="not a readable database") as caught:
+        store.open("rows.db", ROWS)
+    assert caught.value.errno is Errno.EIO
+    store.close()
+
+
+async def test_a_nearly_full_disk_refuses_writes_but_lets_go(tmp_path: Path) -> None:
+    room = os.statvfs(tmp_path)
+    store = Store(tmp_path, reserve_bytes=room.f_blocks * room.f_frsize * 2)
+    database = store.open("rows.db", ROWS)
+    with pytest.raises(SyscallError, match="are free") as caught:
+        await store.write(database, [(INSERT, (1, "x"))])
+    assert caught.value.errno is Errno.ENOSPC
+    await store.write(database, [("DELETE FROM rows", ())], frees=True)
+    store.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+async def test_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk]).returncode:
+        pytest.skip("this machine does not let us mount a tmpfs")
+    try:
+        store = Store(disk, reserve_bytes=0)
+        database = store.open("rows.db", ROWS)
+        acknowledged = 0
+        with pytest.raises(SyscallError) as caught:
+            for n in range(100_000):
+                await store.write(database, [(INSERT, (n, "x" * 3000))], durable=False)
+                acknowledged = n + 1
+        assert caught.value.errno is Errno.ENOSPC
+        store.close()
+        again = Store(disk, reserve_bytes=0)
+        rows = again.read(again.open("rows.db", ROWS), "SELECT count(*) FROM rows")
+        assert rows == [(acknowledged,)]
+        again.close()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+async def test_deleted_text_does_not_stay_in_the_file(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    database = store.open("rows.db", ROWS)
+    secret = "a text that nobody may find again"
+    await store.write(database, [(INSERT, (1, secret))])
+    await store.write(database, [("DELETE FROM rows", ())], frees=True)
+    store.close()
+    assert all(secret.encode() not in p.read_bytes() for p in tmp_path.iterdir())

