@@ -140,6 +140,7 @@ async def _listen(paths: Paths, machine: Machine, tasks: TaskGroup) -> asyncio.S
     """A socket that only its owner can open, in a directory that only its owner can enter."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    machine.counters.most = max(1, min(limits.CONNECTIONS, hard - limits.DESCRIPTORS_RESERVED))
     if paths.socket.exists() and not stat.S_ISSOCK(paths.socket.stat().st_mode):
         raise SyscallError(Errno.EEXIST, f"{paths.socket} is not a socket", "move that file away")
     paths.socket.unlink(missing_ok=True)

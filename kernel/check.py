@@ -36,7 +36,7 @@ def _annotation(hint: Any) -> Any:
         # Strict mode wants the member itself; the wire brings its value.
         marked: Any = Annotated[hint, Field(strict=False)]
         return marked
-    return hint
+    return typing.cast("Any", hint)
 
 
 def _limit(base: Any, mark: object) -> Any:

@@ -74,18 +74,27 @@ class Connection(asyncio.Protocol):
 
     def _serve(self) -> None:
         """One turn: a client who sends a thousand frames at once waits for the others after 32."""
-        self._turning = False
+        self._flushing = True  # what this turn sends leaves at its end
         for _ in range(limits.CALLS_IN_FLIGHT):
             if not self._bodies or self._closing:
                 break
             self._ear.frame(self._bodies.popleft())
-        if self._bodies and not self._closing:
-            self._turning = True
-            self.transport.pause_reading()
+        more = bool(self._bodies) and not self._closing
+        if more:
             self._loop.call_soon(self._serve)
-        elif self._writable.is_set() and not self._closing:
-            self.transport.resume_reading()
+        if more != self._turning:
+            self._turning = more
+            self._read_or_not()
         self._flush()
+
+    def _read_or_not(self) -> None:
+        """Read only while there is room for what comes in and for what goes out."""
+        if self._closing:
+            return
+        if self._turning or not self._writable.is_set():
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
 
     def _watch_body(self) -> None:
         """A frame that has begun must end in time; hello's own deadline is stricter."""
@@ -127,7 +136,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writable.clear()
-        self.transport.pause_reading()
+        self._read_or_not()
         self._kick = self._loop.call_later(limits.KICK_S, self.transport.abort)
 
     def resume_writing(self) -> None:
@@ -135,8 +144,7 @@ class Connection(asyncio.Protocol):
             self._kick.cancel()
             self._kick = None
         self._writable.set()
-        if not self._turning and not self._closing:
-            self.transport.resume_reading()
+        self._read_or_not()
 
     def refuse(self, error: SyscallError) -> None:
         """Say why, then close."""

@@ -64,7 +64,7 @@ class Step:
     text: str = ""  # whole UTF-8, never part of a stop string
     tokens: int = 0  # generated in this step
     fed: int = 0  # prompt tokens computed in this step
-    cached: int = 0  # prompt tokens found in the slot, told once, with the first step
+    cached: int = 0  # prompt tokens found in the slot; told once, at once after admit
     finish: Finish | None = None
     error: DeviceFault | None = None
     cuts: Sequence[Cut] = ()  # with finish: the whole answer, cut into pages
@@ -115,7 +115,10 @@ class Engine(Protocol):
         ...
 
     def grant(self, call: int, tokens: int) -> None:
-        """Let the call compute this many more tokens, prompt and answer alike."""
+        """Let the call compute this many more tokens, prompt and answer alike.
+
+        The first grant is less by what was cached, and at least 0.
+        """
         ...
 
     def cancel(self, call: int) -> None:

@@ -13,13 +13,11 @@ REPLY_ITEMS = 262_144  # one array of a reply: the tokens of a long text
 MAP_ITEMS = 256  # one map
 CALLS_IN_FLIGHT = 32  # per connection
 CONNECTIONS = 1_024
-CONNECTIONS_NEW = 64  # connected and not yet past hello
-DESCRIPTORS_RESERVED = 32  # kept free for databases and engines
+DESCRIPTORS_RESERVED = 64  # kept free for databases and engines
 HELLO_S = 2.0  # from connect to hello
 BODY_S = 5.0  # from a frame's first byte to its last
 WRITE_BUFFER_HIGH_BYTES = 256 * 1024  # above: the connection's streams and reads pause
-WRITE_BUFFER_KICK_BYTES = 4 * 1024 * 1024  # above for KICK_S: the connection is dropped
-KICK_S = 10.0
+KICK_S = 10.0  # paused for this long without a break: the connection is dropped
 BAD_FRAMES = 8  # malformed frames before a connection is closed
 
 # --- processes --------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import limits
 from .driver import Driver, Option
 from .errors import Errno
 from .image import Image, Images
@@ -34,7 +35,27 @@ class Counters:
     calls: int = 0
     refused: int = 0
     gate_s: float = 0.0
-    connections: int = 0
+    connections: int = 0  # now
+    most: int = limits.CONNECTIONS  # of them, with the descriptors that we have
+
+
+@dataclass(slots=True)
+class Sizes:
+    """Figures that cost a look at the disk, at most once a second old."""
+
+    resident: int = 0  # bytes of this process in RAM
+    journal: int = 0  # bytes
+    at: float = -1.0
+
+    def look(self, journal: Journal) -> None:
+        now = time.monotonic()
+        if now - self.at >= 1.0 or self.at < 0:
+            self.resident, self.journal, self.at = resident_bytes(), journal.bytes, now
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(slots=True)
@@ -54,6 +75,7 @@ class Machine:
     system: str  # version
     started: float = field(default_factory=time.monotonic)
     counters: Counters = field(default_factory=Counters)
+    sizes: Sizes = field(default_factory=Sizes)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     drain: bool = True  # when stopping: calls in flight get DRAIN_S
     active: float = field(default_factory=time.monotonic)  # when a connection last closed
@@ -144,9 +166,3 @@ class Machine:
         alive = {process.pid for process in self.processes.all()}
         for owner, pid in self.memory.orphans(alive):
             await self.memory.erase(owner, pid)
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

