@@ -131,7 +131,9 @@ class Journal:
             if done is not None:
                 done(error)
 
-        self._store.submit(self._segment, [(_INSERT, _row(event))], written)
+        # What has happened may be written from the reserve; what only begins may not.
+        reserve = event.kind != "begin"
+        self._store.submit(self._segment, [(_INSERT, _row(event))], written, frees=reserve)
         return event.seq
 
     async def written(self, entry: Entry) -> int:

@@ -110,7 +110,7 @@ class _Job:
     database: Database
     statements: Sequence[Statement]
     durable: bool
-    frees: bool  # removes more than it adds: allowed when the disk is nearly full
+    frees: bool  # lets go of something, or says that: allowed when the disk is nearly full
     done: Done
 
 

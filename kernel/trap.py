@@ -171,10 +171,10 @@ class Trap:
         journal = self._machine.journal
         if row.durability is Durability.C:
             journal.count(caller.subjects[-1], row.name, object_, rule)
-        if len(self._scopes) >= limits.CALLS_IN_FLIGHT:
-            words = f"{len(self._scopes)} calls of this connection are in flight"
-            raise SyscallError(Errno.EAGAIN, words, "wait for one of them, or open a connection")
         if row.name in _WAITS:
+            if len(self._scopes) >= limits.CALLS_IN_FLIGHT:
+                words = f"{len(self._scopes)} calls of this connection are in flight"
+                raise SyscallError(Errno.EAGAIN, words, "wait for one, or open a connection")
             entry = Entry(
                 "call", getattr(request, "pid", 0), caller.owner, syscall=row.name, object=object_
             )

@@ -111,6 +111,12 @@ def show(arguments: argparse.Namespace, settings: Sequence[config.Setting]) -> N
         print(f"{setting.name:{width}}  {value:12}  {setting.origin:10}  {setting.description}")
 
 
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llmasos daemon", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -143,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         known, rest = group.split(SyscallError)
         if rest is not None or known is None:
             raise
-        print(f"llmasos daemon: {known.exceptions[0]}", file=sys.stderr)
+        for error in _leaves(known):
+            print(f"llmasos daemon: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""The databases: acknowledged means written, one bad write harms nobody, newer files stay as they are."""
+"""The databases: acknowledged means written, a bad write fails alone, newer files stay."""
 
 import os
 import shutil
@@ -77,10 +77,12 @@ from pathlib import Path
 from llmasos.kernel.store import Schema, Store
 async def main():
     store = Store(Path(sys.argv[1]))
-    rows = store.open("rows.db", Schema("rows", ("CREATE TABLE rows(n INTEGER PRIMARY KEY, text TEXT NOT NULL)",)))
+    table = "CREATE TABLE rows(n INTEGER PRIMARY KEY, text TEXT NOT NULL)"
+    rows = store.open("rows.db", Schema("rows", (table,)))
     n = store.read(rows, "SELECT coalesce(max(n), 0) FROM rows")[0][0]
     async def one(n):
-        await store.write(rows, [("INSERT INTO rows VALUES(?,?)", (n, "x" * 300))], durable=n % 8 == 0)
+        row = ("INSERT INTO rows VALUES(?,?)", (n, "x" * 300))
+        await store.write(rows, [row], durable=n % 8 == 0)
         print(n, flush=True)
     while True:
         async with anyio.create_task_group() as tasks:

@@ -1,0 +1,188 @@
+"""The blocking client: one connection, frames out and in. What the command line speaks through.
+
+Standard library and wire only, so that `llmasos ps` pays for nothing else. One thread uses a line;
+a signal handler may send on it too, which is how ctrl-C reaches a process in mid-answer. Frames of
+other calls that arrive meanwhile are kept for whoever asks for them.
+"""
+
+import socket
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from llmasos.kernel import limits, wire
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.values import Hello, Profile, Welcome
+
+Item = TypeVar("Item")
+R = TypeVar("R")
+T = TypeVar("T")
+_CHUNK_BYTES = 1 << 18
+
+GONE = "`llmasos daemon status` tells whether it runs, `llmasos daemon logs` why it left"
+
+
+def connect(path: Path) -> socket.socket:
+    """A connected socket. ECONNREFUSED when nobody answers, EACCES when it is not ours."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        raise refusal(path, error) from error
+    return connection
+
+
+def refusal(path: Path, error: OSError) -> SyscallError:
+    """Why a connection was not made, in the caller's words."""
+    if isinstance(error, (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)):
+        return SyscallError(
+            Errno.ECONNREFUSED, f"no daemon answers at {path}", "`llmasos daemon start`"
+        )
+    if isinstance(error, PermissionError):
+        hint = "it belongs to another user; LLMASOS_RUNTIME_DIR names a directory of your own"
+        return SyscallError(Errno.EACCES, f"{path} may not be opened", hint)
+    return SyscallError(Errno.EINVAL, f"{path}: {error}", "is LLMASOS_RUNTIME_DIR right?")
+
+
+def failure(fields: dict[str, Any], call: str) -> SyscallError:
+    """The error that an ERROR frame carries. A number of a newer kernel becomes EIO."""
+    number = fields.get("errno")
+    errno = Errno(number) if number in _ERRNOS else Errno.EIO
+    return SyscallError(
+        errno, str(fields.get("message", "")), str(fields.get("hint", "")),
+        call=str(fields.get("call") or call), pid=int(fields.get("pid") or 0),
+    )  # fmt: skip
+
+
+_ERRNOS = frozenset(int(errno) for errno in Errno)
+
+
+class Stream(Generic[Item, R]):
+    """The items of a streaming syscall; `reply` stands there once they have all come."""
+
+    def __init__(self, line: "Line", number: int, name: str, kinds: tuple[type[Item], type[R]]):
+        self._line = line
+        self._number = number
+        self._name = name
+        self._item, self._kind = kinds
+        self.reply: R | None = None
+
+    def __iter__(self) -> Iterator[Item]:
+        while self.reply is None:
+            kind, fields = self._line.answer(self._number, self._name)
+            if kind == wire.REPLY:
+                self.reply = wire.build(self._kind, fields)
+                return
+            yield wire.build(self._item, fields)
+
+    def cancel(self) -> None:
+        """Ask the kernel to end the call: the iteration then ends with ECANCELED."""
+        self._line.cancel(self._number)
+
+
+class Line:
+    """A connection that has said hello. `welcome` holds the kernel's answer and its notices."""
+
+    def __init__(
+        self, path: Path, *, client: str = "", profile: Profile = Profile.OPERATOR,
+        key: str | None = None,
+    ) -> None:  # fmt: skip
+        self._frames = wire.Frames()
+        self._kept: dict[int, deque[list[Any]]] = {}
+        self._outbox: deque[bytes] = deque()
+        self._writing = False
+        self._last = 0
+        self._socket = connect(path)
+        self._socket.settimeout(limits.START_S)  # a kernel that hangs does not hang its clients
+        try:
+            hello = Hello(limits.PROTOCOL_VERSION, client, profile, key)
+            self.welcome = self.call("hello", hello, Welcome)
+            self._socket.settimeout(None)
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, name: str, request: object, reply: type[T]) -> T:
+        """The reply of one syscall. Raises SyscallError as the kernel says, EPIPE when it left."""
+        number = self.send(name, request)
+        while True:
+            kind, fields = self.answer(number, name)
+            if kind == wire.REPLY:
+                return wire.build(reply, fields)
+
+    def stream(
+        self, name: str, request: object, item: type[Item], reply: type[R]
+    ) -> Stream[Item, R]:
+        """Begin a streaming syscall."""
+        return Stream(self, self.send(name, request), name, (item, reply))
+
+    def send(self, name: str, request: object) -> int:
+        """Begin a call and return its number. Signal handlers may call this."""
+        self._last += 1
+        number = self._last
+        self._kept[number] = deque()
+        self._write(wire.pack([wire.CALL, number, name, request]))
+        return number
+
+    def cancel(self, number: int) -> None:
+        self._write(wire.pack([wire.CANCEL, number]))
+
+    def _write(self, frame: bytes) -> None:
+        self._outbox.append(frame)
+        if self._writing:  # a signal came in the midst of a frame: who writes it sends ours next
+            return
+        self._writing = True
+        try:
+            while self._outbox:
+                self._socket.sendall(self._outbox.popleft())
+        except OSError:
+            # The kernel may have said why before it hung up: the read finds out.
+            self._outbox.clear()
+        finally:
+            self._writing = False
+
+    def answer(self, number: int, name: str) -> tuple[int, dict[str, Any]]:
+        """The next frame of a call: (kind, fields). Raises what an ERROR frame carries."""
+        mine = self._kept[number]
+        while not mine:
+            self._receive()
+        kind, _number, fields = mine.popleft()
+        if kind != wire.ITEM:
+            del self._kept[number]
+        if kind == wire.ERROR:
+            raise failure(fields, name)
+        return kind, fields
+
+    def _receive(self) -> None:
+        """Wait for bytes, and put whole frames where their callers look."""
+        try:
+            data = self._socket.recv(_CHUNK_BYTES)
+        except OSError as error:
+            raise SyscallError(Errno.EPIPE, f"the daemon is gone: {error}", GONE) from error
+        if not data:
+            raise SyscallError(Errno.EPIPE, "the daemon closed the connection", GONE)
+        for body in self._frames.feed(data):
+            frame = wire.unpack(body, limits.REPLY_ITEMS)
+            if frame[0] == wire.ERROR and frame[1] == 0:
+                raise failure(frame[2], "")
+            if frame[1] in self._kept:
+                self._kept[frame[1]].append(frame)
+
+    def closed(self) -> None:
+        """Wait until the kernel has closed its end."""
+        try:
+            while True:
+                self._receive()
+        except SyscallError:
+            return
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> "Line":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
