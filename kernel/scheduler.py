@@ -290,9 +290,9 @@ class Scheduler:
             device = self.devices[name] = Device(name, driver, engine, tell)
             try:
                 await engine.start(device)
-            except BaseException:
+            except BaseException as error:
                 del self.devices[name]
-                device.close(f"{name} did not start")
+                device.close(f"{name} did not start: {getattr(error, 'message', error)}")
                 await engine.stop()
                 raise
             return device

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,10 +111,12 @@ def show(arguments: argparse.Namespace, settings: Sequence[config.Setting]) -> N
         print(f"{setting.name:{width}}  {value:12}  {setting.origin:10}  {setting.description}")
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
+def _leaves(group: BaseExceptionGroup[SyscallError]) -> Iterator[SyscallError]:
+    for error in group.exceptions:
+        if isinstance(error, SyscallError):
+            yield error
+        else:
+            yield from _leaves(error)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -149,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         known, rest = group.split(SyscallError)
         if rest is not None or known is None:
             raise
-        for error in _leaves(known):
-            print(f"llmasos daemon: {error}", file=sys.stderr)
+        for leaf in _leaves(known):
+            print(f"llmasos daemon: {leaf}", file=sys.stderr)
         return 1
     return 0
 

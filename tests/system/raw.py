@@ -1,7 +1,7 @@
 """A client made of a socket and frames, for what no well-behaved client does."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Raw:
 
 
 @contextmanager
-def raw(path: Path, profile: str | None = "careful") -> Iterator[Raw]:
+def raw(path: Path, profile: str | None = "careful") -> Generator[Raw]:
     """A connection; profile None: it has not said hello."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(30)
