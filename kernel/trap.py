@@ -206,8 +206,8 @@ class Trap:
                 error = _unforeseen(row.name)
         if reply is None and error is None:
             error = SyscallError(Errno.ECANCELED, f"{row.name} was cancelled")
-        with anyio.CancelScope(shield=True):
-            error = await self._close(row, entry, begin, error)
+        # Beyond `scope`, so a cancel that comes late changes nothing any more.
+        error = await self._close(row, entry, begin, error)
         self._scopes.pop(number, None)
         if error is None:
             self._reply(number, reply)

@@ -1,0 +1,38 @@
+# Two commands do everything:  make run  (an agent answers)  and  make test  (all tests).
+# Another Python:  make test PYTHON=python3.12
+
+PYTHON ?= python3
+PROMPT ?= In one sentence: what does an operating system do?
+BIN := .venv/bin
+export PROMPT
+
+.PHONY: run test setup check lint readme bench clean
+
+run: setup
+	@$(BIN)/llmasos run "$$PROMPT"
+
+test: setup
+	@$(BIN)/python -m pytest
+
+setup:
+	@$(PYTHON) userland/bootstrap.py
+
+check: lint test
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	PYTHONPATH=src $(BIN)/lint-imports
+
+# The README's table of syscalls, from kernel/abi.py.
+readme: setup
+	@$(BIN)/python tests/readme.py
+
+bench: setup
+	@$(BIN)/llmasos bench --out benchmarks/results
+
+clean:
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

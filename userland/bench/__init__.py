@@ -1,0 +1,69 @@
+"""`llmasos bench`: how the project measures itself.
+
+A suite is a file here with its bars and one function that takes a whole pass of measurements. What
+they share stands beside them: `figures` (what a figure is), `quiet` (how much of the machine others
+took), `rig` (a daemon of its own on temporary directories). Suites install nothing.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from llmasos.kernel.errors import SyscallError
+
+from . import memory, startup, syscall, throughput, tokenize
+from .figures import Document, Suite, table
+from .quiet import quietly
+from .rig import RigError, machine, versions
+
+SUITES: dict[str, Suite] = {
+    suite.name: suite
+    for suite in (syscall.SUITE, startup.SUITE, throughput.SUITE, memory.SUITE, tokenize.SUITE)
+}
+
+
+def run(suite: Suite, *, tiny: bool) -> Document:
+    """One suite, repeated while other programs are busy."""
+    attempts = quietly(lambda: suite.take(tiny), tries=1 if tiny else 3)
+    return Document.of(suite, attempts, machine(), versions(), tiny=tiny)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llmasos bench", description="Measure this machine.")
+    parser.add_argument("suite", nargs="*", help=f"of: {', '.join(SUITES)}; none: all")
+    parser.add_argument("--json", action="store_true", help="one document a line, no table")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
+    parser.add_argument("--tiny", action="store_true", help="a fast pass; its figures mean nothing")
+    parser.add_argument("--out", type=Path, help="also write DIR/SUITE.json", metavar="DIR")
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(args)
+    unknown = [name for name in options.suite if name not in SUITES]
+    if unknown:
+        print(f"llmasos bench: no suite {unknown[0]}; there are: {', '.join(SUITES)}",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    good = True
+    for name in options.suite or SUITES:
+        try:
+            document = run(SUITES[name], tiny=options.tiny)
+        except (RigError, SyscallError) as error:
+            print(f"llmasos bench: {name}: {error}", file=sys.stderr)
+            return 1
+        show(document, options)
+        good = good and document.good
+    return 0 if good or not options.check else 1
+
+
+def show(document: Document, options: argparse.Namespace) -> None:
+    plain = asdict(document)
+    print(json.dumps(plain) if options.json else table(document), flush=True)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / f"{document.name}.json"
+        path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,147 @@
+"""What a suite says: figures against bars, and every repeat behind them.
+
+Pure values. A figure is the median of its repeats; one without repeats is missing, and says why.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from statistics import median
+from typing import Literal
+
+Better = Literal["higher", "lower"]
+NOISY_SHARE = 0.05  # of all CPU time, taken by other programs
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What a figure is called, and what it has to reach."""
+
+    id: str
+    what: str
+    unit: str
+    better: Better
+    bar: float
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Something to compare with that is not installed."""
+
+    peer: str
+    install: str
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """One pass of a suite."""
+
+    values: Mapping[str, Sequence[float]]  # by the figure's id: every repeat
+    facts: Mapping[str, object] = field(default_factory=dict[str, object])
+    missing: Sequence[Missing] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    name: str
+    bars: Sequence[Bar]
+    take: Callable[[bool], Take]  # the argument: the tiny form
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A take, and how quiet the machine was meanwhile. None: this system does not tell."""
+
+    take: Take
+    foreign_share: float | None
+
+    @property
+    def noisy(self) -> bool:
+        return self.foreign_share is not None and self.foreign_share > NOISY_SHARE
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    id: str
+    what: str
+    value: float | None  # None: could not be measured here
+    unit: str
+    better: Better
+    bar: float
+
+    @property
+    def good(self) -> bool:
+        if self.value is None:
+            return False
+        return self.value >= self.bar if self.better == "higher" else self.value <= self.bar
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What one suite prints."""
+
+    name: str
+    date: str
+    machine: Mapping[str, object]
+    versions: Mapping[str, str]
+    model: str  # digest of the model file; empty when none was used
+    tiny: bool
+    noisy: bool
+    figures: Sequence[Figure]
+    missing: Sequence[Missing]
+    raw: Sequence[Attempt]
+
+    @property
+    def good(self) -> bool:
+        return not self.missing and all(figure.good for figure in self.figures)
+
+    @classmethod
+    def of(
+        cls,
+        suite: Suite,
+        attempts: Sequence[Attempt],
+        machine: Mapping[str, object],
+        versions: Mapping[str, str],
+        *,
+        tiny: bool,
+    ) -> "Document":
+        best = quietest(attempts)
+        return cls(
+            name=suite.name,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            machine=machine,
+            versions=versions,
+            model=str(best.take.facts.get("model", "")),
+            tiny=tiny,
+            noisy=best.noisy,
+            figures=[_figure(bar, best.take.values.get(bar.id, ())) for bar in suite.bars],
+            missing=best.take.missing,
+            raw=attempts,
+        )
+
+
+def quietest(attempts: Sequence[Attempt]) -> Attempt:
+    return min(attempts, key=lambda attempt: attempt.foreign_share or 0.0)
+
+
+def _figure(bar: Bar, repeats: Sequence[float]) -> Figure:
+    value = float(f"{median(repeats):.4g}") if repeats else None
+    return Figure(bar.id, bar.what, value, bar.unit, bar.better, bar.bar)
+
+
+def table(document: Document) -> str:
+    """The document for a person."""
+    lines = [f"{document.name}  {document.date}" + ("  (tiny: means nothing)" * document.tiny)]
+    for figure in document.figures:
+        value = "missing" if figure.value is None else f"{figure.value:g}"
+        sign = ">=" if figure.better == "higher" else "<="
+        verdict = "ok" if figure.good else "MISSED"
+        lines.append(
+            f"  {figure.id:30} {value:>10} {figure.unit:9} {sign} {figure.bar:<8g} {verdict:6}"
+            f"  {figure.what}"
+        )
+    lines += [f"  missing: {gap.peer}; install it by: {gap.install}" for gap in document.missing]
+    share = quietest(document.raw).foreign_share
+    told = "unknown" if share is None else f"{share:.1%}"
+    lines.append(f"  other programs took {told} of the CPU" + (": NOISY" * document.noisy))
+    return "\n".join(lines)

@@ -1,0 +1,118 @@
+"""A load process: many connections, one call in flight on each, raw sockets and epoll.
+
+    python -m llmasos.userland.bench.load SOCKET CLIENTS SECONDS stat|nice [PID ...]
+
+It prints one JSON line. The frames are packed once and replies are only looked at as far as their
+kind, so that it takes as little as it can of the processor that it shares with the kernel.
+"""
+
+import json
+import select
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import quantiles
+
+from llmasos.kernel import limits, wire
+from llmasos.kernel import values as v
+from llmasos.userland.line import connect
+
+from .rig import RigError
+
+WARM_S = 0.3  # or half of what is asked for
+KIND = wire.HEADER + 1  # after the array's own byte: a reply is an array of three
+
+
+def frames(call: str, pids: Sequence[int], index: int) -> tuple[bytes, bytes]:
+    """Two frames to send in turn: a change of nice has to change something."""
+    if call == "stat":
+        frame = wire.pack([wire.CALL, 1, "stat", v.Nothing()])
+        return frame, frame
+    one, two = (wire.pack([wire.CALL, 1, "nice", v.Renice(pids[index], n)]) for n in (0, 1))
+    return one, two
+
+
+def whole(data: bytes) -> bool:
+    """A reply is here to its last byte. RigError when it is a refusal."""
+    if len(data) <= KIND or len(data) < wire.HEADER + int.from_bytes(data[: wire.HEADER], "big"):
+        return False
+    if data[KIND] != wire.REPLY:
+        raise RigError(f"the kernel refused: {wire.unpack(data[wire.HEADER :])[-1]}")
+    return True
+
+
+def greet(path: Path) -> socket.socket:
+    """A connection that has said hello."""
+    connection = connect(path)
+    hello = v.Hello(limits.PROTOCOL_VERSION, "load", v.Profile.OPERATOR)
+    connection.sendall(wire.pack([wire.CALL, 1, "hello", hello]))
+    data = b""
+    while not whole(data):
+        data += connection.recv(65536)
+    return connection
+
+
+def one(connection: socket.socket, frame: bytes, seconds: float) -> dict[str, float]:
+    """Latency of one client, call after call, blocking."""
+    times, clock = list[int](), time.perf_counter_ns
+    start = clock()
+    end = start + int(seconds * 1e9)
+    warm = start + int(min(WARM_S, seconds / 2) * 1e9)
+    before = start
+    while before < end:
+        before = clock()
+        connection.sendall(frame)
+        data = connection.recv(65536)
+        while not whole(data):
+            data += connection.recv(65536)
+        if before > warm:
+            times.append(clock() - before)
+    cuts = quantiles(times, n=100)
+    return {"calls": len(times), "p50_us": cuts[49] / 1000, "p99_us": cuts[98] / 1000}
+
+
+def many(clients: Sequence[socket.socket], call: str, pids: Sequence[int], seconds: float) -> float:
+    """Calls a second over all connections, after a warm-up."""
+    poll = select.epoll()
+    sockets = {connection.fileno(): connection for connection in clients}
+    turns = {fd: [*frames(call, pids, i)] for i, fd in enumerate(sockets)}
+    partial = dict.fromkeys(sockets, b"")
+    for fd, connection in sockets.items():
+        connection.setblocking(False)
+        poll.register(fd, select.EPOLLIN)
+        connection.send(turns[fd][0])
+    done, begun, deadline = 0, 0.0, time.perf_counter() + WARM_S
+    while True:
+        for fd, _event in poll.poll():
+            data = partial[fd] + sockets[fd].recv(65536)
+            if not whole(data):
+                partial[fd] = data
+                continue
+            partial[fd] = b""
+            done += 1
+            turn = turns[fd]
+            turn.reverse()
+            sockets[fd].send(turn[0])
+        now = time.perf_counter()
+        if now < deadline:
+            continue
+        if begun:
+            return done / (now - begun)
+        done, begun, deadline = 0, now, now + seconds
+
+
+def main(arguments: Sequence[str]) -> int:
+    path, count, seconds, call, *rest = arguments
+    pids = [int(pid) for pid in rest]
+    clients = [greet(Path(path)) for _ in range(int(count))]
+    if len(clients) == 1:
+        print(json.dumps(one(clients[0], frames(call, pids, 0)[0], float(seconds))))
+    else:
+        print(json.dumps({"rate": many(clients, call, pids, float(seconds))}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""How much of the machine other programs took while we measured.
+
+Foreign = everything that was busy, time stolen by the hypervisor included, less this process and
+its descendants (daemon, engines, load). A run that was disturbed is repeated.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .figures import Attempt, Take
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """CPU time since boot, in ticks."""
+
+    total: int  # of all cores, idle included
+    busy: int
+    own: int
+
+    def foreign_since(self, before: "Clock") -> float:
+        total = max(1, self.total - before.total)
+        return max(0, (self.busy - before.busy) - (self.own - before.own)) / total
+
+
+def now() -> Clock | None:
+    """None where the system has no /proc."""
+    try:
+        words = (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, idle, iowait, irq, softirq, steal = map(int, words)
+    busy = user + nice + system + irq + softirq + steal
+    return Clock(busy + idle + iowait, busy, _own())
+
+
+def _own() -> int:
+    """Ticks of our descendants and of those of theirs that ended and were waited for."""
+    ticks: dict[int, int] = {}
+    children: defaultdict[int, list[int]] = defaultdict(list)
+    for entry in _PROC.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            text = (entry / "stat").read_text()
+        except OSError:
+            continue  # it ended meanwhile
+        fields = text[text.rindex(")") + 2 :].split()  # a program's name may hold spaces
+        ticks[int(entry.name)] = sum(map(int, fields[11:15]))
+        children[int(fields[1])].append(int(entry.name))
+    found, todo = 0, [os.getpid()]
+    while todo:
+        pid = todo.pop()
+        found += ticks.get(pid, 0)
+        todo += children[pid]
+    return found
+
+
+def quietly(take: Callable[[], Take], tries: int) -> Sequence[Attempt]:
+    """Take until one attempt is quiet, `tries` times at most."""
+    attempts: list[Attempt] = []
+    while len(attempts) < tries:
+        before = now()
+        result = take()
+        after = now()
+        share = after.foreign_since(before) if before and after else None
+        attempts.append(Attempt(result, None if share is None else round(share, 4)))
+        if not attempts[-1].noisy:
+            break
+    return attempts

@@ -1,0 +1,154 @@
+"""A machine to measure: a daemon of our own on temporary directories, and a client of it.
+
+The client is the command line's, so that a figure of the kernel is not a figure of the SDK. State
+stands in the user's cache directory, not in /tmp: there fsync may cost nothing.
+"""
+
+import os
+import platform
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from llmasos.kernel import limits, paths
+from llmasos.kernel import values as v
+from llmasos.userland.line import Line
+
+MODEL = "smollm2"
+READY_S = limits.READY_S
+STOP_S = 2 * limits.DRAIN_S + 5
+PACKAGES = ("llmasos", "llama-cpp-python", "msgpack", "pycasbin", "pydantic", "anyio", "uvloop")
+
+
+class RigError(Exception):
+    """The machine to measure did not come up."""
+
+
+def machine() -> dict[str, object]:
+    """What a reader needs to compare: processor, cores, memory, system."""
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in _lines(Path("/proc/cpuinfo"))
+        if line.startswith("model name")
+    ]
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count() or 0,
+        "memory_gib": round(ram / 1024**3, 1),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """A running daemon."""
+
+    socket: Path
+    environment: Mapping[str, str]  # for other programs of ours that shall find it
+    os_pid: int
+
+    def client(self) -> Line:
+        return Line(self.socket, client="bench")
+
+    def digest(self, model: str = MODEL) -> str:
+        """Of the file behind a model; `not installed` is an error with the command that helps."""
+        with self.client() as client:
+            for image in client.call("images", v.Nothing(), v.Images).images:
+                if image.name == model or model in image.aliases:
+                    return image.digest
+        raise RigError(f"no model {model}: `make setup` installs it")
+
+
+def environment(runtime: str, rest: str) -> dict[str, str]:
+    """This process's environment with our directories and without the user's settings."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("LLMASOS_")}
+    own = {f"LLMASOS_{name}_DIR": f"{rest}/{name.lower()}" for name in ("STATE", "CACHE", "CONFIG")}
+    return {**clean, **own, "LLMASOS_RUNTIME_DIR": runtime, "LLMASOS_AUTOSTART": "0"}
+
+
+@contextmanager
+def daemon(**settings: object) -> Generator[Rig]:
+    """A daemon that has said it is ready. Its engine may still be loading."""
+    cache = paths.find().cache
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="llmasos-bench-") as runtime,
+        tempfile.TemporaryDirectory(prefix="bench-", dir=cache) as rest,
+    ):
+        env = environment(runtime, rest)
+        log = Path(rest, "log")
+        child = _start(env, log, settings)
+        try:
+            yield Rig(Path(runtime, "kernel.sock"), env, child.pid)
+        finally:
+            _stop(child)
+
+
+def _start(
+    env: Mapping[str, str], log: Path, settings: Mapping[str, object]
+) -> subprocess.Popen[bytes]:
+    ready, tell = os.pipe()
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    line = [sys.executable, "-m", "llmasos.userland.daemon", "run", "--ready-fd", str(tell), *flags]
+    with log.open("wb") as out:
+        child = subprocess.Popen(line, env=env, stdout=out, stderr=out, pass_fds=(tell,))
+    os.close(tell)
+    readable = select.select([ready], [], [], READY_S)[0]
+    said = os.read(ready, 64) if readable else b""
+    os.close(ready)
+    if not said:
+        _stop(child)
+        tail = "\n".join(_lines(log)[-10:])
+        raise RigError(f"the daemon did not come up:\n{tail}")
+    return child
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def seconds_of(line: list[str], env: Mapping[str, str]) -> float:
+    """Wall time of a whole program that must succeed."""
+    begun = time.perf_counter()
+    done = subprocess.run(line, env=env, capture_output=True, stdin=subprocess.DEVNULL)
+    ended = time.perf_counter()
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        raise RigError(f"{' '.join(line)} ended with {done.returncode}: {said}")
+    return ended - begun
+
+
+def command() -> list[str]:
+    """The `llmasos` command of this installation."""
+    script = Path(sys.executable).with_name("llmasos")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "llmasos"]
