@@ -1,0 +1,399 @@
+"""An engine without a model: it answers with the last user message, at a settable speed.
+
+For tests, demonstrations and simulation; it keeps every promise of drivers/llama (slots, width,
+window, grants, reuse, parking, seeds) in the kernel's own process, on timers of the event loop.
+
+A token is 1 to 3 bytes of UTF-8: its id is 2^24 times their number plus their value, so any text
+has one tokenization and an id alone gives its bytes back. A character of four bytes becomes two
+tokens; no other is split. Five small ids mark messages and their end. Greedy, the answer repeats
+the message once (for ever with `ignore_eos`); with a temperature its order is drawn by the seed.
+"""
+
+import asyncio
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmasos.kernel import limits
+from llmasos.kernel.driver import (
+    Admission,
+    Cut,
+    Engine,
+    Facts,
+    ImageFacts,
+    Listener,
+    Option,
+    Prompt,
+    Step,
+)
+from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.values import Finish, Message, Role
+
+from .pages import cut_answer, cut_text
+from .stops import Scan
+
+END = 5
+MARKS = {Role.SYSTEM: 1, Role.USER: 2, Role.ASSISTANT: 3}
+_BYTES = 3  # of a token
+_SHIFT = 24
+_CONTEXT = limits.WINDOW_MAX
+_RATE_MAX = 100_000.0
+
+_WHOLE = {
+    "slots": (1, limits.SLOTS_MAX),  # sequences resident at once
+    "width": (1, limits.SLOTS_MAX),  # sequences in one step
+    "window": (16, limits.WINDOW_MAX),  # tokens a slot
+    "die_after": (0, 10**9),  # dies once when it has said so many tokens; 0: never
+    "hang_after": (0, 10**9),  # stops for ever when it has said so many tokens; 0: never
+    "seed": (0, 2**32 - 2),  # mixed into every call's own
+}
+
+
+def probe(path: Path) -> ImageFacts:
+    """Echo needs no file, so it accepts none."""
+    if path.name:
+        raise SyscallError(Errno.EINVAL, f"{path}: the echo driver runs no files")
+    return ImageFacts("echo", "Apache-2.0", _CONTEXT, 0)
+
+
+def check(options: Mapping[str, Option]) -> None:
+    """EINVAL for an unknown option or a bad value, with what is allowed."""
+    for name, value in options.items():
+        if name not in _WHOLE and name != "rate":
+            known = ", ".join(sorted({*_WHOLE, "rate"}))
+            raise SyscallError(Errno.EINVAL, f"unknown option {name!r}", f"known: {known}")
+        low, high = _WHOLE.get(name, (0, _RATE_MAX))
+        kinds = int if name in _WHOLE else (int, float)
+        fits = isinstance(value, kinds) and not isinstance(value, (bool, str))
+        if not fits or not low <= float(value) <= high:
+            words = f"a number from {low:g} to {high:g} is allowed"
+            raise SyscallError(Errno.EINVAL, f"option {name} is {value!r}", words)
+    if int(options.get("width", 1)) > int(options.get("slots", limits.SLOTS)):
+        raise SyscallError(Errno.EINVAL, "option width is over slots", "give more slots")
+
+
+def engine(path: Path, options: Mapping[str, Option], log: Path) -> Engine:
+    """An engine that is not started. It prints nothing, so `log` stays untouched."""
+    check(options)
+    return EchoEngine(dict(options))
+
+
+def tokenize(text: str) -> list[int]:
+    """The tokens of a text."""
+    tokens: list[int] = []
+    held = b""
+    for char in text:
+        data = char.encode()
+        if len(held) + len(data) > _BYTES:
+            tokens += [_token(held)] if held else []
+            held = b""
+        if len(data) > _BYTES:
+            tokens.append(_token(data[:_BYTES]))
+            data = data[_BYTES:]
+        held += data
+    return [*tokens, _token(held)] if held else tokens
+
+
+def _token(data: bytes) -> int:
+    return len(data) << _SHIFT | int.from_bytes(data, "big")
+
+
+def piece(token: int) -> bytes:
+    """A token's bytes; nothing for a mark."""
+    return (token & (1 << _SHIFT) - 1).to_bytes(_BYTES, "big")[_BYTES - (token >> _SHIFT) :]
+
+
+def _valid(token: int) -> bool:
+    size, value = token >> _SHIFT, token & (1 << _SHIFT) - 1
+    if size == 0:
+        return 1 <= token <= END
+    return 0 < size <= _BYTES and value < 1 << 8 * size
+
+
+def _source(tokens: Sequence[int]) -> Sequence[int]:
+    """What a prompt's answer is made of: the last user message, or all of a raw prompt."""
+    user, begin = MARKS[Role.USER], -1
+    for index, token in enumerate(tokens):
+        begin = index if token == user else begin
+    rest = tokens[begin + 1 :]
+    end = next((index for index, token in enumerate(rest) if token <= END), len(rest))
+    return rest[:end]
+
+
+@dataclass(slots=True)
+class _Slot:
+    tokens: list[int] = field(default_factory=list[int])
+    history: int | None = None
+    call: int | None = None
+
+
+class _Call:
+    """An admitted call."""
+
+    def __init__(self, admission: Admission, seed: int) -> None:
+        self.admission = admission
+        self.slot: int | None = admission.slot
+        self.scan = Scan(admission.sampling.stop)
+        self.source = _source(admission.tokens)
+        self.seed = seed
+        self.grant = 0  # tokens
+        self.cached = 0
+        self.tokens: list[int] = []  # in the slot, or parked
+        self.tail: int | None = None  # said, not yet in the slot
+        self.texts: list[str] = []
+        self.ends: list[int] = []  # characters whole after each token of the answer
+        self.finish: Finish | None = None
+
+    @property
+    def left(self) -> int:
+        """Prompt tokens that are not in the slot."""
+        return max(0, len(self.admission.tokens) - len(self.tokens))
+
+    @property
+    def runnable(self) -> bool:
+        return self.grant > 0 and self.slot is not None
+
+    def next_token(self) -> int | None:
+        """The answer's next token; None at its end."""
+        at, size = len(self.ends), len(self.source)
+        sampling = self.admission.sampling
+        if at >= size and not (sampling.ignore_eos and size):
+            return None
+        if sampling.temperature > 0:
+            at = zlib.crc32(f"{self.seed}:{at}".encode())
+        return self.source[at % size]
+
+    def say(self, window: int) -> tuple[str, int]:
+        """Answer one token: its text and how many tokens it was."""
+        token = self.next_token()
+        if token is None:
+            self.finish = Finish.STOP
+            return "", 0
+        if self.tail is not None:
+            self.tokens.append(self.tail)
+        self.tail = token
+        self.grant -= 1
+        text = self.scan.feed(piece(token))
+        self.texts.append(text)
+        self.ends.append(self.scan.seen)
+        count = len(self.ends)
+        most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
+        if self.scan.stopped:
+            self.finish = Finish.STOP
+        elif count >= most or len(self.admission.tokens) + count >= window:
+            self.finish = Finish.LENGTH
+        return text, 1
+
+
+class EchoEngine:
+    """The engine."""
+
+    def __init__(self, options: Mapping[str, Option]) -> None:
+        slots = int(options.get("slots", limits.SLOTS))
+        self._width = int(options.get("width", slots))
+        self._window = int(options.get("window", limits.WINDOW_TOKENS))
+        rate = float(options.get("rate", 0))
+        self._interval_s = 1 / rate if rate else 0.0
+        self._seed = int(options.get("seed", 0))
+        self._die_after = int(options.get("die_after", 0))
+        self._hang_after = int(options.get("hang_after", 0))
+        self._slots = [_Slot() for _ in range(slots)]
+        self._calls: dict[int, _Call] = {}
+        self._ready: dict[int, _Call] = {}  # with a grant, the oldest grant first
+        self._steps: list[Step] = []  # to be told with the next step
+        self._said = 0  # tokens, ever
+        self._timer: asyncio.Handle | None = None
+        self._up = False
+        self._listener: Listener | None = None
+
+    async def start(self, listener: Listener) -> None:
+        self._listener = listener
+        self._rise()
+
+    def _rise(self) -> None:
+        self._timer, self._up = None, True
+        slots, window = len(self._slots), self._window
+        told = frozenset({"tokenize", "seed", "template", "park", "exact_usage"})
+        facts = Facts(slots, self._width, window, slots * window, 0, "echo: no model", told)
+        if self._listener is not None:
+            self._listener.up(facts)
+
+    async def stop(self) -> None:
+        self._up = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def tokenize(self, text: str) -> Sequence[int]:
+        self._check_up()
+        return tokenize(text)
+
+    async def compose(self, messages: Sequence[Message], *, raw: bool, fresh: int) -> Prompt:
+        """The template: a mark for the role, the content, a mark for the end."""
+        self._check_up()
+        if not 0 <= fresh <= len(messages):
+            raise SyscallError(Errno.EINVAL, f"{fresh} of {len(messages)} messages to be cut")
+        last = messages[len(messages) - fresh :]
+        cuts: list[Sequence[Cut]] = [
+            cut_text(message.content, lambda text: len(tokenize(text))) for message in last
+        ]
+        if raw:
+            return Prompt(tokenize("".join(message.content for message in messages)), cuts)
+        tokens: list[int] = []
+        for message in messages:
+            tokens += [MARKS[message.role], *tokenize(message.content), END]
+        return Prompt([*tokens, MARKS[Role.ASSISTANT]], cuts)
+
+    def _check_up(self) -> None:
+        if not self._up:
+            raise DeviceFault("the engine is down", "it is being started again: try later")
+
+    # --- commands -----------------------------------------------------------------------------
+    def admit(self, admission: Admission) -> None:
+        if not self._up:
+            return
+        fault = self._fault(admission)
+        if fault:
+            self._tell(Step(admission.call, error=DeviceFault(fault)))
+            return
+        call = _Call(admission, zlib.crc32(f"{self._seed}:{admission.sampling.seed}".encode()))
+        slot = self._slots[admission.slot]
+        if slot.history == admission.history:
+            most = min(len(slot.tokens), len(admission.tokens) - 1)
+            while call.cached < most and slot.tokens[call.cached] == admission.tokens[call.cached]:
+                call.cached += 1
+        call.tokens = list(admission.tokens[: call.cached])
+        call.grant = -call.cached
+        slot.history, slot.call = admission.history, admission.call
+        self._calls[admission.call] = call
+        if call.cached:
+            self._tell(Step(admission.call, cached=call.cached))
+            call.cached = 0  # told
+
+    def _fault(self, admission: Admission) -> str:
+        count = len(admission.tokens)
+        if not 0 <= admission.slot < len(self._slots):
+            return f"slot {admission.slot} of {len(self._slots)}"
+        if self._slots[admission.slot].call is not None or admission.call in self._calls:
+            return f"slot {admission.slot} or call {admission.call} is taken"
+        if not 0 < count < self._window:
+            return f"a prompt of {count} tokens, 1 to {self._window - 1} fit the window"
+        return "" if all(map(_valid, admission.tokens)) else "a token id is no token"
+
+    def grant(self, call: int, tokens: int) -> None:
+        known = self._calls.get(call)
+        if known is not None:
+            known.grant += max(0, tokens)
+            self._ready.setdefault(call, known)
+            self._schedule()
+
+    def cancel(self, call: int) -> None:
+        known = self._calls.get(call)
+        if known is not None:
+            known.finish = Finish.CANCELLED
+            self._tell(self._end(known, "", 0, 0))
+
+    def park(self, call: int) -> None:
+        known = self._calls.get(call)
+        if known is not None and known.slot is not None:
+            self._slots[known.slot] = _Slot()
+            known.slot = None
+
+    def unpark(self, call: int, slot: int) -> None:
+        known = self._calls.get(call)
+        if known is None or known.slot is not None:
+            return
+        if not 0 <= slot < len(self._slots) or self._slots[slot].call is not None:
+            fault = DeviceFault(f"slot {slot} is taken or does not exist")
+            self._tell(self._end(known, "", 0, 0, fault))
+            return
+        known.slot = slot
+        self._slots[slot] = _Slot(history=known.admission.history, call=call)
+        self._schedule()
+
+    # --- steps --------------------------------------------------------------------------------
+    def _tell(self, step: Step) -> None:
+        self._steps.append(step)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        """One step as soon as it is due, if there is anything to do."""
+        busy = self._steps or any(call.runnable for call in self._ready.values())
+        if not self._up or self._timer is not None or not busy:
+            return
+        if self._hang_after and self._said >= self._hang_after:
+            return
+        loop = asyncio.get_running_loop()
+        if self._interval_s:
+            self._timer = loop.call_later(self._interval_s, self._step)
+        else:
+            self._timer = loop.call_soon(self._step)
+
+    def _step(self) -> None:
+        self._timer = None
+        chosen = [call for call in self._ready.values() if call.runnable][: self._width]
+        answering = sum(1 for call in chosen if not call.left)
+        room = limits.CHUNK_TOKENS if answering else limits.BATCH_TOKENS
+        prompts = len(chosen) - answering
+        for call in sorted(chosen, key=lambda call: call.left):
+            fed = min(call.left, call.grant, max(1, room // prompts), room) if call.left else 0
+            room, prompts = room - fed, prompts - bool(call.left)
+            step = self._advance(call, fed)
+            if step is not None:
+                self._steps.append(step)
+        steps, self._steps = self._steps, []
+        if self._listener is not None:
+            self._listener.stepped(steps)
+        if self._die_after and self._said >= self._die_after:
+            self._die()
+        self._schedule()
+
+    def _advance(self, call: _Call, fed: int) -> Step | None:
+        """Feed a part of the prompt or answer one token."""
+        first = len(call.tokens)
+        call.tokens.extend(call.admission.tokens[first : first + fed])
+        call.grant -= fed
+        text, tokens = "", 0
+        if not call.left and call.grant > 0:
+            text, tokens = call.say(self._window)
+            self._said += tokens
+        if call.grant <= 0:
+            self._ready.pop(call.admission.call, None)
+        if call.finish is not None:
+            return self._end(call, text, tokens, fed)
+        if not fed and not tokens:
+            return None
+        return Step(call.admission.call, text, tokens, fed)
+
+    def _end(
+        self, call: _Call, text: str, tokens: int, fed: int, error: DeviceFault | None = None
+    ) -> Step:
+        """The call's last step; its slot is free."""
+        number = call.admission.call
+        del self._calls[number]
+        self._ready.pop(number, None)
+        if call.slot is not None:
+            slot = self._slots[call.slot]
+            slot.call, slot.tokens = None, call.tokens
+        rest = call.scan.flush()
+        whole = "".join([*call.texts, rest])
+        return Step(
+            number,
+            text=text + rest,
+            tokens=tokens,
+            fed=fed,
+            cached=call.cached,
+            finish=None if error else call.finish,
+            error=error,
+            cuts=cut_answer(whole, call.ends),
+        )
+
+    def _die(self) -> None:
+        """Once: lose everything, and rise again after the first pause of a restart."""
+        self._die_after, self._up = 0, False
+        self._calls, self._ready, self._steps = {}, {}, []
+        self._slots = [_Slot() for _ in self._slots]
+        if self._listener is not None:
+            self._listener.down("the echo engine died, as it was told", final=False)
+        self._timer = asyncio.get_running_loop().call_later(limits.RESTART_FIRST_S, self._rise)

@@ -1,0 +1,129 @@
+"""One call inside the engine: what it has been granted, fed and said.
+
+A grant counts prompt tokens, cached or not, and answer tokens alike: nothing is computed once
+`cached`, `fed` and `tokens` of a call's steps together reach what it was granted. Feeding the last
+prompt token yields the first answer token; when the grant ends just there, that token is held back
+until the next one. A token that ends the answer is never said and costs nothing.
+"""
+
+from dataclasses import dataclass, field
+
+from llmasos.drivers.pages import cut_answer
+from llmasos.drivers.stops import Scan
+from llmasos.kernel import limits
+from llmasos.kernel.driver import Admission, Step
+from llmasos.kernel.errors import DeviceFault
+from llmasos.kernel.values import Finish
+
+from .sampler import Sampler
+
+
+@dataclass(slots=True)
+class Slot:
+    """What lies in the context at one sequence id."""
+
+    number: int
+    tokens: list[int] = field(default_factory=list[int])
+    history: int | None = None  # whose they are
+    call: int | None = None  # who computes here; None: free
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A context outside its slot."""
+
+    state: bytearray
+    tokens: list[int]
+
+
+class Call:
+    """An admitted call. The engine thread alone touches it."""
+
+    def __init__(self, admission: Admission, slot: Slot, sampler: Sampler) -> None:
+        self.admission = admission
+        self.slot: Slot | None = slot
+        self.sampler = sampler
+        self.scan = Scan(admission.sampling.stop)
+        self.saved: Saved | None = None
+        self.grant = 0  # tokens
+        self.held: int | None = None  # chosen, not yet paid for
+        self.next: int | None = None  # said, not yet in the slot
+        self.finish: Finish | None = None
+        self._cached = 0
+        self._texts: list[str] = []  # the answer
+        self._ends: list[int] = []  # characters whole after each of its tokens
+        self._fresh: list[str] = []  # text since the last step
+        self._tokens = self._fed = 0  # since the last step
+
+    @property
+    def runnable(self) -> bool:
+        return self.grant > 0 and self.slot is not None
+
+    @property
+    def left(self) -> int:
+        """Prompt tokens that are not in the slot."""
+        done = len(self.slot.tokens) if self.slot else 0
+        return max(0, len(self.admission.tokens) - done)
+
+    @property
+    def decodes(self) -> bool:
+        return self.next is not None or self.held is not None
+
+    def reuse(self, tokens: int) -> None:
+        """So much of the prompt need not be computed; it counts as if it had been."""
+        self._cached = tokens
+        self.grant -= tokens
+
+    def feed(self, tokens: int) -> None:
+        """Prompt tokens have been computed."""
+        self._fed += tokens
+        self.grant -= tokens
+
+    def choose(self, token: int, piece: bytes | None, window: int) -> None:
+        """The next token; `piece` None: it ends the answer."""
+        self.next = None
+        if piece is None:
+            self.finish = Finish.STOP
+        elif self.grant > 0:
+            self.say(token, piece, window)
+        else:
+            self.held = token
+
+    def say(self, token: int, piece: bytes, window: int) -> None:
+        self.held, self.next = None, token
+        self.grant -= 1
+        self._tokens += 1
+        self._show(self.scan.feed(piece))
+        self._ends.append(self.scan.seen)
+        count = len(self._ends)
+        full = len(self.admission.tokens) + count >= window
+        most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
+        if self.scan.stopped:
+            self.finish = Finish.STOP
+        elif full or count >= most:
+            self.finish = Finish.LENGTH
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._fresh.append(text)
+            self._texts.append(text)
+
+    def step(self, error: DeviceFault | None = None) -> Step | None:
+        """What happened since the last step, or None."""
+        ended = self.finish is not None or error is not None
+        if ended:
+            self._show(self.scan.flush())
+        elif not self._tokens and not self._fed and not self._cached:
+            return None
+        step = Step(
+            self.admission.call,
+            text="".join(self._fresh),
+            tokens=self._tokens,
+            fed=self._fed,
+            cached=self._cached,
+            finish=None if error else self.finish,
+            error=error,
+            cuts=cut_answer("".join(self._texts), self._ends) if ended else (),
+        )
+        self._fresh, self._tokens, self._fed, self._cached = [], 0, 0, 0
+        return step

@@ -1,0 +1,101 @@
+"""The words between the kernel's side of the engine and its child process.
+
+    to the child     LOAD first, then TOKENIZE COMPOSE (answered by their id) and ADMIT GRANT
+                     CANCEL PARK UNPARK (answered by later steps)
+    to the kernel    UP once, ANSWER or REFUSED for a text, STEPS: one frame a step
+
+The frames are those of kernel/wire.py under a larger cap, because the peer is ours. Tokens travel
+as bytes and pages as one flat list: both stay under the caps on items. Imported by both sides, so
+it must not import llama_cpp.
+"""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmasos.kernel import limits
+from llmasos.kernel.driver import Cut, Option, Step
+from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.values import Finish
+from llmasos.kernel.wire import pack, unpack
+
+FRAME_BYTES = 64 * 1024 * 1024
+(
+    LOAD, TOKENIZE, COMPOSE, ADMIT, GRANT, CANCEL, PARK, UNPARK,
+    UP, ANSWER, REFUSED, STEPS,
+) = range(12)  # fmt: skip
+
+Frame = list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the child loads, and how."""
+
+    path: str
+    slots: int
+    width: int
+    window: int  # tokens a slot
+    threads: int
+    flash: bool
+    batch: int  # tokens of one step when nobody decodes
+    gpu_layers: int
+    hang_s: float
+    nice: int  # of the computing threads; the text thread stays as it is
+
+
+Options = dict[str, Option]
+
+
+def encode(frame: Frame) -> bytes:
+    return pack(frame, FRAME_BYTES)
+
+
+def decode(body: bytes) -> Frame:
+    return unpack(body, limits.REPLY_ITEMS)
+
+
+def tokens_out(tokens: Sequence[int]) -> bytes:
+    """Raises OverflowError for what is no token id of any vocabulary."""
+    return array("i", tokens).tobytes()
+
+
+def tokens_in(data: bytes) -> list[int]:
+    tokens = array("i")
+    tokens.frombytes(data)
+    return tokens.tolist()
+
+
+def cuts_out(cuts: Sequence[Cut]) -> list[str | int]:
+    return [part for cut in cuts for part in (cut.text, cut.tokens)]
+
+
+def cuts_in(flat: list[Any]) -> list[Cut]:
+    return [Cut(text, tokens) for text, tokens in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def step_out(step: Step) -> Frame:
+    error = None if step.error is None else [step.error.message, step.error.hint]
+    return [
+        step.call, step.text, step.tokens, step.fed, step.cached, step.finish, error,
+        cuts_out(step.cuts),
+    ]  # fmt: skip
+
+
+def step_in(frame: Frame) -> Step:
+    call, text, tokens, fed, cached, finish, error, cuts = frame
+    return Step(
+        call, text, tokens, fed, cached,
+        finish=Finish(finish) if finish else None,
+        error=DeviceFault(*error) if error else None,
+        cuts=cuts_in(cuts) if cuts else (),
+    )  # fmt: skip
+
+
+def error_in(errno: int, message: str, hint: str) -> SyscallError:
+    """The refusal as an exception; EIO is the device's own."""
+    number = Errno(errno)
+    return (
+        DeviceFault(message, hint) if number == Errno.EIO else SyscallError(number, message, hint)
+    )

@@ -1,0 +1,473 @@
+"""What every engine promises, as test functions over a mounted engine.
+
+`test_llama.py` and `test_echo.py` run each of `PROMISES` against their engine, and those of
+`SMALL_PROMISES` against one of four slots, two of them in a step, and a window of 256 tokens.
+"""
+
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import anyio
+import pytest
+
+from llmasos.kernel import limits
+from llmasos.kernel.driver import Admission, Engine, Facts, Option, Step
+from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.values import Finish, Message, Role, Sampling
+
+DEADLINE_S = 30.0  # a guard against hangs, never a timing
+PLENTY = 100_000  # tokens
+SMALL: dict[str, Option] = {"slots": 4, "width": 2, "window": 256}
+QUESTION = "What is the capital of France? Answer in one sentence, please."
+
+
+@dataclass
+class Ear:
+    """A listener that keeps everything it hears."""
+
+    facts: Facts | None = None
+    ups: int = 0
+    frames: list[list[Step]] = field(default_factory=list[list[Step]])
+    downs: list[tuple[str, bool]] = field(default_factory=list[tuple[str, bool]])
+    news: anyio.Event | None = None
+
+    def up(self, facts: Facts) -> None:
+        self.facts = facts
+        self.ups += 1
+        self._tell()
+
+    def stepped(self, steps: Sequence[Step]) -> None:
+        self.frames.append(list(steps))
+        self._tell()
+
+    def down(self, reason: str, *, final: bool) -> None:
+        self.downs.append((reason, final))
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.news is not None:
+            self.news.set()
+
+    async def until(self, true: Callable[[], object]) -> None:
+        with anyio.fail_after(DEADLINE_S):
+            while not true():
+                self.news = anyio.Event()
+                await self.news.wait()
+
+    def steps(self, call: int) -> list[Step]:
+        return [step for frame in self.frames for step in frame if step.call == call]
+
+
+@dataclass
+class Outcome:
+    """A call that ended."""
+
+    steps: list[Step]
+
+    @property
+    def text(self) -> str:
+        return "".join(step.text for step in self.steps)
+
+    @property
+    def last(self) -> Step:
+        return self.steps[-1]
+
+    @property
+    def tokens(self) -> int:
+        return sum(step.tokens for step in self.steps)
+
+    @property
+    def fed(self) -> int:
+        return sum(step.fed for step in self.steps)
+
+
+class Rig:
+    """A mounted engine, and short words to use it."""
+
+    numbers = itertools.count(1)
+
+    def __init__(self, driver: ModuleType, image: Path, log: Path, **options: Option) -> None:
+        self.ear = Ear()
+        self.log = log
+        self.engine: Engine = driver.engine(image, options, log)
+
+    async def __aenter__(self) -> "Rig":
+        with anyio.fail_after(DEADLINE_S):
+            await self.engine.start(self.ear)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with anyio.fail_after(DEADLINE_S):
+            await self.engine.stop()
+
+    @property
+    def facts(self) -> Facts:
+        assert self.ear.facts is not None
+        return self.ear.facts
+
+    async def prompt(self, text: str = QUESTION, *, raw: bool = False) -> Sequence[int]:
+        message = Message(Role.USER, text)
+        return (await self.engine.compose([message], raw=raw, fresh=0)).tokens
+
+    def admit(
+        self, tokens: Sequence[int], slot: int = 0, history: int | None = None, **sampling: Any
+    ) -> int:
+        number = next(self.numbers)
+        values: dict[str, Any] = {"max_tokens": 16, "temperature": 0.0, "seed": 1, **sampling}
+        own = number if history is None else history
+        self.engine.admit(Admission(number, slot, own, tokens, Sampling(**values)))
+        return number
+
+    async def end(self, number: int) -> Outcome:
+        def ended() -> bool:
+            steps = self.ear.steps(number)
+            return bool(steps) and (steps[-1].finish or steps[-1].error) is not None
+
+        await self.ear.until(ended)
+        return Outcome(self.ear.steps(number))
+
+    async def run(
+        self, tokens: Sequence[int], slot: int = 0, history: int | None = None, **sampling: Any
+    ) -> Outcome:
+        number = self.admit(tokens, slot, history, **sampling)
+        self.engine.grant(number, PLENTY)
+        return await self.end(number)
+
+    async def say(self, number: int, tokens: int) -> None:
+        """Wait until the call has said so many tokens."""
+        await self.ear.until(lambda: Outcome(self.ear.steps(number)).tokens >= tokens)
+
+
+Promise = Callable[[Rig], Awaitable[None]]
+
+
+def check_end(outcome: Outcome) -> None:
+    """It ended once, and its pages are what was said."""
+    ends = [step for step in outcome.steps if step.finish or step.error]
+    assert ends == [outcome.last]
+    assert "".join(cut.text for cut in outcome.last.cuts) == outcome.text
+    assert all(0 < cut.tokens <= limits.PAGE_TOKENS for cut in outcome.last.cuts)
+    assert sum(cut.tokens for cut in outcome.last.cuts) <= outcome.tokens
+    assert not any(step.cuts for step in outcome.steps[:-1])
+
+
+async def a_call_says_its_text_in_order_and_ends_once(rig: Rig) -> None:
+    tokens = await rig.prompt()
+    outcome = await rig.run(tokens, max_tokens=40)
+    assert outcome.text
+    check_end(outcome)
+    assert outcome.fed + outcome.steps[0].cached == len(tokens)
+    assert [step.cached for step in outcome.steps[1:]] == [0] * (len(outcome.steps) - 1)
+
+
+async def nothing_is_computed_without_a_grant(rig: Rig) -> None:
+    number = rig.admit(await rig.prompt(), max_tokens=40)
+    await rig.run(await rig.prompt("Hello!"), slot=1)
+    assert rig.ear.steps(number) == []
+    rig.engine.grant(number, 5)
+    await rig.ear.until(lambda: spent(rig, number) >= 5)
+    await rig.run(await rig.prompt("Hello again!"), slot=1)
+    assert spent(rig, number) == 5
+    rig.engine.cancel(number)
+    assert (await rig.end(number)).last.finish is Finish.CANCELLED
+
+
+def spent(rig: Rig, number: int) -> int:
+    return sum(step.fed + step.tokens for step in rig.ear.steps(number))
+
+
+async def any_grant_lets_a_call_go_on(rig: Rig) -> None:
+    number = rig.admit(await rig.prompt("One, two"), max_tokens=6, ignore_eos=True)
+    for granted in itertools.count(1):
+        rig.engine.grant(number, 1)
+        await rig.ear.until(lambda: spent(rig, number) > granted - 1)  # noqa: B023
+        assert spent(rig, number) == granted
+        if rig.ear.steps(number)[-1].finish:
+            break
+    outcome = await rig.end(number)
+    assert outcome.last.finish is Finish.LENGTH
+    assert outcome.tokens == 6
+    check_end(outcome)
+
+
+async def a_cancelled_call_ends_at_the_next_step(rig: Rig) -> None:
+    tokens = await rig.prompt()
+    number = rig.admit(tokens, max_tokens=1000, ignore_eos=True)
+    rig.engine.grant(number, PLENTY)
+    await rig.say(number, 3)
+    before = len(rig.ear.steps(number))
+    rig.engine.cancel(number)
+    outcome = await rig.end(number)
+    assert outcome.last.finish is Finish.CANCELLED
+    # One step may have been on its way, one was being computed.
+    assert len(outcome.steps) <= before + 3
+    check_end(outcome)
+    rig.engine.cancel(number)
+    check_end(await rig.run(tokens, slot=0))
+    assert len(rig.ear.steps(number)) == len(outcome.steps)
+
+
+async def a_call_is_cancelled_before_its_first_grant(rig: Rig) -> None:
+    number = rig.admit(await rig.prompt())
+    rig.engine.cancel(number)
+    outcome = await rig.end(number)
+    assert [step.finish for step in outcome.steps] == [Finish.CANCELLED]
+    assert (outcome.text, outcome.tokens, outcome.fed) == ("", 0, 0)
+    check_end(outcome)
+
+
+async def max_tokens_are_not_exceeded(rig: Rig) -> None:
+    outcome = await rig.run(await rig.prompt(), max_tokens=3, ignore_eos=True)
+    assert outcome.last.finish is Finish.LENGTH
+    assert outcome.tokens == 3
+
+
+async def an_answer_ends_by_itself(rig: Rig) -> None:
+    outcome = await rig.run(await rig.prompt("Say hello."), max_tokens=300)
+    assert outcome.last.finish is Finish.STOP
+    assert "<|" not in outcome.text
+    check_end(outcome)
+
+
+async def a_stop_string_ends_the_text_before_itself(rig: Rig) -> None:
+    tokens = await rig.prompt()
+    whole = await rig.run(tokens, max_tokens=12, ignore_eos=True)
+    for begin, size in ((1, 1), (3, 4), (6, 11)):
+        stop = whole.text[begin : begin + size]
+        outcome = await rig.run(tokens, max_tokens=12, ignore_eos=True, stop=[stop, "\0never"])
+        assert outcome.text == whole.text[: whole.text.index(stop)]
+        assert outcome.last.finish is Finish.STOP
+        assert outcome.tokens <= whole.tokens
+        check_end(outcome)
+
+
+async def text_held_back_for_a_stop_string_is_told_at_the_end(rig: Rig) -> None:
+    tokens = await rig.prompt()
+    whole = await rig.run(tokens, max_tokens=8, ignore_eos=True)
+    stop = whole.text[-5:] + "\0never"
+    outcome = await rig.run(tokens, max_tokens=8, ignore_eos=True, stop=[stop])
+    assert outcome.text == whole.text
+    assert outcome.last.finish is Finish.LENGTH
+    check_end(outcome)
+
+
+async def the_same_seed_gives_the_same_text(rig: Rig) -> None:
+    tokens = await rig.prompt("Tell me a long story about a fox.")
+    wild: dict[str, Any] = {
+        "temperature": 1.5,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "max_tokens": 16,
+    }
+    first, second, other = [
+        (await rig.run(tokens, ignore_eos=True, seed=seed, **wild)).text for seed in (7, 7, 8)
+    ]
+    assert first == second
+    assert first != other
+
+
+async def greedy_text_is_the_same_each_time(rig: Rig) -> None:
+    tokens = await rig.prompt()
+    assert len({(await rig.run(tokens, seed=seed)).text for seed in (1, 2, 3)}) == 1
+
+
+async def every_way_of_sampling_is_accepted(rig: Rig) -> None:
+    tokens = await rig.prompt()
+    ways: list[dict[str, Any]] = [
+        {"temperature": 0.7, "top_k": 1},
+        {"temperature": 1e-9, "repeat_penalty": 1.3},
+        {"temperature": 0.0, "frequency_penalty": 2.0, "presence_penalty": -2.0},
+        {"temperature": 100.0, "top_k": 2**31 - 1, "top_p": 0.0},
+        {"temperature": 1.0, "min_p": 1.0, "seed": 2**32 - 2},
+        {"temperature": 0.5, "repeat_penalty": 0.01, "ignore_eos": True},
+        {"max_tokens": None},
+    ]
+    for way in ways:
+        outcome = await rig.run(tokens, **{"max_tokens": 4, **way})
+        assert outcome.last.error is None
+        check_end(outcome)
+
+
+async def calls_at_once_do_not_mix(rig: Rig) -> None:
+    words = ["fox", "cat", "dog", "owl", "bee", "ant", "cow", "hen"]
+    prompts = [await rig.prompt(f"The {word} said: {word}!") for word in words]
+    alone = [(await rig.run(tokens, max_tokens=6)).text for tokens in prompts]
+    numbers = [rig.admit(tokens, slot, max_tokens=6) for slot, tokens in enumerate(prompts)]
+    for number in numbers:
+        rig.engine.grant(number, PLENTY)
+    outcomes = [await rig.end(number) for number in numbers]
+    for outcome in outcomes:
+        check_end(outcome)
+    # A batch of another shape may turn a near tie of a real model; mixed calls turn them all.
+    same = sum(outcome.text == text for outcome, text in zip(outcomes, alone, strict=True))
+    assert same >= len(words) - 2
+
+
+async def a_context_is_reused_by_its_own_history_only(rig: Rig) -> None:
+    tokens = list(await rig.prompt())
+    first = await rig.run(tokens, history=1_000_001)
+    again = await rig.run(tokens, history=1_000_001)
+    foreign = await rig.run(tokens, history=1_000_002)
+    shorter = await rig.run([*tokens[:5], *tokens[6:]], history=1_000_002)
+    cached = [outcome.steps[0].cached for outcome in (first, again, foreign, shorter)]
+    assert cached == [0, len(tokens) - 1, 0, 5]
+    assert again.fed == 1
+    assert first.text == foreign.text
+
+
+async def what_was_cached_counts_against_the_grant(rig: Rig) -> None:
+    tokens = await rig.prompt("Tell me a story about a fox.")
+    await rig.run(tokens, slot=0, history=1_000_005)
+    number = rig.admit(tokens, slot=0, history=1_000_005, max_tokens=4, ignore_eos=True)
+    rig.engine.grant(number, 3)
+    await rig.ear.until(lambda: bool(rig.ear.steps(number)))
+    (told,) = rig.ear.steps(number)
+    assert (told.cached, told.fed, told.tokens) == (len(tokens) - 1, 0, 0)
+    rig.engine.grant(number, told.cached - 3 + 1 + 4)
+    outcome = await rig.end(number)
+    assert sum(step.fed for step in outcome.steps) == 1
+    check_end(outcome)
+
+
+async def a_parked_call_goes_on_as_if_nothing_had_been(rig: Rig) -> None:
+    tokens = await rig.prompt("Tell me a story about a fox.")
+    whole = await rig.run(tokens, max_tokens=12, ignore_eos=True, temperature=0.8, seed=3)
+    number = rig.admit(tokens, max_tokens=12, ignore_eos=True, temperature=0.8, seed=3)
+    rig.engine.grant(number, len(tokens) + 4)
+    await rig.say(number, 4)
+    rig.engine.park(number)
+    rig.engine.grant(number, PLENTY)
+    await rig.run(await rig.prompt("Hello!"), slot=0)
+    assert len(Outcome(rig.ear.steps(number)).text) < len(whole.text)
+    rig.engine.unpark(number, 2)
+    outcome = await rig.end(number)
+    assert outcome.text == whole.text
+    check_end(outcome)
+
+
+async def a_call_parked_before_its_first_grant_runs_later(rig: Rig) -> None:
+    number = rig.admit(await rig.prompt())
+    rig.engine.park(number)
+    await rig.run(await rig.prompt("Hello!"), slot=0)
+    rig.engine.unpark(number, 1)
+    rig.engine.grant(number, PLENTY)
+    check_end(await rig.end(number))
+
+
+async def a_parked_call_can_be_cancelled(rig: Rig) -> None:
+    number = rig.admit(await rig.prompt(), max_tokens=100, ignore_eos=True)
+    rig.engine.grant(number, PLENTY)
+    await rig.say(number, 2)
+    rig.engine.park(number)
+    rig.engine.cancel(number)
+    outcome = await rig.end(number)
+    assert outcome.last.finish is Finish.CANCELLED
+    check_end(outcome)
+
+
+async def a_bad_admission_is_a_fault_of_that_call_only(rig: Rig) -> None:
+    tokens = list(await rig.prompt())
+    window = rig.facts.window
+    busy = rig.admit(tokens, 0, max_tokens=50, ignore_eos=True)
+    bad = [
+        rig.admit(tokens, slot=0),
+        rig.admit(tokens, slot=-1),
+        rig.admit(tokens, slot=rig.facts.slots),
+        rig.admit([], slot=1),
+        rig.admit([*tokens, 2**31 - 1], slot=1),
+        rig.admit([-1], slot=1),
+        rig.admit([tokens[0]] * window, slot=1),
+    ]
+    for number in bad:
+        outcome = await rig.end(number)
+        assert isinstance(outcome.last.error, DeviceFault)
+        check_end(outcome)
+    rig.engine.grant(busy, PLENTY)
+    assert (await rig.end(busy)).tokens == 50
+
+
+async def messages_are_cut_into_exact_pages(rig: Rig) -> None:
+    texts = ["", "Hello, world.", "naïve 🦊 " * 300, "x" * 3000, "\n\n  a\tb " * 500, "字" * 900]
+    messages = [Message(Role.USER, text) for text in ["old", *texts]]
+    prompt = await rig.engine.compose(messages, raw=False, fresh=len(texts))
+    assert ["".join(cut.text for cut in cuts) for cuts in prompt.cuts] == texts
+    for cut in itertools.chain.from_iterable(prompt.cuts):
+        assert 0 < cut.tokens <= limits.PAGE_TOKENS
+        assert len(await rig.engine.tokenize(cut.text)) == cut.tokens
+
+
+async def only_messages_that_exist_are_cut(rig: Rig) -> None:
+    for fresh in (-1, 2):
+        with pytest.raises(SyscallError) as error:
+            await rig.engine.compose([Message(Role.USER, "hi")], raw=False, fresh=fresh)
+        assert error.value.errno == Errno.EINVAL
+
+
+async def a_raw_prompt_is_the_texts_joined(rig: Rig) -> None:
+    messages = [Message(Role.USER, "The quick "), Message(Role.USER, "brown fox")]
+    prompt = await rig.engine.compose(messages, raw=True, fresh=0)
+    assert list(prompt.tokens) == list(await rig.engine.tokenize("The quick brown fox"))
+    assert prompt.cuts == []
+
+
+async def the_facts_are_told(rig: Rig) -> None:
+    facts = rig.facts
+    assert 1 <= facts.width <= facts.slots
+    assert facts.cells == facts.slots * facts.window
+    assert facts.placement
+    assert {"tokenize", "seed", "template", "park", "exact_usage"} >= facts.capabilities
+
+
+async def a_full_window_ends_the_answer(rig: Rig) -> None:
+    outcome = await rig.run(tokens := await rig.prompt(), max_tokens=5000, ignore_eos=True)
+    assert outcome.last.finish is Finish.LENGTH
+    assert len(tokens) + outcome.tokens == rig.facts.window == 256
+    check_end(outcome)
+
+
+async def no_step_is_wider_than_the_width(rig: Rig) -> None:
+    begin = len(rig.ear.frames)
+    numbers = [rig.admit(await rig.prompt(f"Count to {slot}."), slot) for slot in range(4)]
+    for number in numbers:
+        rig.engine.grant(number, PLENTY)
+    for number in numbers:
+        check_end(await rig.end(number))
+    widths = [len({step.call for step in frame}) for frame in rig.ear.frames[begin:]]
+    assert max(widths) == 2
+
+
+PROMISES: list[Promise] = [
+    a_call_says_its_text_in_order_and_ends_once,
+    nothing_is_computed_without_a_grant,
+    any_grant_lets_a_call_go_on,
+    a_cancelled_call_ends_at_the_next_step,
+    a_call_is_cancelled_before_its_first_grant,
+    max_tokens_are_not_exceeded,
+    an_answer_ends_by_itself,
+    a_stop_string_ends_the_text_before_itself,
+    text_held_back_for_a_stop_string_is_told_at_the_end,
+    the_same_seed_gives_the_same_text,
+    greedy_text_is_the_same_each_time,
+    every_way_of_sampling_is_accepted,
+    calls_at_once_do_not_mix,
+    a_context_is_reused_by_its_own_history_only,
+    what_was_cached_counts_against_the_grant,
+    a_parked_call_goes_on_as_if_nothing_had_been,
+    a_call_parked_before_its_first_grant_runs_later,
+    a_parked_call_can_be_cancelled,
+    a_bad_admission_is_a_fault_of_that_call_only,
+    messages_are_cut_into_exact_pages,
+    only_messages_that_exist_are_cut,
+    a_raw_prompt_is_the_texts_joined,
+    the_facts_are_told,
+]
+SMALL_PROMISES: list[Promise] = [a_full_window_ends_the_answer, no_step_is_wider_than_the_width]
+
+
+def name(promise: Promise) -> str:
+    return getattr(promise, "__name__", "")

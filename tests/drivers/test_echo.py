@@ -1,0 +1,125 @@
+"""The echo engine keeps the promises of every engine, and its own."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from llmasos.drivers import echo
+from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.values import Finish, Message, Role
+from tests.drivers import contract
+from tests.drivers.contract import PLENTY, Promise, Rig
+
+pytestmark = pytest.mark.anyio
+HERE = Path(__file__)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with Rig(echo, HERE, tmp_path / "log") as rig:
+        yield rig
+
+
+@pytest.mark.parametrize("promise", contract.PROMISES, ids=contract.name)
+async def test_promise(promise: Promise, rig: Rig) -> None:
+    await promise(rig)
+
+
+@pytest.mark.parametrize("promise", contract.SMALL_PROMISES, ids=contract.name)
+async def test_promise_of_a_small_engine(promise: Promise, tmp_path: Path) -> None:
+    async with Rig(echo, HERE, tmp_path / "log", **contract.SMALL) as rig:
+        await promise(rig)
+
+
+async def test_the_answer_is_the_last_user_message(rig: Rig) -> None:
+    messages = [
+        Message(Role.SYSTEM, "You are an echo."),
+        Message(Role.USER, "first"),
+        Message(Role.ASSISTANT, "first"),
+        Message(Role.USER, "Grüße, 🦊 und 字!"),
+    ]
+    prompt = await rig.engine.compose(messages, raw=False, fresh=1)
+    outcome = await rig.run(prompt.tokens)
+    assert outcome.text == "Grüße, 🦊 und 字!"
+    assert outcome.last.finish is Finish.STOP
+    assert "\ufffd" not in "".join(step.text for step in outcome.steps)
+
+
+async def test_the_answer_is_cyclic_when_its_end_is_ignored(rig: Rig) -> None:
+    outcome = await rig.run(await rig.prompt("ab, "), max_tokens=5, ignore_eos=True)
+    assert outcome.text == "ab, ab, ab,"
+
+
+async def test_calls_at_once_say_exactly_what_they_say_alone(rig: Rig) -> None:
+    texts = [f"message number {index} 🦊" * (index + 1) for index in range(16)]
+    numbers = [
+        rig.admit(await rig.prompt(text), slot, max_tokens=500) for slot, text in enumerate(texts)
+    ]
+    for number in numbers:
+        rig.engine.grant(number, PLENTY)
+    assert [(await rig.end(number)).text for number in numbers] == texts
+
+
+def test_every_text_has_one_tokenization_that_gives_it_back() -> None:
+    text = "plain, naïve, 字字, 🦊🦊a\0\n" * 3
+    tokens = echo.tokenize(text)
+    assert b"".join(map(echo.piece, tokens)).decode() == text
+    assert all(len(echo.piece(token)) <= 3 for token in tokens)
+
+
+async def test_the_engine_dies_once_and_rises(tmp_path: Path) -> None:
+    async with Rig(echo, HERE, tmp_path / "log", die_after=3) as rig:
+        number = rig.admit(await rig.prompt("a text that is long enough"))
+        rig.engine.grant(number, PLENTY)
+        await rig.ear.until(lambda: rig.ear.downs)
+        assert rig.ear.downs == [("the echo engine died, as it was told", False)]
+        with pytest.raises(DeviceFault):
+            await rig.engine.tokenize("hello")
+        rig.engine.grant(number, 1)
+        await rig.ear.until(lambda: rig.ear.ups == 2)
+        assert (await rig.run(await rig.prompt("hello"))).text == "hello"
+        assert all(step.finish is None for step in rig.ear.steps(number))
+
+
+async def test_the_engine_hangs_when_it_is_told(tmp_path: Path) -> None:
+    async with Rig(echo, HERE, tmp_path / "log", hang_after=2) as rig:
+        number = rig.admit(await rig.prompt("a text that is long enough"))
+        rig.engine.grant(number, PLENTY)
+        await rig.say(number, 2)
+        assert list(await rig.engine.tokenize("hello")) == echo.tokenize("hello")
+        assert contract.Outcome(rig.ear.steps(number)).tokens == 2
+
+
+async def test_the_rate_paces_the_steps(tmp_path: Path) -> None:
+    async with Rig(echo, HERE, tmp_path / "log", rate=1000.0) as rig:
+        assert (await rig.run(await rig.prompt("hello"))).text == "hello"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("slots", 0),
+        ("slots", True),
+        ("slots", 1.5),
+        ("rate", -1),
+        ("rate", "fast"),
+        ("width", 17),
+        ("colour", 1),
+    ],
+)
+def test_a_bad_option_is_refused(option: str, value: float | str) -> None:
+    with pytest.raises(SyscallError) as error:
+        echo.check({option: value})
+    assert error.value.errno == Errno.EINVAL
+
+
+def test_it_runs_without_a_file_only() -> None:
+    assert echo.probe(Path()).architecture == "echo"
+    with pytest.raises(SyscallError):
+        echo.probe(HERE)
