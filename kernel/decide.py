@@ -26,7 +26,7 @@ class Claim:
     cells: int  # tokens it may come to hold: prompt and answer
     virtual: float = 0.0  # tokens computed over weight, since the device came up
     slot: int | None = None
-    granted: int = 0  # tokens it may compute without asking again
+    granted: int = 0  # tokens it may compute without asking again; below 0: debt, see driver.py
     stopped: bool = False
     parked: bool = False  # admitted before, its context saved outside a slot
     behind: bool = False  # its reader is too slow: no further quantum
@@ -139,4 +139,4 @@ def _grants(able: list[Claim], width: int) -> Iterable[Grant]:
     hungry = sorted((c for c in able if c.granted <= 1), key=lambda c: c.virtual)
     for claim in islice(hungry, max(0, width - seated)):
         quantum = limits.CHUNK_TOKENS if claim.prompt else limits.QUANTUM_TOKENS
-        yield Grant(claim.call, quantum)
+        yield Grant(claim.call, quantum - min(0, claim.granted))

@@ -117,7 +117,8 @@ class Engine(Protocol):
     def grant(self, call: int, tokens: int) -> None:
         """Let the call compute this many more tokens, prompt and answer alike.
 
-        The first grant is less by what was cached, and at least 0.
+        Grants add up. What was cached counts against them as if it had been computed, so a call
+        may be in debt until a later grant: both sides only add and subtract, in any order.
         """
         ...
 

@@ -116,7 +116,7 @@ class Device:
         claim = work.claim
         spent = step.fed + step.tokens
         claim.virtual += spent / claim.weight
-        claim.granted = max(0, claim.granted - spent - step.cached)
+        claim.granted -= spent + step.cached
         if step.cached:
             work.cached = step.cached
         claim.prompt = max(0, claim.prompt - step.fed - step.cached)
@@ -208,7 +208,6 @@ class Device:
                     self._admit(work, call, slot)
                 case Park(call, slot):
                     work.claim.slot, work.claim.parked, work.process.running = None, True, False
-                    work.claim.granted = 0
                     self._table.last.pop(slot, None)
                     self.engine.park(call)
                 case Grant(call, tokens):

@@ -36,16 +36,30 @@ def ensure(where: Paths, *arguments: str) -> bool:
     """Have a daemon answer at `where`; True when it was started here.
 
     `arguments` go to the daemon. Raises ECONNREFUSED with the end of its log when it did not come
-    up within START_S, EACCES when a directory is not ours.
+    up within START_S, EACCES, EEXIST or ENOSPC when a directory cannot be used.
     """
-    _directory(where.runtime)
-    with _alone(where.runtime / "start.lock"):
-        if answers(where):
-            return False
-        _farewell(where)
-        _directory(where.state)
-        _launch(where, arguments)
-        return True
+    try:
+        where.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone(where.runtime / "start.lock"):
+            if answers(where):
+                return False
+            _farewell(where)
+            where.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _launch(where, arguments)
+            return True
+    except OSError as error:
+        raise _disk(error) from error
+
+
+def _disk(error: OSError) -> SyscallError:
+    """A directory or file of ours that cannot be used."""
+    known = {int(errno) for errno in Errno}
+    errno = Errno(error.errno) if error.errno in known else Errno.EACCES
+    return SyscallError(
+        errno,
+        f"{error.filename}: {error.strerror}",
+        "LLMASOS_RUNTIME_DIR and LLMASOS_STATE_DIR name directories of your own",
+    )
 
 
 def answers(where: Paths) -> bool:
@@ -57,17 +71,6 @@ def answers(where: Paths) -> bool:
             raise
         return False
     return True
-
-
-def _directory(path: Path) -> None:
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)
-    except OSError as error:
-        raise SyscallError(
-            Errno.EACCES, f"{path}: {error.strerror}",
-            "LLMASOS_RUNTIME_DIR and LLMASOS_STATE_DIR name directories of your own",
-        ) from error  # fmt: skip
 
 
 @contextmanager
@@ -115,7 +118,7 @@ def _launch(where: Paths, arguments: Sequence[str]) -> None:
         run = [*command("run"), "--ready-fd", str(tell), *arguments]
         subprocess.run(
             [*_DETACH, *run], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-            pass_fds=(tell,), start_new_session=True, check=True,
+            env=_environment(where), pass_fds=(tell,), start_new_session=True, check=True,
         )  # fmt: skip
         os.close(tell)
         tell = -1
@@ -124,6 +127,13 @@ def _launch(where: Paths, arguments: Sequence[str]) -> None:
         for descriptor in (ready, tell, log):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def _environment(where: Paths) -> dict[str, str]:
+    """It stands in / and not here, so its directories must not be relative."""
+    names = ("runtime", "state", "cache", "config")
+    own = {f"LLMASOS_{n.upper()}_DIR": os.path.abspath(getattr(where, n)) for n in names}
+    return {**os.environ, **own}
 
 
 def command(verb: str) -> list[str]:

@@ -29,7 +29,7 @@ class Device:
                 case Admit(_, slot):
                     claim.slot, claim.parked = slot, False
                 case Park():
-                    claim.slot, claim.parked, claim.granted = None, True, 0
+                    claim.slot, claim.parked = None, True
                 case Grant(_, tokens):
                     assert claim.slot is not None
                     claim.granted += tokens
@@ -45,7 +45,7 @@ class Device:
         self.decide()
         claims = self.table.claims
         able = [
-            c for c in self.order if c in claims and claims[c].granted and not claims[c].stopped
+            c for c in self.order if c in claims and claims[c].granted > 0 and not claims[c].stopped
         ]
         for claim in (claims[call] for call in able[: self.table.width]):
             spent = min(claim.prompt, claim.granted) or 1
@@ -53,7 +53,7 @@ class Device:
             claim.granted -= spent
             claim.virtual += spent / claim.weight
             self.computed[claim.process] = self.computed.get(claim.process, 0) + spent
-        self.order = [c for c in self.order if c in claims and claims[c].granted]
+        self.order = [c for c in self.order if c in claims and claims[c].granted > 0]
 
 
 def test_everybody_runs_when_there_is_room() -> None:
@@ -176,6 +176,19 @@ def test_a_process_returns_to_the_slot_that_holds_its_tokens() -> None:
     device.add(1, process=102)
     device.decide()
     assert device.table.claims[1].slot == 2
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_debt_for_what_was_cached_is_paid_with_the_next_grant(width: int) -> None:
+    device = Device(slots=4, width=width)
+    for call in range(1, 5):
+        device.add(call, prompt=1000)
+    device.decide()
+    claim = device.table.claims[1]
+    claim.prompt, claim.granted = 10, claim.granted - 990  # the engine found 990 of them
+    for _ in range(100):
+        device.step()
+    assert device.computed[1] > 10
 
 
 def test_deciding_changes_nothing() -> None:

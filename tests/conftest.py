@@ -1,0 +1,103 @@
+"""Machines to test on: directories of their own, and a daemon that may or may not run there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmasos.userland import start
+from tests.system import daemon
+
+LIMIT_S = 60  # of any command: a guard against hangs
+
+
+class Machine(daemon.Machine):
+    """A machine with the command line of its owner."""
+
+    def llmasos(
+        self, *words: str, stdin: str | bytes = b"", check: bool = True, **variables: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the command; with `check`, it must succeed."""
+        return self.python("-m", "llmasos", *words, stdin=stdin, check=check, **variables)
+
+    def python(
+        self, *words: str, stdin: str | bytes = b"", check: bool = True, **variables: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a program of this machine's owner."""
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        done = subprocess.run(
+            [sys.executable, *words], env={**self.environment, **variables}, input=data,
+            capture_output=True, timeout=LIMIT_S,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stderr.decode()
+        return done
+
+    def begin(self, *words: str, **variables: str) -> subprocess.Popen[bytes]:
+        """Run the command beside the test."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "llmasos", *words], env={**self.environment, **variables},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+        )  # fmt: skip
+
+    def down(self) -> None:
+        """End whatever daemon runs here, a private one too, without draining."""
+        if self.paths.lock.exists():
+            pid = int(self.paths.lock.read_text() or 0)
+            if b"llmasos.userland.daemon" in _command(pid):  # and not whoever has its number now
+                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, signal.SIGTERM)
+                assert start.gone(pid, LIMIT_S)
+        self.stop()
+
+
+def documents(done: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:
+    """What was printed, line by line; keys are sorted."""
+    found: list[dict[str, Any]] = []
+    for line in done.stdout.decode().splitlines():
+        found.append(json.loads(line))
+        if "figures" not in found[-1]:  # bench has an order of its own
+            assert list(found[-1]) == sorted(found[-1])
+    return found
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def fresh(root: Path) -> Machine:
+    machine = Machine(root)
+    for name in [name for name in machine.environment if name.startswith("LLMASOS_")]:
+        if not name.endswith("_DIR"):
+            del machine.environment[name]
+    return machine
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """A machine whose daemon is not running yet."""
+    machine = fresh(tmp_path)
+    yield machine
+    machine.down()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine that is up, with no model loaded, for tests that leave it as it was."""
+    machine = fresh(tmp_path_factory.mktemp("shared"))
+    machine.start("--mount", "false")
+    yield machine
+    machine.down()

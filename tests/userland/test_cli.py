@@ -1,0 +1,299 @@
+"""The command line: what it prints, what it says on stderr, and how it ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.cli import exits, main, show
+from llmasos.userland.cli.table import VERBS, help_text
+from tests.conftest import LIMIT_S, Machine, documents
+
+HEAVY = {"anyio", "asyncio", "pydantic", "subprocess", "sqlite3", "llama_cpp", "casbin"}
+
+
+# --- the table --------------------------------------------------------------------------------
+# Each verb's arguments beside --json; {pid} is a living process, {file} a model's file.
+WALK: dict[str, list[str]] = {
+    "run": ["-m", "echo", "hello"],
+    "chat": ["-m", "echo"],
+    "ps": ["-a"],
+    "top": ["--once"],
+    "attach": ["{ended}"],
+    "mem": ["{pid}"],
+    "logs": ["-n", "5"],
+    "nice": ["3", "{pid}"],
+    "models list": [],
+    "models show": ["echo"],
+    "models alias": ["parrot", "echo"],
+    "models add": ["blob", "{file}"],
+    "models rm": ["blob"],
+    "devices": [],
+    "kill": ["{pid}"],
+    "wait": ["{pid}"],
+    "unmount": ["echo"],
+    "mount": ["echo"],
+    "daemon start": [],
+    "daemon status": [],
+    "daemon logs": [],
+    "config list": [],
+    "config path": [],
+    "doctor": [],
+    "bench": ["syscall", "--tiny"],
+    "version": [],
+    "daemon stop": [],
+}
+ELSEWHERE = {"daemon run"}  # it becomes the daemon and prints nothing
+
+
+def test_every_verb_is_walked() -> None:
+    assert set(WALK) | ELSEWHERE == set(VERBS)
+
+
+def test_every_verb_prints_json_that_parses(machine: Machine) -> None:
+    """P-09: everything can be seen in a terminal or in JSON."""
+    machine.environment["LLMASOS_MOUNT"] = "false"
+    kept = machine.llmasos("run", "--json", "--keep", "-m", "echo", "hi")  # starts the daemon
+    ended = machine.llmasos("run", "--json", "--keep", "-m", "echo", "hi")
+    words = {"pid": documents(kept)[0]["pid"], "ended": documents(ended)[0]["pid"]}
+    words["file"] = documents(machine.llmasos("models", "show", "smollm2", "--json"))[0]["path"]
+    machine.llmasos("kill", str(words["ended"]))
+    for verb, arguments in WALK.items():
+        line = [*verb.split(), *(one.format(**words) for one in arguments), "--json"]
+        done = machine.llmasos(*line, stdin="hello\n" if verb == "chat" else "", check=False)
+        if verb == "wait":
+            assert done.returncode == documents(done)[0]["code"]
+        else:
+            assert done.returncode == 0, (verb, done.stderr)
+        assert documents(done), verb
+
+
+def test_the_help_names_every_verb_and_imports_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {words} " in shown for words in VERBS)
+    assert shown.strip() == help_text()
+    code = "from llmasos.userland.cli import main\nmain(['--help'])\nimport sys\n"
+    code += "print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert loaded & {*HEAVY, "argparse", "dataclasses", "msgpack"} == set()
+
+
+def test_ps_loads_no_heavy_module(shared: Machine) -> None:
+    code = "from llmasos.userland.cli import main\nmain(['ps'])\nimport sys\n"
+    code += "print('MODULES', *sys.modules)"
+    done = shared.python("-c", code)
+    loaded = set(done.stdout.decode().partition("MODULES")[2].split())
+    assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize("words", [[verb.words] for verb in VERBS.values() if not verb.rest])
+def test_every_verb_explains_itself(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words[0].split(), "--help"]) == 0
+    assert words[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        [], ["nonsense"], ["models"], ["models", "nonsense"], ["kill"], ["kill", "-s", "HUP", "1"],
+        ["ps", "extra"], ["nice", "50", "1"], ["run", "--temperature", "-5", "x"], ["wait", "-3"],
+        ["run", "--max-tokens", "0", "x"], ["logs", "--since", "-1"],
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_two(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line) == exits.USAGE
+    out, said = capsys.readouterr()
+    assert (out, bool(said)) == ("", True)
+
+
+# --- without a daemon -------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "line",
+    ["ps", "top --once", "logs", "logs -f", "kill 1", "nice 1 1", "wait 1", "attach 1", "mem 1",
+     "models list", "devices", "mount echo", "unmount echo", "daemon stop", "daemon status"],
+)  # fmt: skip
+def test_whoever_only_looks_never_starts_a_daemon(machine: Machine, line: str) -> None:
+    done = machine.llmasos(*line.split(), check=False)
+    assert done.returncode == exits.NO_DAEMON
+    assert b"llmasos daemon start" in done.stderr
+    assert not machine.paths.runtime.exists()
+
+
+def test_autostart_can_be_forbidden_to_run(machine: Machine) -> None:
+    done = machine.llmasos("run", "-m", "echo", "hi", check=False, LLMASOS_AUTOSTART="0")
+    assert done.returncode == exits.NO_DAEMON
+
+
+def test_a_daemon_is_started_stopped_and_told_about(machine: Machine) -> None:
+    done = machine.llmasos("daemon", "status", "--json", check=False)
+    assert done.returncode == exits.NO_DAEMON
+    assert documents(done)[0]["running"] is False
+    first = documents(machine.llmasos("daemon", "start", "--mount", "false", "--json"))[0]
+    second = documents(machine.llmasos("daemon", "start", "--json"))[0]
+    assert (first["started"], second["started"]) == (True, False)
+    assert first["os_pid"] == second["os_pid"]
+    assert first["private"] is False
+    assert b"ready" in machine.llmasos("daemon", "logs").stdout
+    machine.llmasos("daemon", "stop")
+    assert not machine.paths.socket.exists()
+    assert machine.llmasos("daemon", "stop", check=False).returncode == exits.NO_DAEMON
+
+
+def test_daemon_run_is_the_daemon_itself(machine: Machine) -> None:
+    ready, tell = os.pipe()
+    line = [sys.executable, "-m", "llmasos", "daemon", "run", "--mount", "false"]
+    with subprocess.Popen(
+        [*line, "--ready-fd", str(tell)], env=machine.environment, pass_fds=(tell,),
+        stderr=subprocess.DEVNULL,
+    ) as daemon:  # fmt: skip
+        os.close(tell)
+        assert os.read(ready, 64)
+        os.close(ready)
+        stat = documents(machine.llmasos("daemon", "status", "--json"))[0]
+        assert stat["os_pid"] == daemon.pid
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(LIMIT_S) == 0
+
+
+# --- run --------------------------------------------------------------------------------------
+def test_an_answer_goes_to_stdout_and_nothing_else_does(shared: Machine) -> None:
+    done = shared.llmasos("run", "-m", "echo", "--temperature", "0", "one", "two")
+    assert (done.stdout, done.stderr) == (b"one two\n", b"")
+    apps = {p["app"] for p in json.loads(shared.llmasos("ps", "-a", "--json").stdout)["processes"]}
+    assert "run" not in apps
+
+
+def test_stdin_is_part_of_the_prompt(shared: Machine) -> None:
+    line = ["run", "-m", "echo", "--temperature", "0"]
+    assert shared.llmasos(*line, stdin="piped").stdout == b"piped\n"
+    assert shared.llmasos(*line, "Say:", stdin="piped\n").stdout == b"Say:\n\npiped\n"
+    done = shared.llmasos(*line, check=False)
+    assert done.returncode == exits.USAGE
+
+
+def test_the_default_model_can_be_chosen(shared: Machine) -> None:
+    line = ["run", "--json", "hi"]
+    done = shared.llmasos(*line, LLMASOS_MODEL="echo")
+    assert documents(done)[0]["model"] == "echo"
+    shared.paths.config.mkdir(exist_ok=True)
+    shared.paths.config_file.write_text('model = "echo"\n')
+    try:
+        assert documents(shared.llmasos(*line))[0]["model"] == "echo"
+    finally:
+        shared.paths.config_file.unlink()
+
+
+def test_json_says_how_an_answer_came_about(shared: Machine) -> None:
+    line = ["run", "-m", "echo", "--json", "--seed", "7", "--max-tokens", "2", "a b c d e f"]
+    one, two = (documents(shared.llmasos(*line))[0] for _ in range(2))
+    assert one["text"] == two["text"]
+    assert (one["finish"], one["seed"]) == ("length", 7)
+    assert one["usage"]["completion_tokens"] == 2
+
+
+def test_a_kept_process_goes_on_in_chat(shared: Machine, pid: int) -> None:
+    done = shared.llmasos("chat", "--pid", str(pid), "--temperature", "0", stdin="three\n/stat\n")
+    assert b"three\n" in done.stdout
+    assert f"`llmasos chat --pid {pid}`".encode() in done.stderr
+    pages = documents(shared.llmasos("mem", str(pid), "--json"))[0]["pages"]
+    assert [page["text"] for page in pages] == ["one two", "one two", "three", "three"]
+    assert b"[user]\none two\n[assistant]" in shared.llmasos("mem", "--text", str(pid)).stdout
+
+
+def test_a_chat_in_which_nobody_spoke_is_not_kept(shared: Machine) -> None:
+    before = shared.llmasos("ps", "-a", "--json").stdout
+    shared.llmasos("chat", "-m", "echo", stdin="/help\n/quit\n")
+    assert shared.llmasos("ps", "-a", "--json").stdout == before
+
+
+def test_the_embedded_model_answers(machine: Machine) -> None:
+    """P-01: an agent answers on a real model, on a machine that was never used."""
+    done = machine.llmasos("run", "Say hello.", "--max-tokens", "8", "--seed", "1")
+    assert done.stdout.strip()
+    assert b"started a private daemon" in done.stderr
+
+
+# --- errors -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (["run", "-m", "nothing", "hi"], exits.NOT_FOUND),
+        (["kill", "9999"], exits.NOT_FOUND),
+        (["chat", "--pid", "9999"], exits.NOT_FOUND),
+        (["mem", "9999"], exits.NOT_FOUND),
+        (["models", "show", "nothing"], exits.NOT_FOUND),
+        (["models", "add", "x", "missing.gguf"], exits.NOT_FOUND),
+        (["models", "rm", "echo"], exits.FAILED),
+        (["run", "-m", "echo", "x" * 30_000], exits.MEMORY),
+        (["mount", "echo", "--set", "window"], exits.FAILED),
+        (["mount", "echo", "--set", "speed=3"], exits.FAILED),
+    ],
+)
+def test_errors_have_their_exit_code_and_say_what_to_do(
+    shared: Machine, line: list[str], code: int
+) -> None:
+    done = shared.llmasos(*line, check=False)
+    assert done.returncode == code, done.stderr
+    assert re.match(rb"llmasos: E[A-Z0-9]+: .+\n  \S", done.stderr), done.stderr
+    assert done.stdout == b""
+
+
+@pytest.mark.parametrize(
+    ("errno", "code"),
+    [(Errno.EACCES, 77), (Errno.ETIMEDOUT, 124), (Errno.EIO, 5), (Errno.ENOMEM, 6),
+     (Errno.E2BIG, 6), (Errno.EPIPE, 4), (Errno.ESRCH, 3), (Errno.EINVAL, 1)],
+)  # fmt: skip
+def test_errnos_have_exit_codes(errno: Errno, code: int) -> None:
+    assert exits.code(SyscallError(errno, "x")) == code
+
+
+def test_text_that_is_not_utf8_is_refused(shared: Machine) -> None:
+    done = shared.llmasos("run", "-m", "echo", stdin=b"ab\xff", check=False)
+    assert (done.returncode, b"byte 2" in done.stderr) == (exits.FAILED, True)
+    line: list[str | bytes] = [sys.executable, "-m", "llmasos", "run", "-m", "echo", b"\xff"]
+    raw = subprocess.run(
+        line, env=shared.environment, stdin=subprocess.DEVNULL, capture_output=True
+    )
+    assert (raw.returncode, b"UTF-8" in raw.stderr) == (exits.FAILED, True)
+
+
+def test_a_policy_that_denies_is_77(machine: Machine) -> None:
+    machine.paths.config.mkdir()
+    machine.paths.policy_file.write_text("p, r:operator, mount, /dev/image/*, deny\n")
+    machine.start("--mount", "false")
+    done = machine.llmasos("mount", "echo", check=False)
+    assert done.returncode == exits.DENIED
+
+
+# --- doctor, tables ---------------------------------------------------------------------------
+def test_doctor_finds_what_is_wrong_and_how_to_mend_it(machine: Machine) -> None:
+    machine.paths.state.mkdir(mode=0o755)
+    done = machine.llmasos("doctor", check=False)
+    assert done.returncode == exits.FAILED
+    assert f"chmod 700 {machine.paths.state}".encode() in done.stdout
+    missing = machine.llmasos("doctor", "--json", check=False, PATH="/nowhere", CXX="")
+    checks = {one["name"]: one for one in json.loads(missing.stdout)["checks"]}
+    assert checks["compiler"]["status"] == "warn"
+    assert all(one["fix"] for one in checks.values() if one["status"] != "ok")
+
+
+def test_tables_align_and_stay_on_their_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    show.table(("PID", "NAME"), [(7, "a\nb"), (12, "\x1bc")])
+    assert capsys.readouterr().out == "PID  NAME\n  7  a␊b\n 12  ␛c\n"
+
+
+def test_sizes_and_spans_are_for_people() -> None:
+    assert [show.size(n) for n in (0, 999, 1500, 98e6, 5e12)] == [
+        "0 B", "999 B", "1.5 kB", "98.0 MB", "5.0 TB",
+    ]  # fmt: skip
+    assert [show.span(s) for s in (0, 59, 185, 7620, 400_000)] == [
+        "0s", "59s", "3m05s", "2h07m", "4d",
+    ]  # fmt: skip
+    assert show.iso(0.5) == "1970-01-01T00:00:00.500Z"

@@ -1,0 +1,156 @@
+"""The blocking client: calls, streams, and every way in which a connection can fail."""
+
+import socket
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from llmasos.kernel import values as v
+from llmasos.kernel import wire
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.line import Line
+from tests.conftest import Machine
+
+
+@pytest.fixture
+def line(shared: Machine) -> Iterator[Line]:
+    with Line(shared.paths.socket) as line:
+        yield line
+
+
+def spawn(line: Line) -> int:
+    return line.call("spawn", v.Spawn("echo", app="test", keep=False), v.Spawned).pid
+
+
+def generate(pid: int, text: str) -> v.Generate:
+    return v.Generate(pid, [v.Message(v.Role.USER, text)], sampling=v.Sampling(temperature=0))
+
+
+def test_hello_is_said_by_connecting(line: Line) -> None:
+    assert line.welcome.profile is v.Profile.OPERATOR
+    assert line.welcome.notices == []
+
+
+def test_a_call_has_its_reply_as_a_value_of_the_table(line: Line) -> None:
+    pid = spawn(line)
+    (info,) = line.call("ps", v.Ps(pid), v.Processes).processes
+    assert (info.pid, info.state, info.app) == (pid, v.State.READY, "test")
+
+
+def test_a_stream_has_its_items_and_then_its_reply(line: Line) -> None:
+    pid = spawn(line)
+    stream = line.stream("generate", generate(pid, "one two"), v.Delta, v.Generated)
+    assert stream.reply is None
+    assert "".join(delta.text for delta in stream) == "one two"
+    assert stream.reply is not None
+    assert stream.reply.finish is v.Finish.STOP
+    assert list(stream) == []
+
+
+def test_calls_and_streams_mix_on_one_line(line: Line) -> None:
+    one, two = spawn(line), spawn(line)
+    first = line.stream("generate", generate(one, "first"), v.Delta, v.Generated)
+    second = line.stream("generate", generate(two, "second"), v.Delta, v.Generated)
+    assert line.call("ps", v.Ps(one), v.Processes).processes[0].pid == one
+    assert "".join(delta.text for delta in second) == "second"
+    assert "".join(delta.text for delta in first) == "first"
+
+
+def test_a_cancelled_stream_ends_with_ecanceled(line: Line) -> None:
+    stream = line.stream("attach", v.Attach(spawn(line)), v.Output, v.Exit)
+    stream.cancel()
+    with pytest.raises(SyscallError) as caught:
+        list(stream)
+    assert caught.value.errno is Errno.ECANCELED
+
+
+def test_an_error_carries_errno_hint_and_the_syscall(line: Line) -> None:
+    with pytest.raises(SyscallError) as caught:
+        line.call("spawn", v.Spawn("nothing"), v.Spawned)
+    error = caught.value
+    assert error.errno is Errno.ENOENT
+    assert "echo" in error.message
+    assert "models alias nothing" in error.hint
+    assert error.call == "spawn"
+
+
+def test_nobody_at_the_socket_is_econnrefused_with_the_command_that_helps(tmp_path: Path) -> None:
+    with pytest.raises(SyscallError) as caught:
+        Line(tmp_path / "kernel.sock")
+    assert caught.value.errno is Errno.ECONNREFUSED
+    assert "daemon start" in caught.value.hint
+
+
+def test_a_path_that_is_too_long_says_which_variable_to_set() -> None:
+    with pytest.raises(SyscallError, match="LLMASOS_RUNTIME_DIR"):
+        Line(Path("/tmp") / ("x" * 200))
+
+
+def test_a_key_is_refused_because_there_are_none(shared: Machine) -> None:
+    with pytest.raises(SyscallError) as caught:
+        Line(shared.paths.socket, key="sk-123")
+    assert caught.value.errno is Errno.EACCES
+
+
+def test_the_placeholder_key_counts_as_none(shared: Machine) -> None:
+    with Line(shared.paths.socket, key="YOUR_API_KEY") as line:
+        assert len(line.welcome.notices) == 1
+
+
+# --- kernels that misbehave -------------------------------------------------------------------
+@contextmanager
+def kernel(path: Path, *answers: bytes) -> Generator[None]:
+    """Someone at the socket who answers each frame with the next of these, then hangs up."""
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(path))
+        door.listen()
+
+        def serve() -> None:
+            connection, _address = door.accept()
+            with connection:
+                for answer in answers:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join(10)
+
+
+WELCOME = wire.pack([wire.REPLY, 1, v.Welcome(1, "x", "me", v.Profile.OPERATOR, [])])
+
+
+def test_a_kernel_that_hangs_up_is_epipe(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with kernel(path, WELCOME), Line(path) as line:
+        with pytest.raises(SyscallError) as caught:
+            line.call("stat", v.Nothing(), v.Stat)
+        assert caught.value.errno is Errno.EPIPE
+        assert "daemon logs" in caught.value.hint
+
+
+def test_a_refusal_before_hello_is_what_is_raised(tmp_path: Path) -> None:
+    fields = {"errno": 11, "message": "1024 clients are connected", "hint": "later"}
+    path = tmp_path / "s"
+    with kernel(path, wire.pack([wire.ERROR, 0, fields])), pytest.raises(SyscallError) as caught:
+        Line(path)
+    assert caught.value.errno is Errno.EAGAIN
+
+
+def test_an_errno_of_a_newer_kernel_is_eio(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    error = wire.pack([wire.ERROR, 2, {"errno": 4242, "message": "new", "hint": ""}])
+    fails = pytest.raises(SyscallError, match="EIO: new")
+    with kernel(path, WELCOME, error), Line(path) as line, fails:
+        line.call("stat", v.Nothing(), v.Stat)
+
+
+def test_a_frame_that_makes_no_sense_is_eproto(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    fails = pytest.raises(wire.ProtocolError)
+    with kernel(path, WELCOME, b"\x00\x00\x00\x01\xc1"), Line(path) as line, fails:
+        line.call("stat", v.Nothing(), v.Stat)

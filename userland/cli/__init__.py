@@ -1,0 +1,82 @@
+"""The `llmasos` command: a thin client of the kernel's socket.
+
+This file and `table` are all that every call loads; what a verb needs is imported when it is its
+turn, which is why its module is named in the table and not imported here. What is wanted goes to
+stdout, everything else to stderr, and the exit code says what happened (see `exits`).
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from io import TextIOWrapper
+from typing import Any
+
+from llmasos.kernel.errors import SyscallError
+
+from . import exits
+from .table import GROUPS, VERBS, Verb, group_help, help_text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the arguments say and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _act(words)
+        sys.stdout.flush()
+    except SyscallError as error:
+        return _complain(error)
+    except BrokenPipeError:
+        return _unread()
+    except OSError as error:
+        print(f"llmasos: {error}", file=sys.stderr)
+        return exits.FAILED
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return exits.INTERRUPTED
+    return code
+
+
+def _act(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text(), file=sys.stdout if words else sys.stderr)
+        return exits.OK if words else exits.USAGE
+    if words[0] == "--version":
+        words = ["version"]
+    name, rest = words[0], words[1:]
+    if name in GROUPS:
+        if not rest or rest[0] in ("-h", "--help"):
+            print(group_help(name), file=sys.stdout if rest else sys.stderr)
+            return exits.OK if rest else exits.USAGE
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    if name not in VERBS:
+        print(f"llmasos: there is no {name!r}; `llmasos --help` lists the verbs", file=sys.stderr)
+        return exits.USAGE
+    return _run(VERBS[name], rest)
+
+
+def _run(verb: Verb, words: Sequence[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a letter that it cannot show is no error
+            stream.reconfigure(errors="backslashreplace")
+    arguments: Any = words
+    if not verb.rest:
+        try:
+            arguments = import_module(".arguments", __name__).read(verb, words)
+        except SystemExit as leave:  # argparse has said why
+            return int(leave.code or 0)
+    module, _, function = verb.home.partition(":")
+    act: Any = getattr(import_module(module, __name__), function)
+    return int(act(arguments))
+
+
+def _complain(error: SyscallError) -> int:
+    say = import_module(".show", __name__).complain
+    say(error)
+    return exits.code(error)
+
+
+def _unread() -> int:
+    """Whoever read our output has left, as `head` does. Python must not flush into the void."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exits.OK

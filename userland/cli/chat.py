@@ -1,0 +1,126 @@
+"""`llmasos chat`: a conversation, line by line. Its process keeps it when we leave.
+
+The line editor's history stays in memory: a person's text stands in the owner's directory only.
+"""
+
+import sys
+from argparse import Namespace
+
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.line import Line
+
+from . import exits, talk
+from .door import connect
+from .processes import show_processes
+from .show import complain, document, note, speak
+
+_HELP = "/stat  the process    /quit, ctrl-D  leave    ctrl-C  interrupt the answer"
+_DEADLY = (Errno.EPIPE, Errno.ECONNREFUSED, Errno.ESRCH)
+
+
+def chat(arguments: Namespace) -> int:
+    terminal = sys.stdin.isatty()
+    if terminal:
+        import readline as _  # noqa: F401  input() edits lines once it is loaded
+    with connect(start=True) as line:
+        pid = arguments.pid or 0
+        if pid:
+            _look(line, pid)
+        else:
+            pid = talk.spawn(line, arguments, "chat", keep=True).pid
+        if terminal:
+            note(f"pid {pid}.  {_HELP}")
+        return Talk(line, pid, arguments, terminal=terminal).run()
+
+
+def _look(line: Line, pid: int) -> v.ProcessInfo:
+    """ESRCH when there is no such process, or it has ended."""
+    info = line.call("ps", v.Ps(pid, zombies=True), v.Processes).processes[0]
+    if info.state is v.State.ZOMBIE:
+        raise SyscallError(Errno.ESRCH, f"process {pid} has ended", "`llmasos ps` lists the others")
+    return info
+
+
+class Talk:
+    """One conversation at a terminal or a pipe."""
+
+    def __init__(self, line: Line, pid: int, arguments: Namespace, *, terminal: bool) -> None:
+        self._line = line
+        self._pid = pid
+        self._arguments = arguments
+        self._terminal = terminal
+
+    def run(self) -> int:
+        code = exits.OK
+        try:
+            while (said := self._read()) is not None:
+                if said:
+                    code = self._turn(said)
+        finally:
+            self._leave()
+        return code
+
+    def _read(self) -> str | None:
+        """The next line; None when there is no more. A ctrl-C forgets the line."""
+        try:
+            said = input("> " if self._terminal else "").strip()
+        except EOFError:
+            if self._terminal:
+                note("")
+            return None
+        except KeyboardInterrupt:
+            note(f"\n{_HELP}")
+            return ""
+        except UnicodeDecodeError as error:
+            words = f"stdin is not valid UTF-8 at byte {error.start}"
+            raise SyscallError(Errno.EINVAL, words, "give text in UTF-8") from error
+        return self._order(said) if said.startswith("/") else said
+
+    def _order(self, said: str) -> str | None:
+        """A line to us and not to the model: None leaves, a text goes to the model after all."""
+        match said:
+            case "/quit" | "/exit":
+                return None
+            case "/stat":
+                show_processes([_look(self._line, self._pid)])
+            case "/help":
+                note(_HELP)
+            case _:
+                return said
+        return ""
+
+    def _turn(self, said: str) -> int:
+        """One question and its answer. An error ends the turn, not the conversation."""
+        request = v.Generate(
+            self._pid, [v.Message(v.Role.USER, talk.clean(said, "the line"))],
+            sampling=talk.sampling(self._arguments), timeout_s=self._arguments.timeout,
+        )  # fmt: skip
+        json = self._arguments.json
+        try:
+            turn = talk.say(self._line, request, _swallow if json else speak)
+        except SyscallError as error:
+            if error.errno in _DEADLY:
+                raise
+            complain(error)
+            return exits.code(error)
+        if json:
+            document({**talk.fields(turn.done), "pid": self._pid, "text": turn.text})
+        else:
+            speak("\n")
+        return exits.OK
+
+    def _leave(self) -> None:
+        """Say how to go on. A conversation in which nobody spoke is not kept."""
+        try:
+            info = _look(self._line, self._pid)
+        except SyscallError:
+            return
+        if info.context or self._arguments.pid:
+            note(f"pid {self._pid} keeps this conversation: `llmasos chat --pid {self._pid}`")
+        else:
+            talk.end(self._line, self._pid)
+
+
+def _swallow(_text: str) -> None:
+    """JSON is printed when it is whole."""

@@ -1,0 +1,135 @@
+"""Verbs about the kernel's own process. It is started as a process and never imported."""
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from llmasos.kernel import limits, paths
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland import start as starter
+
+from . import exits
+from .door import connect
+from .show import card, document, harmless, note, plain, size, span
+
+
+def start(arguments: Namespace) -> int:
+    where = paths.find()
+    started = starter.ensure(where, *arguments.extra)
+    with connect() as line:
+        stat = line.call("stat", v.Nothing(), v.Stat)
+    if arguments.json:
+        document({**plain(stat), "socket": str(where.socket), "started": started})
+    else:
+        what = "is up" if started else "ran already"
+        note(f"the daemon {what}: pid {stat.os_pid} at {where.socket}")
+    return exits.OK
+
+
+def run(words: Sequence[str]) -> int:
+    """Become the daemon."""
+    line = [*starter.command("run"), *words]
+    sys.stdout.flush()
+    os.execv(line[0], line)
+
+
+def stop(arguments: Namespace) -> int:
+    with connect() as line:
+        os_pid = line.call("stat", v.Nothing(), v.Stat).os_pid
+        line.call("shutdown", v.Shutdown(drain=not arguments.now), v.Nothing)
+        line.closed()
+    if not starter.gone(os_pid, 4 * limits.DRAIN_S):
+        words = f"the daemon (pid {os_pid}) has closed its socket and is still there"
+        raise SyscallError(Errno.ETIMEDOUT, words, "`llmasos daemon logs` tells what it does")
+    if arguments.json:
+        document({"os_pid": os_pid, "stopped": True})
+    else:
+        note(f"the daemon (pid {os_pid}) is down")
+    return exits.OK
+
+
+def status(arguments: Namespace) -> int:
+    """A real probe: connect, hello, stat."""
+    where = paths.find()
+    try:
+        with connect() as line:
+            stat = line.call("stat", v.Nothing(), v.Stat)
+    except SyscallError as error:
+        if arguments.json:
+            document({"running": False, "socket": str(where.socket), "why": error.message})
+        raise
+    if arguments.json:
+        document({**plain(stat), "running": True, "socket": str(where.socket)})
+        return exits.OK
+    card({
+        **asdict(stat), "uptime_s": span(stat.uptime_s), "rss_bytes": size(stat.rss_bytes),
+        "journal_bytes": size(stat.journal_bytes), "socket": where.socket,
+    })  # fmt: skip
+    return exits.OK
+
+
+# --- its log ----------------------------------------------------------------------------------
+def logs(arguments: Namespace) -> int:
+    path = paths.find().log
+    if not path.exists():
+        hint = "a daemon that was started by `llmasos daemon run` writes to its own stderr"
+        raise SyscallError(Errno.ENOENT, f"there is no {path}", hint)
+    if arguments.follow:
+        _follow(["tail", "-n", str(arguments.lines), "-F", str(path)], arguments)
+    else:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            _lines(deque(file, maxlen=arguments.lines), arguments)
+    return exits.OK
+
+
+def _follow(line: Sequence[str], arguments: Namespace) -> None:
+    """As tail does it, who knows how to wait for a file."""
+    with subprocess.Popen(line, stdout=subprocess.PIPE, encoding="utf-8", errors="replace") as tail:
+        try:
+            _lines(tail.stdout or (), arguments)
+        finally:
+            tail.kill()
+
+
+def _lines(lines: Iterable[str], arguments: Namespace) -> None:
+    for line in lines:
+        text = line.rstrip("\n")
+        if arguments.json:
+            document({"line": text})
+        else:
+            print(harmless(text), flush=arguments.follow)
+
+
+# --- configuration ----------------------------------------------------------------------------
+def config_list(arguments: Namespace) -> int:
+    """The daemon's module reads the configuration, so that there is one reader."""
+    words = ["--json"] if arguments.json else []
+    done = subprocess.run([*starter.command("config"), *words], capture_output=True, text=True)
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+        return exits.FAILED
+    if arguments.json:
+        document({"settings": json.loads(done.stdout)})
+    else:
+        sys.stdout.write(done.stdout)
+    return exits.OK
+
+
+def config_path(arguments: Namespace) -> int:
+    where = paths.find()
+    places = {
+        "config": str(where.config_file), "policy": str(where.policy_file),
+        "socket": str(where.socket), "state": str(where.state), "cache": str(where.cache),
+        "log": str(where.log),
+    }  # fmt: skip
+    if arguments.json:
+        document(places)
+    else:
+        card(places)
+    return exits.OK

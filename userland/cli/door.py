@@ -1,0 +1,31 @@
+"""The way to the kernel: connect, and for `run` and `chat` start a daemon when none answers."""
+
+from importlib import import_module
+
+from llmasos.kernel import paths
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.line import Line
+
+from .show import note
+
+
+def connect(*, start: bool = False) -> Line:
+    """A line to this user's kernel, as an operator. ECONNREFUSED when nobody answers."""
+    where = paths.find()
+    try:
+        line = Line(where.socket, client="cli")
+    except SyscallError as error:
+        if error.errno is not Errno.ECONNREFUSED or not start:
+            raise
+        line = _started(where)
+    for notice in line.welcome.notices:
+        note(f"llmasos: {notice}")
+    return line
+
+
+def _started(where: paths.Paths) -> Line:
+    # Not imported above: `ps` never starts a daemon and does not pay for knowing how.
+    starter = import_module("llmasos.userland.start")
+    if starter.allowed() and starter.ensure(where, "--private"):
+        note(f"started a private daemon; it leaves when idle, and logs to {where.log}")
+    return Line(where.socket, client="cli")

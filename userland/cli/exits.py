@@ -1,0 +1,32 @@
+"""Exit codes: what a script can tell apart. The README has the same table."""
+
+from llmasos.kernel.errors import Errno, SyscallError
+
+OK = 0
+FAILED = 1
+USAGE = 2
+NOT_FOUND = 3
+NO_DAEMON = 4
+ENGINE = 5
+MEMORY = 6
+ASK = 75  # a person has to be asked: no syscall does that yet
+DENIED = 77
+TIMEOUT = 124
+INTERRUPTED = 130
+
+_CODES = {
+    Errno.ENOENT: NOT_FOUND,
+    Errno.ESRCH: NOT_FOUND,
+    Errno.ECONNREFUSED: NO_DAEMON,
+    Errno.EPIPE: NO_DAEMON,
+    Errno.EIO: ENGINE,
+    Errno.ENOMEM: MEMORY,
+    Errno.E2BIG: MEMORY,
+    Errno.EACCES: DENIED,
+    Errno.ETIMEDOUT: TIMEOUT,
+    Errno.ECANCELED: INTERRUPTED,
+}
+
+
+def code(error: SyscallError) -> int:
+    return _CODES.get(error.errno, FAILED)

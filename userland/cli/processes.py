@@ -1,0 +1,145 @@
+"""Verbs about processes: ps, kill, nice, wait, attach, mem."""
+
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import SyscallError
+from llmasos.userland.line import Line
+
+from . import exits
+from .door import connect
+from .show import complain, document, iso, note, span, speak, table
+
+_HEAD = ("PID", "STATE", "NI", "MODEL", "CONTEXT", "TOKENS", "TOK/S", "AGE", "APP")
+_EXCERPT = 60  # characters of a page in the table
+
+
+def processes(line: Line, *, zombies: bool = False) -> list[v.ProcessInfo]:
+    """All of them; a reply holds PS_ROWS."""
+    found: list[v.ProcessInfo] = []
+    after: int | None = 0
+    while after is not None:
+        reply = line.call("ps", v.Ps(zombies=zombies, after=after), v.Processes)
+        found += reply.processes
+        after = reply.next
+    return found
+
+
+def show_processes(found: Sequence[v.ProcessInfo]) -> None:
+    now = time.time()
+    table(_HEAD, [_row(one, now) for one in found])
+
+
+def _row(one: v.ProcessInfo, now: float) -> tuple[object, ...]:
+    state = f"{one.state} {one.code}" if one.code is not None else one.state
+    context = f"{one.context}/{one.window}" if one.window else one.context
+    rate = f"{one.rate:.1f}" if one.rate else "-"
+    age = span(now - one.created)
+    return one.pid, state, one.nice, one.model, context, one.generated, rate, age, one.app
+
+
+def ps(arguments: Namespace) -> int:
+    with connect() as line:
+        found = processes(line, zombies=arguments.all)
+    if arguments.json:
+        document({"processes": found})
+    else:
+        show_processes(found)
+    return exits.OK
+
+
+def kill(arguments: Namespace) -> int:
+    """Every pid gets its signal; the exit code is the first failure's."""
+    signal = v.Signal(arguments.signal)
+    sent: list[int] = []
+    failed: dict[int, SyscallError] = {}
+    with connect() as line:
+        for pid in arguments.pids:
+            try:
+                line.call("kill", v.Kill(pid, signal), v.Nothing)
+                sent.append(pid)
+            except SyscallError as error:
+                failed[pid] = error
+                complain(error)
+    if arguments.json:
+        wrong = [{"pid": pid, "errno": e.errno.name} for pid, e in failed.items()]
+        document({"signal": signal, "sent": sent, "failed": wrong})
+    return next((exits.code(error) for error in failed.values()), exits.OK)
+
+
+def nice(arguments: Namespace) -> int:
+    with connect() as line:
+        line.call("nice", v.Renice(arguments.pid, arguments.nice), v.Nothing)
+    if arguments.json:
+        document({"pid": arguments.pid, "nice": arguments.nice})
+    return exits.OK
+
+
+def wait(arguments: Namespace) -> int:
+    with connect() as line:
+        end = line.call("wait", v.Wait(arguments.pid, arguments.timeout), v.Exit)
+    if arguments.json:
+        document(end)
+    else:
+        note(f"process {end.pid} ended with {end.code} ({end.reason})")
+    return end.code & 0xFF
+
+
+def attach(arguments: Namespace) -> int:
+    with connect() as line:
+        stream = line.stream("attach", v.Attach(arguments.pid), v.Output, v.Exit)
+        try:
+            for output in stream:
+                if arguments.json:
+                    document(output)
+                else:
+                    speak(output.text)
+        except KeyboardInterrupt:
+            note(f"\ndetached; process {arguments.pid} goes on")
+            return exits.OK
+    end = stream.reply
+    if end is not None and arguments.json:
+        document(end)
+    elif end is not None:
+        note(f"\nprocess {end.pid} ended with {end.code} ({end.reason})")
+    return exits.OK
+
+
+def mem(arguments: Namespace) -> int:
+    pages: list[v.Page] = []
+    first: int | None = 0
+    with connect() as line:
+        while first is not None:
+            reply = line.call("read_mem", v.ReadMem(arguments.pid, first), v.Pages)
+            pages += reply.pages
+            first = reply.next
+    if arguments.json:
+        document({"pid": arguments.pid, "pages": pages})
+    elif arguments.text:
+        _texts(pages)
+    else:
+        rows = [
+            (p.number, p.message, p.kind, p.author, iso(p.time), p.tokens, _excerpt(p.text))
+            for p in pages
+        ]
+        table(("PAGE", "MESSAGE", "KIND", "AUTHOR", "TIME", "TOKENS", "TEXT"), rows)
+        note(f"{sum(page.tokens for page in pages)} tokens in {len(pages)} pages")
+    return exits.OK
+
+
+def _excerpt(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _EXCERPT else flat[: _EXCERPT - 1] + "…"
+
+
+def _texts(pages: Sequence[v.Page]) -> None:
+    """Messages as a person reads them; pages of one message are joined."""
+    message = -1
+    for page in pages:
+        if page.message != message:
+            speak(("\n" if message >= 0 else "") + f"[{page.kind}]\n")
+            message = page.message
+        speak(page.text)
+    speak("\n" if pages else "")

@@ -1,0 +1,80 @@
+"""`llmasos run`: one question to a model, its answer on stdout."""
+
+import os
+import stat
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+
+from . import exits, talk
+from .door import connect
+from .show import document, note, speak
+
+
+def run(arguments: Namespace) -> int:
+    prompt = _prompt(arguments.prompt)
+    if not prompt:
+        note("llmasos run: there is no prompt: say it as words, or pipe it in")
+        return exits.USAGE
+    with connect(start=True) as line:
+        spawned = talk.spawn(line, arguments, "run", keep=arguments.keep)
+        if arguments.keep or arguments.verbose:
+            note(f"pid {spawned.pid}")
+        request = v.Generate(
+            spawned.pid, [v.Message(v.Role.USER, prompt)], raw=arguments.raw,
+            sampling=talk.sampling(arguments), timeout_s=arguments.timeout,
+        )  # fmt: skip
+        turn = talk.say(line, request, _swallow if arguments.json else speak)
+        _show(turn, spawned, arguments)
+        if not arguments.keep:
+            talk.end(line, spawned.pid)
+    cut = turn.done is None or turn.done.finish is v.Finish.CANCELLED  # by us or by `kill`
+    return exits.INTERRUPTED if cut or turn.interrupted else exits.OK
+
+
+def _swallow(_text: str) -> None:
+    """JSON is printed when it is whole."""
+
+
+def _show(turn: talk.Turn, spawned: v.Spawned, arguments: Namespace) -> None:
+    if arguments.json:
+        done = talk.fields(turn.done)
+        document({**done, "pid": spawned.pid, "model": spawned.model, "text": turn.text})
+        return
+    if turn.text and not turn.text.endswith("\n"):
+        speak("\n")
+    if turn.done is None:
+        return
+    if turn.done.finish is v.Finish.LENGTH:
+        tokens = turn.done.usage.completion_tokens
+        note(f"[cut after {tokens} tokens; --max-tokens allows more]")
+    if arguments.verbose:
+        note(f"[{talk.usage(turn.done)}]")
+
+
+def _prompt(words: Sequence[str]) -> str:
+    """The words, then what is piped in."""
+    said = talk.clean(" ".join(words), "the prompt")
+    piped = _piped()
+    return f"{said}\n\n{piped}" if said and piped else said or piped
+
+
+def _piped() -> str:
+    """Everything on stdin, if it is a pipe, a socket or a file."""
+    try:
+        kind = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or not a real file
+        return ""
+    if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind) or stat.S_ISSOCK(kind)):
+        return ""
+    raw = sys.stdin.buffer.read()
+    try:
+        return raw.decode().strip()
+    except UnicodeDecodeError as error:
+        raise SyscallError(
+            Errno.EINVAL, f"stdin is not valid UTF-8 at its byte {error.start}",
+            "convert it first, as with `iconv -t utf-8`",
+        ) from error  # fmt: skip

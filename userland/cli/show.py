@@ -1,0 +1,139 @@
+"""What people and programs see: tables, JSON, and text made harmless.
+
+On a terminal a model's text may hold escape sequences: they are shown, not obeyed. JSON is one
+document with sorted keys, times in ISO 8601 and UTC; streams print one document a line.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from llmasos.kernel.errors import SyscallError
+
+_TIMES = frozenset({"created", "time"})  # Unix seconds
+_ESCAPE = "\x1b"
+_RED, _YELLOW, _GREEN = "31", "33", "32"
+COLOURS = {"ok": _GREEN, "warn": _YELLOW, "fail": _RED}
+
+# Control characters as the pictures that Unicode has for them; tab and newline stay in texts.
+_PICTURES = (
+    {code: chr(0x2400 + code) for code in range(32)}
+    | {127: "\u2421"}
+    | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
+)
+_TEXT = {code: picture for code, picture in _PICTURES.items() if chr(code) not in "\t\n"}
+
+
+def harmless(text: str) -> str:
+    """A text that may span lines, for a terminal."""
+    return text.translate(_TEXT)
+
+
+def cell(value: object) -> str:
+    """A value on one line."""
+    return str(value).translate(_PICTURES)
+
+
+def speak(text: str) -> None:
+    """A piece of a model's text, at once."""
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Something that is not data."""
+    sys.stdout.flush()
+    print(harmless(text), file=sys.stderr, flush=True)
+
+
+def complain(error: SyscallError) -> None:
+    """What happened and what to do."""
+    head = paint(f"llmasos: {error.errno.name}:", _RED, sys.stderr.isatty())
+    hint = f"\n  {harmless(error.hint)}" if error.hint else ""
+    sys.stdout.flush()
+    print(f"{head} {harmless(error.message)}{hint}", file=sys.stderr, flush=True)
+
+
+def paint(text: str, colour: str, terminal: bool) -> str:
+    if not terminal or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"{_ESCAPE}[{colour}m{text}{_ESCAPE}[0m"
+
+
+# --- JSON -------------------------------------------------------------------------------------
+def iso(seconds: float) -> str:
+    """Unix seconds as ISO 8601 in UTC."""
+    stamp = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    return stamp.replace("+00:00", "Z")
+
+
+def plain(value: Any) -> Any:
+    """Values of the syscall table as what JSON can hold."""
+    if is_dataclass(value):
+        return {
+            field.name: _field(field.name, getattr(value, field.name)) for field in fields(value)
+        }
+    if isinstance(value, dict):
+        named = cast("dict[str, object]", value)
+        return {name: plain(one) for name, one in named.items()}
+    if isinstance(value, list):
+        return [plain(one) for one in cast("list[object]", value)]
+    return value
+
+
+def _field(name: str, value: Any) -> Any:
+    return iso(value) if name in _TIMES and isinstance(value, float) else plain(value)
+
+
+def document(value: object) -> None:
+    """One JSON document, on one line."""
+    print(json.dumps(plain(value), sort_keys=True, ensure_ascii=False), flush=True)
+
+
+# --- tables -----------------------------------------------------------------------------------
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns as wide as they need; numbers to the right."""
+    lines = [list(head), *([cell(value) for value in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    right = [
+        len(lines) > 1 and all(line[i][:1].isdigit() or line[i] == "-" for line in lines[1:])
+        for i in range(len(head))
+    ]
+    for line in lines:
+        padded = [
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(line, widths, right, strict=True)
+        ]
+        print("  ".join(padded).rstrip())
+
+
+def card(value: Mapping[str, object]) -> None:
+    """Names and values below each other."""
+    width = max(map(len, value))
+    for name, one in value.items():
+        print(f"{name:{width}}  {cell(one)}")
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def span(seconds: float) -> str:
+    """A duration for people: 12s, 3m05s, 2h07m, 4d."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d"

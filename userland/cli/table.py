@@ -1,0 +1,175 @@
+"""The verbs: one table that the parser and the help are made of.
+
+A row names the verb, where its function stands ("module:function", relative to this folder unless
+it is dotted) and its arguments as argparse takes them. Nothing heavy is imported here: the help is
+printed from this table alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from llmasos.kernel import limits
+
+SIGNALS = ("TERM", "KILL", "INT", "STOP", "CONT")
+
+
+class Option(NamedTuple):
+    """One argument: its flags or its name, and what argparse has to know."""
+
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+class Verb(NamedTuple):
+    words: str
+    home: str
+    summary: str
+    options: tuple[Option, ...] = ()
+    rest: bool = False  # its arguments are handed over unread
+    extra: bool = False  # what is not in `options` is handed over as `extra`
+
+
+def _option(*flags: str, **settings: Any) -> Option:
+    return Option(flags, settings)
+
+
+def between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
+    """A number within limits, for argparse."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    read.__name__ = f"number from {low:g} to {high:g}"  # argparse: "invalid ... value"
+    return read
+
+
+_JSON = _option("--json", action="store_true", help="print JSON")
+_PID = _option("pid", metavar="PID", type=between(int, 1, 2**53))
+_NICE = between(int, limits.NICE_MIN, limits.NICE_MAX)
+_SECONDS = between(float, 0, 1e6)
+_MODEL = _option("-m", "--model", help="a model's name or alias")
+_SAMPLING = (
+    _option("--max-tokens", type=between(int, 1, limits.WINDOW_MAX), metavar="N",
+            help=f"at most so many new tokens (default {limits.MAX_TOKENS})"),
+    _option("--temperature", type=between(float, 0, 100), metavar="T",
+            help=f"0 is greedy (default {limits.TEMPERATURE})"),
+    _option("--seed", type=between(int, 0, 2**32 - 2), metavar="N", help="for the same again"),
+    _option("--stop", action="append", metavar="TEXT", help="end before this text; repeatable"),
+    _option("--nice", type=_NICE, default=0, metavar="N", help="-20 (large share) to 19 (small)"),
+    _option("--system", default="", metavar="TEXT", help="system prompt"),
+    _option("--timeout", type=between(float, 0.001, 1e6), metavar="S", help="seconds"),
+)  # fmt: skip
+_SIGNAL = (
+    _option("-s", "--signal", type=str.upper, choices=SIGNALS, default="TERM",
+            help="TERM ends it, KILL forgets the turn in flight, INT ends only its call"),
+    *(_option(f"-{name}", dest="signal", action="store_const", const=name, help=f"-s {name}")
+      for name in SIGNALS),
+    _option("-9", dest="signal", action="store_const", const="KILL", help="-s KILL"),
+)  # fmt: skip
+
+_ROWS = (
+    Verb("run", ".run:run", "ask a model; the prompt is the words, then stdin", (
+        _MODEL, *_SAMPLING,
+        _option("--raw", action="store_true", help="no chat template: the text as it is"),
+        _option("--keep", action="store_true", help="the process stays, for `chat --pid`"),
+        _option("-v", "--verbose", action="store_true", help="the pid and the usage, on stderr"),
+        _JSON, _option("prompt", nargs="*", metavar="PROMPT"),
+    )),
+    Verb("chat", ".chat:chat", "talk to a model; its process keeps the conversation", (
+        _MODEL, *_SAMPLING,
+        _option("--pid", type=between(int, 1, 2**53), help="go on with this process"), _JSON,
+    )),
+    Verb("ps", ".processes:ps", "list processes", (
+        _option("-a", "--all", action="store_true", help="those that have ended, too"), _JSON,
+    )),
+    Verb("top", ".top:top", "processes and devices, again and again", (
+        _option("--once", action="store_true", help="only once"),
+        _option("--interval", type=between(float, 0.1, 3600), default=2.0, metavar="S",
+                help="seconds (default 2)"),
+        _JSON,
+    )),
+    Verb("kill", ".processes:kill", "send a signal to processes", (
+        *_SIGNAL, _JSON,
+        _option("pids", nargs="+", metavar="PID", type=between(int, 1, 2**53)),
+    )),
+    Verb("nice", ".processes:nice", "change a process's share", (
+        _JSON, _option("nice", metavar="N", type=_NICE, help="-20 (large share) to 19 (small)"),
+        _PID,
+    )),
+    Verb("wait", ".processes:wait", "wait for a process to end; its exit code is ours", (
+        _option("--timeout", type=_SECONDS, metavar="S", help="seconds"), _JSON, _PID,
+    )),
+    Verb("attach", ".processes:attach", "follow what a process says; ctrl-C detaches",
+         (_JSON, _PID)),
+    Verb("mem", ".processes:mem", "the pages of a process", (
+        _option("--text", action="store_true", help="whole texts, no table"), _JSON, _PID,
+    )),
+    Verb("logs", ".journal:logs", "the journal: every call and its outcome", (
+        _option("-f", "--follow", action="store_true", help="wait for more"),
+        _option("-n", "--lines", type=between(int, 0, 10**6), metavar="N", help="the last N"),
+        _option("--since", type=between(int, 0, 2**53), metavar="N", help="after event number N"),
+        _option("--kind", action="append", default=[], metavar="KIND",
+                help="begin, end, call, refused, process, device, boot; repeatable"),
+        _JSON, _option("pid", nargs="?", default=0, metavar="PID", type=between(int, 1, 2**53)),
+    )),
+    Verb("models list", ".models:list_", "installed models", (_JSON,)),
+    Verb("models show", ".models:show", "one model: file, digest, licence",
+         (_JSON, _option("name", metavar="NAME"))),
+    Verb("models add", ".models:add", "install a GGUF file, used in place",
+         (_JSON, _option("name", metavar="NAME"), _option("file", metavar="FILE"))),
+    Verb("models alias", ".models:alias", "give a model a second name",
+         (_JSON, _option("name", metavar="NAME"), _option("image", metavar="EXISTING"))),
+    Verb("models rm", ".models:rm", "forget a model or an alias; its file stays",
+         (_JSON, _option("name", metavar="NAME"))),
+    Verb("devices", ".models:devices", "mounted devices", (_JSON,)),
+    Verb("mount", ".models:mount", "start a model's engine", (
+        _option("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
+                help="an option of its driver, as window=4096; repeatable"),
+        _JSON, _option("image", metavar="MODEL"),
+    )),
+    Verb("unmount", ".models:unmount", "stop a model's engine; its processes keep their pages",
+         (_JSON, _option("image", metavar="MODEL"))),
+    Verb("daemon start", ".daemon:start",
+         "start the kernel in the background; takes --SETTING VALUE", (_JSON,), extra=True),
+    Verb("daemon stop", ".daemon:stop", "stop the kernel; calls in flight get some seconds", (
+        _option("--now", action="store_true", help="do not wait for them"), _JSON,
+    )),
+    Verb("daemon status", ".daemon:status", "ask the kernel how it is", (_JSON,)),
+    Verb("daemon logs", ".daemon:logs", "what the daemon wrote about itself", (
+        _option("-f", "--follow", action="store_true", help="wait for more"),
+        _option("-n", "--lines", type=between(int, 0, 10**6), default=100, metavar="N",
+                help="the last N (default 100)"),
+        _JSON,
+    )),
+    Verb("daemon run", ".daemon:run", "run the kernel here", rest=True),
+    Verb("config list", ".daemon:config_list", "every setting and where its value came from",
+         (_JSON,)),
+    Verb("config path", ".daemon:config_path", "where files live", (_JSON,)),
+    Verb("doctor", ".doctor:doctor", "look for what is wrong, and say how to mend it", (_JSON,)),
+    Verb("bench", "llmasos.userland.bench:main", "measure this machine", rest=True),
+    Verb("version", ".version:version", "versions", (_JSON,)),
+)  # fmt: skip
+VERBS = {row.words: row for row in _ROWS}
+GROUPS = frozenset(row.words.split()[0] for row in _ROWS if " " in row.words)
+
+
+def _lines(rows: list[Verb]) -> str:
+    width = max(len(row.words) for row in rows)
+    return "\n".join(f"  {row.words:{width}}  {row.summary}" for row in rows)
+
+
+def help_text() -> str:
+    return (
+        "usage: llmasos VERB [ARGUMENT ...]\n\n"
+        "The operating system for language-model agents.\n\n"
+        f"{_lines(list(_ROWS))}\n\n"
+        "`llmasos VERB --help` tells more. Every verb takes --json."
+    )
+
+
+def group_help(group: str) -> str:
+    rows = [row for row in _ROWS if row.words.split()[0] == group and " " in row.words]
+    return f"usage: llmasos {group} VERB [ARGUMENT ...]\n\n{_lines(rows)}"

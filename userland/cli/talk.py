@@ -1,0 +1,128 @@
+"""One turn with a process, streamed to whoever listens. What `run` and `chat` share.
+
+The first ctrl-C interrupts the process: what it said stays. A second one leaves at once.
+"""
+
+import os
+import signal
+import tomllib
+from argparse import Namespace
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NamedTuple
+
+from llmasos.kernel import paths
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.line import Line
+
+MODEL = "smollm2"
+_SAMPLING = ("max_tokens", "temperature", "seed", "stop")
+
+
+class Turn(NamedTuple):
+    text: str
+    done: v.Generated | None  # None: it was interrupted before it began
+    interrupted: bool
+
+
+def model(asked: str | None) -> str:
+    """The model that was asked for, or this user's default."""
+    return asked or os.environ.get("LLMASOS_MODEL") or _configured() or MODEL
+
+
+def _configured() -> str:
+    """What the configuration file says. A file that makes no sense is the daemon's to refuse."""
+    try:
+        with paths.find().config_file.open("rb") as file:
+            return str(tomllib.load(file).get("model", ""))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return ""
+
+
+def spawn(line: Line, arguments: Namespace, app: str, *, keep: bool) -> v.Spawned:
+    request = v.Spawn(
+        model(arguments.model), app=app, nice=arguments.nice,
+        system=clean(arguments.system, "the system prompt"), keep=keep,
+    )  # fmt: skip
+    return line.call("spawn", request, v.Spawned)
+
+
+def sampling(arguments: Namespace) -> v.Sampling:
+    """What was said on the command line; the kernel knows the rest."""
+    said = {name: getattr(arguments, name) for name in _SAMPLING}
+    return v.Sampling(**{name: value for name, value in said.items() if value is not None})
+
+
+def clean(text: str, what: str) -> str:
+    """The text, if it can travel. EINVAL when its bytes were not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        words = f"{what} is not valid UTF-8 at its character {error.start}"
+        raise SyscallError(Errno.EINVAL, words, "give text in UTF-8") from error
+    return text
+
+
+def say(line: Line, request: v.Generate, write: Callable[[str], object]) -> Turn:
+    """Have a process answer; each piece is written as it comes."""
+    stream = line.stream("generate", request, v.Delta, v.Generated)
+    texts: list[str] = []
+    kill = v.Kill(request.pid, v.Signal.INT)
+    with interrupting(lambda: line.send("kill", kill)) as interrupts:
+        try:
+            for delta in stream:
+                texts.append(delta.text)
+                write(delta.text)
+        except SyscallError as error:
+            if not interrupts or error.errno is not Errno.ECANCELED:
+                raise
+    return Turn("".join(texts), stream.reply, bool(interrupts))
+
+
+@contextmanager
+def interrupting(act: Callable[[], object]) -> Generator[list[int]]:
+    """The first ctrl-C acts and is listed, the second is a KeyboardInterrupt."""
+    interrupts: list[int] = []
+
+    def first(number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupts.append(number)
+        act()
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def end(line: Line, pid: int) -> None:
+    """End a process and its pages. One that is gone already is fine."""
+    try:
+        line.call("kill", v.Kill(pid), v.Nothing)
+        line.call("wait", v.Wait(pid), v.Exit)
+    except SyscallError as error:
+        if error.errno is not Errno.ESRCH:
+            raise
+
+
+def usage(done: v.Generated) -> str:
+    """Where the time went, in one line."""
+    use = done.usage
+    return (
+        f"{use.prompt_tokens} prompt tokens ({use.cached_tokens} cached), "
+        f"{use.completion_tokens} new; queue {use.queue_s:.2f} s, prefill {use.prefill_s:.2f} s, "
+        f"decode {use.decode_s:.2f} s; {done.finish}, seed {done.seed}"
+    )
+
+
+def fields(done: v.Generated | None) -> dict[str, object]:
+    """What JSON says of a turn beside its text."""
+    if done is None:
+        return {"finish": v.Finish.CANCELLED}
+    return {
+        "call": done.call, "finish": done.finish, "pages": done.pages, "seed": done.seed,
+        "usage": done.usage,
+    }  # fmt: skip

@@ -1,0 +1,240 @@
+"""AsyncLLMasOS: one connection to a kernel, one method for each syscall, and models and processes.
+
+The methods are named as the syscalls are; each says what it adds to the table in kernel/abi.py.
+Streams (generate, watch, attach) are returned at once and read with `async for`.
+"""
+
+import os
+import sys
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypedDict, TypeVar, Unpack
+
+import anyio
+import anyio.to_thread
+from anyio.abc import SocketStream
+
+from llmasos.kernel import limits, paths
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland import start
+from llmasos.userland.line import refusal
+
+from .link import Link, Stream
+from .process import AsyncModel, AsyncProcess, Options, Prompt, messages, split
+
+T = TypeVar("T")
+_told = set[str]()  # notices that this program has shown
+
+
+class SpawnOptions(TypedDict, total=False):
+    """What a new process may be given."""
+
+    app: str  # a name of your program, for `ps`
+    system: str  # system prompt; becomes its first page
+    nice: int  # -20 (large share) to 19 (small share)
+    keep: bool  # False: it ends with this connection
+    parent: int  # pid
+
+
+class AsyncLLMasOS:
+    """A connection: `async with AsyncLLMasOS() as client: ...`. Many tasks may use it at once.
+
+    `socket` names a kernel's socket; without it the user's own kernel is meant, and a private one
+    is started when none answers (`autostart=False` or LLMASOS_AUTOSTART=0 forbids that).
+    `profile` is "careful" or "operator". Entering raises SyscallError: ECONNREFUSED without a
+    daemon, EACCES for a key (no kernel has keys yet; "YOUR_API_KEY" counts as none).
+    """
+
+    def __init__(
+        self, api_key: str | None = None, *, socket: str | Path | None = None,
+        profile: str = v.Profile.CAREFUL, autostart: bool = True,
+    ) -> None:  # fmt: skip
+        self._socket = Path(socket) if socket is not None else None
+        self._hello = v.Hello(limits.PROTOCOL_VERSION, "sdk", v.Profile(profile), api_key)
+        self._autostart = autostart
+        self._open: Link | None = None
+        self._stack = AsyncExitStack()
+        self.welcome: v.Welcome | None = None  # the kernel's answer to hello
+
+    # --- the connection ---------------------------------------------------------------------------
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stream = await self._connect()
+            await stack.enter_async_context(stream)
+            link = Link(stream)
+            self.welcome = await link.greet(self._hello)
+            _show(self.welcome.notices)
+            group = anyio.create_task_group()
+            await group.__aenter__()
+            group.start_soon(link.run)
+
+            async def stop() -> None:
+                group.cancel_scope.cancel()
+                await group.__aexit__(None, None, None)  # an error of the caller stays as it is
+
+            stack.push_async_callback(stop)
+            self._open = link
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        await self._stack.aclose()
+
+    async def _connect(self) -> SocketStream:
+        path = self._socket or paths.find().socket
+        try:
+            return await _dial(path)
+        except SyscallError as error:
+            wanted = self._socket is None and self._autostart and start.allowed()
+            if error.errno is not Errno.ECONNREFUSED or not wanted:
+                raise
+        await anyio.to_thread.run_sync(partial(start.ensure, paths.find(), "--private"))
+        return await _dial(path)
+
+    @property
+    def _link(self) -> Link:
+        if self._open is None:
+            raise RuntimeError("not connected: `async with AsyncLLMasOS() as client:`")
+        return self._open
+
+    async def _call(self, name: str, request: object, reply: type[T]) -> T:
+        return await self._link.call(name, request, reply)
+
+    # --- models and processes ---------------------------------------------------------------------
+    async def get_model(self, name: str) -> AsyncModel:
+        """A model by its name or alias. ENOENT lists what there is and how to make an alias."""
+        images = (await self.images()).images
+        for image in images:
+            if name == image.name or name in image.aliases:
+                return AsyncModel(self, name, image)
+        names = sorted({known for image in images for known in (image.name, *image.aliases)})
+        raise SyscallError(
+            Errno.ENOENT,
+            f"there is no model {name!r}; there are: {', '.join(names) or 'none'}",
+            f"`llmasos models alias {name} EXISTING` gives one this name",
+        )
+
+    def process(self, pid: int) -> AsyncProcess:
+        """A process that exists already. Its first call says ESRCH when it does not."""
+        return AsyncProcess(self, pid)
+
+    async def reap(self, pid: int) -> v.Exit:
+        """End a process and wait until it is gone. ESRCH when it is already."""
+        try:
+            await self.kill(pid)
+        except SyscallError as error:
+            if error.errno is not Errno.ESRCH:  # it has ended by itself: the wait reaps it
+                raise
+        return await self._link.call("wait", v.Wait(pid), v.Exit, soon=True)
+
+    # --- syscalls ---------------------------------------------------------------------------------
+    async def spawn(self, model: str, **options: Unpack[SpawnOptions]) -> AsyncProcess:
+        """Start a process on a model, which is mounted if need be. ENOENT, EAGAIN, E2BIG, EIO."""
+        spawned = await self._call("spawn", v.Spawn(model, **options), v.Spawned)
+        return AsyncProcess(self, spawned.pid, spawned)
+
+    def generate(
+        self, pid: int, prompt: Prompt, **options: Unpack[Options]
+    ) -> Stream[v.Delta, v.Generated]:
+        """Continue a process's conversation: deltas of text, then a Generated as `reply`.
+
+        ESRCH, E2BIG, EAGAIN while it is in another call, ETIMEDOUT after `timeout_s`, EIO.
+        """
+        raw, timeout_s, sampling = split(options)
+        request = v.Generate(pid, messages(prompt), raw, sampling, timeout_s)
+        return Stream(self._link, self._link.begin("generate", request), v.Delta, v.Generated)
+
+    async def tokenize(self, model: str, text: str) -> v.Tokens:
+        """The model's tokens of a text, without special ones. ENOENT, E2BIG, EIO."""
+        return await self._call("tokenize", v.Tokenize(model, text), v.Tokens)
+
+    async def read_mem(self, pid: int, *, first: int = 0, count: int = 1000) -> v.Pages:
+        """Pages of a process from number `first` on; `next` is set when the reply was cut."""
+        return await self._call("read_mem", v.ReadMem(pid, first, count), v.Pages)
+
+    async def wait(self, pid: int, timeout_s: float | None = None) -> v.Exit:
+        """Wait for a process to end, then reap it. ETIMEDOUT after `timeout_s` seconds."""
+        return await self._call("wait", v.Wait(pid, timeout_s), v.Exit)
+
+    async def kill(self, pid: int, signal: str = v.Signal.TERM) -> v.Nothing:
+        """Send TERM, KILL, INT (end the call in flight), STOP or CONT. ESRCH."""
+        return await self._call("kill", v.Kill(pid, v.Signal(signal)), v.Nothing)
+
+    async def nice(self, pid: int, nice: int) -> v.Nothing:
+        """Change a process's share: -20 (large) to 19 (small). ESRCH, EINVAL."""
+        return await self._call("nice", v.Renice(pid, nice), v.Nothing)
+
+    async def ps(self, *, pid: int = 0, zombies: bool = False, after: int = 0) -> v.Processes:
+        """Processes by pid, at most PS_ROWS a reply: `next` is the `after` of the next call."""
+        return await self._call("ps", v.Ps(pid, zombies, after), v.Processes)
+
+    async def stat(self) -> v.Stat:
+        """Counters of the kernel."""
+        return await self._call("stat", v.Nothing(), v.Stat)
+
+    def watch(
+        self, *, since: int | None = None, follow: bool = True, pid: int = 0,
+        kinds: list[str] | None = None, interval_s: float = 0.0,
+    ) -> Stream[v.Events, v.Nothing]:  # fmt: skip
+        """Follow the journal in batches, from a cursor (0: the oldest; None: now)."""
+        request = v.Watch(since, follow, pid, kinds or [], interval_s)
+        return Stream(self._link, self._link.begin("watch", request), v.Events, v.Nothing)
+
+    def attach(self, pid: int) -> Stream[v.Output, v.Exit]:
+        """Follow what a process says until it ends. ESRCH."""
+        return Stream(self._link, self._link.begin("attach", v.Attach(pid)), v.Output, v.Exit)
+
+    async def images(self) -> v.Images:
+        """Installed models."""
+        return await self._call("images", v.Nothing(), v.Images)
+
+    async def image_add(self, name: str, *, path: str | Path = "", image: str = "") -> v.ImageInfo:
+        """Install a model file, used in place, or give an image a second name. Operators only."""
+        return await self._call("image_add", v.ImageAdd(name, _file(path), image), v.ImageInfo)
+
+    async def image_remove(self, name: str) -> v.Nothing:
+        """Forget a model or an alias; the file stays. EBUSY while it is used. Operators only."""
+        return await self._call("image_remove", v.ImageRemove(name), v.Nothing)
+
+    async def devices(self) -> v.Devices:
+        """Mounted devices."""
+        return await self._call("devices", v.Nothing(), v.Devices)
+
+    async def mount(self, image: str, /, **options: bool | int | float | str) -> v.DeviceInfo:
+        """Start a model's engine with options of its driver. Operators only."""
+        return await self._call("mount", v.Mount(image, options), v.DeviceInfo)
+
+    async def unmount(self, image: str) -> v.Nothing:
+        """Stop a model's engine; its calls end. Operators only."""
+        return await self._call("unmount", v.Unmount(image), v.Nothing)
+
+    async def shutdown(self, *, drain: bool = True) -> v.Nothing:
+        """Stop the kernel; `drain`: calls in flight get some seconds. Operators only."""
+        return await self._call("shutdown", v.Shutdown(drain), v.Nothing)
+
+
+async def _dial(path: Path) -> SocketStream:
+    try:
+        return await anyio.connect_unix(path)
+    except OSError as error:  # anyio wraps some of them
+        cause = error.__cause__
+        raise refusal(path, cause if isinstance(cause, OSError) else error) from error
+
+
+def _file(path: str | Path) -> str:
+    """The kernel does not know our directory."""
+    return os.path.abspath(path) if path else ""
+
+
+def _show(notices: list[str]) -> None:
+    """What the kernel wants people to know, once in a program."""
+    for notice in notices:
+        if notice not in _told:
+            _told.add(notice)
+            print(f"llmasos: {notice}", file=sys.stderr)

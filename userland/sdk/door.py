@@ -1,0 +1,282 @@
+"""LLMasOS: the same client for programs that do not await.
+
+The async client runs in a thread of its own; each call here waits for one call there, so this file
+is only a door: what a method does stands in client.py and process.py. Threads may share a client.
+Ctrl-C in the calling thread cancels the call.
+"""
+
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from llmasos.kernel import paths
+from llmasos.kernel import values as v
+from llmasos.userland import start
+
+from .client import AsyncLLMasOS, SpawnOptions
+from .link import Stream
+from .process import AsyncAnswer, AsyncModel, AsyncProcess, Options, Prompt, Reply
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Item = TypeVar("Item")
+R = TypeVar("R")
+
+
+class There:
+    """The thread of the async client, and how to wait for what happens there."""
+
+    def __init__(self, portal: BlockingPortal) -> None:
+        self._portal = portal
+
+    def run(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call there, wait here. Whatever interrupts the wait cancels the call."""
+
+        async def there() -> T:
+            return await call(*args, **kwargs)
+
+        future = self._portal.start_task_soon(there)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def now(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call there what never waits."""
+
+        async def there() -> T:
+            return call(*args, **kwargs)
+
+        return self.run(there)
+
+
+def _door(
+    method: Callable[Concatenate[AsyncLLMasOS, P], Awaitable[T]],
+) -> Callable[Concatenate["LLMasOS", P], T]:
+    """An async method of the client as one that waits."""
+
+    @wraps(method)
+    def call(self: "LLMasOS", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.there.run(method, self.core, *args, **kwargs)
+
+    return call
+
+
+def _stream_door(
+    method: Callable[Concatenate[AsyncLLMasOS, P], Stream[Item, R]],
+) -> Callable[Concatenate["LLMasOS", P], "Following[Item, R]"]:
+    """A streaming syscall as something to iterate."""
+
+    @wraps(method)
+    def call(self: "LLMasOS", /, *args: P.args, **kwargs: P.kwargs) -> "Following[Item, R]":
+        return Following(self.there, self.there.now(method, self.core, *args, **kwargs))
+
+    return call
+
+
+class Following(Generic[Item, R]):
+    """A streaming syscall: iterate its items, then read `reply`. Leave its `with` to end it."""
+
+    def __init__(self, there: There, core: Stream[Item, R]) -> None:
+        self._there = there
+        self._core = core
+
+    @property
+    def reply(self) -> R | None:
+        """None until the last item has been read."""
+        return self._core.reply
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        try:
+            return self._there.run(self._core.__anext__)
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    def close(self) -> None:
+        """End the call if it is still running."""
+        self._there.run(self._core.aclose)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Answer:
+    """An answer on its way: iterate its pieces of text, then read `reply`. `with` ends it."""
+
+    def __init__(self, client: "LLMasOS", core: AsyncAnswer) -> None:
+        self._client = client
+        self._core = core
+
+    @property
+    def text(self) -> str:
+        """What has been said so far."""
+        return self._core.text
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer. RuntimeError while it is on its way."""
+        return self._core.reply
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return self._client.there.run(self._core.__anext__)
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    def close(self) -> None:
+        """End it, if it is still on its way; what was said so far is kept in its process."""
+        self._client.there.run(self._core.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Process:
+    """A conversation with a pid; see AsyncProcess. Leaving its `with` ends it."""
+
+    def __init__(self, client: "LLMasOS", core: AsyncProcess) -> None:
+        self._client = client
+        self._core = core
+        self.pid = core.pid
+        self.spawned = core.spawned  # model and window; None when it was there before us
+
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
+        """Say something and wait for the whole answer. Raises SyscallError as the syscall does."""
+        return self._client.there.run(self._core.generate, prompt, **options)
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
+        """Say something and read the answer as it comes."""
+        return Answer(self._client, self._core.stream(prompt, **options))
+
+    def read_mem(self) -> list[v.Page]:
+        """All its pages, in order. ESRCH."""
+        return self._client.there.run(self._core.read_mem)
+
+    def kill(self, signal: str = v.Signal.TERM) -> None:
+        """Send a signal: TERM, KILL, INT, STOP or CONT. ESRCH when it has ended."""
+        self._client.there.run(self._core.kill, signal)
+
+    def nice(self, nice: int) -> None:
+        """Change its share: -20 (large) to 19 (small)."""
+        self._client.there.run(self._core.nice, nice)
+
+    def wait(self, timeout_s: float | None = None) -> v.Exit:
+        """Wait for its end, then reap it. ETIMEDOUT."""
+        return self._client.there.run(self._core.wait, timeout_s)
+
+    def close(self) -> None:
+        """End it and its pages. Nothing happens when it is gone already."""
+        self._client.there.run(self._core.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Model:
+    """A model by name. `info` says what stands behind it."""
+
+    def __init__(self, client: "LLMasOS", core: AsyncModel) -> None:
+        self._client = client
+        self._core = core
+        self.name = core.name
+        self.info = core.info
+
+    def generate_text(self, prompt: Prompt, **options: Unpack[Options]) -> str:
+        """The answer to one prompt, by a process of its own. Raises SyscallError."""
+        return self._client.there.run(self._core.generate_text, prompt, **options)
+
+    def chat(self, messages: Prompt, **options: Unpack[Options]) -> str:
+        """The answer to a text or a list of messages; nothing is kept. Raises SyscallError."""
+        return self._client.there.run(self._core.chat, messages, **options)
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
+        """The answer as it comes, by a process of its own that ends with it."""
+        return Answer(self._client, self._core.stream(prompt, **options))
+
+
+class LLMasOS:
+    """A connection to a kernel; see AsyncLLMasOS for the arguments and what they raise.
+
+    It closes at the end of its `with`, by `close()`, or at the end of the program.
+    """
+
+    def __init__(
+        self, api_key: str | None = None, *, socket: str | Path | None = None,
+        profile: str = v.Profile.CAREFUL, autostart: bool = True,
+    ) -> None:  # fmt: skip
+        where = paths.find()
+        if socket is None and autostart and start.allowed() and not start.answers(where):
+            # Here and not in the other thread: a helper thread of its would outlive the program.
+            start.ensure(where, "--private")
+        self.core = AsyncLLMasOS(api_key, socket=socket, profile=profile, autostart=False)
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal())
+            stack.enter_context(portal.wrap_async_context_manager(self.core))
+            self.there = There(portal)
+            self._close = weakref.finalize(self, stack.pop_all().close)
+
+    @property
+    def welcome(self) -> v.Welcome | None:
+        """The kernel's answer to hello."""
+        return self.core.welcome
+
+    def get_model(self, name: str) -> Model:
+        """A model by its name or alias. ENOENT lists what there is and how to make an alias."""
+        return Model(self, self.there.run(self.core.get_model, name))
+
+    def process(self, pid: int) -> Process:
+        """A process that exists already. Its first call says ESRCH when it does not."""
+        return Process(self, self.core.process(pid))
+
+    def spawn(self, model: str, **options: Unpack[SpawnOptions]) -> Process:
+        """Start a process on a model, which is mounted if need be. ENOENT, EAGAIN, E2BIG, EIO."""
+        return Process(self, self.there.run(self.core.spawn, model, **options))
+
+    generate = _stream_door(AsyncLLMasOS.generate)
+    tokenize = _door(AsyncLLMasOS.tokenize)
+    read_mem = _door(AsyncLLMasOS.read_mem)
+    wait = _door(AsyncLLMasOS.wait)
+    kill = _door(AsyncLLMasOS.kill)
+    nice = _door(AsyncLLMasOS.nice)
+    ps = _door(AsyncLLMasOS.ps)
+    stat = _door(AsyncLLMasOS.stat)
+    watch = _stream_door(AsyncLLMasOS.watch)
+    attach = _stream_door(AsyncLLMasOS.attach)
+    images = _door(AsyncLLMasOS.images)
+    image_add = _door(AsyncLLMasOS.image_add)
+    image_remove = _door(AsyncLLMasOS.image_remove)
+    devices = _door(AsyncLLMasOS.devices)
+    mount = _door(AsyncLLMasOS.mount)
+    unmount = _door(AsyncLLMasOS.unmount)
+    shutdown = _door(AsyncLLMasOS.shutdown)
+
+    def close(self) -> None:
+        """Disconnect. Processes that were spawned with keep=False end. A second close is none."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,244 @@
+"""Models and processes as objects, and an answer on its way.
+
+A process is a conversation: it keeps its pages between calls. A model's own `generate_text`, `chat`
+and `stream` take a process for one answer and end it.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, cast
+
+import anyio
+
+from llmasos.kernel import limits
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+
+from .link import Stream
+
+if TYPE_CHECKING:
+    from .client import AsyncLLMasOS
+
+# A text is one message of the user; a message may be a {"role": ..., "content": ...}.
+Prompt = str | Sequence[v.Message | Mapping[str, str]]
+
+
+class Options(TypedDict, total=False):
+    """How an answer is made. What is left out has the kernel's default (kernel/values.py)."""
+
+    max_tokens: int | None
+    temperature: float  # 0: always the likeliest token
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    seed: int | None  # None: drawn, and told in the reply
+    stop: list[str]
+    ignore_eos: bool
+    raw: bool  # no chat template: the texts as they are
+    timeout_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer."""
+
+    text: str
+    finish: v.Finish
+    usage: v.Usage
+    seed: int
+    pages: list[int]  # numbers of the pages that this turn wrote
+    call: int  # the journal's number
+
+
+def split(options: Options) -> tuple[bool, float | None, v.Sampling]:
+    """Options as a request wants them: raw, timeout, sampling. TypeError for an unknown one."""
+    rest = cast("dict[str, Any]", dict(options))
+    raw, timeout_s = rest.pop("raw", False), rest.pop("timeout_s", None)
+    return raw, timeout_s, v.Sampling(**rest)
+
+
+def messages(prompt: Prompt) -> list[v.Message]:
+    """A prompt as the messages of a request. EINVAL for a role that does not exist."""
+    if isinstance(prompt, str):
+        return [v.Message(v.Role.USER, prompt)]
+    return [one if isinstance(one, v.Message) else _message(one) for one in prompt]
+
+
+def _message(fields: Mapping[str, str]) -> v.Message:
+    try:
+        return v.Message(v.Role(fields["role"]), fields["content"])
+    except (KeyError, ValueError) as error:
+        roles = ", ".join(v.Role)
+        raise SyscallError(
+            Errno.EINVAL, f"not a message: {sorted(fields)} with {error}",
+            f'a message is {{"role": one of {roles}, "content": text}}',
+        ) from error  # fmt: skip
+
+
+class AsyncAnswer:
+    """An answer on its way: `async for` its pieces of text, then read `reply`.
+
+    It begins with the first piece. Leaving the loop early leaves it running: use `async with`, or
+    `await answer.close()`, to end it.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[], Awaitable[Stream[v.Delta, v.Generated]]],
+        end: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        self._begin = begin
+        self._end = end
+        self._stream: Stream[v.Delta, v.Generated] | None = None
+        self._texts: list[str] = []
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        try:
+            if self._stream is None:
+                self._stream = await self._begin()
+            delta = await self._stream.__anext__()
+        except StopAsyncIteration:
+            await self._finish()
+            raise
+        except BaseException:
+            with anyio.move_on_after(limits.BODY_S, shield=True):
+                await self.close()
+            raise
+        self._texts.append(delta.text)
+        return delta.text
+
+    @property
+    def text(self) -> str:
+        """What has been said so far."""
+        return "".join(self._texts)
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer. RuntimeError while it is on its way."""
+        done = self._stream.reply if self._stream is not None else None
+        if done is None:
+            raise RuntimeError("the answer is not complete: iterate to its end first")
+        return Reply(self.text, done.finish, done.usage, done.seed, done.pages, done.call)
+
+    async def whole(self) -> Reply:
+        """Wait for the end. Raises SyscallError as `generate` does."""
+        async for _ in self:
+            pass
+        return self.reply
+
+    async def close(self) -> None:
+        """End it, if it is still on its way; what was said so far is kept in its process."""
+        if self._stream is not None:
+            await self._stream.aclose()
+        await self._finish()
+
+    async def _finish(self) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            await end()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        await self.close()
+
+
+class AsyncProcess:
+    """A conversation with a pid. Leaving its `async with` ends it."""
+
+    def __init__(self, client: "AsyncLLMasOS", pid: int, spawned: v.Spawned | None = None) -> None:
+        self._client = client
+        self.pid = pid
+        self.spawned = spawned  # model and window; None when it was there before us
+
+    async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
+        """Say something and wait for the whole answer. Raises SyscallError as the syscall does."""
+        return await self.stream(prompt, **options).whole()
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncAnswer:
+        """Say something and read the answer as it comes."""
+
+        async def begin() -> Stream[v.Delta, v.Generated]:
+            return self._client.generate(self.pid, prompt, **options)
+
+        return AsyncAnswer(begin)
+
+    async def read_mem(self) -> list[v.Page]:
+        """All its pages, in order. ESRCH."""
+        reply = await self._client.read_mem(self.pid)
+        pages = reply.pages
+        while reply.next is not None:
+            reply = await self._client.read_mem(self.pid, first=reply.next)
+            pages += reply.pages
+        return pages
+
+    async def kill(self, signal: str = v.Signal.TERM) -> None:
+        """Send a signal: TERM, KILL, INT, STOP or CONT. ESRCH when it has ended."""
+        await self._client.kill(self.pid, signal)
+
+    async def nice(self, nice: int) -> None:
+        """Change its share: -20 (large) to 19 (small)."""
+        await self._client.nice(self.pid, nice)
+
+    async def wait(self, timeout_s: float | None = None) -> v.Exit:
+        """Wait for its end, then reap it. ETIMEDOUT."""
+        return await self._client.wait(self.pid, timeout_s)
+
+    async def close(self) -> None:
+        """End it and its pages. Nothing happens when it is gone already."""
+        try:
+            await self._client.reap(self.pid)
+        except SyscallError as error:
+            if error.errno not in (Errno.ESRCH, Errno.EPIPE):
+                raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        await self.close()
+
+
+class AsyncModel:
+    """A model by name. `info` says what stands behind it."""
+
+    def __init__(self, client: "AsyncLLMasOS", name: str, info: v.ImageInfo) -> None:
+        self._client = client
+        self.name = name
+        self.info = info
+
+    async def generate_text(self, prompt: Prompt, **options: Unpack[Options]) -> str:
+        """The answer to one prompt, by a process of its own. Raises SyscallError."""
+        return (await self.stream(prompt, **options).whole()).text
+
+    async def chat(self, messages: Prompt, **options: Unpack[Options]) -> str:
+        """The answer to a text or a list of messages; nothing is kept. Raises SyscallError."""
+        return await self.generate_text(messages, **options)
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncAnswer:
+        """The answer as it comes, by a process of its own that ends with it."""
+        taken: list[AsyncProcess] = []
+
+        async def begin() -> Stream[v.Delta, v.Generated]:
+            taken.append(await self._client.spawn(self.info.name, app="model", keep=False))
+            return self._client.generate(taken[0].pid, prompt, **options)
+
+        async def end() -> None:
+            for process in taken:
+                await process.close()
+
+        return AsyncAnswer(begin, end)
