@@ -115,12 +115,16 @@ def _lock(paths: Paths) -> int:
     """One daemon a runtime directory. EBUSY names the one that runs."""
     paths.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = paths.runtime.stat()
+    if status.st_mode & 0o077:
+        raise SyscallError(
+            Errno.EACCES, f"{paths.runtime} is open to others (mode {status.st_mode & 0o777:o})",
+            f"`chmod 700 {paths.runtime}`, or set LLMASOS_RUNTIME_DIR to another directory",
+        )  # fmt: skip
     if status.st_uid != os.geteuid():
         raise SyscallError(
             Errno.EACCES, f"{paths.runtime} belongs to {user(status.st_uid)}",
             "set LLMASOS_RUNTIME_DIR to a directory of your own",
         )  # fmt: skip
-    paths.runtime.chmod(0o700)
     lock = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

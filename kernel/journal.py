@@ -138,7 +138,15 @@ class Journal:
 
     async def written(self, entry: Entry) -> int:
         """Append and wait until kill -9 cannot take the event back."""
+        number, future = self.note(entry)
+        await future
+        return number
+
+    def note(self, entry: Entry) -> tuple[int, "asyncio.Future[None]"]:
+        """Append: the number at once, and a future that ends when the event is written."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Not everybody waits for it: an error that nobody asks about is no leak.
+        future.add_done_callback(lambda f: f.cancelled() or f.exception())
 
         def done(error: SyscallError | None) -> None:
             if future.done():
@@ -148,9 +156,7 @@ class Journal:
             else:
                 future.set_exception(error)
 
-        seq = self.append(entry, done)
-        await future
-        return seq
+        return self.append(entry, done), future
 
     def history(self, since: int, most: int) -> list[Event]:
         """Up to `most` events after `since`, oldest first. Blocks: call it in a thread."""

@@ -37,6 +37,7 @@ READ_MEM_BYTES = 512 * 1024  # text per read_mem reply
 # --- generate ---------------------------------------------------------------------------------
 MAX_TOKENS = 512  # when the caller does not say
 TEMPERATURE, TOP_K, TOP_P, MIN_P = 0.7, 40, 0.95, 0.05
+REPEAT_PENALTY = 1.1  # of `run` and `chat`: small models loop without; programs start at 1
 STOPS = 16  # stop strings per call
 STOP_CHARS = 256
 STREAM_TOKENS = 256  # a reader this far behind gets no further quantum

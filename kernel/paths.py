@@ -4,7 +4,6 @@ Standard library only. Nothing here touches the disk; who creates a directory gi
 """
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +59,7 @@ def find() -> Paths:
     elif xdg:
         runtime = Path(xdg) / "llmasos"
     else:
-        runtime = Path(tempfile.gettempdir()) / f"llmasos-{os.getuid()}"
+        runtime = Path(os.environ.get("TMPDIR") or "/tmp") / f"llmasos-{os.getuid()}"
     return Paths(
         runtime=runtime,
         state=_directory("STATE", "XDG_STATE_HOME", home / ".local" / "state"),

@@ -31,6 +31,7 @@ class Call:
 
     caller: Caller
     number: int  # the journal's, of its begin; 0 for calls that are not begun and ended
+    begun: Awaitable[None] | None  # ends when that begin is written
     send: Callable[[object], None]  # never waits
     writable: Callable[[], Awaitable[None]]  # waits for a slow reader
 
@@ -63,6 +64,8 @@ async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
     process.begin(call.number)
     try:
         with anyio.fail_after(request.timeout_s):
+            if call.begun is not None:
+                await call.begun
             device = await m.mounted(m.images.get(process.model))
             facts = await device.wait_up()
             plan = await m.memory.prepare(process, request, device.engine, facts.window)

@@ -171,34 +171,33 @@ class Trap:
         journal = self._machine.journal
         if row.durability is Durability.C:
             journal.count(caller.subjects[-1], row.name, object_, rule)
-        if row.name in _WAITS:
-            if len(self._scopes) >= limits.CALLS_IN_FLIGHT:
-                words = f"{len(self._scopes)} calls of this connection are in flight"
-                raise SyscallError(Errno.EAGAIN, words, "wait for one, or open a connection")
-            entry = Entry(
-                "call", getattr(request, "pid", 0), caller.owner, syscall=row.name, object=object_
-            )
-            self._scopes[number] = scope = anyio.CancelScope()
-            self._tasks.start_soon(self._run, number, row, request, entry, scope)
-        else:
-            call = Call(caller, 0, self._send(number), self._connection.writable)
-            reply = HANDLERS[row.name](self._machine, call, request)
-            self._reply(number, reply)
+        if row.name not in _WAITS:
+            call = Call(caller, 0, None, self._send(number), self._connection.writable)
+            self._reply(number, HANDLERS[row.name](self._machine, call, request))
+            return
+        if len(self._scopes) >= limits.CALLS_IN_FLIGHT:
+            words = f"{len(self._scopes)} calls of this connection are in flight"
+            raise SyscallError(Errno.EAGAIN, words, "wait for one, or open a connection")
+        if self._machine.stopping.is_set():
+            raise SyscallError(Errno.ECANCELED, "the machine is going down", "try again later")
+        entry = Entry(
+            "call", getattr(request, "pid", 0), caller.owner, syscall=row.name, object=object_
+        )
+        begin, begun = 0, None
+        if row.durability is not Durability.C and row.item is not None:
+            begin, begun = journal.note(_as(entry, "begin"))
+        call = Call(caller, begin, begun, self._send(number), self._connection.writable)
+        self._scopes[number] = anyio.CancelScope()
+        self._tasks.start_soon(self._run, number, row, request, entry, call)
 
     async def _run(
-        self, number: int, row: Syscall, request: object, entry: Entry, scope: anyio.CancelScope
+        self, number: int, row: Syscall, request: object, entry: Entry, call: Call
     ) -> None:
-        """A call that may wait, from its begin to its end."""
+        """A call that may wait, to its end."""
         reply: object = None
         error: SyscallError | None = None
-        begin = 0
-        with scope:
+        with self._scopes[number]:
             try:
-                if row.durability is not Durability.C and row.item is not None:
-                    begin = await self._machine.journal.written(_as(entry, "begin"))
-                caller = self._caller
-                assert caller is not None
-                call = Call(caller, begin, self._send(number), self._connection.writable)
                 reply = await self._handler(row.name)(self._machine, call, request)
             except SyscallError as refusal:
                 error = refusal
@@ -207,7 +206,7 @@ class Trap:
         if reply is None and error is None:
             error = SyscallError(Errno.ECANCELED, f"{row.name} was cancelled")
         # Beyond `scope`, so a cancel that comes late changes nothing any more.
-        error = await self._close(row, entry, begin, error)
+        error = await self._close(row, entry, call.number, error)
         self._scopes.pop(number, None)
         if error is None:
             self._reply(number, reply)

@@ -7,6 +7,7 @@ The command line starts it as a process and never imports it.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -73,7 +74,8 @@ def run(arguments: argparse.Namespace, settings: config.Config, where: paths.Pat
     def ready(machine: Machine) -> None:
         log.info("ready: pid %d at %s", os.getpid(), where.socket)
         if arguments.ready_fd is not None:
-            os.write(arguments.ready_fd, b"ready\n")
+            with contextlib.suppress(BrokenPipeError):  # who asked for us is gone: we are here
+                os.write(arguments.ready_fd, b"ready\n")
             os.close(arguments.ready_fd)
         tasks.append(machine)
 

@@ -8,7 +8,7 @@ import dataclasses
 import random
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +32,7 @@ def frame(body: bytes) -> bytes:
 
 def junk(dice: random.Random, depth: int = 0) -> Any:
     """Any value that msgpack can carry."""
-    makers = [
+    makers: list[Callable[[], Any]] = [
         lambda: dice.randint(-(2**63), 2**63),
         lambda: dice.choice([0, 1, -1, 2**31, 2**53, 2**63 - 1]),
         lambda: dice.random() * 10 ** dice.randint(-300, 300),

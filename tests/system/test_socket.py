@@ -1,6 +1,7 @@
 """Clients that are slow, rude, gone or not who they should be: the others do not notice."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -221,6 +222,8 @@ def test_a_second_daemon_is_refused_and_a_rude_file_is_not_removed(machine: Mach
 def test_a_thousand_connections_are_served_and_the_next_is_told(machine: Machine) -> None:
     machine.start("--mount", "false")
     clients: list[socket.socket] = []
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # as many sockets on our side
     try:
         for _ in range(limits.CONNECTIONS):
             client = socket.socket(socket.AF_UNIX)

@@ -114,10 +114,16 @@ def test_wrong_usage_is_two(line: list[str], capsys: pytest.CaptureFixture[str])
 
 
 # --- without a daemon -------------------------------------------------------------------------
+@pytest.mark.parametrize("line", ["models alias parrot echo", "mount echo"])
+def test_what_needs_a_machine_starts_one(machine: Machine, line: str) -> None:
+    done = machine.llmasos(*line.split())
+    assert b"started a private daemon" in done.stderr
+
+
 @pytest.mark.parametrize(
     "line",
     ["ps", "top --once", "logs", "logs -f", "kill 1", "nice 1 1", "wait 1", "attach 1", "mem 1",
-     "models list", "devices", "mount echo", "unmount echo", "daemon stop", "daemon status"],
+     "devices", "unmount echo", "daemon stop", "daemon status"],
 )  # fmt: skip
 def test_whoever_only_looks_never_starts_a_daemon(machine: Machine, line: str) -> None:
     done = machine.llmasos(*line.split(), check=False)

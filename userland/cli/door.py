@@ -1,4 +1,4 @@
-"""The way to the kernel: connect, and for `run` and `chat` start a daemon when none answers."""
+"""The way to the kernel: connect, and for verbs that need a machine start one if none answers."""
 
 from importlib import import_module
 

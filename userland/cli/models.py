@@ -14,7 +14,7 @@ from .show import card, document, note, size, table
 
 
 def _images() -> list[v.ImageInfo]:
-    with connect() as line:
+    with connect(start=True) as line:
         return line.call("images", v.Nothing(), v.Images).images
 
 
@@ -61,14 +61,14 @@ def alias(arguments: Namespace) -> int:
 
 
 def _add(request: v.ImageAdd, arguments: Namespace) -> int:
-    with connect() as line:
+    with connect(start=True) as line:
         image = line.call("image_add", request, v.ImageInfo)
     _one(image, arguments)
     return exits.OK
 
 
 def rm(arguments: Namespace) -> int:
-    with connect() as line:
+    with connect(start=True) as line:
         line.call("image_remove", v.ImageRemove(arguments.name), v.Nothing)
     if arguments.json:
         document({"name": arguments.name, "removed": True})
@@ -103,7 +103,7 @@ def show_devices(found: Sequence[v.DeviceInfo]) -> None:
 
 def mount(arguments: Namespace) -> int:
     options = dict(_option(text) for text in arguments.options)
-    with connect() as line:
+    with connect(start=True) as line:
         device = line.call("mount", v.Mount(arguments.image, options), v.DeviceInfo)
     if arguments.json:
         document(device)

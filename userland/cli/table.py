@@ -56,6 +56,9 @@ _SAMPLING = (
             help=f"at most so many new tokens (default {limits.MAX_TOKENS})"),
     _option("--temperature", type=between(float, 0, 100), metavar="T",
             help=f"0 is greedy (default {limits.TEMPERATURE})"),
+    _option("--repeat-penalty", type=between(float, 0.01, 10), metavar="P",
+            default=limits.REPEAT_PENALTY, help="over 1: words come back less often "
+            f"(default {limits.REPEAT_PENALTY})"),
     _option("--seed", type=between(int, 0, 2**32 - 2), metavar="N", help="for the same again"),
     _option("--stop", action="append", metavar="TEXT", help="end before this text; repeatable"),
     _option("--nice", type=_NICE, default=0, metavar="N", help="-20 (large share) to 19 (small)"),

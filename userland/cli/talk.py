@@ -18,7 +18,7 @@ from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland.line import Line
 
 MODEL = "smollm2"
-_SAMPLING = ("max_tokens", "temperature", "seed", "stop")
+_SAMPLING = ("max_tokens", "temperature", "repeat_penalty", "seed", "stop")
 
 
 class Turn(NamedTuple):
