@@ -2,9 +2,9 @@
 
     python -m llmasos.drivers.llama.child SOCKET_FD KERNEL_PID
 
-Three threads: a reader cuts frames off the socket, the main thread does the text work (its alarm
-limits the templates), the engine thread alone owns the context. The end of the socket is the end
-of the process: at once, because a context must not be freed while a step computes.
+Three threads: a reader cuts frames off the socket, the main thread does the text work that takes
+time (its alarm limits the templates), the engine thread alone owns the context. The end of the
+socket is the end of the process: at once, because a context must not be freed while a step computes.
 """
 
 import contextlib
@@ -35,6 +35,7 @@ _READ_BYTES = 1024 * 1024
 _OOM_SCORE = "300"  # when memory runs out, the engine goes before the kernel does
 _SWITCH_S = 0.0005  # how long a text waits for the engine thread's Python
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_SHORT_CHARS = 16_384  # about 4 ms
 _CAPABILITIES = ("tokenize", "seed", "template", "park", "exact_usage")
 
 
@@ -72,12 +73,14 @@ def main(fd: int, kernel_pid: int) -> NoReturn:
     door = Door(fd)
     texts: SimpleQueue[frames.Frame] = SimpleQueue()
     commands: SimpleQueue[frames.Frame] = SimpleQueue()
-    _thread(lambda: _read(door, texts, commands))
+    loaded: list[Texts] = []
+    _thread(lambda: _read(door, texts, commands, loaded))
     settings = frames.Settings(**texts.get()[1])
     ready: SimpleQueue[SyscallError | None] = SimpleQueue()
     try:
         model = load(settings)
         answers = Texts(model)
+        loaded.append(answers)
         engine = Engine(Context(model, settings), model.vocab, settings, commands)
         _thread(lambda: _compute(engine, settings.nice, ready, door))
         if (fault := ready.get()) is not None:
@@ -91,13 +94,21 @@ def main(fd: int, kernel_pid: int) -> NoReturn:
 
 
 def _read(
-    door: Door, texts: "SimpleQueue[frames.Frame]", commands: "SimpleQueue[frames.Frame]"
-) -> None:
-    """Texts to the main thread, the rest to the engine thread."""
+    door: Door, texts: "SimpleQueue[frames.Frame]", commands: "SimpleQueue[frames.Frame]",
+    loaded: Sequence[Texts],
+) -> None:  # fmt: skip
+    """Texts to the main thread, the rest to the engine thread.
+
+    A short text is tokenized here: beside an engine that computes, waking another thread for it
+    takes longer than the work.
+    """
     for_main = (frames.LOAD, frames.TOKENIZE, frames.COMPOSE)
 
     def take(frame: frames.Frame) -> None:
-        (texts if frame[0] in for_main else commands).put(frame)
+        if frame[0] == frames.TOKENIZE and loaded and len(frame[2]) <= _SHORT_CHARS:
+            _answer(frame, loaded[0], door)
+        else:
+            (texts if frame[0] in for_main else commands).put(frame)
 
     with contextlib.suppress(ConnectionError):
         door.read(take)
