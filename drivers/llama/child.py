@@ -4,7 +4,7 @@
 
 Three threads: a reader cuts frames off the socket, the main thread does the text work that takes
 time (its alarm limits the templates), the engine thread alone owns the context. The end of the
-socket is the end of the process: at once, because a context must not be freed while a step computes.
+socket is the end of the process: at once, as a context must not be freed while a step computes.
 """
 
 import contextlib

@@ -116,17 +116,23 @@ async def test_a_dead_engine_is_reported_and_comes_back(death: signal.Signals, s
     assert all(step.finish is None for step in small.ear.steps(number))
 
 
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until every thread of our child has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
 async def test_a_hanging_engine_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmasos.drivers.llama.link.GRACE_S", 0.2)
     async with Rig(llama, MODEL, tmp_path / "log", **contract.SMALL, hang_s=0.5) as rig:
         tokens = await rig.prompt()
-        os.kill(rig.facts.os_pid, signal.SIGSTOP)
+        freeze(rig.facts.os_pid)
         rig.engine.grant(rig.admit(tokens), PLENTY)
         await rig.ear.until(lambda: rig.ear.downs)
         assert "no sign of life for 0.5 s" in rig.ear.downs[0][0]
         await rig.ear.until(lambda: rig.ear.ups == 2)
         assert (await rig.run(tokens)).last.error is None
-        os.kill(rig.facts.os_pid, signal.SIGSTOP)
+        freeze(rig.facts.os_pid)
         with pytest.raises(DeviceFault, match="no sign of life"), anyio.fail_after(10):
             await rig.engine.tokenize("hello")
 
