@@ -195,12 +195,10 @@ def _leave_when_idle(machine: Machine, plan: Plan) -> asyncio.TimerHandle:
 
 async def _drain(machine: Machine) -> None:
     """Calls in flight end by themselves, or are cut after DRAIN_S and keep what they said."""
-    busy = [process for process in machine.processes.all() if process.call]
-    with anyio.move_on_after(limits.DRAIN_S if machine.drain else 0):
-        for process in busy:
-            await process.idle.wait()
-    for process in busy:
+    with anyio.move_on_after(limits.DRAIN_S if machine.drain else 0) as patience:
+        machine.hurry = patience.cancel
+        await machine.settled.wait()
+    for process in machine.processes.all():
         machine.interrupt(process)
     with anyio.move_on_after(limits.DRAIN_S):
-        for process in busy:
-            await process.idle.wait()
+        await machine.settled.wait()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from . import limits
 from .errors import SyscallError
-from .store import Database, Row, Schema, Store
+from .store import Database, Done, Row, Schema, Store, waiter
 from .values import Event
 
 SCHEMA = Schema(
@@ -37,8 +37,6 @@ _INSERT = "INSERT OR REPLACE INTO events VALUES(?,?,?,?,?,?,?,?,?,?)"
 _COUNT = """INSERT INTO counters VALUES(?,?,?,?,?,?) ON CONFLICT
             DO UPDATE SET calls = calls + excluded.calls"""
 _SIZE_EVERY = 256  # events between two looks at the segment's size
-
-Done = Callable[[SyscallError | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +142,9 @@ class Journal:
 
     def note(self, entry: Entry) -> tuple[int, "asyncio.Future[None]"]:
         """Append: the number at once, and a future that ends when the event is written."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future, done = waiter()
         # Not everybody waits for it: an error that nobody asks about is no leak.
         future.add_done_callback(lambda f: f.cancelled() or f.exception())
-
-        def done(error: SyscallError | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-
         return self.append(entry, done), future
 
     def history(self, since: int, most: int) -> list[Event]:

@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +58,10 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def _nothing() -> None:
+    return
+
+
 @dataclass(slots=True)
 class Machine:
     store: Store
@@ -78,7 +82,28 @@ class Machine:
     sizes: Sizes = field(default_factory=Sizes)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     drain: bool = True  # when stopping: calls in flight get DRAIN_S
+    hurry: Callable[[], None] = field(default=_nothing)  # while draining: do not wait for them
+    owed: int = 0  # answers to calls of class A and B that are on their way
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # none is
     active: float = field(default_factory=time.monotonic)  # when a connection last closed
+
+    def __post_init__(self) -> None:
+        self.settled.set()
+
+    def owe(self, answers: int) -> None:
+        """So many more answers are on their way, or fewer."""
+        self.owed += answers
+        if self.owed:
+            self.settled.clear()
+        else:
+            self.settled.set()
+
+    def stop(self, *, drain: bool) -> None:
+        """Go down. A second time, or without `drain`, calls in flight are not waited for."""
+        if self.stopping.is_set() or not drain:
+            self.drain = False
+            self.hurry()
+        self.stopping.set()
 
     # --- devices --------------------------------------------------------------------------------
     async def mounted(self, image: Image, options: Mapping[str, Option] | None = None) -> Device:

@@ -25,14 +25,15 @@ SCHEMA = Schema(
     (
         """CREATE TABLE owner(key_id TEXT); INSERT INTO owner VALUES(NULL);
            CREATE TABLE pages(pid INTEGER, number INTEGER, message INTEGER NOT NULL,
-             kind TEXT NOT NULL, author TEXT NOT NULL, time REAL NOT NULL, tokens INTEGER NOT NULL,
-             text TEXT NOT NULL, labels TEXT NOT NULL, pinned INTEGER NOT NULL,
-             used REAL NOT NULL, hash BLOB NOT NULL, call INTEGER NOT NULL,
+             owner TEXT NOT NULL, kind TEXT NOT NULL, author TEXT NOT NULL, time REAL NOT NULL,
+             tokens INTEGER NOT NULL, text TEXT NOT NULL, labels TEXT NOT NULL,
+             pinned INTEGER NOT NULL, used REAL NOT NULL, hash BLOB NOT NULL,
+             call INTEGER NOT NULL,
              PRIMARY KEY(pid, number)) WITHOUT ROWID;
            CREATE INDEX pages_by_call ON pages(call)""",
     ),
 )
-_INSERT = "INSERT INTO pages VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_INSERT = f"INSERT INTO pages VALUES({','.join('?' * 14)})"
 
 
 @dataclass(slots=True)
@@ -124,8 +125,8 @@ class Memory:
             for cut in cuts:
                 digest = blake2b(cut.text.encode(), digest_size=16).digest()
                 rows.append((_INSERT, (
-                    process.pid, number, space.messages + offset, role, author, now, cut.tokens,
-                    cut.text, "[]", 0, now, digest, call,
+                    process.pid, number, space.messages + offset, process.owner, role, author,
+                    now, cut.tokens, cut.text, "[]", 0, now, digest, call,
                 )))  # fmt: skip
                 number += 1
                 tokens += cut.tokens
@@ -152,7 +153,7 @@ class Memory:
 
     async def pages(self, process: Process, request: ReadMem) -> Pages:
         """Pages from `first`, as many as a reply holds."""
-        sql = """SELECT number, message, kind, author, time, tokens, text, labels, pinned
+        sql = """SELECT number, message, owner, kind, author, time, tokens, text, labels, pinned
                  FROM pages WHERE pid = ? AND number >= ? ORDER BY number LIMIT ?"""
         rows = await self._read(process.owner, sql, process.pid, request.first, request.count)
         pages: list[Page] = []
@@ -194,9 +195,10 @@ class Memory:
 
 
 def _page(row: Row) -> Page:
-    number, message, kind, author, when, tokens, text, labels, pinned = row
+    number, message, owner, kind, author, when, tokens, text, labels, pinned = row
     return Page(
-        number=int(number or 0), message=int(message or 0), kind=Role(str(kind)),
-        author=str(author), time=float(when or 0), tokens=int(tokens or 0), text=str(text),
+        number=int(number or 0), message=int(message or 0), owner=str(owner),
+        kind=Role(str(kind)), author=str(author), time=float(when or 0),
+        tokens=int(tokens or 0), text=str(text),
         labels=json.loads(str(labels)), pinned=bool(pinned),
     )  # fmt: skip

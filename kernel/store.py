@@ -172,16 +172,7 @@ class Store:
         frees: bool = False,
     ) -> None:
         """Write and wait for the acknowledgement. ENOSPC or EIO when it did not happen."""
-        future: asyncio.Future[None] = self._loop.create_future()
-
-        def done(error: SyscallError | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-
+        future, done = waiter()
         self.submit(database, statements, done, durable=durable, frees=frees)
         await future
 
@@ -317,6 +308,21 @@ class Store:
 def _tell(answers: list[tuple[Done, SyscallError | None]]) -> None:
     for done, error in answers:
         done(error)
+
+
+def waiter() -> tuple["asyncio.Future[None]", Done]:
+    """A future, and the `done` that settles it."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def done(error: SyscallError | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    return future, done
 
 
 def translate(error: sqlite3.Error, path: Path) -> SyscallError:

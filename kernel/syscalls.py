@@ -332,8 +332,7 @@ async def unmount(m: Machine, call: Call, request: v.Unmount) -> v.Nothing:
 
 
 def shutdown(m: Machine, call: Call, request: v.Shutdown) -> v.Nothing:
-    m.drain = request.drain
-    m.stopping.set()
+    m.stop(drain=request.drain)
     return v.Nothing()
 
 

@@ -188,6 +188,7 @@ class Trap:
             begin, begun = journal.note(_as(entry, "begin"))
         call = Call(caller, begin, begun, self._send(number), self._connection.writable)
         self._scopes[number] = anyio.CancelScope()
+        self._machine.owe(_is_work(row))
         self._tasks.start_soon(self._run, number, row, request, entry, call)
 
     async def _run(
@@ -212,6 +213,7 @@ class Trap:
             self._reply(number, reply)
         else:
             self._fail(number, error)
+        self._machine.owe(-_is_work(row))
 
     def _handler(self, name: str) -> Any:
         return HANDLERS[name]
@@ -248,6 +250,11 @@ class Trap:
             "call": error.call, "pid": error.pid,
         }  # fmt: skip
         self._connection.send(pack([ERROR, number, fields]))
+
+
+def _is_work(row: Syscall) -> bool:
+    """Worth waiting for when the machine goes down: `wait` waits for what may never come."""
+    return row.durability is not Durability.C and row.name != "wait"
 
 
 def _as(entry: Entry, kind: str, call: int = 0, error: SyscallError | None = None) -> Entry:

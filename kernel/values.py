@@ -186,6 +186,7 @@ class ReadMem:
 class Page:
     number: int
     message: int  # pages of one message share this number
+    owner: str
     kind: Role
     author: str
     time: float  # Unix seconds

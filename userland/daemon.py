@@ -97,8 +97,7 @@ async def _stop_on_signals(machines: Sequence[Machine]) -> None:
         async for number in signals:
             log.info("signal %d", number)
             for machine in machines:
-                machine.drain = not machine.stopping.is_set()
-                machine.stopping.set()
+                machine.stop(drain=True)
             if not machines:
                 raise SystemExit(128 + number)
 

@@ -215,6 +215,50 @@ def test_a_full_disk_is_said_and_loses_nothing(machine: Machine) -> None:
         subprocess.run(["umount", str(machine.paths.state)], check=True)
 
 
+def test_sigterm_lets_calls_end_and_a_second_one_does_not_wait(machine: Machine) -> None:
+    for blows, finish in ((1, v.Finish.STOP), (2, v.Finish.CANCELLED)):
+        machine.start("--mount", "false")
+        with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+            line.call("mount", v.Mount("echo", {"rate": 50}), v.DeviceInfo)
+            pid = spawn(line)
+            text = "abc" * 50
+            sampling = v.Sampling(temperature=0, max_tokens=100)
+            request = v.Generate(pid, [v.Message(v.Role.USER, text)], sampling=sampling)
+            stream = line.stream("generate", request, v.Delta, v.Generated)
+            items = iter(stream)
+            said = next(items).text
+            os.kill(machine.pid, signal.SIGTERM)
+            with pytest.raises(SyscallError) as caught:
+                while True:  # until the signal has arrived
+                    spawn(other)
+            assert caught.value.errno is Errno.ECANCELED
+            if blows == 2:
+                os.kill(machine.pid, signal.SIGTERM)
+            said += "".join(item.text for item in items)
+            assert stream.reply is not None
+            assert stream.reply.finish is finish
+            assert (said == text) is (finish is v.Finish.STOP)
+            line.closed()
+        assert machine.reap() == 0
+        machine.start("--mount", "false")
+        with Line(machine.paths.socket) as line:
+            assert messages(line, pid) == [("user", text), ("assistant", said)]
+            line.call("unmount", v.Unmount("echo"), v.Nothing)
+        machine.stop()
+
+
+def test_a_private_daemon_leaves_when_idle_and_without_processes(machine: Machine) -> None:
+    machine.start("--private", "--mount", "false", "--idle-exit-s", "1")
+    with Line(machine.paths.socket) as line:
+        pid = spawn(line)
+    with Line(machine.paths.socket) as line:
+        assert info(line, pid).state is v.State.READY  # a process holds the machine up
+        kill(line, pid)
+        line.call("wait", v.Wait(pid), v.Exit)
+    assert machine.reap() == 0
+    assert "idle for" in machine.log
+
+
 def test_no_text_stands_outside_the_owners_directory(machine: Machine) -> None:
     machine.start("--mount", "false")
     secret = "xylophone-7431"

@@ -112,13 +112,16 @@ class AsyncLLMasOS:
         images = (await self.images()).images
         for image in images:
             if name == image.name or name in image.aliases:
-                return AsyncModel(self, name, image)
+                return AsyncModel(self, self._begin, name, image)
         names = sorted({known for image in images for known in (image.name, *image.aliases)})
         raise SyscallError(
             Errno.ENOENT,
             f"there is no model {name!r}; there are: {', '.join(names) or 'none'}",
             f"`llmasos models alias {name} EXISTING` gives one this name",
         )
+
+    async def _begin(self, model: str) -> AsyncProcess:
+        return await self.spawn(model, app="model", keep=False)
 
     def process(self, pid: int) -> AsyncProcess:
         """A process that exists already. Its first call says ESRCH when it does not."""

@@ -7,7 +7,7 @@ and `stream` take a process for one answer and end it.
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, cast
+from typing import Any, Protocol, Self, TypedDict, Unpack, cast
 
 import anyio
 
@@ -16,9 +16,6 @@ from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 
 from .link import Stream
-
-if TYPE_CHECKING:
-    from .client import AsyncLLMasOS
 
 # A text is one message of the user; a message may be a {"role": ..., "content": ...}.
 Prompt = str | Sequence[v.Message | Mapping[str, str]]
@@ -154,10 +151,23 @@ class AsyncAnswer:
         await self.close()
 
 
+class Calls(Protocol):
+    """The syscalls that models and processes make; AsyncLLMasOS has them."""
+
+    def generate(
+        self, pid: int, prompt: Prompt, **options: Unpack[Options]
+    ) -> Stream[v.Delta, v.Generated]: ...
+    async def read_mem(self, pid: int, *, first: int = 0, count: int = 1000) -> v.Pages: ...
+    async def kill(self, pid: int, signal: str = v.Signal.TERM) -> v.Nothing: ...
+    async def nice(self, pid: int, nice: int) -> v.Nothing: ...
+    async def wait(self, pid: int, timeout_s: float | None = None) -> v.Exit: ...
+    async def reap(self, pid: int) -> v.Exit: ...
+
+
 class AsyncProcess:
     """A conversation with a pid. Leaving its `async with` ends it."""
 
-    def __init__(self, client: "AsyncLLMasOS", pid: int, spawned: v.Spawned | None = None) -> None:
+    def __init__(self, client: Calls, pid: int, spawned: v.Spawned | None = None) -> None:
         self._client = client
         self.pid = pid
         self.spawned = spawned  # model and window; None when it was there before us
@@ -213,11 +223,16 @@ class AsyncProcess:
         await self.close()
 
 
+# Starts a process on a model for one answer.
+Begin = Callable[[str], Awaitable[AsyncProcess]]
+
+
 class AsyncModel:
     """A model by name. `info` says what stands behind it."""
 
-    def __init__(self, client: "AsyncLLMasOS", name: str, info: v.ImageInfo) -> None:
+    def __init__(self, client: Calls, begin: Begin, name: str, info: v.ImageInfo) -> None:
         self._client = client
+        self._begin = begin
         self.name = name
         self.info = info
 
@@ -234,7 +249,7 @@ class AsyncModel:
         taken: list[AsyncProcess] = []
 
         async def begin() -> Stream[v.Delta, v.Generated]:
-            taken.append(await self._client.spawn(self.info.name, app="model", keep=False))
+            taken.append(await self._begin(self.info.name))
             return self._client.generate(taken[0].pid, prompt, **options)
 
         async def end() -> None:
