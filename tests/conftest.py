@@ -16,6 +16,10 @@ from tests.system import daemon
 
 LIMIT_S = 60  # of any command: a guard against hangs
 
+# Whoever starts the tests in the background leaves SIGINT ignored, and programs that are started
+# inherit that: ctrl-C must reach those that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class Machine(daemon.Machine):
     """A machine with the command line of its owner."""
