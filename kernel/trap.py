@@ -4,6 +4,7 @@ Every call ends exactly once: ok, error or cancelled. What a handler raises and 
 becomes EIO for that call alone, with its traceback in the daemon's log.
 """
 
+import asyncio
 import logging
 import time
 from inspect import iscoroutinefunction
@@ -38,6 +39,7 @@ class Trap:
         self._number = next(_numbers)
         self._caller: Caller | None = None
         self._scopes: dict[int, anyio.CancelScope] = {}  # calls in flight, by the client's id
+        self._quiet = asyncio.Event()  # no call is in flight
         self._bad = 0
 
     # --- the connection's life --------------------------------------------------------------------
@@ -63,6 +65,10 @@ class Trap:
             self._tasks.start_soon(self._hangup)
 
     async def _hangup(self) -> None:
+        """After its last call: a spawn on its way would be missed."""
+        while self._scopes:
+            self._quiet.clear()
+            await self._quiet.wait()
         try:
             await self._machine.hangup(self._number)
         except SyscallError as error:
@@ -209,6 +215,7 @@ class Trap:
         # Beyond `scope`, so a cancel that comes late changes nothing any more.
         error = await self._close(row, entry, call.number, error)
         self._scopes.pop(number, None)
+        self._quiet.set()
         if error is None:
             self._reply(number, reply)
         else:

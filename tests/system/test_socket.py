@@ -238,3 +238,23 @@ def test_a_thousand_connections_are_served_and_the_next_is_told(machine: Machine
     finally:
         for client in clients:
             client.close()
+
+
+def test_a_spawn_whose_client_is_gone_leaves_nothing_behind(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    for _ in range(40):
+        with raw(machine.paths.socket) as client:
+            for _ in range(4):
+                client.send("spawn", model="echo", keep=False)
+    with raw(machine.paths.socket) as client:
+        client.send("watch", since=0, kinds=["process"])
+        alive: set[int] = set()
+        seen = 0
+        while seen == 0 or alive:
+            for event in client.receive()[2]["events"]:
+                seen += 1
+                if event["note"].startswith("spawn"):
+                    alive.add(event["pid"])
+                else:
+                    alive.discard(event["pid"])
+        assert client.call("ps", zombies=True)["processes"] == []
