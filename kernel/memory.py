@@ -91,15 +91,21 @@ class Memory:
         wanted = request.sampling.max_tokens
         room = window - len(prompt.tokens)
         if room < (wanted or 1):
-            before = self.space(process.pid).tokens
-            raise TooBig(
-                f"the prompt has {len(prompt.tokens)} tokens ({before} of them earlier pages of "
-                f"process {process.pid}) and {wanted or 1} are asked for; the window has {window}",
-                "ask for less, begin a new process, or mount the model with a larger window: "
-                f"`llmasos unmount {process.model}`, "
-                f"`llmasos mount {process.model} --set window={2 * window}`",
-            )
+            raise self._too_big(process, len(prompt.tokens), wanted, window)
         return Plan(prompt, fresh, wanted or min(limits.MAX_TOKENS, room))
+
+    def _too_big(self, process: Process, prompt: int, wanted: int | None, window: int) -> TooBig:
+        before = self.space(process.pid).tokens
+        needs = prompt + (wanted or limits.MAX_TOKENS)
+        larger = -(-needs // limits.PAGE_TOKENS) * limits.PAGE_TOKENS
+        asked = f" and {wanted} are asked for" if wanted else ""
+        return TooBig(
+            f"the prompt has {prompt} tokens ({before} of them earlier pages of process "
+            f"{process.pid}){asked}; the window has {window}",
+            f"say less, begin a new process, or give the model a larger window: "
+            f"`llmasos unmount {process.model}`, "
+            f"`llmasos mount {process.model} --set window={larger}`",
+        )
 
     async def commit(
         self, process: Process, call: int, plan: Plan, answer: Sequence[Cut]
