@@ -13,7 +13,8 @@ import resource
 import socket
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -61,35 +62,33 @@ class Plan:
 
 async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
     """Run the machine until it is told to stop. Raises SyscallError when it cannot come up."""
-    lock = _lock(plan.paths)  #                               1  nobody else runs here
-    store = Store(plan.paths.state)  #                        2  the writer of every database
-    try:
-        machine = _assemble(plan, store)  #                   3  policy, images, processes, memory
-        await machine.recover()  #                            4  complete what a crash left open
-        async with anyio.create_task_group() as tasks:
-            server = await _listen(plan.paths, machine, tasks)  # 5  the door opens
-            machine.journal.append(Entry("boot", note=f"up {plan.system}"))
-            ready(machine)  #                                 6  tell whoever started us
-            tasks.start_soon(_mount, machine, plan.first)  #  7  engines load while clients come
-            idle = _leave_when_idle(machine, plan) if plan.private else None
-            await machine.stopping.wait()  #                  8  everything happens here
-            if idle is not None:
-                idle.cancel()
-            server.close()  #                                 9  nobody new
-            plan.paths.socket.unlink(missing_ok=True)
-            await _drain(machine)  #                         10  calls in flight get their time
-            machine.events.close()
-            for device in machine.scheduler.each():  #       11  engines stop, their calls end
-                await machine.scheduler.unmount(device.name)
-            tasks.cancel_scope.cancel()
-        machine.journal.append(Entry("boot", note="down"))
-        machine.journal.flush()
-    finally:
-        store.close()  #                                     12  what was queued is written
-        os.close(lock)
+    with _lock(plan.paths):  #                                1  nobody else runs here
+        store = Store(plan.paths.state)  #                    2  the writer of every database
+        try:
+            async with anyio.create_task_group() as tasks:
+                machine = _assemble(plan, store, tasks)  #    3  policy, images, processes, memory
+                await machine.recover()  #                    4  complete what a crash left open
+                server = await _listen(plan.paths, machine)  # 5  the door opens
+                machine.journal.append(Entry("boot", note=f"up {plan.system}"))
+                ready(machine)  #                             6  tell whoever started us
+                tasks.start_soon(_mount, machine, plan.first)  # 7  engines load meanwhile
+                if plan.private:
+                    tasks.start_soon(_leave_when_idle, machine, plan.idle_exit_s)
+                await machine.stopping.wait()  #              8  everything happens here
+                server.close()  #                             9  nobody new
+                plan.paths.socket.unlink(missing_ok=True)
+                await _drain(machine)  #                     10  calls in flight get their time
+                machine.events.close()
+                for device in machine.scheduler.each():  #   11  engines stop
+                    await machine.scheduler.unmount(device.name)
+                machine.journal.append(Entry("boot", note="down"))
+                machine.journal.flush()
+                tasks.cancel_scope.cancel()
+        finally:
+            store.close()  #                                 12  what was queued is written
 
 
-def _assemble(plan: Plan, store: Store) -> Machine:
+def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
     owner = user(os.geteuid())
     # An owner's data is a child of the state directory; modules come from configuration alone.
     drivers = {name: cast("Driver", import_module(path)) for name, path in plan.drivers.items()}
@@ -108,39 +107,45 @@ def _assemble(plan: Plan, store: Store) -> Machine:
         owner=owner,
         private=plan.private,
         system=plan.system,
+        tasks=tasks,
     )
 
 
-def _lock(paths: Paths) -> int:
-    """One daemon a runtime directory. EBUSY names the one that runs."""
-    paths.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = paths.runtime.stat()
+@contextmanager
+def _lock(paths: Paths) -> Generator[None]:
+    """One daemon for a socket, and one for a store: two sockets may share a state directory."""
+    _own(paths.runtime)
+    paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        for file, what in ((paths.lock, paths.socket), (paths.state / "lock", paths.state)):
+            lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+            locks.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid = os.pread(lock, 32, 0).decode(errors="replace").strip() or "?"
+                raise SyscallError(
+                    Errno.EBUSY, f"a daemon runs already (pid {pid}) at {what}",
+                    "`llmasos daemon stop` ends it",
+                ) from None  # fmt: skip
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield
+
+
+def _own(directory: Path) -> None:
+    """Make a directory that nobody else may enter. EACCES when it is there and others may."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.stat()
+    hint = f"`chmod 700 {directory}`, or let LLMASOS_RUNTIME_DIR name another directory"
     if status.st_mode & 0o077:
-        raise SyscallError(
-            Errno.EACCES, f"{paths.runtime} is open to others (mode {status.st_mode & 0o777:o})",
-            f"`chmod 700 {paths.runtime}`, or set LLMASOS_RUNTIME_DIR to another directory",
-        )  # fmt: skip
+        words = f"{directory} is open to others (mode {status.st_mode & 0o777:o})"
+        raise SyscallError(Errno.EACCES, words, hint)
     if status.st_uid != os.geteuid():
-        raise SyscallError(
-            Errno.EACCES, f"{paths.runtime} belongs to {user(status.st_uid)}",
-            "set LLMASOS_RUNTIME_DIR to a directory of your own",
-        )  # fmt: skip
-    lock = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.pread(lock, 32, 0).decode(errors="replace").strip() or "?"
-        os.close(lock)
-        raise SyscallError(
-            Errno.EBUSY, f"a daemon runs already (pid {pid}) at {paths.socket}",
-            "`llmasos daemon stop` ends it",
-        ) from None  # fmt: skip
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
+        raise SyscallError(Errno.EACCES, f"{directory} belongs to {user(status.st_uid)}", hint)
 
 
-async def _listen(paths: Paths, machine: Machine, tasks: TaskGroup) -> asyncio.Server:
+async def _listen(paths: Paths, machine: Machine) -> asyncio.Server:
     """A socket that only its owner can open, in a directory that only its owner can enter."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -160,7 +165,7 @@ async def _listen(paths: Paths, machine: Machine, tasks: TaskGroup) -> asyncio.S
         os.umask(before)
     loop = asyncio.get_running_loop()
     return await loop.create_unix_server(
-        lambda: Connection(Trap(machine, tasks)), sock=door, backlog=limits.CONNECTIONS
+        lambda: Connection(Trap(machine)), sock=door, backlog=limits.CONNECTIONS
     )
 
 
@@ -173,28 +178,25 @@ async def _mount(machine: Machine, first: str) -> None:
             log.warning("%s was not mounted: %s", name, error)
 
 
-def _leave_when_idle(machine: Machine, plan: Plan) -> asyncio.TimerHandle:
-    """A timer that asks again only when the time may have come."""
-    loop = asyncio.get_running_loop()
-    holder: list[asyncio.TimerHandle] = []
-
-    def look() -> None:
+async def _leave_when_idle(machine: Machine, idle_exit_s: float) -> None:
+    """Look again only when the time may have come."""
+    while True:
         quiet_s = time.monotonic() - machine.active
         alive = any(process.ending is None for process in machine.processes.all())
         if alive or machine.counters.connections:
             quiet_s = 0.0
-        if quiet_s >= plan.idle_exit_s:
+        if quiet_s >= idle_exit_s:
             log.info("idle for %.0f s without processes: leaving", quiet_s)
-            machine.stopping.set()
-        else:
-            holder[:] = [loop.call_later(plan.idle_exit_s - quiet_s, look)]
-
-    look()
-    return holder[0]
+            machine.stop(drain=True)
+            return
+        await anyio.sleep(idle_exit_s - quiet_s)
 
 
 async def _drain(machine: Machine) -> None:
     """Calls in flight end by themselves, or are cut after DRAIN_S and keep what they said."""
+    for process in machine.processes.all():
+        if process.stopped:  # it would not end by itself
+            machine.interrupt(process)
     with anyio.move_on_after(limits.DRAIN_S if machine.drain else 0) as patience:
         machine.hurry = patience.cancel
         await machine.settled.wait()

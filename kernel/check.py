@@ -109,7 +109,7 @@ def request(syscall: str, fields: object) -> object:
 
 
 def _complaint(error: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in error["loc"]) or "request"
+    place = ".".join(f"{part:.60}" if isinstance(part, str) else str(part) for part in error["loc"])
     got = error.get("input")
     shown = f" (got {got!r:.60})" if isinstance(got, (str, int, float, bool)) else ""
-    return f"{place}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    return f"{place or 'request'}: {error['msg'].removeprefix('Value error, ')}{shown}"

@@ -38,6 +38,7 @@ class Connection(asyncio.Protocol):
         self._kick: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._turning = False
+        self._bodied = False  # the deadline is for a body, not for hello
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -62,25 +63,27 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._closing:
             return
+        before = len(self._bodies)
         try:
             self._bodies.extend(self._frames.feed(data))
         except ProtocolError as error:
             self._serve()
             self.refuse(error)
             return
+        whole = len(self._bodies) > before
         if not self._turning:
             self._serve()
-        self._watch_body()
+        self._watch_body(whole)
 
     def _serve(self) -> None:
         """One turn: a client who sends a thousand frames at once waits for the others after 32."""
         self._flushing = True  # what this turn sends leaves at its end
         for _ in range(limits.CALLS_IN_FLIGHT):
-            if not self._bodies or self._closing:
+            if not self._bodies or self._closing or not self._writable.is_set():
                 break
             self._ear.frame(self._bodies.popleft())
         more = bool(self._bodies) and not self._closing
-        if more:
+        if more and self._writable.is_set():  # who does not read its answers gets no more of them
             self._loop.call_soon(self._serve)
         if more != self._turning:
             self._turning = more
@@ -92,17 +95,19 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         if self._turning or not self._writable.is_set():
+            if self._bodied:  # it is we who do not read
+                self._disarm()
             self.transport.pause_reading()
         else:
             self.transport.resume_reading()
+            self._watch_body(whole=False)
 
-    def _watch_body(self) -> None:
+    def _watch_body(self, whole: bool) -> None:
         """A frame that has begun must end in time; hello's own deadline is stricter."""
-        if self._frames.partial:
-            if self._deadline is None:
-                self._arm(limits.BODY_S, "the rest of a frame")
-        elif self._deadline is not None and self._bodied:
+        if whole and self._bodied:
             self._disarm()
+        if self._deadline is None and self._frames.partial and self.transport.is_reading():
+            self._arm(limits.BODY_S, "the rest of a frame")
 
     def _arm(self, seconds: float, what: str) -> None:
         self._bodied = what != "hello"
@@ -144,6 +149,8 @@ class Connection(asyncio.Protocol):
             self._kick.cancel()
             self._kick = None
         self._writable.set()
+        if self._bodies:
+            self._loop.call_soon(self._serve)
         self._read_or_not()
 
     def refuse(self, error: SyscallError) -> None:

@@ -1,8 +1,9 @@
 """Who runs next, on which slot, for how many tokens: a plain function of a device's state.
 
 Weighted fair queueing over tokens: each process has a virtual time that grows by tokens computed
-(prompt and answer alike) over its weight, and the smallest goes first. A process that was idle
-starts at the smallest virtual time of those at work, so nobody banks credit. Prefill is not a
+(prompt and answer alike) over its weight, and the smallest goes first. The device's clock is the
+virtual time that everybody at work would have if the shares were exact; who was idle, or comes
+anew, starts there, so nobody banks credit and nobody is starved by newcomers. Prefill is not a
 phase: a call owes tokens, and some of them happen to be its prompt.
 
 No await, no I/O, no clock of its own: it runs unchanged against a simulated device.
@@ -41,23 +42,30 @@ class Table:
     cells: int
     claims: dict[int, Claim] = field(default_factory=dict[int, Claim])  # by call, oldest first
     last: dict[int, int] = field(default_factory=dict[int, int])  # slot -> process last in it
-    virtual: dict[int, float] = field(default_factory=dict[int, float])  # of idle processes
+    ahead: dict[int, float] = field(default_factory=dict[int, float])  # idle, beyond the clock
+    clock: float = 0.0
     can_park: bool = True
 
-    def floor(self) -> float:
-        """The smallest virtual time at work."""
-        return min((c.virtual for c in self.claims.values() if not c.stopped), default=0.0)
-
     def add(self, claim: Claim) -> None:
-        claim.virtual = max(self.virtual.pop(claim.process, 0.0), self.floor())
+        claim.virtual = max(self.ahead.pop(claim.process, 0.0), self.clock)
         self.claims[claim.call] = claim
+
+    def charge(self, claim: Claim, tokens: int) -> None:
+        """So many tokens have been computed for a claim."""
+        claim.virtual += tokens / claim.weight
+        working = [c.weight for c in self.claims.values() if c.slot is not None and not c.stopped]
+        self.clock += tokens / max(sum(working), claim.weight)
+
+    def go_on(self, claim: Claim) -> None:
+        """It was stopped: what it did not use then is not owed to it."""
+        claim.stopped = False
+        claim.virtual = max(claim.virtual, self.clock)
 
     def drop(self, call: int) -> None:
         claim = self.claims.pop(call, None)
         if claim is not None:
-            floor = self.floor() if self.claims else claim.virtual
-            self.virtual = {p: v for p, v in self.virtual.items() if v > floor}
-            self.virtual[claim.process] = claim.virtual
+            self.ahead[claim.process] = claim.virtual
+            self.ahead = {p: v for p, v in self.ahead.items() if self.claims and v > self.clock}
 
     def free_slots(self) -> list[int]:
         taken = {c.slot for c in self.claims.values()}

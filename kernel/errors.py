@@ -64,7 +64,3 @@ class TooBig(SyscallError):
 class DeviceFault(SyscallError):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(Errno.EIO, message, hint)
-
-
-class Panic(BaseException):
-    """A broken invariant. The kernel stops and says where."""

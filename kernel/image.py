@@ -122,13 +122,15 @@ class Images:
             raise SyscallError(
                 Errno.EEXIST,
                 f"{request.name!r} is taken by {self.canonical(request.name)}",
-                f"`llmasos models rm {request.name}` frees the name",
+                "choose another name"
+                if self.get(request.name).builtin and request.name in self._images
+                else f"`llmasos models rm {request.name}` frees the name",
             )
         if bool(request.path) == bool(request.image):
             raise SyscallError(Errno.EINVAL, "image_add: give either a path or an image")
         if request.image:
             image = self.get(request.image)
-            sql = "INSERT INTO aliases VALUES(?,?)"
+            sql = "INSERT OR REPLACE INTO aliases VALUES(?,?)"
             await self._store.write(self._database, [(sql, (request.name, image.name))])
             self._alias(request.name, image.name)
             return image

@@ -8,15 +8,18 @@ A person's text never stands here: events hold names, numbers and rules.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from . import limits
 from .errors import SyscallError
-from .store import Database, Done, Row, Schema, Store, waiter
+from .store import Database, Done, Row, Schema, Statement, Store, waiter
 from .values import Event
 
+log = logging.getLogger(__name__)
 SCHEMA = Schema(
     "journal",
     (
@@ -66,25 +69,26 @@ class Journal:
     ) -> None:
         self._store = store
         self._tell = tell
-        self._segment_bytes = segment_bytes
         self._total_bytes = total_bytes
         self._open: dict[int, Event] = {}  # begins without an end, by call
         self._counts: dict[tuple[str, str, str, str], int] = {}
         self._flush: asyncio.TimerHandle | None = None
         (store.directory / "journal").mkdir(mode=0o700, exist_ok=True)
+        self._segment_bytes = min(segment_bytes, total_bytes // 4)
         numbers = self._numbers() or [1]
         self._number = numbers[-1]
         self._segment = self._database(self._number)
         self._counters = store.open("counters.db", COUNTERS)
-        ((last,),) = store.read(self._segment, "SELECT coalesce(max(seq), 0) FROM events")
-        self._next = int(last or 0) + 1
+        newest = [int(seq) for (seq,) in self._newest("SELECT coalesce(max(seq), 0)")]
+        self._next = 1 + max(newest)
         self._until_look = _SIZE_EVERY
 
     def _database(self, number: int) -> Database:
-        return self._store.open(f"journal/{number:08d}.db", SCHEMA)
+        return self._store.open(_name(number), SCHEMA)
 
     def _numbers(self) -> list[int]:
-        return sorted(int(p.stem) for p in (self._store.directory / "journal").glob("*.db"))
+        files = (self._store.directory / "journal").glob("*.db")
+        return sorted(int(file.stem) for file in files if file.stem.isdigit())
 
     @property
     def cursor(self) -> int:
@@ -97,14 +101,17 @@ class Journal:
 
     def unfinished(self) -> list[Event]:
         """At boot: the begins that never got an end."""
-        rows = self._store.read(
-            self._segment,
-            """SELECT * FROM events AS b WHERE kind = 'begin' AND NOT EXISTS
-               (SELECT 1 FROM events AS e WHERE e.kind = 'end' AND e.call = b.seq) ORDER BY seq""",
-        )
-        for event in map(_event, rows):
-            self._open[event.seq] = event
+        ended = {call for (call,) in self._newest("SELECT call", "WHERE kind = 'end'")}
+        for event in map(_event, self._newest("SELECT *", "WHERE kind = 'begin'")):
+            if event.seq not in ended:
+                self._open[event.seq] = event
         return list(self._open.values())
+
+    def _newest(self, select: str, where: str = "") -> list[Any]:
+        """Rows of the last two segments: a crash may have come before the last one's first row."""
+        sql = f"{select} FROM events {where}"
+        rows = self._store.peek(_name(self._number - 1), sql)
+        return rows + self._store.read(self._segment, sql)
 
     def append(self, entry: Entry, done: Done | None = None) -> int:
         """Number an event and queue it; `done` hears when it is written. Never waits."""
@@ -121,7 +128,7 @@ class Journal:
         if self._until_look <= 0:
             self._until_look = _SIZE_EVERY
             if self._segment.bytes >= self._segment_bytes:
-                self._rotate()
+                self._try_to_rotate()
 
         def written(error: SyscallError | None) -> None:
             if error is None:
@@ -149,29 +156,35 @@ class Journal:
 
     def history(self, since: int, most: int) -> list[Event]:
         """Up to `most` events after `since`, oldest first. Blocks: call it in a thread."""
+        sql = "SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
         found: dict[int, Event] = {}
         for number in self._numbers():
-            rows = self._store.read(
-                self._database(number),
-                "SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
-                (since, most),
-            )
+            rows = self._store.peek(_name(number), sql, (since, most))
             found |= {event.seq: event for event in map(_event, rows)}
             if len(found) >= most:
                 break
         return sorted(found.values(), key=lambda event: event.seq)[:most]
 
     # --- segments -------------------------------------------------------------------------------
+    def _try_to_rotate(self) -> None:
+        """A segment that cannot be begun is no reason to lose the event: the old one goes on."""
+        try:
+            self._rotate()
+        except (OSError, SyscallError):
+            log.exception("the journal stays in segment %d", self._number)
+
     def _rotate(self) -> None:
+        self._segment = self._database(self._number + 1)
         self._number += 1
-        self._segment = self._database(self._number)
         if self._open:
             carried = [(_INSERT, _row(event)) for event in self._open.values()]
-            self._store.submit(self._segment, carried, lambda _: None)
-        numbers = self._numbers()
-        # The segment just left may still have writes queued; it is never the one to go.
-        while len(numbers) > 2 and self.bytes > self._total_bytes:
-            self._store.forget(self._database(numbers.pop(0)))
+            self._store.submit(self._segment, carried, lambda _: None, frees=True)
+        # The segment just left may still have writes queued: those before it are at rest.
+        older = self._numbers()[:-2]
+        for number in older:
+            self._store.shut(_name(number))
+        while older and self.bytes > self._total_bytes:
+            self._store.forget(_name(older.pop(0)))
 
     # --- counters of class C --------------------------------------------------------------------
     def count(self, subject: str, syscall: str, object_: str, rule: str) -> None:
@@ -188,10 +201,17 @@ class Journal:
             self._flush.cancel()
             self._flush = None
         hour = int(time.time() // 3600)
-        rows = [(_COUNT, (hour, *key, calls)) for key, calls in self._counts.items()]
+        rows: list[Statement] = [
+            (_COUNT, (hour, *key, calls)) for key, calls in self._counts.items()
+        ]
         self._counts.clear()
         if rows:
+            rows.append(("DELETE FROM counters WHERE hour < ?", (hour - limits.COUNTER_HOURS,)))
             self._store.submit(self._counters, rows, lambda _: None)
+
+
+def _name(number: int) -> str:
+    return f"journal/{number:08d}.db"
 
 
 def _row(event: Event) -> Sequence[str | int | float]:

@@ -73,6 +73,7 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 JOURNAL_BYTES = 1024 * 1024 * 1024
 FREE_BYTES = 64 * 1024 * 1024  # below: only reads and removals
 COUNTER_S = 10.0  # counters of class C calls reach the journal this often
+COUNTER_HOURS = 90 * 24  # counters of class C calls are kept this long
 WATCH_EVENTS = 1_024  # a follower this far behind gets a gap marker
 WATCH_BATCH = 256  # events per frame
 

@@ -4,16 +4,18 @@ boot.py makes one; the syscalls work on it. What only one part needs stands in t
 """
 
 import asyncio
-import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anyio.abc import TaskGroup
+
 from . import limits
 from .driver import Driver, Option
-from .errors import Errno
+from .errors import Errno, SyscallError
 from .image import Image, Images
 from .journal import Entry, Journal
 from .memory import Memory
@@ -24,6 +26,7 @@ from .store import Store
 from .values import SIGNAL_NUMBERS, Event, Signal
 from .watch import Followers
 
+log = logging.getLogger(__name__)
 OS_PID = os.getpid()
 HANGUP = 129  # exit code of a process that ended with its connection
 
@@ -77,6 +80,7 @@ class Machine:
     owner: str
     private: bool
     system: str  # version
+    tasks: TaskGroup  # what outlives the call that began it
     started: float = field(default_factory=time.monotonic)
     counters: Counters = field(default_factory=Counters)
     sizes: Sizes = field(default_factory=Sizes)
@@ -116,7 +120,10 @@ class Machine:
             log = self.store.directory / "engines" / f"{image.name}.log"
             log.parent.mkdir(mode=0o700, exist_ok=True)
             engine = driver.engine(image.path, chosen, log)
-            device = await self.scheduler.mount(image.name, image.driver, engine, self._device_tell)
+            device = self.scheduler.mount(image.name, image.driver, engine, self._device_tell)
+            # Loaded for everybody who waits for it: nobody's cancel ends it.
+            self.tasks.start_soon(self.scheduler.load, device)
+        await device.wait_up()
         return device
 
     def _device_tell(self, device: Device, state: str, note: str) -> None:
@@ -127,11 +134,6 @@ class Machine:
             Entry("device", object=path, errno=errno, note=f"{state} {first}".strip())
         )
 
-    async def remount(self) -> None:
-        """At boot: mount again what a person had mounted. A failure stays in the journal."""
-        for name, options in self.images.mounts():
-            await self.mounted(self.images.get(name), json.loads(options))
-
     # --- processes ------------------------------------------------------------------------------
     def tell_process(self, process: Process, note: str) -> None:
         self.journal.append(
@@ -141,7 +143,8 @@ class Machine:
     def interrupt(self, process: Process) -> None:
         """End its call in flight, if any, at the next step."""
         if process.call:
-            process.interrupted = True
+            if process.patience is not None:
+                process.patience()
             device = self.scheduler.device(process.model)
             if device is not None:
                 device.cancel(process.call)
@@ -151,15 +154,16 @@ class Machine:
         code = 128 + SIGNAL_NUMBERS[signal]
         if signal is Signal.TERM and not process.call:
             code = 0
-        process.discard |= signal is Signal.KILL
         await self.exit(process, code, signal)
 
     async def exit(self, process: Process, code: int, reason: str) -> None:
         await self.processes.exit(process, code, reason)
+        process.discard |= reason == Signal.KILL
         self.interrupt(process)
         self.tell_process(process, f"exit {code} {reason}")
         for zombie in self.processes.surplus():
-            await self.reap(zombie)
+            if zombie.idle.is_set():
+                await self.reap(zombie)
 
     async def reap(self, process: Process) -> None:
         """Free what an ended process still holds: its row and its pages."""
@@ -172,8 +176,11 @@ class Machine:
         self.active = time.monotonic()
         for process in self.processes.all():
             if process.connection == connection and not process.keep:
-                await self.exit(process, HANGUP, "its connection closed")
-                await self.reap(process)
+                try:
+                    await self.exit(process, HANGUP, "its connection closed")
+                    await self.reap(process)
+                except SyscallError as error:
+                    log.warning("process %d stays: %s", process.pid, error)
 
     # --- after a crash --------------------------------------------------------------------------
     async def recover(self) -> None:

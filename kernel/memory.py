@@ -64,7 +64,8 @@ class Memory:
         owners = store.directory / "owners"
         owners.mkdir(mode=0o700, exist_ok=True)
         for directory in owners.iterdir():
-            self._load(directory.name)
+            if directory.is_dir():
+                self._load(directory.name)
 
     def _load(self, owner: str) -> None:
         sql = "SELECT pid, max(number) + 1, max(message) + 1, sum(tokens) FROM pages GROUP BY pid"
@@ -177,8 +178,9 @@ class Memory:
 
     async def drop(self, process: Process) -> None:
         """Free a reaped process's pages."""
-        if self._spaces.pop(process.pid, Space()).pages:
+        if self.space(process.pid).pages:
             await self.erase(process.owner, process.pid)
+        self._spaces.pop(process.pid, None)
 
     async def erase(self, owner: str, pid: int) -> None:
         statement = ("DELETE FROM pages WHERE pid = ?", (pid,))

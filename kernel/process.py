@@ -6,9 +6,8 @@ written first and applied after, so a write that fails changes nothing.
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import anyio
 
 from . import limits
 from .errors import Errno, SyscallError
@@ -47,10 +46,10 @@ class Process:
     connection: int = 0  # that spawned it
     call: int = 0  # of the generate in flight; 0: none
     running: bool = False  # that call holds a slot
-    interrupted: bool = False  # that call is to end
+    patience: Callable[[], None] | None = None  # ends that call while it has no slot yet
     discard: bool = False  # KILL: forget the turn in flight
     idle: asyncio.Event = field(default_factory=asyncio.Event)  # no call in flight
-    generated: int = 0  # tokens
+    generated: int = 0  # tokens, since boot
     rate: float = 0.0  # tokens a second of the call in flight
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     output: Followers[str] = field(default_factory=Followers[str])
@@ -67,11 +66,11 @@ class Process:
                 f"wait for it, or `llmasos kill -s INT {self.pid}`",
                 pid=self.pid,
             )
-        self.call, self.interrupted = call, False
+        self.call = call
         self.idle.clear()
 
     def end(self) -> None:
-        self.call, self.running = 0, False
+        self.call, self.running, self.patience = 0, False, None
         self.idle.set()
 
     @property
@@ -149,9 +148,8 @@ class Processes:
         self._next += 1
         marks = ",".join("?" * 11)
         sql = f"INSERT INTO processes({_COLUMNS}) VALUES({marks})"
-        with anyio.CancelScope(shield=True):  # written and listed, or neither
-            await self._store.write(self._database, [(sql, _row(process))])
-            self._table[process.pid] = process
+        await self._store.write(self._database, [(sql, _row(process))])
+        self._table[process.pid] = process
         return process
 
     async def renice(self, process: Process, nice: int) -> None:
@@ -160,9 +158,11 @@ class Processes:
         process.nice = nice
 
     async def stop(self, process: Process, stopped: bool) -> None:
-        sql = "UPDATE processes SET state = ? WHERE pid = ?"
+        sql = "UPDATE processes SET state = ? WHERE pid = ? AND state != 'zombie'"
         state = State.STOPPED if stopped else State.READY
         await self._store.write(self._database, [(sql, (state, process.pid))])
+        if process.ending is not None:
+            raise SyscallError(Errno.ESRCH, f"process {process.pid} has ended", pid=process.pid)
         process.stopped = stopped
 
     async def exit(self, process: Process, code: int, reason: str) -> None:
@@ -170,7 +170,8 @@ class Processes:
         if process.ending is not None:
             return
         ending = Exit(process.pid, code, reason)
-        sql = "UPDATE processes SET state = ?, code = ?, reason = ? WHERE pid = ?"
+        sql = """UPDATE processes SET state = ?, code = ?, reason = ?
+                 WHERE pid = ? AND state != 'zombie'"""
         values = (State.ZOMBIE, code, reason, process.pid)
         await self._store.write(self._database, [(sql, values)], frees=True)
         if process.ending is None:
@@ -180,9 +181,10 @@ class Processes:
 
     async def reap(self, process: Process) -> None:
         """Take an ended process off the table."""
-        if self._table.pop(process.pid, None) is not None:
+        if process.pid in self._table:
             sql = "DELETE FROM processes WHERE pid = ?"
             await self._store.write(self._database, [(sql, (process.pid,))], frees=True)
+            self._table.pop(process.pid, None)
 
     def surplus(self) -> list[Process]:
         """Zombies beyond the limit, oldest first."""

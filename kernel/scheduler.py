@@ -75,9 +75,12 @@ class Device:
         self._table = Table(0, 0, 0)
         self._work: dict[int, Work] = {}
         self._rate = Rate()
+        self.refusal: SyscallError | None = None  # why it did not start
 
     # --- what the driver tells ------------------------------------------------------------------
     def up(self, facts: Facts) -> None:
+        if self.state == "unmounted":  # while it was loading
+            return
         self.facts = facts
         self._table.slots, self._table.width = facts.slots, facts.width
         self._table.cells, self._table.can_park = facts.cells, "park" in facts.capabilities
@@ -115,7 +118,7 @@ class Device:
     def _charge(self, work: Work, step: Step, now: float) -> None:
         claim = work.claim
         spent = step.fed + step.tokens
-        claim.virtual += spent / claim.weight
+        self._table.charge(claim, spent)
         claim.granted -= spent + step.cached
         if step.cached:
             work.cached = step.cached
@@ -126,9 +129,10 @@ class Device:
             work.unread += step.tokens
             work.process.generated += step.tokens
             work.process.rate = work.tokens / max(now - work.first, 1e-3) if work.tokens > 1 else 0
-            claim.behind = work.unread >= limits.STREAM_TOKENS
         if step.text:
             work.texts.append(step.text)
+        # Without a text there is nothing to read, so nobody could be behind.
+        claim.behind = bool(work.texts) and work.unread >= limits.STREAM_TOKENS
         if step.finish is not None or step.error is not None:
             work.cuts = step.cuts
             self._end(work, finish=step.finish, error=step.error)
@@ -136,16 +140,33 @@ class Device:
             work.ready.set()
 
     # --- what the kernel asks -------------------------------------------------------------------
+    async def load(self) -> None:
+        """Start the engine. Who waits for it hears the reason when that fails."""
+        try:
+            await self.engine.start(self)
+        except SyscallError as error:
+            self.refusal = error
+            self.close(error.message)
+        except OSError as error:
+            self.close(f"{self.name} did not start: {error}")
+
     async def wait_up(self) -> Facts:
         """The facts, once the engine is up. EIO with the reason when it has failed."""
         while self.facts is None or self.state != "up":
-            if self.state == "failed":
-                raise DeviceFault(f"the engine of {self.name} failed: {self.note}", self._remount())
+            if self.state in ("failed", "unmounted"):
+                raise self._fault()
             await self.changed.wait()
         return self.facts
 
+    def _fault(self) -> SyscallError:
+        if self.refusal is not None:
+            return self.refusal
+        return DeviceFault(f"the engine of {self.name} failed: {self.note}", self._remount())
+
     def submit(self, work: Work) -> None:
         """Take a call in. E2BIG at once when it can never fit."""
+        if self.state in ("failed", "unmounted"):
+            raise self._fault()
         cells = self._table.cells
         if work.claim.cells > cells:
             raise TooBig(
@@ -170,8 +191,10 @@ class Device:
     def stop(self, process: Process) -> None:
         """Follow the process's stopped flag."""
         for work in self._work.values():
-            if work.process is process:
-                work.claim.stopped = process.stopped
+            if work.process is process and process.stopped:
+                work.claim.stopped = True
+            elif work.process is process:
+                self._table.go_on(work.claim)
         self.turn()
 
     def renice(self, process: Process) -> None:
@@ -179,11 +202,11 @@ class Device:
             if work.process is process:
                 work.claim.weight = process.weight
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, state: str = "failed") -> None:
         """The device goes: its calls end."""
         for work in list(self._work.values()):
             self._end(work, error=DeviceFault(reason, "mount it again"))
-        self._become("failed", reason)
+        self._become(state, reason)
 
     def take(self, work: Work) -> Delta | None:
         """What the stream holds, at once; None when it is empty."""
@@ -274,34 +297,29 @@ class Scheduler:
 
     def __init__(self) -> None:
         self.devices: dict[str, Device] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
 
     def device(self, image: str) -> Device | None:
         return self.devices.get(image)
 
-    async def mount(self, name: str, driver: str, engine: Engine, tell: Tell) -> Device:
-        """Start an engine. EIO or ENOMEM with the reason; the device is not kept then."""
-        lock = self._locks.setdefault(name, asyncio.Lock())
-        async with lock:
-            known = self.devices.get(name)
-            if known is not None:
-                return known
-            device = self.devices[name] = Device(name, driver, engine, tell)
-            try:
-                await engine.start(device)
-            except BaseException as error:
-                del self.devices[name]
-                device.close(f"{name} did not start: {getattr(error, 'message', error)}")
-                await engine.stop()
-                raise
-            return device
+    def mount(self, name: str, driver: str, engine: Engine, tell: Tell) -> Device:
+        """A device that is not loaded yet."""
+        device = self.devices[name] = Device(name, driver, engine, tell)
+        return device
+
+    async def load(self, device: Device) -> None:
+        """Start its engine; a device that failed, or was unmounted meanwhile, does not stay."""
+        await device.load()
+        if device.state != "up" and self.devices.get(device.name) is device:
+            del self.devices[device.name]
+        if self.devices.get(device.name) is not device:
+            await device.engine.stop()
 
     async def unmount(self, name: str) -> None:
         device = self.devices.pop(name, None)
         if device is None:
             words = f"{name} is not mounted"
             raise SyscallError(Errno.ENOENT, words, "`llmasos devices` lists what is")
-        device.close(f"{name} was unmounted")
+        device.close(f"{name} was unmounted", "unmounted")
         await device.engine.stop()
 
     def each(self) -> list[Device]:

@@ -14,9 +14,12 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+
+import anyio
 
 from . import limits
 from .errors import Errno, SyscallError
@@ -61,6 +64,9 @@ class Database:
 
     def _migrate(self, schema: Schema) -> None:
         (version,) = self.write.execute("PRAGMA user_version").fetchone()
+        if version > len(schema.steps):  # a crash left it in the log, beyond the header
+            self.write.close()
+            raise _newer(self.path, version, schema)
         if version == len(schema.steps):
             return
         if version > 0:
@@ -75,10 +81,8 @@ class Database:
 
     @property
     def bytes(self) -> int:
-        return sum(p.stat().st_size for p in self.files() if p.exists())
-
-    def files(self) -> tuple[Path, ...]:
-        return tuple(self.path.with_name(self.path.name + end) for end in ("", "-wal", "-shm"))
+        files = [self.path, self.path.with_name(f"{self.path.name}-wal")]
+        return sum(file.stat().st_size for file in files if file.exists())
 
     def close(self) -> None:
         with self.lock:
@@ -97,12 +101,16 @@ def _refuse_newer(path: Path, schema: Schema) -> None:
     known = header.startswith(b"SQLite format 3\0") and len(header) == 64
     version = int.from_bytes(header[60:64], "big") if known else 0
     if version > len(schema.steps):
-        raise SyscallError(
-            Errno.EINVAL,
-            f"{path} has version {version} of the {schema.name} store, this LLMasOS knows "
-            f"{len(schema.steps)}",
-            "install the newer LLMasOS again, or point LLMASOS_STATE_DIR elsewhere",
-        )
+        raise _newer(path, version, schema)
+
+
+def _newer(path: Path, version: int, schema: Schema) -> SyscallError:
+    return SyscallError(
+        Errno.EINVAL,
+        f"{path} has version {version} of the {schema.name} store, this LLMasOS knows "
+        f"{len(schema.steps)}",
+        "install the newer LLMasOS again, or point LLMASOS_STATE_DIR elsewhere",
+    )
 
 
 @dataclass(slots=True)
@@ -142,14 +150,30 @@ class Store:
                 self._databases[path] = Database(path, schema)
             except sqlite3.Error as error:
                 raise translate(error, path) from error
+            except OSError as error:
+                raise SyscallError(Errno.EIO, f"{path}: {error.strerror}") from error
         return self._databases[path]
 
-    def forget(self, database: Database) -> None:
-        """Close a database and delete its files. Nothing may be queued for it."""
-        del self._databases[database.path]
-        database.close()
-        for file in database.files():
-            file.unlink(missing_ok=True)
+    def shut(self, name: str) -> None:
+        """Close a database, if it is open. Nothing may be queued for it."""
+        database = self._databases.pop(self.directory / name, None)
+        if database is not None:
+            database.close()
+
+    def forget(self, name: str) -> None:
+        """Delete a database. Nothing may be queued for it."""
+        self.shut(name)
+        for end in ("", "-wal", "-shm"):
+            (self.directory / f"{name}{end}").unlink(missing_ok=True)
+
+    def peek(self, name: str, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+        """Rows of a database that nobody writes any more; none if it is gone. Blocks."""
+        uri = f"{(self.directory / name).as_uri()}?mode=ro"
+        try:
+            with closing(sqlite3.connect(uri, uri=True)) as connection:
+                return cast("list[Row]", connection.execute(sql, values).fetchall())
+        except sqlite3.Error:
+            return []
 
     def submit(
         self,
@@ -171,15 +195,22 @@ class Store:
         durable: bool = True,
         frees: bool = False,
     ) -> None:
-        """Write and wait for the acknowledgement. ENOSPC or EIO when it did not happen."""
+        """Write and wait for the acknowledgement. ENOSPC or EIO when it did not happen.
+
+        No cancel point: what is queued will be written, so its caller must get to apply it.
+        """
         future, done = waiter()
         self.submit(database, statements, done, durable=durable, frees=frees)
-        await future
+        with anyio.CancelScope(shield=True):
+            await future
 
     def read(self, database: Database, sql: str, values: Sequence[Value] = ()) -> list[Row]:
         """Rows as last committed. Blocks for the disk: call it in a thread, or for a few rows."""
-        with database.lock:
-            return cast("list[Row]", database.read.execute(sql, values).fetchall())
+        try:
+            with database.lock:
+                return cast("list[Row]", database.read.execute(sql, values).fetchall())
+        except sqlite3.Error as error:
+            raise translate(error, database.path) from error
 
     def close(self) -> None:
         """Finish what is queued, then close every database."""
@@ -192,6 +223,12 @@ class Store:
 
     # --- the writer thread ----------------------------------------------------------------------
     def _write_loop(self) -> None:
+        try:
+            self._write_all()
+        finally:
+            self._syncs.put(None)
+
+    def _write_all(self) -> None:
         while True:
             jobs, last = self._gather()
             written: list[_Job] = []
@@ -207,7 +244,6 @@ class Store:
             if written:
                 self._syncs.put(written)
             if last:
-                self._syncs.put(None)
                 return
 
     def _gather(self) -> tuple[list[_Job], bool]:
@@ -265,7 +301,11 @@ class Store:
     def _refusal(self, database: Database) -> SyscallError | None:
         if self._broken:
             return SyscallError(Errno.EIO, self._broken, "see `llmasos daemon logs`, then restart")
-        room = os.statvfs(database.path.parent)
+        try:
+            room = os.statvfs(database.path.parent)
+        except OSError as error:
+            self._broken = f"{database.path.parent}: {error.strerror}"
+            return SyscallError(Errno.EIO, self._broken, "the state directory is gone: restart")
         free = room.f_bavail * room.f_frsize
         if free >= self._reserve:
             return None

@@ -64,24 +64,35 @@ async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
     process.begin(call.number)
     try:
         with anyio.fail_after(request.timeout_s):
-            if call.begun is not None:
-                await call.begun
-            device = await m.mounted(m.images.get(process.model))
-            facts = await device.wait_up()
-            plan = await m.memory.prepare(process, request, device.engine, facts.window)
-            if process.interrupted:
-                raise SyscallError(Errno.ECANCELED, f"process {process.pid} was interrupted")
+            device, plan = await _prepare(m, call, process, request)
             work = _work(call.number, process, plan, request)
             device.submit(work)
             pages = await _relay(m, call, device, work, plan)
     except TimeoutError:
-        words = f"the call did not end within {request.timeout_s} s; what was said is kept"
+        kept = "; what was said is kept" if process.keep else ""
+        words = f"the call did not end within {request.timeout_s:g} s{kept}"
         raise SyscallError(Errno.ETIMEDOUT, words, "give it more time") from None
     finally:
         process.end()
     seed = work.sampling.seed or 0
     finish = work.finish or v.Finish.CANCELLED
     return v.Generated(process.pid, call.number, finish, seed, work.usage(), pages)
+
+
+async def _prepare(
+    m: Machine, call: Call, process: Process, request: v.Generate
+) -> tuple[Device, Plan]:
+    """All that may take time before there is a slot; a signal to the process ends it."""
+    with anyio.CancelScope() as scope:
+        process.patience = scope.cancel
+        if call.begun is not None:
+            await call.begun
+        device = await m.mounted(m.images.get(process.model))
+        facts = await device.wait_up()
+        plan = await m.memory.prepare(process, request, device.engine, facts.window)
+        process.patience = None
+        return device, plan
+    raise SyscallError(Errno.ECANCELED, f"process {process.pid} was interrupted")
 
 
 def _work(number: int, process: Process, plan: Plan, request: v.Generate) -> Work:
@@ -136,8 +147,9 @@ async def tokenize(m: Machine, call: Call, request: v.Tokenize) -> v.Tokens:
     device = await m.mounted(m.images.get(request.model))
     await device.wait_up()
     tokens = list(await device.engine.tokenize(request.text))
-    if len(tokens) > limits.REPLY_ITEMS:
-        words = f"{len(tokens)} tokens are more than a reply holds ({limits.REPLY_ITEMS})"
+    most = (limits.FRAME_BYTES - 1024) // 5  # a token takes five bytes at most
+    if len(tokens) > most:
+        words = f"{len(tokens)} tokens are more than a reply holds ({most})"
         raise TooBig(words, "tokenize the text in parts")
     return v.Tokens(tokens)
 
@@ -259,10 +271,11 @@ async def _follow(call: Call, follower: Follower[v.Event], cursor: int, interval
     while batch := await follower.batch(limits.WATCH_BATCH):
         events = [event for event in batch if event.seq > cursor]
         if follower.missed and events:
-            events.insert(0, gap(follower.missed, events[0].seq))
+            events.insert(0, gap(follower.missed, cursor))
             follower.missed = 0
         if events:
-            call.send(v.Events(events, events[-1].seq))
+            cursor = events[-1].seq
+            call.send(v.Events(events, cursor))
             await call.writable()
             await anyio.sleep(interval_s)
 
@@ -320,7 +333,11 @@ async def mount(m: Machine, call: Call, request: v.Mount) -> v.DeviceInfo:
         hint = f"`llmasos unmount {image.name}` first: its processes keep their pages"
         raise SyscallError(Errno.EBUSY, f"{image.name} is mounted already", hint)
     device = await m.mounted(image, request.options)
-    await m.images.remember(image.name, json.dumps(request.options))
+    try:
+        await m.images.remember(image.name, json.dumps(request.options))
+    except SyscallError:
+        await m.scheduler.unmount(image.name)
+        raise
     return device.info()
 
 

@@ -7,12 +7,12 @@ becomes EIO for that call alone, with its traceback in the daemon's log.
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from inspect import iscoroutinefunction
 from itertools import count
 from typing import Any
 
 import anyio
-from anyio.abc import TaskGroup
 
 from . import check, identity, limits
 from .abi import TABLE, Durability, Syscall
@@ -26,6 +26,7 @@ from .values import Hello, Welcome
 from .wire import CALL, CANCEL, ERROR, ITEM, REPLY, ProtocolError, pack, unpack
 
 log = logging.getLogger(__name__)
+_WORDS_CHARS = 10_000  # of an error: it may quote what a client sent
 _numbers = count(1)
 _WAITS = frozenset(name for name, handler in HANDLERS.items() if iscoroutinefunction(handler))
 
@@ -33,9 +34,9 @@ _WAITS = frozenset(name for name, handler in HANDLERS.items() if iscoroutinefunc
 class Trap:
     """The ear of one connection."""
 
-    def __init__(self, machine: Machine, tasks: TaskGroup) -> None:
+    def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._tasks = tasks
+        self._tasks = machine.tasks
         self._number = next(_numbers)
         self._caller: Caller | None = None
         self._scopes: dict[int, anyio.CancelScope] = {}  # calls in flight, by the client's id
@@ -176,19 +177,22 @@ class Trap:
             return
         journal = self._machine.journal
         if row.durability is Durability.C:
-            journal.count(caller.subjects[-1], row.name, object_, rule)
+            journal.count(caller.subjects[-1], row.name, row.object, rule)
+        entry = Entry(
+            "call", getattr(request, "pid", 0), caller.owner, syscall=row.name, object=object_
+        )
         if row.name not in _WAITS:
             call = Call(caller, 0, None, self._send(number), self._connection.writable)
-            self._reply(number, HANDLERS[row.name](self._machine, call, request))
+            reply = HANDLERS[row.name](self._machine, call, request)
+            if row.durability is not Durability.C:
+                journal.append(entry)
+            self._reply(number, reply)
             return
         if len(self._scopes) >= limits.CALLS_IN_FLIGHT:
             words = f"{len(self._scopes)} calls of this connection are in flight"
             raise SyscallError(Errno.EAGAIN, words, "wait for one, or open a connection")
         if self._machine.stopping.is_set():
             raise SyscallError(Errno.ECANCELED, "the machine is going down", "try again later")
-        entry = Entry(
-            "call", getattr(request, "pid", 0), caller.owner, syscall=row.name, object=object_
-        )
         begin, begun = 0, None
         if row.durability is not Durability.C and row.item is not None:
             begin, begun = journal.note(_as(entry, "begin"))
@@ -205,7 +209,8 @@ class Trap:
         error: SyscallError | None = None
         with self._scopes[number]:
             try:
-                reply = await self._handler(row.name)(self._machine, call, request)
+                handler: Any = HANDLERS[row.name]
+                reply = await handler(self._machine, call, request)
             except SyscallError as refusal:
                 error = refusal
             except Exception:
@@ -221,9 +226,6 @@ class Trap:
         else:
             self._fail(number, error)
         self._machine.owe(-_is_work(row))
-
-    def _handler(self, name: str) -> Any:
-        return HANDLERS[name]
 
     async def _close(
         self, row: Syscall, entry: Entry, begin: int, error: SyscallError | None
@@ -253,8 +255,8 @@ class Trap:
 
     def _fail(self, number: int, error: SyscallError) -> None:
         fields = {
-            "errno": int(error.errno), "message": error.message, "hint": error.hint,
-            "call": error.call, "pid": error.pid,
+            "errno": int(error.errno), "message": error.message[:_WORDS_CHARS],
+            "hint": error.hint[:_WORDS_CHARS], "call": error.call, "pid": error.pid,
         }  # fmt: skip
         self._connection.send(pack([ERROR, number, fields]))
 
@@ -265,10 +267,7 @@ def _is_work(row: Syscall) -> bool:
 
 
 def _as(entry: Entry, kind: str, call: int = 0, error: SyscallError | None = None) -> Entry:
-    return Entry(
-        kind, entry.pid, entry.owner, call, entry.syscall, entry.object,
-        int(error.errno) if error else 0,
-    )  # fmt: skip
+    return replace(entry, kind=kind, call=call, errno=int(error.errno) if error else 0)
 
 
 def _unforeseen(name: str) -> SyscallError:

@@ -38,7 +38,7 @@ Stops = Annotated[list[Annotated[str, Span(1, limits.STOP_CHARS)]], Span(0, limi
 class State(StrEnum):
     READY = "ready"  # alive, nothing asked
     RUNNING = "running"  # its call holds a slot
-    WAITING = "waiting"  # its call waits for a slot
+    WAITING = "waiting"  # its call waits: for the engine, its prompt, a slot
     STOPPED = "stopped"  # SIGSTOP: gets no tokens until SIGCONT
     ZOMBIE = "zombie"  # ended, not yet waited for
 
@@ -246,7 +246,7 @@ class ProcessInfo:
     created: float  # Unix seconds
     window: int  # tokens; 0 while the model's device is not mounted
     context: int  # tokens of its pages
-    generated: int  # tokens, ever
+    generated: int  # tokens, since boot
     rate: float  # tokens a second of the call in flight
     code: int | None
 
@@ -297,7 +297,7 @@ class Event:
 
     seq: int
     time: float
-    kind: str  # begin, end, refused, process, device, boot, gap
+    kind: str  # begin, end, call, refused, process, device, boot, gap
     pid: int
     owner: str
     call: int  # seq of the call's begin

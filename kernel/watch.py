@@ -37,7 +37,7 @@ class Follower(Generic[T]):
         self._ready.set()
 
     async def batch(self, most: int) -> list[T]:
-        """At least one item, at most `most`; empty once closed and read. Cancel point."""
+        """One item or more, at most `most`; none once closed and read. Cancel point."""
         while not self._queue and not self._closed:
             self._ready.clear()
             await self._ready.wait()
@@ -66,7 +66,7 @@ class Followers(Generic[T]):
             follower.close()
 
 
-def gap(missed: int, seq: int) -> Event:
-    """The marker for events that a follower was too slow for."""
-    note = f"{missed} events were not shown here; read them with since={max(0, seq - missed - 1)}"
-    return Event(seq, 0.0, "gap", 0, "", 0, "", "", 0, note)
+def gap(missed: int, cursor: int) -> Event:
+    """The marker for events that a follower was too slow for; `cursor`: the last it was told."""
+    note = f"{missed} events were not shown here; read them with since={cursor}"
+    return Event(cursor, 0.0, "gap", 0, "", 0, "", "", 0, note)

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import anyio
+from anyio.abc import TaskStatus
 
 from llmasos import __version__
 from llmasos.kernel import boot, config, paths
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace, settings: config.Config, where: paths.Pat
 
     async def main() -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(_stop_on_signals, tasks)
+            await group.start(_stop_on_signals, tasks)
             await boot.boot(plan(arguments, settings, where), ready)
             group.cancel_scope.cancel()
 
@@ -91,9 +92,12 @@ def run(arguments: argparse.Namespace, settings: config.Config, where: paths.Pat
     log.info("down")
 
 
-async def _stop_on_signals(machines: Sequence[Machine]) -> None:
+async def _stop_on_signals(
+    machines: Sequence[Machine], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
     """SIGTERM and SIGINT drain; a second one does not wait."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for number in signals:
             log.info("signal %d", number)
             for machine in machines:

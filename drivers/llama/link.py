@@ -277,9 +277,12 @@ async def launch(chosen: frames.Settings, log: Path, listener: Listener) -> Link
 
     A cancel point: the child is ended before the cancellation goes on.
     """
-    fd = _open_log(log)
-    begin = os.fstat(fd).st_size
-    ours, theirs = socket.socketpair()
+    try:
+        fd = _open_log(log)
+        begin = os.fstat(fd).st_size
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise DeviceFault(f"the engine's process cannot be started: {error}") from error
     try:
         command = [sys.executable, "-P", "-m", f"{__package__}.child"]
         process = await asyncio.create_subprocess_exec(

@@ -51,7 +51,7 @@ class Device:
             spent = min(claim.prompt, claim.granted) or 1
             claim.prompt = max(0, claim.prompt - spent)
             claim.granted -= spent
-            claim.virtual += spent / claim.weight
+            self.table.charge(claim, spent)
             self.computed[claim.process] = self.computed.get(claim.process, 0) + spent
         self.order = [c for c in self.order if c in claims and claims[c].granted > 0]
 
@@ -217,3 +217,46 @@ def test_random_histories_keep_the_invariants() -> None:
                     victim.stopped = not victim.stopped
                 elif move < 0.8:
                     victim.behind = not victim.behind
+
+
+def test_newcomers_do_not_starve_who_has_a_history() -> None:
+    device = Device(slots=4, width=4)
+    call = 0
+    for _ in range(10):  # on an idle machine, the old one computes alone
+        call += 1
+        device.add(call, process=1)
+        for _ in range(200):
+            device.step()
+        device.table.drop(call)
+    call += 1
+    old = call
+    waited = 0
+    for _ in range(3_000):  # every request of the others is a new process
+        while len(device.table.claims) < 8:
+            call += 1
+            device.add(call, process=call)
+        if old not in device.table.claims:
+            device.add(old, process=1)
+        device.step()
+        claim = device.table.claims[old]
+        waited = 0 if claim.slot is not None else waited + 1
+        assert waited < 200
+        for other in list(device.table.claims.values()):
+            if other.call != old and other.slot is not None and other.virtual > 40 + claim.virtual:
+                device.table.drop(other.call)
+
+
+def test_a_stopped_call_is_not_paid_for_the_time_it_was_stopped() -> None:
+    device = Device(slots=2, width=1)
+    stopped = device.add(1)
+    device.add(2)
+    for _ in range(200):
+        device.step()
+    stopped.stopped = True
+    for _ in range(5_000):
+        device.step()
+    device.table.go_on(stopped)
+    before = dict(device.computed)
+    for _ in range(1_000):
+        device.step()
+    assert device.computed[2] - before[2] == pytest.approx(500, abs=3 * limits.QUANTUM_TOKENS)

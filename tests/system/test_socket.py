@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -219,6 +220,15 @@ def test_a_second_daemon_is_refused_and_a_rude_file_is_not_removed(machine: Mach
     assert machine.paths.socket.read_text() == "mine"
 
 
+def test_two_sockets_cannot_share_a_store(machine: Machine, tmp_path: Path) -> None:
+    machine.start("--mount", "false")
+    line = [sys.executable, "-m", "llmasos.userland.daemon", "run"]
+    elsewhere = machine.environment | {"LLMASOS_RUNTIME_DIR": str(tmp_path / "elsewhere")}
+    second = subprocess.run(line, env=elsewhere, capture_output=True, text=True)
+    assert second.returncode == 1
+    assert f"a daemon runs already (pid {machine.pid}) at {machine.paths.state}" in second.stderr
+
+
 def test_a_thousand_connections_are_served_and_the_next_is_told(machine: Machine) -> None:
     machine.start("--mount", "false")
     clients: list[socket.socket] = []
@@ -247,14 +257,16 @@ def test_a_spawn_whose_client_is_gone_leaves_nothing_behind(machine: Machine) ->
             for _ in range(4):
                 client.send("spawn", model="echo", keep=False)
     with raw(machine.paths.socket) as client:
-        client.send("watch", since=0, kinds=["process"])
+        client.send("watch", since=0, kinds=["process", "call"])
         alive: set[int] = set()
-        seen = 0
-        while seen == 0 or alive:
+        calls = 0
+        while calls < 40 * 4 or alive:
             for event in client.receive()[2]["events"]:
-                seen += 1
+                calls += event["syscall"] == "spawn"
                 if event["note"].startswith("spawn"):
                     alive.add(event["pid"])
-                else:
+                elif event["note"].startswith("exit"):
                     alive.discard(event["pid"])
+        for pid in (p["pid"] for p in client.call("ps", zombies=True)["processes"]):
+            client.answer(client.send("wait", pid=pid, timeout_s=20))  # being reaped
         assert client.call("ps", zombies=True)["processes"] == []

@@ -140,7 +140,7 @@ def test_autostart_can_be_forbidden_to_run(machine: Machine) -> None:
 def test_a_daemon_is_started_stopped_and_told_about(machine: Machine) -> None:
     done = machine.llmasos("daemon", "status", "--json", check=False)
     assert done.returncode == exits.NO_DAEMON
-    assert documents(done)[0]["running"] is False
+    assert documents(done)[0]["up"] is False
     first = documents(machine.llmasos("daemon", "start", "--mount", "false", "--json"))[0]
     second = documents(machine.llmasos("daemon", "start", "--json"))[0]
     assert (first["started"], second["started"]) == (True, False)

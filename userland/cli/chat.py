@@ -56,7 +56,7 @@ class Talk:
         try:
             while (said := self._read()) is not None:
                 if said:
-                    code = self._turn(said)
+                    code = self._turn(said) or code  # a failure in between is told at the end
         finally:
             self._leave()
         return code
@@ -78,7 +78,7 @@ class Talk:
         return self._order(said) if said.startswith("/") else said
 
     def _order(self, said: str) -> str | None:
-        """A line to us and not to the model: None leaves, a text goes to the model after all."""
+        """A line to us and not to the model: None leaves."""
         match said:
             case "/quit" | "/exit":
                 return None
@@ -87,7 +87,7 @@ class Talk:
             case "/help":
                 note(_HELP)
             case _:
-                return said
+                note(f"{said.split()[0]} is no order here.  {_HELP}")
         return ""
 
     def _turn(self, said: str) -> int:
@@ -100,8 +100,9 @@ class Talk:
         try:
             turn = talk.say(self._line, request, _swallow if json else speak)
         except SyscallError as error:
+            speak("\n")  # what was said so far stays a line of its own
             if error.errno in _DEADLY:
-                raise
+                raise self._orphaned(error) from error
             complain(error)
             return exits.code(error)
         if json:
@@ -109,6 +110,11 @@ class Talk:
         else:
             speak("\n")
         return exits.OK
+
+    def _orphaned(self, error: SyscallError) -> SyscallError:
+        """The daemon is gone, the conversation is not."""
+        go_on = f"`llmasos chat --pid {self._pid}` goes on before your last question"
+        return SyscallError(error.errno, error.message, go_on)
 
     def _leave(self) -> None:
         """Say how to go on. A conversation in which nobody spoke is not kept."""

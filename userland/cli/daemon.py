@@ -24,6 +24,9 @@ def start(arguments: Namespace) -> int:
     started = starter.ensure(where, *arguments.extra)
     with connect() as line:
         stat = line.call("stat", v.Nothing(), v.Stat)
+    if arguments.extra and not started:
+        words = f"the daemon ran already (pid {stat.os_pid}): its settings stay as they are"
+        raise SyscallError(Errno.EBUSY, words, "`llmasos daemon stop` first")
     if arguments.json:
         document({**plain(stat), "socket": str(where.socket), "started": started})
     else:
@@ -41,7 +44,10 @@ def run(words: Sequence[str]) -> int:
 
 def stop(arguments: Namespace) -> int:
     with connect() as line:
-        os_pid = line.call("stat", v.Nothing(), v.Stat).os_pid
+        stat = line.call("stat", v.Nothing(), v.Stat)
+        os_pid, busy = stat.os_pid, stat.running + stat.waiting
+        if busy and not arguments.now:
+            note(f"waiting for calls in flight ({busy}), {limits.DRAIN_S:g} s at most")
         line.call("shutdown", v.Shutdown(drain=not arguments.now), v.Nothing)
         line.closed()
     if not starter.gone(os_pid, 4 * limits.DRAIN_S):
@@ -62,10 +68,10 @@ def status(arguments: Namespace) -> int:
             stat = line.call("stat", v.Nothing(), v.Stat)
     except SyscallError as error:
         if arguments.json:
-            document({"running": False, "socket": str(where.socket), "why": error.message})
+            document({"up": False, "socket": str(where.socket), "why": error.message})
         raise
     if arguments.json:
-        document({**plain(stat), "running": True, "socket": str(where.socket)})
+        document({**plain(stat), "up": True, "socket": str(where.socket)})
         return exits.OK
     card({
         **asdict(stat), "uptime_s": span(stat.uptime_s), "rss_bytes": size(stat.rss_bytes),

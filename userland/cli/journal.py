@@ -11,11 +11,14 @@ from . import exits
 from .door import connect
 from .show import cell, document, iso
 
+_TAIL = 10
+
 
 def logs(arguments: Namespace) -> int:
     follow, since = arguments.follow, arguments.since
-    if since is None and not (follow and arguments.lines is None):
-        since = 0  # `logs -f` alone begins now
+    if follow and since is None and arguments.lines is None:
+        arguments.lines = _TAIL  # as tail -f does
+    since = since or 0
     request = v.Watch(since=since, follow=follow, pid=arguments.pid, kinds=arguments.kind)
     with connect() as line:
         if arguments.lines is not None:

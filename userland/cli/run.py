@@ -48,6 +48,8 @@ def _show(turn: talk.Turn, spawned: v.Spawned, arguments: Namespace) -> None:
         speak("\n")
     if turn.done is None:
         return
+    if turn.done.finish is v.Finish.CANCELLED:
+        note("[interrupted]")
     if turn.done.finish is v.Finish.LENGTH:
         tokens = turn.done.usage.completion_tokens
         note(f"[cut after {tokens} tokens; --max-tokens allows more]")

@@ -61,7 +61,8 @@ _SAMPLING = (
             f"(default {limits.REPEAT_PENALTY})"),
     _option("--seed", type=between(int, 0, 2**32 - 2), metavar="N", help="for the same again"),
     _option("--stop", action="append", metavar="TEXT", help="end before this text; repeatable"),
-    _option("--nice", type=_NICE, default=0, metavar="N", help="-20 (large share) to 19 (small)"),
+    _option("--nice", type=_NICE, default=0, metavar="N",
+            help="-20 (large share) to 19 (small); counts when more answer than the engine seats"),
     _option("--system", default="", metavar="TEXT", help="system prompt"),
     _option("--timeout", type=between(float, 0.001, 1e6), metavar="S", help="seconds"),
 )  # fmt: skip

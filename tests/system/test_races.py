@@ -1,0 +1,110 @@
+"""Sequences that no single call shows: what was queued, cancelled, pipelined or half loaded."""
+
+import psutil
+
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno
+from llmasos.userland.line import Line
+from tests.system.daemon import Machine
+from tests.system.raw import raw
+from tests.system.test_life import info, kill, messages, spawn, turn
+
+
+def states(machine: Machine) -> dict[int, tuple[str, int | None]]:
+    with Line(machine.paths.socket) as line:
+        listed = line.call("ps", v.Ps(zombies=True), v.Processes).processes
+        return {process.pid: (process.state, process.code) for process in listed}
+
+
+def test_a_write_whose_client_is_gone_happens_in_memory_and_on_disk_or_in_neither(
+    machine: Machine,
+) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pids = [spawn(line) for _ in range(12)]
+    for pid, signal in zip(pids, ("TERM", "STOP", "KILL") * 4, strict=True):
+        with raw(machine.paths.socket) as client:
+            client.send("kill", pid=pid, signal=signal)
+    with Line(machine.paths.socket) as line:
+        spawn(line)  # behind all of them in the writer's queue
+    before = states(machine)
+    machine.shoot()
+    machine.start("--mount", "false")
+    assert states(machine) == before
+
+
+def test_a_signal_behind_an_exit_does_not_undo_it(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pids = [spawn(line) for _ in range(6)]
+    with raw(machine.paths.socket) as client:
+        for pid in pids:
+            sent = [client.send("kill", pid=pid, signal=name) for name in ("TERM", "CONT", "KILL")]
+            for number in sent:
+                client.answer(number)
+    before = states(machine)
+    assert {state for state, _ in before.values()} == {"zombie"}
+    machine.shoot()
+    machine.start("--mount", "false")
+    assert states(machine) == before
+
+
+def test_tokens_without_a_text_do_not_stop_a_call(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pid = spawn(line)
+        sampling = v.Sampling(temperature=0, max_tokens=600, ignore_eos=True, stop=["😀" * 250])
+        said, reply = turn(line, pid, "😀" * 100, sampling)
+        assert reply.finish in (v.Finish.STOP, v.Finish.LENGTH)
+        assert set(said) <= {"😀"}
+
+
+def test_an_engine_that_is_unmounted_while_it_loads_does_not_stay(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with raw(machine.paths.socket, "operator") as client, raw(machine.paths.socket) as other:
+        loading = other.send("spawn", model="smollm2")
+        while not client.call("devices")["devices"]:
+            pass
+        client.call("unmount", image="smollm2")
+        assert other.answer(loading)[2]["errno"] == Errno.EIO
+        assert client.call("devices")["devices"] == []
+        client.call("spawn", model="smollm2")
+        (device,) = client.call("devices")["devices"]
+        assert device["state"] == "up"
+        children = psutil.Process(machine.pid).children(recursive=True)
+        gone, alive = psutil.wait_procs([c for c in children if c.pid != device["os_pid"]], 20)
+        assert not alive, (gone, alive)
+
+
+def test_a_load_belongs_to_everybody_who_waits_for_it(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        with raw(machine.paths.socket) as impatient:
+            impatient.send("spawn", model="smollm2")
+            while not line.call("devices", v.Nothing(), v.Devices).devices:
+                pass
+        assert turn(line, spawn(line, "smollm2"), "Say hi.")[0]
+
+
+def test_a_signal_reaches_a_call_that_has_no_slot_yet(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pid = spawn(line, "smollm2")
+        line.call("unmount", v.Unmount("smollm2"), v.Nothing)
+        with raw(machine.paths.socket) as client:
+            fields = {"pid": pid, "messages": [{"role": "user", "content": "hi"}]}
+            number = client.send("generate", **fields)
+            while info(line, pid).state is not v.State.WAITING:
+                pass
+            kill(line, pid, v.Signal.INT)
+            answer = client.answer(number)[2]
+            assert answer.get("errno") == Errno.ECANCELED or answer["finish"] == "cancelled"
+        assert messages(line, pid) == []
+        assert turn(line, pid, "And now?")[0]
+
+
+def test_a_stop_while_the_model_loads_is_clean(machine: Machine) -> None:
+    machine.start()
+    assert machine.stop() == 0
+    assert "Traceback" not in machine.log
+    assert machine.log.rstrip().endswith("down")
