@@ -111,6 +111,11 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
     )
 
 
+def rules(paths: Paths) -> None:
+    """Read the rules as a boot would. EINVAL with file and line."""
+    Policy(TABLE, user(os.geteuid()), paths.policy_file)
+
+
 @contextmanager
 def _lock(paths: Paths) -> Generator[None]:
     """One daemon for a socket, and one for a store: two sockets may share a state directory."""

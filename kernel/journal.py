@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +98,11 @@ class Journal:
 
     @property
     def bytes(self) -> int:
-        return sum(p.stat().st_size for p in (self._store.directory / "journal").iterdir())
+        total = 0
+        for file in (self._store.directory / "journal").iterdir():
+            with suppress(FileNotFoundError):  # SQLite removes its own meanwhile
+                total += file.stat().st_size
+        return total
 
     def unfinished(self) -> list[Event]:
         """At boot: the begins that never got an end."""

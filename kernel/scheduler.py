@@ -309,7 +309,7 @@ class Scheduler:
     async def load(self, device: Device) -> None:
         """Start its engine; a device that failed, or was unmounted meanwhile, does not stay."""
         await device.load()
-        if device.state != "up" and self.devices.get(device.name) is device:
+        if device.state == "failed" and self.devices.get(device.name) is device:
             del self.devices[device.name]
         if self.devices.get(device.name) is not device:
             await device.engine.stop()

@@ -136,6 +136,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--private", action="store_true", help="leave when idle")
         sub.add_argument("--ready-fd", type=int, help="write a line here when ready")
         sub.add_argument("--json", action="store_true")
+        sub.add_argument("--check", action="store_true", help="read the rules, too")
     return parser
 
 
@@ -148,6 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.verb == "run":
             run(arguments, settings, where)
         else:
+            if arguments.check:
+                boot.rules(where)
             show(arguments, listed)
     except SyscallError as error:
         print(f"llmasos daemon: {error}", file=sys.stderr)

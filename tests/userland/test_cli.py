@@ -303,3 +303,17 @@ def test_sizes_and_spans_are_for_people() -> None:
         "0s", "59s", "3m05s", "2h07m", "4d",
     ]  # fmt: skip
     assert show.iso(0.5) == "1970-01-01T00:00:00.500Z"
+
+
+def test_doctor_reads_the_files_that_a_daemon_would_read(machine: Machine) -> None:
+    machine.paths.config.mkdir(parents=True)
+    (machine.paths.config / "policy.csv").write_text("p, r:careful, fly, /sky, allow\n")
+    done = machine.llmasos("doctor", "--json", check=False)
+    checks = {check["name"]: check for check in documents(done)[0]["checks"]}
+    assert done.returncode == exits.FAILED
+    assert "policy.csv:1: no syscall 'fly'" in checks["settings"]["what"]
+    (machine.paths.config / "policy.csv").unlink()
+    (machine.paths.config / "config.toml").write_text("windoe = 3\n")
+    done = machine.llmasos("doctor", "--json", check=False)
+    checks = {check["name"]: check for check in documents(done)[0]["checks"]}
+    assert "windoe" in checks["settings"]["what"]

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import stat
+import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from llmasos.kernel import limits, paths
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland import start as starter
 
 from . import exits
 from .door import connect
@@ -148,6 +150,16 @@ def _socket() -> Finding:
     return Finding("ok", str(path))
 
 
+def _settings() -> Finding:
+    """The daemon's own module reads its files, as a process."""
+    line = [*starter.command("config"), "--check"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode:
+        what = (done.stderr.strip().splitlines() or ["the daemon's module does not run"])[0]
+        return Finding("fail", what, "mend that file: no daemon starts until then")
+    return Finding("ok", "config.toml and policy.csv can be read")
+
+
 def _daemon() -> Finding:
     try:
         with connect() as line:
@@ -161,7 +173,7 @@ def _daemon() -> Finding:
     if failed:
         hint = f"`llmasos unmount {failed[0].name}`, then `llmasos mount {failed[0].name}`"
         return Finding("fail", f"the engine of {failed[0].name} failed: {failed[0].note}", hint)
-    return Finding("ok", f"pid {stat.os_pid}, up {stat.uptime_s:.0f} s, {len(devices)} devices")
+    return Finding("ok", f"pid {stat.os_pid}, up {stat.uptime_s:.0f} s, devices: {len(devices)}")
 
 
 def _existing(path: Path) -> Path:
@@ -173,7 +185,7 @@ CHECKS: Sequence[tuple[str, Callable[[], Finding]]] = (
     ("python", _python), ("packages", _packages), ("compiler", _compiler),
     ("processor", _processor), ("memory", _memory), ("disk", _disk), ("model", _model),
     ("directories", _directories), ("file system", _file_system), ("socket", _socket),
-    ("daemon", _daemon),
+    ("settings", _settings), ("daemon", _daemon),
 )  # fmt: skip
 
 
