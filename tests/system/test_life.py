@@ -361,6 +361,7 @@ def test_no_engine_outlives_a_killed_kernel(machine: Machine) -> None:
         engine = psutil.Process(line.call("devices", v.Nothing(), v.Devices).devices[0].os_pid)
         machine.shoot()
         engine.wait(20)
+        assert not engine.is_running()
 
 
 def test_sixteen_processes_answer_at_once_on_a_real_model(machine: Machine) -> None:
