@@ -15,8 +15,9 @@ import pytest
 
 import llmasos
 from llmasos import AsyncLLMasOS
-from llmasos.kernel.abi import TABLE
+from llmasos.kernel.abi import COMMON_ERRNOS, TABLE
 from llmasos.kernel.policy import Policy
+from llmasos.kernel.syscalls import HANDLERS
 from llmasos.userland.bench.rig import daemon
 from tests import readme
 
@@ -47,6 +48,16 @@ def project() -> dict[str, object]:
 def test_every_syscall_is_a_method_of_the_sdk() -> None:
     methods = {name for name in dir(AsyncLLMasOS) if not name.startswith("_")}
     assert set(TABLE) - {"hello"} <= methods  # hello is said by connecting
+
+
+def test_every_syscall_has_a_handler_in_the_order_of_the_table() -> None:
+    assert list(HANDLERS) == [name for name in TABLE if name != "hello"]  # hello is the trap's own
+
+
+def test_the_readme_names_the_errors_of_every_call() -> None:
+    said = " ".join(text("README.md").split())
+    *most, last = (errno.name for errno in COMMON_ERRNOS)
+    assert f"Any call may also end with {', '.join(most)} or {last}." in said
 
 
 def test_the_shipped_rules_name_each_syscall_and_nothing_else() -> None:
