@@ -11,7 +11,7 @@ the message once (for ever with `ignore_eos`); with a temperature its order is d
 
 import asyncio
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,9 +26,19 @@ from llmasos.kernel.driver import (
     Option,
     Prompt,
     Step,
+    Tuning,
+    Vectors,
 )
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Finish, Message, Role
+from llmasos.kernel.values import (
+    Finish,
+    Hardware,
+    Message,
+    Progress,
+    Quality,
+    Role,
+    Sampling,
+)
 
 from .pages import cut_answer, cut_text
 from .stops import Scan
@@ -77,6 +87,15 @@ def engine(path: Path, options: Mapping[str, Option], log: Path) -> Engine:
     """An engine that is not started. It prints nothing, so `log` stays untouched."""
     check(options)
     return EchoEngine(dict(options))
+
+
+def hardware() -> Sequence[Hardware]:
+    """It needs none."""
+    return ()
+
+
+async def tune(request: Tuning, tell: Callable[[Progress], None]) -> tuple[Quality, Quality]:
+    raise SyscallError(Errno.ENOTSUP, "the echo driver has no files to tune")
 
 
 def tokenize(text: str) -> list[int]:
@@ -135,7 +154,7 @@ class _Call:
         self.admission = admission
         self.slot: int | None = admission.slot
         self.scan = Scan(admission.sampling.stop)
-        self.source = _source(admission.tokens)
+        self.source = _source(admission.prompt.tokens)
         self.seed = seed
         self.grant = 0  # tokens
         self.cached = 0
@@ -148,7 +167,7 @@ class _Call:
     @property
     def left(self) -> int:
         """Prompt tokens that are not in the slot."""
-        return max(0, len(self.admission.tokens) - len(self.tokens))
+        return max(0, len(self.admission.prompt.tokens) - len(self.tokens))
 
     @property
     def runnable(self) -> bool:
@@ -181,7 +200,7 @@ class _Call:
         most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
         if self.scan.stopped:
             self.finish = Finish.STOP
-        elif count >= most or len(self.admission.tokens) + count >= window:
+        elif count >= most or len(self.admission.prompt.tokens) + count >= window:
             self.finish = Finish.LENGTH
         return text, 1
 
@@ -214,7 +233,7 @@ class EchoEngine:
     def _rise(self) -> None:
         self._timer, self._up = None, True
         slots, window = len(self._slots), self._window
-        told = frozenset({"tokenize", "seed", "template", "park", "exact_usage"})
+        told = frozenset({"tokenize", "seed", "template", "park", "exact_usage", "stop"})
         facts = Facts(slots, self._width, window, slots * window, 0, "echo: no model", told)
         if self._listener is not None:
             self._listener.up(facts)
@@ -249,7 +268,22 @@ class EchoEngine:
         if not self._up:
             raise DeviceFault("the engine is down", "it is being started again: try later")
 
+    async def check(self, sampling: Sampling) -> None:
+        """Echo obeys no grammar, knows no probabilities and no biases."""
+        for name, asked in (("grammar", sampling.grammar), ("schema", sampling.schema),
+                            ("logprobs", sampling.logprobs), ("bias", sampling.bias)):  # fmt: skip
+            if asked:
+                raise SyscallError(Errno.ENOTSUP, f"the echo engine has no {name}")
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        raise SyscallError(Errno.ENOTSUP, "the echo engine has no embeddings")
+
     # --- commands -----------------------------------------------------------------------------
+    def forget(self, history: int) -> None:
+        for slot in self._slots:
+            if slot.history == history and slot.call is None:
+                slot.tokens, slot.history = [], None
+
     def admit(self, admission: Admission) -> None:
         if not self._up:
             return
@@ -260,10 +294,13 @@ class EchoEngine:
         call = _Call(admission, zlib.crc32(f"{self._seed}:{admission.sampling.seed}".encode()))
         slot = self._slots[admission.slot]
         if slot.history == admission.history:
-            most = min(len(slot.tokens), len(admission.tokens) - 1)
-            while call.cached < most and slot.tokens[call.cached] == admission.tokens[call.cached]:
+            most = min(len(slot.tokens), len(admission.prompt.tokens) - 1)
+            while (
+                call.cached < most
+                and slot.tokens[call.cached] == admission.prompt.tokens[call.cached]
+            ):
                 call.cached += 1
-        call.tokens = list(admission.tokens[: call.cached])
+        call.tokens = list(admission.prompt.tokens[: call.cached])
         call.grant = -call.cached
         slot.history, slot.call = admission.history, admission.call
         self._calls[admission.call] = call
@@ -272,14 +309,14 @@ class EchoEngine:
             call.cached = 0  # told
 
     def _fault(self, admission: Admission) -> str:
-        count = len(admission.tokens)
+        count = len(admission.prompt.tokens)
         if not 0 <= admission.slot < len(self._slots):
             return f"slot {admission.slot} of {len(self._slots)}"
         if self._slots[admission.slot].call is not None or admission.call in self._calls:
             return f"slot {admission.slot} or call {admission.call} is taken"
         if not 0 < count < self._window:
             return f"a prompt of {count} tokens, 1 to {self._window - 1} fit the window"
-        return "" if all(map(_valid, admission.tokens)) else "a token id is no token"
+        return "" if all(map(_valid, admission.prompt.tokens)) else "a token id is no token"
 
     def grant(self, call: int, tokens: int) -> None:
         known = self._calls.get(call)
@@ -352,7 +389,7 @@ class EchoEngine:
     def _advance(self, call: _Call, fed: int) -> Step | None:
         """Feed a part of the prompt or answer one token."""
         first = len(call.tokens)
-        call.tokens.extend(call.admission.tokens[first : first + fed])
+        call.tokens.extend(call.admission.prompt.tokens[first : first + fed])
         call.grant -= fed
         text, tokens = "", 0
         if not call.left and call.grant > 0:

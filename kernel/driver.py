@@ -6,15 +6,29 @@ engine in two ways: `async def` where an answer is awaited, `def` for commands t
 `Listener.down`, after which it ends no call and takes no command until `Listener.up`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from .errors import DeviceFault
-from .values import Finish, Message, Sampling
+from .values import Finish, Hardware, Logprob, Message, Progress, Quality, Sampling
 
 Option = bool | int | float | str
+CAPABILITIES = (
+    "tokenize",  # its tokens are known: exact page sizes, `tokenize`
+    "template",  # it renders conversations itself
+    "seed",  # a seed gives the same answer again
+    "park",  # a context can leave its slot and come back
+    "share",  # calls of one domain share what their prompts begin with
+    "exact_usage",  # tokens are counted, not estimated
+    "grammar",  # GBNF and JSON schema
+    "logprobs",
+    "bias",
+    "stop",
+    "embed",
+    "deterministic",  # it can be mounted so
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +51,11 @@ class Facts:
     cells: int  # tokens all slots together
     os_pid: int  # 0: no process of its own
     placement: str  # "cpu: 2 threads, this build of llama.cpp has no GPU"
-    capabilities: frozenset[str]  # of: tokenize, seed, template, park, exact_usage
+    capabilities: frozenset[str]  # of CAPABILITIES
+    vocab: int = 0  # tokens that exist; 0: not told
+    deterministic: bool = False  # what runs beside a call changes nothing in it
+    on: str = ""  # name of the hardware
+    hardware: Sequence[Hardware] = ()  # all that the engine's library found
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +70,25 @@ class Cut:
 class Prompt:
     """A conversation as the engine will read it, and the last messages cut into pages."""
 
-    tokens: Sequence[int]
+    tokens: Sequence[int]  # empty: the engine reads `messages`
     cuts: Sequence[Sequence[Cut]]  # one list of cuts for each of the messages asked for
+    messages: Sequence[Message] = ()
+    raw: bool = False
+    estimate: int = 0  # tokens, where they are not known
+
+    @property
+    def size(self) -> int:
+        """Tokens that it takes in a window."""
+        return len(self.tokens) or self.estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Texts as points of the model's space."""
+
+    dimensions: int
+    vectors: Sequence[bytes]  # one a text, of length 1: little-endian 32-bit floats
+    tokens: int  # of all texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +103,7 @@ class Step:
     finish: Finish | None = None
     error: DeviceFault | None = None
     cuts: Sequence[Cut] = ()  # with finish: the whole answer, cut into pages
+    logprobs: Sequence[Logprob] = ()  # of the tokens, when asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +112,29 @@ class Admission:
 
     call: int
     slot: int
-    history: int  # the process; its tokens in the slot are reused, nobody else's
-    tokens: Sequence[int]
+    history: int  # the process
+    domain: str  # who may share what was computed: equal domains only
+    prompt: Prompt
     sampling: Sampling  # max_tokens and seed are set
 
 
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """A file to be requantised. `target` appears when it is whole, and not before."""
+
+    path: Path
+    target: Path
+    quantisation: str
+    measure: bool  # speed and perplexity, before and after
+    log: Path
+
+
 class Listener(Protocol):
-    """The kernel's ear for one engine. All three are called on the kernel's event loop."""
+    """The kernel's ear for one engine. All are called on the kernel's event loop."""
+
+    def loading(self, done: float) -> None:
+        """So much of the model has been read, 0 to 1."""
+        ...
 
     def up(self, facts: Facts) -> None: ...
     def stepped(self, steps: Sequence[Step]) -> None: ...
@@ -108,6 +160,18 @@ class Engine(Protocol):
         The last `fresh` messages are cut into pages of at most PAGE_TOKENS. EINVAL when the
         template refuses them, ETIMEDOUT when it does not end.
         """
+        ...
+
+    async def check(self, sampling: Sampling) -> None:
+        """EINVAL for a grammar that is none, with the place, or a token id that does not exist."""
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """Texts to vectors. ENOTSUP; E2BIG names the text that is over the window."""
+        ...
+
+    def forget(self, history: int) -> None:
+        """The process is gone: drop what is kept of its contexts."""
         ...
 
     def admit(self, admission: Admission) -> None:
@@ -148,4 +212,14 @@ class Driver(Protocol):
 
     def engine(self, path: Path, options: Mapping[str, Option], log: Path) -> Engine:
         """An engine that is not started. `log` takes what its process prints."""
+        ...
+
+    def hardware(self) -> Sequence[Hardware]:
+        """What this machine has to compute with, as far as this driver can use it. May block."""
+        ...
+
+    async def tune(
+        self, request: Tuning, tell: Callable[[Progress], None]
+    ) -> tuple[Quality, Quality]:
+        """Requantise a file; the qualities before and after. ENOTSUP, EINVAL, ENOSPC, EIO."""
         ...

@@ -32,6 +32,7 @@ class Errno(IntEnum):
     ETIMEDOUT = 110
     ECONNREFUSED = 111
     ECANCELED = 125
+    EPOISON = 1000  # this call was alone when it killed its engine
 
 
 class SyscallError(Exception):

@@ -27,6 +27,7 @@ NICE_MIN, NICE_MAX = -20, 19
 NICE_STEP = 1.25  # one step of nice is this factor of weight
 NAME_CHARS = 64
 PS_ROWS = 1_000  # per reply
+FORKS = 64  # children per fork
 
 # --- memory -----------------------------------------------------------------------------------
 PAGE_TOKENS = 256
@@ -40,6 +41,9 @@ TEMPERATURE, TOP_K, TOP_P, MIN_P = 0.7, 40, 0.95, 0.05
 REPEAT_PENALTY = 1.1  # of `run` and `chat`: small models loop without; programs start at 1
 STOPS = 16  # stop strings per call
 STOP_CHARS = 256
+GRAMMAR_CHARS = 65_536  # a grammar or a JSON schema
+LOGPROBS = 20  # alternatives told beside each token
+EMBED_TEXTS = 64  # per call
 STREAM_TOKENS = 256  # a reader this far behind gets no further quantum
 
 # --- devices ----------------------------------------------------------------------------------

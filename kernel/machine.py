@@ -14,6 +14,7 @@ from pathlib import Path
 from anyio.abc import TaskGroup
 
 from . import limits
+from .device import Device
 from .driver import Driver, Option
 from .errors import Errno, SyscallError
 from .image import Image, Images
@@ -21,7 +22,7 @@ from .journal import Entry, Journal
 from .memory import Memory
 from .policy import Policy
 from .process import Process, Processes
-from .scheduler import Device, Scheduler
+from .scheduler import Scheduler
 from .store import Store
 from .values import SIGNAL_NUMBERS, Event, Signal
 from .watch import Followers

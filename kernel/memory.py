@@ -90,9 +90,9 @@ class Memory:
         fresh = request.messages
         prompt = await engine.compose([*history, *fresh], raw=request.raw, fresh=len(fresh))
         wanted = request.sampling.max_tokens
-        room = window - len(prompt.tokens)
+        room = window - prompt.size
         if room < (wanted or 1):
-            raise self._too_big(process, len(prompt.tokens), wanted, window)
+            raise self._too_big(process, prompt.size, wanted, window)
         return Plan(prompt, fresh, wanted or min(limits.MAX_TOKENS, room))
 
     def _too_big(self, process: Process, prompt: int, wanted: int | None, window: int) -> TooBig:

@@ -74,6 +74,11 @@ class Process:
         self.idle.set()
 
     @property
+    def domain(self) -> str:
+        """Who may share what was computed for it. Labels join here when there are any."""
+        return self.owner
+
+    @property
     def weight(self) -> float:
         """Its share of tokens against a process at nice 0."""
         return limits.NICE_STEP**-self.nice

@@ -63,7 +63,7 @@ class Call:
     def left(self) -> int:
         """Prompt tokens that are not in the slot."""
         done = len(self.slot.tokens) if self.slot else 0
-        return max(0, len(self.admission.tokens) - done)
+        return max(0, len(self.admission.prompt.tokens) - done)
 
     @property
     def decodes(self) -> bool:
@@ -96,7 +96,7 @@ class Call:
         self._show(self.scan.feed(piece))
         self._ends.append(self.scan.seen)
         count = len(self._ends)
-        full = len(self.admission.tokens) + count >= window
+        full = len(self.admission.prompt.tokens) + count >= window
         most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
         if self.scan.stopped:
             self.finish = Finish.STOP

@@ -161,6 +161,7 @@ def _facts(model: Model, settings: frames.Settings) -> dict[str, object]:
         "os_pid": os.getpid(),
         "placement": _placement(model, settings),
         "capabilities": list(_CAPABILITIES),
+        "vocab": model.vocab.size,
     }
 
 

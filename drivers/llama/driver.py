@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llmasos.kernel import limits
-from llmasos.kernel.driver import Admission, Listener, Option, Prompt
+from llmasos.kernel.driver import Admission, Listener, Option, Prompt, Vectors
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Message
+from llmasos.kernel.values import Message, Sampling
 
 from . import frames
 from .gguf import read
@@ -106,12 +106,26 @@ class LlamaEngine:
         tokens, cuts = await self._up().ask([frames.COMPOSE, 0, pairs, raw, fresh])
         return Prompt(frames.tokens_in(tokens), [frames.cuts_in(flat) for flat in cuts])
 
+    async def check(self, sampling: Sampling) -> None:
+        """Grammars are compiled once here, in the child, before the call gets a slot."""
+        for token in sampling.bias:
+            if not 0 <= int(token) < self._up().facts.vocab:
+                last = self._up().facts.vocab - 1
+                raise SyscallError(Errno.EINVAL, f"bias of token {token}: 0 to {last} exist")
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        raise SyscallError(Errno.ENOTSUP, "not yet")
+
     def _up(self) -> Link:
         if self._link is None:
             raise DeviceFault("the engine is down", "it is being started again: try later")
         return self._link
 
     # --- commands: dropped while the engine is down -------------------------------------------
+    def forget(self, history: int) -> None:
+        if self._link is not None:
+            self._link.forget(history)
+
     def admit(self, admission: Admission) -> None:
         if self._link is not None:
             self._link.admit(admission)

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from llmasos.kernel import limits
-from llmasos.kernel.driver import Admission, Step
+from llmasos.kernel.driver import Admission, Prompt, Step
 from llmasos.kernel.errors import DeviceFault
 from llmasos.kernel.values import Finish, Sampling
 from llmasos.kernel.wire import build
@@ -90,9 +90,11 @@ class Engine:
                 pass  # for a call that just ended
 
     def _admit(self, fields: list[Any]) -> None:
-        number, slot_number, history, data, values = fields
+        number, slot_number, history, domain, data, values = fields
         tokens = frames.tokens_in(data)
-        admission = Admission(number, slot_number, history, tokens, build(Sampling, values))
+        prompt = Prompt(tokens, ())
+        sampling = build(Sampling, values)
+        admission = Admission(number, slot_number, history, domain, prompt, sampling)
         try:
             slot = self._free_slot(slot_number)
             self._check_prompt(number, tokens)
@@ -195,7 +197,7 @@ class Engine:
             size = min(call.left, call.grant, share, room)
             if size > 0 and call.slot is not None:
                 first = len(call.slot.tokens)
-                tokens = call.admission.tokens[first : first + size]
+                tokens = call.admission.prompt.tokens[first : first + size]
                 runs.append((call, _run(call, tokens, asks=size == call.left)))
                 room -= size
         return runs

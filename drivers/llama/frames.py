@@ -1,8 +1,9 @@
 """The words between the kernel's side of the engine and its child process.
 
-    to the child     LOAD first, then TOKENIZE COMPOSE (answered by their id) and ADMIT GRANT
-                     CANCEL PARK UNPARK (answered by later steps)
-    to the kernel    UP once, ANSWER or REFUSED for a text, STEPS: one frame a step
+    to the child     LOAD first, then TOKENIZE COMPOSE CHECK EMBED (answered by their id) and ADMIT
+                     GRANT CANCEL PARK UNPARK FORGET (answered by later steps, if at all)
+    to the kernel    LOADING while it loads, UP once, ANSWER or REFUSED for a text, STEPS: one frame
+                     a step
 
 The frames are those of kernel/wire.py under a larger cap, because the peer is ours. Tokens travel
 as bytes and pages as one flat list: both stay under the caps on items. Imported by both sides, so
@@ -15,16 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmasos.kernel import limits
-from llmasos.kernel.driver import Cut, Option, Step
+from llmasos.kernel.driver import Cut, Facts, Option, Step
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Finish
-from llmasos.kernel.wire import pack, unpack
+from llmasos.kernel.values import Finish, Logprob
+from llmasos.kernel.wire import build, pack, unpack
 
 FRAME_BYTES = 64 * 1024 * 1024
 (
-    LOAD, TOKENIZE, COMPOSE, ADMIT, GRANT, CANCEL, PARK, UNPARK,
-    UP, ANSWER, REFUSED, STEPS,
-) = range(12)  # fmt: skip
+    LOAD, TOKENIZE, COMPOSE, CHECK, EMBED, ADMIT, GRANT, CANCEL, PARK, UNPARK, FORGET,
+    LOADING, UP, ANSWER, REFUSED, STEPS,
+) = range(16)  # fmt: skip
 
 Frame = list[Any]
 
@@ -79,18 +80,24 @@ def step_out(step: Step) -> Frame:
     error = None if step.error is None else [step.error.message, step.error.hint]
     return [
         step.call, step.text, step.tokens, step.fed, step.cached, step.finish, error,
-        cuts_out(step.cuts),
+        cuts_out(step.cuts), list(step.logprobs),
     ]  # fmt: skip
 
 
 def step_in(frame: Frame) -> Step:
-    call, text, tokens, fed, cached, finish, error, cuts = frame
+    call, text, tokens, fed, cached, finish, error, cuts, logprobs = frame
     return Step(
         call, text, tokens, fed, cached,
         finish=Finish(finish) if finish else None,
         error=DeviceFault(*error) if error else None,
         cuts=cuts_in(cuts) if cuts else (),
+        logprobs=[build(Logprob, one) for one in logprobs],
     )  # fmt: skip
+
+
+def facts_in(values: dict[str, Any]) -> Facts:
+    """The facts of UP."""
+    return build(Facts, {**values, "capabilities": frozenset(values["capabilities"])})
 
 
 def error_in(errno: int, message: str, hint: str) -> SyscallError:

@@ -96,9 +96,10 @@ class Link(asyncio.Protocol):
                 case [frames.REFUSED, int(number), errno, message, hint]:
                     error = frames.error_in(errno, message, hint)
                     self._settle(number, error)
+                case [frames.LOADING, float(done)]:
+                    self._listener.loading(done)
                 case [frames.UP, facts]:
-                    names = frozenset(facts.pop("capabilities"))
-                    self.up.set_result(Facts(capabilities=names, **facts))
+                    self.up.set_result(frames.facts_in(facts))
                 case _:
                     self._die("it sent an unknown frame")
 
@@ -147,10 +148,13 @@ class Link(asyncio.Protocol):
 
     # --- calls --------------------------------------------------------------------------------
     def admit(self, admission: Admission) -> None:
-        tokens = frames.tokens_out(admission.tokens)
+        tokens = frames.tokens_out(admission.prompt.tokens)
         head = [frames.ADMIT, admission.call, admission.slot, admission.history]
-        self._send([*head, tokens, admission.sampling])
+        self._send([*head, admission.domain, tokens, admission.sampling])
         self._owed[admission.call] = 0
+
+    def forget(self, history: int) -> None:
+        self._send([frames.FORGET, history])
 
     def grant(self, call: int, tokens: int) -> None:
         if call in self._owed:

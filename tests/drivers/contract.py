@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from llmasos.kernel import limits
-from llmasos.kernel.driver import Admission, Engine, Facts, Option, Step
+from llmasos.kernel.driver import Admission, Engine, Facts, Option, Prompt, Step
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Finish, Message, Role, Sampling
 
@@ -34,6 +34,9 @@ class Ear:
     frames: list[list[Step]] = field(default_factory=list[list[Step]])
     downs: list[tuple[str, bool]] = field(default_factory=list[tuple[str, bool]])
     news: anyio.Event | None = None
+
+    def loading(self, done: float) -> None:
+        self._tell()
 
     def up(self, facts: Facts) -> None:
         self.facts = facts
@@ -114,12 +117,15 @@ class Rig:
         return (await self.engine.compose([message], raw=raw, fresh=0)).tokens
 
     def admit(
-        self, tokens: Sequence[int], slot: int = 0, history: int | None = None, **sampling: Any
-    ) -> int:
+        self, tokens: Sequence[int], slot: int = 0, history: int | None = None,
+        domain: str = "", **sampling: Any,
+    ) -> int:  # fmt: skip
         number = next(self.numbers)
         values: dict[str, Any] = {"max_tokens": 16, "temperature": 0.0, "seed": 1, **sampling}
         own = number if history is None else history
-        self.engine.admit(Admission(number, slot, own, tokens, Sampling(**values)))
+        domain = domain or f"history {own}"  # nobody shares, unless a test says so
+        prompt = Prompt(tokens, ())
+        self.engine.admit(Admission(number, slot, own, domain, prompt, Sampling(**values)))
         return number
 
     async def end(self, number: int) -> Outcome:

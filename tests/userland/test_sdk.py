@@ -40,7 +40,7 @@ async def slow(machine: Machine) -> AsyncIterator[AsyncLLMasOS]:
     machine.start("--mount", "false")
     with anyio.fail_after(GUARD_S):
         async with AsyncLLMasOS(socket=machine.paths.socket, profile="operator") as client:
-            await client.mount("echo", **SLOW)
+            await client.mount("echo", pin=False, **SLOW)
             yield client
 
 

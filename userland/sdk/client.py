@@ -5,6 +5,7 @@ Streams (generate, watch, attach) are returned at once and read with `async for`
 """
 
 import os
+import struct
 import sys
 from contextlib import AsyncExitStack
 from functools import partial
@@ -23,7 +24,7 @@ from llmasos.userland import start
 from llmasos.userland.line import refusal
 
 from .link import Link, Stream
-from .process import AsyncModel, AsyncProcess, Options, Prompt, messages, split
+from .process import AsyncModel, AsyncProcess, ForkOptions, Options, Prompt, request
 
 T = TypeVar("T")
 _told = set[str]()  # notices that this program has shown
@@ -149,13 +150,26 @@ class AsyncLLMasOS:
 
         ESRCH, E2BIG, EAGAIN while it is in another call, ETIMEDOUT after `timeout_s`, EIO.
         """
-        raw, timeout_s, sampling = split(options)
-        request = v.Generate(pid, messages(prompt), raw, sampling, timeout_s)
-        return Stream(self._link, self._link.begin("generate", request), v.Delta, v.Generated)
+        asked = request(pid, prompt, options)
+        return Stream(self._link, self._link.begin("generate", asked), v.Delta, v.Generated)
+
+    async def fork(
+        self, pid: int, count: int = 1, **options: Unpack[ForkOptions]
+    ) -> list[AsyncProcess]:
+        """Children that go on from what a process has read and said. ESRCH, EAGAIN, EIO."""
+        forked = await self._call("fork", v.Fork(pid, count, **options), v.Forked)
+        spawned = (v.Spawned(child, forked.model, forked.window) for child in forked.pids)
+        return [AsyncProcess(self, one.pid, one) for one in spawned]
 
     async def tokenize(self, model: str, text: str) -> v.Tokens:
         """The model's tokens of a text, without special ones. ENOENT, E2BIG, EIO."""
         return await self._call("tokenize", v.Tokenize(model, text), v.Tokens)
+
+    async def embed(self, model: str, texts: str | list[str]) -> list[list[float]]:
+        """Texts as vectors of length 1. ENOTSUP when the model cannot, E2BIG, ENOENT, EIO."""
+        asked = [texts] if isinstance(texts, str) else texts
+        found = await self._call("embed", v.Embed(model, asked), v.Embedded)
+        return [list(struct.unpack(f"<{found.dimensions}f", one)) for one in found.vectors]
 
     async def read_mem(self, pid: int, *, first: int = 0, count: int = 1000) -> v.Pages:
         """Pages of a process from number `first` on; `next` is set when the reply was cut."""
@@ -186,8 +200,8 @@ class AsyncLLMasOS:
         kinds: list[str] | None = None, interval_s: float = 0.0,
     ) -> Stream[v.Events, v.Nothing]:  # fmt: skip
         """Follow the journal in batches, from a cursor (0: the oldest; None: now)."""
-        request = v.Watch(since, follow, pid, kinds or [], interval_s)
-        return Stream(self._link, self._link.begin("watch", request), v.Events, v.Nothing)
+        asked = v.Watch(since, follow, pid, kinds or [], interval_s)
+        return Stream(self._link, self._link.begin("watch", asked), v.Events, v.Nothing)
 
     def attach(self, pid: int) -> Stream[v.Output, v.Exit]:
         """Follow what a process says until it ends. ESRCH."""
@@ -201,6 +215,13 @@ class AsyncLLMasOS:
         """Install a model file, used in place, or give an image a second name. Operators only."""
         return await self._call("image_add", v.ImageAdd(name, _file(path), image), v.ImageInfo)
 
+    def image_tune(
+        self, name: str, *, quantisation: str = "Q8_0", measure: bool = True
+    ) -> Stream[v.Progress, v.Tuned]:
+        """Requantise a model for this machine: progress, then what was gained. Operators only."""
+        asked = v.ImageTune(name, quantisation, measure)
+        return Stream(self._link, self._link.begin("image_tune", asked), v.Progress, v.Tuned)
+
     async def image_remove(self, name: str) -> v.Nothing:
         """Forget a model or an alias; the file stays. EBUSY while it is used. Operators only."""
         return await self._call("image_remove", v.ImageRemove(name), v.Nothing)
@@ -209,9 +230,11 @@ class AsyncLLMasOS:
         """Mounted devices."""
         return await self._call("devices", v.Nothing(), v.Devices)
 
-    async def mount(self, image: str, /, **options: bool | int | float | str) -> v.DeviceInfo:
-        """Start a model's engine with options of its driver. Operators only."""
-        return await self._call("mount", v.Mount(image, options), v.DeviceInfo)
+    async def mount(
+        self, image: str, /, *, pin: bool = False, **options: bool | int | float | str
+    ) -> v.DeviceInfo:
+        """Start a model's engine with options of its driver; `pin` keeps it. Operators only."""
+        return await self._call("mount", v.Mount(image, options, pin), v.DeviceInfo)
 
     async def unmount(self, image: str) -> v.Nothing:
         """Stop a model's engine; its calls end. Operators only."""

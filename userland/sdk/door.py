@@ -20,7 +20,7 @@ from llmasos.userland import start
 
 from .client import AsyncLLMasOS, SpawnOptions
 from .link import Stream
-from .process import AsyncAnswer, AsyncModel, AsyncProcess, Options, Prompt, Reply
+from .process import AsyncAnswer, AsyncModel, AsyncProcess, ForkOptions, Options, Prompt, Reply
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -166,6 +166,11 @@ class Process:
         """Say something and read the answer as it comes."""
         return Answer(self._client, self._core.stream(prompt, **options))
 
+    def fork(self, count: int = 1, **options: Unpack[ForkOptions]) -> "list[Process]":
+        """Children that go on from what it has read and said so far. ESRCH, EAGAIN, EIO."""
+        cores = self._client.there.run(self._core.fork, count, **options)
+        return [Process(self._client, core) for core in cores]
+
     def read_mem(self) -> list[v.Page]:
         """All its pages, in order. ESRCH."""
         return self._client.there.run(self._core.read_mem)
@@ -253,8 +258,15 @@ class LLMasOS:
         """Start a process on a model, which is mounted if need be. ENOENT, EAGAIN, E2BIG, EIO."""
         return Process(self, self.there.run(self.core.spawn, model, **options))
 
+    def fork(self, pid: int, count: int = 1, **options: Unpack[ForkOptions]) -> list[Process]:
+        """Children that go on from what a process has read and said. ESRCH, EAGAIN, EIO."""
+        return [
+            Process(self, core) for core in self.there.run(self.core.fork, pid, count, **options)
+        ]
+
     generate = _stream_door(AsyncLLMasOS.generate)
     tokenize = _door(AsyncLLMasOS.tokenize)
+    embed = _door(AsyncLLMasOS.embed)
     read_mem = _door(AsyncLLMasOS.read_mem)
     wait = _door(AsyncLLMasOS.wait)
     kill = _door(AsyncLLMasOS.kill)
@@ -265,6 +277,7 @@ class LLMasOS:
     attach = _stream_door(AsyncLLMasOS.attach)
     images = _door(AsyncLLMasOS.images)
     image_add = _door(AsyncLLMasOS.image_add)
+    image_tune = _stream_door(AsyncLLMasOS.image_tune)
     image_remove = _door(AsyncLLMasOS.image_remove)
     devices = _door(AsyncLLMasOS.devices)
     mount = _door(AsyncLLMasOS.mount)

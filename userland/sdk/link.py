@@ -252,7 +252,9 @@ class Link:
         """One syscall that does not stream. Raises SyscallError; a cancel reaches the kernel."""
         flight = self.begin(name, request, soon=soon)
         try:
-            _kind, fields = await flight.next()
+            kind, fields = await flight.next()
+            while kind == wire.ITEM:  # progress that nobody asked for
+                kind, fields = await flight.next()
         except BaseException:
             self.abandon(flight)
             raise

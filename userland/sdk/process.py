@@ -4,6 +4,7 @@ A process is a conversation: it keeps its pages between calls. A model's own `ge
 and `stream` take a process for one answer and end it.
 """
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -35,8 +36,24 @@ class Options(TypedDict, total=False):
     seed: int | None  # None: drawn, and told in the reply
     stop: list[str]
     ignore_eos: bool
+    grammar: str | None  # GBNF
+    schema: str | Mapping[str, Any] | None  # JSON schema
+    bias: Mapping[int, float]  # token id: what is added to its score
+    logprobs: int | None  # so many likeliest tokens are told beside each
+    deterministic: bool  # EINVAL unless the model is mounted so
     raw: bool  # no chat template: the texts as they are
     timeout_s: float | None
+
+
+_OF_THE_CALL = ("raw", "timeout_s", "deterministic")  # the rest is of the sampling
+
+
+class ForkOptions(TypedDict, total=False):
+    """What children may be given that their parent has not."""
+
+    app: str
+    nice: int | None
+    keep: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +66,18 @@ class Reply:
     seed: int
     pages: list[int]  # numbers of the pages that this turn wrote
     call: int  # the journal's number
+    logprobs: list[v.Logprob]  # one a token, when asked for
 
 
-def split(options: Options) -> tuple[bool, float | None, v.Sampling]:
-    """Options as a request wants them: raw, timeout, sampling. TypeError for an unknown one."""
+def request(pid: int, prompt: Prompt, options: Options) -> v.Generate:
+    """A prompt and its options as the syscall wants them. TypeError for an unknown option."""
     rest = cast("dict[str, Any]", dict(options))
-    raw, timeout_s = rest.pop("raw", False), rest.pop("timeout_s", None)
-    return raw, timeout_s, v.Sampling(**rest)
+    own = {name: rest.pop(name) for name in _OF_THE_CALL if name in rest}
+    if "bias" in rest:
+        rest["bias"] = {str(token): float(value) for token, value in rest["bias"].items()}
+    if isinstance(rest.get("schema"), Mapping):
+        rest["schema"] = json.dumps(rest["schema"])
+    return v.Generate(pid, messages(prompt), sampling=v.Sampling(**rest), **own)
 
 
 def messages(prompt: Prompt) -> list[v.Message]:
@@ -92,6 +114,7 @@ class AsyncAnswer:
         self._end = end
         self._stream: Stream[v.Delta, v.Generated] | None = None
         self._texts: list[str] = []
+        self._logprobs: list[v.Logprob] = []
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self
@@ -109,6 +132,7 @@ class AsyncAnswer:
                 await self.close()
             raise
         self._texts.append(delta.text)
+        self._logprobs += delta.logprobs
         return delta.text
 
     @property
@@ -122,7 +146,9 @@ class AsyncAnswer:
         done = self._stream.reply if self._stream is not None else None
         if done is None:
             raise RuntimeError("the answer is not complete: iterate to its end first")
-        return Reply(self.text, done.finish, done.usage, done.seed, done.pages, done.call)
+        return Reply(
+            self.text, done.finish, done.usage, done.seed, done.pages, done.call, self._logprobs
+        )
 
     async def whole(self) -> Reply:
         """Wait for the end. Raises SyscallError as `generate` does."""
@@ -157,6 +183,9 @@ class Calls(Protocol):
     def generate(
         self, pid: int, prompt: Prompt, **options: Unpack[Options]
     ) -> Stream[v.Delta, v.Generated]: ...
+    async def fork(
+        self, pid: int, count: int = 1, **options: Unpack[ForkOptions]
+    ) -> list["AsyncProcess"]: ...
     async def read_mem(self, pid: int, *, first: int = 0, count: int = 1000) -> v.Pages: ...
     async def kill(self, pid: int, signal: str = v.Signal.TERM) -> v.Nothing: ...
     async def nice(self, pid: int, nice: int) -> v.Nothing: ...
@@ -183,6 +212,10 @@ class AsyncProcess:
             return self._client.generate(self.pid, prompt, **options)
 
         return AsyncAnswer(begin)
+
+    async def fork(self, count: int = 1, **options: Unpack[ForkOptions]) -> list["AsyncProcess"]:
+        """Children that go on from what it has read and said so far. ESRCH, EAGAIN, EIO."""
+        return await self._client.fork(self.pid, count, **options)
 
     async def read_mem(self) -> list[v.Page]:
         """All its pages, in order. ESRCH."""

@@ -1,0 +1,23 @@
+"""One short function per syscall; HANDLERS has them in the order of the table.
+
+A `def` handler never waits and is answered at once; an `async def` handler may wait, and streams by
+`call.send`. Who may call what was settled in the trap; here nothing is refused for want of rights.
+"""
+
+from collections.abc import Callable, Mapping
+
+from . import models, processes, system, texts
+from .call import Call as Call
+
+# What the trap dispatches to; hello is the trap's own. A test holds it against the table.
+Handler = Callable[..., object]
+HANDLERS: Mapping[str, Handler] = {
+    f.__name__: f
+    for f in (
+        processes.spawn, texts.generate, processes.fork, texts.tokenize, texts.embed,
+        texts.read_mem, processes.wait, processes.kill, processes.nice, processes.ps,
+        system.stat, system.watch, system.attach,
+        models.images, models.image_add, models.image_remove, models.image_tune,
+        models.devices, models.mount, models.unmount, system.shutdown,
+    )
+}  # fmt: skip

@@ -1,0 +1,100 @@
+"""The kernel itself: counters, the journal, what processes say, the end."""
+
+import time
+from collections.abc import Callable
+
+import anyio
+import anyio.to_thread
+
+from .. import limits, machine
+from .. import values as v
+from ..machine import Machine
+from ..watch import Follower, gap
+from .call import Call
+
+
+def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
+    processes = m.processes.all()
+    busy = [p for p in processes if p.call]
+    counters = m.counters
+    m.sizes.look(m.journal)
+    return v.Stat(
+        system=m.system, os_pid=machine.OS_PID, uptime_s=round(time.monotonic() - m.started, 3),
+        owner=m.owner, private=m.private,
+        processes=sum(p.ending is None for p in processes),
+        running=sum(p.running for p in busy), waiting=sum(not p.running for p in busy),
+        connections=counters.connections, calls=counters.calls, refused=counters.refused,
+        gate_us=round(1e6 * counters.gate_s / max(1, counters.calls), 2),
+        rss_bytes=m.sizes.resident, journal_bytes=m.sizes.journal,
+    )  # fmt: skip
+
+
+async def watch(m: Machine, call: Call, request: v.Watch) -> v.Nothing:
+    owner = call.caller.owner
+
+    def wants(event: v.Event) -> bool:
+        return (
+            event.owner in ("", owner)
+            and request.pid in (0, event.pid)
+            and (not request.kinds or event.kind in request.kinds)
+        )
+
+    follower: Follower[v.Event] = Follower(wants)
+    m.events.add(follower)  # before history is read, so that nothing falls between the two
+    try:
+        cursor = m.journal.cursor if request.since is None else request.since
+        if request.since is not None:
+            cursor = await _history(m, call, wants, cursor)
+        if request.follow:
+            await _follow(call, follower, cursor, request.interval_s)
+    finally:
+        m.events.remove(follower)
+    return v.Nothing()
+
+
+async def _history(m: Machine, call: Call, wants: Callable[[v.Event], bool], cursor: int) -> int:
+    while True:
+        events = await anyio.to_thread.run_sync(m.journal.history, cursor, limits.WATCH_BATCH)
+        if not events:
+            return cursor
+        cursor = events[-1].seq
+        wanted = [event for event in events if wants(event)]
+        if wanted:
+            call.send(v.Events(wanted, cursor))
+            await call.writable()
+
+
+async def _follow(call: Call, follower: Follower[v.Event], cursor: int, interval_s: float) -> None:
+    while batch := await follower.batch(limits.WATCH_BATCH):
+        events = [event for event in batch if event.seq > cursor]
+        if follower.missed and events:
+            events.insert(0, gap(follower.missed, cursor))
+            follower.missed = 0
+        if events:
+            cursor = events[-1].seq
+            call.send(v.Events(events, cursor))
+            await call.writable()
+            await anyio.sleep(interval_s)
+
+
+async def attach(m: Machine, call: Call, request: v.Attach) -> v.Exit:
+    process = m.processes.get(request.pid, call.caller.owner)
+    follower: Follower[str] = Follower(lambda _: True)
+    process.output.add(follower)
+    if process.ending is not None:
+        follower.close()
+    try:
+        while texts := await follower.batch(limits.WATCH_BATCH):
+            if follower.missed:
+                texts.insert(0, f"\n[{follower.missed} pieces were not shown]\n")
+                follower.missed = 0
+            call.send(v.Output("".join(texts), process.state))
+            await call.writable()
+    finally:
+        process.output.remove(follower)
+    return process.ending or v.Exit(process.pid, 0, "")
+
+
+def shutdown(m: Machine, call: Call, request: v.Shutdown) -> v.Nothing:
+    m.stop(drain=request.drain)
+    return v.Nothing()

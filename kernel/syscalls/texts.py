@@ -1,0 +1,130 @@
+"""Texts: answers, tokens, and the pages that are read."""
+
+import random
+import time
+from dataclasses import replace
+
+import anyio
+
+from .. import limits
+from .. import values as v
+from ..decide import Claim
+from ..device import Device, Work
+from ..errors import Errno, SyscallError, TooBig
+from ..machine import Machine
+from ..memory import Plan
+from ..process import Process
+from .call import Call
+
+
+async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
+    process = m.processes.living(request.pid, call.caller.owner)
+    process.begin(call.number)
+    try:
+        with anyio.fail_after(request.timeout_s):
+            device, plan = await _prepare(m, call, process, request)
+            work = _work(call.number, process, plan, request)
+            device.submit(work)
+            pages = await _relay(m, call, device, work, plan)
+    except TimeoutError:
+        kept = "; what was said is kept" if process.keep else ""
+        words = f"the call did not end within {request.timeout_s:g} s{kept}"
+        raise SyscallError(Errno.ETIMEDOUT, words, "give it more time") from None
+    finally:
+        process.end()
+    seed = work.sampling.seed or 0
+    finish = work.finish or v.Finish.CANCELLED
+    return v.Generated(process.pid, call.number, finish, seed, work.usage(), pages)
+
+
+async def _prepare(
+    m: Machine, call: Call, process: Process, request: v.Generate
+) -> tuple[Device, Plan]:
+    """All that may take time before there is a slot; a signal to the process ends it."""
+    with anyio.CancelScope() as scope:
+        process.patience = scope.cancel
+        if call.begun is not None:
+            await call.begun
+        device = await m.mounted(m.images.get(process.model))
+        facts = await device.wait_up()
+        if request.deterministic and not facts.deterministic:
+            raise SyscallError(
+                Errno.EINVAL,
+                f"deterministic=true, but {device.name} is not mounted so",
+                f"`llmasos unmount {device.name}`, `llmasos mount {device.name} --deterministic`",
+            )
+        await device.engine.check(request.sampling)
+        plan = await m.memory.prepare(process, request, device.engine, facts.window)
+        process.patience = None
+        return device, plan
+    raise SyscallError(Errno.ECANCELED, f"process {process.pid} was interrupted")
+
+
+def _work(number: int, process: Process, plan: Plan, request: v.Generate) -> Work:
+    sampling = request.sampling
+    seed = random.getrandbits(32) - 1 if sampling.seed is None else sampling.seed
+    sampling = replace(sampling, max_tokens=plan.max_tokens, seed=max(0, seed))
+    prompt = plan.prompt.size
+    claim = Claim(
+        number, process.pid, process.weight, prompt, prompt + plan.max_tokens,
+        stopped=process.stopped,
+    )  # fmt: skip
+    return Work(claim, process, plan.prompt, sampling, asked=time.monotonic())
+
+
+async def _relay(m: Machine, call: Call, device: Device, work: Work, plan: Plan) -> list[int]:
+    """Stream until the work ends, then write the turn. EIO when the engine failed."""
+    try:
+        while not work.done or work.texts:
+            delta = device.take(work)
+            if delta is None:
+                work.ready.clear()
+                await work.ready.wait()
+            else:
+                call.send(delta)
+                work.process.output.tell(delta.text)
+                await call.writable()
+    except BaseException:  # cancelled or out of time: what was said is kept all the same
+        with anyio.CancelScope(shield=True):
+            device.cancel(work.claim.call)
+            while not work.done:
+                work.ready.clear()
+                await work.ready.wait()
+            await _keep(m, call, work, plan)
+        raise
+    if work.error is not None:
+        raise work.error
+    return await _keep(m, call, work, plan)
+
+
+async def _keep(m: Machine, call: Call, work: Work, plan: Plan) -> list[int]:
+    """A turn that ended, or was cut short after it said something, becomes pages."""
+    said = bool(work.cuts) or work.finish in (v.Finish.STOP, v.Finish.LENGTH)
+    if work.error is not None or work.process.discard or not said:
+        return []
+    pages: list[int] = []
+    with anyio.CancelScope(shield=True):  # written and counted, or neither
+        pages += await m.memory.commit(work.process, call.number, plan, work.cuts)
+    return pages
+
+
+async def tokenize(m: Machine, call: Call, request: v.Tokenize) -> v.Tokens:
+    device = await m.mounted(m.images.get(request.model))
+    await device.wait_up()
+    tokens = list(await device.engine.tokenize(request.text))
+    most = (limits.FRAME_BYTES - 1024) // 5  # a token takes five bytes at most
+    if len(tokens) > most:
+        words = f"{len(tokens)} tokens are more than a reply holds ({most})"
+        raise TooBig(words, "tokenize the text in parts")
+    return v.Tokens(tokens)
+
+
+async def read_mem(m: Machine, call: Call, request: v.ReadMem) -> v.Pages:
+    return await m.memory.pages(m.processes.get(request.pid, call.caller.owner), request)
+
+
+async def embed(m: Machine, call: Call, request: v.Embed) -> v.Embedded:
+    device = await m.mounted(m.images.get(request.model))
+    await device.wait_up()
+    found = await device.engine.embed(request.texts)
+    return v.Embedded(device.name, found.dimensions, list(found.vectors), found.tokens)

@@ -1,0 +1,78 @@
+"""The kernel itself: counters, the journal's events, what processes say, the end."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from .words import Index, Name, Pid, Span, State
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """A request without fields, or a reply that only acknowledges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    system: str
+    os_pid: int
+    uptime_s: float
+    owner: str
+    private: bool  # started by a client, leaves when idle
+    processes: int
+    running: int
+    waiting: int
+    connections: int
+    calls: int  # syscalls since boot
+    refused: int
+    gate_us: float  # mean time in the gate
+    rss_bytes: int
+    journal_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Follow the journal. `since` is a cursor; None: from now; 0: from the oldest event kept."""
+
+    since: Index | None = None
+    follow: bool = True
+    pid: Index = 0
+    kinds: Annotated[list[Name], Span(0, 16)] = field(default_factory=list[str])
+    interval_s: Annotated[float, Span(0, 3600)] = 0.0  # at most one frame in this time
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the journal. It never holds a person's text."""
+
+    seq: int
+    time: float
+    kind: str  # begin, end, call, refused, process, device, boot, gap
+    pid: int
+    owner: str
+    call: int  # seq of the call's begin
+    syscall: str
+    object: str
+    errno: int  # 0: ok
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    events: list[Event]
+    cursor: int  # give it as `since` to go on after the last of these
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    pid: Pid
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    text: str
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    drain: bool = True
