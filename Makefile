@@ -6,7 +6,7 @@ PROMPT ?= In one sentence: what does an operating system do?
 BIN := .venv/bin
 export PROMPT
 
-.PHONY: run test setup check lint readme bench clean
+.PHONY: run test setup check lint readme bench peers clean
 
 run: setup
 	@$(BIN)/llmasos run "$$PROMPT"
@@ -32,6 +32,11 @@ readme: setup
 
 bench: setup
 	@$(BIN)/llmasos bench --out benchmarks/results
+
+# The servers that `llmasos bench throughput` compares with.
+peers: setup
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--build-constraint constraints.txt --editable '.[peers]'
 
 clean:
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage

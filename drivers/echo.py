@@ -2,17 +2,11 @@
 
 For tests, demonstrations and simulation; it keeps every promise of drivers/llama (slots, width,
 window, grants, reuse, parking, seeds) in the kernel's own process, on timers of the event loop.
-
-A token is 1 to 3 bytes of UTF-8: its id is 2^24 times their number plus their value, so any text
-has one tokenization and an id alone gives its bytes back. A character of four bytes becomes two
-tokens; no other is split. Five small ids mark messages and their end. Greedy, the answer repeats
-the message once (for ever with `ignore_eos`); with a temperature its order is drawn by the seed.
 """
 
 import asyncio
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmasos.kernel import limits
@@ -40,24 +34,27 @@ from llmasos.kernel.values import (
     Sampling,
 )
 
+from .echo_calls import END, MARKS, Call, Slot, piece, tokenize, valid
 from .pages import cut_answer, cut_text
-from .stops import Scan
 
-END = 5
-MARKS = {Role.SYSTEM: 1, Role.USER: 2, Role.ASSISTANT: 3}
-_BYTES = 3  # of a token
-_SHIFT = 24
 _CONTEXT = limits.WINDOW_MAX
-_RATE_MAX = 100_000.0
+MEMORY_MB = 1024  # what all echo engines together pretend to have
 
-_WHOLE = {
-    "slots": (1, limits.SLOTS_MAX),  # sequences resident at once
-    "width": (1, limits.SLOTS_MAX),  # sequences in one step
-    "window": (16, limits.WINDOW_MAX),  # tokens a slot
-    "die_after": (0, 10**9),  # dies once when it has said so many tokens; 0: never
-    "hang_after": (0, 10**9),  # stops for ever when it has said so many tokens; 0: never
-    "seed": (0, 2**32 - 2),  # mixed into every call's own
+_WHOLE, _REAL, _TEXT = (int,), (int, float), (str,)
+# Kinds, and the least and the most of a number or of a text's characters.
+_OPTIONS: dict[str, tuple[tuple[type, ...], float, float]] = {
+    "slots": (_WHOLE, 1, limits.SLOTS_MAX),  # sequences resident at once
+    "width": (_WHOLE, 1, limits.SLOTS_MAX),  # sequences in one step
+    "window": (_WHOLE, 16, limits.WINDOW_MAX),  # tokens a slot
+    "rate": (_REAL, 0, 100_000),  # steps a second; 0: as fast as they go
+    "die_after": (_WHOLE, 0, 10**9),  # dies once when it has said so many tokens; 0: never
+    "hang_after": (_WHOLE, 0, 10**9),  # stops for ever when it has said so many tokens; 0: never
+    "poison": (_TEXT, 1, 256),  # dies whenever it begins to answer a prompt that contains this
+    "load_s": (_REAL, 0, 3600),  # takes so long to load
+    "memory": (_WHOLE, 0, 10**6),  # MB that it pretends to take
+    "seed": (_WHOLE, 0, 2**32 - 2),  # mixed into every call's own
 }
+_taken: dict["EchoEngine", int] = {}  # MB
 
 
 def probe(path: Path) -> ImageFacts:
@@ -70,14 +67,14 @@ def probe(path: Path) -> ImageFacts:
 def check(options: Mapping[str, Option]) -> None:
     """EINVAL for an unknown option or a bad value, with what is allowed."""
     for name, value in options.items():
-        if name not in _WHOLE and name != "rate":
-            known = ", ".join(sorted({*_WHOLE, "rate"}))
+        if name not in _OPTIONS:
+            known = ", ".join(sorted(_OPTIONS))
             raise SyscallError(Errno.EINVAL, f"unknown option {name!r}", f"known: {known}")
-        low, high = _WHOLE.get(name, (0, _RATE_MAX))
-        kinds = int if name in _WHOLE else (int, float)
-        fits = isinstance(value, kinds) and not isinstance(value, (bool, str))
-        if not fits or not low <= float(value) <= high:
-            words = f"a number from {low:g} to {high:g} is allowed"
+        kinds, low, high = _OPTIONS[name]
+        size = len(value) if isinstance(value, str) else value
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= size <= high:
+            what = "characters are" if kinds == _TEXT else "as a number is"
+            words = f"{low:g} to {high:g} {what} allowed"
             raise SyscallError(Errno.EINVAL, f"option {name} is {value!r}", words)
     if int(options.get("width", 1)) > int(options.get("slots", limits.SLOTS)):
         raise SyscallError(Errno.EINVAL, "option width is over slots", "give more slots")
@@ -98,113 +95,6 @@ async def tune(request: Tuning, tell: Callable[[Progress], None]) -> tuple[Quali
     raise SyscallError(Errno.ENOTSUP, "the echo driver has no files to tune")
 
 
-def tokenize(text: str) -> list[int]:
-    """The tokens of a text."""
-    tokens: list[int] = []
-    held = b""
-    for char in text:
-        data = char.encode()
-        if len(held) + len(data) > _BYTES:
-            tokens += [_token(held)] if held else []
-            held = b""
-        if len(data) > _BYTES:
-            tokens.append(_token(data[:_BYTES]))
-            data = data[_BYTES:]
-        held += data
-    return [*tokens, _token(held)] if held else tokens
-
-
-def _token(data: bytes) -> int:
-    return len(data) << _SHIFT | int.from_bytes(data, "big")
-
-
-def piece(token: int) -> bytes:
-    """A token's bytes; nothing for a mark."""
-    return (token & (1 << _SHIFT) - 1).to_bytes(_BYTES, "big")[_BYTES - (token >> _SHIFT) :]
-
-
-def _valid(token: int) -> bool:
-    size, value = token >> _SHIFT, token & (1 << _SHIFT) - 1
-    if size == 0:
-        return 1 <= token <= END
-    return 0 < size <= _BYTES and value < 1 << 8 * size
-
-
-def _source(tokens: Sequence[int]) -> Sequence[int]:
-    """What a prompt's answer is made of: the last user message, or all of a raw prompt."""
-    user, begin = MARKS[Role.USER], -1
-    for index, token in enumerate(tokens):
-        begin = index if token == user else begin
-    rest = tokens[begin + 1 :]
-    end = next((index for index, token in enumerate(rest) if token <= END), len(rest))
-    return rest[:end]
-
-
-@dataclass(slots=True)
-class _Slot:
-    tokens: list[int] = field(default_factory=list[int])
-    history: int | None = None
-    call: int | None = None
-
-
-class _Call:
-    """An admitted call."""
-
-    def __init__(self, admission: Admission, seed: int) -> None:
-        self.admission = admission
-        self.slot: int | None = admission.slot
-        self.scan = Scan(admission.sampling.stop)
-        self.source = _source(admission.prompt.tokens)
-        self.seed = seed
-        self.grant = 0  # tokens
-        self.cached = 0
-        self.tokens: list[int] = []  # in the slot, or parked
-        self.tail: int | None = None  # said, not yet in the slot
-        self.texts: list[str] = []
-        self.ends: list[int] = []  # characters whole after each token of the answer
-        self.finish: Finish | None = None
-
-    @property
-    def left(self) -> int:
-        """Prompt tokens that are not in the slot."""
-        return max(0, len(self.admission.prompt.tokens) - len(self.tokens))
-
-    @property
-    def runnable(self) -> bool:
-        return self.grant > 0 and self.slot is not None
-
-    def next_token(self) -> int | None:
-        """The answer's next token; None at its end."""
-        at, size = len(self.ends), len(self.source)
-        sampling = self.admission.sampling
-        if at >= size and not (sampling.ignore_eos and size):
-            return None
-        if sampling.temperature > 0:
-            at = zlib.crc32(f"{self.seed}:{at}".encode())
-        return self.source[at % size]
-
-    def say(self, window: int) -> tuple[str, int]:
-        """Answer one token: its text and how many tokens it was."""
-        token = self.next_token()
-        if token is None:
-            self.finish = Finish.STOP
-            return "", 0
-        if self.tail is not None:
-            self.tokens.append(self.tail)
-        self.tail = token
-        self.grant -= 1
-        text = self.scan.feed(piece(token))
-        self.texts.append(text)
-        self.ends.append(self.scan.seen)
-        count = len(self.ends)
-        most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
-        if self.scan.stopped:
-            self.finish = Finish.STOP
-        elif count >= most or len(self.admission.prompt.tokens) + count >= window:
-            self.finish = Finish.LENGTH
-        return text, 1
-
-
 class EchoEngine:
     """The engine."""
 
@@ -217,9 +107,12 @@ class EchoEngine:
         self._seed = int(options.get("seed", 0))
         self._die_after = int(options.get("die_after", 0))
         self._hang_after = int(options.get("hang_after", 0))
-        self._slots = [_Slot() for _ in range(slots)]
-        self._calls: dict[int, _Call] = {}
-        self._ready: dict[int, _Call] = {}  # with a grant, the oldest grant first
+        self._poison = str(options.get("poison", "")).encode()
+        self._load_s = float(options.get("load_s", 0))
+        self._memory = int(options.get("memory", 0))
+        self._slots = [Slot() for _ in range(slots)]
+        self._calls: dict[int, Call] = {}
+        self._ready: dict[int, Call] = {}  # with a grant, the oldest grant first
         self._steps: list[Step] = []  # to be told with the next step
         self._said = 0  # tokens, ever
         self._timer: asyncio.Handle | None = None
@@ -228,6 +121,18 @@ class EchoEngine:
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener
+        free = MEMORY_MB - sum(_taken.values())
+        if self._memory > free:
+            words = f"{self._memory} MB are needed, {free} MB of {MEMORY_MB} are free"
+            raise SyscallError(Errno.ENOMEM, words, "mount it with less memory")
+        _taken[self] = self._memory
+        try:
+            for tenth in range(10 if self._load_s else 0):
+                listener.loading(tenth / 10)
+                await asyncio.sleep(self._load_s / 10)
+        except asyncio.CancelledError:
+            del _taken[self]
+            raise
         self._rise()
 
     def _rise(self) -> None:
@@ -240,6 +145,7 @@ class EchoEngine:
 
     async def stop(self) -> None:
         self._up = False
+        _taken.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -291,7 +197,9 @@ class EchoEngine:
         if fault:
             self._tell(Step(admission.call, error=DeviceFault(fault)))
             return
-        call = _Call(admission, zlib.crc32(f"{self._seed}:{admission.sampling.seed}".encode()))
+        call = Call(admission, zlib.crc32(f"{self._seed}:{admission.sampling.seed}".encode()))
+        read = b"".join(map(piece, admission.prompt.tokens)) if self._poison else b""
+        call.deadly = bool(self._poison) and self._poison in read
         slot = self._slots[admission.slot]
         if slot.history == admission.history:
             most = min(len(slot.tokens), len(admission.prompt.tokens) - 1)
@@ -316,7 +224,7 @@ class EchoEngine:
             return f"slot {admission.slot} or call {admission.call} is taken"
         if not 0 < count < self._window:
             return f"a prompt of {count} tokens, 1 to {self._window - 1} fit the window"
-        return "" if all(map(_valid, admission.prompt.tokens)) else "a token id is no token"
+        return "" if all(map(valid, admission.prompt.tokens)) else "a token id is no token"
 
     def grant(self, call: int, tokens: int) -> None:
         known = self._calls.get(call)
@@ -334,7 +242,7 @@ class EchoEngine:
     def park(self, call: int) -> None:
         known = self._calls.get(call)
         if known is not None and known.slot is not None:
-            self._slots[known.slot] = _Slot()
+            self._slots[known.slot] = Slot()
             known.slot = None
 
     def unpark(self, call: int, slot: int) -> None:
@@ -346,7 +254,7 @@ class EchoEngine:
             self._tell(self._end(known, "", 0, 0, fault))
             return
         known.slot = slot
-        self._slots[slot] = _Slot(history=known.admission.history, call=call)
+        self._slots[slot] = Slot(history=known.admission.history, call=call)
         self._schedule()
 
     # --- steps --------------------------------------------------------------------------------
@@ -379,14 +287,18 @@ class EchoEngine:
             step = self._advance(call, fed)
             if step is not None:
                 self._steps.append(step)
+        if any(call.deadly and not call.left for call in chosen):
+            self._die()
+            return
         steps, self._steps = self._steps, []
         if self._listener is not None:
             self._listener.stepped(steps)
         if self._die_after and self._said >= self._die_after:
+            self._die_after = 0  # once
             self._die()
         self._schedule()
 
-    def _advance(self, call: _Call, fed: int) -> Step | None:
+    def _advance(self, call: Call, fed: int) -> Step | None:
         """Feed a part of the prompt or answer one token."""
         first = len(call.tokens)
         call.tokens.extend(call.admission.prompt.tokens[first : first + fed])
@@ -404,7 +316,7 @@ class EchoEngine:
         return Step(call.admission.call, text, tokens, fed)
 
     def _end(
-        self, call: _Call, text: str, tokens: int, fed: int, error: DeviceFault | None = None
+        self, call: Call, text: str, tokens: int, fed: int, error: DeviceFault | None = None
     ) -> Step:
         """The call's last step; its slot is free."""
         number = call.admission.call
@@ -427,10 +339,10 @@ class EchoEngine:
         )
 
     def _die(self) -> None:
-        """Once: lose everything, and rise again after the first pause of a restart."""
-        self._die_after, self._up = 0, False
+        """Lose everything, and rise again after the first pause of a restart."""
+        self._up = False
         self._calls, self._ready, self._steps = {}, {}, []
-        self._slots = [_Slot() for _ in self._slots]
+        self._slots = [Slot() for _ in self._slots]
         if self._listener is not None:
             self._listener.down("the echo engine died, as it was told", final=False)
         self._timer = asyncio.get_running_loop().call_later(limits.RESTART_FIRST_S, self._rise)

@@ -6,14 +6,13 @@ here, bottom up, and taken down in the opposite order.
 
 import asyncio
 import fcntl
-import json
 import logging
 import os
 import resource
 import socket
 import stat
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -38,7 +37,9 @@ from .policy import Policy
 from .process import Processes
 from .scheduler import Scheduler
 from .store import Store
+from .suspect import Suspects
 from .trap import Trap
+from .tuning import Tuner
 from .values import Event
 from .watch import Followers
 
@@ -58,6 +59,29 @@ class Plan:
     first: str  # image to mount at once; "": none
     idle_exit_s: float
     journal_bytes: int
+    idle_unload_s: float = limits.UNLOAD_S  # of models; 0: never
+    pin: bool = False  # the image that is mounted at once
+    tune: bool = True  # at the first use of a model that is built in
+
+
+class Drivers(Mapping[str, Driver]):
+    """The driver modules, each imported at its first use: most machines need one of them."""
+
+    def __init__(self, modules: Mapping[str, str]) -> None:
+        self._modules = modules
+
+    def __getitem__(self, name: str) -> Driver:
+        # An owner's data is a child of the state directory; modules come from configuration alone.
+        return cast("Driver", import_module(self._modules[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
 
 
 async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
@@ -71,7 +95,7 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
                 server = await _listen(plan.paths, machine)  # 5  the door opens
                 machine.journal.append(Entry("boot", note=f"up {plan.system}"))
                 ready(machine)  #                             6  tell whoever started us
-                tasks.start_soon(_mount, machine, plan.first)  # 7  engines load meanwhile
+                tasks.start_soon(_mount, machine, plan)  # 7  engines load meanwhile
                 if plan.private:
                     tasks.start_soon(_leave_when_idle, machine, plan.idle_exit_s)
                 await machine.stopping.wait()  #              8  everything happens here
@@ -90,18 +114,22 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
 
 def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
     owner = user(os.geteuid())
-    # An owner's data is a child of the state directory; modules come from configuration alone.
-    drivers = {name: cast("Driver", import_module(path)) for name, path in plan.drivers.items()}
+    drivers = Drivers(plan.drivers)
+    images = Images(store, drivers, plan.images, plan.paths.cache / "models")
+    tuner = Tuner(images, drivers, tasks, automatic=plan.tune)
+    if plan.first:
+        tuner.expect(images.get(plan.first))
     events: Followers[Event] = Followers()
     return Machine(
         store=store,
         journal=Journal(store, events.tell, total_bytes=plan.journal_bytes),
         events=events,
         policy=Policy(TABLE, owner, plan.paths.policy_file),
-        images=Images(store, drivers, plan.images),
+        images=images,
+        tuner=tuner,
         processes=Processes(store),
         memory=Memory(store),
-        scheduler=Scheduler(),
+        scheduler=Scheduler(Suspects(store), tasks, plan.idle_unload_s),
         drivers=drivers,
         defaults=plan.defaults,
         owner=owner,
@@ -174,11 +202,14 @@ async def _listen(paths: Paths, machine: Machine) -> asyncio.Server:
     )
 
 
-async def _mount(machine: Machine, first: str) -> None:
+async def _mount(machine: Machine, plan: Plan) -> None:
     """What was mounted before, and the default model. The machine serves without them too."""
-    for name, options in [*machine.images.mounts(), *([(first, "{}")] if first else [])]:
+    names = [plan.first, *machine.images.mounts()]  # others may be slow to answer, or far
+    for name in filter(None, dict.fromkeys(names)):
         try:
-            await machine.mounted(machine.images.get(name), json.loads(options))
+            async with machine.using(name) as (device, _):
+                if plan.pin and name == plan.first:
+                    machine.scheduler.pin(device)
         except SyscallError as error:
             log.warning("%s was not mounted: %s", name, error)
 

@@ -33,6 +33,11 @@ class Config(BaseModel):
         0, description="threads of an engine; 0: one for each core"
     )
     mount: bool = Field(True, description="mount the default model at start")
+    tune: bool = Field(True, description="make the embedded model fast here, at its first use")
+    pin: bool = Field(False, description="never unload the default model by itself")
+    idle_unload_s: Annotated[float, Field(ge=0)] = Field(
+        limits.UNLOAD_S, description="a model that nobody uses for so long is unloaded; 0: never"
+    )
     idle_exit_s: Annotated[float, Field(ge=1)] = Field(
         limits.IDLE_EXIT_S, description="a private daemon without processes leaves after this"
     )

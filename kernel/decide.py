@@ -31,6 +31,7 @@ class Claim:
     stopped: bool = False
     parked: bool = False  # admitted before, its context saved outside a slot
     behind: bool = False  # its reader is too slow: no further quantum
+    alone: bool = False  # nobody else may hold a slot while it does
 
 
 @dataclass(slots=True)
@@ -41,7 +42,8 @@ class Table:
     width: int
     cells: int
     claims: dict[int, Claim] = field(default_factory=dict[int, Claim])  # by call, oldest first
-    last: dict[int, int] = field(default_factory=dict[int, int])  # slot -> process last in it
+    # Slot -> process last in it, the least recently used slot first.
+    last: dict[int, int] = field(default_factory=dict[int, int])
     ahead: dict[int, float] = field(default_factory=dict[int, float])  # idle, beyond the clock
     clock: float = 0.0
     can_park: bool = True
@@ -64,12 +66,26 @@ class Table:
     def drop(self, call: int) -> None:
         claim = self.claims.pop(call, None)
         if claim is not None:
+            if claim.slot is not None:
+                self.enter(claim.slot, claim.process)
             self.ahead[claim.process] = claim.virtual
             self.ahead = {p: v for p, v in self.ahead.items() if self.claims and v > self.clock}
 
+    def enter(self, slot: int, process: int) -> None:
+        """The process is in the slot, or was until now."""
+        self.last.pop(slot, None)
+        self.last[slot] = process
+
+    def forget(self, process: int) -> None:
+        """It will not come back: its slots are as good as new."""
+        self.last = {slot: other for slot, other in self.last.items() if other != process}
+
     def free_slots(self) -> list[int]:
+        """Those that nobody will come back to, then the least recently used first."""
         taken = {c.slot for c in self.claims.values()}
-        return [slot for slot in range(self.slots) if slot not in taken]
+        order = {slot: place for place, slot in enumerate(self.last)}
+        free = [slot for slot in range(self.slots) if slot not in taken]
+        return sorted(free, key=lambda slot: order.get(slot, -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,33 +134,65 @@ def decide(table: Table) -> list[Decision]:
 def _places(table: Table) -> Iterable[Admit | Park]:
     """Slots for those who wait, smallest virtual time first; nobody overtakes who does not fit."""
     free = table.free_slots()
-    held = sum(c.cells for c in table.claims.values() if c.slot is not None)
+    inside: list[Claim] = [c for c in table.claims.values() if c.slot is not None]
+    idle = [c for c in inside if c.stopped]
     waiting = [c for c in table.claims.values() if c.slot is None and not c.stopped]
-    idle = [c for c in table.claims.values() if c.slot is not None and c.stopped]
     for claim in sorted(waiting, key=lambda c: c.virtual):
-        while (not free or held + claim.cells > table.cells) and idle and table.can_park:
+        while not _fits(claim, inside, table) and idle and table.can_park:
             out = idle.pop()
-            held -= out.cells
+            inside = [c for c in inside if c.call != out.call]
             free.append(out.slot if out.slot is not None else 0)
             yield Park(out.call, free[-1])
-        if not free or held + claim.cells > table.cells:
+        if not _fits(claim, inside, table):
             return
         slot = next((s for s in free if table.last.get(s) == claim.process), free[0])
         free.remove(slot)
-        held += claim.cells
+        inside.append(claim)
         yield Admit(claim.call, slot)
+
+
+def _fits(claim: Claim, inside: list[Claim], table: Table) -> bool:
+    if claim.alone or any(c.alone for c in inside):
+        return not inside
+    held = sum(c.cells for c in inside)
+    return len(inside) < table.slots and held + claim.cells <= table.cells
 
 
 def _grants(able: list[Claim], width: int) -> Iterable[Grant]:
     """A quantum for whoever needs one; when seats are short, for the smallest virtual times."""
-    if len(able) <= width:
-        for claim in able:
-            if claim.granted < limits.QUANTUM_TOKENS // 2:
-                yield Grant(claim.call, claim.prompt + limits.QUANTUM_TOKENS - claim.granted)
+    if len(able) > width:
+        yield from _seats(able, width)
         return
+    for claim in able:
+        if not claim.prompt and claim.granted < limits.QUANTUM_TOKENS // 2:
+            yield Grant(claim.call, limits.QUANTUM_TOKENS - claim.granted)
+    yield from _prompts([claim for claim in able if claim.prompt])
+
+
+def _prompts(able: list[Claim]) -> Iterable[Grant]:
+    """Prompts take turns in a step's time: a turn is as long as the weight is large.
+
+    Half a turn ahead, so that no step goes without. The last part of a prompt comes with a quantum
+    for the answer, or the call would lose a step between the two.
+    """
+    heaviest = max((claim.weight for claim in able), default=1.0)
+    left = limits.PROMPTS_TOKENS - sum(max(0, min(c.granted, c.prompt)) for c in able)
+    for claim in sorted(able, key=lambda c: c.virtual):
+        share = claim.weight / heaviest
+        turn = max(limits.CHUNK_MIN_TOKENS, int(limits.PROMPT_QUANTUM_TOKENS * share))
+        due = min(claim.prompt, turn)
+        if claim.granted >= min(claim.prompt + 1, turn // 2) or left <= 0:
+            continue
+        left -= due
+        answer = limits.QUANTUM_TOKENS if due == claim.prompt else 0
+        yield Grant(claim.call, due + answer - min(0, claim.granted))
+
+
+def _seats(able: list[Claim], width: int) -> Iterable[Grant]:
+    """A short quantum for the next in line, one for each seat that is getting free."""
     # One token left is already asked for: the next in line must be ready when that step ends.
     seated = sum(claim.granted > 1 for claim in able)
     hungry = sorted((c for c in able if c.granted <= 1), key=lambda c: c.virtual)
     for claim in islice(hungry, max(0, width - seated)):
-        quantum = limits.CHUNK_TOKENS if claim.prompt else limits.QUANTUM_TOKENS
+        quantum = limits.CHUNK_TOKENS if claim.prompt else limits.SEAT_TOKENS
         yield Grant(claim.call, quantum - min(0, claim.granted))

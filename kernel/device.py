@@ -15,7 +15,8 @@ from .decide import Admit, Claim, Grant, Park, Table, decide
 from .driver import Admission, Cut, Engine, Facts, Prompt, Step
 from .errors import DeviceFault, SyscallError, TooBig
 from .process import Process
-from .values import Delta, DeviceInfo, Finish, Logprob, Sampling, Usage
+from .suspect import Suspects
+from .values import Delta, DeviceInfo, Finish, Logprob, Progress, Sampling, Usage
 
 
 @dataclass(slots=True)
@@ -27,6 +28,7 @@ class Work:
     prompt: Prompt
     sampling: Sampling
     asked: float  # monotonic seconds
+    hash: bytes = b""  # of what it makes the engine do
     admitted: float = 0.0
     first: float = 0.0  # first answer token
     ended: float = 0.0
@@ -60,13 +62,27 @@ class Work:
 Tell = Callable[["Device", str, str], None]  # a device's new state, and why
 
 
+@dataclass(frozen=True, slots=True)
+class Mounting:
+    """What is mounted, and how."""
+
+    name: str  # of the image
+    driver: str
+    model: str  # another word when the model's file is another
+    pin: bool = False
+    remark: str = ""  # what `devices` says of it while all is well
+
+
 class Device:
     """One mounted engine. Also its Listener."""
 
-    def __init__(self, name: str, driver: str, engine: Engine, tell: Tell) -> None:
-        self.name = name
-        self.driver = driver
-        self.engine = engine
+    def __init__(self, what: Mounting, engine: Engine, suspects: Suspects, tell: Tell) -> None:
+        self.name, self.driver, self._model = what.name, what.driver, what.model
+        self.engine, self._remark = engine, what.remark
+        self.pinned = what.pin  # never unloaded by itself
+        self.users = 0  # calls that need it now
+        self.used = time.monotonic()  # when the last of them left
+        self._suspects = suspects
         self.facts: Facts | None = None
         self.state = "loading"
         self.note = ""
@@ -104,13 +120,32 @@ class Device:
 
     def down(self, reason: str, *, final: bool) -> None:
         self.restarts += 1
-        for work in list(self._work.values()):
-            if work.claim.slot is not None or work.claim.parked or final:
-                hint = "ask again: the engine restarts by itself"
-                self._end(work, error=DeviceFault(f"the engine of {self.name} died: {reason}",
-                                                  self._remount() if final else hint))  # fmt: skip
+        works = list(self._work.values())
+        inside = [work for work in works if work.claim.slot is not None]
+        parked = [work for work in works if work.claim.parked]
+        self._suspects.died([w.hash for w in inside], [w.hash for w in parked], reason)
+        for work in works if final else [*inside, *parked]:
+            words = f"the engine of {self.name} died: {reason}"
+            self._end(work, error=DeviceFault(words, self._hint(work, final)))
+        self._judge()
         self._table.last.clear()
         self._become("failed" if final else "restarting", reason)
+
+    def _hint(self, work: Work, final: bool) -> str:
+        poison = self._suspects.poison(work.hash)
+        if poison is not None:
+            return f"it was alone in the engine, as before: {poison.hint}"
+        alone = ", and this call then runs alone" if self._suspects.suspect(work.hash) else ""
+        return self._remount() if final else f"ask again: the engine restarts by itself{alone}"
+
+    def _judge(self) -> None:
+        """What is held against those who wait has changed."""
+        for work in list(self._work.values()):
+            poison = self._suspects.poison(work.hash)
+            if work.claim.slot is None and poison is not None:
+                self._end(work, error=poison)
+            elif work.claim.slot is None:
+                work.claim.alone = self._suspects.suspect(work.hash)
 
     def _become(self, state: str, note: str) -> None:
         self.state, self.note = state, note
@@ -146,25 +181,41 @@ class Device:
         if step.finish is not None or step.error is not None:
             work.cuts = step.cuts
             self._end(work, finish=step.finish, error=step.error)
+            told = work.tokens > 0 or step.finish is not Finish.CANCELLED
+            if claim.alone and told and self._suspects.ended(work.hash):
+                self._judge()
         elif step.text:
             work.ready.set()
 
     # --- what the kernel asks -------------------------------------------------------------------
-    async def load(self) -> None:
-        """Start the engine. Who waits for it hears the reason when that fails."""
+    async def load(self) -> SyscallError | None:
+        """Start the engine; returns why it did not."""
         try:
             await self.engine.start(self)
         except SyscallError as error:
-            self.refusal = error
-            self.close(error.message)
+            return error
         except OSError as error:
-            self.close(f"{self.name} did not start: {error}")
+            return DeviceFault(f"{self.name} did not start: {error}", self._remount())
+        return None
 
-    async def wait_up(self) -> Facts:
-        """The facts, once the engine is up. EIO with the reason when it has failed."""
+    def fail(self, refusal: SyscallError) -> None:
+        """It did not start: who waits for it hears why."""
+        self.refusal = refusal
+        self.close(refusal.message)
+
+    async def wait_up(self, tell: Callable[[Progress], None] | None = None) -> Facts:
+        """The facts, once the engine is up. EIO with the reason when it has failed.
+
+        `tell` hears how far the load is, but not more often than every PROGRESS_S.
+        """
+        told = -limits.PROGRESS_S
         while self.facts is None or self.state != "up":
             if self.state in ("failed", "unmounted"):
                 raise self._fault()
+            now = time.monotonic()
+            if tell is not None and now - told >= limits.PROGRESS_S:
+                told = now
+                tell(Progress("load", self.loaded, self.name))
             await self.changed.wait()
         return self.facts
 
@@ -174,7 +225,7 @@ class Device:
         return DeviceFault(f"the engine of {self.name} failed: {self.note}", self._remount())
 
     def submit(self, work: Work) -> None:
-        """Take a call in. E2BIG at once when it can never fit."""
+        """Take a call in. E2BIG at once when it can never fit, EPOISON when it may not."""
         if self.state in ("failed", "unmounted"):
             raise self._fault()
         cells = self._table.cells
@@ -183,6 +234,11 @@ class Device:
                 f"{work.claim.cells} tokens are needed and all of {self.name} holds {cells}",
                 f"ask for fewer, or mount {self.name} with more slots or a larger window",
             )
+        work.hash = self._suspects.hash(self._model, work.prompt, work.sampling)
+        poison = self._suspects.poison(work.hash)
+        if poison is not None:
+            raise poison
+        work.claim.alone = self._suspects.suspect(work.hash)
         self._work[work.claim.call] = work
         self._table.add(work.claim)
         self.turn()
@@ -206,6 +262,11 @@ class Device:
             elif work.process is process:
                 self._table.go_on(work.claim)
         self.turn()
+
+    def forget(self, process: int) -> None:
+        """The process is gone: its slots are free for others first."""
+        self._table.forget(process)
+        self.engine.forget(process)
 
     def renice(self, process: Process) -> None:
         for work in self._work.values():
@@ -251,7 +312,7 @@ class Device:
     def _admit(self, work: Work, call: int, slot: int) -> None:
         work.claim.slot = slot
         work.process.running = True
-        self._table.last[slot] = work.process.pid
+        self._table.enter(slot, work.process.pid)
         if work.claim.parked:
             work.claim.parked = False
             self.engine.unpark(call, slot)
@@ -279,8 +340,8 @@ class Device:
             os_pid=facts.os_pid if facts else 0, restarts=self.restarts,
             placement=facts.placement if facts else "",
             capabilities=sorted(facts.capabilities) if facts else [],
-            rate=round(self._rate.value(time.monotonic()), 1), note=self.note,
-            loaded=self.loaded if self.state == "loading" else 1.0,
+            rate=round(self._rate.value(time.monotonic()), 1), note=self.note or self._remark,
+            pinned=self.pinned, loaded=self.loaded if self.state == "loading" else 1.0,
             deterministic=facts.deterministic if facts else False, on=facts.on if facts else "",
         )  # fmt: skip
 

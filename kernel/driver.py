@@ -39,6 +39,7 @@ class ImageFacts:
     licence: str  # SPDX id, LicenseRef-* or NOASSERTION
     context: int  # tokens the model was trained for
     bytes: int
+    quantisation: str = ""  # as Q8_0
 
 
 @dataclass(frozen=True, slots=True)

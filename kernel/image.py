@@ -2,20 +2,23 @@
 
 A model file is used in place and never copied. Its header is probed with bounds by the driver
 before anything else reads it; its digest is computed once and kept with the file's size and time.
+An image may be a url instead, an engine elsewhere: then nothing about its model is known here.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
-from .driver import Driver
+from .driver import Driver, Option
 from .errors import Errno, SyscallError
 from .store import Schema, Statement, Store
-from .values import ImageAdd, ImageInfo
+from .values import ImageAdd, ImageInfo, Mount, Quality
 
 SCHEMA = Schema(
     "images",
@@ -24,8 +27,24 @@ SCHEMA = Schema(
            CREATE TABLE aliases(name TEXT PRIMARY KEY, image TEXT NOT NULL);
            CREATE TABLE digests(path TEXT PRIMARY KEY, stamp TEXT NOT NULL, digest TEXT NOT NULL);
            CREATE TABLE mounts(image TEXT PRIMARY KEY, options TEXT NOT NULL)""",
+        """ALTER TABLE images ADD COLUMN url TEXT NOT NULL DEFAULT '';
+           ALTER TABLE images ADD COLUMN options TEXT NOT NULL DEFAULT '{}'""",
+        "ALTER TABLE mounts ADD COLUMN pin INTEGER NOT NULL DEFAULT 0",
+        """CREATE TABLE tuned(image TEXT PRIMARY KEY, path TEXT NOT NULL,
+           quantisation TEXT NOT NULL, stamp TEXT NOT NULL)""",
     ),
 )
+REMOTE = "remote"  # the driver of every image that is a url
+_DIGEST_CHARS = 16  # of a digest, in the name of what was made of a file
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The requantised file of an image. An empty path: a person wants none."""
+
+    path: Path
+    quantisation: str
+    stamp: str  # of the file that it was made of
 
 
 @dataclass(slots=True)
@@ -34,27 +53,61 @@ class Image:
     driver: str
     path: Path  # empty: the driver needs no file
     builtin: bool  # found at boot, not installed by a person
+    url: str = ""
+    options: Mapping[str, Option] = field(default_factory=dict[str, Option])  # at every mount
     aliases: list[str] = field(default_factory=list[str])
+    made: Made | None = None
+
+    @property
+    def file(self) -> Path:
+        """What is mounted: what was made of `path`, while it is there and `path` the same."""
+        made = self.made
+        if made is not None and made.path.name:
+            with suppress(OSError):
+                if made.path.is_file() and made.stamp == stamp(self.path):
+                    return made.path
+        return self.path
+
+    def is_decided(self) -> bool:
+        """It was tuned, or a person wants it as it is."""
+        return self.made is not None and (not self.made.path.name or self.file != self.path)
+
+    def chosen(self, options: Mapping[str, Option]) -> dict[str, Option]:
+        """The options of a mount: the image's own, under what was asked for."""
+        if "url" in options:
+            hint = "add another image: `llmasos models add NAME URL`"
+            raise SyscallError(Errno.EINVAL, "the url belongs to the image", hint)
+        return {**self.options, **options, **({"url": self.url} if self.url else {})}
 
 
 class Images:
     """What can be mounted, by name."""
 
     def __init__(
-        self, store: Store, drivers: Mapping[str, Driver], builtin: Mapping[str, tuple[str, Path]]
-    ) -> None:
+        self, store: Store, drivers: Mapping[str, Driver],
+        builtin: Mapping[str, tuple[str, Path]], cache: Path,
+    ) -> None:  # fmt: skip
         self._store = store
+        self.cache = cache  # where requantised files lie
         self._drivers = drivers
         self._database = store.open("images.db", SCHEMA)
         self._images = {
             name: Image(name, driver, path, builtin=True)
             for name, (driver, path) in builtin.items()
         }
-        for name, driver, path in store.read(self._database, "SELECT * FROM images"):
-            self._images[str(name)] = Image(str(name), str(driver), Path(str(path)), builtin=False)
+        sql = "SELECT name, driver, path, url, options FROM images"
+        for name, driver, path, url, options in store.read(self._database, sql):
+            self._images[str(name)] = Image(
+                str(name), str(driver), Path(str(path)), builtin=False, url=str(url),
+                options=json.loads(str(options)),
+            )  # fmt: skip
         self._aliases: dict[str, str] = {}
         for name, image in store.read(self._database, "SELECT * FROM aliases"):
             self._alias(str(name), str(image))
+        for name, path, quantisation, of in store.read(self._database, "SELECT * FROM tuned"):
+            if str(name) in self._images:
+                made = Made(Path(str(path)), str(quantisation), str(of))
+                self._images[str(name)].made = made
 
     def _alias(self, name: str, image: str) -> None:
         if image in self._images:
@@ -83,12 +136,24 @@ class Images:
 
     async def info(self, image: Image) -> ImageInfo:
         """What `models` shows. EINVAL or ENOENT when the file is not what it was."""
-        facts = await anyio.to_thread.run_sync(self._drivers[image.driver].probe, image.path)
+        if image.url:
+            return self._remote(image)
+        file = image.file
+        facts = await anyio.to_thread.run_sync(self._drivers[image.driver].probe, file)
         return ImageInfo(
             name=image.name, driver=image.driver, digest=await self.digest(image),
             path=str(image.path) if image.path.name else "", bytes=facts.bytes,
             licence=facts.licence, architecture=facts.architecture, context=facts.context,
-            aliases=sorted(image.aliases),
+            aliases=sorted(image.aliases), options=dict(image.options),
+            quantisation=facts.quantisation, tuned=str(file) if file != image.path else "",
+        )  # fmt: skip
+
+    def _remote(self, image: Image) -> ImageInfo:
+        """An image without a file."""
+        return ImageInfo(
+            name=image.name, driver=image.driver, digest="", path="", bytes=0,
+            licence="NOASSERTION", architecture=str(image.options.get("model", "")), context=0,
+            aliases=sorted(image.aliases), url=image.url, options=dict(image.options),
         )  # fmt: skip
 
     def missing(self, image: Image, why: str) -> ImageInfo:
@@ -96,28 +161,28 @@ class Images:
         return ImageInfo(
             name=image.name, driver=image.driver, digest="", path=str(image.path), bytes=0,
             licence="", architecture=f"unreadable: {why}", context=0,
-            aliases=sorted(image.aliases),
+            aliases=sorted(image.aliases), options=dict(image.options),
         )  # fmt: skip
 
     async def digest(self, image: Image) -> str:
         """sha256 of the file's content; about 0.1 s per 100 MB the first time, then kept."""
         if not image.path.name:
-            return f"builtin:{image.name}"
-        status = image.path.stat()
-        stamp = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+            return "" if image.url else f"builtin:{image.name}"
+        known_as = (str(image.path), stamp(image.path))
         sql = "SELECT digest FROM digests WHERE path = ? AND stamp = ?"
-        known = self._store.read(self._database, sql, (str(image.path), stamp))
+        known = self._store.read(self._database, sql, known_as)
         if known:
             return str(known[0][0])
         digest = await anyio.to_thread.run_sync(_sha256, image.path)
         sql = "INSERT OR REPLACE INTO digests VALUES(?,?,?)"
-        await self._store.write(
-            self._database, [(sql, (str(image.path), stamp, digest))], durable=False
-        )
+        await self._store.write(self._database, [(sql, (*known_as, digest))], durable=False)
         return digest
 
     async def add(self, request: ImageAdd) -> Image:
-        """Install a file, or give an image a second name. EEXIST, ENOENT, EINVAL, ENOTSUP."""
+        """Install a file or a url, or give an image a second name.
+
+        EEXIST, ENOENT, EINVAL, ENOTSUP.
+        """
         if request.name in self._images or request.name in self._aliases:
             raise SyscallError(
                 Errno.EEXIST,
@@ -126,33 +191,49 @@ class Images:
                 if self.get(request.name).builtin and request.name in self._images
                 else f"`llmasos models rm {request.name}` frees the name",
             )
-        if bool(request.path) == bool(request.image):
-            raise SyscallError(Errno.EINVAL, "image_add: give either a path or an image")
+        if sum(map(bool, (request.path, request.image, request.url))) != 1:
+            raise SyscallError(Errno.EINVAL, "image_add: give a path, a url or an image")
         if request.image:
+            if request.options:
+                raise SyscallError(Errno.EINVAL, "image_add: an alias has no options of its own")
             image = self.get(request.image)
             sql = "INSERT OR REPLACE INTO aliases VALUES(?,?)"
             await self._store.write(self._database, [(sql, (request.name, image.name))])
             self._alias(request.name, image.name)
             return image
-        return await self._install(request.name, Path(request.path))
+        return await self._install(request)
 
-    async def _install(self, name: str, path: Path) -> Image:
-        if not path.is_absolute():
-            raise SyscallError(Errno.EINVAL, f"{str(path)!r} is not an absolute path")
-        driver = await self._choose(path)
-        sql = "INSERT INTO images VALUES(?,?,?)"
-        await self._store.write(self._database, [(sql, (name, driver, str(path)))])
-        self._images[name] = Image(name, driver, path, builtin=False)
-        return self._images[name]
+    async def _install(self, request: ImageAdd) -> Image:
+        path = Path(request.path)
+        driver = REMOTE if request.url else await self._choose(path)
+        if driver not in self._drivers:
+            raise SyscallError(Errno.ENOTSUP, f"no driver can run {request.url}")
+        image = Image(
+            request.name, driver, path, builtin=False, url=request.url, options=request.options
+        )
+        # The driver's module may be loaded only now: that takes a while.
+        await anyio.to_thread.run_sync(self._check, image)
+        sql = "INSERT INTO images(name, driver, path, url, options) VALUES(?,?,?,?,?)"
+        row = (image.name, driver, request.path, image.url, json.dumps(request.options))
+        await self._store.write(self._database, [(sql, row)])
+        self._images[image.name] = image
+        return image
+
+    def _check(self, image: Image) -> None:
+        self._drivers[image.driver].check(image.chosen(image.options))
 
     async def _choose(self, path: Path) -> str:
         """The driver whose probe accepts the file; the first complaint when none does."""
+        if not path.is_absolute():
+            raise SyscallError(Errno.EINVAL, f"{str(path)!r} is not an absolute path")
         if not await anyio.Path(path).is_file():
             raise SyscallError(Errno.ENOENT, f"there is no file {path}", "check the path")
         complaint: SyscallError | None = None
-        for name, driver in self._drivers.items():
+        for name in self._drivers:
+            if name == REMOTE:  # it runs no files, and is not loaded to say so
+                continue
             try:
-                await anyio.to_thread.run_sync(driver.probe, path)
+                await anyio.to_thread.run_sync(self._drivers[name].probe, path)
             except SyscallError as error:
                 complaint = complaint or error
             else:
@@ -176,24 +257,80 @@ class Images:
             ("DELETE FROM images WHERE name = ?", (name,)),
             ("DELETE FROM aliases WHERE image = ?", (name,)),
             ("DELETE FROM mounts WHERE image = ?", (name,)),
+            ("DELETE FROM tuned WHERE image = ?", (name,)),
         ]
         await self._store.write(self._database, statements, frees=True)
         del self._images[name]
+        await anyio.to_thread.run_sync(self._discard, image.made)
         self._aliases = {alias: of for alias, of in self._aliases.items() if of != name}
 
-    # --- what is mounted again at boot ------------------------------------------------------------
-    def mounts(self) -> list[tuple[str, str]]:
-        """(image, options as JSON) of every mount that a person asked for."""
-        rows = self._store.read(self._database, "SELECT image, options FROM mounts")
-        return [(str(image), str(options)) for image, options in rows if image in self._images]
+    # --- what is made of files --------------------------------------------------------------------
+    async def target(self, image: Image, quantisation: str) -> Path:
+        """Where the requantised file lies. Equal files share it, as do machines of one cache."""
+        digest = (await self.digest(image)).removeprefix("sha256:")
+        return self.cache / f"{digest[:_DIGEST_CHARS]}-{quantisation}.gguf"
 
-    async def remember(self, image: str, options: str | None) -> None:
-        """Mount it again at boot, with these options; None: no more."""
-        if options is None:
-            statement: Statement = ("DELETE FROM mounts WHERE image = ?", (image,))
-        else:
-            statement = ("INSERT OR REPLACE INTO mounts VALUES(?,?)", (image, options))
-        await self._store.write(self._database, [statement], frees=options is None)
+    def has_any(self, quantisation: str) -> bool:
+        """There is a file of this quantisation, of whatever image."""
+        return any(self.cache.glob(f"*-{quantisation}.gguf"))
+
+    async def quantisation(self, image: Image) -> str:
+        """Of the file that it was installed with."""
+        probe = self._drivers[image.driver].probe
+        return (await anyio.to_thread.run_sync(probe, image.path)).quantisation
+
+    async def quality(self, image: Image) -> Quality:
+        """Of the file in use; nothing is measured."""
+        info = await self.info(image)
+        return Quality(info.quantisation, info.bytes, 0.0, 0.0, 0.0)
+
+    async def use(self, image: Image, path: Path, quantisation: str) -> None:
+        """Mount this file from now on; no path: the original, and what was made is deleted."""
+        made = Made(path, quantisation, stamp(image.path))
+        row = (image.name, str(path) if path.name else "", quantisation, made.stamp)
+        statement: Statement = ("INSERT OR REPLACE INTO tuned VALUES(?,?,?,?)", row)
+        await self._store.write(self._database, [statement], frees=not path.name)
+        before, image.made = image.made, made
+        if not path.name:
+            await anyio.to_thread.run_sync(self._discard, before)
+
+    def _discard(self, made: Made | None) -> None:
+        """Delete everything that was made of a file, but what other images use."""
+        if made is None or not made.path.name:
+            return
+        used = {other.made.path for other in self._images.values() if other.made}
+        for path in made.path.parent.glob(f"{made.path.name[:_DIGEST_CHARS]}-*.gguf"):
+            if path not in used:
+                path.unlink(missing_ok=True)
+
+    # --- what a person mounted --------------------------------------------------------------------
+    def mounts(self) -> list[str]:
+        """The images to be mounted again at boot."""
+        rows = self._store.read(self._database, "SELECT image FROM mounts")
+        return [str(image) for (image,) in rows if image in self._images]
+
+    def mount(self, image: str) -> Mount:
+        """How it was mounted last; an image that nobody mounted has no options."""
+        sql = "SELECT options, pin FROM mounts WHERE image = ?"
+        rows = self._store.read(self._database, sql, (image,))
+        return Mount(image, json.loads(str(rows[0][0])), bool(rows[0][1])) if rows else Mount(image)
+
+    async def remember(self, mount: Mount) -> None:
+        """Mount it again at boot and at need, in this way."""
+        row = (mount.image, json.dumps(mount.options), mount.pin)
+        statement: Statement = ("INSERT OR REPLACE INTO mounts VALUES(?,?,?)", row)
+        await self._store.write(self._database, [statement])
+
+    async def forget(self, image: str) -> None:
+        """Do not mount it again."""
+        statement: Statement = ("DELETE FROM mounts WHERE image = ?", (image,))
+        await self._store.write(self._database, [statement], frees=True)
+
+
+def stamp(path: Path) -> str:
+    """Another word for another file. OSError when there is none."""
+    status = path.stat()
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
 
 
 def _sha256(path: Path) -> str:

@@ -42,8 +42,13 @@ REPEAT_PENALTY = 1.1  # of `run` and `chat`: small models loop without; programs
 STOPS = 16  # stop strings per call
 STOP_CHARS = 256
 GRAMMAR_CHARS = 65_536  # a grammar or a JSON schema
+GRAMMAR_DEPTH = 100  # groups in groups of a grammar
+GRAMMAR_REPEATS = 100_000  # times of one repetition in a grammar
+GRAMMAR_S = 10.0  # compiling one
+GRAMMARS = 32  # compiled ones that an engine keeps
 LOGPROBS = 20  # alternatives told beside each token
 EMBED_TEXTS = 64  # per call
+EMBED_TOKENS = 2_048  # of a text that becomes a vector, where the model's window is not smaller
 STREAM_TOKENS = 256  # a reader this far behind gets no further quantum
 
 # --- devices ----------------------------------------------------------------------------------
@@ -51,15 +56,47 @@ SLOTS = 16  # sequences resident in an engine
 WINDOW_TOKENS = 2_048  # per slot
 SLOTS_MAX, WINDOW_MAX = 256, 131_072
 BATCH_TOKENS = 512  # one engine step when nobody decodes
-CHUNK_TOKENS = 128  # prompt tokens in a step while somebody decodes
+CHUNK_S = 0.3  # of a step's time for prompts and answers, while somebody answers
+CHUNK_TOKENS = 128  # prompt tokens in such a step, until it is known how long they take
+CHUNK_MIN_TOKENS = 32  # smaller pieces take as long
+PIECE_TOKENS = 64  # of a prompt, in a deterministic engine
+SHORT_TOKENS = 64  # a call that owes fewer goes first
+AGING_S = 2.0  # a long prompt waits no longer than this for its next piece
 QUANTUM_TOKENS = 32  # one grant
+SEAT_TOKENS = 8  # one grant when more want to answer than a step seats
+PROMPT_QUANTUM_TOKENS = 512  # one grant of a prompt
+PROMPTS_TOKENS = 2_048  # of prompts, granted and not yet computed, all calls together
 READY_S = 120.0  # an engine loads within this
 HANG_S = 30.0  # granted work without a step for this long: the engine is killed
 RESTART_FIRST_S, RESTART_LAST_S = 0.5, 30.0  # back-off of restarts
 CRASHES, CRASHES_S = 5, 60.0  # more deaths than this within this: the device has failed
 TEMPLATE_S = 1.0  # rendering a chat template
 TEMPLATE_CHARS = 4_000_000  # what it may produce
+POISON_S = 24 * 3600.0  # a call that kills engines is refused for this long
+MARKS = 4_096  # suspects and poison that are remembered
+PROGRESS_S = 0.1  # between two words about how far a load is
+SHOW_S = 0.5  # a load that takes longer is shown to people
+UNLOAD_S = 15 * 60.0  # a model that nobody asked for this long is unloaded
 PARKED_BYTES = 2 * 1024**3  # saved contexts of stopped calls, per engine
+KEPT_BYTES = 1024**3  # saved contexts that prompts may go on from, per engine
+SHARE_TOKENS = 32  # a shorter beginning is computed again
+
+# --- endpoints elsewhere ----------------------------------------------------------------------
+REMOTE_WINDOW_TOKENS = 8_192  # where neither the mount nor the endpoint says
+REMOTE_CONNECT_S = 5.0  # until there is a connection
+REMOTE_FIRST_S = 120.0  # from the request to the first token
+REMOTE_STALL_S = 60.0  # from token to token, and for every short answer
+REMOTE_USAGE_S = 2.0  # from the end of an answer to its usage
+REMOTE_RETRIES = 3  # of a request, before its first token
+REMOTE_RETRY_FIRST_S, REMOTE_RETRY_LAST_S = 0.5, 8.0  # pauses between them, before jitter
+REMOTE_RETRY_AFTER_S = 30.0  # an endpoint that asks for a longer pause is not asked again
+REMOTE_LINE_BYTES = 256 * 1024  # one line of a stream, one event
+REMOTE_ANSWER_BYTES = 256 * 1024 * 1024  # a whole stream
+REMOTE_BODY_BYTES = 16 * 1024 * 1024  # an answer that is no stream
+REMOTE_TOKEN_CHARS = 128  # a piece of answer longer than this counts as several tokens
+REMOTE_WORDS_CHARS = 300  # of an endpoint's complaint
+EMBED_DIMENSIONS = 65_536
+SECRET_BYTES = 1_024
 
 # --- images -----------------------------------------------------------------------------------
 GGUF_KEYS = 4_096

@@ -7,15 +7,17 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anyio import CancelScope, to_thread
 from anyio.abc import TaskGroup
 
 from . import limits
-from .device import Device
-from .driver import Driver, Option
+from .device import Device, Mounting
+from .driver import Driver, Facts, Option
 from .errors import Errno, SyscallError
 from .image import Image, Images
 from .journal import Entry, Journal
@@ -24,11 +26,13 @@ from .policy import Policy
 from .process import Process, Processes
 from .scheduler import Scheduler
 from .store import Store
-from .values import SIGNAL_NUMBERS, Event, Signal
+from .tuning import Tuner
+from .values import SIGNAL_NUMBERS, Event, Fork, Hardware, Progress, Signal
 from .watch import Followers
 
 log = logging.getLogger(__name__)
 OS_PID = os.getpid()
+Tell = Callable[[Progress], None] | None  # hears how far a load is
 HANGUP = 129  # exit code of a process that ended with its connection
 
 
@@ -66,6 +70,15 @@ def _nothing() -> None:
     return
 
 
+def _stamp(path: Path) -> str:
+    """Another word for another file; a driver says for itself that there is none."""
+    try:
+        status = path.stat() if path.name else None
+    except OSError:
+        status = None
+    return f"{status.st_size} {status.st_mtime_ns}" if status else ""
+
+
 @dataclass(slots=True)
 class Machine:
     store: Store
@@ -73,6 +86,7 @@ class Machine:
     events: Followers[Event]
     policy: Policy
     images: Images
+    tuner: Tuner
     processes: Processes
     memory: Memory
     scheduler: Scheduler
@@ -111,21 +125,69 @@ class Machine:
         self.stopping.set()
 
     # --- devices --------------------------------------------------------------------------------
-    async def mounted(self, image: Image, options: Mapping[str, Option] | None = None) -> Device:
-        """The image's device, mounted at need. EIO, ENOMEM, ENOENT when it cannot be."""
+    @asynccontextmanager
+    async def using(self, model: str, tell: Tell = None) -> AsyncGenerator[tuple[Device, Facts]]:
+        """A model's device, mounted at need and up, which stays while it is used.
+
+        EIO, ENOMEM, ENOENT when it cannot be; `tell` hears how far a load is.
+        """
+        image = self.images.get(model)
+        if self.scheduler.device(image.name) is None:
+            await self.tuner.prepare(image, self.log_of(image), tell)
+        device = self._device(image)
+        with self.scheduler.use(device):
+            yield device, await device.wait_up(tell)
+
+    async def mount(
+        self, image: Image, options: Mapping[str, Option], *, pin: bool, tell: Tell = None
+    ) -> Device:
+        """Mount an image that is not. EINVAL for its options, else as `using`."""
+        await self.tuner.prepare(image, self.log_of(image), tell)
+        if self.scheduler.device(image.name) is not None:
+            raise SyscallError(Errno.EBUSY, f"{image.name} was mounted meanwhile")
+        device = self._begin(image, options, pin=pin)
+        with self.scheduler.use(device):
+            await device.wait_up(tell)
+        return device
+
+    def _device(self, image: Image) -> Device:
+        """Mounted, or mounted again as a person mounted it last."""
         device = self.scheduler.device(image.name)
         if device is None:
-            driver = self.drivers[image.driver]
-            chosen = {**self.defaults.get(image.driver, {}), **(options or {})}
-            driver.check(chosen)
-            log = self.store.directory / "engines" / f"{image.name}.log"
-            log.parent.mkdir(mode=0o700, exist_ok=True)
-            engine = driver.engine(image.path, chosen, log)
-            device = self.scheduler.mount(image.name, image.driver, engine, self._device_tell)
-            # Loaded for everybody who waits for it: nobody's cancel ends it.
-            self.tasks.start_soon(self.scheduler.load, device)
-        await device.wait_up()
+            mount = self.images.mount(image.name)
+            device = self._begin(image, mount.options, pin=mount.pin)
         return device
+
+    def _begin(self, image: Image, options: Mapping[str, Option], *, pin: bool) -> Device:
+        """A device that begins to load."""
+        driver = self.drivers[image.driver]
+        chosen = {**self.defaults.get(image.driver, {}), **image.chosen(options)}
+        driver.check(chosen)
+        file = image.file
+        engine = driver.engine(file, chosen, self.log_of(image))
+        remark = self.tuner.complaints.get(image.name, "")
+        what = Mounting(image.name, image.driver, f"{image.name} {_stamp(file)}", pin, remark)
+        return self.scheduler.mount(what, engine, self._device_tell)
+
+    def log_of(self, image: Image) -> Path:
+        """What the processes of its driver print."""
+        log = self.store.directory / "engines" / f"{image.name}.log"
+        log.parent.mkdir(mode=0o700, exist_ok=True)
+        return log
+
+    async def hardware(self, *, look: bool) -> list[Hardware]:
+        """All that computes, as a mounted engine found it; `look`: else as the drivers do."""
+        for device in self.scheduler.each():
+            if device.facts is not None and device.facts.hardware:
+                return list(device.facts.hardware)
+        found: list[Hardware] = []
+        if look:
+            for name in sorted({image.driver for image in self.images.all()}):
+                found += await to_thread.run_sync(self._hardware_of, name)
+        return found
+
+    def _hardware_of(self, driver: str) -> Sequence[Hardware]:
+        return self.drivers[driver].hardware()
 
     def _device_tell(self, device: Device, state: str, note: str) -> None:
         errno = Errno.EIO if state in ("restarting", "failed") else 0
@@ -140,6 +202,20 @@ class Machine:
         self.journal.append(
             Entry("process", process.pid, process.owner, object=f"/proc/{process.pid}", note=note)
         )
+
+    async def fork(self, parent: Process, request: Fork, connection: int) -> list[Process]:
+        """Children with the parent's committed pages: all of them, or none. EAGAIN."""
+        children = self.processes.children(parent, request, connection)
+        with self.processes.reserve(request.count), CancelScope(shield=True):
+            # A crash between the two leaves pages without a process, which recovery erases.
+            await self.memory.copy(parent, children)
+            try:
+                await self.processes.add(children)
+            except SyscallError:
+                for child in children:
+                    await self.memory.drop(child)
+                raise
+        return children
 
     def interrupt(self, process: Process) -> None:
         """End its call in flight, if any, at the next step."""
@@ -167,8 +243,11 @@ class Machine:
                 await self.reap(zombie)
 
     async def reap(self, process: Process) -> None:
-        """Free what an ended process still holds: its row and its pages."""
+        """Free what an ended process still holds: its row, its pages, and its contexts."""
         await process.idle.wait()
+        device = self.scheduler.device(process.model)
+        if device is not None:
+            device.forget(process.pid)
         await self.memory.drop(process)
         await self.processes.reap(process)
 

@@ -17,7 +17,7 @@ from . import limits
 from .driver import Cut, Engine, Prompt
 from .errors import TooBig
 from .process import Process
-from .store import Database, Row, Schema, Statement, Store
+from .store import Database, Row, Schema, Statement, Store, Value
 from .values import Generate, Message, Page, Pages, ReadMem, Role
 
 SCHEMA = Schema(
@@ -34,6 +34,10 @@ SCHEMA = Schema(
     ),
 )
 _INSERT = f"INSERT INTO pages VALUES({','.join('?' * 14)})"
+# Of no call: recovery must not take a child's page for the outcome of its parent's call.
+_COPY = """INSERT INTO pages SELECT ?, number, message, owner, kind, author, time, tokens, text,
+           labels, pinned, used, hash, 0 FROM pages WHERE pid = ?"""
+_SPACE = "coalesce(max(number) + 1, 0), coalesce(max(message) + 1, 0), coalesce(sum(tokens), 0)"
 
 
 @dataclass(slots=True)
@@ -68,11 +72,9 @@ class Memory:
                 self._load(directory.name)
 
     def _load(self, owner: str) -> None:
-        sql = "SELECT pid, max(number) + 1, max(message) + 1, sum(tokens) FROM pages GROUP BY pid"
-        for pid, pages, messages, tokens in self._store.read(self._database(owner), sql):
-            self._spaces[int(pid or 0)] = Space(
-                int(pages or 0), int(messages or 0), int(tokens or 0)
-            )
+        sql = f"SELECT pid, {_SPACE} FROM pages GROUP BY pid"
+        for pid, *numbers in self._store.read(self._database(owner), sql):
+            self._spaces[int(pid or 0)] = _space(numbers)
 
     def _database(self, owner: str) -> Database:
         if owner not in self._owners:
@@ -144,6 +146,16 @@ class Memory:
         space.tokens += tokens
         return written
 
+    async def copy(self, parent: Process, children: Sequence[Process]) -> None:
+        """Give each child the parent's committed pages, durable when it returns."""
+        copies = [(_COPY, (child.pid, parent.pid)) for child in children]
+        await self._store.write(self._database(parent.owner), copies)
+        # What was copied is what is there: a turn of the parent may have been written before it.
+        sql = f"SELECT {_SPACE} FROM pages WHERE pid = ?"
+        (numbers,) = await self._read(parent.owner, sql, children[0].pid)
+        for child in children:
+            self._spaces[child.pid] = _space(numbers)
+
     async def _messages(self, process: Process) -> list[Message]:
         """The conversation so far, pages joined to messages."""
         if not self.space(process.pid).pages:
@@ -200,6 +212,10 @@ class Memory:
             for (pid,) in self._store.read(database, sql)
             if pid not in alive
         ]
+
+
+def _space(numbers: Sequence[Value]) -> Space:
+    return Space(*(int(number or 0) for number in numbers))
 
 
 def _page(row: Row) -> Page:

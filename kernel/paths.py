@@ -37,6 +37,10 @@ class Paths:
     def policy_file(self) -> Path:
         return self.config / "policy.csv"
 
+    @property
+    def secrets(self) -> Path:
+        return self.config / "secrets"
+
 
 def _directory(name: str, xdg: str, fallback: Path) -> Path:
     own = os.environ.get(f"LLMASOS_{name}_DIR")

@@ -6,13 +6,14 @@ written first and applied after, so a write that fails changes nothing.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from . import limits
 from .errors import Errno, SyscallError
 from .store import Schema, Store, Value
-from .values import Exit, ProcessInfo, Spawn, State
+from .values import Exit, Fork, ProcessInfo, Spawn, State
 from .watch import Followers
 
 SCHEMA = Schema(
@@ -115,6 +116,7 @@ class Processes:
             self._table[process.pid] = process
         last = store.read(self._database, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence")
         self._next = int(last[0][0] or 0) + 1
+        self._coming = 0  # processes that have a place in the table and are not there yet
 
     def all(self) -> list[Process]:
         """By pid."""
@@ -137,25 +139,56 @@ class Processes:
 
     async def spawn(self, owner: str, request: Spawn, model: str, connection: int) -> Process:
         """A new process, durable before it is listed. EAGAIN when the table is full."""
-        if len(self._table) >= limits.PROCESSES:
+        with self.reserve(1):
+            if request.parent:
+                self.living(request.parent, owner)
+            process = Process(
+                pid=self._number(), parent=request.parent, owner=owner,
+                app=request.app or request.model, model=model, created=time.time(),
+                keep=request.keep, nice=request.nice, connection=connection,
+            )  # fmt: skip
+            await self.add([process])
+        return process
+
+    @contextmanager
+    def reserve(self, count: int) -> Generator[None]:
+        """Places in the table for processes to come. EAGAIN when there are not so many."""
+        free = limits.PROCESSES - len(self._table) - self._coming
+        if count > free:
             raise SyscallError(
                 Errno.EAGAIN,
-                f"{len(self._table)} processes are the most this machine holds",
+                f"{count} more processes: this machine holds {limits.PROCESSES} at most, and "
+                f"{free} of these places are free",
                 "`llmasos ps -a` lists them; `llmasos kill` and `llmasos wait` make room",
             )
-        if request.parent:
-            self.living(request.parent, owner)
-        process = Process(
-            pid=self._next, parent=request.parent, owner=owner, app=request.app or request.model,
-            model=model, created=time.time(), keep=request.keep, nice=request.nice,
-            connection=connection,
-        )  # fmt: skip
+        self._coming += count
+        try:
+            yield
+        finally:
+            self._coming -= count
+
+    def _number(self) -> int:
+        """A pid; none is given twice."""
         self._next += 1
-        marks = ",".join("?" * 11)
-        sql = f"INSERT INTO processes({_COLUMNS}) VALUES({marks})"
-        await self._store.write(self._database, [(sql, _row(process))])
-        self._table[process.pid] = process
-        return process
+        return self._next - 1
+
+    def children(self, parent: Process, request: Fork, connection: int) -> list[Process]:
+        """What a fork will add."""
+        now = time.time()
+        return [
+            Process(
+                pid=self._number(), parent=parent.pid, owner=parent.owner,
+                app=request.app or parent.app, model=parent.model, created=now, keep=request.keep,
+                nice=parent.nice if request.nice is None else request.nice, connection=connection,
+            )
+            for _ in range(request.count)
+        ]  # fmt: skip
+
+    async def add(self, processes: Sequence[Process]) -> None:
+        """List them, once they are durable: all of them, or none."""
+        sql = f"INSERT INTO processes({_COLUMNS}) VALUES({','.join('?' * 11)})"
+        await self._store.write(self._database, [(sql, _row(process)) for process in processes])
+        self._table |= {process.pid: process for process in processes}
 
     async def renice(self, process: Process, nice: int) -> None:
         sql = "UPDATE processes SET nice = ? WHERE pid = ?"

@@ -130,7 +130,8 @@ class Trap:
         self._caller = caller
         self._connection.greeted()
         self._reply(number, Welcome(
-            limits.PROTOCOL_VERSION, machine.system, caller.owner, caller.profile, notices
+            limits.PROTOCOL_VERSION, machine.system, caller.owner, caller.profile,
+            [*notices, *machine.tuner.hear()],
         ))  # fmt: skip
 
     # --- the gate ---------------------------------------------------------------------------------

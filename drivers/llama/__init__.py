@@ -9,10 +9,12 @@ from pathlib import Path
 
 from llmasos.kernel.driver import Engine, ImageFacts, Option
 
-from . import gguf, options
+from . import devices, gguf, options, tuning
 from .driver import LlamaEngine
 
 check = options.check
+hardware = devices.hardware
+tune = tuning.tune
 
 
 def probe(path: Path) -> ImageFacts:

@@ -5,7 +5,8 @@
 The rival of `llmasos bench`, so it is as fast as it can be: one context with the engine's own
 settings, all prompts fed in full batches first, then one batch a step for all sequences, greedy by
 numpy, nobody served. One JSON line for each repeat. The end of an answer is never chosen, as with
-`ignore_eos`, so both sides generate the same number of tokens.
+`ignore_eos`, so both sides generate the same number of tokens. Its flags are the choices that the
+engine made: `llmasos bench choices` measures them.
 """
 
 import argparse
@@ -26,6 +27,10 @@ from llmasos.drivers.stops import Scan
 from . import gguf, options
 from .cpp import Context, Model, Run, load
 from .frames import Settings
+from .placement import place
+from .threads import Threads
+
+_WAITS = {*options.SPIN, "OMP_WAIT_POLICY"}  # how OpenMP's threads wait, when the caller says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +44,24 @@ class Times:
 
 def main() -> None:
     arguments = _arguments()
-    if not options.SPIN.keys() & os.environ.keys():
+    if not _WAITS & os.environ.keys():
         # OpenMP reads its settings when it is loaded; both sides wait in the same way.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **options.SPIN})
     model_path = Path(arguments.model)
     chosen = options.settings(model_path, gguf.read(model_path), _options(arguments))
+    chosen = place(chosen).settings
     model = load(chosen)
     prompts = _prompts(arguments, model)
     context = Context(model, chosen)
-    _warm(context)
+    loop = Loop(
+        context,
+        model,
+        arguments.shared_prefix,
+        Threads(chosen.threads) if arguments.adaptive else None,
+    )
+    loop.warm()
     for _ in range(arguments.repeats):
-        times = run(context, model, prompts, arguments.new)
+        times = loop.run(prompts, arguments.new)
         print(json.dumps(_report(times, model, prompts, chosen)), flush=True)
 
 
@@ -60,13 +72,26 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=88)
     parser.add_argument("--new", type=int, default=48, help="tokens to generate a sequence")
     parser.add_argument("--threads", type=int, default=0, help="0: one a core")
+    parser.add_argument("--adaptive", action="store_true", help="fewer while cores are taken")
+    parser.add_argument("--no-flash", action="store_true", help="no flash attention")
+    parser.add_argument("--unified", action="store_true", help="all sequences in one pool of cells")
+    parser.add_argument(
+        "--shared-prefix",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the first N tokens of all prompts are the same, computed once",
+    )
     parser.add_argument("--batch", type=int, default=0, help="tokens of a prefill batch")
     parser.add_argument("--window", type=int, default=0, help="tokens a slot; 0: the default")
     parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1, help="of the random prompts")
     parser.add_argument("--prompts", default="", help="a JSON file: a list of lists of token ids")
     parser.add_argument("--repeats", type=int, default=1)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not 0 <= arguments.shared_prefix < arguments.prompt_tokens:
+        parser.error("--shared-prefix has to be less than --prompt-tokens")
+    return arguments
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, bool | int | float | str]:
@@ -74,7 +99,9 @@ def _options(arguments: argparse.Namespace) -> dict[str, bool | int | float | st
         os.nice(arguments.nice)
     names = {"slots": arguments.sequences, "threads": arguments.threads}
     names |= {"batch": arguments.batch, "window": arguments.window}
-    return {name: value for name, value in names.items() if value}
+    chosen: dict[str, bool | int | float | str] = {k: n for k, n in names.items() if n}
+    chosen |= {"flash": False} if arguments.no_flash else {}
+    return chosen | ({"unified": True} if arguments.unified else {})
 
 
 def _prompts(arguments: argparse.Namespace, model: Model) -> list[list[int]]:
@@ -84,52 +111,76 @@ def _prompts(arguments: argparse.Namespace, model: Model) -> list[list[int]]:
     chance = random.Random(arguments.seed)
     plain = [token for token in range(model.vocab.size) if model.vocab.piece(token)]
     count = arguments.prompt_tokens
-    return [chance.choices(plain, k=count) for _ in range(arguments.sequences)]
+    common = chance.choices(plain, k=arguments.shared_prefix)
+    own = count - len(common)
+    return [common + chance.choices(plain, k=own) for _ in range(arguments.sequences)]
 
 
-def _warm(context: Context) -> None:
-    context.decode([Run(0, 0, [0], asks=True)])
-    context.keep(0, 0)
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """The slots are empty before and after each run."""
 
+    context: Context
+    model: Model
+    shared: int  # tokens that all prompts begin with
+    threads: Threads | None  # None: as many as the context has
 
-def run(context: Context, model: Model, prompts: list[list[int]], new: int) -> Times:
-    """All prompts, then all answers; the slots are empty before and after."""
-    banned = np.fromiter(model.vocab.ends, np.intp)
-    begin = time.perf_counter()
-    tokens = _prefill(context, prompts, banned)
-    fed = time.perf_counter()
-    answers = [[token] for token in tokens]
-    ends = [len(prompt) for prompt in prompts]
-    for step in range(new - 1):
-        runs = [
-            Run(slot, ends[slot] + step, [token], asks=True) for slot, token in enumerate(tokens)
-        ]
-        asked = context.decode(runs)
-        tokens = [_greedy(context, asked[slot], banned) for slot in range(len(prompts))]
-        for answer, token in zip(answers, tokens, strict=True):
-            answer.append(token)
-    done = time.perf_counter()
-    for slot in range(len(prompts)):
-        context.keep(slot, 0)
-    return Times(fed - begin, done - fed, answers)
+    def warm(self) -> None:
+        self._decode([Run(0, 0, [0], asks=True)])
+        self.context.keep(0, 0)
 
+    def _decode(self, runs: list[Run]) -> dict[int, int]:
+        if self.threads is not None:
+            self.context.set_threads(self.threads.choose())
+        return self.context.decode(runs)
 
-def _prefill(context: Context, prompts: list[list[int]], banned: NDArray[np.intp]) -> list[int]:
-    """Full batches, one prompt after the other; returns the first token of each answer."""
-    first: dict[int, int] = {}
-    runs: list[Run] = []
-    room = context.batch_tokens
-    for slot, prompt in enumerate(prompts):
-        at = 0
-        while at < len(prompt):
-            size = min(room, len(prompt) - at)
-            runs.append(Run(slot, at, prompt[at : at + size], asks=at + size == len(prompt)))
-            at, room = at + size, room - size
-            if room == 0 or (at == len(prompt) and slot == len(prompts) - 1):
-                for asked, index in context.decode(runs).items():
-                    first[asked] = _greedy(context, index, banned)
-                runs, room = [], context.batch_tokens
-    return [first[slot] for slot in range(len(prompts))]
+    def run(self, prompts: list[list[int]], new: int) -> Times:
+        """All prompts, then all answers."""
+        banned = np.fromiter(self.model.vocab.ends, np.intp)
+        begin = time.perf_counter()
+        tokens = self._prefill(prompts, banned)
+        fed = time.perf_counter()
+        answers = [[token] for token in tokens]
+        for step in range(new - 1):
+            asked = self._decode([
+                Run(slot, len(prompts[slot]) + step, [token], asks=True)
+                for slot, token in enumerate(tokens)
+            ])  # fmt: skip
+            tokens = [_greedy(self.context, asked[slot], banned) for slot in range(len(prompts))]
+            for answer, token in zip(answers, tokens, strict=True):
+                answer.append(token)
+        done = time.perf_counter()
+        for slot in range(len(prompts)):
+            self.context.keep(slot, 0)
+        return Times(fed - begin, done - fed, answers)
+
+    def _prefill(self, prompts: list[list[int]], banned: NDArray[np.intp]) -> list[int]:
+        """Full batches, one prompt after the other; returns the first token of each answer."""
+        first: dict[int, int] = {}
+        runs: list[Run] = []
+        self._share(prompts)
+        room = self.context.batch_tokens
+        for slot, prompt in enumerate(prompts):
+            at = self.shared
+            while at < len(prompt):
+                size = min(room, len(prompt) - at)
+                runs.append(Run(slot, at, prompt[at : at + size], asks=at + size == len(prompt)))
+                at, room = at + size, room - size
+                if room == 0 or (at == len(prompt) and slot == len(prompts) - 1):
+                    for asked, index in self._decode(runs).items():
+                        first[asked] = _greedy(self.context, index, banned)
+                    runs, room = [], self.context.batch_tokens
+        return [first[slot] for slot in range(len(prompts))]
+
+    def _share(self, prompts: list[list[int]]) -> None:
+        """What all begin with, computed once and given to all."""
+        size = self.context.batch_tokens
+        for at in range(0, self.shared, size):
+            part = prompts[0][at : min(self.shared, at + size)]
+            self._decode([Run(0, at, part, asks=False)])
+        if self.shared:
+            for slot in range(1, len(prompts)):
+                self.context.copy(0, slot)
 
 
 def _greedy(context: Context, index: int, banned: NDArray[np.intp]) -> int:

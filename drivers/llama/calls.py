@@ -6,34 +6,19 @@ prompt token yields the first answer token; when the grant ends just there, that
 until the next one. A token that ends the answer is never said and costs nothing.
 """
 
-from dataclasses import dataclass, field
+import time
 
 from llmasos.drivers.pages import cut_answer
 from llmasos.drivers.stops import Scan
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Admission, Step
 from llmasos.kernel.errors import DeviceFault
-from llmasos.kernel.values import Finish
+from llmasos.kernel.values import Finish, Logprob
 
+from .batch import Ready
+from .prefix import Saved
 from .sampler import Sampler
-
-
-@dataclass(slots=True)
-class Slot:
-    """What lies in the context at one sequence id."""
-
-    number: int
-    tokens: list[int] = field(default_factory=list[int])
-    history: int | None = None  # whose they are
-    call: int | None = None  # who computes here; None: free
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """A context outside its slot."""
-
-    state: bytearray
-    tokens: list[int]
+from .slots import Slot
 
 
 class Call:
@@ -49,10 +34,14 @@ class Call:
         self.held: int | None = None  # chosen, not yet paid for
         self.next: int | None = None  # said, not yet in the slot
         self.finish: Finish | None = None
+        self.begun = False  # it knows where it goes on from
+        self.feeds = False  # its part of the last step was of its prompt
+        self.fed_at = 0.0  # monotonic seconds, of its last piece of prompt
         self._cached = 0
         self._texts: list[str] = []  # the answer
         self._ends: list[int] = []  # characters whole after each of its tokens
         self._fresh: list[str] = []  # text since the last step
+        self._logprobs: list[Logprob] = []  # since the last step
         self._tokens = self._fed = 0  # since the last step
 
     @property
@@ -60,17 +49,28 @@ class Call:
         return self.grant > 0 and self.slot is not None
 
     @property
+    def computed(self) -> int:
+        """Tokens in its slot."""
+        return len(self.slot.tokens) if self.slot else 0
+
+    @property
     def left(self) -> int:
         """Prompt tokens that are not in the slot."""
-        done = len(self.slot.tokens) if self.slot else 0
-        return max(0, len(self.admission.prompt.tokens) - done)
+        return max(0, len(self.admission.prompt.tokens) - self.computed)
 
     @property
     def decodes(self) -> bool:
         return self.next is not None or self.held is not None
 
-    def reuse(self, tokens: int) -> None:
+    def ready(self, now: float) -> Ready:
+        """What it could do in a step."""
+        most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
+        owes = self.left + most - len(self._ends)
+        return Ready(0 if self.decodes else min(self.left, self.grant), owes, now - self.fed_at)
+
+    def begin(self, tokens: int) -> None:
         """So much of the prompt need not be computed; it counts as if it had been."""
+        self.begun, self.fed_at = True, time.monotonic()
         self._cached = tokens
         self.grant -= tokens
 
@@ -98,7 +98,9 @@ class Call:
         count = len(self._ends)
         full = len(self.admission.prompt.tokens) + count >= window
         most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
-        if self.scan.stopped:
+        if (told := self.sampler.told) is not None:
+            self._logprobs.append(told)
+        if self.scan.stopped or self.sampler.finished:
             self.finish = Finish.STOP
         elif full or count >= most:
             self.finish = Finish.LENGTH
@@ -124,6 +126,8 @@ class Call:
             finish=None if error else self.finish,
             error=error,
             cuts=cut_answer("".join(self._texts), self._ends) if ended else (),
+            logprobs=self._logprobs,
         )
-        self._fresh, self._tokens, self._fed, self._cached = [], 0, 0, 0
+        self._fresh, self._logprobs = [], []
+        self._tokens, self._fed, self._cached = 0, 0, 0
         return step

@@ -2,8 +2,9 @@
 
     python -m llmasos.drivers.llama.child SOCKET_FD KERNEL_PID
 
-Three threads: a reader cuts frames off the socket, the main thread does the text work that takes
-time (its alarm limits the templates), the engine thread alone owns the context. The end of the
+Four threads: a reader cuts frames off the socket, the main thread does the text work that takes
+time (its alarm limits the templates), one compiles grammars, the engine thread alone owns the
+context. The end of the
 socket is the end of the process: at once, as a context must not be freed while a step computes.
 """
 
@@ -22,13 +23,16 @@ from queue import SimpleQueue
 from typing import NoReturn
 
 from llmasos.kernel.driver import Step
-from llmasos.kernel.errors import SyscallError
-from llmasos.kernel.values import Message, Role
-from llmasos.kernel.wire import Frames
+from llmasos.kernel.errors import SyscallError, TooBig
+from llmasos.kernel.values import Message, Role, Sampling
+from llmasos.kernel.wire import Frames, build
 
 from . import frames
 from .cpp import Context, Model, load
-from .engine import Engine
+from .embed import Embedder, window
+from .engine import Engine, Sides
+from .grammar import Grammars
+from .placement import Placement, place
 from .text import Texts
 
 _READ_BYTES = 1024 * 1024
@@ -36,7 +40,10 @@ _OOM_SCORE = "300"  # when memory runs out, the engine goes before the kernel do
 _SWITCH_S = 0.0005  # how long a text waits for the engine thread's Python
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _SHORT_CHARS = 16_384  # about 4 ms
-_CAPABILITIES = ("tokenize", "seed", "template", "park", "exact_usage")
+_CAPABILITIES = (
+    "tokenize", "seed", "template", "park", "exact_usage", "grammar", "logprobs", "bias", "stop",
+    "embed", "share", "deterministic",
+)  # fmt: skip
 
 
 class Door:
@@ -51,6 +58,9 @@ class Door:
     def send(self, frame: frames.Frame) -> None:
         with self._lock:
             self._socket.sendall(frames.encode(frame))
+
+    def refuse(self, number: int, error: SyscallError) -> None:
+        self.send([frames.REFUSED, number, int(error.errno), error.message, error.hint])
 
     def send_steps(self, steps: Sequence[Step]) -> None:
         self.send([frames.STEPS, *map(frames.step_out, steps)])
@@ -74,41 +84,50 @@ def main(fd: int, kernel_pid: int) -> NoReturn:
     texts: SimpleQueue[frames.Frame] = SimpleQueue()
     commands: SimpleQueue[frames.Frame] = SimpleQueue()
     loaded: list[Texts] = []
-    _thread(lambda: _read(door, texts, commands, loaded))
-    settings = frames.Settings(**texts.get()[1])
+    checks: SimpleQueue[frames.Frame] = SimpleQueue()
+    queues = dict.fromkeys((frames.LOAD, frames.TOKENIZE, frames.COMPOSE, frames.EMBED), texts)
+    queues[frames.CHECK] = checks
+    _thread(lambda: _read(door, queues, commands, loaded))
     ready: SimpleQueue[SyscallError | None] = SimpleQueue()
     try:
-        model = load(settings)
+        placement = place(frames.Settings(**texts.get()[1]))
+        settings = placement.settings
+        model = load(settings, lambda done: door.send([frames.LOADING, float(done)]))
         answers = Texts(model)
         loaded.append(answers)
-        engine = Engine(Context(model, settings), model.vocab, settings, commands)
+        sides = Sides(Grammars(model.vocab), Embedder(model, settings))
+        engine = Engine(Context(model, settings), model.vocab, settings, commands, sides)
+        _thread(lambda: _check(checks, sides.grammars, door))
         _thread(lambda: _compute(engine, settings.nice, ready, door))
         if (fault := ready.get()) is not None:
             raise fault
     except SyscallError as error:
-        door.send([frames.REFUSED, 0, int(error.errno), error.message, error.hint])
+        door.refuse(0, error)
         os._exit(1)
-    door.send([frames.UP, _facts(model, settings)])
+    door.send([frames.UP, _facts(model, placement)])
     while True:
-        _answer(texts.get(), answers, door)
+        frame = texts.get()
+        if frame[0] == frames.EMBED:
+            _embed(frame, answers, commands, door, window(settings))
+        else:
+            _answer(frame, answers, door)
 
 
 def _read(
-    door: Door, texts: "SimpleQueue[frames.Frame]", commands: "SimpleQueue[frames.Frame]",
-    loaded: Sequence[Texts],
+    door: Door, queues: "dict[int, SimpleQueue[frames.Frame]]",
+    commands: "SimpleQueue[frames.Frame]", loaded: Sequence[Texts],
 ) -> None:  # fmt: skip
-    """Texts to the main thread, the rest to the engine thread.
+    """Each frame to its thread, those without one to the engine thread.
 
     A short text is tokenized here: beside an engine that computes, waking another thread for it
     takes longer than the work.
     """
-    for_main = (frames.LOAD, frames.TOKENIZE, frames.COMPOSE)
 
     def take(frame: frames.Frame) -> None:
         if frame[0] == frames.TOKENIZE and loaded and len(frame[2]) <= _SHORT_CHARS:
             _answer(frame, loaded[0], door)
         else:
-            (texts if frame[0] in for_main else commands).put(frame)
+            queues.get(frame[0], commands).put(frame)
 
     with contextlib.suppress(ConnectionError):
         door.read(take)
@@ -128,7 +147,7 @@ def _compute(
         return
     ready.put(None)
     with contextlib.suppress(ConnectionError):
-        engine.serve(door.send_steps)
+        engine.serve(door.send_steps, door.send)
 
 
 def _answer(frame: frames.Frame, texts: Texts, door: Door) -> None:
@@ -141,7 +160,33 @@ def _answer(frame: frames.Frame, texts: Texts, door: Door) -> None:
             tokens, cuts = texts.tokenize(frame[2]), []
         door.send([frames.ANSWER, number, frames.tokens_out(tokens), cuts])
     except SyscallError as error:
-        door.send([frames.REFUSED, number, int(error.errno), error.message, error.hint])
+        door.refuse(number, error)
+
+
+def _check(checks: "SimpleQueue[frames.Frame]", grammars: Grammars, door: Door) -> None:
+    """The thread of the grammars: one that takes long to compile holds up no text."""
+    while True:
+        _, number, values = checks.get()
+        try:
+            grammars.matcher(build(Sampling, values))
+            door.send([frames.ANSWER, number, b"", []])
+        except SyscallError as error:
+            door.refuse(number, error)
+
+
+def _embed(
+    frame: frames.Frame, texts: Texts, commands: "SimpleQueue[frames.Frame]", door: Door, most: int
+) -> None:
+    """Tokenize here; the engine thread computes and answers."""
+    _, number, text, name = frame
+    try:
+        tokens = texts.to_embed(text)
+        if len(tokens) > most:
+            words = f"{name} has {len(tokens)} tokens, a vector is made of at most {most}"
+            raise TooBig(words, "embed it in parts")
+        commands.put([frames.EMBED, number, tokens])
+    except SyscallError as error:
+        door.refuse(number, error)
 
 
 def _compose(frame: frames.Frame, texts: Texts) -> tuple[list[int], list[list[str | int]]]:
@@ -152,26 +197,19 @@ def _compose(frame: frames.Frame, texts: Texts) -> tuple[list[int], list[list[st
     return tokens, [frames.cuts_out(texts.cuts(message.content)) for message in last]
 
 
-def _facts(model: Model, settings: frames.Settings) -> dict[str, object]:
+def _facts(model: Model, placement: Placement) -> dict[str, object]:
+    settings = placement.settings
     return {
         "slots": settings.slots,
         "width": settings.width,
         "window": settings.window,
         "cells": settings.slots * settings.window,
         "os_pid": os.getpid(),
-        "placement": _placement(model, settings),
+        **placement.facts(),
         "capabilities": list(_CAPABILITIES),
         "vocab": model.vocab.size,
+        "deterministic": settings.deterministic,
     }
-
-
-def _placement(model: Model, settings: frames.Settings) -> str:
-    threads = f"cpu: {settings.threads} threads"
-    if not model.gpu:
-        return f"{threads}, this build of llama.cpp has no GPU"
-    if not settings.gpu_layers:
-        return f"{threads}, gpu_layers is 0"
-    return f"gpu: {settings.gpu_layers} layers; {threads}"
 
 
 def _tie_to(kernel_pid: int) -> None:

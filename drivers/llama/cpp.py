@@ -8,9 +8,9 @@ and that logits exist where they are read. What llama.cpp reports as an error is
 """
 
 import ctypes
-import math
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,13 +18,14 @@ import numpy as np
 from llama_cpp import llama_cpp as _untyped
 from numpy.typing import NDArray
 
-from llmasos.kernel.errors import DeviceFault
+from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 
 from .frames import Settings
 
 lib = cast("Any", _untyped)
 Floats = NDArray[np.float32]
 _CONTROL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+_PROGRESS = 0.02  # of a load, between two words about it
 _TOLD = (3, 4)  # of ggml's log levels: warnings and errors
 
 
@@ -32,6 +33,13 @@ def _log(level: int, text: bytes, _: object) -> None:
     if level in _TOLD:
         sys.stderr.write(text.decode("utf-8", "replace"))
         sys.stderr.flush()
+
+
+def backend(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of ggml's list of devices, which the ctypes layer leaves out."""
+    function = lib._lib[f"ggml_backend_{name}"]
+    function.restype, function.argtypes = result, arguments
+    return function
 
 
 # C keeps the pointer: without this reference the callback is collected and the next line crashes.
@@ -58,8 +66,11 @@ class Vocab:
         self.control = frozenset(filter(None, (self.text(token) for token in marked)))
 
     def tokenize(self, text: str, *, special: bool) -> NDArray[np.int32]:
-        """`special`: the names of control tokens in the text become those tokens."""
-        data = text.encode()
+        """`special`: the names of control tokens in the text become those tokens. EINVAL."""
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise SyscallError(Errno.EINVAL, f"the text is not Unicode: {error}") from error
         tokens = np.empty(len(data) + 2, np.int32)
         pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         size = len(tokens)
@@ -70,6 +81,8 @@ class Vocab:
 
     def piece(self, token: int) -> bytes:
         """A token's bytes; nothing for a control token."""
+        if not 0 <= token < self.size:
+            raise DeviceFault(f"token {token} is not 0 to {self.size - 1}")
         known = self._pieces[token]
         if known is None:
             known = self._pieces[token] = self._read_piece(token, special=False)
@@ -103,15 +116,28 @@ class Model:
     handle: Any
     vocab: Vocab
     template: str  # empty: the file has none
-    gpu: bool  # this build of llama.cpp can use one
 
 
-def load(settings: Settings) -> Model:
-    """DeviceFault when llama.cpp refuses the file; why is in the log."""
+def _silent(_done: float) -> None:
+    return
+
+
+def load(settings: Settings, tell: Callable[[float], None] = _silent) -> Model:
+    """DeviceFault when llama.cpp refuses the file; why is in the log. `tell` hears the share."""
     lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
     lib.llama_backend_init()
     parameters = lib.llama_model_default_params()
     parameters.n_gpu_layers = settings.gpu_layers
+    told = -_PROGRESS
+
+    def progress(done: float, _: object) -> bool:
+        nonlocal told
+        if done - told >= _PROGRESS:
+            told = done
+            tell(done)
+        return True  # go on
+
+    parameters.progress_callback = lib.llama_progress_callback(progress)  # kept by `parameters`
     handle = lib.llama_model_load_from_file(settings.path.encode(), parameters)
     if not handle:
         raise DeviceFault("llama.cpp cannot load this file")
@@ -120,7 +146,6 @@ def load(settings: Settings) -> Model:
         handle,
         Vocab(lib.llama_model_get_vocab(handle)),
         (template or b"").decode("utf-8", "replace"),
-        bool(lib.llama_supports_gpu_offload()),
     )
 
 
@@ -140,8 +165,9 @@ class Context:
     def __init__(self, model: Model, settings: Settings) -> None:
         slots = settings.slots
         self.batch_tokens = max(settings.batch, slots)
-        self._slots, self._window = slots, settings.window
+        self.slots, self._window = slots, settings.window
         self.vocab_size = model.vocab.size
+        self.threads = settings.threads
         self._handle: Any = lib.llama_init_from_model(
             model.handle, _parameters(settings, self.batch_tokens)
         )
@@ -149,6 +175,7 @@ class Context:
             raise DeviceFault(f"no context of {slots} slots of {settings.window} tokens")
         self._memory: Any = lib.llama_get_memory(self._handle)
         self._logits_at: frozenset[int] = frozenset()
+        self._thread: int | None = None  # who computes: the first one to use it
         self._build_batch()
 
     def _build_batch(self) -> None:
@@ -157,7 +184,7 @@ class Context:
         self._token = np.zeros(size, np.int32)
         self._pos = np.zeros(size, np.int32)
         self._want = np.zeros(size, np.int8)
-        self._rows = np.arange(self._slots, dtype=np.int32)  # what `_seq` points into
+        self._rows = np.arange(self.slots, dtype=np.int32)  # what `_seq` points into
         self._seq = np.zeros(size, np.uintp)
         self._ones = np.ones(size, np.int32)
         row = ctypes.POINTER(ctypes.c_int32)
@@ -171,9 +198,11 @@ class Context:
 
     def decode(self, runs: Sequence[Run]) -> dict[int, int]:
         """Compute one batch. Returns for each slot that asked where its logits are."""
+        self._check_use()
         at = 0
         asked: dict[int, int] = {}
-        for run in runs:
+        # In the order of slots: llama.cpp computes only neighbours together.
+        for run in sorted(runs, key=lambda run: run.slot):
             end = self._check(run, at)
             self._token[at:end] = run.tokens
             self._pos[at:end] = np.arange(run.first, run.first + len(run.tokens))
@@ -191,12 +220,19 @@ class Context:
         self._logits_at = frozenset(asked.values())
         return asked
 
+    def _check_use(self, slot: int = 0) -> None:
+        """A closed context, a second thread or a strange slot would end the process, or nothing."""
+        self._thread = self._thread or threading.get_ident()
+        if not self._handle or self._thread != threading.get_ident():
+            raise DeviceFault("a context is used after its end, or by two threads")
+        if not 0 <= slot < self.slots:
+            raise DeviceFault(f"slot {slot} of {self.slots}")
+
     def _check(self, run: Run, at: int) -> int:
+        self._check_use(run.slot)
         end = at + len(run.tokens)
         if not run.tokens or end > self.batch_tokens:
             raise DeviceFault(f"a batch of {end} tokens, 1 to {self.batch_tokens} are allowed")
-        if not 0 <= run.slot < self._slots:
-            raise DeviceFault(f"slot {run.slot} of {self._slots}")
         if run.first != self.length(run.slot) or run.first + len(run.tokens) > self._window:
             raise DeviceFault(f"position {run.first} is not the next of slot {run.slot}")
         if min(run.tokens) < 0 or max(run.tokens) >= self.vocab_size:
@@ -205,6 +241,7 @@ class Context:
 
     def logits(self, index: int) -> Floats:
         """The scores after a token of the last batch: C's own memory, gone with the next batch."""
+        self._check_use()
         if index not in self._logits_at:
             raise DeviceFault(f"no logits at {index}")
         pointer = lib.llama_get_logits_ith(self._handle, index)
@@ -212,29 +249,31 @@ class Context:
             raise DeviceFault(f"no logits at {index}")
         return np.ctypeslib.as_array(pointer, (self.vocab_size,))
 
-    def sample(self, chain: Any, index: int) -> int:
-        """Choose by a sampler chain, which takes note of the token by itself."""
-        scores = self.logits(index)
-        # An infinite or undefined score would make the chain's probabilities undefined.
-        if not math.isfinite(float(scores.max())):
-            raise DeviceFault("the model computed no numbers")
-        token: int = lib.llama_sampler_sample(chain, self._handle, index)
-        return token
-
     def length(self, slot: int) -> int:
         """Tokens in a slot."""
+        self._check_use(slot)
         last: int = lib.llama_memory_seq_pos_max(self._memory, slot)
         return last + 1
 
     def keep(self, slot: int, tokens: int) -> int:
         """Drop all but the first `tokens` of a slot; returns how many could be kept."""
+        if not 0 <= tokens <= self.length(slot):
+            raise DeviceFault(f"{tokens} tokens cannot be kept of slot {slot}")
         if tokens and lib.llama_memory_seq_rm(self._memory, slot, tokens, -1):
             return tokens
         lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return 0
 
+    def copy(self, slot: int, other: int) -> None:
+        """All of a slot into an empty one; a part of it would abort where slots are not unified."""
+        self._check_use(slot)
+        if slot == other or self.length(other):
+            raise DeviceFault(f"slot {other} is not empty")
+        lib.llama_memory_seq_cp(self._memory, slot, other, -1, -1)
+
     def save(self, slot: int) -> bytearray:
         """A slot's state, to be loaded into any slot of a context of the same settings."""
+        self._check_use(slot)
         size: int = lib.llama_state_seq_get_size(self._handle, slot)
         state = bytearray(size)
         target = (ctypes.c_uint8 * size).from_buffer(state)
@@ -244,13 +283,22 @@ class Context:
         return state
 
     def load(self, slot: int, state: bytearray) -> None:
+        self._check_use(slot)
         source = (ctypes.c_uint8 * len(state)).from_buffer(state)
         read: int = lib.llama_state_seq_set_data(self._handle, source, len(state), slot)
         if read != len(state):
             raise DeviceFault(f"a state of {len(state)} bytes cannot be loaded into slot {slot}")
 
+    def close(self) -> None:
+        """Free it; it must not be used any more."""
+        handle, self._handle = self._handle, None
+        if handle:
+            lib.llama_free(handle)
+
     def set_threads(self, threads: int) -> None:
         """Between two steps: fewer when others want the cores."""
+        self._check_use()
+        self.threads = threads
         lib.llama_set_n_threads(self._handle, threads, threads)
 
 
@@ -262,7 +310,8 @@ def _parameters(settings: Settings, batch_tokens: int) -> Any:
     parameters.n_seq_max = settings.slots
     parameters.n_threads = parameters.n_threads_batch = settings.threads
     parameters.flash_attn_type = flash[0] if settings.flash else flash[1]
-    parameters.kv_unified = False  # private contexts: a token costs its own slot, not all of them
+    # Not unified: a token costs its own slot, and not all of them.
+    parameters.kv_unified = settings.unified
     parameters.swa_full = True  # or a shortened slot could not be continued
     parameters.no_perf = True
     return parameters

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Admission, Listener, Option, Prompt, Vectors
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.errors import DeviceFault, Errno, SyscallError, TooBig
 from llmasos.kernel.values import Message, Sampling
 
 from . import frames
@@ -107,14 +107,31 @@ class LlamaEngine:
         return Prompt(frames.tokens_in(tokens), [frames.cuts_in(flat) for flat in cuts])
 
     async def check(self, sampling: Sampling) -> None:
-        """Grammars are compiled once here, in the child, before the call gets a slot."""
+        """Grammars are compiled once here, in the child, before the call gets a slot. ETIMEDOUT."""
         for token in sampling.bias:
             if not 0 <= int(token) < self._up().facts.vocab:
                 last = self._up().facts.vocab - 1
                 raise SyscallError(Errno.EINVAL, f"bias of token {token}: 0 to {last} exist")
+        if sampling.grammar is None and sampling.schema is None:
+            return
+        try:
+            async with asyncio.timeout(limits.GRAMMAR_S):
+                await self._up().ask([frames.CHECK, 0, sampling])
+        except TimeoutError:
+            words = f"the grammar was not compiled within {limits.GRAMMAR_S:g} s"
+            raise SyscallError(Errno.ETIMEDOUT, words, "make it smaller, or try later") from None
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
-        raise SyscallError(Errno.ENOTSUP, "not yet")
+        """One request a text: each answer is a sign of life, and who leaves leaves the rest."""
+        vectors: list[bytes] = []
+        tokens = 0
+        for index, text in enumerate(texts):
+            name = f"text {index + 1} of {len(texts)}"
+            vector, [count] = await self._up().ask([frames.EMBED, 0, text, name])
+            vectors.append(vector)
+            tokens += count
+            _check_reply(len(texts), len(vector))
+        return Vectors(len(vectors[0]) // 4 if vectors else 0, vectors, tokens)
 
     def _up(self) -> Link:
         if self._link is None:
@@ -145,3 +162,11 @@ class LlamaEngine:
     def unpark(self, call: int, slot: int) -> None:
         if self._link is not None:
             self._link.unpark(call, slot)
+
+
+def _check_reply(texts: int, size: int) -> None:
+    """E2BIG when so many vectors of so many bytes are more than a reply holds."""
+    most = (limits.FRAME_BYTES - 1024) // (size + 8)
+    if texts > most:
+        words = f"{texts} vectors of {size} bytes are more than a reply holds ({most})"
+        raise TooBig(words, "embed fewer texts a call")

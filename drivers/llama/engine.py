@@ -1,12 +1,13 @@
 """The engine thread: one context, many sequences, one mixed batch a step.
 
-Commands are taken between two steps; when nothing has a grant the thread sleeps on its queue. In a
-step each answering call gives one token, and the prompts share the rest: BATCH_TOKENS when nobody
-answers, CHUNK_TOKENS while somebody does, so a long prompt slows the others and does not stop
-them. A step that llama.cpp refuses costs only the calls that it refuses alone.
+Commands are taken between two steps; when nothing has a grant the thread sleeps on its queue. What
+a step computes is chosen in batch.py, within the time that a step may take; where a call goes on
+from is found in slots.py. A step that llama.cpp refuses costs only the calls that it refuses alone.
 """
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -16,10 +17,23 @@ from llmasos.kernel.errors import DeviceFault
 from llmasos.kernel.values import Finish, Sampling
 from llmasos.kernel.wire import build
 
-from . import frames
-from .calls import Call, Saved, Slot
+from . import exact, frames
+from .batch import Pace, portions
+from .calls import Call
 from .cpp import Context, Run, Vocab
-from .sampler import Bounds, sampler
+from .embed import Embedder
+from .grammar import Grammars
+from .sampler import Bounds, Candidates, sampler
+from .slots import Slots
+from .threads import Threads
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What stands beside the context."""
+
+    grammars: Grammars
+    embedder: Embedder
 
 
 class Engine:
@@ -31,14 +45,21 @@ class Engine:
         vocab: Vocab,
         settings: frames.Settings,
         commands: SimpleQueue[frames.Frame],
+        sides: Sides,
     ) -> None:
         self._commands = commands
         self._context = context
         self._vocab = vocab
         self._width, self._window = settings.width, settings.window
-        self._batch = settings.batch
-        self._bounds = Bounds(vocab.size, settings.window, vocab.ends)
-        self._slots = [Slot(number) for number in range(settings.slots)]
+        self._batch, self._chunk_s = settings.batch, settings.chunk_s
+        # Of a deterministic engine: prompts are cut at multiples of this and computed alone.
+        self._pieces = limits.PIECE_TOKENS if settings.deterministic else 0
+        self._together = True  # answers are computed in one batch
+        self._pace = Pace()
+        self._threads = Threads(settings.threads) if settings.adaptive else None
+        self._bounds = Bounds(vocab, settings.window, sides.grammars, Candidates(vocab.size))
+        self._embedder = sides.embedder
+        self._slots = Slots(context, pieces=self._pieces)
         self._calls: dict[int, Call] = {}
         self._ready: dict[int, Call] = {}  # with a grant, the oldest grant first
         self._parked_bytes = 0
@@ -49,8 +70,14 @@ class Engine:
         token = self._vocab.begin or 0
         self._context.decode([Run(0, 0, [token], asks=True)])
         self._context.keep(0, 0)
+        if self._pieces:
+            self._together = exact.in_company(self._context)
 
-    def serve(self, send: Callable[[Sequence[Step]], None]) -> None:
+    def serve(
+        self,
+        send: Callable[[Sequence[Step]], None],
+        answer: Callable[[frames.Frame], None],
+    ) -> None:
         """Step for ever."""
         while True:
             self._take_commands()
@@ -58,11 +85,14 @@ class Engine:
             if self._steps:
                 send(self._steps)
                 self._steps = []
+            if (vector := self._embedder.step()) is not None:
+                answer(vector)
 
     # --- commands -----------------------------------------------------------------------------
     def _take_commands(self) -> None:
         """All that wait; sleeps for the first when there is nothing else to do."""
-        idle = not self._steps and not any(call.runnable for call in self._ready.values())
+        busy = bool(self._steps) or self._embedder.busy
+        idle = not busy and not any(call.runnable for call in self._ready.values())
         try:
             self._command(self._commands.get(block=idle))
             while True:
@@ -81,11 +111,16 @@ class Engine:
             case [frames.GRANT, int(number), int(tokens)] if number in self._calls:
                 call = self._calls[number]
                 call.grant += max(0, tokens)
-                self._ready.setdefault(number, call)
+                self._ready.pop(number, None)  # prompts take turns, a grant each
+                self._ready[number] = call
             case [frames.CANCEL, int(number)] if number in self._calls:
                 call = self._calls[number]
                 call.finish = Finish.CANCELLED
                 self._report(call)
+            case [frames.FORGET, int(history)]:
+                self._slots.forget(history)
+            case [frames.EMBED, int(number), tokens]:
+                self._embedder.take(number, tokens)
             case _:
                 pass  # for a call that just ended
 
@@ -96,24 +131,16 @@ class Engine:
         sampling = build(Sampling, values)
         admission = Admission(number, slot_number, history, domain, prompt, sampling)
         try:
-            slot = self._free_slot(slot_number)
+            slot = self._slots.free(slot_number)
             self._check_prompt(number, tokens)
             call = Call(admission, slot, sampler(admission.sampling, self._bounds))
         except DeviceFault as error:
             self._steps.append(Step(number, error=error))
             return
-        call.reuse(self._keep(slot, history, tokens))
-        slot.history, slot.call = history, number
+        self._slots.enter(slot, domain, history, tokens)
+        slot.call = number
         self._calls[number] = call
-        self._report(call)  # the kernel counts what was cached before it grants more
-
-    def _free_slot(self, number: int) -> Slot:
-        if not 0 <= number < len(self._slots):
-            raise DeviceFault(f"slot {number} of {len(self._slots)}")
-        slot = self._slots[number]
-        if slot.call is not None:
-            raise DeviceFault(f"slot {number} is taken by call {slot.call}")
-        return slot
+        self._guard(call, self._begin)
 
     def _check_prompt(self, number: int, tokens: list[int]) -> None:
         if number in self._calls:
@@ -124,45 +151,40 @@ class Engine:
         if min(tokens) < 0 or max(tokens) >= self._vocab.size:
             raise DeviceFault(f"a token id is not 0 to {self._vocab.size - 1}")
 
-    def _keep(self, slot: Slot, history: int, tokens: list[int]) -> int:
-        """Keep of the slot what the prompt begins with, if it is the same history."""
-        same = 0
-        if slot.history == history:
-            # The last one is computed again: its logits are gone.
-            most = min(len(slot.tokens), len(tokens) - 1)
-            while same < most and slot.tokens[same] == tokens[same]:
-                same += 1
-        kept = self._context.keep(slot.number, same)
-        del slot.tokens[kept:]
-        return kept
-
-    def _clear(self, slot: Slot) -> None:
-        self._context.keep(slot.number, 0)
-        slot.tokens, slot.history, slot.call = [], None, None
+    def _begin(self, call: Call) -> None:
+        """Go on from what there is, unless somebody is about to compute more of the same."""
+        slot = call.slot
+        if slot is None or call.begun:
+            return
+        leader = self._slots.leader(slot)
+        other = self._calls.get(leader.call or 0) if leader is not None else None
+        # A leader that was just admitted has its grant with the next command.
+        if other is not None and (other.runnable or not call.runnable):
+            return
+        call.begin(self._slots.adopt(slot))
+        self._report(call)  # the kernel counts what was cached before it grants more
 
     def _park(self, call: Call) -> None:
         slot = call.slot
         if slot is None:
             return
-        state = self._context.save(slot.number) if slot.tokens else bytearray()
-        parked = self._parked_bytes + len(state)
+        saved = self._slots.save(slot)
+        parked = self._parked_bytes + len(saved.state)
         if parked > limits.PARKED_BYTES:
             words = f"parked contexts would take {parked} of {limits.PARKED_BYTES} bytes"
             raise DeviceFault(words, "let other stopped processes end")
         self._parked_bytes = parked
-        call.saved, call.slot = Saved(state, slot.tokens), None
-        self._clear(slot)
+        call.saved, call.slot = saved, None
+        self._slots.clear(slot)
 
     def _unpark(self, call: Call, number: int) -> None:
-        saved = call.saved
+        saved, admission = call.saved, call.admission
         if saved is None:
-            raise DeviceFault(f"call {call.admission.call} is not parked")
-        slot = self._free_slot(number)
-        self._clear(slot)
-        if saved.tokens:
-            self._context.load(number, saved.state)
-        slot.tokens, slot.history = saved.tokens, call.admission.history
-        slot.call = call.admission.call
+            raise DeviceFault(f"call {admission.call} is not parked")
+        slot = self._slots.free(number)
+        self._slots.enter(slot, admission.domain, admission.history, [])
+        self._slots.load(slot, saved, len(saved.tokens))
+        slot.prompt, slot.call = list(admission.prompt.tokens), admission.call
         call.slot = slot
         self._forget_saved(call)
 
@@ -173,33 +195,63 @@ class Engine:
 
     # --- one step -----------------------------------------------------------------------------
     def _step(self) -> None:
-        chosen = [call for call in self._ready.values() if call.runnable][: self._width]
+        chosen = self._chosen()
         for call in chosen:
             if call.held is not None:
                 call.say(call.held, self._vocab.piece(call.held), self._window)
-        going = [call for call in chosen if call.runnable and call.finish is None]
-        runs = self._runs(going)
-        for call, index in self._decode(runs):
-            self._choose(call, index)
+        runs = self._runs([call for call in chosen if call.runnable and call.finish is None])
+        if runs:
+            self._compute(runs)
         for call in chosen:
             if call.admission.call in self._calls:
                 self._report(call)
 
+    def _chosen(self) -> list[Call]:
+        """Who takes part in the step, the oldest grant first."""
+        for call in [call for call in self._ready.values() if not call.begun]:
+            if call.runnable:
+                self._guard(call, self._begin)
+        able = [call for call in self._ready.values() if call.begun and call.runnable]
+        return able[: self._width]
+
+    def _compute(self, runs: list[tuple[Call, Run]]) -> None:
+        """One batch, or several where company would change bits."""
+        if self._threads is not None and self._threads.choose() != self._context.threads:
+            self._context.set_threads(self._threads.now)
+        begun = time.monotonic()
+        for batch in self._batches(runs):
+            for call, index in self._decode(batch):
+                self._choose(call, index)
+        answers = sum(len(run.tokens) for call, run in runs if not call.feeds)
+        fed = sum(len(run.tokens) for _, run in runs) - answers
+        self._pace.learn(fed, answers, time.monotonic() - begun)
+
+    def _batches(self, runs: list[tuple[Call, Run]]) -> list[list[tuple[Call, Run]]]:
+        if not self._pieces:
+            return [runs]
+        answers = [(call, run) for call, run in runs if not call.feeds]
+        pieces = [[(call, run)] for call, run in runs if call.feeds]
+        return [*([answers] if self._together else [[one] for one in answers]), *pieces]
+
     def _runs(self, calls: list[Call]) -> list[tuple[Call, Run]]:
         """What each call computes in this step."""
-        answering = [call for call in calls if call.decodes]
-        prompts = sorted((call for call in calls if not call.decodes), key=lambda call: call.left)
-        room = limits.CHUNK_TOKENS if answering else self._batch
-        room = min(room, max(self._batch, len(self._slots)) - len(answering))
-        runs = [(call, _run(call, [call.next or 0], asks=True)) for call in answering]
-        for index, call in enumerate(prompts):
-            share = max(1, room // (len(prompts) - index))
-            size = min(call.left, call.grant, share, room)
-            if size > 0 and call.slot is not None:
-                first = len(call.slot.tokens)
+        now = time.monotonic()
+        answers = sum(call.decodes for call in calls)
+        room = self._pace.room(self._chunk_s, answering=answers > 0)
+        room = min(room, self._context.batch_tokens - answers)
+        ready = [call.ready(now) for call in calls]
+        runs: list[tuple[Call, Run]] = []
+        for call, size in zip(calls, portions(ready, room), strict=True):
+            if call.decodes:
+                call.feeds = False
+                runs.append((call, _run(call, [call.next or 0], asks=True)))
+            elif size:
+                call.feeds, call.fed_at = True, now
+                first = call.computed
+                if self._pieces:
+                    size = min(call.left, self._pieces - first % self._pieces)
                 tokens = call.admission.prompt.tokens[first : first + size]
                 runs.append((call, _run(call, tokens, asks=size == call.left)))
-                room -= size
         return runs
 
     def _decode(self, runs: list[tuple[Call, Run]]) -> list[tuple[Call, int]]:
@@ -257,9 +309,9 @@ class Engine:
         self._forget_saved(call)
         call.sampler.free()
         if call.slot is not None:
-            call.slot.call = None
+            self._slots.leave(call.slot)
             if error is not None:
-                self._clear(call.slot)
+                self._slots.clear(call.slot)
 
 
 def _run(call: Call, tokens: Sequence[int], *, asks: bool) -> Run:
@@ -270,7 +322,10 @@ def _run(call: Call, tokens: Sequence[int], *, asks: bool) -> Run:
 
 
 def _computed(call: Call, run: Run) -> None:
-    if call.slot is not None:
-        call.slot.tokens.extend(run.tokens)
+    slot = call.slot
+    if slot is not None:
+        if slot.exact == len(slot.tokens) and not call.decodes:
+            slot.exact += len(run.tokens)
+        slot.tokens.extend(run.tokens)
     if not call.decodes:
         call.feed(len(run.tokens))

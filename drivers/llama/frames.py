@@ -18,7 +18,7 @@ from typing import Any
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Cut, Facts, Option, Step
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Finish, Logprob
+from llmasos.kernel.values import Finish, Hardware, Logprob
 from llmasos.kernel.wire import build, pack, unpack
 
 FRAME_BYTES = 64 * 1024 * 1024
@@ -38,8 +38,12 @@ class Settings:
     slots: int
     width: int
     window: int  # tokens a slot
-    threads: int
+    threads: int  # at most
+    adaptive: bool  # fewer while others want the cores
     flash: bool
+    unified: bool  # one pool of cells for all slots
+    deterministic: bool
+    chunk_s: float  # a step with answers takes no longer; 0: no limit
     batch: int  # tokens of one step when nobody decodes
     gpu_layers: int
     hang_s: float
@@ -97,7 +101,11 @@ def step_in(frame: Frame) -> Step:
 
 def facts_in(values: dict[str, Any]) -> Facts:
     """The facts of UP."""
-    return build(Facts, {**values, "capabilities": frozenset(values["capabilities"])})
+    told = {
+        "capabilities": frozenset(values["capabilities"]),
+        "hardware": [build(Hardware, one) for one in values["hardware"]],
+    }
+    return build(Facts, {**values, **told})
 
 
 def error_in(errno: int, message: str, hint: str) -> SyscallError:

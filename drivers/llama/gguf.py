@@ -14,6 +14,7 @@ from pathlib import Path
 from llmasos.kernel.driver import ImageFacts
 from llmasos.kernel.errors import Errno, SyscallError
 
+from . import quantisation
 from .gguf_file import STRING, TYPE_NAMES, Array, Scalar, Source, Tensor, Value, parse
 
 _BLOCKS_MAX, _EXPERTS_MAX, _HEADS_MAX = 512, 512, 65_536  # of llama.cpp
@@ -43,6 +44,7 @@ class Header:
 
     facts: ImageFacts
     cell_bytes: int  # keys and values of one token, as f16
+    blocks: int
 
 
 def probe(path: Path) -> ImageFacts:
@@ -60,7 +62,7 @@ def read(path: Path) -> Header:
         raise SyscallError(Errno.EINVAL, f"{path} cannot be read: {error.strerror}") from error
     _Checks(source, keys).run()
     _check_tensors(source, keys, tensors)
-    return Header(_facts(source, keys), _cell_bytes(keys))
+    return Header(_facts(source, keys), _cell_bytes(keys), _blocks(keys))
 
 
 class _Checks:
@@ -242,11 +244,13 @@ def _facts(source: Source, keys: dict[str, Value]) -> ImageFacts:
     arch = str(keys["general.architecture"].value)
     context = keys[f"{arch}.context_length"].value
     entry = keys.get("general.license")
+    kind = keys.get("general.file_type")
     return ImageFacts(
         architecture=arch,
         licence=_licence(entry.value if entry else ""),
         context=context if isinstance(context, int) else 0,
         bytes=source.size,
+        quantisation=quantisation.name(kind.value) if kind else "",
     )
 
 
@@ -255,6 +259,11 @@ def _licence(value: Scalar | Array) -> str:
         return "NOASSERTION"
     known = _SPDX.get(value.strip().lower())
     return known or "LicenseRef-" + re.sub(r"[^A-Za-z0-9.-]+", "-", value.strip())[:64]
+
+
+def _blocks(keys: dict[str, Value]) -> int:
+    value = keys[f"{keys['general.architecture'].value}.block_count"].value
+    return value if isinstance(value, int) else 0
 
 
 def _cell_bytes(keys: dict[str, Value]) -> int:

@@ -248,12 +248,12 @@ class Link(asyncio.Protocol):
 
     def _explained(self, error: SyscallError) -> DeviceFault:
         """The error with the last words of the log."""
-        words = _tail(*self.log) if self.log else ""
+        words = tail(*self.log) if self.log else ""
         hint = f"see {self.log[0]}" if self.log else ""
         return DeviceFault(f"{error.message}; {words}" if words else error.message, hint)
 
 
-def _tail(path: Path, begin: int) -> str:
+def tail(path: Path, begin: int) -> str:
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -265,11 +265,11 @@ def _tail(path: Path, begin: int) -> str:
     return " | ".join(lines[-_TAIL_LINES:])[-_TAIL_CHARS:]
 
 
-def _open_log(path: Path) -> int:
+def open_log(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Only what the child needs; and no debugger attached to it when it aborts."""
     names = os.environ.items()
     kept = {k: v for k, v in names if k in _ENVIRONMENT or k.startswith(_ENVIRONMENT_PREFIXES)}
@@ -282,7 +282,7 @@ async def launch(chosen: frames.Settings, log: Path, listener: Listener) -> Link
     A cancel point: the child is ended before the cancellation goes on.
     """
     try:
-        fd = _open_log(log)
+        fd = open_log(log)
         begin = os.fstat(fd).st_size
         ours, theirs = socket.socketpair()
     except OSError as error:
@@ -292,7 +292,7 @@ async def launch(chosen: frames.Settings, log: Path, listener: Listener) -> Link
         process = await asyncio.create_subprocess_exec(
             *command, str(theirs.fileno()), str(os.getpid()),
             stdin=DEVNULL, stdout=fd, stderr=fd, pass_fds=[theirs.fileno()],
-            env=_environment(), cwd="/",
+            env=environment(), cwd="/",
         )  # fmt: skip
     except OSError as error:
         ours.close()

@@ -34,10 +34,13 @@ OPTIONS: dict[str, Number | None] = {  # None: true or false
     "slots": Number(1, limits.SLOTS_MAX),  # sequences resident at once
     "width": Number(1, limits.SLOTS_MAX),  # sequences in one step; as many as slots
     "window": Number(_BLOCK_TOKENS, limits.WINDOW_MAX),  # tokens a slot
-    "threads": Number(1, 512),  # as many as there are cores for this process
+    "threads": Number(1, 512),  # as many as there are cores that others leave
     "flash": None,  # flash attention
+    "unified": None,  # one pool of cells for all slots
+    "deterministic": None,  # what runs beside a call changes nothing in it
+    "chunk_s": Number(0, 60, whole=False),  # a step with answers takes no longer; 0: no limit
     "batch": Number(32, 8192),  # tokens of one step when nobody answers
-    "gpu_layers": Number(0, 10_000),
+    "gpu_layers": Number(-1, 10_000),  # -1: as many as fit a GPU, if there is one
     "hang_s": Number(0.1, 86_400, whole=False),  # work without a step for this long: killed
     "nice": Number(0, 19),  # of the computing threads
 }
@@ -56,6 +59,10 @@ def check(options: Mapping[str, Option]) -> None:
     if width > slots:
         words = f"option width is {width}, over the {slots} slots"
         raise SyscallError(Errno.EINVAL, words, "give fewer width or more slots")
+    for name in ("flash", "unified"):
+        if options.get("deterministic") and options.get(name):
+            words = f"an engine with {name}=true does not compute the same in any company"
+            raise SyscallError(Errno.EINVAL, words, f"leave {name} out, or deterministic")
 
 
 def _fits(value: Option, allowed: Number | None) -> bool:
@@ -86,10 +93,14 @@ def settings(path: Path, header: Header, options: Mapping[str, Option]) -> Setti
         slots=slots,
         width=int(options.get("width", slots)),
         window=min(_cells(window), header.facts.context),
-        threads=int(options.get("threads", _cores())),
-        flash=bool(options.get("flash", True)),
+        threads=int(options.get("threads", cores())),
+        adaptive="threads" not in options and not options.get("deterministic", False),
+        flash=bool(options.get("flash", not options.get("deterministic", False))),
+        unified=bool(options.get("unified", False)),
+        deterministic=bool(options.get("deterministic", False)),
+        chunk_s=float(options.get("chunk_s", limits.CHUNK_S)),
         batch=int(options.get("batch", limits.BATCH_TOKENS)),
-        gpu_layers=int(options.get("gpu_layers", 0)),
+        gpu_layers=int(options.get("gpu_layers", -1)),
         hang_s=float(options.get("hang_s", limits.HANG_S)),
         nice=int(options.get("nice", NICE)),
     )
@@ -99,7 +110,7 @@ def _cells(window: int) -> int:
     return -(-window // _BLOCK_TOKENS) * _BLOCK_TOKENS
 
 
-def _cores() -> int:
+def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -107,7 +118,7 @@ def _cores() -> int:
 
 def check_memory(chosen: Settings, header: Header) -> None:
     """ENOMEM with the numbers when the model and its slots do not fit."""
-    free = _available_bytes()
+    free = available_bytes()
     context = chosen.slots * _cells(chosen.window) * header.cell_bytes
     needed = header.facts.bytes + context + _SPARE_BYTES
     if free is not None and needed > free:
@@ -121,7 +132,7 @@ def check_memory(chosen: Settings, header: Header) -> None:
         )
 
 
-def _available_bytes() -> int | None:
+def available_bytes() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

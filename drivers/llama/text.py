@@ -33,6 +33,12 @@ class Texts:
         """Plain text: no control tokens, no beginning of a conversation."""
         return self._plain(text)
 
+    def to_embed(self, text: str) -> list[int]:
+        """As it would stand at the beginning of a conversation."""
+        begin = self._vocab.begin
+        first = [begin] if self._vocab.wants_begin and begin is not None else []
+        return first + self._plain(text)
+
     def compose(self, messages: Sequence[Message], *, raw: bool) -> list[int]:
         """The prompt's tokens."""
         if raw:

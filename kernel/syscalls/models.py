@@ -1,8 +1,9 @@
 """Images and devices: what is installed, and what is mounted."""
 
-import json
+from dataclasses import replace
 
 from .. import values as v
+from ..device import Device
 from ..errors import Errno, SyscallError
 from ..machine import Machine
 from .call import Call
@@ -32,30 +33,50 @@ async def image_remove(m: Machine, call: Call, request: v.ImageRemove) -> v.Noth
     return v.Nothing()
 
 
-def devices(m: Machine, call: Call, request: v.Nothing) -> v.Devices:
-    return v.Devices([device.info() for device in m.scheduler.each()])
+async def devices(m: Machine, call: Call, request: v.Look) -> v.Devices:
+    hardware = await m.hardware(look=request.hardware)
+    return v.Devices([device.info() for device in m.scheduler.each()], hardware)
 
 
 async def mount(m: Machine, call: Call, request: v.Mount) -> v.DeviceInfo:
     image = m.images.get(request.image)
-    if m.scheduler.device(image.name) is not None:
-        hint = f"`llmasos unmount {image.name}` first: its processes keep their pages"
-        raise SyscallError(Errno.EBUSY, f"{image.name} is mounted already", hint)
-    device = await m.mounted(image, request.options)
+    device = m.scheduler.device(image.name)
+    if device is not None:
+        return await _pin(m, device, request)
+    device = await m.mount(image, request.options, pin=request.pin, tell=call.send)
     try:
-        await m.images.remember(image.name, json.dumps(request.options))
+        await m.images.remember(replace(request, image=image.name))
     except SyscallError:
         await m.scheduler.unmount(image.name)
         raise
     return device.info()
 
 
+async def _pin(m: Machine, device: Device, request: v.Mount) -> v.DeviceInfo:
+    """What is mounted already can still be pinned."""
+    name = device.name
+    if request.options or not request.pin:
+        hint = f"`llmasos unmount {name}` first: its processes keep their pages"
+        raise SyscallError(Errno.EBUSY, f"{name} is mounted already", hint)
+    await m.images.remember(replace(m.images.mount(name), pin=True))
+    m.scheduler.pin(device)
+    return device.info()
+
+
 async def unmount(m: Machine, call: Call, request: v.Unmount) -> v.Nothing:
     name = m.images.canonical(request.image)
-    await m.scheduler.unmount(name)
-    await m.images.remember(name, None)
+    unloaded = m.scheduler.device(name) is None and name in m.images.mounts()
+    if not unloaded:
+        await m.scheduler.unmount(name)
+    await m.images.forget(name)
     return v.Nothing()
 
 
 async def image_tune(m: Machine, call: Call, request: v.ImageTune) -> v.Tuned:
-    raise SyscallError(Errno.ENOSYS, "image_tune")
+    image = m.images.get(request.name)
+    if not request.off:
+        return await m.tuner.tune(image, request, m.log_of(image), call.send)
+    if m.scheduler.device(image.name) is not None:
+        hint = f"`llmasos unmount {image.name}` first"
+        raise SyscallError(Errno.EBUSY, f"{image.name} is mounted", hint)
+    return await m.tuner.untune(image)

@@ -4,6 +4,8 @@ import anyio
 
 from .. import limits
 from .. import values as v
+from ..device import Device
+from ..driver import Facts
 from ..errors import Errno, SyscallError, TooBig
 from ..machine import Machine
 from ..process import Process
@@ -11,16 +13,20 @@ from .call import Call
 
 
 async def spawn(m: Machine, call: Call, request: v.Spawn) -> v.Spawned:
-    image = m.images.get(request.model)
-    device = await m.mounted(image)
-    facts = await device.wait_up()
+    async with m.using(request.model, call.send) as (device, facts):
+        return await _spawn(m, call, request, device, facts)
+
+
+async def _spawn(
+    m: Machine, call: Call, request: v.Spawn, device: Device, facts: Facts
+) -> v.Spawned:
     message = v.Message(v.Role.SYSTEM, request.system)
     prompt = await device.engine.compose([message], raw=True, fresh=1) if request.system else None
     if prompt is not None and prompt.size >= facts.window:
         words = f"the system prompt has {prompt.size} tokens, the window {facts.window}"
         raise TooBig(words, "shorten it, or mount the model with a larger window")
     caller = call.caller
-    process = await m.processes.spawn(caller.owner, request, image.name, caller.connection)
+    process = await m.processes.spawn(caller.owner, request, device.name, caller.connection)
     if prompt is not None:
         try:
             await m.memory.write(process, message, prompt.cuts[0])
@@ -28,8 +34,18 @@ async def spawn(m: Machine, call: Call, request: v.Spawn) -> v.Spawned:
             await m.exit(process, 1, "its system prompt could not be written")
             await m.reap(process)
             raise
-    m.tell_process(process, f"spawn {image.name}")
-    return v.Spawned(process.pid, image.name, facts.window)
+    m.tell_process(process, f"spawn {device.name}")
+    return v.Spawned(process.pid, device.name, facts.window)
+
+
+async def fork(m: Machine, call: Call, request: v.Fork) -> v.Forked:
+    """Children with the parent's committed pages; the turn in flight is not part of them."""
+    caller = call.caller
+    parent = m.processes.living(request.pid, caller.owner)
+    children = await m.fork(parent, request, caller.connection)
+    for child in children:
+        m.tell_process(child, f"fork of {parent.pid}")
+    return v.Forked([child.pid for child in children], parent.model, _window(m, parent))
 
 
 async def wait(m: Machine, call: Call, request: v.Wait) -> v.Exit:
@@ -84,10 +100,10 @@ def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
 
 
 def _info(m: Machine, process: Process) -> v.ProcessInfo:
+    return process.info(_window(m, process), m.memory.space(process.pid).tokens)
+
+
+def _window(m: Machine, process: Process) -> int:
+    """0 while its model is not mounted."""
     device = m.scheduler.device(process.model)
-    window = device.facts.window if device is not None and device.facts is not None else 0
-    return process.info(window, m.memory.space(process.pid).tokens)
-
-
-async def fork(m: Machine, call: Call, request: v.Fork) -> v.Forked:
-    raise SyscallError(Errno.ENOSYS, "fork")
+    return device.facts.window if device is not None and device.facts is not None else 0

@@ -2,6 +2,7 @@
 
 import random
 import time
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import anyio
@@ -21,11 +22,12 @@ async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
     process = m.processes.living(request.pid, call.caller.owner)
     process.begin(call.number)
     try:
-        with anyio.fail_after(request.timeout_s):
-            device, plan = await _prepare(m, call, process, request)
-            work = _work(call.number, process, plan, request)
-            device.submit(work)
-            pages = await _relay(m, call, device, work, plan)
+        async with AsyncExitStack() as held:
+            with anyio.fail_after(request.timeout_s):
+                device, plan = await _prepare(m, call, process, request, held)
+                work = _work(call.number, process, plan, request)
+                device.submit(work)
+                pages = await _relay(m, call, device, work, plan)
     except TimeoutError:
         kept = "; what was said is kept" if process.keep else ""
         words = f"the call did not end within {request.timeout_s:g} s{kept}"
@@ -38,15 +40,17 @@ async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
 
 
 async def _prepare(
-    m: Machine, call: Call, process: Process, request: v.Generate
+    m: Machine, call: Call, process: Process, request: v.Generate, held: AsyncExitStack
 ) -> tuple[Device, Plan]:
-    """All that may take time before there is a slot; a signal to the process ends it."""
+    """All that may take time before there is a slot; a signal to the process ends it.
+
+    The device is used until `held` is closed: nothing unloads it under the call.
+    """
     with anyio.CancelScope() as scope:
         process.patience = scope.cancel
         if call.begun is not None:
             await call.begun
-        device = await m.mounted(m.images.get(process.model))
-        facts = await device.wait_up()
+        device, facts = await held.enter_async_context(m.using(process.model))
         if request.deterministic and not facts.deterministic:
             raise SyscallError(
                 Errno.EINVAL,
@@ -109,9 +113,8 @@ async def _keep(m: Machine, call: Call, work: Work, plan: Plan) -> list[int]:
 
 
 async def tokenize(m: Machine, call: Call, request: v.Tokenize) -> v.Tokens:
-    device = await m.mounted(m.images.get(request.model))
-    await device.wait_up()
-    tokens = list(await device.engine.tokenize(request.text))
+    async with m.using(request.model) as (device, _):
+        tokens = list(await device.engine.tokenize(request.text))
     most = (limits.FRAME_BYTES - 1024) // 5  # a token takes five bytes at most
     if len(tokens) > most:
         words = f"{len(tokens)} tokens are more than a reply holds ({most})"
@@ -124,7 +127,6 @@ async def read_mem(m: Machine, call: Call, request: v.ReadMem) -> v.Pages:
 
 
 async def embed(m: Machine, call: Call, request: v.Embed) -> v.Embedded:
-    device = await m.mounted(m.images.get(request.model))
-    await device.wait_up()
-    found = await device.engine.embed(request.texts)
+    async with m.using(request.model) as (device, _):
+        found = await device.engine.embed(request.texts)
     return v.Embedded(device.name, found.dimensions, list(found.vectors), found.tokens)

@@ -10,9 +10,9 @@ from .words import Name, OptionalName, Span
 class ImageInfo:
     name: str
     driver: str
-    digest: str
+    digest: str  # of the file at `path`
     path: str
-    bytes: int
+    bytes: int  # of the file in use
     licence: str  # SPDX id, LicenseRef-* or NOASSERTION, as the file says
     architecture: str
     context: int  # tokens the model was trained for
@@ -20,6 +20,9 @@ class ImageInfo:
     quantisation: str = ""  # of the file in use, as Q8_0
     tuned: str = ""  # path of the requantised file that is used instead of `path`
     url: str = ""  # of a remote engine; it has no file
+    options: dict[str, bool | int | float | str] = field(
+        default_factory=dict[str, bool | int | float | str]
+    )  # of its driver, at every mount
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +77,20 @@ class Hardware:
     kind: str  # cpu, gpu
     description: str
     memory: int  # bytes; 0: unknown
-    free: int  # bytes; 0: unknown
+    free: int  # bytes, when it was looked at; 0: unknown
     usable: bool  # by this build of llama.cpp
     note: str  # why not, and how to change it
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    hardware: bool = False  # find out what there is if nobody knows yet, which takes a second
+
+
+@dataclass(frozen=True, slots=True)
 class Devices:
     devices: list[DeviceInfo]
-    hardware: list[Hardware] = field(default_factory=list[Hardware])
+    hardware: list[Hardware] = field(default_factory=list[Hardware])  # as far as it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,7 @@ class ImageTune:
     name: Name
     quantisation: Name = "Q8_0"
     measure: bool = True  # speed and perplexity, before and after
+    off: bool = False  # use the original again, and delete what was made
 
 
 @dataclass(frozen=True, slots=True)

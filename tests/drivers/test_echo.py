@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmasos.drivers import echo
+from llmasos.drivers.echo_calls import piece, tokenize
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Finish, Message, Role
 from tests.drivers import contract
@@ -68,9 +69,9 @@ async def test_calls_at_once_say_exactly_what_they_say_alone(rig: Rig) -> None:
 
 def test_every_text_has_one_tokenization_that_gives_it_back() -> None:
     text = "plain, naïve, 字字, 🦊🦊a\0\n" * 3
-    tokens = echo.tokenize(text)
-    assert b"".join(map(echo.piece, tokens)).decode() == text
-    assert all(len(echo.piece(token)) <= 3 for token in tokens)
+    tokens = tokenize(text)
+    assert b"".join(map(piece, tokens)).decode() == text
+    assert all(len(piece(token)) <= 3 for token in tokens)
 
 
 async def test_the_engine_dies_once_and_rises(tmp_path: Path) -> None:
@@ -92,8 +93,37 @@ async def test_the_engine_hangs_when_it_is_told(tmp_path: Path) -> None:
         number = rig.admit(await rig.prompt("a text that is long enough"))
         rig.engine.grant(number, PLENTY)
         await rig.say(number, 2)
-        assert list(await rig.engine.tokenize("hello")) == echo.tokenize("hello")
+        assert list(await rig.engine.tokenize("hello")) == tokenize("hello")
         assert contract.Outcome(rig.ear.steps(number)).tokens == 2
+
+
+async def test_a_poisonous_prompt_kills_the_engine_whenever_its_answer_begins(
+    tmp_path: Path,
+) -> None:
+    async with Rig(echo, HERE, tmp_path / "log", poison="xyzzy") as rig:
+        assert (await rig.run(await rig.prompt("xyzz y"))).text == "xyzz y"
+        assert await _killed(rig, "say xyzzy") == (1, 2)
+        assert await _killed(rig, "say xyzzy") == (2, 3)
+
+
+async def _killed(rig: Rig, text: str) -> tuple[int, int]:
+    """Deaths and rises after a prompt that says nothing before the engine dies."""
+    rises = rig.ear.ups
+    number = rig.admit(await rig.prompt(text), max_tokens=1)
+    rig.engine.grant(number, PLENTY)
+    await rig.ear.until(lambda: rig.ear.ups > rises)
+    assert rig.ear.steps(number) == []
+    return len(rig.ear.downs), rig.ear.ups
+
+
+async def test_engines_share_the_memory_they_pretend_to_have(tmp_path: Path) -> None:
+    async with Rig(echo, HERE, tmp_path / "log", memory=echo.MEMORY_MB - 10):
+        with pytest.raises(SyscallError, match="20 MB are needed, 10 MB") as caught:
+            async with Rig(echo, HERE, tmp_path / "log", memory=20):
+                pass
+        assert caught.value.errno is Errno.ENOMEM
+    async with Rig(echo, HERE, tmp_path / "log", memory=echo.MEMORY_MB, load_s=0.05) as rig:
+        assert rig.ear.ups == 1
 
 
 async def test_the_rate_paces_the_steps(tmp_path: Path) -> None:
@@ -111,6 +141,9 @@ async def test_the_rate_paces_the_steps(tmp_path: Path) -> None:
         ("rate", "fast"),
         ("width", 17),
         ("colour", 1),
+        ("poison", ""),
+        ("poison", 3),
+        ("memory", -1),
     ],
 )
 def test_a_bad_option_is_refused(option: str, value: float | str) -> None:

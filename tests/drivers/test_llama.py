@@ -164,7 +164,7 @@ async def test_a_file_that_llama_cpp_refuses_is_a_fault_with_its_words(tmp_path:
 async def test_a_model_that_does_not_fit_is_refused_with_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(options, "_available_bytes", lambda: 500 * 1024 * 1024)
+    monkeypatch.setattr(options, "available_bytes", lambda: 500 * 1024 * 1024)
     with pytest.raises(SyscallError, match="500 MB are free") as error:
         await Rig(llama, MODEL, tmp_path / "log").__aenter__()
     assert error.value.errno == Errno.ENOMEM

@@ -16,7 +16,8 @@ def test_every_syscall_has_a_validator_that_makes_its_request() -> None:
         "hello": {"version": 1}, "spawn": {"model": "m"}, "tokenize": {"model": "m", "text": ""},
         "generate": {"pid": 1, "messages": [USER]}, "nice": {"pid": 1, "nice": 0},
         "image_add": {"name": "n"}, "image_remove": {"name": "n"},
-        "mount": {"image": "m"}, "unmount": {"image": "m"},
+        "mount": {"image": "m"}, "unmount": {"image": "m"}, "image_tune": {"name": "n"},
+        "embed": {"model": "m", "texts": ["t"]},
     }  # fmt: skip
     for name, row in TABLE.items():
         needs_pid = "pid" in (f.name for f in fields(row.request)) and name not in ("ps", "watch")
@@ -26,7 +27,7 @@ def test_every_syscall_has_a_validator_that_makes_its_request() -> None:
 
 def test_an_unknown_syscall_lists_the_known() -> None:
     with pytest.raises(SyscallError, match="there is no syscall") as caught:
-        check.request("fork", {})
+        check.request("exec", {})
     assert caught.value.errno is Errno.ENOSYS
     assert "generate" in caught.value.hint
 
@@ -39,6 +40,9 @@ def test_an_unknown_syscall_lists_the_known() -> None:
         ("spawn", {"model": "x", "extra": 1}, "extra"),
         ("spawn", {}, "model"),
         ("spawn", {"model": "x", "nice": limits.NICE_MAX + 1}, "nice"),
+        ("fork", {"pid": 1, "count": 0}, "count"),
+        ("fork", {"pid": 1, "count": limits.FORKS + 1}, "count"),
+        ("fork", {"pid": 1, "nice": limits.NICE_MIN - 1}, "nice"),
         ("kill", {"pid": 1, "signal": "HUP"}, "signal"),
         ("kill", {"pid": 0}, "pid"),
         ("kill", {"pid": "1"}, "pid"),

@@ -178,6 +178,23 @@ def test_a_process_returns_to_the_slot_that_holds_its_tokens() -> None:
     assert device.table.claims[1].slot == 2
 
 
+def test_a_free_slot_that_nobody_comes_back_to_is_taken_first_then_the_least_recent() -> None:
+    device = Device(slots=4, width=4)
+    for slot, process in ((2, 102), (0, 100), (1, 101)):  # 2 was used longest ago
+        device.table.enter(slot, process)
+    assert device.table.free_slots() == [3, 2, 0, 1]
+    for call, slot in ((1, 3), (2, 2), (3, 0), (4, 1)):
+        device.add(call)
+        device.decide()
+        assert device.table.claims[call].slot == slot
+    device.table.enter(3, 1)
+    for call in (3, 1, 4, 2):
+        device.table.drop(call)
+    assert device.table.free_slots() == [0, 3, 1, 2]  # in the order in which they were left
+    device.table.forget(2)
+    assert device.table.free_slots() == [2, 0, 3, 1]  # its process is gone
+
+
 @pytest.mark.parametrize("width", [1, 4])
 def test_a_debt_for_what_was_cached_is_paid_with_the_next_grant(width: int) -> None:
     device = Device(slots=4, width=width)

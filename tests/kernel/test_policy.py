@@ -11,7 +11,7 @@ from llmasos.kernel.policy import Policy, under
 
 CAREFUL = ("u:alice", "r:careful")
 OPERATOR = ("u:alice", "r:operator")
-MACHINE_WIDE = {"image_add", "image_remove", "mount", "unmount", "shutdown"}
+MACHINE_WIDE = {"image_add", "image_remove", "image_tune", "mount", "unmount", "shutdown"}
 
 
 def policy(tmp_path: Path, rules: str = "") -> Policy:

@@ -258,7 +258,7 @@ def test_a_spawn_whose_client_is_gone_leaves_nothing_behind(machine: Machine) ->
             for _ in range(4):
                 client.send("spawn", model="echo", keep=False)
     with raw(machine.paths.socket) as client:
-        client.send("watch", since=0, kinds=["process", "call"])
+        client.send("watch", since=0, kinds=["process", "end"])
         alive: set[int] = set()
         calls = 0
         while calls < 40 * 4 or alive:

@@ -1,6 +1,9 @@
 """Each suite measures something real in its tiny form; figures are judged as their bars say."""
 
 import json
+import math
+import socket
+import threading
 import time
 from itertools import count
 from pathlib import Path
@@ -8,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from llmasos.userland import bench
-from llmasos.userland.bench import SUITES, quiet, run
+from llmasos.userland.bench import SUITES, fairness, quiet, run
+from llmasos.userland.bench.answers import Answer, crowded, longest_gap_s, step_s
 from llmasos.userland.bench.figures import (
     Attempt,
     Bar,
@@ -19,6 +23,9 @@ from llmasos.userland.bench.figures import (
     Take,
     table,
 )
+from llmasos.userland.bench.peers import HOST, LLAMA, Absent, Server, llama_server
+from llmasos.userland.bench.rig import RigError
+from llmasos.userland.bench.texts import Chat
 
 BARS = (
     Bar("x.fast", "how fast", "a second", "higher", 100),
@@ -35,11 +42,103 @@ def document(take: Take, *more: Attempt) -> Document:
 def test_each_suite_measures_every_figure_in_its_tiny_form(name: str) -> None:
     """P-12: every number is made again with one command. P-02: the whole path is compared."""
     measured = run(SUITES[name], tiny=True)
-    assert not measured.missing
+    absent = [gap.peer for gap in measured.missing if gap.install == "make peers"]
+    assert len(absent) == len(measured.missing), measured.missing  # other gaps are failures
     for figure in measured.figures:
         assert figure.id.partition(".")[0] == name
-        assert figure.value is not None
-        assert figure.value > 0
+        assert figure.value is not None or absent
+        assert figure.value is None or math.isfinite(figure.value)
+
+
+def test_a_figure_without_a_bar_is_told_and_never_missed() -> None:
+    suite = Suite("x", (Bar("x.worth", "how much", "x", "higher"),), lambda _tiny: Take({}))
+    said = Document.of(suite, [Attempt(Take({"x.worth": [0.7]}), 0.0)], {}, {}, tiny=False)
+    assert said.good
+    assert "0.7" in table(said)
+    assert "MISSED" not in table(said)
+
+
+def test_the_settings_of_each_side_are_printed() -> None:
+    take = Take({"x.fast": [101], "x.slow": [1]}, settings={"peer": {"slots": 16, "cache": True}})
+    assert "  peer: slots 16, cache True" in table(document(take)).splitlines()
+
+
+# --- what is computed from what was seen ----------------------------------------------------------
+def heard(*times: float, begun: float = 0.0) -> Answer:
+    answer = Answer(begun, [(at, 1) for at in times], times[-1], "text", len(times), 5, whole=True)
+    return answer
+
+
+def test_a_crowd_is_timed_from_its_first_call_to_its_last_answer() -> None:
+    seen = crowded([heard(1, 2, 3, begun=0.5), heard(2, 3, 4.5)], 3, 5)
+    assert seen.rate == 6 / 4.5
+    assert seen.ttft_p50_s == 1.25
+
+
+def test_a_crowd_that_made_other_tokens_than_asked_is_no_measurement() -> None:
+    for new, prompt in ((4, 5), (3, 6)):
+        with pytest.raises(RigError, match="5 tokens were fed, 3 generated"):
+            crowded([heard(1, 2, 3), heard(2, 3, 4)], new, prompt)
+    cut = heard(1, 2, 3)
+    cut.whole = False
+    with pytest.raises(RigError):
+        crowded([cut, heard(2, 3, 4)], 3, 5)
+
+
+def test_the_longest_gap_is_that_of_any_stream_and_may_still_be_open() -> None:
+    streams = [heard(1, 2, 9, 10), heard(1, 5, 6, 7)]
+    assert longest_gap_s(streams, since=2.5, until=9.5) == 7
+    assert longest_gap_s([heard(1, 5, 6, 7)], since=5.5, until=9) == 2
+
+
+def test_a_step_is_timed_while_all_speak() -> None:
+    assert step_s([heard(1, 2, 3, 4, 5, 6), heard(3, 4, 5)]) == 1
+
+
+def test_shares_are_judged_against_their_promise() -> None:
+    """P-03: a process gets its weighted share."""
+    exact = [(0, [125, 125]), (1, [100, 100])]
+    assert fairness.error(exact) == pytest.approx(0)
+    assert fairness.error([(0, [100, 100]), (0, [90, 110])]) == pytest.approx(0)
+    assert fairness.error([(0, [120, 120]), (0, [80, 80])]) == pytest.approx(0.2)
+    assert fairness.jain([5, 5, 5]) == 1
+    assert fairness.jain([3, 0, 0]) == pytest.approx(1 / 3)
+
+
+def test_every_figure_of_a_suite_has_its_own_name() -> None:
+    names = [bar.id for suite in SUITES.values() for bar in suite.bars]
+    assert len(names) == len(set(names))
+    assert set(SUITES) == {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (b"HTTP/1.1 503 Busy\r\n\r\n", "503"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", "before it said"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: ", "Incomplete"),
+    ],
+)
+def test_an_answer_that_was_refused_or_cut_is_no_measurement(reply: bytes, said: str) -> None:
+    with socket.create_server((HOST, 0)) as listener:
+        port: int = listener.getsockname()[1]
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(RigError, match=said):
+            Server(LLAMA, port, {}).together([Chat("be brief", "hello")], 1)
+        thread.join()
+
+
+def test_a_peer_that_does_not_start_is_absent_with_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(Absent, match="server"), llama_server(str(tmp_path), 1, 256):
+        pass
 
 
 def test_a_figure_is_the_median_of_its_repeats() -> None:

@@ -28,10 +28,12 @@ WALK: dict[str, list[str]] = {
     "mem": ["{pid}"],
     "logs": ["-n", "5"],
     "nice": ["3", "{pid}"],
+    "fork": ["{pid}"],
     "models list": [],
     "models show": ["echo"],
     "models alias": ["parrot", "echo"],
     "models add": ["blob", "{file}"],
+    "models tune": ["smollm2", "--no-measure"],
     "models rm": ["blob"],
     "devices": [],
     "kill": ["{pid}"],
@@ -46,8 +48,12 @@ WALK: dict[str, list[str]] = {
     "doctor": [],
     "bench": ["syscall", "--tiny"],
     "version": [],
+    "secrets set": ["parrot"],
+    "secrets list": [],
+    "secrets rm": ["parrot"],
     "daemon stop": [],
 }
+TYPED = {"chat", "secrets set"}  # what reads stdin
 ELSEWHERE = {"daemon run"}  # it becomes the daemon and prints nothing
 
 
@@ -65,7 +71,7 @@ def test_every_verb_prints_json_that_parses(machine: Machine) -> None:
     machine.llmasos("kill", str(words["ended"]))
     for verb, arguments in WALK.items():
         line = [*verb.split(), *(one.format(**words) for one in arguments), "--json"]
-        done = machine.llmasos(*line, stdin="hello\n" if verb == "chat" else "", check=False)
+        done = machine.llmasos(*line, stdin="hello\n" if verb in TYPED else "", check=False)
         if verb == "wait":
             assert done.returncode == documents(done)[0]["code"]
         else:
@@ -253,8 +259,8 @@ def test_errors_have_their_exit_code_and_say_what_to_do(
 
 @pytest.mark.parametrize(
     ("errno", "code"),
-    [(Errno.EACCES, 77), (Errno.ETIMEDOUT, 124), (Errno.EIO, 5), (Errno.ENOMEM, 6),
-     (Errno.E2BIG, 6), (Errno.EPIPE, 4), (Errno.ESRCH, 3), (Errno.EINVAL, 1)],
+    [(Errno.EACCES, 77), (Errno.ETIMEDOUT, 124), (Errno.EIO, 5), (Errno.EPOISON, 5),
+     (Errno.ENOMEM, 6), (Errno.E2BIG, 6), (Errno.EPIPE, 4), (Errno.ESRCH, 3), (Errno.EINVAL, 1)],
 )  # fmt: skip
 def test_errnos_have_exit_codes(errno: Errno, code: int) -> None:
     assert exits.code(SyscallError(errno, "x")) == code

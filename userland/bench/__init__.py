@@ -2,7 +2,8 @@
 
 A suite is a file here with its bars and one function that takes a whole pass of measurements. What
 they share stands beside them: `figures` (what a figure is), `quiet` (how much of the machine others
-took), `rig` (a daemon of its own on temporary directories). Suites install nothing.
+took), `rig` (a daemon of its own on temporary directories), `texts`, `streams` and `answers` (many
+generations at once), `peers` and `bare` (what we are compared with). Suites install nothing.
 """
 
 import argparse
@@ -14,14 +15,40 @@ from pathlib import Path
 
 from llmasos.kernel.errors import SyscallError
 
-from . import memory, startup, syscall, throughput, tokenize
+from . import (
+    choices,
+    exact,
+    fairness,
+    fork,
+    grammar,
+    loop,
+    memory,
+    stall,
+    startup,
+    syscall,
+    throughput,
+    tokenize,
+)
 from .figures import Document, Suite, table
 from .quiet import quietly
 from .rig import RigError, machine, versions
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
-    for suite in (syscall.SUITE, startup.SUITE, throughput.SUITE, memory.SUITE, tokenize.SUITE)
+    for suite in (
+        syscall.SUITE,
+        startup.SUITE,
+        throughput.SUITE,
+        stall.SUITE,
+        fairness.SUITE,
+        fork.SUITE,
+        exact.SUITE,
+        grammar.SUITE,
+        loop.SUITE,
+        memory.SUITE,
+        tokenize.SUITE,
+        choices.SUITE,
+    )
 }
 
 

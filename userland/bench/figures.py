@@ -15,13 +15,13 @@ NOISY_SHARE = 0.05  # of all CPU time, taken by other programs
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What a figure is called, and what it has to reach."""
+    """What a figure is called, and what it has to reach. Without a bar it is only told."""
 
     id: str
     what: str
     unit: str
     better: Better
-    bar: float
+    bar: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,9 @@ class Take:
     values: Mapping[str, Sequence[float]]  # by the figure's id: every repeat
     facts: Mapping[str, object] = field(default_factory=dict[str, object])
     missing: Sequence[Missing] = ()
+    settings: Mapping[str, Mapping[str, object]] = field(  # by side
+        default_factory=dict[str, Mapping[str, object]]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +70,12 @@ class Figure:
     value: float | None  # None: could not be measured here
     unit: str
     better: Better
-    bar: float
+    bar: float | None
 
     @property
     def good(self) -> bool:
+        if self.bar is None:
+            return True
         if self.value is None:
             return False
         return self.value >= self.bar if self.better == "higher" else self.value <= self.bar
@@ -132,16 +137,23 @@ def _figure(bar: Bar, repeats: Sequence[float]) -> Figure:
 def table(document: Document) -> str:
     """The document for a person."""
     lines = [f"{document.name}  {document.date}" + ("  (tiny: means nothing)" * document.tiny)]
-    for figure in document.figures:
-        value = "missing" if figure.value is None else f"{figure.value:g}"
-        sign = ">=" if figure.better == "higher" else "<="
-        verdict = "ok" if figure.good else "MISSED"
-        lines.append(
-            f"  {figure.id:30} {value:>10} {figure.unit:9} {sign} {figure.bar:<8g} {verdict:6}"
-            f"  {figure.what}"
-        )
+    lines += [_line(figure) for figure in document.figures]
     lines += [f"  missing: {gap.peer}; install it by: {gap.install}" for gap in document.missing]
-    share = quietest(document.raw).foreign_share
-    told = "unknown" if share is None else f"{share:.1%}"
+    best = quietest(document.raw)
+    lines += [f"  {side}: {_words(said)}" for side, said in best.take.settings.items()]
+    told = "unknown" if best.foreign_share is None else f"{best.foreign_share:.1%}"
     lines.append(f"  other programs took {told} of the CPU" + (": NOISY" * document.noisy))
     return "\n".join(lines)
+
+
+def _line(figure: Figure) -> str:
+    value = "missing" if figure.value is None else f"{figure.value:g}"
+    verdict = ""
+    if figure.bar is not None:
+        sign = ">=" if figure.better == "higher" else "<="
+        verdict = f"{sign} {figure.bar:<8g} {'ok' if figure.good else 'MISSED':6}"
+    return f"  {figure.id:40} {value:>10} {figure.unit:9} {verdict:18}  {figure.what}"
+
+
+def _words(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())

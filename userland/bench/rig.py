@@ -24,7 +24,10 @@ from llmasos.userland.line import Line
 MODEL = "smollm2"
 READY_S = limits.READY_S
 STOP_S = 2 * limits.DRAIN_S + 5
-PACKAGES = ("llmasos", "llama-cpp-python", "msgpack", "pycasbin", "pydantic", "anyio", "uvloop")
+PACKAGES = (
+    "llmasos", "llama-cpp-python", "xllamacpp", "msgpack", "pycasbin", "pydantic", "anyio",
+    "uvloop",
+)  # fmt: skip
 
 
 class RigError(Exception):
@@ -76,12 +79,17 @@ class Rig:
         return Line(self.socket, client="bench")
 
     def digest(self, model: str = MODEL) -> str:
-        """Of the file behind a model; `not installed` is an error with the command that helps."""
+        """Of the file behind a model."""
         with self.client() as client:
-            for image in client.call("images", v.Nothing(), v.Images).images:
-                if image.name == model or model in image.aliases:
-                    return image.digest
-        raise RigError(f"no model {model}: `make setup` installs it")
+            return image(client, model).digest
+
+
+def image(client: Line, model: str = MODEL) -> v.ImageInfo:
+    """What is behind a model; `not installed` is an error with the command that helps."""
+    for one in client.call("images", v.Nothing(), v.Images).images:
+        if model in (one.name, *one.aliases):
+            return one
+    raise RigError(f"no model {model}: `make setup` installs it")
 
 
 def environment(runtime: str, rest: str) -> dict[str, str]:
@@ -107,6 +115,38 @@ def daemon(**settings: object) -> Generator[Rig]:
             yield Rig(Path(runtime, "kernel.sock"), env, child.pid)
         finally:
             _stop(child)
+
+
+@contextmanager
+def tuned() -> Generator[tuple[Rig, Line]]:
+    """A daemon whose model is tuned and not mounted yet, and a client of it."""
+    with daemon(mount=False) as rig, rig.client() as client:
+        if not image(client).tuned:
+            asked = v.ImageTune(MODEL, measure=False)
+            for _ in client.stream("image_tune", asked, v.Progress, v.Tuned):
+                pass
+        yield rig, client
+
+
+@contextmanager
+def mounted(client: Line, **options: bool | int | float | str) -> Generator[v.DeviceInfo]:
+    """The model's engine with options of its driver, for as long as the block lasts."""
+    device = client.call("mount", v.Mount(MODEL, options), v.DeviceInfo)
+    try:
+        yield device
+    finally:
+        client.call("unmount", v.Unmount(MODEL), v.Nothing)
+
+
+def facts(client: Line) -> dict[str, object]:
+    """What was measured: the model's file and how it is quantised, the threads."""
+    found = image(client)
+    return {
+        "model": found.digest,
+        "quantisation": found.quantisation,
+        "tuned": bool(found.tuned),
+        "threads": os.cpu_count(),
+    }
 
 
 def _start(

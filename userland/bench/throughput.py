@@ -1,145 +1,198 @@
-"""What is left of the engine's speed after the whole path: ours against the bare loop.
+"""What many agents get out of one model: ours beside the bare loop and beside other servers.
 
-Both sides do the same work on the same file with the same threads: sixteen private prompts of
-exactly 88 tokens, 48 greedy tokens each. Ours goes through SDK and socket and is timed from its
-first call (the spawns) to its last token; the bare loop is a child process, timed after its load.
+All sides do the same work on the same file, one after the other, again and again: sixteen prompts
+at once, greedy, the end of an answer ignored, so each makes the same number of tokens. Ours goes
+through SDK and socket and is timed from its first call (the spawns) to its last answer. The bare
+loop gets the prompts as they are; servers get streaming chats, and beside them so do we.
 """
 
-import hashlib
-import json
-import os
-import re
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from statistics import median
 
-import anyio
-
-from llmasos import AsyncLLMasOS
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
-
+from . import bare
+from .answers import Crowded, crowded
 from .figures import Bar, Missing, Suite, Take
-from .rig import MODEL, Rig, RigError, daemon
+from .peers import LLAMA, PYTHON, Absent, Server, llama_server, python_server
+from .rig import Rig, facts, image, mounted, tuned
+from .streams import Ask, greedy, raw, together
+from .texts import Chat, Writer, tokens
 
 SEQUENCES, PROMPT_TOKENS, NEW_TOKENS = 16, 88, 48
-WORDS = tuple(re.findall("[a-z]+", "the ship left at dawn and nobody knew where it would go next"))
-BARE = "llmasos.drivers.llama.bare"
+COMMON_TOKENS, OWN_TOKENS = 288, 22
+OURS = "LLMasOS"
+RAW, CHAT, COLD, WARM = (
+    f"{PROMPT_TOKENS} private tokens as they are",
+    f"{PROMPT_TOKENS} private tokens, chat",
+    f"{COMMON_TOKENS} common and {OWN_TOKENS} private tokens, chat, first round",
+    f"{COMMON_TOKENS} common and {OWN_TOKENS} private tokens, chat, second round",
+)
 BARS = (
-    Bar("throughput.vs_bare", f"{SEQUENCES} processes, SDK to engine and back, over the bare loop",
-        "x", "higher", 0.85),
+    Bar("throughput.vs_bare", f"{SEQUENCES} private prompts of {PROMPT_TOKENS} tokens, "
+        f"{NEW_TOKENS} new, whole path over the bare loop", "x", "higher", 0.90),
+    Bar("throughput.vs_llama_server", "the same as streaming chat over a llama.cpp server with "
+        f"{SEQUENCES} slots", "x", "higher", 1.10),
+    Bar("throughput.ttft_p95_vs_llama_server", "its p95 time to first token, ours over theirs",
+        "x", "lower", 1.0),
+    Bar("throughput.shared_vs_llama_server_cold", f"{SEQUENCES} agents with a common "
+        f"{COMMON_TOKENS}-token system prompt and {OWN_TOKENS} private tokens: first round",
+        "x", "higher", 2.5),
+    Bar("throughput.shared_vs_llama_server_warm", "the same: second round", "x", "higher", 1.0),
+    Bar("throughput.vs_llama_cpp_server",
+        f"llama-cpp-python's own server at {SEQUENCES} clients", "x", "higher", 3),
 )  # fmt: skip
 
 
-class BareMissing(Exception):
-    """The bare loop did not run."""
+@dataclass(frozen=True, slots=True)
+class Size:
+    repeats: int
+    sequences: int
+    new: int
+    window: int  # tokens a slot, on our side and theirs
+    prompt: int = PROMPT_TOKENS
+    common: int = COMMON_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One side of the ratio, once."""
+class Board:
+    """Every repeat of every side, by what it had to do."""
 
-    rate: float  # generated tokens a second
-    digest: str  # of what was said
+    rounds: defaultdict[tuple[str, str], list[Crowded]] = field(
+        default_factory=lambda: defaultdict[tuple[str, str], list[Crowded]](list)
+    )
+    missing: list[Missing] = field(default_factory=list[Missing])
 
+    def absent(self, error: Absent) -> None:
+        if not any(gap.peer == str(error) for gap in self.missing):
+            self.missing.append(Missing(str(error), "make peers"))
 
-def prompt(client: Line, repeat: int, index: int) -> str:
-    """A text of exactly PROMPT_TOKENS tokens that shares no beginning with another."""
-    words = [f"{chr(65 + index)}{repeat}:", *(WORDS * 8)[index : index + PROMPT_TOKENS]]
-    while len(tokens(client, " ".join(words))) > PROMPT_TOKENS:
-        words.pop()
-    while len(tokens(client, " ".join(words))) < PROMPT_TOKENS:
-        words.append("and")
-    if len(tokens(client, " ".join(words))) != PROMPT_TOKENS:
-        raise RigError(f"no text of {PROMPT_TOKENS} tokens was found for {MODEL}")
-    return " ".join(words)
+    def ratios(self, load: str, other: str) -> list[float]:
+        """Our rate over theirs, repeat by repeat."""
+        return [round(one.rate / theirs.rate, 4) for one, theirs in self.pairs(load, other)]
 
+    def pairs(self, load: str, other: str) -> list[tuple[Crowded, Crowded]]:
+        return list(zip(self.rounds[load, OURS], self.rounds[load, other], strict=False))
 
-def tokens(client: Line, text: str) -> list[int]:
-    return client.call("tokenize", v.Tokenize(MODEL, text), v.Tokens).tokens
+    def values(self) -> dict[str, list[float]]:
+        waits = [round(a.ttft_p95_s / b.ttft_p95_s, 4) for a, b in self.pairs(CHAT, LLAMA)]
+        return {
+            "throughput.vs_bare": self.ratios(RAW, bare.NAME),
+            "throughput.vs_llama_server": self.ratios(CHAT, LLAMA),
+            "throughput.ttft_p95_vs_llama_server": waits,
+            "throughput.shared_vs_llama_server_cold": self.ratios(COLD, LLAMA),
+            "throughput.shared_vs_llama_server_warm": self.ratios(WARM, LLAMA),
+            "throughput.vs_llama_cpp_server": self.ratios(CHAT, PYTHON),
+        }
 
-
-async def _answer(client: AsyncLLMasOS, text: str, new: int, answers: dict[str, str]) -> None:
-    process = await client.spawn(MODEL, app="bench", keep=False)
-    reply = await process.generate(text, raw=True, temperature=0, ignore_eos=True, max_tokens=new)
-    used = reply.usage
-    if (used.prompt_tokens, used.completion_tokens) != (PROMPT_TOKENS, new):
-        raise RigError(f"{used.prompt_tokens} tokens were fed, {used.completion_tokens} generated")
-    answers[text] = reply.text
-
-
-async def _all(path: Path, prompts: Sequence[str], new: int) -> Side:
-    answers: dict[str, str] = {}
-    async with AsyncLLMasOS(socket=path) as client:
-        begun = time.perf_counter()
-        async with anyio.create_task_group() as group:
-            for text in prompts:
-                group.start_soon(_answer, client, text, new, answers)
-        took = time.perf_counter() - begun
-    said = "\n".join(answers[text] for text in prompts)
-    digest = hashlib.sha256(said.encode()).hexdigest()
-    return Side(round(len(prompts) * new / took, 2), digest)
-
-
-def ours(rig: Rig, prompts: Sequence[str], new: int) -> Side:
-    """Through SDK and socket."""
-    try:
-        return anyio.run(_all, rig.socket, prompts, new)
-    except ExceptionGroup as group:  # one of the sixteen failed, the others were cancelled
-        raise RigError(str(group.exceptions[0])) from group
+    def beside(self) -> list[dict[str, object]]:
+        """Each side's medians and repeats, for the README's table."""
+        return [
+            {
+                "load": load,
+                "side": side,
+                "rate": round(median(one.rate for one in found), 1),
+                "ttft_p50_s": round(median(one.ttft_p50_s for one in found), 3),
+                "ttft_p95_s": round(median(one.ttft_p95_s for one in found), 3),
+                "rates": [round(one.rate, 2) for one in found],
+                "ttfts_p95_s": [round(one.ttft_p95_s, 3) for one in found],
+            }
+            for (load, side), found in self.rounds.items()
+            if found
+        ]
 
 
-def bare(path: str, prompts: Sequence[Sequence[int]], new: int) -> Side:
-    """The bare loop, in a process of its own. BareMissing when it cannot run."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
-        json.dump(prompts, file)
-        file.flush()
-        line = [
-            sys.executable, "-m", BARE, "--model", path, "--sequences", str(len(prompts)),
-            "--prompts", file.name, "--new", str(new), "--threads", str(os.cpu_count() or 1),
-        ]  # fmt: skip
-        done = subprocess.run(line, capture_output=True, text=True)
-    if done.returncode:
-        raise BareMissing((done.stderr.strip().splitlines() or ["no message"])[-1])
-    said = json.loads(done.stdout.splitlines()[-1])
-    if said["tokens"] != len(prompts) * new:
-        raise RigError(f"the bare loop made {said['tokens']} tokens, not {len(prompts) * new}")
-    return Side(round(said["tokens"] / said["wall_s"], 2), said["text_sha256"])
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """Our machine, the others, and what they all have to do."""
+
+    rig: Rig
+    path: str
+    writer: Writer
+    servers: Sequence[Server]
+    size: Size
+    board: Board
+
+    def warm(self) -> None:
+        """What is only slow the first time does not count."""
+        chat = self.writer.private_chat(9, 0, self.size.prompt)
+        together(self.rig.socket, [Ask(chat.user, greedy(1), system=chat.system)])
+        for server in self.servers:
+            server.together([chat], 1)
+
+    def raw(self, repeat: int) -> None:
+        """Beside the bare loop."""
+        new = self.size.new
+        texts = [
+            self.writer.private(repeat, index, self.size.prompt)
+            for index in range(self.size.sequences)
+        ]
+        self.ours(RAW, [raw(text, greedy(new)) for text in texts], self.size.prompt)
+        try:
+            prompts = [tokens(self.writer.client, text) for text in texts]
+            self.board.rounds[RAW, bare.NAME].append(bare.answered(self.path, prompts, new))
+        except Absent as error:
+            self.board.absent(error)
+
+    def chats(self, load: str, chats: Sequence[Chat], prompt: int, others: Sequence[str]) -> None:
+        """Beside servers."""
+        new = self.size.new
+        asks = [Ask(chat.user, greedy(new), system=chat.system) for chat in chats]
+        self.ours(load, asks, prompt)
+        for server in self.servers:
+            if server.name in others:
+                found = crowded(server.together(chats, new), new, prompt)
+                self.board.rounds[load, server.name].append(found)
+
+    def ours(self, load: str, asks: Sequence[Ask], prompt: int) -> None:
+        found = crowded(together(self.rig.socket, asks), self.size.new, prompt)
+        self.board.rounds[load, OURS].append(found)
+
+    def private(self, repeat: int) -> None:
+        count, prompt = range(self.size.sequences), self.size.prompt
+        chats = [self.writer.private_chat(repeat, index, prompt) for index in count]
+        self.chats(CHAT, chats, prompt, (LLAMA, PYTHON))
+
+    def shared(self, repeat: int) -> None:
+        """A system prompt that nobody has seen, then once more with other questions."""
+        count, common = self.size.sequences, self.size.common
+        for turn, load in enumerate((COLD, WARM)):
+            chats = [
+                self.writer.shared_chat(f"S{repeat}", index, common, OWN_TOKENS)
+                for index in range(turn * count, turn * count + count)
+            ]
+            self.chats(load, chats, common + OWN_TOKENS, (LLAMA,))
 
 
 def take(tiny: bool) -> Take:
-    repeats, sequences, new = (1, 2, 4) if tiny else (3, SEQUENCES, NEW_TOKENS)
-    mine, theirs, missing = list[Side](), list[Side](), list[Missing]()
-    with daemon() as rig, rig.client() as client:
-        path = file_of(client)
-        ours(rig, [prompt(client, 9, index) for index in range(sequences)], 4)  # warm
-        for repeat in range(repeats):
-            texts = [prompt(client, repeat, index) for index in range(sequences)]
-            mine.append(ours(rig, texts, new))
+    size = Size(1, 2, 4, 256, 44, 64) if tiny else Size(3, SEQUENCES, NEW_TOKENS, 2048)
+    board = Board()
+    shape = {"slots": size.sequences, "window": size.window}
+    with tuned() as (rig, client), mounted(client, **shape) as device, ExitStack() as stack:
+        found = image(client)
+        path = found.tuned or found.path
+        sides: list[AbstractContextManager[Server]] = [
+            llama_server(path, size.sequences, size.window), python_server(path),
+        ]  # fmt: skip
+        servers = list[Server]()
+        for side in sides:
             try:
-                theirs.append(bare(path, [tokens(client, text) for text in texts], new))
-            except BareMissing as error:
-                missing = [Missing(f"bare llama_decode loop ({error})", "make setup")]
-        digest = rig.digest()
-    pairs = list(zip(mine, theirs, strict=False))
-    facts = {
-        "model": digest,
-        "threads": os.cpu_count(),
-        "ours_tokens_a_second": [side.rate for side in mine],
-        "bare_tokens_a_second": [side.rate for side in theirs],
-        "same_text": [one.digest == other.digest for one, other in pairs],
-    }
-    ratios = [round(one.rate / other.rate, 4) for one, other in pairs]
-    return Take({"throughput.vs_bare": ratios}, facts, missing)
-
-
-def file_of(client: Line) -> str:
-    images = client.call("images", v.Nothing(), v.Images).images
-    return next(image.path for image in images if image.name == MODEL)
+                servers.append(stack.enter_context(side))
+            except Absent as error:
+                board.absent(error)
+        contest = Contest(rig, path, Writer.of(client), servers, size, board)
+        contest.warm()
+        for repeat in range(size.repeats):
+            contest.raw(repeat)
+            contest.private(repeat)
+            contest.shared(repeat)
+        said = {**facts(client), "beside": board.beside()}
+    same = [one.digest == other.digest for one, other in board.pairs(RAW, bare.NAME)]
+    settings: dict[str, Mapping[str, object]] = {OURS: {**shape, "placement": device.placement}}
+    settings |= {server.name: server.settings for server in servers}
+    said |= {"same_text_as_bare": same}
+    return Take(board.values(), said, board.missing, settings)
 
 
 SUITE = Suite("throughput", BARS, take)

@@ -76,6 +76,15 @@ def _processor() -> Finding:
     return Finding("ok", f"{cores}, {' '.join(known)}")
 
 
+def _graphics() -> Finding:
+    patterns = ("nvidia[0-9]*", "kfd", "dri/renderD*")
+    nodes = [node for pattern in patterns for node in Path("/dev").glob(pattern)]
+    if nodes or sys.platform == "darwin":
+        shown = ", ".join(map(str, sorted(nodes))) or "Metal"
+        return Finding("ok", f"{shown}: `llmasos devices` tells whether llama.cpp can use it")
+    return Finding("ok", "no GPU: models run on the processor")
+
+
 def _memory() -> Finding:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -183,9 +192,9 @@ def _existing(path: Path) -> Path:
 
 CHECKS: Sequence[tuple[str, Callable[[], Finding]]] = (
     ("python", _python), ("packages", _packages), ("compiler", _compiler),
-    ("processor", _processor), ("memory", _memory), ("disk", _disk), ("model", _model),
-    ("directories", _directories), ("file system", _file_system), ("socket", _socket),
-    ("settings", _settings), ("daemon", _daemon),
+    ("processor", _processor), ("graphics", _graphics), ("memory", _memory), ("disk", _disk),
+    ("model", _model), ("directories", _directories), ("file system", _file_system),
+    ("socket", _socket), ("settings", _settings), ("daemon", _daemon),
 )  # fmt: skip
 
 

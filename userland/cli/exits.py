@@ -20,6 +20,7 @@ _CODES = {
     Errno.ECONNREFUSED: NO_DAEMON,
     Errno.EPIPE: NO_DAEMON,
     Errno.EIO: ENGINE,
+    Errno.EPOISON: ENGINE,
     Errno.ENOMEM: MEMORY,
     Errno.E2BIG: MEMORY,
     Errno.EACCES: DENIED,

@@ -1,14 +1,13 @@
-"""Verbs about models and the devices that run them."""
+"""Verbs about models: what is installed, and what is made of it."""
 
 import os
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 
-from . import exits
+from . import exits, options
 from .door import connect
 from .show import card, document, note, size, table
 
@@ -24,12 +23,18 @@ def list_(arguments: Namespace) -> int:
         document({"images": images})
         return exits.OK
     rows = [
-        (i.name, i.driver, i.architecture, size(i.bytes), i.context, i.licence,
-         ", ".join(i.aliases))
+        (i.name, i.driver, i.architecture or "-", "-" if i.url else size(i.bytes),
+         _quantisation(i), i.context or "-", i.licence, ", ".join(i.aliases), i.url)
         for i in images
     ]  # fmt: skip
-    table(("NAME", "DRIVER", "KIND", "SIZE", "CONTEXT", "LICENCE", "ALIASES"), rows)
+    head = ("NAME", "DRIVER", "KIND", "SIZE", "QUANT", "CONTEXT", "LICENCE", "ALIASES", "URL")
+    wide = len(head) - (not any(image.url for image in images))
+    table(head[:wide], [row[:wide] for row in rows])
     return exits.OK
+
+
+def _quantisation(image: v.ImageInfo) -> str:
+    return f"{image.quantisation or '-'}{', tuned' if image.tuned else ''}"
 
 
 def show(arguments: Namespace) -> int:
@@ -48,12 +53,18 @@ def _one(image: v.ImageInfo, arguments: Namespace) -> None:
     if arguments.json:
         document(image)
     else:
-        card({**asdict(image), "bytes": size(image.bytes), "aliases": ", ".join(image.aliases)})
+        shown = {"bytes": size(image.bytes), "aliases": ", ".join(image.aliases)}
+        card({**asdict(image), **shown, "options": options.shown(image.options)})
 
 
 def add(arguments: Namespace) -> int:
-    # The daemon does not know our directory.
-    return _add(v.ImageAdd(arguments.name, path=os.path.abspath(arguments.file)), arguments)
+    chosen = options.read(arguments.options)
+    if "://" in arguments.file:
+        request = v.ImageAdd(arguments.name, url=arguments.file, options=chosen)
+    else:  # the daemon does not know our directory
+        path = os.path.abspath(arguments.file)
+        request = v.ImageAdd(arguments.name, path=path, options=chosen)
+    return _add(request, arguments)
 
 
 def alias(arguments: Namespace) -> int:
@@ -74,62 +85,4 @@ def rm(arguments: Namespace) -> int:
         document({"name": arguments.name, "removed": True})
     else:
         note(f"{arguments.name} is forgotten; its file stays")
-    return exits.OK
-
-
-# --- devices ----------------------------------------------------------------------------------
-def devices(arguments: Namespace) -> int:
-    with connect() as line:
-        found = line.call("devices", v.Nothing(), v.Devices).devices
-    if arguments.json:
-        document({"devices": found})
-    else:
-        show_devices(found)
-        for device in found:
-            for text in filter(None, (device.placement, device.note)):
-                note(f"{device.name}: {text}")
-    return exits.OK
-
-
-def show_devices(found: Sequence[v.DeviceInfo]) -> None:
-    head = ("DEVICE", "DRIVER", "STATE", "BUSY", "WAITING", "WINDOW", "TOK/S", "OS PID", "RESTARTS")
-    rows = [
-        (d.name, d.driver, d.state, f"{d.busy}/{d.slots}", d.waiting, d.window or "-",
-         f"{d.rate:.1f}", d.os_pid or "-", d.restarts)
-        for d in found
-    ]  # fmt: skip
-    table(head, rows)
-
-
-def mount(arguments: Namespace) -> int:
-    options = dict(_option(text) for text in arguments.options)
-    with connect(start=True) as line:
-        device = line.call("mount", v.Mount(arguments.image, options), v.DeviceInfo)
-    if arguments.json:
-        document(device)
-    else:
-        show_devices([device])
-    return exits.OK
-
-
-def _option(text: str) -> tuple[str, bool | int | float | str]:
-    """KEY=VALUE, the value as the driver wants it. EINVAL without a `=`."""
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise SyscallError(Errno.EINVAL, f"--set {text}: not KEY=VALUE", "as in --set window=4096")
-    if value in ("true", "false"):
-        return key, value == "true"
-    for kind in (int, float):
-        try:
-            return key, kind(value)
-        except ValueError:
-            continue
-    return key, value
-
-
-def unmount(arguments: Namespace) -> int:
-    with connect() as line:
-        line.call("unmount", v.Unmount(arguments.image), v.Nothing)
-    if arguments.json:
-        document({"image": arguments.image, "mounted": False})
     return exits.OK

@@ -1,4 +1,4 @@
-"""Verbs about processes: ps, kill, nice, wait, attach, mem."""
+"""Verbs about processes: ps, fork, kill, nice, wait, attach, mem."""
 
 import time
 from argparse import Namespace
@@ -47,6 +47,18 @@ def ps(arguments: Namespace) -> int:
         document({"processes": found})
     else:
         show_processes(found)
+    return exits.OK
+
+
+def fork(arguments: Namespace) -> int:
+    request = v.Fork(arguments.pid, arguments.count, arguments.app, arguments.nice)
+    with connect() as line:
+        forked = line.call("fork", request, v.Forked)
+    if arguments.json:
+        document(forked)
+    else:
+        for pid in forked.pids:
+            print(pid)
     return exits.OK
 
 

@@ -51,6 +51,8 @@ _PID = _option("pid", metavar="PID", type=between(int, 1, 2**53))
 _NICE = between(int, limits.NICE_MIN, limits.NICE_MAX)
 _SECONDS = between(float, 0, 1e6)
 _MODEL = _option("-m", "--model", help="a model's name or alias")
+_SET = _option("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
+               help="an option of its driver, as window=4096; repeatable")  # fmt: skip
 _SAMPLING = (
     _option("--max-tokens", type=between(int, 1, limits.WINDOW_MAX), metavar="N",
             help=f"at most so many new tokens (default {limits.MAX_TOKENS})"),
@@ -95,6 +97,12 @@ _ROWS = (
                 help="seconds (default 2)"),
         _JSON,
     )),
+    Verb("fork", ".processes:fork", "start children that go on from what a process has said", (
+        _option("-n", "--count", type=between(int, 1, limits.FORKS), default=1, metavar="COUNT",
+                help="how many (default 1)"),
+        _option("--app", default="", metavar="NAME", help="for `ps`; else the parent's"),
+        _option("--nice", type=_NICE, metavar="N", help="else the parent's"), _JSON, _PID,
+    )),
     Verb("kill", ".processes:kill", "send a signal to processes", (
         *_SIGNAL, _JSON,
         _option("pids", nargs="+", metavar="PID", type=between(int, 1, 2**53)),
@@ -122,19 +130,33 @@ _ROWS = (
     Verb("models list", ".models:list_", "installed models", (_JSON,)),
     Verb("models show", ".models:show", "one model: file, digest, licence",
          (_JSON, _option("name", metavar="NAME"))),
-    Verb("models add", ".models:add", "install a GGUF file, used in place",
-         (_JSON, _option("name", metavar="NAME"), _option("file", metavar="FILE"))),
+    Verb("models add", ".models:add", "install a GGUF file, used in place, or an endpoint's url", (
+        _SET, _JSON, _option("name", metavar="NAME"),
+        _option("file", metavar="FILE|URL", help="a url as https://api.example.com/v1"),
+    )),
     Verb("models alias", ".models:alias", "give a model a second name",
          (_JSON, _option("name", metavar="NAME"), _option("image", metavar="EXISTING"))),
     Verb("models rm", ".models:rm", "forget a model or an alias; its file stays",
          (_JSON, _option("name", metavar="NAME"))),
-    Verb("devices", ".models:devices", "mounted devices", (_JSON,)),
-    Verb("mount", ".models:mount", "start a model's engine", (
-        _option("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
-                help="an option of its driver, as window=4096; repeatable"),
+    Verb("models tune", ".tune:tune", "requantise a model for this machine, and measure it", (
+        _option("--small", action="store_true", help="Q4_K_M: smaller than the default Q8_0"),
+        _option("--to", type=str.upper, metavar="QUANT", default="",
+                help="another quantisation of llama.cpp, as Q6_K; a wrong one lists them"),
+        _option("--no-measure", action="store_true", help="no perplexity, no speed: seconds"),
+        _option("--off", action="store_true",
+                help="use the original file again, and delete what was made"),
+        _JSON, _option("name", metavar="NAME"),
+    )),
+    Verb("devices", ".devices:devices", "what computes here, what is mounted and why there",
+         (_JSON,)),
+    Verb("mount", ".devices:mount", "start a model's engine", (
+        _SET,
+        _option("--pin", action="store_true", help="never unload it by itself"),
+        _option("--deterministic", action="store_true",
+                help="what runs beside a call changes nothing in it; slower"),
         _JSON, _option("image", metavar="MODEL"),
     )),
-    Verb("unmount", ".models:unmount", "stop a model's engine; its processes keep their pages",
+    Verb("unmount", ".devices:unmount", "stop a model's engine; its processes keep their pages",
          (_JSON, _option("image", metavar="MODEL"))),
     Verb("daemon start", ".daemon:start",
          "start the kernel in the background; takes --SETTING VALUE", (_JSON,), extra=True),
@@ -149,6 +171,12 @@ _ROWS = (
         _JSON,
     )),
     Verb("daemon run", ".daemon:run", "run the kernel here", rest=True),
+    Verb("secrets set", ".secrets:set_", "keep a key of an endpoint; it is read from stdin", (
+        _option("--keyring", action="store_true", help="in the desktop's keyring, not in a file"),
+        _JSON, _option("name", metavar="NAME"),
+    )),
+    Verb("secrets list", ".secrets:list_", "names of the keys that are kept", (_JSON,)),
+    Verb("secrets rm", ".secrets:rm", "forget a key", (_JSON, _option("name", metavar="NAME"))),
     Verb("config list", ".daemon:config_list", "every setting and where its value came from",
          (_JSON,)),
     Verb("config path", ".daemon:config_path", "where files live", (_JSON,)),

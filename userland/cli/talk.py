@@ -17,6 +17,8 @@ from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland.line import Line
 
+from .progress import follow
+
 MODEL = "smollm2"
 _SAMPLING = ("max_tokens", "temperature", "repeat_penalty", "seed", "stop")
 
@@ -46,7 +48,7 @@ def spawn(line: Line, arguments: Namespace, app: str, *, keep: bool) -> v.Spawne
         model(arguments.model), app=app, nice=arguments.nice,
         system=clean(arguments.system, "the system prompt"), keep=keep,
     )  # fmt: skip
-    return line.call("spawn", request, v.Spawned)
+    return follow(line.stream("spawn", request, v.Progress, v.Spawned))
 
 
 def sampling(arguments: Namespace) -> v.Sampling:

@@ -12,8 +12,8 @@ from llmasos.kernel import values as v
 from llmasos.userland.line import Line
 
 from . import exits
+from .devices import show_devices
 from .door import connect
-from .models import show_devices
 from .processes import processes, show_processes
 from .show import document, iso, size, span
 

@@ -211,24 +211,34 @@ class AsyncLLMasOS:
         """Installed models."""
         return await self._call("images", v.Nothing(), v.Images)
 
-    async def image_add(self, name: str, *, path: str | Path = "", image: str = "") -> v.ImageInfo:
-        """Install a model file, used in place, or give an image a second name. Operators only."""
-        return await self._call("image_add", v.ImageAdd(name, _file(path), image), v.ImageInfo)
+    async def image_add(
+        self, name: str, *, path: str | Path = "", image: str = "", url: str = "",
+        options: dict[str, bool | int | float | str] | None = None,
+    ) -> v.ImageInfo:  # fmt: skip
+        """Install a model file, used in place, or the url of an OpenAI-compatible endpoint.
+
+        Or give an image a second name. Operators only.
+        """
+        asked = v.ImageAdd(name, _file(path), image, url, options or {})
+        return await self._call("image_add", asked, v.ImageInfo)
 
     def image_tune(
-        self, name: str, *, quantisation: str = "Q8_0", measure: bool = True
+        self, name: str, *, quantisation: str = "Q8_0", measure: bool = True, off: bool = False
     ) -> Stream[v.Progress, v.Tuned]:
-        """Requantise a model for this machine: progress, then what was gained. Operators only."""
-        asked = v.ImageTune(name, quantisation, measure)
+        """Requantise a model for this machine: progress, then what was gained. Operators only.
+
+        `off`: delete what was made, and use the original file again.
+        """
+        asked = v.ImageTune(name, quantisation, measure, off)
         return Stream(self._link, self._link.begin("image_tune", asked), v.Progress, v.Tuned)
 
     async def image_remove(self, name: str) -> v.Nothing:
         """Forget a model or an alias; the file stays. EBUSY while it is used. Operators only."""
         return await self._call("image_remove", v.ImageRemove(name), v.Nothing)
 
-    async def devices(self) -> v.Devices:
-        """Mounted devices."""
-        return await self._call("devices", v.Nothing(), v.Devices)
+    async def devices(self, *, hardware: bool = False) -> v.Devices:
+        """Mounted devices. `hardware`: find out what there is, mounted or not."""
+        return await self._call("devices", v.Look(hardware), v.Devices)
 
     async def mount(
         self, image: str, /, *, pin: bool = False, **options: bool | int | float | str

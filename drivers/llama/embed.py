@@ -1,0 +1,149 @@
+"""Texts as vectors: a second context on the same model, and the texts that wait for it.
+
+The engine thread computes one piece of one text between two steps, so two contexts never compute
+at once and answers go on meanwhile. Pieces have one size, whatever else runs: a text has one
+vector. It is the mean of what the model computed at each token, made one long.
+"""
+
+import ctypes
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmasos.kernel import limits
+from llmasos.kernel.errors import DeviceFault
+
+from . import frames
+from .cpp import Model, lib
+
+_PIECE_TOKENS = limits.CHUNK_TOKENS
+
+
+@dataclass(slots=True)
+class _Text:
+    """A text under way."""
+
+    number: int  # of the request
+    tokens: list[int]
+    done: int = 0  # tokens
+    total: NDArray[np.float64] | None = None
+
+
+class Embedder:
+    """Owned by the engine thread. The context is made for the first text."""
+
+    def __init__(self, model: Model, settings: frames.Settings) -> None:
+        self._model, self._settings = model, settings
+        self._texts: deque[_Text] = deque()
+        self._context: VectorContext | None = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._texts)
+
+    def take(self, number: int, tokens: list[int]) -> None:
+        self._texts.append(_Text(number, tokens))
+
+    def step(self) -> frames.Frame | None:
+        """Compute one piece of the oldest text; the answer when that was its last."""
+        if not self._texts:
+            return None
+        text = self._texts[0]
+        try:
+            self._feed(text)
+            if text.done < len(text.tokens):
+                return None
+            answer = [frames.ANSWER, text.number, _vector(text), [len(text.tokens)]]
+        except DeviceFault as error:
+            answer = [frames.REFUSED, text.number, int(error.errno), error.message, error.hint]
+        self._texts.popleft()
+        return answer
+
+    def _feed(self, text: _Text) -> None:
+        if self._context is None:
+            self._context = VectorContext(self._model, self._settings)
+        piece = text.tokens[text.done : text.done + _PIECE_TOKENS]
+        rows = self._context.compute(piece, text.done)
+        total: NDArray[np.float64] = rows.sum(axis=0, dtype=np.float64)
+        text.total = total if text.total is None else text.total + total
+        text.done += len(piece)
+
+
+def window(settings: frames.Settings) -> int:
+    """Tokens of the longest text."""
+    return min(settings.window, limits.EMBED_TOKENS)
+
+
+def _vector(text: _Text) -> bytes:
+    """Little-endian 32-bit floats, of length 1."""
+    if text.total is None:
+        raise DeviceFault("a text without tokens has no vector")
+    length = float(np.linalg.norm(text.total))
+    if not math.isfinite(length) or length == 0:
+        raise DeviceFault("the model computed no numbers")
+    return (text.total / length).astype("<f4").tobytes()
+
+
+class VectorContext:
+    """llama.cpp's context for vectors: one sequence, every token's output. Checked before C."""
+
+    def __init__(self, model: Model, settings: frames.Settings) -> None:
+        self._window, self._vocab_size = window(settings), model.vocab.size
+        self.dimensions: int = lib.llama_model_n_embd(model.handle)
+        self._handle: Any = lib.llama_init_from_model(model.handle, _parameters(settings))
+        if not self._handle:
+            raise DeviceFault(f"no context of {self._window} tokens for vectors")
+        self._memory: Any = lib.llama_get_memory(self._handle)
+        self._token = np.zeros(_PIECE_TOKENS, np.int32)
+        self._pos = np.zeros(_PIECE_TOKENS, np.int32)
+        self._one = np.ones(_PIECE_TOKENS, np.int32)
+        self._want = np.ones(_PIECE_TOKENS, np.int8)
+        self._row = np.zeros(1, np.int32)
+        self._seq = np.full(_PIECE_TOKENS, self._row.ctypes.data, np.uintp)
+        row = ctypes.POINTER(ctypes.c_int32)
+        batch = lib.llama_batch()
+        batch.token = self._token.ctypes.data_as(row)
+        batch.pos = self._pos.ctypes.data_as(row)
+        batch.n_seq_id = self._one.ctypes.data_as(row)
+        batch.seq_id = self._seq.ctypes.data_as(ctypes.POINTER(row))
+        batch.logits = self._want.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        self._batch: Any = batch
+
+    def compute(self, tokens: list[int], first: int) -> NDArray[np.float32]:
+        """One row for each token: C's own memory, gone with the next call. 0 begins a text."""
+        if first == 0:
+            lib.llama_memory_seq_rm(self._memory, 0, -1, -1)
+        count = len(tokens)
+        if not 0 < count <= _PIECE_TOKENS or first + count > self._window:
+            raise DeviceFault(f"{count} tokens at {first} of {self._window}")
+        if first != lib.llama_memory_seq_pos_max(self._memory, 0) + 1:
+            raise DeviceFault(f"position {first} is not the next of the text")
+        if min(tokens) < 0 or max(tokens) >= self._vocab_size:
+            raise DeviceFault(f"a token id is not 0 to {self._vocab_size - 1}")
+        self._token[:count] = tokens
+        self._pos[:count] = np.arange(first, first + count)
+        self._batch.n_tokens = count
+        result: int = lib.llama_decode(self._handle, self._batch)
+        pointer = None if result else lib.llama_get_embeddings(self._handle)
+        if not pointer:
+            raise DeviceFault(f"llama_decode returned {result} for {count} tokens of a text")
+        return np.ctypeslib.as_array(pointer, (count, self.dimensions))
+
+
+def _parameters(settings: frames.Settings) -> Any:
+    flash = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    parameters = lib.llama_context_default_params()
+    parameters.n_ctx = window(settings)
+    parameters.n_batch = parameters.n_ubatch = _PIECE_TOKENS
+    parameters.n_seq_max = 1
+    parameters.n_threads = parameters.n_threads_batch = settings.threads
+    parameters.flash_attn_type = flash[0] if settings.flash else flash[1]
+    parameters.embeddings = True
+    # The library's own mean would need a whole text in one step.
+    parameters.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
+    parameters.no_perf = True
+    return parameters

@@ -1,0 +1,122 @@
+"""What llama.cpp finds to compute with, and where a model goes. Runs in child processes only.
+
+    python -m llmasos.drivers.llama.placement
+
+prints it as JSON. Devices are named cpu0, gpu0, gpu1 ... in llama.cpp's own order.
+"""
+
+import ctypes
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from llmasos.kernel.values import Hardware
+
+from . import devices, gguf, options
+from .cpp import backend
+from .frames import Settings
+
+_CPU, _GPU, _IGPU = 0, 1, 2  # enum ggml_backend_dev_type
+_NOT_GPUS = frozenset({"CPU", "BLAS", "RPC", "AMX"})  # backends
+_SPARE_BYTES = 512 * 1024 * 1024  # of a GPU: the buffers of a step
+_MEGA = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model goes, and why."""
+
+    settings: Settings  # with the number of layers that go to a GPU
+    on: str
+    why: str
+    found: Sequence[Hardware]
+
+    def facts(self) -> dict[str, object]:
+        """What UP tells of it."""
+        words = f"{self.on}: {self.why}; {self.settings.threads} threads"
+        return {
+            "placement": words, "on": self.on, "hardware": [asdict(one) for one in self.found],
+        }  # fmt: skip
+
+
+def backends() -> frozenset[str]:
+    """What can be a GPU to this build of llama.cpp: CUDA, ROCm, Vulkan, MTL ..."""
+    count = backend("reg_count", ctypes.c_size_t)
+    get = backend("reg_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = backend("reg_name", ctypes.c_char_p, ctypes.c_void_p)
+    return frozenset(name(get(i)).decode() for i in range(count())) - _NOT_GPUS
+
+
+def found() -> list[Hardware]:
+    """Everything that computes, or could in another build."""
+    count = backend("dev_count", ctypes.c_size_t)
+    get = backend("dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    kind = backend("dev_type", ctypes.c_int, ctypes.c_void_p)
+    every = [get(index) for index in range(count())]
+    cpus = [device for device in every if kind(device) == _CPU]
+    gpus = [device for device in every if kind(device) in (_GPU, _IGPU)]
+    known = backends()
+    return devices.named(
+        [
+            *(_cpu(device, "" if known else devices.build_for_any()) for device in cpus[:1]),
+            *(_describe(device, f"gpu{number}", "gpu") for number, device in enumerate(gpus)),
+        ],
+        devices.seen(),
+        known,
+    )
+
+
+def _cpu(device: int, note: str) -> Hardware:
+    plain = _describe(device, "cpu0", "cpu")
+    text = f"{plain.description}, {options.cores()} of {os.cpu_count()} cores"
+    free = options.available_bytes() or plain.free
+    return replace(plain, description=text, free=free, note=note)
+
+
+def _describe(device: int, name: str, kind: str) -> Hardware:
+    description = backend("dev_description", ctypes.c_char_p, ctypes.c_void_p)
+    sizes = ctypes.POINTER(ctypes.c_size_t)
+    memory = backend("dev_memory", None, ctypes.c_void_p, sizes, sizes)
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    memory(device, ctypes.byref(free), ctypes.byref(total))
+    words = description(device).decode("utf-8", "replace").strip()
+    return Hardware(name, kind, words, total.value, free.value, usable=True, note="")
+
+
+def place(settings: Settings) -> Placement:
+    """Choose how many layers go to the GPUs. Reads the file's header when there is one."""
+    every = found()
+    if not any(one.kind == "gpu" and one.usable for one in every):
+        return Placement(replace(settings, gpu_layers=0), "cpu0", without(every), every)
+    header = gguf.read(Path(settings.path))
+    cells = settings.slots * settings.window * header.cell_bytes
+    return choose(settings, every, header.blocks + 1, header.facts.bytes + cells)
+
+
+def without(every: Sequence[Hardware]) -> str:
+    """Why there is no GPU to use."""
+    if any(one.kind == "gpu" for one in every):
+        return "this build of llama.cpp has no GPU support"
+    return "no GPU was found"
+
+
+def choose(settings: Settings, every: Sequence[Hardware], layers: int, needed: int) -> Placement:
+    """All layers when they fit, else as many as do; what a person asked for is done as said."""
+    gpus = [one for one in every if one.kind == "gpu" and one.usable]
+    names = ", ".join(gpu.name for gpu in gpus)
+    room = sum(max(0, gpu.free - _SPARE_BYTES) for gpu in gpus)
+    fitting = min(layers, room * layers // max(1, needed))
+    asked = settings.gpu_layers
+    count = fitting if asked < 0 else min(asked, layers)
+    why = f"all {layers} layers" if count == layers else f"{count} of {layers} layers"
+    if asked < 0 and fitting < layers:
+        why += f": {needed // _MEGA} MB are needed, {room // _MEGA} MB are free on {names}"
+    elif asked == 0:
+        why = "gpu_layers is 0"
+    return Placement(replace(settings, gpu_layers=count), names if count else "cpu0", why, every)
+
+
+if __name__ == "__main__":
+    print(json.dumps([asdict(one) for one in found()]))

@@ -1,0 +1,119 @@
+"""What a model file does: its perplexity over a passage, and its speed with a full batch.
+
+    python -m llmasos.drivers.llama.quality FILE STAGE
+
+Perplexity is computed as llama.cpp's own tool does it: the passage is cut into windows of
+WINDOW tokens, the first half of each is context only, and the figure is the exponential of the
+mean negative log-likelihood of the tokens of the second halves. It compares files of one model;
+it is over a short text of ours, so it is no figure to publish.
+https://github.com/ggml-org/llama.cpp/blob/master/tools/perplexity/perplexity.cpp
+"""
+
+import math
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmasos.kernel.errors import DeviceFault
+
+from . import bare, errand, gguf, options
+from .cpp import Context, Model, lib, load
+from .frames import Settings
+from .placement import place
+
+PASSAGE = Path(__file__).with_name("passage.txt")
+WINDOW = 512
+_WINDOWS = 3
+_SEQUENCES, _PROMPT, _NEW = 16, 64, 32  # tokens
+_OPTIONS = {"slots": _SEQUENCES, "window": 256, "nice": 0}
+
+
+def work(voice: errand.Voice) -> dict[str, object]:
+    path, stage = Path(sys.argv[1]), sys.argv[2]
+    header = gguf.read(path)
+    settings = place(options.settings(path, header, _OPTIONS)).settings
+    voice.stage(stage, 0.0)
+    model = load(settings)
+    window = min(WINDOW, header.facts.context)
+    value = perplexity(model, settings, window, lambda done: voice.stage(stage, done))
+    prefill, decode = _speed(model, settings)
+    voice.stage(stage, 1.0)
+    return {"perplexity": value, "prefill": prefill, "decode": decode}
+
+
+def _speed(model: Model, settings: Settings) -> tuple[float, float]:
+    chance = random.Random(1)
+    plain = [token for token in range(model.vocab.size) if model.vocab.piece(token)]
+    prompts = [chance.choices(plain, k=_PROMPT) for _ in range(_SEQUENCES)]
+    context = Context(model, settings)
+    loop = bare.Loop(context, model, shared=0, threads=None)
+    loop.warm()
+    times = loop.run(prompts, _NEW)
+    return (
+        round(_SEQUENCES * _PROMPT / times.prefill_s, 1),
+        round(_SEQUENCES * (_NEW - 1) / times.decode_s, 1),
+    )
+
+
+def perplexity(
+    model: Model, settings: Settings, window: int, tell: Callable[[float], None]
+) -> float:
+    tokens = model.vocab.tokenize(PASSAGE.read_text(encoding="utf-8"), special=False)
+    count = min(_WINDOWS, len(tokens) // window)
+    scorer = _Scorer(model, settings, window)
+    total, scored = 0.0, 0
+    for number in range(count):
+        losses = scorer.losses(tokens[number * window : (number + 1) * window])
+        total, scored = total + float(losses.sum()), scored + len(losses)
+        tell((number + 1) / (count + 1))
+    return round(math.exp(total / scored), 3)
+
+
+class _Scorer:
+    """A context of one sequence that tells how likely each token was."""
+
+    def __init__(self, model: Model, settings: Settings, window: int) -> None:
+        parameters = lib.llama_context_default_params()
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = window
+        parameters.n_threads = parameters.n_threads_batch = settings.threads
+        self._context: Any = lib.llama_init_from_model(model.handle, parameters)
+        if not self._context:
+            raise DeviceFault(f"no context of {window} tokens")
+        self._vocab = model.vocab
+        self._batch: Any = lib.llama_batch_init(window, 0, 1)
+
+    def losses(self, tokens: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Negative log-likelihoods of the tokens of the second half but the first of them."""
+        first = len(tokens) // 2
+        self._decode(tokens, first)
+        found: list[float] = []
+        for at in range(first, len(tokens) - 1):
+            pointer = lib.llama_get_logits_ith(self._context, at)
+            if not pointer:
+                raise DeviceFault(f"no logits at {at}")
+            scores = np.ctypeslib.as_array(pointer, (self._vocab.size,)).astype(np.float64)
+            most = scores.max()
+            found.append(float(most + np.log(np.exp(scores - most).sum()) - scores[tokens[at + 1]]))
+        return np.array(found)
+
+    def _decode(self, tokens: NDArray[np.int32], first: int) -> None:
+        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
+        batch = self._batch
+        for at, token in enumerate(tokens):
+            batch.token[at], batch.pos[at] = token, at
+            batch.n_seq_id[at], batch.seq_id[at][0] = 1, 0
+            batch.logits[at] = at >= first
+        if self._vocab.wants_begin:
+            batch.token[0] = self._vocab.begin
+        batch.n_tokens = len(tokens)
+        if result := lib.llama_decode(self._context, batch):
+            raise DeviceFault(f"llama_decode returned {result} for {len(tokens)} tokens")
+
+
+if __name__ == "__main__":
+    errand.run(work)

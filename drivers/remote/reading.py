@@ -1,0 +1,141 @@
+"""What an endpoint says, read without trust: any shape may come, and only sound values go on."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from llmasos.kernel import limits
+from llmasos.kernel.values import Likely, Logprob
+
+from .trouble import Trouble
+
+_NO_TOKEN = -1  # an endpoint that tells no token ids
+_UNLIKELY = -9999.0  # what is out of every list
+_COUNT_MAX = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One event of an answer."""
+
+    text: str = ""
+    thought: bool = False  # it computed something that is not shown
+    finish: str = ""
+    usage: int | None = None  # tokens of the whole answer, as claimed
+    count: int | None = None  # tokens of the answer so far, as claimed
+    logprobs: Sequence[Logprob] = ()
+
+
+def parse(data: bytes) -> object:
+    """JSON. Trouble when it is none."""
+    try:
+        return cast("object", json.loads(data.decode()))
+    except UnicodeDecodeError as error:
+        raise Trouble(f"not valid UTF-8 at byte {error.start} of an event") from error
+    except (ValueError, RecursionError) as error:
+        raise Trouble(f"not JSON: {data[:60]!r}") from error
+
+
+def fields(value: object) -> Mapping[str, object]:
+    """A map, or nothing."""
+    return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}
+
+
+def items(value: object) -> Sequence[object]:
+    """A list, or nothing."""
+    return cast("Sequence[object]", value) if isinstance(value, list) else ()
+
+
+def whole(value: object) -> int | None:
+    """A count that can be one."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _COUNT_MAX:
+        return value
+    return None
+
+
+def number(value: object) -> float | None:
+    """A finite number."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            found = float(value)
+        except OverflowError:
+            return None
+        return found if math.isfinite(found) else None
+    return None
+
+
+def complaint(data: bytes) -> str:
+    """The words of an error, wherever this endpoint puts them."""
+    try:
+        found = fields(parse(data))
+    except Trouble:
+        return data.decode("utf-8", "replace") or "no words"
+    return _words(found) or "no words"
+
+
+def _words(found: Mapping[str, object]) -> str:
+    error = found.get("error")
+    places = (fields(error).get("message"), error, found.get("message"), found.get("detail"))
+    return next((place for place in places if isinstance(place, str)), json.dumps(dict(found)))
+
+
+def chunk(data: bytes) -> Chunk:
+    """One event of a stream. Trouble for the endpoint's own error, and for what is no chunk."""
+    found = fields(parse(data))
+    if found.get("error"):
+        raise Trouble(_words(found))
+    usage = fields(found.get("usage"))
+    if not isinstance(found.get("choices"), list) and not usage:
+        raise Trouble(f"an event that is no part of an answer: {data[:60]!r}")
+    first = fields(next(iter(items(found.get("choices"))), None))
+    delta = fields(first.get("delta"))
+    text = first.get("text") if delta.get("content") is None else delta.get("content")
+    if text is not None and not isinstance(text, str):
+        raise Trouble(f"a text that is none: {text!r:.60}")
+    return Chunk(
+        text=text or "",
+        thought=any(delta.get(name) for name in ("reasoning_content", "reasoning")),
+        finish=str(first.get("finish_reason") or ""),
+        usage=whole(usage.get("completion_tokens")),
+        count=whole(fields(found.get("timings")).get("predicted_n")),
+        logprobs=_logprobs(fields(first.get("logprobs"))),
+    )
+
+
+def _logprobs(found: Mapping[str, object]) -> list[Logprob]:
+    """Both forms: a list of maps, and the older one of three lists."""
+    tokens = [fields(one) for one in items(found.get("content"))] or _older(found)
+    told: list[Logprob] = []
+    for one in tokens:
+        top = [_likely(fields(other)) for other in items(one.get("top_logprobs"))]
+        likely = _likely(one)
+        best = sorted(top[: limits.LOGPROBS], key=lambda other: -other.logprob)
+        told.append(Logprob(likely.token, likely.text, likely.logprob, best))
+    return told
+
+
+def _likely(one: Mapping[str, object]) -> Likely:
+    token, logprob = whole(one.get("id")), number(one.get("logprob"))
+    text = str(one.get("token", "")).encode("utf-8", "replace").decode()
+    return Likely(
+        _NO_TOKEN if token is None else token,
+        text[: limits.REMOTE_TOKEN_CHARS],
+        _UNLIKELY if logprob is None else logprob,
+    )
+
+
+def _older(found: Mapping[str, object]) -> list[Mapping[str, object]]:
+    values, tops = items(found.get("token_logprobs")), items(found.get("top_logprobs"))
+    return [
+        {
+            "token": token,
+            "logprob": values[index] if index < len(values) else None,
+            "top_logprobs": [
+                {"token": text, "logprob": value}
+                for text, value in fields(tops[index] if index < len(tops) else None).items()
+            ],
+        }
+        for index, token in enumerate(items(found.get("tokens")))
+    ]

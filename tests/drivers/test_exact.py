@@ -1,0 +1,127 @@
+"""A deterministic engine: the same tokens and the same scores, whatever runs beside a call.
+
+The short form tries one quantisation that is exact by itself and one that has to be cut into
+pieces; the long form tries every one that `tune` offers.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from llmasos.drivers import llama
+from llmasos.drivers.llama.quantisation import OFFERED
+from llmasos.kernel import limits
+from llmasos.kernel.driver import Tuning
+from llmasos.kernel.errors import Errno, SyscallError
+from tests.drivers.contract import PLENTY, STORY, Outcome, Rig
+from tests.drivers.default_model import MODEL
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
+SHORT = ("Q8_0", "Q4_K_M")
+LONG = tuple(name for name in OFFERED if name not in SHORT)
+COMPANY = 16
+
+
+async def tuned(quantisation: str, directory: Path) -> Path:
+    target = directory / f"{quantisation}.gguf"
+    await llama.tune(
+        Tuning(MODEL, target, quantisation, measure=False, log=directory / "log"), lambda _: None
+    )
+    return target
+
+
+@pytest.fixture(
+    params=[*SHORT, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)],
+    scope="module",
+)
+async def exact(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str
+) -> AsyncIterator[Rig]:
+    directory = tmp_path_factory.mktemp("exact")
+    path = await tuned(request.param, directory)
+    rig = Rig(llama, path, directory / "log", slots=COMPANY, window=512, deterministic=True)
+    async with rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def said(outcome: Outcome) -> list[tuple[int, float]]:
+    """Tokens and their exact log probabilities."""
+    assert outcome.last.error is None
+    return [(one.token, one.logprob) for step in outcome.steps for one in step.logprobs]
+
+
+def ways(index: int) -> dict[str, Any]:
+    """Half of the calls are greedy, half are drawn by a seed."""
+    wild = {"temperature": 1.2, "top_p": 0.9, "seed": index} if index % 2 else {"temperature": 0.0}
+    return {"max_tokens": 10, "ignore_eos": True, "logprobs": 0, **wild}
+
+
+async def together(rig: Rig, prompts: list[Any], domain: str) -> list[Outcome]:
+    numbers = [
+        rig.admit(tokens, slot, domain=domain and f"{domain}", **ways(slot))
+        for slot, tokens in enumerate(prompts)
+    ]
+    for number in numbers:
+        rig.engine.grant(number, PLENTY)
+    with anyio.fail_after(300):
+        return [await rig.end(number) for number in numbers]
+
+
+async def prompts(rig: Rig, begin: str) -> list[Any]:
+    """Of every length, so that no two end in the same step."""
+    texts = [f"{begin}{'word ' * (5 * index)}{chr(65 + index)}?" for index in range(COMPANY)]
+    return [await rig.prompt(text, raw=True) for text in texts]
+
+
+async def test_a_call_is_the_same_alone_and_among_fifteen_others(exact: Rig) -> None:
+    asked = await prompts(exact, "Tell ")
+    company = await together(exact, asked, "")
+    for index in range(COMPANY):
+        alone = await exact.run(asked[index], slot=(index + 5) % COMPANY, **ways(index))
+        assert said(alone) == said(company[index])
+
+
+async def test_a_shared_beginning_changes_nothing(exact: Rig) -> None:
+    asked = await prompts(exact, STORY)
+    company = await together(exact, asked, "shared by all")
+    assert sum(outcome.steps[0].cached > 0 for outcome in company) >= COMPANY - 1
+    for index in range(0, COMPANY, 3):
+        alone = await exact.run(asked[index], slot=index, **ways(index))
+        assert alone.fed == len(asked[index])
+        assert said(alone) == said(company[index])
+
+
+async def test_a_long_prompt_beside_a_call_changes_nothing(exact: Rig) -> None:
+    tokens = await exact.prompt("Why is the sky blue?", raw=True)
+    long = (await exact.prompt("word " * 400, raw=True))[:400]
+    alone = await exact.run(tokens, slot=0, **ways(1))
+    other = exact.admit(long, 3, max_tokens=4)
+    exact.engine.grant(other, PLENTY)
+    beside = await exact.run(tokens, slot=7, **ways(1))
+    await exact.end(other)
+    assert said(beside) == said(alone)
+
+
+async def test_it_says_that_it_is_deterministic(exact: Rig) -> None:
+    assert exact.facts.deterministic
+    assert "deterministic" in exact.facts.capabilities
+
+
+@pytest.mark.parametrize("option", ["flash", "unified"])
+def test_what_would_change_bits_is_refused(option: str) -> None:
+    with pytest.raises(SyscallError) as caught:
+        llama.check({"deterministic": True, option: True})
+    assert caught.value.errno is Errno.EINVAL
+    assert option in caught.value.message
+
+
+def test_a_piece_is_shorter_than_a_batch() -> None:
+    assert limits.PIECE_TOKENS <= limits.BATCH_TOKENS

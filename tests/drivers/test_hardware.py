@@ -1,0 +1,135 @@
+"""What computes here, what could, and where a model goes, with the reason."""
+
+from pathlib import Path
+
+import pytest
+
+from llmasos.drivers import llama
+from llmasos.drivers.llama import devices, gguf, options
+from llmasos.drivers.llama.devices import Seen
+from llmasos.drivers.llama.placement import Placement, backends, choose, place, without
+from llmasos.kernel.values import Hardware
+from tests.drivers.default_model import MODEL
+
+CPU = Hardware("cpu0", "cpu", "a processor", 16 * 10**9, 8 * 10**9, usable=True, note="")
+NONE: frozenset[str] = frozenset()
+LAYERS, NEEDED = 31, 10**9
+
+
+def gpu(number: int, free: int) -> Hardware:
+    return Hardware(f"gpu{number}", "gpu", "a card", 10**10, free, usable=True, note="")
+
+
+def file(root: Path, name: str, text: str = "") -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+# --- what there is ----------------------------------------------------------------------------
+def test_the_processor_is_found_and_everything_has_a_name_of_its_own() -> None:
+    found = llama.hardware()
+    assert found[0].name == "cpu0"
+    assert found[0].usable
+    assert found[0].memory >= found[0].free > 0
+    names = [one.name for one in found]
+    assert len(set(names)) == len(names)
+    assert all(one.note for one in found if not one.usable)
+    if not backends():
+        for flag in ("GGML_CUDA", "GGML_HIP", "GGML_VULKAN", "GGML_METAL"):
+            assert flag in found[0].note
+
+
+def test_a_machine_without_a_card_shows_none(tmp_path: Path) -> None:
+    assert devices.seen(tmp_path) == []
+
+
+def test_a_card_of_nvidia_is_named_by_its_driver(tmp_path: Path) -> None:
+    file(tmp_path, "proc/driver/nvidia/gpus/0000:01:00.0/information", "Model: \t NVIDIA H100\n")
+    file(tmp_path, "dev/nvidia0")
+    file(tmp_path, "dev/dri/renderD128")
+    file(tmp_path, "sys/class/drm/renderD128/device/vendor", "0x10de\n")
+    assert devices.seen(tmp_path) == [Seen("NVIDIA", "NVIDIA H100")]
+
+
+def test_a_container_shows_the_device_file_alone(tmp_path: Path) -> None:
+    file(tmp_path, "dev/nvidia0")
+    file(tmp_path, "dev/nvidiactl")
+    assert devices.seen(tmp_path) == [Seen("NVIDIA", "NVIDIA GPU")]
+
+
+def test_other_cards_are_known_by_their_vendor(tmp_path: Path) -> None:
+    for number, vendor in ((128, "0x1002"), (129, "0x8086"), (130, "0x1af4")):
+        file(tmp_path, f"dev/dri/renderD{number}")
+        file(tmp_path, f"sys/class/drm/renderD{number}/device/vendor", f"{vendor}\n")
+    file(tmp_path, "dev/kfd")
+    assert [card.vendor for card in devices.seen(tmp_path)] == ["AMD", "Intel"]
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flag"), [("NVIDIA", "CUDA"), ("AMD", "HIP"), ("Intel", "VULKAN")]
+)
+def test_a_card_that_this_build_cannot_use_is_listed_with_the_commands(
+    vendor: str, flag: str
+) -> None:
+    one = devices.named([CPU], [Seen(vendor, "a card")], NONE)[1]
+    assert (one.name, one.kind, one.usable) == ("gpu0", "gpu", False)
+    assert f'CMAKE_ARGS="-DGGML_{flag}=on" PIP_NO_CACHE_DIR=1 make setup' in one.note
+    assert f'CMAKE_ARGS="-DGGML_{flag}=on" pip install --force-reinstall' in one.note
+    assert "--no-binary llama-cpp-python llama-cpp-python==" in one.note
+
+
+def test_a_card_that_llama_cpp_found_is_listed_once() -> None:
+    found = [CPU, gpu(0, 10**9)]
+    cards = [Seen("NVIDIA", "a card"), Seen("AMD", "another")]
+    listed = devices.named(found, cards, frozenset({"CUDA"}))
+    assert [(one.name, one.usable) for one in listed[1:]] == [("gpu0", True), ("gpu1", False)]
+
+
+# --- where a model goes -----------------------------------------------------------------------
+def chosen(*gpus: Hardware, layers: int = -1) -> Placement:
+    settings = options.settings(MODEL, gguf.read(MODEL), {"gpu_layers": layers, "threads": 2})
+    return choose(settings, [CPU, *gpus], LAYERS, NEEDED)
+
+
+def test_a_model_that_fits_goes_to_the_card_whole() -> None:
+    one = chosen(gpu(0, 4 * 10**9))
+    assert (one.on, one.settings.gpu_layers, one.why) == ("gpu0", LAYERS, "all 31 layers")
+    assert one.facts()["placement"] == "gpu0: all 31 layers; 2 threads"
+
+
+def test_as_many_layers_as_fit_go_there_and_the_numbers_are_said() -> None:
+    spare = 512 * 1024**2
+    one = chosen(gpu(0, spare + NEEDED // 4), gpu(1, spare + NEEDED // 4))
+    assert (one.on, one.settings.gpu_layers) == ("gpu0, gpu1", 15)
+    assert one.why == "15 of 31 layers: 953 MB are needed, 476 MB are free on gpu0, gpu1"
+
+
+def test_a_full_card_leaves_the_model_to_the_processor() -> None:
+    one = chosen(gpu(0, 10**6))
+    assert (one.on, one.settings.gpu_layers) == ("cpu0", 0)
+    assert "0 of 31 layers" in one.why
+
+
+@pytest.mark.parametrize(
+    ("asked", "on", "count", "why"),
+    [
+        (0, "cpu0", 0, "gpu_layers is 0"),
+        (12, "gpu0", 12, "12 of 31 layers"),
+        (99, "gpu0", 31, "all 31 layers"),
+    ],
+)
+def test_what_a_person_asks_for_is_done(asked: int, on: str, count: int, why: str) -> None:
+    one = chosen(gpu(0, 10**6), layers=asked)
+    assert (one.on, one.settings.gpu_layers, one.why) == (on, count, why)
+
+
+def test_why_there_is_no_card_to_use() -> None:
+    assert without([CPU]) == "no GPU was found"
+    listed = devices.named([CPU], [Seen("NVIDIA", "a card")], NONE)
+    assert without(listed) == "this build of llama.cpp has no GPU support"
+
+
+def test_this_machine_places_the_model_somewhere_that_it_found() -> None:
+    one = place(options.settings(MODEL, gguf.read(MODEL), {}))
+    assert set(one.on.split(", ")) <= {hardware.name for hardware in one.found}

@@ -1,0 +1,167 @@
+"""Fork: all children or none, with the pages that were on disk when it was asked."""
+
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from llmasos.kernel import limits
+from llmasos.kernel.driver import Cut, Prompt
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.memory import Memory, Plan
+from llmasos.kernel.process import Process, Processes
+from llmasos.kernel.store import Store
+from llmasos.kernel.values import Exit, Fork, Message, ReadMem, Role, Spawn
+
+pytestmark = pytest.mark.anyio
+EVERYTHING = (
+    "SELECT number, message, owner, kind, author, time, tokens, text, labels, hash FROM pages"
+)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    store = Store(tmp_path)
+    yield store
+    store.close()
+
+
+async def spawn(table: Processes, **fields: object) -> Process:
+    return await table.spawn("alice", Spawn("m", **fields), "m", 1)  # type: ignore[arg-type]
+
+
+async def say(memory: Memory, parent: Process, call: int, text: str) -> None:
+    cuts = [Cut(text, len(text))]
+    plan = Plan(Prompt([1], [cuts]), [Message(Role.USER, text)], 1)
+    await memory.commit(parent, call, plan, [Cut(text.upper(), 2)])
+
+
+async def test_a_child_is_like_its_parent_unless_it_is_said_otherwise(store: Store) -> None:
+    table = Processes(store)
+    parent = await spawn(table, app="chat", nice=3)
+    like, other = (
+        (table.children(parent, fork, 7)[0])
+        for fork in (Fork(parent.pid), Fork(parent.pid, app="critic", nice=-1, keep=False))
+    )
+    await table.add([like, other])
+    assert (like.app, like.nice, like.keep, like.model) == ("chat", 3, True, "m")
+    assert (other.app, other.nice, other.keep, other.connection) == ("critic", -1, False, 7)
+    assert like.parent == other.parent == parent.pid
+    assert len({like.pid, other.pid, parent.pid}) == 3
+
+
+async def test_the_children_come_back_after_a_restart(store: Store) -> None:
+    table = Processes(store)
+    parent = await spawn(table)
+    children = table.children(parent, Fork(parent.pid, 5), 1)
+    await table.add(children)
+    assert [p.pid for p in Processes(store).all()] == [parent.pid, *(c.pid for c in children)]
+
+
+async def test_copied_pages_are_the_parents_and_of_no_call(store: Store, tmp_path: Path) -> None:
+    table, memory = Processes(store), Memory(store)
+    parent = await spawn(table)
+    await memory.write(parent, Message(Role.SYSTEM, "be"), [Cut("be", 1)])
+    await say(memory, parent, 77, "question")
+    children = table.children(parent, Fork(parent.pid, 3), 1)
+    await memory.copy(parent, children)
+    for child in children:
+        assert memory.space(child.pid) == memory.space(parent.pid)
+        assert memory.space(child.pid) is not memory.space(parent.pid)
+        pages = await memory.pages(child, ReadMem(child.pid))
+        assert pages == await memory.pages(parent, ReadMem(parent.pid))
+    with sqlite3.connect(tmp_path / "owners/alice/pages.db") as database:
+        calls = database.execute("SELECT pid, count(*) FROM pages WHERE call = 77 GROUP BY pid")
+        assert calls.fetchall() == [(parent.pid, 2)]
+        rows = [
+            database.execute(f"{EVERYTHING} WHERE pid = ? ORDER BY number", (pid,)).fetchall()
+            for pid in (parent.pid, children[2].pid)
+        ]
+    database.close()
+    assert rows[0] == rows[1]
+
+
+async def test_what_one_of_them_says_later_is_its_own(store: Store) -> None:
+    table, memory = Processes(store), Memory(store)
+    parent = await spawn(table)
+    await say(memory, parent, 1, "before")
+    (child,) = table.children(parent, Fork(parent.pid), 1)
+    await memory.copy(parent, [child])
+    await say(memory, parent, 2, "parent")
+    await say(memory, child, 3, "child")
+    texts = {
+        p.pid: [page.text for page in (await memory.pages(p, ReadMem(p.pid))).pages]
+        for p in (parent, child)
+    }
+    assert texts[parent.pid] == ["before", "BEFORE", "parent", "PARENT"]
+    assert texts[child.pid] == ["before", "BEFORE", "child", "CHILD"]
+    await memory.drop(parent)
+    assert len((await memory.pages(child, ReadMem(child.pid))).pages) == 4
+
+
+async def test_a_turn_that_is_being_written_is_copied_whole_or_not_at_all(store: Store) -> None:
+    table, memory = Processes(store), Memory(store)
+    parent = await spawn(table)
+    children: list[Process] = []
+
+    async def talk() -> None:
+        for turn in range(40):
+            await say(memory, parent, turn + 1, f"turn {turn}")
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(talk)
+            for _ in range(20):
+                (child,) = table.children(parent, Fork(parent.pid), 1)
+                children.append(child)
+                await memory.copy(parent, [child])
+    for child in children:
+        pages = (await memory.pages(child, ReadMem(child.pid))).pages
+        assert memory.space(child.pid).pages == len(pages)
+        assert memory.space(child.pid).tokens == sum(page.tokens for page in pages)
+        assert len(pages) % 2 == 0
+
+
+async def test_a_crash_between_pages_and_processes_leaves_orphans_that_are_found(
+    store: Store,
+) -> None:
+    table, memory = Processes(store), Memory(store)
+    parent = await spawn(table)
+    await say(memory, parent, 1, "hello")
+    children = table.children(parent, Fork(parent.pid, 2), 1)
+    await memory.copy(parent, children)
+    again = Memory(store)
+    alive = {p.pid for p in Processes(store).all()}
+    assert sorted(again.orphans(alive)) == [("alice", child.pid) for child in children]
+
+
+async def test_a_full_table_refuses_the_whole_count(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PROCESSES", 4)
+    table = Processes(store)
+    parent = await spawn(table)
+    with (
+        pytest.raises(SyscallError, match="3 of these places are free") as caught,
+        table.reserve(4),
+    ):
+        pass
+    assert caught.value.errno is Errno.EAGAIN
+    with table.reserve(2):  # a fork on its way
+        await spawn(table)
+        with pytest.raises(SyscallError, match="0 of these places are free"):
+            await spawn(table)
+    await table.add(table.children(parent, Fork(parent.pid, 2), 1))
+    assert len(table.all()) == 4
+
+
+async def test_the_dead_do_not_fork(store: Store) -> None:
+    table = Processes(store)
+    parent = await spawn(table)
+    await table.exit(parent, 0, "TERM")
+    assert parent.ending == Exit(parent.pid, 0, "TERM")
+    with pytest.raises(SyscallError) as caught:
+        table.living(parent.pid, "alice")
+    assert caught.value.errno is Errno.ESRCH

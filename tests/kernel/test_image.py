@@ -1,0 +1,99 @@
+"""What is installed survives versions, and loads no more than it needs."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmasos.kernel.boot import Drivers
+from llmasos.kernel.driver import Option
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.image import Images
+from llmasos.kernel.store import Store
+from llmasos.kernel.values import ImageAdd
+from llmasos.userland.daemon import DRIVERS
+
+pytestmark = pytest.mark.anyio
+URL = "https://api.example.com/v1"
+
+
+def images(store: Store) -> Images:
+    return Images(store, Drivers(DRIVERS), {"echo": ("echo", Path())}, store.directory / "cache")
+
+
+async def test_images_of_version_1_are_still_there(tmp_path: Path) -> None:
+    """The file was written before an image could be a url, be tuned or have options."""
+    shutil.copy(Path(__file__).parent / "data" / "images.v1.db", tmp_path / "images.db")
+    store = Store(tmp_path)
+    found = images(store)
+    image = found.get("c")
+    assert (image.name, image.driver, str(image.path)) == ("coder", "llama", "/models/coder.gguf")
+    assert (image.url, image.options) == ("", {})
+    assert found.mounts() == ["coder"]
+    assert found.mount("coder").options == {"slots": 4}
+    store.close()
+
+
+async def test_a_url_is_an_image_with_options_for_every_mount(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    options: dict[str, Option] = {"model": "big", "slots": 4}
+    image = await images(store).add(ImageAdd("far", url=URL, options=options))
+    again = images(store).get("far")
+    for one in (image, again):
+        assert one.chosen({"slots": 2}) == {"model": "big", "slots": 2, "url": URL}
+        with pytest.raises(SyscallError) as error:
+            one.chosen({"url": "https://other.example.com"})
+        assert error.value.errno is Errno.EINVAL
+    info = await images(store).info(again)
+    assert (info.url, info.options, info.driver, info.bytes) == (URL, options, "remote", 0)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ImageAdd("x"),
+        ImageAdd("x", path="/a.gguf", url=URL),
+        ImageAdd("x", image="echo", url=URL),
+        ImageAdd("x", image="echo", options={"slots": 1}),
+        ImageAdd("x", url=URL, options={"colour": "red"}),
+        ImageAdd("x", url=URL, options={"url": URL}),
+    ],
+)
+async def test_what_makes_no_sense_is_not_installed(tmp_path: Path, request_: ImageAdd) -> None:
+    store = Store(tmp_path)
+    found = images(store)
+    with pytest.raises(SyscallError) as error:
+        await found.add(request_)
+    assert error.value.errno is Errno.EINVAL
+    assert [image.name for image in found.all()] == ["echo"]
+    store.close()
+
+
+LIST = """
+import anyio, sys
+from pathlib import Path
+from llmasos.kernel.boot import Drivers
+from llmasos.kernel.image import Images
+from llmasos.kernel.store import Store
+from llmasos.userland.daemon import DRIVERS
+async def main():
+    where = Path(sys.argv[1])
+    store = Store(where)
+    images = Images(store, Drivers(DRIVERS), {"echo": ("echo", Path())}, where / "cache")
+    for image in images.all():
+        await images.info(image)
+    store.close()
+anyio.run(main)
+print(*sys.modules)
+"""
+
+
+def test_a_list_of_models_loads_only_the_drivers_that_it_needs(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", LIST, str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=60)
+    loaded = set(done.stdout.split())
+    assert "llmasos.drivers.echo" in loaded
+    assert not {"httpx", "llmasos.drivers.remote", "llmasos.drivers.llama"} & loaded

@@ -1,0 +1,122 @@
+"""Calls that kill their engine: bystanders are answered, the killer is refused."""
+
+import os
+import signal
+
+import pytest
+
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.line import Line, Stream
+from tests.system.daemon import Machine
+from tests.system.test_life import ENDLESS, kill, messages, spawn, turn
+
+POISON = "xyzzy"
+Call = Stream[v.Delta, v.Generated]
+
+
+def ask(line: Line, pid: int, text: str, sampling: v.Sampling = ENDLESS) -> Call:
+    request = v.Generate(pid, [v.Message(v.Role.USER, text)], sampling=sampling)
+    return line.stream("generate", request, v.Delta, v.Generated)
+
+
+def ends(stream: Call) -> Errno | None:
+    try:
+        list(stream)
+    except SyscallError as error:
+        return error.errno
+    return None
+
+
+def test_bystanders_are_answered_and_a_poison_is_refused_for_good(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    options: dict[str, bool | int | float | str] = {"poison": POISON, "rate": 200}
+    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+        line.call("mount", v.Mount("echo", options), v.DeviceInfo)
+        pids = [spawn(line) for _ in range(8)]
+        deadly = spawn(line)
+        streams = [ask(line, pid, f"bystander {pid} ") for pid in pids]
+        for stream in streams:
+            next(iter(stream))  # all of them are in the engine
+        killer = ask(other, deadly, f"say {POISON} please")
+        assert [ends(stream) for stream in (*streams, killer)] == [Errno.EIO] * 9
+
+        # Again, all at once: the poison runs alone, so it takes nobody along.
+        again = [ask(line, pid, f"bystander {pid} ", v.Sampling(max_tokens=40)) for pid in pids]
+        killer = ask(other, deadly, f"say {POISON} please")
+        assert [ends(stream) for stream in again] == [None] * 8
+        with pytest.raises(SyscallError, match="died") as caught:
+            list(killer)
+        assert caught.value.errno is Errno.EIO
+        assert "refused until" in caught.value.hint
+        device = line.call("devices", v.Nothing(), v.Devices).devices[0]
+        assert device.restarts == 2
+
+        for _ in range(2):
+            with pytest.raises(SyscallError, match="was alone in its engine") as caught:
+                list(ask(other, deadly, f"say {POISON} please"))
+            assert caught.value.errno is Errno.EPOISON
+            assert "change its prompt" in caught.value.hint
+        assert messages(line, deadly) == []
+        assert turn(line, deadly, "something else")[0] == "something else"
+        line.call("unmount", v.Unmount("echo"), v.Nothing)
+        line.call("mount", v.Mount("echo", options), v.DeviceInfo)
+        fresh = spawn(line)  # the conversation of the first has gone on
+        assert ends(ask(line, fresh, f"say {POISON} please")) is Errno.EPOISON
+    machine.shoot()
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        assert ends(ask(line, spawn(line), f"say {POISON} please")) is Errno.EPOISON
+        assert turn(line, spawn(line), "all is well")[0] == "all is well"
+
+
+def test_a_suspect_is_cleared_when_it_ends(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+        line.call("mount", v.Mount("echo", {"die_after": 30, "rate": 500}), v.DeviceInfo)
+        pids = [spawn(line) for _ in range(3)]
+        assert [ends(s) for s in [ask(line, pid, "round ") for pid in pids]] == [Errno.EIO] * 3
+        sampling = v.Sampling(temperature=0, max_tokens=20, ignore_eos=True)
+        again = [ask(line, pid, "round ", sampling) for pid in pids]
+        assert [ends(stream) for stream in again] == [None] * 3
+        # Cleared: it shares the engine again.
+        side = [
+            ask(one, pid, "round ") for one, pid in ((line, spawn(line)), (other, spawn(other)))
+        ]
+        for stream in side:
+            next(iter(stream))
+        device = line.call("devices", v.Nothing(), v.Devices).devices[0]
+        assert device.busy == 2
+        for process in line.call("ps", v.Ps(), v.Processes).processes:
+            kill(line, process.pid)
+
+
+def test_a_real_engine_that_is_killed_twice_under_a_call_refuses_it(machine: Machine) -> None:
+    machine.start()
+    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+        for _ in range(2):
+            stream = ask(line, spawn(line, "smollm2"), "Count to a million.")
+            next(iter(stream))
+            device = other.call("devices", v.Nothing(), v.Devices).devices[0]
+            os.kill(device.os_pid, signal.SIGKILL)
+            assert ends(stream) is Errno.EIO
+        refused = ask(line, spawn(line, "smollm2"), "Count to a million.")
+        with pytest.raises(SyscallError, match="SIGKILL") as caught:
+            list(refused)
+        assert caught.value.errno is Errno.EPOISON
+        assert turn(line, spawn(line, "smollm2"), "Count to ten.")[0]
+
+
+def test_a_call_whose_engine_was_killed_once_may_be_asked_again(machine: Machine) -> None:
+    machine.start()
+    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+        stream = ask(line, spawn(line, "smollm2"), "Count.")
+        next(iter(stream))
+        device = other.call("devices", v.Nothing(), v.Devices).devices[0]
+        os.kill(device.os_pid, signal.SIGKILL)
+        with pytest.raises(SyscallError) as caught:
+            list(stream)
+        assert "runs alone" in caught.value.hint
+        for _ in range(2):
+            pid = spawn(line, "smollm2")
+            assert turn(line, pid, "Count.", v.Sampling(max_tokens=8, seed=1))[0]

@@ -1,0 +1,157 @@
+"""The embedded model is made fast at its first use; any file is on request, and back again."""
+
+from pathlib import Path
+
+import pytest
+
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.line import Line
+from tests.drivers.default_model import MODEL
+from tests.system.daemon import Machine
+from tests.system.test_life import spawn, turn
+
+
+def image(line: Line, name: str = "smollm2") -> v.ImageInfo:
+    found = line.call("images", v.Nothing(), v.Images).images
+    return next(one for one in found if one.name == name)
+
+
+def tune(line: Line, name: str = "smollm2", quantisation: str = "Q8_0", **fields: bool) -> v.Tuned:
+    request = v.ImageTune(name, quantisation, measure=False, **fields)
+    stream = line.stream("image_tune", request, v.Progress, v.Tuned)
+    for _ in stream:
+        pass
+    assert stream.reply is not None
+    return stream.reply
+
+
+def device(line: Line) -> v.DeviceInfo:
+    (one,) = line.call("devices", v.Look(), v.Devices).devices
+    return one
+
+
+def test_the_first_use_makes_the_model_fast_and_says_so_once(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, cache=tmp_path / "cache")
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        assert line.welcome.notices == []
+        assert image(line).quantisation == "Q4_1"
+        assert turn(line, spawn(line, "smollm2"), "Say hi.")[0]
+        made = image(line)
+        assert made.quantisation == "Q8_0"
+        assert Path(made.tuned).parent == machine.paths.cache / "models"
+        assert Path(made.tuned).stat().st_size == made.bytes
+        assert device(line).note == ""
+    with Line(machine.paths.socket) as first, Line(machine.paths.socket) as second:
+        (notice,) = first.welcome.notices
+        assert "smollm2 was made ready for this machine, once: Q8_0, 145 MB" in notice
+        assert notice in machine.log
+        assert second.welcome.notices == []
+    machine.stop()
+
+    Path(made.tuned).unlink()  # a cache may go at any time
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        assert image(line).quantisation == "Q4_1"
+        spawn(line, "smollm2")
+        assert image(line).tuned == made.tuned
+        assert Path(made.tuned).is_file()
+    machine.stop()
+
+
+def test_the_first_client_hears_of_it_however_fast_it_comes(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, cache=tmp_path / "cache")
+    machine.start()
+    with Line(machine.paths.socket) as line:
+        assert "made ready for this machine, once" in line.welcome.notices[0]
+        heard: list[str] = []
+        stream = line.stream("spawn", v.Spawn("smollm2"), v.Progress, v.Spawned)
+        heard += [one.stage for one in stream]
+        assert set(heard) <= {"quantise", "load"}
+    machine.stop()
+
+
+def test_a_cache_that_cannot_be_written_leaves_the_model_as_it_was_shipped(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    machine = Machine(tmp_path, cache=tmp_path / "cache")
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        assert turn(line, spawn(line, "smollm2"), "Say hi.")[0]
+        assert (image(line).quantisation, image(line).tuned) == ("Q4_1", "")
+        assert "used as it was shipped" in device(line).note
+        assert "WARNING smollm2 is used as it was shipped" in machine.log
+        assert line.welcome.notices == []
+    machine.stop()
+
+
+def test_who_does_not_want_it_gets_the_file_as_it_was_shipped(machine: Machine) -> None:
+    machine.start("--mount", "false", "--tune", "false")
+    with Line(machine.paths.socket) as line:
+        spawn(line, "smollm2")
+        assert image(line).tuned == ""
+
+
+def test_a_model_is_tuned_on_request_and_back_again(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, cache=tmp_path / "cache")
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        before = image(line)
+        small = tune(line, quantisation="Q4_K_M")
+        assert (small.before.quantisation, small.after.quantisation) == ("Q4_1", "Q4_K_M")
+        assert image(line).digest == before.digest
+        with pytest.raises(SyscallError, match="is Q4_1 as it came"):
+            tune(line, quantisation="Q4_1")
+        with pytest.raises(SyscallError, match="Q9") as caught:
+            tune(line, quantisation="Q9")
+        assert caught.value.errno is Errno.EINVAL
+        assert image(line).tuned == small.path
+        spawn(line, "smollm2")
+        with pytest.raises(SyscallError, match="is mounted") as caught:
+            tune(line, off=True)
+        assert caught.value.errno is Errno.EBUSY
+        line.call("unmount", v.Unmount("smollm2"), v.Nothing)
+        back = tune(line, off=True)
+        assert (back.before.quantisation, back.after.quantisation) == ("Q4_K_M", "Q4_1")
+        assert image(line) == before
+        assert list((machine.paths.cache / "models").iterdir()) == []
+        spawn(line, "smollm2")
+        assert image(line) == before  # what a person decided stays
+    machine.stop()
+
+
+def test_one_tuning_of_a_model_at_a_time_and_who_leaves_ends_it(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, cache=tmp_path / "cache")
+    machine.start("--mount", "false")
+    models = machine.paths.cache / "models"
+    request = v.ImageTune("mine", "IQ4_NL", measure=False)
+    with Line(machine.paths.socket) as line:
+        line.call("image_add", v.ImageAdd("mine", path=str(MODEL)), v.ImageInfo)
+        with Line(machine.paths.socket) as first:
+            progress = iter(first.stream("image_tune", request, v.Progress, v.Tuned))
+            assert next(progress).stage == "quantise"
+            with pytest.raises(SyscallError, match="is being tuned already") as caught:
+                tune(line, "mine")
+            assert caught.value.errno is Errno.EBUSY
+        while True:  # the first has hung up: its turn ends
+            try:
+                assert tune(line, "mine").after.quantisation == "Q8_0"
+                break
+            except SyscallError as error:
+                assert error.errno is Errno.EBUSY
+        assert [path.name[-9:] for path in models.iterdir()] == ["Q8_0.gguf"]
+        line.call("image_remove", v.ImageRemove("mine"), v.Nothing)
+        assert list(models.iterdir()) == []
+        assert MODEL.is_file()
+    machine.stop()
+
+
+def test_what_has_no_file_is_not_tuned(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        with pytest.raises(SyscallError, match="echo has no file") as caught:
+            tune(line, "echo")
+        assert caught.value.errno is Errno.ENOTSUP
+        with pytest.raises(SyscallError, match="no model") as caught:
+            tune(line, "nobody")
+        assert caught.value.errno is Errno.ENOENT

@@ -1,0 +1,69 @@
+"""`models tune` and `devices`: what people see of files and hardware."""
+
+import json
+
+import pytest
+
+from llmasos.userland.cli import exits
+from tests.conftest import Machine
+
+
+@pytest.fixture(scope="module")
+def tuned(shared: Machine) -> Machine:
+    shared.llmasos("models", "tune", "smollm2", "--no-measure")
+    return shared
+
+
+def test_a_tuned_model_is_shown_with_what_it_was(tuned: Machine) -> None:
+    done = tuned.llmasos("models", "tune", "smollm2", "--no-measure")
+    head, before, after, ratio = done.stdout.decode().splitlines()
+    assert head.split()[:3] == ["FILE", "SIZE", "PERPLEXITY"]
+    assert before.split()[:4] == ["before", "Q4_1", "98.4", "MB"]
+    assert after.split()[:4] == ["after", "Q8_0", "144.8", "MB"]
+    assert ratio.split()[:2] == ["after/before", "1.47"]
+    assert b"used from the next mount on" in done.stderr
+    rows = tuned.llmasos("models", "list").stdout.decode().splitlines()
+    assert any("smollm2" in row and "Q8_0, tuned" in row for row in rows)
+
+
+def test_json_has_both_qualities(tuned: Machine) -> None:
+    done = tuned.llmasos("models", "tune", "smollm2", "--no-measure", "--json")
+    found = json.loads(done.stdout)
+    assert found["before"]["quantisation"] == "Q4_1"
+    assert found["after"]["quantisation"] == "Q8_0"
+    image = json.loads(tuned.llmasos("models", "show", "smollm2", "--json").stdout)
+    assert image["tuned"] == found["path"]
+
+
+def test_an_unknown_quantisation_lists_the_known(shared: Machine) -> None:
+    done = shared.llmasos("models", "tune", "smollm2", "--to", "q5_9", check=False)
+    assert done.returncode == exits.FAILED
+    assert b"Q5_9" in done.stderr
+    assert b"Q5_K_M" in done.stderr
+
+
+def test_words_that_exclude_each_other_are_refused(shared: Machine) -> None:
+    done = shared.llmasos("models", "tune", "smollm2", "--small", "--off", check=False)
+    assert done.returncode == exits.FAILED
+    assert b"exclude each other" in done.stderr
+
+
+def test_devices_shows_what_computes_before_what_is_mounted(shared: Machine) -> None:
+    done = shared.llmasos("devices")
+    lines = done.stdout.decode().splitlines()
+    assert lines[0].split()[:2] == ["HARDWARE", "KIND"]
+    assert lines[1].split()[:2] == ["cpu0", "cpu"]
+    assert any(line.startswith("DEVICE") for line in lines)
+    found = json.loads(shared.llmasos("devices", "--json").stdout)
+    assert found["hardware"][0]["usable"] is True
+    if found["hardware"][0]["note"]:
+        assert b'CMAKE_ARGS="FLAG" PIP_NO_CACHE_DIR=1 make setup' in done.stderr
+
+
+def test_devices_says_where_a_model_runs_and_why(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    machine.llmasos("mount", "smollm2", "--set", "slots=1", "--set", "gpu_layers=0")
+    done = machine.llmasos("devices")
+    assert b"smollm2: cpu0: " in done.stderr
+    (device,) = json.loads(machine.llmasos("devices", "--json").stdout)["devices"]
+    assert device["on"] == "cpu0"

@@ -1,0 +1,208 @@
+"""Their side of a comparison: other servers in processes of their own, and a fast client of them.
+
+The client speaks HTTP over plain sockets in this process, as our side does with the SDK, so that
+nothing but the server is slow. A peer that is not installed is `Absent`, with the way to get it.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from .answers import Answer
+from .rig import READY_S, STOP_S, RigError
+from .texts import Chat
+
+HOST = "127.0.0.1"
+LLAMA, PYTHON = "llama.cpp server", "llama_cpp.server"
+ENDS = ("<|im_end|>", "<|endoftext|>")  # of MODEL: forbidden where a server cannot ignore them
+HEAD_BYTES = 65_536
+_TOLD = ("n_ctx", "n_batch", "n_ubatch", "flash_attn", "logits_all", "cache")
+_ASK = """
+import json, sys
+from llama_cpp.server.settings import ModelSettings, ServerSettings
+told = ModelSettings(model=sys.argv[1])
+print(json.dumps({name: getattr(told, name) for name in sys.argv[2:]}))
+"""
+
+
+class Absent(Exception):
+    """A peer that did not come up: most often it is not installed."""
+
+    def __init__(self, peer: str, said: str) -> None:
+        super().__init__(f"{peer} ({last_line(said)})")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A peer that answers."""
+
+    name: str
+    port: int
+    settings: Mapping[str, object]
+
+    def together(self, chats: Sequence[Chat], new: int) -> list[Answer]:
+        """All at once, as streaming chats of `new` greedy tokens each."""
+        bodies = [{**_body(self.name), **_words(chat, new)} for chat in chats]
+        try:
+            return anyio.run(_all, self.port, bodies)
+        except ExceptionGroup as failed:
+            raise RigError(f"{self.name}: {failed.exceptions[0]!r}") from failed
+
+
+def _words(chat: Chat, new: int) -> dict[str, object]:
+    messages = [{"role": one.role, "content": one.content} for one in chat.messages]
+    return {"messages": messages, "max_tokens": new}
+
+
+def _body(name: str) -> dict[str, object]:
+    plain: dict[str, object] = {"stream": True, "temperature": 0}
+    if name == LLAMA:
+        return {**plain, "ignore_eos": True, "stream_options": {"include_usage": True}}
+    bias = dict.fromkeys(ENDS, -100)
+    return {**plain, "model": "peer", "logit_bias": bias, "logit_bias_type": "tokens"}
+
+
+# --- the client -------------------------------------------------------------------------------
+async def _all(port: int, bodies: Sequence[Mapping[str, object]]) -> list[Answer]:
+    answers = list[Answer]()
+    async with anyio.create_task_group() as group:
+        for body in bodies:
+            answers.append(Answer(time.perf_counter()))
+            group.start_soon(_one, port, json.dumps(body).encode(), answers[-1])
+    return answers
+
+
+async def _one(port: int, body: bytes, answer: Answer) -> None:
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    texts = list[str]()
+    async with await anyio.connect_tcp(HOST, port) as connection:
+        await connection.send(head.encode() + body)
+        async for event in _events(BufferedByteReceiveStream(connection)):
+            for choice in event.get("choices", ()):
+                text = choice["delta"].get("content")
+                if text:
+                    answer.beat(time.perf_counter(), 1)
+                    texts.append(text)
+                answer.whole = answer.whole or choice.get("finish_reason") == "length"
+            usage: dict[str, int] = event.get("usage") or {}
+            answer.tokens = usage.get("completion_tokens", answer.tokens)
+            answer.prompt_tokens = usage.get("prompt_tokens", answer.prompt_tokens)
+    answer.ended = time.perf_counter()
+    answer.text = "".join(texts)
+
+
+async def _events(reader: BufferedByteReceiveStream) -> AsyncGenerator[dict[str, Any]]:
+    """The events of a chunked answer, up to the one that says that it is done."""
+    head = await reader.receive_until(b"\r\n\r\n", HEAD_BYTES)
+    status, _, rest = head.partition(b"\r\n")
+    if b" 200 " not in status or b"chunked" not in rest.lower():
+        raise RigError(status.decode(errors="replace"))
+    held = b""
+    while size := int(await reader.receive_until(b"\r\n", HEAD_BYTES), 16):
+        held += (await reader.receive_exactly(size + 2))[:-2]
+        *lines, held = held.split(b"\n")
+        for line in lines:
+            word = line.removeprefix(b"data: ").strip()
+            if word == b"[DONE]":
+                return
+            if line.startswith(b"data: "):
+                yield json.loads(word)
+    raise RigError("the stream ended before it said that it was done")
+
+
+# --- the servers ------------------------------------------------------------------------------
+@contextmanager
+def llama_server(path: str, slots: int, window: int) -> Generator[Server]:
+    """llama.cpp's own server, with a slot for each client. Absent without xllamacpp."""
+    port, threads = _free_port(), os.cpu_count() or 1
+    words = [path, *map(str, (port, slots, threads, window))]
+    line = [sys.executable, "-m", f"{__package__}.llama_server", *words]
+    with _running(LLAMA, line, f"http://{HOST}:{port}/health") as said:
+        yield Server(LLAMA, port, json.loads(said))
+
+
+@contextmanager
+def python_server(path: str) -> Generator[Server]:
+    """llama-cpp-python's own server. Absent without its extra `server`."""
+    port, threads = _free_port(), str(os.cpu_count() or 1)
+    ours = {"n_threads": threads, "n_threads_batch": threads, "interrupt_requests": "False"}
+    flags = [word for name, value in ours.items() for word in (f"--{name}", value)]
+    line = [
+        sys.executable, "-m", "llama_cpp.server", "--model", path, "--host", HOST,
+        "--port", str(port), *flags,
+    ]  # fmt: skip
+    asked = [sys.executable, "-c", _ASK, path, *_TOLD]
+    told = subprocess.run(asked, capture_output=True, text=True)
+    if told.returncode:
+        raise Absent(PYTHON, told.stderr)
+    with _running(PYTHON, line, f"http://{HOST}:{port}/v1/models"):
+        yield Server(PYTHON, port, {**ours, **json.loads(told.stdout)})
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _running(name: str, line: Sequence[str], ready: str) -> Generator[str]:
+    """A server that is ready; yields what it printed first."""
+    with tempfile.TemporaryDirectory(prefix="llmasos-bench-") as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        with out.open("wb") as to_out, err.open("wb") as to_err:
+            child = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=to_out, stderr=to_err)
+        try:
+            _wait_ready(child, name, ready, err)
+            yield out.read_text(encoding="utf-8").partition("\n")[0]
+        finally:
+            _end(child)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.communicate(timeout=STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+
+
+def _wait_ready(child: subprocess.Popen[bytes], name: str, url: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    while not _answers(url):
+        if child.poll() is not None:
+            raise Absent(name, log.read_text(encoding="utf-8", errors="replace"))
+        if time.monotonic() > deadline:
+            raise RigError(f"{name} was not ready within {READY_S:g} s")
+        time.sleep(0.05)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=READY_S) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[-1]

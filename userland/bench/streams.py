@@ -1,0 +1,127 @@
+"""Our side of a comparison: many generations at once through the SDK, each timed by its caller.
+
+A crowd has as many connections as it needs, all open before the clock runs. What it begins goes on
+in the background, so that something else can arrive meanwhile.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import anyio
+from anyio.abc import TaskGroup
+
+from llmasos import AsyncLLMasOS
+from llmasos.kernel import limits
+from llmasos.kernel import values as v
+from llmasos.userland.sdk.process import AsyncProcess, Options, Prompt
+
+from .answers import Answer
+from .rig import MODEL, READY_S, RigError
+
+CALLS = limits.CALLS_IN_FLIGHT // 2  # generations of one connection of the SDK
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a process is asked, and which. Without `process` one is spawned."""
+
+    prompt: Prompt
+    options: Options
+    system: str = ""
+    nice: int = 0
+    process: AsyncProcess | None = None
+
+
+def greedy(new: int) -> Options:
+    """Always the likeliest token, exactly `new` of them."""
+    return {"temperature": 0, "ignore_eos": True, "max_tokens": new}
+
+
+def raw(text: str, options: Options) -> Ask:
+    """A text as it is, without a chat template."""
+    return Ask(text, {**options, "raw": True})
+
+
+class Crowd:
+    """Connections, and the generations that go on over them."""
+
+    def __init__(self, clients: Sequence[AsyncLLMasOS], group: TaskGroup) -> None:
+        self.client = clients[0]
+        self._clients = cycle(clients)
+        self._group = group
+
+    def begin(self, ask: Ask) -> Answer:
+        """Start one; its answer fills itself."""
+        answer = Answer(time.perf_counter())
+        self._group.start_soon(_run, next(self._clients), ask, answer)
+        return answer
+
+    async def all(self, asks: Iterable[Ask]) -> list[Answer]:
+        """Start them at once and wait for all."""
+        answers = [self.begin(ask) for ask in asks]
+        await finished(answers)
+        return answers
+
+
+@asynccontextmanager
+async def crowd(path: Path, calls: int) -> AsyncGenerator[Crowd]:
+    """Connections for so many calls at once. What still goes on at the end is cancelled."""
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(AsyncLLMasOS(socket=path, profile=v.Profile.OPERATOR))
+            for _ in range(-(-calls // CALLS))
+        ]
+        try:
+            async with anyio.create_task_group() as group:
+                yield Crowd(clients, group)
+                group.cancel_scope.cancel()
+        except ExceptionGroup as failed:  # one of many failed, the others were cancelled
+            raise RigError(str(failed.exceptions[0])) from failed
+
+
+async def _run(client: AsyncLLMasOS, ask: Ask, answer: Answer) -> None:
+    process = ask.process or await client.spawn(
+        MODEL, app="bench", keep=False, system=ask.system, nice=ask.nice
+    )
+    texts = list[str]()
+    async with client.generate(process.pid, ask.prompt, **ask.options) as stream:
+        async for delta in stream:
+            answer.beat(time.perf_counter(), delta.tokens)
+            texts.append(delta.text)
+            answer.logprobs += delta.logprobs
+    answer.ended = time.perf_counter()
+    if stream.reply is not None:
+        answer.tokens = stream.reply.usage.completion_tokens
+        answer.prompt_tokens = stream.reply.usage.prompt_tokens
+        answer.cached_tokens = stream.reply.usage.cached_tokens
+        answer.whole = stream.reply.finish is v.Finish.LENGTH
+    answer.text = "".join(texts)
+    answer.done.set()
+
+
+async def finished(answers: Iterable[Answer]) -> None:
+    for answer in answers:
+        await answer.done.wait()
+
+
+async def speaking(answers: Iterable[Answer]) -> None:
+    """Wait until each has its first token. RigError when that takes too long."""
+    with anyio.move_on_after(READY_S) as scope:
+        for answer in answers:
+            await answer.first.wait()
+    if scope.cancelled_caught:
+        raise RigError(f"no first token within {READY_S:g} s")
+
+
+def together(path: Path, asks: Sequence[Ask]) -> list[Answer]:
+    """All at once, from their spawns to the last token, over as few connections as a user needs."""
+
+    async def run() -> list[Answer]:
+        async with crowd(path, len(asks)) as people:
+            return await people.all(asks)
+
+    return anyio.run(run)
