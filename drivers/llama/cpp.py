@@ -199,6 +199,8 @@ class Context:
     def decode(self, runs: Sequence[Run]) -> dict[int, int]:
         """Compute one batch. Returns for each slot that asked where its logits are."""
         self._check_use()
+        if not runs or len({run.slot for run in runs}) < len(runs):
+            raise DeviceFault(f"a batch of {len(runs)} runs, one a slot is allowed")
         at = 0
         asked: dict[int, int] = {}
         # In the order of slots: llama.cpp computes only neighbours together.
@@ -284,6 +286,8 @@ class Context:
 
     def load(self, slot: int, state: bytearray) -> None:
         self._check_use(slot)
+        if not state:
+            raise DeviceFault("an empty state")
         source = (ctypes.c_uint8 * len(state)).from_buffer(state)
         read: int = lib.llama_state_seq_set_data(self._handle, source, len(state), slot)
         if read != len(state):

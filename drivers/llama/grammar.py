@@ -183,8 +183,8 @@ class _Words:
 def _tokenizer(vocab: Vocab) -> llguidance.LLTokenizer:
     """Takes a tenth of a second. ENOTSUP for a model that cannot end an answer."""
     if not vocab.ends:
-        words = "this model has no token that ends an answer, so no grammar can"
-        raise SyscallError(Errno.ENOTSUP, words)
+        why = "this model has no token that ends an answer, so no grammar can"
+        raise SyscallError(Errno.ENOTSUP, why)
     pieces = [vocab.piece(token) for token in range(vocab.size)]
     silent = [token for token, piece in enumerate(pieces) if not piece]
     ends = sorted(vocab.ends)

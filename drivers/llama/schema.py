@@ -145,4 +145,4 @@ class _End:
 
 def _list(node: Schema, name: str) -> list[Any]:
     value = node.get(name)
-    return cast("list[Any]", value) if isinstance(value, list) else []
+    return value if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]

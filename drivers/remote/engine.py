@@ -35,6 +35,8 @@ class RemoteEngine:
         self._endpoint = Endpoint(settings)
         self._facts: Facts | None = None
         self._listener: Listener | None = None
+        self._looking: asyncio.Task[Facts] | None = None
+        self._stopped = False
         self._calls: dict[int, Call] = {}
         self._closing: set[asyncio.Task[None]] = set()  # of calls that have ended
         self._steps: list[Step] = []  # to be told at once
@@ -42,9 +44,14 @@ class RemoteEngine:
     # --- start and stop -------------------------------------------------------------------------
     async def start(self, listener: Listener) -> None:
         """A look at the endpoint: is it there, does it take the key, which model is it?"""
+        self._looking = asyncio.create_task(patiently(self._look, self._settings.retries))
         try:
-            found = await patiently(self._look, self._settings.retries)
-        except BaseException:
+            found = await self._looking
+        except asyncio.CancelledError:
+            if not self._stopped:
+                raise
+            raise self._endpoint.refusal("it was unmounted before it was up") from None
+        except SyscallError:
             await self._endpoint.close()
             raise
         self._facts, self._listener = found, listener
@@ -122,7 +129,9 @@ class RemoteEngine:
 
     async def stop(self) -> None:
         """Calls in flight get no further step."""
-        self._listener = None
+        self._listener, self._stopped = None, True
+        if self._looking is not None:
+            self._looking.cancel()
         for call in list(self._calls.values()):
             self._close(call)
         self._calls.clear()
@@ -222,7 +231,7 @@ class RemoteEngine:
                 raise TooBig(refusal.message, "give shorter texts") from refusal
             raise
         try:
-            vectors = _vectors(answer, len(texts))
+            vectors = await asyncio.to_thread(_vectors, answer, len(texts))
         except ValueError as error:
             raise self._endpoint.refusal(str(error)) from error
         claimed = reading.whole(reading.fields(answer.get("usage")).get("prompt_tokens"))

@@ -32,19 +32,14 @@ T = TypeVar("T")
 class Endpoint:
     """One url and its connections."""
 
-    def __init__(self, settings: Settings, connections: int = limits.SLOTS_MAX) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._key = ""
-        self._client = httpx.AsyncClient(
-            verify=_trust() if settings.secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-            timeout=httpx.Timeout(None, connect=settings.connect_s),
-            limits=httpx.Limits(max_connections=connections + _SPARE),
-            follow_redirects=False,
-            trust_env=False,
-        )
+        self._client: httpx.AsyncClient | None = None
 
     async def close(self) -> None:
-        await self._client.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
     def clean(self, text: str) -> str:
         """Foreign words as one short line that does not hold the key."""
@@ -66,7 +61,7 @@ class Endpoint:
                     data += piece
                     if len(data) > limits.REMOTE_BODY_BYTES:
                         raise Trouble(f"an answer of more than {limits.REMOTE_BODY_BYTES} bytes")
-            return parse(bytes(data))
+            return await asyncio.to_thread(parse, bytes(data))  # it may be long
         except TimeoutError:
             raise self.refusal(f"no answer within {stall_s:g} s") from None
         except Trouble as trouble:
@@ -76,6 +71,8 @@ class Endpoint:
     async def open(self, url: str, body: object = None) -> AsyncGenerator[AsyncIterator[bytes]]:
         """The bytes of an answer with status 200. Refusal for any other, and for none."""
         headers = {"accept-encoding": "identity", "content-type": "application/json"}
+        if self._client is None:  # reading the authorities takes a while
+            self._client = await asyncio.to_thread(_client, self.settings)
         await self._read_key()
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
@@ -90,7 +87,8 @@ class Endpoint:
                 yield response.aiter_raw()
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             words = f"{self.settings.place} cannot be reached: {_words(error)}"
-            raise Refusal(words, "is it running, and is the url right?", again=True) from error
+            again = "CERTIFICATE" not in words
+            raise Refusal(words, "is it running, and is the url right?", again=again) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise self.refusal(f"the connection broke: {_words(error)}") from error
 
@@ -127,6 +125,16 @@ class Endpoint:
         if after_s:
             words += f" (asks for a pause of {after_s:g} s)"
         return Refusal(words, _hint(status), status=status, again=again, after_s=after_s)
+
+
+def _client(settings: Settings) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        verify=_trust() if settings.secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        timeout=httpx.Timeout(None, connect=settings.connect_s),
+        limits=httpx.Limits(max_connections=limits.SLOTS_MAX + _SPARE),
+        follow_redirects=False,
+        trust_env=False,
+    )
 
 
 def _trust() -> ssl.SSLContext:

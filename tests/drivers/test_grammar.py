@@ -41,8 +41,8 @@ def in_llama_cpp(grammar: str, text: str) -> bool:
     assert chain, grammar
     row = np.zeros(1, [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
     array = lib.llama_token_data_array()
-    pointer: Any = ctypes.POINTER(lib.llama_token_data)
-    array.data = row.ctypes.data_as(cast("Any", pointer))
+    pointer = cast("Any", ctypes.POINTER(lib.llama_token_data))
+    array.data = row.ctypes.data_as(pointer)
     array.size = 1
     try:
         for token in [*tokens(text), min(model().vocab.ends)]:
@@ -106,7 +106,7 @@ def test_random_grammars_mean_what_they_mean_in_llama_cpp() -> None:
         try:
             matcher(grammar=grammar)
         except SyscallError as error:
-            assert "Too many items" in error.message  # llama.cpp goes on for seconds
+            assert "Too many items" in error.message
             continue
         simple += 1
         for text in ("".join(dice.choices("abc", k=size)) for size in (0, 1, 2, 3, 4, 6)):

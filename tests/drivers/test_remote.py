@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import json
 import math
+import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -42,12 +44,12 @@ def anyio_backend() -> str:
 # --- a real server ----------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """llama.cpp's own server with the embedded model: 8 slots of 512 tokens."""
+    """llama.cpp's own server with the embedded model: 8 slots of 512 tokens, one thread."""
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
         port = door.getsockname()[1]
     module = "llmasos.userland.bench.llama_server"
-    line = [sys.executable, "-m", module, str(MODEL), str(port), "8", "2", "512"]
+    line = [sys.executable, "-m", module, str(MODEL), str(port), "8", "1", "512"]
     with subprocess.Popen(
         line, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as child:
@@ -534,6 +536,50 @@ async def test_a_server_that_is_not_llama_cpp_s_is_not_taken_for_it() -> None:
     async with Endpoint(nothing) as endpoint:
         with pytest.raises(DeviceFault, match="this is not llama"):
             await endpoint.rig(dialect="llama").__aenter__()
+
+
+async def test_a_mount_is_given_up_while_it_waits() -> None:
+    asked = asyncio.Event()
+
+    async def hang(request: Request) -> None:
+        asked.set()
+        await asyncio.sleep(HOUR_S)
+
+    failed: list[SyscallError] = []
+    async with Endpoint(hang) as endpoint, anyio.create_task_group() as tasks:
+        rig = endpoint.rig(dialect="llama", stall_s=HOUR_S)
+
+        async def start() -> None:
+            try:
+                await rig.engine.start(rig.ear)
+            except SyscallError as error:
+                failed.append(error)
+
+        tasks.start_soon(start)
+        with anyio.fail_after(30):
+            await asked.wait()
+            await rig.engine.stop()
+        assert rig.ear.ups == 0
+    assert "unmounted" in failed[0].message
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl, which makes certificates, is not installed")
+    pair = tmp_path / "pair.pem"
+    line = [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
+            "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+            "-keyout", str(pair), "-out", str(tmp_path / "certificate")]  # fmt: skip
+    subprocess.run(line, check=True, capture_output=True, timeout=60)
+    pair.write_text(pair.read_text() + (tmp_path / "certificate").read_text())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair)
+    async with Endpoint(statuses(), tls=context) as endpoint:
+        url = endpoint.url.replace("http://127.0.0.1", "https://localhost")
+        with pytest.raises(DeviceFault, match="CERTIFICATE_VERIFY_FAILED"):
+            await endpoint.rig(url=url).__aenter__()
+        assert endpoint.requests == []
 
 
 # --- cancel, grants ---------------------------------------------------------------------------

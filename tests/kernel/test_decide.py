@@ -68,6 +68,7 @@ def test_everybody_runs_when_there_is_room() -> None:
 
 @pytest.mark.parametrize("nice", [1, 5, 10])
 def test_shares_follow_weights_when_seats_are_short(nice: int) -> None:
+    """P-03."""
     device = Device(slots=24, width=8)
     for call in range(1, 25):
         device.add(call, nice=nice if call > 12 else 0)

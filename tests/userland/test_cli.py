@@ -22,6 +22,7 @@ HEAVY = {"anyio", "asyncio", "pydantic", "subprocess", "sqlite3", "llama_cpp", "
 WALK: dict[str, list[str]] = {
     "run": ["-m", "echo", "hello"],
     "chat": ["-m", "echo"],
+    "embed": ["-m", "smollm2", "hello"],
     "ps": ["-a"],
     "top": ["--once"],
     "attach": ["{ended}"],
@@ -111,6 +112,8 @@ def test_every_verb_explains_itself(words: list[str], capsys: pytest.CaptureFixt
         [], ["nonsense"], ["models"], ["models", "nonsense"], ["kill"], ["kill", "-s", "HUP", "1"],
         ["ps", "extra"], ["nice", "50", "1"], ["run", "--temperature", "-5", "x"], ["wait", "-3"],
         ["run", "--max-tokens", "0", "x"], ["logs", "--since", "-1"],
+        ["run", "--bias", "7", "x"], ["run", "--bias", "7=101", "x"], ["run", "--bias", "x=1", "x"],
+        ["run", "--logprobs", "21", "x"],
     ],
 )  # fmt: skip
 def test_wrong_usage_is_two(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ def chat(arguments: Namespace) -> int:
     terminal = sys.stdin.isatty()
     if terminal:
         import readline as _  # noqa: F401  input() edits lines once it is loaded
+    talk.sampling(arguments)  # a file that cannot be read is told before there is a process
     with connect(start=True) as line:
         pid = arguments.pid or 0
         if pid:
@@ -49,6 +50,7 @@ class Talk:
         self._line = line
         self._pid = pid
         self._arguments = arguments
+        self._sampling = talk.sampling(arguments)
         self._terminal = terminal
 
     def run(self) -> int:
@@ -94,7 +96,8 @@ class Talk:
         """One question and its answer. An error ends the turn, not the conversation."""
         request = v.Generate(
             self._pid, [v.Message(v.Role.USER, talk.clean(said, "the line"))],
-            sampling=talk.sampling(self._arguments), timeout_s=self._arguments.timeout,
+            sampling=self._sampling, timeout_s=self._arguments.timeout,
+            deterministic=self._arguments.deterministic,
         )  # fmt: skip
         json = self._arguments.json
         try:
@@ -106,7 +109,7 @@ class Talk:
             complain(error)
             return exits.code(error)
         if json:
-            document({**talk.fields(turn.done), "pid": self._pid, "text": turn.text})
+            document({**talk.fields(turn), "pid": self._pid})
         else:
             speak("\n")
         return exits.OK

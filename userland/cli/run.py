@@ -19,13 +19,15 @@ def run(arguments: Namespace) -> int:
     if not prompt:
         note("llmasos run: there is no prompt: say it as words, or pipe it in")
         return exits.USAGE
+    sampling = talk.sampling(arguments)
     with connect(start=True) as line:
         spawned = talk.spawn(line, arguments, "run", keep=arguments.keep)
         if arguments.keep or arguments.verbose:
             note(f"pid {spawned.pid}")
         request = v.Generate(
             spawned.pid, [v.Message(v.Role.USER, prompt)], raw=arguments.raw,
-            sampling=talk.sampling(arguments), timeout_s=arguments.timeout,
+            sampling=sampling, timeout_s=arguments.timeout,
+            deterministic=arguments.deterministic,
         )  # fmt: skip
         turn = talk.say(line, request, _swallow if arguments.json else speak)
         _show(turn, spawned, arguments)
@@ -41,8 +43,7 @@ def _swallow(_text: str) -> None:
 
 def _show(turn: talk.Turn, spawned: v.Spawned, arguments: Namespace) -> None:
     if arguments.json:
-        done = talk.fields(turn.done)
-        document({**done, "pid": spawned.pid, "model": spawned.model, "text": turn.text})
+        document({**talk.fields(turn), "pid": spawned.pid, "model": spawned.model})
         return
     if turn.text and not turn.text.endswith("\n"):
         speak("\n")

@@ -46,6 +46,16 @@ def between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[st
     return read
 
 
+def bias(text: str) -> tuple[str, float]:
+    """ID=VALUE, for argparse."""
+    token, _, value = text.partition("=")
+    number = float(value)
+    if not (token.isascii() and token.isdigit()) or not -100 <= number <= 100:
+        raise ValueError(text)
+    return token, number
+
+
+bias.__name__ = "ID=VALUE"
 _JSON = _option("--json", action="store_true", help="print JSON")
 _PID = _option("pid", metavar="PID", type=between(int, 1, 2**53))
 _NICE = between(int, limits.NICE_MIN, limits.NICE_MAX)
@@ -63,6 +73,14 @@ _SAMPLING = (
             f"(default {limits.REPEAT_PENALTY})"),
     _option("--seed", type=between(int, 0, 2**32 - 2), metavar="N", help="for the same again"),
     _option("--stop", action="append", metavar="TEXT", help="end before this text; repeatable"),
+    _option("--grammar", metavar="FILE", help="the answer is what this GBNF grammar allows"),
+    _option("--schema", metavar="FILE", help="the answer is JSON under this JSON schema"),
+    _option("--bias", action="append", type=bias, metavar="ID=VALUE",
+            help="add -100 to 100 to a token's score; repeatable"),
+    _option("--logprobs", type=between(int, 0, limits.LOGPROBS), metavar="N",
+            help="with --json: each token's probability, and the N likeliest"),
+    _option("--deterministic", action="store_true",
+            help="refuse unless what runs beside changes nothing in the answer"),
     _option("--nice", type=_NICE, default=0, metavar="N",
             help="-20 (large share) to 19 (small); counts when more answer than the engine seats"),
     _option("--system", default="", metavar="TEXT", help="system prompt"),
@@ -87,6 +105,9 @@ _ROWS = (
     Verb("chat", ".chat:chat", "talk to a model; its process keeps the conversation", (
         _MODEL, *_SAMPLING,
         _option("--pid", type=between(int, 1, 2**53), help="go on with this process"), _JSON,
+    )),
+    Verb("embed", ".embed:embed", "texts, or the lines of stdin, as vectors: one JSON line each", (
+        _MODEL, _JSON, _option("texts", nargs="*", metavar="TEXT"),
     )),
     Verb("ps", ".processes:ps", "list processes", (
         _option("-a", "--all", action="store_true", help="those that have ended, too"), _JSON,

@@ -9,6 +9,7 @@ import tomllib
 from argparse import Namespace
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
@@ -20,13 +21,14 @@ from llmasos.userland.line import Line
 from .progress import follow
 
 MODEL = "smollm2"
-_SAMPLING = ("max_tokens", "temperature", "repeat_penalty", "seed", "stop")
+_SAMPLING = ("max_tokens", "temperature", "repeat_penalty", "seed", "stop", "logprobs")
 
 
 class Turn(NamedTuple):
     text: str
     done: v.Generated | None  # None: it was interrupted before it began
     interrupted: bool
+    logprobs: list[v.Logprob]  # when asked for
 
 
 def model(asked: str | None) -> str:
@@ -54,7 +56,23 @@ def spawn(line: Line, arguments: Namespace, app: str, *, keep: bool) -> v.Spawne
 def sampling(arguments: Namespace) -> v.Sampling:
     """What was said on the command line; the kernel knows the rest."""
     said = {name: getattr(arguments, name) for name in _SAMPLING}
+    said["bias"] = dict(arguments.bias or ())
+    said |= {name: _text(getattr(arguments, name)) for name in ("grammar", "schema")}
     return v.Sampling(**{name: value for name, value in said.items() if value is not None})
+
+
+def _text(path: str | None) -> str | None:
+    """What a file says."""
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        hint = "give the path of a file"
+        raise SyscallError(Errno.ENOENT, f"{path}: {error.strerror}", hint) from error
+    except UnicodeDecodeError as error:
+        words = f"{path} is not valid UTF-8 at its byte {error.start}"
+        raise SyscallError(Errno.EINVAL, words, "give text in UTF-8") from error
 
 
 def clean(text: str, what: str) -> str:
@@ -71,16 +89,18 @@ def say(line: Line, request: v.Generate, write: Callable[[str], object]) -> Turn
     """Have a process answer; each piece is written as it comes."""
     stream = line.stream("generate", request, v.Delta, v.Generated)
     texts: list[str] = []
+    logprobs: list[v.Logprob] = []
     kill = v.Kill(request.pid, v.Signal.INT)
     with interrupting(lambda: line.send("kill", kill)) as interrupts:
         try:
             for delta in stream:
                 texts.append(delta.text)
+                logprobs += delta.logprobs
                 write(delta.text)
         except SyscallError as error:
             if not interrupts or error.errno is not Errno.ECANCELED:
                 raise
-    return Turn("".join(texts), stream.reply, bool(interrupts))
+    return Turn("".join(texts), stream.reply, bool(interrupts), logprobs)
 
 
 @contextmanager
@@ -120,11 +140,15 @@ def usage(done: v.Generated) -> str:
     )
 
 
-def fields(done: v.Generated | None) -> dict[str, object]:
-    """What JSON says of a turn beside its text."""
+def fields(turn: Turn) -> dict[str, object]:
+    """What JSON says of a turn."""
+    said: dict[str, object] = {"text": turn.text}
+    if turn.logprobs:
+        said["logprobs"] = turn.logprobs
+    done = turn.done
     if done is None:
-        return {"finish": v.Finish.CANCELLED}
+        return {**said, "finish": v.Finish.CANCELLED}
     return {
-        "call": done.call, "finish": done.finish, "pages": done.pages, "seed": done.seed,
+        **said, "call": done.call, "finish": done.finish, "pages": done.pages, "seed": done.seed,
         "usage": done.usage,
     }  # fmt: skip

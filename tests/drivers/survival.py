@@ -1,0 +1,431 @@
+"""What is known to end a process that speaks to llama.cpp, done to it through our wrapper.
+
+    python -m tests.drivers.survival MODEL BROKEN_FILES_FOLDER
+
+Runs every case in this one interpreter and prints a JSON line for each: what became of it. A case
+that ends the process ends the lines; test_survival.py reads them.
+"""
+
+import dataclasses
+import gc
+import json
+import random
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from llmasos.drivers.llama import gguf, options
+from llmasos.drivers.llama.cpp import Context, Model, Run, lib, load
+from llmasos.drivers.llama.embed import VectorContext
+from llmasos.drivers.llama.frames import Settings
+from llmasos.drivers.llama.grammar import Grammars
+from llmasos.drivers.llama.sampler import Bounds, Candidates, Chain, Sampler, sampler
+from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.values import Sampling
+
+SMALL: dict[str, bool | int | float | str] = {"slots": 4, "window": 256, "batch": 32}
+
+
+class Bench:
+    """A model, a context of four slots, and short words."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path, self.folder = path, folder
+        self.settings: Settings = options.settings(path, gguf.read(path), SMALL)
+        self.model: Model = load(self.settings)
+        self.context = Context(self.model, self.settings)
+        self.vocab = self.model.vocab
+        candidates = Candidates(self.vocab.size)
+        self.bounds = Bounds(self.vocab, 256, Grammars(self.vocab), candidates)
+
+    def feed(self, *tokens: int, slot: int = 0, first: int = 0) -> int:
+        """Tokens into a slot; where the logits are."""
+        return self.context.decode([Run(slot, first, tokens, asks=True)])[slot]
+
+    def sampler(self, **fields: object) -> Sampler:
+        return sampler(Sampling(**{"seed": 1, **fields}), self.bounds)  # type: ignore[arg-type]
+
+    def token(self, text: str) -> int:
+        return int(self.vocab.tokenize(text, special=False)[0])
+
+    def clear(self) -> None:
+        for slot in range(self.settings.slots):
+            self.context.keep(slot, 0)
+
+
+Case = Callable[[Bench], object]
+
+
+# --- batches ----------------------------------------------------------------------------------
+def a_batch_over_its_size(b: Bench) -> object:
+    return b.feed(*[1] * 33)
+
+
+def a_batch_smaller_than_the_slots(b: Bench) -> object:
+    context = Context(b.model, dataclasses.replace(b.settings, batch=2, slots=8))
+    return sorted(context.decode([Run(slot, 0, [1], asks=True) for slot in range(8)]))
+
+
+def a_batch_of_2_to_31(b: Bench) -> object:
+    return options.settings(b.path, gguf.read(b.path), {"batch": 2**31})
+
+
+def an_empty_batch(b: Bench) -> object:
+    return b.context.decode([])
+
+
+def a_run_without_tokens(b: Bench) -> object:
+    return b.feed()
+
+
+def a_slot_that_is_not_there(b: Bench) -> object:
+    return b.feed(1, slot=4)
+
+
+def a_negative_slot(b: Bench) -> object:
+    return b.feed(1, slot=-1)
+
+
+def a_token_that_is_not_there(b: Bench) -> object:
+    return b.feed(b.vocab.size)
+
+
+def a_negative_token(b: Bench) -> object:
+    return b.feed(-1)
+
+
+def a_gap_in_the_positions(b: Bench) -> object:
+    return b.feed(1, first=5)
+
+
+def a_position_twice(b: Bench) -> object:
+    b.feed(1, 2)
+    return b.feed(3, first=1)
+
+
+def a_slot_twice_in_a_batch(b: Bench) -> object:
+    return b.context.decode([Run(0, 0, [1], asks=True), Run(0, 0, [2], asks=True)])
+
+
+def a_full_slot(b: Bench) -> object:
+    for first in range(0, 256, 32):
+        b.feed(*[1] * 32, first=first)
+    return b.feed(1, first=256)
+
+
+def a_closed_context(b: Bench) -> object:
+    context = Context(b.model, b.settings)
+    context.close()
+    return context.decode([Run(0, 0, [1], asks=True)])
+
+
+def a_context_closed_twice(b: Bench) -> object:
+    context = Context(b.model, b.settings)
+    context.close()
+    context.close()
+    return "closed"
+
+
+def two_threads_on_a_context(b: Bench) -> object:
+    b.feed(1)
+    faults: list[str] = []
+
+    def other() -> None:
+        try:
+            b.feed(2, slot=1)
+        except SyscallError as error:
+            faults.append(error.message)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    return faults[0]
+
+
+def a_context_of_257_slots(b: Bench) -> object:
+    return Context(b.model, dataclasses.replace(b.settings, slots=257))
+
+
+def a_context_of_200_million_tokens(b: Bench) -> object:
+    return options.settings(b.path, gguf.read(b.path), {"window": 200_000_000})
+
+
+# --- choosing ---------------------------------------------------------------------------------
+def logits_that_were_not_asked_for(b: Bench) -> object:
+    b.feed(1, 2, 3)
+    return b.sampler(temperature=0.0).choose(b.context, 1)
+
+
+def a_chain_at_an_index_without_logits(b: Bench) -> object:
+    b.feed(1)
+    return b.sampler(temperature=0.7).choose(b.context, 31)
+
+
+def logits_of_the_batch_before(b: Bench) -> object:
+    index = b.feed(1, 2)
+    b.feed(1, slot=1)
+    return b.sampler(temperature=0.7).choose(b.context, index)
+
+
+def a_chain_that_selects_nothing(b: Bench) -> object:
+    chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(5))
+    try:
+        return b.bounds.candidates.choose(chain, np.ones(b.vocab.size, np.float32))
+    finally:
+        lib.llama_sampler_free(chain)
+
+
+def a_chain_that_is_freed(b: Bench) -> object:
+    chain = Chain(Sampling(seed=1), b.bounds)
+    chain.free()
+    chain.free()
+    return chain.pick(np.ones(b.vocab.size, np.float32))
+
+
+def a_chain_told_a_token_that_is_not_there(b: Bench) -> object:
+    chain = Chain(Sampling(seed=1, repeat_penalty=1.5), b.bounds)
+    try:
+        return chain.note(b.vocab.size)
+    finally:
+        chain.free()
+
+
+def scores_that_are_no_numbers(b: Bench) -> object:
+    index = b.feed(1)
+    b.context.logits(index)[:] = np.nan
+    return b.sampler(temperature=0.7).choose(b.context, index)
+
+
+def scores_without_a_finite_one(b: Bench) -> object:
+    index = b.feed(1)
+    b.context.logits(index)[:] = -np.inf
+    return b.sampler(temperature=0.7).choose(b.context, index)
+
+
+def a_bias_on_a_token_that_is_not_there(b: Bench) -> object:
+    return b.sampler(bias={str(b.vocab.size): 1.0})
+
+
+# --- grammars ---------------------------------------------------------------------------------
+def a_forbidden_token_told_to_a_grammar(b: Bench) -> object:
+    matcher = b.bounds.grammars.matcher(Sampling(grammar='root ::= "a" "b"'))
+    assert matcher is not None
+    return matcher.take(b.token("b"))
+
+
+def a_token_told_to_a_grammar_twice(b: Bench) -> object:
+    matcher = b.bounds.grammars.matcher(Sampling(grammar='root ::= "a" "b"'))
+    assert matcher is not None
+    matcher.take(b.token("a"))
+    return matcher.take(b.token("a"))
+
+
+def top_k_of_one_beside_a_grammar(b: Bench) -> object:
+    chosen = b.sampler(temperature=1.0, top_k=1, grammar='root ::= "yes" | "no"')
+    return b.vocab.piece(chosen.choose(b.context, b.feed(b.token("The")))).decode()
+
+
+def a_grammar_that_leaves_no_token(b: Bench) -> object:
+    chosen = b.sampler(temperature=1.0, grammar='root ::= "a" [^\\x00-\\U0010FFFF]')
+    token = chosen.choose(b.context, b.feed(1))
+    return chosen.choose(b.context, b.feed(token, first=1))
+
+
+def every_end_banned_and_nothing_else_allowed(b: Bench) -> object:
+    chosen = b.sampler(temperature=1.0, grammar='root ::= ""', ignore_eos=True)
+    return chosen.choose(b.context, b.feed(1)) in b.vocab.ends
+
+
+def a_bias_on_thousands_of_tokens(b: Bench) -> object:
+    bias = {str(token): -100.0 for token in range(2_000)}
+    return b.sampler(temperature=1.0, bias=bias).choose(b.context, b.feed(1)) >= 0
+
+
+def a_grammar_without_a_root(b: Bench) -> object:
+    return b.sampler(grammar='x ::= "a"')
+
+
+def a_grammar_that_is_none(b: Bench) -> object:
+    return b.sampler(grammar="root ::= ((")
+
+
+def a_left_recursive_grammar(b: Bench) -> object:
+    chosen = b.sampler(temperature=0.0, grammar='root ::= root "," [0-9] | [0-9]')
+    return b.vocab.piece(chosen.choose(b.context, b.feed(1))).decode().isdigit()
+
+
+def a_chain_of_rules_deeper_than_a_stack(b: Bench) -> object:
+    rules = "\n".join(f'{n}::={n + 1}|"b"' for n in range(4000))
+    chosen = b.sampler(temperature=0.0, grammar=f'root::=0\n{rules}\n4000::="c"')
+    return b.vocab.piece(chosen.choose(b.context, b.feed(1))).decode() in ("b", "c")
+
+
+# --- the vocabulary ---------------------------------------------------------------------------
+def the_piece_of_a_token_that_is_not_there(b: Bench) -> object:
+    return b.vocab.piece(b.vocab.size)
+
+
+def the_piece_of_a_negative_token(b: Bench) -> object:
+    return b.vocab.piece(-1)
+
+
+def the_text_of_a_token_that_is_not_there(b: Bench) -> object:
+    return [b.vocab.text(token) for token in (-1, b.vocab.size, 2**31 - 1)]
+
+
+def a_text_that_is_not_unicode(b: Bench) -> object:
+    return b.vocab.tokenize("\ud800", special=False)
+
+
+def a_long_text_without_spaces(b: Bench) -> object:
+    return len(b.vocab.tokenize("x" * 200_000, special=False)) > 1_000
+
+
+# --- slots and states -------------------------------------------------------------------------
+def a_copy_onto_a_slot_that_is_not_there(b: Bench) -> object:
+    b.feed(1)
+    return b.context.copy(0, 9)
+
+
+def a_copy_onto_a_slot_in_use(b: Bench) -> object:
+    b.feed(1)
+    b.feed(2, slot=1)
+    return b.context.copy(0, 1)
+
+
+def keeping_of_a_slot_that_is_not_there(b: Bench) -> object:
+    return b.context.keep(4, 0)
+
+
+def keeping_more_than_there_is(b: Bench) -> object:
+    b.feed(1)
+    return b.context.keep(0, 2)
+
+
+def keeping_fewer_than_none(b: Bench) -> object:
+    return b.context.keep(0, -1)
+
+
+def the_length_of_a_slot_that_is_not_there(b: Bench) -> object:
+    return b.context.length(4)
+
+
+def saving_a_slot_that_is_not_there(b: Bench) -> object:
+    return b.context.save(4)
+
+
+def loading_into_a_slot_that_is_not_there(b: Bench) -> object:
+    return b.context.load(4, _state(b))
+
+
+def an_empty_state(b: Bench) -> object:
+    return b.context.load(1, bytearray())
+
+
+def a_state_cut_short(b: Bench) -> object:
+    return b.context.load(1, _state(b)[:-100])
+
+
+def a_state_of_random_bytes(b: Bench) -> object:
+    return b.context.load(1, bytearray(random.Random(1).randbytes(50_000)))
+
+
+def a_state_whose_head_is_garbled(b: Bench) -> object:
+    state = _state(b)
+    state[:64] = random.Random(2).randbytes(64)
+    return b.context.load(1, state)
+
+
+def a_state_of_another_context(b: Bench) -> object:
+    other = Context(b.model, dataclasses.replace(b.settings, flash=not b.settings.flash))
+    return other.load(1, _state(b))
+
+
+def a_state_without_room(b: Bench) -> object:
+    big = Context(b.model, dataclasses.replace(b.settings, window=512))
+    for first in range(0, 512, 32):
+        big.decode([Run(0, first, [1] * 32, asks=False)])
+    return b.context.load(1, big.save(0))
+
+
+def _state(b: Bench) -> bytearray:
+    b.feed(1, 2, 3)
+    return b.context.save(0)
+
+
+# --- files and the log ------------------------------------------------------------------------
+def _load(b: Bench, path: Path) -> object:
+    return load(dataclasses.replace(b.settings, path=str(path)))
+
+
+def a_missing_file(b: Bench) -> object:
+    return _load(b, b.folder / "nowhere.gguf")
+
+
+def a_file_cut_short(b: Bench) -> object:
+    path = b.folder / "short.gguf"
+    path.write_bytes(b.path.read_bytes()[:3_000_000])
+    return _load(b, path)
+
+
+def a_garbled_file(b: Bench) -> object:
+    path = b.folder / "garbled.gguf"
+    path.write_bytes(b"GGUF" + random.Random(3).randbytes(100_000))
+    return _load(b, path)
+
+
+def a_log_line_after_the_collector_ran(b: Bench) -> object:
+    gc.collect()
+    return _load(b, b.folder / "nowhere.gguf")
+
+
+# --- vectors ----------------------------------------------------------------------------------
+def vectors_of_too_many_tokens_at_once(b: Bench) -> object:
+    return VectorContext(b.model, b.settings).compute([1] * 1_000, 0)
+
+
+def vectors_over_the_window(b: Bench) -> object:
+    context = VectorContext(b.model, b.settings)
+    for first in range(0, 256, 128):
+        context.compute([1] * 128, first)
+    return context.compute([1], 256)
+
+
+def vectors_with_a_gap(b: Bench) -> object:
+    return VectorContext(b.model, b.settings).compute([1], 7)
+
+
+def vectors_of_a_token_that_is_not_there(b: Bench) -> object:
+    return VectorContext(b.model, b.settings).compute([b.vocab.size], 0)
+
+
+CASES: list[Case] = [
+    case
+    for name, case in list(globals().items())
+    if callable(case) and getattr(case, "__annotations__", {}).get("b") is Bench and name[0] != "_"
+]
+
+
+def outcome(case: Case, bench: Bench) -> str:
+    bench.clear()
+    try:
+        return f"returned {case(bench)!r}"
+    except SyscallError as error:
+        return f"{error.errno.name}: {error.message}"
+
+
+def main() -> None:
+    bench = Bench(Path(sys.argv[1]), Path(sys.argv[2]))
+    for case in CASES:
+        print(json.dumps([case.__name__, outcome(case, bench)]), flush=True)
+    bench.clear()
+    token = bench.sampler(temperature=0.0).choose(bench.context, bench.feed(bench.token("The")))
+    print(json.dumps(["alive", bench.vocab.piece(token).decode()]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Nothing that our wrapper can be asked ends the process: it is refused before C, or handled.
+
+survival.py does each case in one interpreter of its own. Here stands what must become of each, and
+what cannot be asked at all, with the reason.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.drivers.default_model import MODEL
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 120.0  # a guard against hangs
+FAULT = "EIO: "
+INVALID = "EINVAL: "
+BECOMES = {
+    "a_batch_over_its_size": FAULT + "a batch of 33 tokens, 1 to 32 are allowed",
+    "a_batch_smaller_than_the_slots": "returned [0, 1, 2, 3, 4, 5, 6, 7]",
+    "a_batch_of_2_to_31": INVALID + "option batch is 2147483648",
+    "an_empty_batch": FAULT + "a batch of 0 runs",
+    "a_run_without_tokens": FAULT + "a batch of 0 tokens",
+    "a_slot_that_is_not_there": FAULT + "slot 4 of 4",
+    "a_negative_slot": FAULT + "slot -1 of 4",
+    "a_token_that_is_not_there": FAULT + "a token id is not 0 to 49151",
+    "a_negative_token": FAULT + "a token id is not 0 to 49151",
+    "a_gap_in_the_positions": FAULT + "position 5 is not the next",
+    "a_position_twice": FAULT + "position 1 is not the next",
+    "a_slot_twice_in_a_batch": FAULT + "a batch of 2 runs, one a slot",
+    "a_full_slot": FAULT + "position 256 is not the next",
+    "a_closed_context": FAULT + "a context is used after its end",
+    "a_context_closed_twice": "returned 'closed'",
+    "two_threads_on_a_context": "returned 'a context is used after its end, or by two threads'",
+    "a_context_of_257_slots": FAULT + "no context of 257 slots",
+    "a_context_of_200_million_tokens": INVALID + "option window is 200000000",
+    "logits_that_were_not_asked_for": FAULT + "no logits at 1",
+    "a_chain_at_an_index_without_logits": FAULT + "no logits at 31",
+    "logits_of_the_batch_before": FAULT + "no logits at 1",
+    "a_chain_that_selects_nothing": FAULT + "llama.cpp's sampler chose no token",
+    "a_chain_that_is_freed": FAULT + "this sampler is freed",
+    "a_chain_told_a_token_that_is_not_there": FAULT + "token 49152 cannot be noted",
+    "scores_that_are_no_numbers": FAULT + "the model computed no numbers",
+    "scores_without_a_finite_one": FAULT + "the model computed no numbers",
+    "a_bias_on_a_token_that_is_not_there": FAULT + "a biased token is not 0 to 49151",
+    "a_forbidden_token_told_to_a_grammar": FAULT + "the grammar cannot go on",
+    "a_token_told_to_a_grammar_twice": FAULT + "the grammar cannot go on",
+    "top_k_of_one_beside_a_grammar": "returned '",
+    "a_grammar_that_leaves_no_token": FAULT + "the grammar",
+    "every_end_banned_and_nothing_else_allowed": "returned True",
+    "a_bias_on_thousands_of_tokens": "returned True",
+    "a_grammar_without_a_root": FAULT + "the grammar has no rule 'root'",
+    "a_grammar_that_is_none": FAULT + "grammar, line 1, column 12",
+    "a_left_recursive_grammar": "returned True",
+    "a_chain_of_rules_deeper_than_a_stack": "returned True",
+    "the_piece_of_a_token_that_is_not_there": FAULT + "token 49152",
+    "the_piece_of_a_negative_token": FAULT + "token -1",
+    "the_text_of_a_token_that_is_not_there": "returned ['', '', '']",
+    "a_text_that_is_not_unicode": INVALID + "the text is not Unicode",
+    "a_long_text_without_spaces": "returned True",
+    "a_copy_onto_a_slot_that_is_not_there": FAULT + "slot 9 of 4",
+    "a_copy_onto_a_slot_in_use": FAULT + "slot 1 is not empty",
+    "keeping_of_a_slot_that_is_not_there": FAULT + "slot 4 of 4",
+    "keeping_more_than_there_is": FAULT + "2 tokens cannot be kept",
+    "keeping_fewer_than_none": FAULT + "-1 tokens cannot be kept",
+    "the_length_of_a_slot_that_is_not_there": FAULT + "slot 4 of 4",
+    "saving_a_slot_that_is_not_there": FAULT + "slot 4 of 4",
+    "loading_into_a_slot_that_is_not_there": FAULT + "slot 4 of 4",
+    "an_empty_state": FAULT + "an empty state",
+    "a_state_cut_short": FAULT + "a state of ",
+    "a_state_of_random_bytes": FAULT + "a state of 50000 bytes cannot be loaded",
+    "a_state_whose_head_is_garbled": FAULT + "a state of ",
+    "a_state_of_another_context": FAULT + "a state of ",
+    "a_state_without_room": FAULT + "a state of ",
+    "a_missing_file": FAULT + "llama.cpp cannot load this file",
+    "a_file_cut_short": FAULT + "llama.cpp cannot load this file",
+    "a_garbled_file": FAULT + "llama.cpp cannot load this file",
+    "a_log_line_after_the_collector_ran": FAULT + "llama.cpp cannot load this file",
+    "vectors_of_too_many_tokens_at_once": FAULT + "1000 tokens at 0 of 256",
+    "vectors_over_the_window": FAULT + "1 tokens at 256 of 256",
+    "vectors_with_a_gap": FAULT + "position 7 is not the next",
+    "vectors_of_a_token_that_is_not_there": FAULT + "a token id is not 0 to 49151",
+}
+# Known ways to end a process for which the wrapper has no words: call in llama.cpp, reason.
+UNSPEAKABLE = {
+    "llama_sampler_sample": "it chooses and takes note in one call; we apply and accept apart",
+    "llama_sampler_init_grammar": "grammars are another library's, which refuses",
+    "llama_model_free": "a model lives as long as its process, so no context outlives it",
+    "llama_set_abort_callback": "there is none: a step is short",
+    "llama_adapter_lora_init": "there are no adapters",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("survival")
+    command = [sys.executable, "-m", "tests.drivers.survival", str(MODEL), str(folder)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=DEADLINE_S,
+        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    told = f"after {lines[-1:]} it ended with {done.returncode}: {done.stderr[-500:]}"
+    assert done.returncode == 0, told
+    return dict(lines)
+
+
+@pytest.mark.parametrize("case", BECOMES)
+def test_it_survives(case: str, outcomes: dict[str, str]) -> None:
+    assert outcomes[case].startswith(BECOMES[case])
+
+
+def test_it_is_alive_after_all_of_them(outcomes: dict[str, str]) -> None:
+    assert outcomes.keys() == {*BECOMES, "alive"}
+    assert outcomes["alive"]
+
+
+def test_what_cannot_be_asked_is_not_called() -> None:
+    sources = [path.read_text() for path in (ROOT / "drivers" / "llama").glob("*.py")]
+    for call in UNSPEAKABLE:
+        assert not any(f"lib.{call}(" in source for source in sources), call

@@ -1,0 +1,109 @@
+"""The command line on the embedded model: grammars, schemas, probabilities, bias, vectors."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmasos.userland.cli import exits
+from tests.conftest import Machine, documents, fresh
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine on which the embedded model is loaded as it is shipped."""
+    machine = fresh(tmp_path_factory.mktemp("answers"))
+    machine.environment["LLMASOS_TUNE"] = "false"
+    try:
+        yield machine
+    finally:
+        machine.down()
+
+
+def ask(model: Machine, *words: str) -> dict[str, object]:
+    done = model.llmasos("run", "-m", "smollm2", "Is water wet?", "--temperature", "0", "--json",
+                         *words)  # fmt: skip
+    return documents(done)[0]
+
+
+def test_an_answer_under_a_grammar(model: Machine, tmp_path: Path) -> None:
+    file = tmp_path / "answer.gbnf"
+    file.write_text('root ::= "yes" | "no"\n')
+    told = ask(model, "--grammar", str(file))
+    assert told["text"] in ("yes", "no")
+    assert told["finish"] == "stop"
+    assert "logprobs" not in told
+
+
+def test_an_answer_under_a_schema(model: Machine, tmp_path: Path) -> None:
+    file = tmp_path / "answer.json"
+    file.write_text('{"type": "object", "properties": {"wet": {"type": "boolean"}},'
+                    ' "required": ["wet"], "additionalProperties": false}')  # fmt: skip
+    text = ask(model, "--schema", str(file))["text"]
+    assert isinstance(text, str)
+    assert json.loads(text).keys() == {"wet"}
+
+
+def test_probabilities_and_bias(model: Machine) -> None:
+    first = ask(model, "--logprobs", "2", "--max-tokens", "3")["logprobs"]
+    assert isinstance(first, list)
+    assert len(first) == 3
+    assert [len(one["top"]) for one in first] == [2, 2, 2]
+    chosen = first[0]["token"]
+    told = ask(model, "--logprobs", "0", "--max-tokens", "3", "--bias", f"{chosen}=-100")
+    other = told["logprobs"]
+    assert isinstance(other, list)
+    assert chosen not in [one["token"] for one in other]
+    assert other[0]["top"] == []
+
+
+def test_vectors_of_words_and_of_lines(model: Machine) -> None:
+    one, two = documents(model.llmasos("embed", "-m", "smollm2", "hello", "world"))
+    assert (one["text"], two["text"]) == ("hello", "world")
+    assert sum(value * value for value in one["vector"]) == pytest.approx(1, abs=1e-4)
+    [piped] = documents(model.llmasos("embed", "-m", "smollm2", stdin="\nhello\n"))
+    assert piped == one
+
+
+@pytest.mark.parametrize(
+    ("content", "flag", "words"),
+    [
+        ("root ::= foo", "--grammar", "line 1, column 10: rule 'foo' is not defined"),
+        ('{"type": "foo"}', "--schema", "refused at /: Invalid type: foo"),
+        ("{", "--schema", "line 1 column 2"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(
+    model: Machine, tmp_path: Path, content: str, flag: str, words: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text(content)
+    done = model.llmasos("run", "-m", "smollm2", "hi", flag, str(file), check=False)
+    assert done.returncode == exits.FAILED
+    assert words in done.stderr.decode()
+    both = model.llmasos("run", "hi", "--grammar", str(file), "--schema", str(file), check=False)
+    assert "a grammar and a schema" in both.stderr.decode()
+
+
+def test_bad_files_and_tokens_are_refused(model: Machine, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    done = model.llmasos("run", "hi", "--grammar", missing, check=False)
+    assert done.returncode == exits.NOT_FOUND
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe")
+    done = model.llmasos("chat", "--schema", str(binary), check=False)
+    assert b"not valid UTF-8 at its byte 0" in done.stderr
+    done = model.llmasos("run", "hi", "--bias", "999999=1", check=False)
+    assert b"bias of token 999999: 0 to 49151 exist" in done.stderr
+    done = model.llmasos("embed", "-m", "echo", "hi", check=False)
+    assert b"ENOTSUP" in done.stderr
+    done = model.llmasos("embed", "word " * 3000, check=False)
+    assert done.returncode == exits.MEMORY
+    assert b"text 1 of 1 has 3001 tokens" in done.stderr
+
+
+def test_a_deterministic_answer_asks_for_a_deterministic_mount(model: Machine) -> None:
+    done = model.llmasos("run", "hi", "--deterministic", check=False)
+    assert done.returncode == exits.FAILED
+    assert b"`llmasos mount smollm2 --deterministic`" in done.stderr
