@@ -47,6 +47,7 @@ class Table:
     ahead: dict[int, float] = field(default_factory=dict[int, float])  # idle, beyond the clock
     clock: float = 0.0
     can_park: bool = True
+    turn: int = limits.PROMPT_QUANTUM_TOKENS  # tokens of one prompt before another's turn
 
     def add(self, claim: Claim) -> None:
         claim.virtual = max(self.ahead.pop(claim.process, 0.0), self.clock)
@@ -128,7 +129,7 @@ def decide(table: Table) -> list[Decision]:
         and not claim.stopped
         and not claim.behind
     ]
-    return [*moves, *_grants(able, table.width)]
+    return [*moves, *_grants(able, table)]
 
 
 def _places(table: Table) -> Iterable[Admit | Park]:
@@ -158,32 +159,30 @@ def _fits(claim: Claim, inside: list[Claim], table: Table) -> bool:
     return len(inside) < table.slots and held + claim.cells <= table.cells
 
 
-def _grants(able: list[Claim], width: int) -> Iterable[Grant]:
+def _grants(able: list[Claim], table: Table) -> Iterable[Grant]:
     """A quantum for whoever needs one; when seats are short, for the smallest virtual times."""
-    if len(able) > width:
-        yield from _seats(able, width)
+    if len(able) > table.width:
+        yield from _seats(able, table.width)
         return
     for claim in able:
         if not claim.prompt and claim.granted < limits.QUANTUM_TOKENS // 2:
             yield Grant(claim.call, limits.QUANTUM_TOKENS - claim.granted)
-    yield from _prompts([claim for claim in able if claim.prompt])
+    yield from _prompts([claim for claim in able if claim.prompt], table.turn)
 
 
-def _prompts(able: list[Claim]) -> Iterable[Grant]:
+def _prompts(able: list[Claim], longest: int) -> Iterable[Grant]:
     """Prompts take turns in a step's time: a turn is as long as the weight is large.
 
     Half a turn ahead, so that no step goes without. The last part of a prompt comes with a quantum
     for the answer, or the call would lose a step between the two.
     """
     heaviest = max((claim.weight for claim in able), default=1.0)
-    left = limits.PROMPTS_TOKENS - sum(max(0, min(c.granted, c.prompt)) for c in able)
     for claim in sorted(able, key=lambda c: c.virtual):
         share = claim.weight / heaviest
-        turn = max(limits.CHUNK_MIN_TOKENS, int(limits.PROMPT_QUANTUM_TOKENS * share))
+        turn = max(limits.CHUNK_MIN_TOKENS, int(longest * share))
         due = min(claim.prompt, turn)
-        if claim.granted >= min(claim.prompt + 1, turn // 2) or left <= 0:
+        if claim.granted >= min(claim.prompt + 1, turn // 2):
             continue
-        left -= due
         answer = limits.QUANTUM_TOKENS if due == claim.prompt else 0
         yield Grant(claim.call, due + answer - min(0, claim.granted))
 

@@ -106,6 +106,7 @@ class Device:
         self.facts = facts
         self._table.slots, self._table.width = facts.slots, facts.width
         self._table.cells, self._table.can_park = facts.cells, "park" in facts.capabilities
+        self._table.turn = facts.turn
         self._become("up", "")
         self.turn()
 

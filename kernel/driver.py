@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from . import limits
 from .errors import DeviceFault
 from .values import Finish, Hardware, Logprob, Message, Progress, Quality, Sampling
 
@@ -54,6 +55,7 @@ class Facts:
     placement: str  # "cpu: 2 threads, this build of llama.cpp has no GPU"
     capabilities: frozenset[str]  # of CAPABILITIES
     vocab: int = 0  # tokens that exist; 0: not told
+    turn: int = limits.PROMPT_QUANTUM_TOKENS  # tokens of one prompt before another's turn
     deterministic: bool = False  # what runs beside a call changes nothing in it
     on: str = ""  # name of the hardware
     hardware: Sequence[Hardware] = ()  # all that the engine's library found

@@ -22,6 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
+from llmasos.kernel import limits
 from llmasos.kernel.driver import Step
 from llmasos.kernel.errors import SyscallError, TooBig
 from llmasos.kernel.values import Message, Role, Sampling
@@ -208,6 +209,7 @@ def _facts(model: Model, placement: Placement) -> dict[str, object]:
         **placement.facts(),
         "capabilities": list(_CAPABILITIES),
         "vocab": model.vocab.size,
+        "turn": limits.PROMPT_QUANTUM_TOKENS if settings.chunk_s else settings.window,
         "deterministic": settings.deterministic,
     }
 

@@ -186,10 +186,10 @@ def a_chain_that_is_freed(b: Bench) -> object:
     return chain.pick(np.ones(b.vocab.size, np.float32))
 
 
-def a_chain_told_a_token_that_is_not_there(b: Bench) -> object:
+def a_chain_told_a_token_that_is_not_there(b: Bench) -> None:
     chain = Chain(Sampling(seed=1, repeat_penalty=1.5), b.bounds)
     try:
-        return chain.note(b.vocab.size)
+        chain.note(b.vocab.size)
     finally:
         chain.free()
 
@@ -211,17 +211,17 @@ def a_bias_on_a_token_that_is_not_there(b: Bench) -> object:
 
 
 # --- grammars ---------------------------------------------------------------------------------
-def a_forbidden_token_told_to_a_grammar(b: Bench) -> object:
+def a_forbidden_token_told_to_a_grammar(b: Bench) -> None:
     matcher = b.bounds.grammars.matcher(Sampling(grammar='root ::= "a" "b"'))
     assert matcher is not None
-    return matcher.take(b.token("b"))
+    matcher.take(b.token("b"))
 
 
-def a_token_told_to_a_grammar_twice(b: Bench) -> object:
+def a_token_told_to_a_grammar_twice(b: Bench) -> None:
     matcher = b.bounds.grammars.matcher(Sampling(grammar='root ::= "a" "b"'))
     assert matcher is not None
     matcher.take(b.token("a"))
-    return matcher.take(b.token("a"))
+    matcher.take(b.token("a"))
 
 
 def top_k_of_one_beside_a_grammar(b: Bench) -> object:
@@ -286,15 +286,15 @@ def a_long_text_without_spaces(b: Bench) -> object:
 
 
 # --- slots and states -------------------------------------------------------------------------
-def a_copy_onto_a_slot_that_is_not_there(b: Bench) -> object:
+def a_copy_onto_a_slot_that_is_not_there(b: Bench) -> None:
     b.feed(1)
-    return b.context.copy(0, 9)
+    b.context.copy(0, 9)
 
 
-def a_copy_onto_a_slot_in_use(b: Bench) -> object:
+def a_copy_onto_a_slot_in_use(b: Bench) -> None:
     b.feed(1)
     b.feed(2, slot=1)
-    return b.context.copy(0, 1)
+    b.context.copy(0, 1)
 
 
 def keeping_of_a_slot_that_is_not_there(b: Bench) -> object:
@@ -318,38 +318,38 @@ def saving_a_slot_that_is_not_there(b: Bench) -> object:
     return b.context.save(4)
 
 
-def loading_into_a_slot_that_is_not_there(b: Bench) -> object:
-    return b.context.load(4, _state(b))
+def loading_into_a_slot_that_is_not_there(b: Bench) -> None:
+    b.context.load(4, _state(b))
 
 
-def an_empty_state(b: Bench) -> object:
-    return b.context.load(1, bytearray())
+def an_empty_state(b: Bench) -> None:
+    b.context.load(1, bytearray())
 
 
-def a_state_cut_short(b: Bench) -> object:
-    return b.context.load(1, _state(b)[:-100])
+def a_state_cut_short(b: Bench) -> None:
+    b.context.load(1, _state(b)[:-100])
 
 
-def a_state_of_random_bytes(b: Bench) -> object:
-    return b.context.load(1, bytearray(random.Random(1).randbytes(50_000)))
+def a_state_of_random_bytes(b: Bench) -> None:
+    b.context.load(1, bytearray(random.Random(1).randbytes(50_000)))
 
 
-def a_state_whose_head_is_garbled(b: Bench) -> object:
+def a_state_whose_head_is_garbled(b: Bench) -> None:
     state = _state(b)
     state[:64] = random.Random(2).randbytes(64)
-    return b.context.load(1, state)
+    b.context.load(1, state)
 
 
-def a_state_of_another_context(b: Bench) -> object:
+def a_state_of_another_context(b: Bench) -> None:
     other = Context(b.model, dataclasses.replace(b.settings, flash=not b.settings.flash))
-    return other.load(1, _state(b))
+    other.load(1, _state(b))
 
 
-def a_state_without_room(b: Bench) -> object:
+def a_state_without_room(b: Bench) -> None:
     big = Context(b.model, dataclasses.replace(b.settings, window=512))
     for first in range(0, 512, 32):
         big.decode([Run(0, first, [1] * 32, asks=False)])
-    return b.context.load(1, big.save(0))
+    b.context.load(1, big.save(0))
 
 
 def _state(b: Bench) -> bytearray:

@@ -17,6 +17,8 @@ from pathlib import Path
 from llmasos.drivers import llama
 
 class Ear:
+    def loading(self, done): ...
+    def loading(self, done): pass
     def up(self, facts):
         print(facts.os_pid, flush=True)
     def stepped(self, steps): ...

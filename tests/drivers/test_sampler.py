@@ -1,9 +1,12 @@
 """Choices: greedy and drawn, under grammars, with bias and with their probabilities."""
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import numpy as np
 import pytest
 
@@ -11,6 +14,7 @@ from llmasos.drivers import llama
 from llmasos.drivers.llama import sampler as module
 from llmasos.drivers.llama.cpp import Floats
 from llmasos.drivers.llama.sampler import Bounds, Candidates, Chain, sampler
+from llmasos.kernel import limits
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.values import Finish, Logprob, Sampling
 from tests.drivers.contract import PLENTY, Outcome, Rig
@@ -265,6 +269,34 @@ async def test_what_is_wrong_is_told_before_there_is_a_slot(
     assert words in error.value.message
     await rig.engine.check(Sampling(grammar='root ::= "a"', bias={"49151": -100}))
     await rig.engine.check(Sampling())
+
+
+@pytest.mark.anyio
+async def test_a_grammar_that_compiles_for_long_holds_up_no_text(rig: Rig) -> None:
+    wide = json.dumps({"properties": {f"p{number}": {} for number in range(5000)}})
+    told: list[str] = []
+
+    async def check() -> None:
+        with contextlib.suppress(SyscallError):  # it may be too much for the library
+            await rig.engine.check(Sampling(schema=wide))
+        told.append("checked")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(check)
+        await anyio.lowlevel.checkpoint()
+        await rig.prompt()
+        told.append("composed")
+    assert told == ["composed", "checked"]
+
+
+@pytest.mark.anyio
+async def test_a_grammar_that_compiles_for_too_long_is_given_up(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "GRAMMAR_S", 0)
+    with pytest.raises(SyscallError, match="not compiled within 0 s") as error:
+        await rig.engine.check(Sampling(grammar='root ::= "late"'))
+    assert error.value.errno is Errno.ETIMEDOUT
 
 
 def logprobs(outcome: Outcome) -> Sequence[Logprob]:
