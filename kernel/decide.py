@@ -193,5 +193,6 @@ def _seats(able: list[Claim], width: int) -> Iterable[Grant]:
     seated = sum(claim.granted > 1 for claim in able)
     hungry = sorted((c for c in able if c.granted <= 1), key=lambda c: c.virtual)
     for claim in islice(hungry, max(0, width - seated)):
-        quantum = limits.CHUNK_TOKENS if claim.prompt else limits.SEAT_TOKENS
+        # Not a token more: who gets ahead of a small share would wait long for the others.
+        quantum = min(claim.prompt, limits.CHUNK_TOKENS) or limits.SEAT_TOKENS
         yield Grant(claim.call, quantum - min(0, claim.granted))
