@@ -23,10 +23,16 @@ class Ready:
     left: int  # prompt tokens that it may be fed; 0: it answers
     owes: int  # tokens to its end, prompt and answer
     waits_s: float = 0.0  # since it was last fed
+    rest: int = 0  # prompt tokens that are not computed, granted or not
 
     @property
     def short(self) -> bool:
         return self.owes < limits.SHORT_TOKENS
+
+    @property
+    def long(self) -> bool:
+        """A prompt that would stall the others if it were fed at once."""
+        return max(self.left, self.rest) > limits.LONG_TOKENS
 
 
 @dataclass(slots=True)
@@ -45,7 +51,8 @@ class Pace:
             self.token_s = _blend(self.token_s, max(alone, 0.1 * took_s) / fed)
 
     def room(self, budget_s: float, *, answering: bool) -> int:
-        """Prompt tokens that fit the step; a step without answers may take twice as long."""
+        """Prompt tokens that fit the step; one without answers, or without a long prompt, may take
+        twice as long: then there is nobody to stall, or it is soon over."""
         if budget_s <= 0:
             return limits.WINDOW_MAX
         if not self.token_s:
@@ -71,7 +78,8 @@ def _order(calls: Sequence[Ready]) -> Iterable[int]:
     """Who is fed, the first first."""
     feeding = [index for index, call in enumerate(calls) if call.left]
     short = [index for index in feeding if calls[index].short]
-    rest = [index for index in feeding if not calls[index].short]
+    middle = [index for index in feeding if not calls[index].short and not calls[index].long]
+    long = [index for index in feeding if calls[index].long]
     if any(call.short for call in calls):
-        rest = [index for index in rest if calls[index].waits_s >= limits.AGING_S][:1]
-    return [*sorted(short, key=lambda index: calls[index].owes), *rest]
+        long = [index for index in long if calls[index].waits_s >= limits.AGING_S][:1]
+    return [*sorted(short, key=lambda index: calls[index].owes), *middle, *long]

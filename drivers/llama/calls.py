@@ -66,7 +66,8 @@ class Call:
         """What it could do in a step."""
         most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
         owes = self.left + most - len(self._ends)
-        return Ready(0 if self.decodes else min(self.left, self.grant), owes, now - self.fed_at)
+        fed = 0 if self.decodes else min(self.left, self.grant)
+        return Ready(fed, owes, now - self.fed_at, self.left)
 
     def begin(self, tokens: int) -> None:
         """So much of the prompt need not be computed; it counts as if it had been."""

@@ -237,9 +237,10 @@ class Engine:
         """What each call computes in this step."""
         now = time.monotonic()
         answers = sum(call.decodes for call in calls)
-        room = self._pace.room(self._chunk_s, answering=answers > 0)
-        room = min(room, self._context.batch_tokens - answers)
         ready = [call.ready(now) for call in calls]
+        stalls = answers > 0 and any(one.long for one in ready)
+        room = self._pace.room(self._chunk_s, answering=stalls)
+        room = min(room, self._context.batch_tokens - answers)
         runs: list[tuple[Call, Run]] = []
         for call, size in zip(calls, portions(ready, room), strict=True):
             if call.decodes:

@@ -90,7 +90,7 @@ async def test_a_call_is_the_same_alone_and_among_fifteen_others(exact: Rig) -> 
 
 
 async def test_a_shared_beginning_changes_nothing(exact: Rig) -> None:
-    asked = await prompts(exact, STORY)
+    asked = await prompts(exact, 2 * STORY)
     company = await together(exact, asked, "shared by all")
     assert sum(outcome.steps[0].cached > 0 for outcome in company) >= COMPANY - 1
     for index in range(0, COMPANY, 3):
