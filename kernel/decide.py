@@ -55,7 +55,10 @@ class Table:
 
     def charge(self, claim: Claim, tokens: int) -> None:
         """So many tokens have been computed for a claim."""
-        claim.virtual += tokens / claim.weight
+        due = claim.virtual + tokens / claim.weight
+        if len(self.claims) <= self.width:  # what nobody else wanted is no debt
+            due = min(due, max(claim.virtual, self.clock))
+        claim.virtual = due
         working = [c.weight for c in self.claims.values() if c.slot is not None and not c.stopped]
         self.clock += tokens / max(sum(working), claim.weight)
 
