@@ -51,7 +51,7 @@ class Engine:
         self._context = context
         self._vocab = vocab
         self._width, self._window = settings.width, settings.window
-        self._batch, self._chunk_s = settings.batch, settings.chunk_s
+        self._chunk_s = settings.chunk_s
         # Of a deterministic engine: prompts are cut at multiples of this and computed alone.
         self._pieces = limits.PIECE_TOKENS if settings.deterministic else 0
         self._together = True  # answers are computed in one batch

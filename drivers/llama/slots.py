@@ -68,7 +68,8 @@ class Slots:
         for other in self._slots:
             if other is slot or other.call is None or other.domain != slot.domain:
                 continue
-            shared = min(common(other.prompt, slot.prompt), len(slot.prompt) - 1)
+            same = common(other.prompt, slot.prompt)
+            shared = self._usable(same, same, slot.prompt)
             ahead = (len(other.tokens), -other.call) > (len(slot.tokens), -(slot.call or 0))
             if shared >= most and ahead and len(other.tokens) < shared:
                 best, most = other, shared
