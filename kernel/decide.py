@@ -28,6 +28,7 @@ class Claim:
     virtual: float = 0.0  # tokens computed over weight, since the device came up
     slot: int | None = None
     granted: int = 0  # tokens it may compute without asking again; below 0: debt, see driver.py
+    free: int = 0  # of those: given while nobody else wanted them
     stopped: bool = False
     parked: bool = False  # admitted before, its context saved outside a slot
     behind: bool = False  # its reader is too slow: no further quantum
@@ -53,12 +54,18 @@ class Table:
         claim.virtual = max(self.ahead.pop(claim.process, 0.0), self.clock)
         self.claims[claim.call] = claim
 
+    def grant(self, claim: Claim, tokens: int) -> None:
+        """It may compute so many more."""
+        claim.granted += tokens
+        if len(self.claims) <= min(self.width, self.slots):
+            claim.free = max(0, claim.granted)
+
     def charge(self, claim: Claim, tokens: int) -> None:
-        """So many tokens have been computed for a claim."""
-        due = claim.virtual + tokens / claim.weight
-        if len(self.claims) <= self.width:  # what nobody else wanted is no debt
-            due = min(due, max(claim.virtual, self.clock))
-        claim.virtual = due
+        """So many tokens have been computed for a claim. What nobody else wanted is no debt."""
+        free = min(claim.free, tokens)
+        claim.free -= free
+        claim.virtual = min(claim.virtual + free / claim.weight, max(claim.virtual, self.clock))
+        claim.virtual += (tokens - free) / claim.weight
         working = [c.weight for c in self.claims.values() if c.slot is not None and not c.stopped]
         self.clock += tokens / max(sum(working), claim.weight)
 

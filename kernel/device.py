@@ -307,7 +307,7 @@ class Device:
                     self._table.last.pop(slot, None)
                     self.engine.park(call)
                 case Grant(call, tokens):
-                    work.claim.granted += tokens
+                    self._table.grant(work.claim, tokens)
                     self.engine.grant(call, tokens)
 
     def _admit(self, work: Work, call: int, slot: int) -> None:

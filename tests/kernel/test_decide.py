@@ -32,7 +32,7 @@ class Device:
                     claim.slot, claim.parked = None, True
                 case Grant(_, tokens):
                     assert claim.slot is not None
-                    claim.granted += tokens
+                    self.table.grant(claim, tokens)
                     if claim.call not in self.order:
                         self.order.append(claim.call)
         slots = [c.slot for c in self.table.claims.values() if c.slot is not None]
@@ -79,6 +79,26 @@ def test_shares_follow_weights_when_seats_are_short(nice: int) -> None:
     assert first / second == pytest.approx(limits.NICE_STEP**nice, rel=0.03)
     equals = [device.computed[p] for p in range(1, 13)]
     assert sum(equals) ** 2 / (12 * sum(x * x for x in equals)) > 0.99
+
+
+@pytest.mark.parametrize("apart", [0, 1, 3, 10])
+def test_who_came_first_does_not_pay_for_what_nobody_else_wanted(apart: int) -> None:
+    device = Device(slots=24, width=8)
+    for call in range(1, 25):
+        device.add(call, nice=5 * (call % 2), prompt=20)
+        device.decide()
+        for _ in range(apart):
+            device.step()
+    for _ in range(150):
+        device.step()
+    before = dict(device.computed)
+    for _ in range(400):
+        device.step()
+    got = [device.computed[p] - before[p] for p in range(1, 25)]
+    for equals in (got[::2], got[1::2]):
+        assert sum(equals) ** 2 / (12 * sum(x * x for x in equals)) > 0.99
+    share = sum(got[1::2]) / sum(got)
+    assert share == pytest.approx(1 / (1 + limits.NICE_STEP**-5), rel=0.02)
 
 
 def test_an_idle_process_banks_no_credit() -> None:

@@ -22,7 +22,7 @@ from .streams import crowd, finished, greedy, raw, speaking
 from .texts import Writer
 
 PROCESSES, WIDTH, NICE = 24, 8, 5
-WARM_S, SECONDS = 5.0, 20.0
+WARM_S, SECONDS = 10.0, 30.0  # the prompts are paid off; a quantum is 1/18 of the small share
 BUSY, SHORT_TOKENS, SHORT_NEW, LONG_TOKENS = 16, 20, 32, 2000
 ENDLESS = greedy(limits.WINDOW_TOKENS - SHORT_TOKENS - 1)
 BARS = (
