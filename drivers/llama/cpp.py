@@ -26,6 +26,7 @@ lib = cast("Any", _untyped)
 Floats = NDArray[np.float32]
 _CONTROL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 _PROGRESS = 0.02  # of a load, between two words about it
+_BF16 = 30  # of enum ggml_type
 _TOLD = (3, 4)  # of ggml's log levels: warnings and errors
 
 
@@ -314,6 +315,11 @@ def _parameters(settings: Settings, batch_tokens: int) -> Any:
     parameters.n_seq_max = settings.slots
     parameters.n_threads = parameters.n_threads_batch = settings.threads
     parameters.flash_attn_type = flash[0] if settings.flash else flash[1]
+    if settings.deterministic and settings.flash:
+        # With keys and values of one type, llama.cpp's flash attention takes another order of
+        # sums for a lone row of 512 cells or more, and again for 64 rows or more. With two types
+        # it computes each row by itself, so neither company nor pieces change a bit.
+        parameters.type_k = _BF16
     # Not unified: a token costs its own slot, and not all of them.
     parameters.kv_unified = settings.unified
     parameters.swa_full = True  # or a shortened slot could not be continued

@@ -1,11 +1,12 @@
 """Whether answers may be computed together without changing a bit: tried, not assumed.
 
-llama.cpp's kernels differ by the number of rows of a product, and their last bits with them. Mostly
-the next quantisation of the activations hides that, so equal scores once prove little. A
-deterministic engine therefore cuts each prompt at fixed places and computes each piece alone. A
-token of an answer is one row of its own attention in any company; whether the rows of all answers
-are multiplied alike, alone and together, depends on the quantisation and on the processor. That is
-tried here at the start, on a few hundred scores; where they differ, answers are computed alone too.
+Attention is computed row by row in a deterministic engine (see cpp.py). But llama.cpp's kernels
+for quantised weights may differ by the number of rows of a product, and their last bits with them.
+Mostly the next quantisation of the activations hides that, so equal scores once prove little. A
+deterministic engine therefore cuts each prompt at fixed places and computes each piece alone.
+Whether the rows of all answers are multiplied alike, alone and together, depends on the
+quantisation and on the processor. That is tried here at the start, on a few hundred scores; where
+they differ, answers are computed alone too.
 """
 
 import random

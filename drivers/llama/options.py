@@ -60,8 +60,8 @@ def check(options: Mapping[str, Option]) -> None:
         words = f"option width is {width}, over the {slots} slots"
         raise SyscallError(Errno.EINVAL, words, "give fewer width or more slots")
     for name in ("flash", "unified"):
-        if options.get("deterministic") and options.get(name):
-            words = f"an engine with {name}=true does not compute the same in any company"
+        if options.get("deterministic") and name in options:
+            words = f"a deterministic engine chooses {name} so that company changes nothing"
             raise SyscallError(Errno.EINVAL, words, f"leave {name} out, or deterministic")
 
 
@@ -95,7 +95,7 @@ def settings(path: Path, header: Header, options: Mapping[str, Option]) -> Setti
         window=min(_cells(window), header.facts.context),
         threads=int(options.get("threads", cores())),
         adaptive="threads" not in options and not options.get("deterministic", False),
-        flash=bool(options.get("flash", not options.get("deterministic", False))),
+        flash=bool(options.get("flash", True)),
         unified=bool(options.get("unified", False)),
         deterministic=bool(options.get("deterministic", False)),
         chunk_s=float(options.get("chunk_s", limits.CHUNK_S)),

@@ -115,7 +115,10 @@ def choose(settings: Settings, every: Sequence[Hardware], layers: int, needed: i
         why += f": {needed // _MEGA} MB are needed, {room // _MEGA} MB are free on {names}"
     elif asked == 0:
         why = "gpu_layers is 0"
-    return Placement(replace(settings, gpu_layers=count), names if count else "cpu0", why, every)
+    # How a GPU's flash attention sums up depends on the batch; cpp.py mends that of the CPU.
+    flash = settings.flash and not (settings.deterministic and count)
+    placed = replace(settings, gpu_layers=count, flash=flash)
+    return Placement(placed, names if count else "cpu0", why, every)
 
 
 if __name__ == "__main__":

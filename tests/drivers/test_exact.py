@@ -42,7 +42,7 @@ async def exact(
 ) -> AsyncIterator[Rig]:
     directory = tmp_path_factory.mktemp("exact")
     path = await tuned(request.param, directory)
-    rig = Rig(llama, path, directory / "log", slots=COMPANY, window=512, deterministic=True)
+    rig = Rig(llama, path, directory / "log", slots=COMPANY, window=1024, deterministic=True)
     async with rig:
         yield rig
 
@@ -107,6 +107,25 @@ async def test_a_long_prompt_beside_a_call_changes_nothing(exact: Rig) -> None:
     exact.engine.grant(other, PLENTY)
     beside = await exact.run(tokens, slot=7, **ways(1))
     await exact.end(other)
+    assert said(beside) == said(alone)
+
+
+async def test_a_long_context_is_the_same_alone_and_in_company(exact: Rig) -> None:
+    """From 512 cells on llama.cpp would compute a lone row in another order."""
+    [first, *others] = await prompts(exact, "Say ")
+    long = [*first, *(await exact.prompt("sun moon star " * 250, raw=True))][:600]
+    alone = await exact.run(long, slot=2, **ways(0))
+    talkers = [
+        exact.admit(tokens, 3 + slot, max_tokens=99, ignore_eos=True)
+        for slot, tokens in enumerate(others[:8])
+    ]
+    for number in talkers:
+        exact.engine.grant(number, PLENTY)
+    beside = await exact.run(long, slot=2, **ways(0))
+    assert all(exact.ear.steps(number)[-1].finish is None for number in talkers)
+    for number in talkers:
+        exact.engine.cancel(number)
+        await exact.end(number)
     assert said(beside) == said(alone)
 
 

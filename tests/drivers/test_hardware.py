@@ -87,8 +87,9 @@ def test_a_card_that_llama_cpp_found_is_listed_once() -> None:
 
 
 # --- where a model goes -----------------------------------------------------------------------
-def chosen(*gpus: Hardware, layers: int = -1) -> Placement:
-    settings = options.settings(MODEL, gguf.read(MODEL), {"gpu_layers": layers, "threads": 2})
+def chosen(*gpus: Hardware, layers: int = -1, exact: bool = False) -> Placement:
+    asked = {"gpu_layers": layers, "threads": 2, "deterministic": exact}
+    settings = options.settings(MODEL, gguf.read(MODEL), asked)
     return choose(settings, [CPU, *gpus], LAYERS, NEEDED)
 
 
@@ -122,6 +123,14 @@ def test_a_full_card_leaves_the_model_to_the_processor() -> None:
 def test_what_a_person_asks_for_is_done(asked: int, on: str, count: int, why: str) -> None:
     one = chosen(gpu(0, 10**6), layers=asked)
     assert (one.on, one.settings.gpu_layers, one.why) == (on, count, why)
+
+
+@pytest.mark.parametrize(("layers", "flash"), [(0, True), (12, False)])
+def test_a_card_computes_a_deterministic_engine_without_flash_attention(
+    layers: int, flash: bool
+) -> None:
+    assert chosen(gpu(0, 10**10), layers=layers, exact=True).settings.flash is flash
+    assert chosen(gpu(0, 10**10), layers=layers).settings.flash
 
 
 def test_why_there_is_no_card_to_use() -> None:
