@@ -7,9 +7,10 @@ loop gets the prompts as they are; servers get streaming chats, and beside them 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 
 from . import bare
@@ -116,10 +117,11 @@ class Contest:
 
     def warm(self) -> None:
         """What is only slow the first time does not count."""
-        chat = self.writer.private_chat(9, 0, self.size.prompt)
-        together(self.rig.socket, [Ask(chat.user, greedy(1), system=chat.system)])
+        count, prompt = range(self.size.sequences), self.size.prompt
+        chats = [self.writer.private_chat(9, index, prompt) for index in count]
+        together(self.rig.socket, _asks(chats, 1))
         for server in self.servers:
-            server.together([chat], 1)
+            server.together(chats, 1)
 
     def raw(self, repeat: int) -> None:
         """Beside the bare loop."""
@@ -128,22 +130,36 @@ class Contest:
             self.writer.private(repeat, index, self.size.prompt)
             for index in range(self.size.sequences)
         ]
-        self.ours(RAW, [raw(text, greedy(new)) for text in texts], self.size.prompt)
-        try:
-            prompts = [tokens(self.writer.client, text) for text in texts]
-            self.board.rounds[RAW, bare.NAME].append(bare.answered(self.path, prompts, new))
-        except Absent as error:
-            self.board.absent(error)
+        prompts = [tokens(self.writer.client, text) for text in texts]
 
-    def chats(self, load: str, chats: Sequence[Chat], prompt: int, others: Sequence[str]) -> None:
+        def ours() -> None:
+            self.ours(RAW, [raw(text, greedy(new)) for text in texts], self.size.prompt)
+
+        def theirs() -> None:
+            try:
+                self.board.rounds[RAW, bare.NAME].append(bare.answered(self.path, prompts, new))
+            except Absent as error:
+                self.board.absent(error)
+
+        for side in _in_turn(repeat, [ours, theirs]):
+            side()
+
+    def chats(
+        self, repeat: int, load: str, chats: Sequence[Chat], prompt: int, others: Sequence[str]
+    ) -> None:
         """Beside servers."""
         new = self.size.new
-        asks = [Ask(chat.user, greedy(new), system=chat.system) for chat in chats]
-        self.ours(load, asks, prompt)
-        for server in self.servers:
-            if server.name in others:
-                found = crowded(server.together(chats, new), new, prompt)
-                self.board.rounds[load, server.name].append(found)
+
+        def ours() -> None:
+            self.ours(load, _asks(chats, new), prompt)
+
+        def theirs(server: Server) -> None:
+            found = crowded(server.together(chats, new), new, prompt)
+            self.board.rounds[load, server.name].append(found)
+
+        rivals = [partial(theirs, server) for server in self.servers if server.name in others]
+        for side in _in_turn(repeat, [ours, *rivals]):
+            side()
 
     def ours(self, load: str, asks: Sequence[Ask], prompt: int) -> None:
         found = crowded(together(self.rig.socket, asks), self.size.new, prompt)
@@ -152,7 +168,7 @@ class Contest:
     def private(self, repeat: int) -> None:
         count, prompt = range(self.size.sequences), self.size.prompt
         chats = [self.writer.private_chat(repeat, index, prompt) for index in count]
-        self.chats(CHAT, chats, prompt, (LLAMA, PYTHON))
+        self.chats(repeat, CHAT, chats, prompt, (LLAMA, PYTHON))
 
     def shared(self, repeat: int) -> None:
         """A system prompt that nobody has seen, then once more with other questions."""
@@ -162,11 +178,20 @@ class Contest:
                 self.writer.shared_chat(f"S{repeat}", index, common, OWN_TOKENS)
                 for index in range(turn * count, turn * count + count)
             ]
-            self.chats(load, chats, common + OWN_TOKENS, (LLAMA,))
+            self.chats(repeat, load, chats, common + OWN_TOKENS, (LLAMA,))
+
+
+def _asks(chats: Sequence[Chat], new: int) -> list[Ask]:
+    return [Ask(chat.user, greedy(new), system=chat.system) for chat in chats]
+
+
+def _in_turn(repeat: int, sides: Sequence[Callable[[], None]]) -> Sequence[Callable[[], None]]:
+    """The first side is the last one of the next repeat: a machine that slows down is fair."""
+    return sides if repeat % 2 == 0 else sides[::-1]
 
 
 def take(tiny: bool) -> Take:
-    size = Size(1, 2, 4, 256, 44, 64) if tiny else Size(3, SEQUENCES, NEW_TOKENS, 2048)
+    size = Size(1, 2, 4, 256, 44, 64) if tiny else Size(5, SEQUENCES, NEW_TOKENS, 2048)
     board = Board()
     shape = {"slots": size.sequences, "window": size.window}
     with tuned() as (rig, client), mounted(client, **shape) as device, ExitStack() as stack:
