@@ -23,7 +23,7 @@ class Ready:
     left: int  # prompt tokens that it may be fed; 0: it answers
     owes: int  # tokens to its end, prompt and answer
     waits_s: float = 0.0  # since it was last fed
-    rest: int = 0  # prompt tokens that are not computed, granted or not
+    whole: int = 0  # tokens of its prompt when it began; 0: it answers
 
     @property
     def short(self) -> bool:
@@ -31,8 +31,9 @@ class Ready:
 
     @property
     def long(self) -> bool:
-        """A prompt that would stall the others if it were fed at once."""
-        return max(self.left, self.rest) > limits.LONG_TOKENS
+        """A prompt that would stall the others if it were fed at once. It is so to its end: deep in
+        a context a token costs more."""
+        return max(self.left, self.whole) > limits.LONG_TOKENS
 
 
 @dataclass(slots=True)

@@ -38,6 +38,7 @@ class Call:
         self.feeds = False  # its part of the last step was of its prompt
         self.fed_at = 0.0  # monotonic seconds, of its last piece of prompt
         self._cached = 0
+        self._whole = 0  # tokens of the prompt that nobody had computed
         self._texts: list[str] = []  # the answer
         self._ends: list[int] = []  # characters whole after each of its tokens
         self._fresh: list[str] = []  # text since the last step
@@ -67,12 +68,13 @@ class Call:
         most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
         owes = self.left + most - len(self._ends)
         fed = 0 if self.decodes else min(self.left, self.grant)
-        return Ready(fed, owes, now - self.fed_at, self.left)
+        return Ready(fed, owes, now - self.fed_at, self._whole if self.left else 0)
 
     def begin(self, tokens: int) -> None:
         """So much of the prompt need not be computed; it counts as if it had been."""
         self.begun, self.fed_at = True, time.monotonic()
         self._cached = tokens
+        self._whole = len(self.admission.prompt.tokens) - tokens
         self.grant -= tokens
 
     def feed(self, tokens: int) -> None:

@@ -20,6 +20,11 @@ def test_who_owes_little_goes_first_and_long_prompts_wait() -> None:
     assert portions([long, Ready(0, 30)], 128) == [0, 0]  # an answer that is nearly done, too
 
 
+def test_a_long_prompt_is_long_to_its_end() -> None:
+    assert portions([Ready(100, 132, whole=2000), Ready(0, 30)], 512) == [0, 0]
+    assert portions([Ready(100, 132, whole=100), Ready(0, 30)], 512) == [100, 0]
+
+
 def test_prompts_that_are_soon_over_do_not_wait_for_answers_that_are() -> None:
     assert portions([Ready(0, 30), Ready(88, 136), Ready(88, 136), Ready(900, 950)], 512) == [
         0, 88, 88, 0,

@@ -15,7 +15,7 @@ from llmasos.userland.sdk.process import Options
 from .answers import Answer, crowded
 from .figures import Bar, Suite, Take
 from .rig import Rig, facts, mounted, tuned
-from .streams import greedy, raw, together
+from .streams import greedy, in_turn, raw, together
 from .texts import Writer
 from .throughput import NEW_TOKENS, PROMPT_TOKENS, SEQUENCES
 
@@ -100,10 +100,9 @@ def take(tiny: bool) -> Take:
     usual, exact = list[tuple[float, float]](), list[tuple[float, float]]()
     with tuned() as (rig, client):
         for repeat in range(size.repeats):
-            with mounted(client, slots=size.sequences):
-                usual.append(rates(rig, client, repeat, size))
-            with mounted(client, slots=size.sequences, **EXACT):
-                exact.append(rates(rig, client, repeat, size))
+            for found, shape in in_turn(repeat, [(usual, {}), (exact, EXACT)]):
+                with mounted(client, slots=size.sequences, **shape):
+                    found.append(rates(rig, client, repeat, size))
         seen = compared(rig, client, size)
         said = facts(client)
     identical = [same(answers) for answers in seen]

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -22,6 +23,7 @@ from llmasos.userland.sdk.process import AsyncProcess, Options, Prompt
 from .answers import Answer
 from .rig import MODEL, READY_S, RigError
 
+Side = TypeVar("Side")
 CALLS = limits.CALLS_IN_FLIGHT // 2  # generations of one connection of the SDK
 
 
@@ -125,3 +127,8 @@ def together(path: Path, asks: Sequence[Ask]) -> list[Answer]:
             return await people.all(asks)
 
     return anyio.run(run)
+
+
+def in_turn(repeat: int, sides: Sequence[Side]) -> Sequence[Side]:
+    """The first side is the last one of the next repeat: a machine that slows down is fair."""
+    return sides if repeat % 2 == 0 else sides[::-1]

@@ -18,7 +18,7 @@ from .answers import Crowded, crowded
 from .figures import Bar, Missing, Suite, Take
 from .peers import LLAMA, PYTHON, Absent, Server, llama_server, python_server
 from .rig import Rig, facts, image, mounted, tuned
-from .streams import Ask, greedy, raw, together
+from .streams import Ask, greedy, in_turn, raw, together
 from .texts import Chat, Writer, tokens
 
 SEQUENCES, PROMPT_TOKENS, NEW_TOKENS = 16, 88, 48
@@ -141,7 +141,7 @@ class Contest:
             except Absent as error:
                 self.board.absent(error)
 
-        for side in _in_turn(repeat, [ours, theirs]):
+        for side in in_turn(repeat, [ours, theirs]):
             side()
 
     def chats(
@@ -157,8 +157,10 @@ class Contest:
             found = crowded(server.together(chats, new), new, prompt)
             self.board.rounds[load, server.name].append(found)
 
-        rivals = [partial(theirs, server) for server in self.servers if server.name in others]
-        for side in _in_turn(repeat, [ours, *rivals]):
+        rivals: list[Callable[[], None]] = [
+            partial(theirs, server) for server in self.servers if server.name in others
+        ]
+        for side in in_turn(repeat, [ours, *rivals]):
             side()
 
     def ours(self, load: str, asks: Sequence[Ask], prompt: int) -> None:
@@ -183,11 +185,6 @@ class Contest:
 
 def _asks(chats: Sequence[Chat], new: int) -> list[Ask]:
     return [Ask(chat.user, greedy(new), system=chat.system) for chat in chats]
-
-
-def _in_turn(repeat: int, sides: Sequence[Callable[[], None]]) -> Sequence[Callable[[], None]]:
-    """The first side is the last one of the next repeat: a machine that slows down is fair."""
-    return sides if repeat % 2 == 0 else sides[::-1]
 
 
 def take(tiny: bool) -> Take:
