@@ -1,4 +1,4 @@
-"""The generated parts of README.md: the table of syscalls, the figures, the table beside peers.
+"""The generated parts of the pages: the table of syscalls, the figures, the table beside peers.
 
 `make readme` writes them; test_rules.py asserts that they are current. The syscalls come from
 kernel/abi.py, the figures from benchmarks/results/.
@@ -12,7 +12,6 @@ from typing import Any
 from llmasos.kernel.abi import TABLE
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -32,29 +31,46 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def figures() -> str:
+def reached() -> str:
+    """Figures that have a bar."""
     found = results()
     if not found:
         return "Not measured yet: `make bench` does it."
     lines = ["| figure | what | measured | bar |", "| --- | --- | ---: | ---: |"]
-    for document in found:
-        for figure in document["figures"]:
+    for document, figure in _figures(found):
+        if figure["bar"] is not None:
             sign = "≥" if figure["better"] == "higher" else "≤"
-            value = "missing" if figure["value"] is None else f"{figure['value']:g}"
-            noisy = " (noisy)" if document["noisy"] else ""
-            bar = "" if figure["bar"] is None else f"{sign} {figure['bar']:g}"
-            measured = f"{value} {figure['unit']}".strip() + noisy
-            lines.append(f"| `{figure['id']}` | {figure['what']} | {measured} | {bar} |")
-    machines = {_machine(document) for document in found}
+            lines.append(f"{_cells(document, figure)} {sign} {figure['bar']:g} |")
+    return "\n".join([*lines, "", _measured(found)])
+
+
+def told() -> str:
+    """Figures that have none."""
+    lines = ["| figure | what | measured |", "| --- | --- | ---: |"]
+    lines += [_cells(*one) for one in _figures(results()) if one[1]["bar"] is None]
+    return "\n".join([*lines, "", _measured(results())])
+
+
+def _figures(found: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    return [(document, figure) for document in found for figure in document["figures"]]
+
+
+def _cells(document: dict[str, Any], figure: dict[str, Any]) -> str:
+    value = "missing" if figure["value"] is None else f"{figure['value']:g}"
+    noisy = " (noisy)" if document["noisy"] else ""
+    measured = f"{value} {figure['unit']}".strip() + noisy
+    return f"| `{figure['id']}` | {figure['what']} | {measured} |"
+
+
+def _measured(found: list[dict[str, Any]]) -> str:
+    machines = sorted({_machine(document) for document in found})
     dates = sorted({document["date"][:10] for document in found})
-    return "\n".join([*lines, "", f"Measured on {'; '.join(sorted(machines))}; {dates[-1]}."])
+    return f"Measured on {'; '.join(machines)}; {dates[-1]}."
 
 
 def peers() -> str:
     """Each side's medians, from the throughput suite."""
-    found = [document for document in results() if document["name"] == "throughput"]
-    takes = [_quietest(document)["take"] for document in found]
-    rows = [row for take in takes for row in take["facts"].get("beside", [])]
+    rows = [row for take in _throughput() for row in take["facts"].get("beside", [])]
     if not rows:
         return "Not measured yet: `make peers` and `llmasos bench throughput` do it."
     lines = ["| load | side | tokens a second | first token p50 | p95 |",
@@ -63,12 +79,21 @@ def peers() -> str:
         waits = (f"{row[name]:.2f} s" if row[name] else "" for name in ("ttft_p50_s", "ttft_p95_s"))
         cells = (row["load"], row["side"], f"{row['rate']:.0f}", *waits)
         lines.append(f"| {' | '.join(cells)} |")
-    settings = [(side, said) for take in takes for side, said in take["settings"].items()]
-    lines += ["", "Settings:", ""]
-    for side, said in settings:
+    return "\n".join(lines)
+
+
+def settings() -> str:
+    """What each side of the throughput suite was told."""
+    lines = list[str]()
+    for side, said in (pair for take in _throughput() for pair in take["settings"].items()):
         words = ", ".join(f"{name} {value}" for name, value in said.items())
         lines.append(f"- {side}: {words}.")
     return "\n".join(lines)
+
+
+def _throughput() -> list[dict[str, Any]]:
+    found = [document for document in results() if document["name"] == "throughput"]
+    return [_quietest(document)["take"] for document in found]
 
 
 def _quietest(document: dict[str, Any]) -> dict[str, Any]:
@@ -80,16 +105,23 @@ def _machine(document: dict[str, Any]) -> str:
     return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
 
 
-def current(text: str) -> str:
-    """The README with its generated parts as they have to be."""
-    for name, body in (("syscalls", syscalls()), ("figures", figures()), ("peers", peers())):
-        begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+PAGES = {
+    "README.md": {"syscalls": syscalls, "figures": reached, "peers": peers},
+    "benchmarks/README.md": {"settings": settings, "told": told},
+}
+
+
+def current(page: str) -> str:
+    """A page with its generated parts as they have to be."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, body in PAGES[page].items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, old = text.split(begin)
-        after = old.split(end)[1]
-        text = before + begin + body + end + after
+        text = f"{before}{begin}{body()}\n{end}{old.split(end)[1]}"
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(current(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        (ROOT / page).write_text(current(page), encoding="utf-8")
     sys.exit(0)

@@ -83,8 +83,30 @@ def test_who_no_rule_names_may_do_nothing(tmp_path: Path) -> None:
         assert f"add `p, u:mallory, {row.name}, " in refusal.hint
 
 
-def test_the_readme_is_current() -> None:
-    assert readme.current(text("README.md")) == text("README.md"), "run: make readme"
+@pytest.mark.parametrize("page", readme.PAGES)
+def test_the_generated_tables_are_current(page: str) -> None:
+    assert readme.current(page) == text(page), "run: make readme"
+
+
+PAGES = [page.relative_to(ROOT) for page in ROOT.glob("README.md")]
+PAGES += [
+    page.relative_to(ROOT)
+    for room in (*ROOMS, "benchmarks")
+    for page in (ROOT / room).rglob("*.md")
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    here = ROOT / page
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(#[^)]*)?\)", text(str(page))):
+        there = here.parent / target if target else here
+        assert there.exists(), target
+        headings = re.findall(r"(?m)^#+ (.*)$", there.read_text(encoding="utf-8"))
+        slugs = {
+            f"#{re.sub(r'[^a-z0-9 -]', '', one.lower()).replace(' ', '-')}" for one in headings
+        }
+        assert not anchor or anchor in slugs, anchor
 
 
 def test_every_promise_in_the_readme_has_a_test_that_names_it() -> None:
