@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from llmasos.drivers import remote
+from llmasos.kernel import limits
 from llmasos.kernel.driver import Option
-from tests.drivers.contract import Rig
+from llmasos.kernel.errors import DeviceFault
+from tests.drivers import contract
+from tests.drivers.contract import Outcome, Rig
+
+KEY = "sk-a-key-that-nobody-may-see"
+HOUR_S = 3600.0
 
 MODELS = {"object": "list", "data": [{"id": "parrot", "object": "model"}]}
 QUICK: dict[str, Option] = {"connect_s": 5.0, "first_s": 5.0, "stall_s": 5.0, "retries": 3}
@@ -117,3 +123,47 @@ async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> R
     headers = {name.lower(): value for name, _, value in pairs}
     data = await reader.readexactly(int(headers.get("content-length", 0)))
     return Request(method, path, headers, json.loads(data) if data else None, writer)
+
+
+# --- calls to one -----------------------------------------------------------------------------
+async def refuse(request: Request) -> None:
+    request.json({"error": {"message": "nobody asked"}}, 400)
+
+
+async def one(
+    answer: Answer, *, options: dict[str, Option] | None = None, **sampling: Any
+) -> Outcome:
+    """A call to such an endpoint."""
+    async with Endpoint(answer) as endpoint, endpoint.rig(**(options or {})) as rig:
+        outcome = await rig.run(await rig.ask(), **{"max_tokens": 50, **sampling})
+        contract.check_end(outcome, exact=False)
+        # It was a fault of that call only.
+        assert rig.ear.downs == []
+        return outcome
+
+
+async def fault(answer: Answer, *, options: dict[str, Option] | None = None) -> str:
+    outcome = await one(answer, options=options)
+    assert isinstance(outcome.last.error, DeviceFault)
+    words: str = outcome.last.error.message
+    assert words.startswith("http://127.0.0.1:")
+    assert len(words) < 2 * limits.REMOTE_WORDS_CHARS
+    assert "\n" not in words
+    return words
+
+
+def statuses(*before: int, **headers: object) -> Answer:
+    """These statuses in turn, then an answer."""
+    left = list(before)
+
+    async def answer(request: Request) -> None:
+        if left:
+            request.json(
+                {"error": {"message": f"no, and your key is {KEY}"}}, left.pop(0), **headers
+            )
+            return
+        request.head()
+        request.text("yes")
+        request.finish()
+
+    return answer
