@@ -8,152 +8,17 @@ what an engine does not claim to be able to is skipped, with the reason.
 import functools
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import anyio
 import pytest
 
 from llmasos.kernel import limits
-from llmasos.kernel.driver import CAPABILITIES, Admission, Engine, Facts, Option, Prompt, Step
+from llmasos.kernel.driver import CAPABILITIES, Option
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Finish, Message, Role, Sampling
+from llmasos.kernel.values import Finish, Message, Role
+from tests.drivers.rig import PLENTY, STORY, Outcome, Rig, check_end
 
-DEADLINE_S = 90.0  # a guard against hangs, never a timing
-PLENTY = 100_000  # tokens
 SMALL: dict[str, Option] = {"slots": 4, "width": 2, "window": 256}
-QUESTION = "What is the capital of France? Answer in one sentence, please."
-
-
-@dataclass
-class Ear:
-    """A listener that keeps everything it hears."""
-
-    facts: Facts | None = None
-    ups: int = 0
-    frames: list[list[Step]] = field(default_factory=list[list[Step]])
-    downs: list[tuple[str, bool]] = field(default_factory=list[tuple[str, bool]])
-    news: anyio.Event | None = None
-
-    def loading(self, done: float) -> None:
-        self._tell()
-
-    def up(self, facts: Facts) -> None:
-        self.facts = facts
-        self.ups += 1
-        self._tell()
-
-    def stepped(self, steps: Sequence[Step]) -> None:
-        self.frames.append(list(steps))
-        self._tell()
-
-    def down(self, reason: str, *, final: bool) -> None:
-        self.downs.append((reason, final))
-        self._tell()
-
-    def _tell(self) -> None:
-        if self.news is not None:
-            self.news.set()
-
-    async def until(self, true: Callable[[], object]) -> None:
-        with anyio.fail_after(DEADLINE_S):
-            while not true():
-                self.news = anyio.Event()
-                await self.news.wait()
-
-    def steps(self, call: int) -> list[Step]:
-        return [step for frame in self.frames for step in frame if step.call == call]
-
-
-@dataclass
-class Outcome:
-    """A call that ended."""
-
-    steps: list[Step]
-
-    @property
-    def text(self) -> str:
-        return "".join(step.text for step in self.steps)
-
-    @property
-    def last(self) -> Step:
-        return self.steps[-1]
-
-    @property
-    def tokens(self) -> int:
-        return sum(step.tokens for step in self.steps)
-
-    @property
-    def fed(self) -> int:
-        return sum(step.fed for step in self.steps)
-
-
-class Rig:
-    """A mounted engine, and short words to use it."""
-
-    numbers = itertools.count(1)
-
-    def __init__(self, driver: ModuleType, image: Path, log: Path, **options: Option) -> None:
-        self.ear = Ear()
-        self.log = log
-        self.engine: Engine = driver.engine(image, options, log)
-
-    async def __aenter__(self) -> "Rig":
-        with anyio.fail_after(DEADLINE_S):
-            await self.engine.start(self.ear)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        with anyio.fail_after(DEADLINE_S):
-            await self.engine.stop()
-
-    @property
-    def facts(self) -> Facts:
-        assert self.ear.facts is not None
-        return self.ear.facts
-
-    async def ask(self, text: str = QUESTION, *, raw: bool = False) -> Prompt:
-        return await self.engine.compose([Message(Role.USER, text)], raw=raw, fresh=0)
-
-    async def prompt(self, text: str = QUESTION, *, raw: bool = False) -> Sequence[int]:
-        """The tokens of a prompt, of an engine that tells them."""
-        return (await self.ask(text, raw=raw)).tokens
-
-    def admit(
-        self, prompt: Prompt | Sequence[int], slot: int = 0, history: int | None = None,
-        domain: str = "", **sampling: Any,
-    ) -> int:  # fmt: skip
-        number = next(self.numbers)
-        values: dict[str, Any] = {"max_tokens": 16, "temperature": 0.0, "seed": 1, **sampling}
-        own = number if history is None else history
-        domain = domain or f"history {own}"  # nobody shares, unless a test says so
-        prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt, ())
-        self.engine.admit(Admission(number, slot, own, domain, prompt, Sampling(**values)))
-        return number
-
-    async def end(self, number: int) -> Outcome:
-        def ended() -> bool:
-            steps = self.ear.steps(number)
-            return bool(steps) and (steps[-1].finish or steps[-1].error) is not None
-
-        await self.ear.until(ended)
-        return Outcome(self.ear.steps(number))
-
-    async def run(
-        self, prompt: Prompt | Sequence[int], slot: int = 0, history: int | None = None,
-        **sampling: Any,
-    ) -> Outcome:  # fmt: skip
-        number = self.admit(prompt, slot, history, **sampling)
-        self.engine.grant(number, PLENTY)
-        return await self.end(number)
-
-    async def say(self, number: int, tokens: int) -> None:
-        """Wait until the call has said so many tokens."""
-        await self.ear.until(lambda: Outcome(self.ear.steps(number)).tokens >= tokens)
-
-
 Promise = Callable[[Rig], Awaitable[None]]
 
 
@@ -172,16 +37,6 @@ def needs(*capabilities: str) -> Callable[[Promise], Promise]:
         return kept
 
     return mark
-
-
-def check_end(outcome: Outcome, *, exact: bool = True) -> None:
-    """It ended once, and its pages are what was said. `exact`: their tokens are counted."""
-    ends = [step for step in outcome.steps if step.finish or step.error]
-    assert ends == [outcome.last]
-    assert "".join(cut.text for cut in outcome.last.cuts) == outcome.text
-    assert all(0 < cut.tokens <= limits.PAGE_TOKENS for cut in outcome.last.cuts)
-    assert not exact or sum(cut.tokens for cut in outcome.last.cuts) <= outcome.tokens
-    assert not any(step.cuts for step in outcome.steps[:-1])
 
 
 async def a_call_says_its_text_in_order_and_ends_once(rig: Rig) -> None:
@@ -493,9 +348,6 @@ async def no_step_is_wider_than_the_width(rig: Rig) -> None:
         check_end(await rig.end(number))
     widths = [len({step.call for step in frame}) for frame in rig.ear.frames[begin:]]
     assert max(widths) == 2
-
-
-STORY = "You are a careful assistant. Answer in one short sentence. " * 6
 
 
 @needs("share")

@@ -12,8 +12,7 @@ from llmasos.drivers import remote
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Option
 from llmasos.kernel.errors import DeviceFault
-from tests.drivers import contract
-from tests.drivers.contract import Outcome, Rig
+from tests.drivers.rig import Outcome, Rig, check_end
 
 KEY = "sk-a-key-that-nobody-may-see"
 HOUR_S = 3600.0
@@ -136,7 +135,7 @@ async def one(
     """A call to such an endpoint."""
     async with Endpoint(answer) as endpoint, endpoint.rig(**(options or {})) as rig:
         outcome = await rig.run(await rig.ask(), **{"max_tokens": 50, **sampling})
-        contract.check_end(outcome, exact=False)
+        check_end(outcome, exact=False)
         # It was a fault of that call only.
         assert rig.ear.downs == []
         return outcome

@@ -10,7 +10,8 @@ from llmasos.drivers.echo_calls import piece, tokenize
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Finish, Message, Role
 from tests.drivers import contract
-from tests.drivers.contract import PLENTY, Promise, Rig
+from tests.drivers.contract import Promise
+from tests.drivers.rig import PLENTY, Outcome, Rig
 
 pytestmark = pytest.mark.anyio
 HERE = Path(__file__)
@@ -94,7 +95,7 @@ async def test_the_engine_hangs_when_it_is_told(tmp_path: Path) -> None:
         rig.engine.grant(number, PLENTY)
         await rig.say(number, 2)
         assert list(await rig.engine.tokenize("hello")) == tokenize("hello")
-        assert contract.Outcome(rig.ear.steps(number)).tokens == 2
+        assert Outcome(rig.ear.steps(number)).tokens == 2
 
 
 async def test_a_poisonous_prompt_kills_the_engine_whenever_its_answer_begins(

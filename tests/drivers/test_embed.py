@@ -11,8 +11,8 @@ from llmasos.drivers.llama import driver
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Vectors
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from tests.drivers.contract import DEADLINE_S, PLENTY, Rig
 from tests.drivers.default_model import MODEL
+from tests.drivers.rig import DEADLINE_S, PLENTY, Rig
 
 pytestmark = pytest.mark.anyio
 DIMENSIONS = 576

@@ -16,8 +16,8 @@ from llmasos.drivers.llama.quantisation import OFFERED
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Tuning
 from llmasos.kernel.errors import Errno, SyscallError
-from tests.drivers.contract import PLENTY, STORY, Outcome, Rig
 from tests.drivers.default_model import MODEL
+from tests.drivers.rig import PLENTY, STORY, Outcome, Rig
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 SHORT = ("Q8_0", "Q4_K_M")

@@ -16,8 +16,9 @@ from llmasos.kernel import limits
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Finish, Message, Role
 from tests.drivers import contract
-from tests.drivers.contract import PLENTY, Promise, Rig
+from tests.drivers.contract import Promise
 from tests.drivers.default_model import MODEL
+from tests.drivers.rig import PLENTY, Rig
 
 pytestmark = pytest.mark.anyio
 

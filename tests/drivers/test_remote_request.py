@@ -13,9 +13,8 @@ from llmasos.drivers import remote
 from llmasos.kernel import limits
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Finish
-from tests.drivers import contract
-from tests.drivers.contract import PLENTY, Outcome, Rig
 from tests.drivers.endpoint import HOUR_S, KEY, Endpoint, Request, fault, one, refuse, statuses
+from tests.drivers.rig import PLENTY, Outcome, Rig, check_end
 
 pytestmark = pytest.mark.anyio
 
@@ -133,9 +132,7 @@ async def test_a_redirect_to_another_host_is_not_followed() -> None:
 def test_a_secret_that_does_not_exist_is_enoent(key: Path) -> None:
     remote.check({"url": "http://localhost/v1", "secret": key.name})
     with pytest.raises(SyscallError) as error:
-        remote.check(
-            {"url": "http://127.0.0.1:1/v1", "secret": KEY}
-        )
+        remote.check({"url": "http://127.0.0.1:1/v1", "secret": KEY})
     assert error.value.errno == Errno.ENOENT
     assert KEY not in str(error.value)
 
@@ -234,7 +231,7 @@ async def test_a_cancelled_call_hangs_up_at_once() -> None:
         rig.engine.cancel(number)
         outcome = await rig.end(number)
         assert (outcome.text, outcome.last.finish) == ("one ", Finish.CANCELLED)
-        contract.check_end(outcome, exact=False)
+        check_end(outcome, exact=False)
         with anyio.fail_after(30):
             await hung_up.wait()
 

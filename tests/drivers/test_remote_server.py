@@ -18,8 +18,9 @@ from llmasos.kernel.driver import Option
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.values import Finish, Sampling
 from tests.drivers import contract
-from tests.drivers.contract import Promise, Rig
+from tests.drivers.contract import Promise
 from tests.drivers.default_model import MODEL
+from tests.drivers.rig import Rig, check_end
 
 pytestmark = pytest.mark.anyio
 LLAMA: dict[str, Option] = {"dialect": "llama", "slots": 8, "window": 512}
@@ -139,7 +140,7 @@ async def test_the_openai_dialect_speaks_with_the_same_server(server: str) -> No
         outcome = await rig.run(prompt, max_tokens=24)
         assert "Paris" in outcome.text
         assert outcome.fed == prompt.size
-        contract.check_end(outcome, exact=False)
+        check_end(outcome, exact=False)
         raw = await rig.run(await rig.ask("One, two,", raw=True), max_tokens=5)
         assert raw.last.finish is Finish.LENGTH
         assert raw.tokens == 5

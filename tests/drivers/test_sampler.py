@@ -17,8 +17,8 @@ from llmasos.drivers.llama.sampler import Bounds, Candidates, Chain, sampler
 from llmasos.kernel import limits
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.values import Finish, Logprob, Sampling
-from tests.drivers.contract import PLENTY, Outcome, Rig
 from tests.drivers.default_model import MODEL
+from tests.drivers.rig import PLENTY, Outcome, Rig
 from tests.drivers.vocabulary import grammars, model, tokens
 
 PERSON = json.dumps(
