@@ -88,15 +88,13 @@ def test_the_generated_tables_are_current(page: str) -> None:
     assert readme.current(page) == text(page), "run: make readme"
 
 
-PAGES = [page.relative_to(ROOT) for page in ROOT.glob("README.md")]
-PAGES += [
-    page.relative_to(ROOT)
-    for room in (*ROOMS, "benchmarks")
-    for page in (ROOT / room).rglob("*.md")
-]
+def pages() -> Iterator[Path]:
+    yield Path("README.md")
+    for room in (*ROOMS, "benchmarks"):
+        yield from (page.relative_to(ROOT) for page in sorted((ROOT / room).rglob("*.md")))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize("page", [*pages()], ids=str)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     here = ROOT / page
     for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(#[^)]*)?\)", text(str(page))):

@@ -21,6 +21,7 @@ from .throughput import NEW_TOKENS, PROMPT_TOKENS, SEQUENCES
 
 GENERATIONS = 32
 LONG_TOKENS = 1800
+DEFAULT: dict[str, bool] = {}
 EXACT = {"deterministic": True}
 BARS = (
     Bar("exact.batch_invariant", f"deterministic mount: share of {GENERATIONS} generations "
@@ -100,7 +101,7 @@ def take(tiny: bool) -> Take:
     usual, exact = list[tuple[float, float]](), list[tuple[float, float]]()
     with tuned() as (rig, client):
         for repeat in range(size.repeats):
-            for found, shape in in_turn(repeat, [(usual, {}), (exact, EXACT)]):
+            for found, shape in in_turn(repeat, [(usual, DEFAULT), (exact, EXACT)]):
                 with mounted(client, slots=size.sequences, **shape):
                     found.append(rates(rig, client, repeat, size))
         seen = compared(rig, client, size)
@@ -120,7 +121,7 @@ def take(tiny: bool) -> Take:
         "exact.cost": [crowd for crowd, _ in costs],
         "exact.cost_long_prompt": [long for _, long in costs],
     }
-    return Take(values, said, settings={"deterministic": EXACT, "default": {}})
+    return Take(values, said, settings={"deterministic": EXACT, "default": DEFAULT})
 
 
 SUITE = Suite("exact", BARS, take)
