@@ -105,21 +105,22 @@ def named(
 
 def build(vendor: str) -> str:
     """How to make a llama.cpp that can use such a GPU."""
-    return _commands(f"{_NAMES[vendor]} is built in", _BUILDS[vendor][1])
+    return _commands(f"one for {_NAMES[vendor]} is made", _BUILDS[vendor][1])
 
 
 def build_for_any() -> str:
     """The same for whoever has none yet."""
-    flags = ", ".join(f"{_NAMES[vendor]} {flag}" for vendor, (_, flag) in _BUILDS.items())
-    words = "this build of llama.cpp computes on the CPU alone; support for a GPU is built in"
-    return f"{_commands(words, 'FLAG')}; FLAG is one of: {flags}"
+    flags = ", ".join(f"{flag} ({_NAMES[vendor]})" for vendor, (_, flag) in _BUILDS.items())
+    words = "this build of llama.cpp computes on the CPU alone; one for a GPU is made"
+    return f"{_commands(words, 'FLAG')}\n  where FLAG is {flags}"
 
 
 def _commands(words: str, flag: str) -> str:
     # pip keeps what it built before, and does not look at the flags.
     return (
-        f'{words} by `rm -rf .venv; CMAKE_ARGS="{flag}" PIP_NO_CACHE_DIR=1 make setup` in a '
-        f'checkout, elsewhere by `CMAKE_ARGS="{flag}" pip install --force-reinstall --no-deps '
+        f"{words}\n"
+        f'  in a checkout by `rm -rf .venv; CMAKE_ARGS="{flag}" PIP_NO_CACHE_DIR=1 make setup`\n'
+        f'  elsewhere by `CMAKE_ARGS="{flag}" pip install --force-reinstall --no-deps '
         f"--no-cache-dir --no-binary llama-cpp-python {_package()}`"
     )
 

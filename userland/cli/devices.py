@@ -52,7 +52,8 @@ def show_devices(found: Sequence[v.DeviceInfo]) -> None:
 
 def _state(device: v.DeviceInfo) -> str:
     loading = f" {device.loaded:.0%}" if device.state == "loading" else ""
-    return f"{device.state}{loading}{', pinned' if device.pinned else ''}"
+    marks = [", pinned"] * device.pinned + [", deterministic"] * device.deterministic
+    return f"{device.state}{loading}{''.join(marks)}"
 
 
 def mount(arguments: Namespace) -> int:
