@@ -41,25 +41,27 @@ class Trap:
         self._caller: Caller | None = None
         self._scopes: dict[int, anyio.CancelScope] = {}  # calls in flight, by the client's id
         self._quiet = asyncio.Event()  # no call is in flight
+        self._counted = False  # among the connections; who is turned away never is
         self._bad = 0
 
     # --- the connection's life --------------------------------------------------------------------
     def opened(self, connection: Connection) -> None:
         self._connection = connection
-        self._machine.counters.connections += 1
         try:
             counters = self._machine.counters
-            if counters.connections > counters.most:
+            if counters.connections >= counters.most:
                 words = f"{counters.most} clients are connected"
                 raise SyscallError(Errno.EAGAIN, words, "try again later")
             socket = connection.transport.get_extra_info("socket")
             self._owner = identity.admit(identity.peer(socket))
+            counters.connections += 1
+            self._counted = True
         except SyscallError as error:
             self._owner = ""
             connection.refuse(error)
 
     def closed(self) -> None:
-        self._machine.counters.connections -= 1
+        self._machine.counters.connections -= self._counted
         for scope in self._scopes.values():
             scope.cancel()
         if self._caller is not None:
