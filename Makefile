@@ -26,9 +26,10 @@ lint: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	PYTHONPATH=src $(BIN)/lint-imports
 
-# The README's table of syscalls, from kernel/abi.py.
+# The README's table of syscalls, from kernel/abi.py; who may do what, from policies/.
 readme: setup
 	@$(BIN)/python tests/readme.py
+	@$(BIN)/python tests/kernel/authorisation.py
 
 bench: setup
 	@$(BIN)/llmasos bench --out benchmarks/results

@@ -30,6 +30,7 @@ class Syscall:
     errnos: tuple[Errno, ...]
     summary: str
     item: type | None = None  # streams: what comes before the reply
+    acts: bool = False  # the process itself does it: it needs the consent of all above it
 
 
 _A, _B, _C = Durability.A, Durability.B, Durability.C
@@ -42,9 +43,11 @@ _ROWS = (
             "start a process", v.Progress),
     Syscall("generate", v.Generate, v.Generated, "/proc/{pid}/generate", _B,
             (_E.ESRCH, _E.E2BIG, _E.EAGAIN, _E.EIO, _E.ETIMEDOUT, _E.ECANCELED, _E.ENOMEM,
-             _E.ENOSPC, _E.ENOTSUP, _E.EPOISON), "continue the conversation of a process", v.Delta),
+             _E.ENOSPC, _E.ENOTSUP, _E.EPOISON), "continue the conversation of a process", v.Delta,
+            acts=True),
     Syscall("fork", v.Fork, v.Forked, "/proc/{pid}/fork", _A,
-            (_E.ESRCH, _E.EAGAIN, _E.EIO, _E.ENOSPC), "start children that go on from a process"),
+            (_E.ESRCH, _E.EAGAIN, _E.EIO, _E.ENOSPC), "start children that go on from a process",
+            acts=True),
     Syscall("tokenize", v.Tokenize, v.Tokens, "/dev/image/{model}", _C,
             (_E.ENOENT, _E.EIO, _E.ENOMEM, _E.E2BIG), "turn text into the model's tokens"),
     Syscall("embed", v.Embed, v.Embedded, "/dev/image/{model}", _C,
@@ -77,6 +80,29 @@ _ROWS = (
             v.Progress),
     Syscall("unmount", v.Unmount, v.Nothing, "/dev/image/{image}", _A, (_E.ENOENT, _E.ENOSPC),
             "stop a model's engine; its calls end"),
+    Syscall("user_add", v.UserAdd, v.UserInfo, "/users/{name}", _A, (_E.EEXIST, _E.ENOSPC),
+            "let somebody in"),
+    Syscall("user_list", v.Nothing, v.Users, "/users", _C, (), "list users"),
+    Syscall("user_remove", v.UserRemove, v.Nothing, "/users/{name}", _A, (_E.ENOENT, _E.ENOSPC),
+            "let a user in no more; their connections close"),
+    Syscall("user_role", v.UserChange, v.UserInfo, "/users/{name}", _A, (_E.ENOENT, _E.ENOSPC),
+            "change what a user may do"),
+    Syscall("key_create", v.KeyCreate, v.KeyCreated, "/users/{user}/keys", _A,
+            (_E.ENOENT, _E.ENOSPC), "make a key; it is shown once"),
+    Syscall("key_list", v.KeyList, v.Keys, "/keys", _C, (_E.ENOENT,),
+            "list keys, without the keys"),
+    Syscall("key_revoke", v.KeyRevoke, v.Nothing, "/keys/{id}", _A, (_E.ENOENT, _E.ENOSPC),
+            "end a key; its connections close"),
+    Syscall("policy_list", v.PolicyList, v.Rules, "/kernel/policy", _C, (_E.E2BIG,),
+            "list the rules"),
+    Syscall("policy_edit", v.PolicyEdit, v.PolicyChanged, "/kernel/policy", _A,
+            (_E.ENOENT, _E.EBUSY, _E.ENOSPC), "change the own rules, or undo a change"),
+    Syscall("policy_check", v.PolicyCheck, v.Verdict, "/kernel/policy", _C, (_E.ENOENT,),
+            "what the rules say of a call, and why"),
+    Syscall("policy_simulate", v.PolicySimulate, v.Simulated, "/kernel/policy", _C, (),
+            "recorded calls under other rules"),
+    Syscall("policy_learn", v.PolicyLearn, v.Learned, "/kernel/policy", _C, (),
+            "the least rules that recorded calls needed"),
     Syscall("shutdown", v.Shutdown, v.Nothing, "/kernel", _B, (), "stop the kernel"),
 )  # fmt: skip
 TABLE: Mapping[str, Syscall] = {row.name: row for row in _ROWS}

@@ -4,17 +4,13 @@ The daemon hands over a Plan (directories, configuration, driver modules); every
 here, bottom up, and taken down in the opposite order.
 """
 
-import asyncio
 import fcntl
 import logging
 import os
-import resource
-import socket
-import stat
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -22,25 +18,25 @@ from typing import cast
 import anyio
 from anyio.abc import TaskGroup
 
-from . import limits
+from . import limits, listen
 from .abi import TABLE
-from .connection import Connection
 from .driver import Driver, Option
 from .errors import Errno, SyscallError
 from .identity import user
 from .image import Images
 from .journal import Entry, Journal
+from .listen import Doors
 from .machine import Machine
 from .memory import Memory
 from .paths import Paths
-from .policy import Policy
+from .policy import OwnFile, Policy
 from .process import Processes
 from .scheduler import Scheduler
 from .store import Store
 from .suspect import Suspects
-from .trap import Trap
 from .tuning import Tuner
-from .values import Event
+from .users import Users
+from .values import Event, UserAdd, UserRole
 from .watch import Followers
 
 log = logging.getLogger(__name__)
@@ -62,6 +58,8 @@ class Plan:
     idle_unload_s: float = limits.UNLOAD_S  # of models; 0: never
     pin: bool = False  # the image that is mounted at once
     tune: bool = True  # at the first use of a model that is built in
+    doors: Doors = field(default_factory=Doors)
+    user_connections: int = limits.USER_CONNECTIONS  # of each user but the owner
 
 
 class Drivers(Mapping[str, Driver]):
@@ -86,20 +84,22 @@ class Drivers(Mapping[str, Driver]):
 
 async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
     """Run the machine until it is told to stop. Raises SyscallError when it cannot come up."""
-    with _lock(plan.paths):  #                                1  nobody else runs here
+    with _lock(plan):  #                                      1  nobody else runs here
         store = Store(plan.paths.state)  #                    2  the writer of every database
         try:
             async with anyio.create_task_group() as tasks:
                 machine = _assemble(plan, store, tasks)  #    3  policy, images, processes, memory
                 await machine.recover()  #                    4  complete what a crash left open
-                server = await _listen(plan.paths, machine)  # 5  the door opens
+                await _let_owner_in(machine)
+                servers = await listen.everywhere(plan.paths, machine, plan.doors)  # 5  doors open
                 machine.journal.append(Entry("boot", note=f"up {plan.system}"))
                 ready(machine)  #                             6  tell whoever started us
                 tasks.start_soon(_mount, machine, plan)  # 7  engines load meanwhile
                 if plan.private:
                     tasks.start_soon(_leave_when_idle, machine, plan.idle_exit_s)
                 await machine.stopping.wait()  #              8  everything happens here
-                server.close()  #                             9  nobody new
+                for server in servers:  #                     9  nobody new
+                    server.close()
                 plan.paths.socket.unlink(missing_ok=True)
                 await _drain(machine)  #                     10  calls in flight get their time
                 machine.events.close()
@@ -113,7 +113,8 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
 
 
 def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
-    owner = user(os.geteuid())
+    users = Users(store)
+    owner = users.by_uid(os.geteuid()) or user(os.geteuid())  # a login may have got another name
     drivers = Drivers(plan.drivers)
     images = Images(store, drivers, plan.images, plan.paths.cache / "models")
     tuner = Tuner(images, drivers, tasks, automatic=plan.tune)
@@ -124,7 +125,8 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
         store=store,
         journal=Journal(store, events.tell, total_bytes=plan.journal_bytes),
         events=events,
-        policy=Policy(TABLE, owner, plan.paths.policy_file),
+        policy=Policy(TABLE, owner, plan.paths.policy_file, plan.paths.state / "policy.csv"),
+        users=users,
         images=images,
         tuner=tuner,
         processes=Processes(store),
@@ -135,19 +137,31 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
         owner=owner,
         private=plan.private,
         system=plan.system,
+        shared=plan.doors.shared,
+        listens=bool(plan.doors.listen),
+        places=plan.user_connections,
         tasks=tasks,
     )
 
 
+async def _let_owner_in(machine: Machine) -> None:
+    """The socket's owner is a user like any other, that nobody can remove."""
+    if machine.users.by_uid(os.geteuid()) is None:
+        await machine.users.add(UserAdd(machine.owner, os.geteuid(), UserRole.OWNER))
+    await machine.reidentify()
+
+
 def rules(paths: Paths) -> None:
     """Read the rules as a boot would. EINVAL with file and line."""
+    OwnFile(paths.policy_file, paths.state / "policy.csv").read()  # it may have vanished
     Policy(TABLE, user(os.geteuid()), paths.policy_file)
 
 
 @contextmanager
-def _lock(paths: Paths) -> Generator[None]:
+def _lock(plan: Plan) -> Generator[None]:
     """One daemon for a socket, and one for a store: two sockets may share a state directory."""
-    _own(paths.runtime)
+    paths = plan.paths
+    listen.own(paths.runtime, plan.doors)
     paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as locks:
         for file, what in ((paths.lock, paths.socket), (paths.state / "lock", paths.state)):
@@ -164,42 +178,6 @@ def _lock(paths: Paths) -> Generator[None]:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         yield
-
-
-def _own(directory: Path) -> None:
-    """Make a directory that nobody else may enter. EACCES when it is there and others may."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = directory.stat()
-    hint = f"`chmod 700 {directory}`, or let LLMASOS_RUNTIME_DIR name another directory"
-    if status.st_mode & 0o077:
-        words = f"{directory} is open to others (mode {status.st_mode & 0o777:o})"
-        raise SyscallError(Errno.EACCES, words, hint)
-    if status.st_uid != os.geteuid():
-        raise SyscallError(Errno.EACCES, f"{directory} belongs to {user(status.st_uid)}", hint)
-
-
-async def _listen(paths: Paths, machine: Machine) -> asyncio.Server:
-    """A socket that only its owner can open, in a directory that only its owner can enter."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    machine.counters.most = max(1, min(limits.CONNECTIONS, hard - limits.DESCRIPTORS_RESERVED))
-    if paths.socket.exists() and not stat.S_ISSOCK(paths.socket.stat().st_mode):
-        raise SyscallError(Errno.EEXIST, f"{paths.socket} is not a socket", "move that file away")
-    paths.socket.unlink(missing_ok=True)
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        door.bind(str(paths.socket))
-    except OSError as error:
-        raise SyscallError(
-            Errno.EINVAL, f"{paths.socket}: {error}", "set LLMASOS_RUNTIME_DIR to a shorter path"
-        ) from error
-    finally:
-        os.umask(before)
-    loop = asyncio.get_running_loop()
-    return await loop.create_unix_server(
-        lambda: Connection(Trap(machine)), sock=door, backlog=limits.CONNECTIONS
-    )
 
 
 async def _mount(machine: Machine, plan: Plan) -> None:

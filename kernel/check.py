@@ -18,6 +18,7 @@ from .errors import Errno, SyscallError
 from .values import Shape, Span
 
 T = TypeVar("T")
+_WANTED: dict[str, str] = {}  # what a pattern asks for, in words
 
 
 def _annotation(hint: Any) -> Any:
@@ -49,8 +50,10 @@ def _limit(base: Any, mark: object) -> Any:
             )
         case Span(low, high):
             return Field(min_length=int(low), max_length=int(high))
-        case Shape(pattern):
-            return Field(pattern=f"^(?:{pattern})$")
+        case Shape(pattern, want):
+            whole = f"^(?:{pattern})$"
+            _WANTED[whole] = want
+            return Field(pattern=whole)
         case _:
             raise TypeError(f"{mark!r} is not a check")
 
@@ -112,4 +115,6 @@ def _complaint(error: Mapping[str, Any]) -> str:
     place = ".".join(f"{part:.60}" if isinstance(part, str) else str(part) for part in error["loc"])
     got = error.get("input")
     shown = f" (got {got!r:.60})" if isinstance(got, (str, int, float, bool)) else ""
-    return f"{place or 'request'}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    wanted = _WANTED.get(error.get("ctx", {}).get("pattern", ""))
+    words = f"want {wanted}" if wanted else error["msg"].removeprefix("Value error, ")
+    return f"{place or 'request'}: {words}{shown}"

@@ -41,6 +41,15 @@ class Config(BaseModel):
     idle_exit_s: Annotated[float, Field(ge=1)] = Field(
         limits.IDLE_EXIT_S, description="a private daemon without processes leaves after this"
     )
+    shared: bool = Field(False, description="users of the system that were added may connect")
+    group: str = Field("", description="of a shared socket; empty: the owner's own group")
+    user_connections: Annotated[int, Field(ge=1, le=limits.CONNECTIONS)] = Field(
+        limits.USER_CONNECTIONS, description="connections of each user but the owner"
+    )
+    listen: str = Field("", description="HOST:PORT for TCP with TLS 1.3 and a key; empty: none")
+    tls_cert: str = Field("", description="PEM file: the machine's certificate, for `listen`")
+    tls_key: str = Field("", description="PEM file: its key")
+    tls_clients: str = Field("", description="PEM file: who signs clients' certificates, if asked")
     journal_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
         limits.JOURNAL_BYTES, description="all segments of the journal together"
     )

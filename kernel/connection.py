@@ -19,11 +19,12 @@ class Ear(Protocol):
 
     def opened(self, connection: "Connection") -> None: ...
     def frame(self, body: bytes) -> None: ...
+    def refused(self, error: SyscallError) -> None: ...
     def closed(self) -> None: ...
 
 
 class Connection(asyncio.Protocol):
-    """Bytes of one client. The ear is told of each whole frame, in order."""
+    """Bytes of one client. The ear is told of each whole frame, in order, and why we hang up."""
 
     def __init__(self, ear: Ear) -> None:
         self._ear = ear
@@ -142,7 +143,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._writable.clear()
         self._read_or_not()
-        self._kick = self._loop.call_later(limits.KICK_S, self.transport.abort)
+        self._kick = self._loop.call_later(limits.KICK_S, self._drop)
 
     def resume_writing(self) -> None:
         if self._kick is not None:
@@ -153,10 +154,17 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._serve)
         self._read_or_not()
 
+    def _drop(self) -> None:
+        """It does not read, so there is nobody to say it to."""
+        words = f"its answers were not read for {limits.KICK_S:g} s"
+        self._ear.refused(SyscallError(Errno.ETIMEDOUT, words))
+        self.transport.abort()
+
     def refuse(self, error: SyscallError) -> None:
         """Say why, then close."""
         if self._closing:
             return
+        self._ear.refused(error)
         self.send(pack([ERROR, 0, {"errno": error.errno, "message": error.message,
                                    "hint": error.hint}]))  # fmt: skip
         self._flush()

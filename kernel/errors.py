@@ -53,8 +53,11 @@ class SyscallError(Exception):
 
 
 class Denied(SyscallError):
-    def __init__(self, message: str, hint: str = "") -> None:
+    """`asks`: a person could allow it."""
+
+    def __init__(self, message: str, hint: str = "", *, asks: bool = False) -> None:
         super().__init__(Errno.EACCES, message, hint)
+        self.asks = asks
 
 
 class TooBig(SyscallError):

@@ -28,6 +28,7 @@ SCHEMA = Schema(
              pid INTEGER NOT NULL, owner TEXT NOT NULL, call INTEGER NOT NULL,
              syscall TEXT NOT NULL, object TEXT NOT NULL, errno INTEGER NOT NULL,
              note TEXT NOT NULL)""",
+        "ALTER TABLE events ADD COLUMN subject TEXT NOT NULL DEFAULT ''",
     ),
 )
 COUNTERS = Schema(
@@ -37,7 +38,7 @@ COUNTERS = Schema(
              calls INTEGER NOT NULL, PRIMARY KEY(hour, subject, syscall, object, rule))""",
     ),
 )
-_INSERT = "INSERT OR REPLACE INTO events VALUES(?,?,?,?,?,?,?,?,?,?)"
+_INSERT = "INSERT OR REPLACE INTO events VALUES(?,?,?,?,?,?,?,?,?,?,?)"
 _COUNT = """INSERT INTO counters VALUES(?,?,?,?,?,?) ON CONFLICT
             DO UPDATE SET calls = calls + excluded.calls"""
 _SIZE_EVERY = 256  # events between two looks at the segment's size
@@ -55,6 +56,19 @@ class Entry:
     object: str = ""
     errno: int = 0
     note: str = ""
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Calls of one kind, as they were recorded."""
+
+    subjects: tuple[str, ...]
+    syscall: str
+    object: str
+    errno: int  # of the refused ones
+    pid: int  # that they were about; 0: none, or not recorded
+    calls: int
 
 
 class Journal:
@@ -122,7 +136,7 @@ class Journal:
         """Number an event and queue it; `done` hears when it is written. Never waits."""
         event = Event(
             self._next, time.time(), entry.kind, entry.pid, entry.owner, entry.call,
-            entry.syscall, entry.object, entry.errno, entry.note,
+            entry.syscall, entry.object, entry.errno, entry.note, entry.subject,
         )  # fmt: skip
         self._next += 1
         if event.kind == "begin":
@@ -159,6 +173,12 @@ class Journal:
         future.add_done_callback(lambda f: f.cancelled() or f.exception())
         return self.append(entry, done), future
 
+    async def settle(self) -> None:
+        """Wait until everything that was appended or counted can be read."""
+        self.flush()
+        await self._store.write(self._segment, [], durable=False, frees=True)
+        await self._store.write(self._counters, [], durable=False, frees=True)
+
     def history(self, since: int, most: int) -> list[Event]:
         """Up to `most` events after `since`, oldest first. Blocks: call it in a thread."""
         sql = "SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
@@ -169,6 +189,25 @@ class Journal:
             if len(found) >= most:
                 break
         return sorted(found.values(), key=lambda event: event.seq)[:most]
+
+    def event(self, number: int) -> Event | None:
+        """One event, if it is still kept. Blocks: call it in a thread."""
+        found = self.history(number - 1, 1)
+        return found[0] if found and found[0].seq == number else None
+
+    def recorded(self, since: float) -> list[Recorded]:
+        """The calls since a time (Unix seconds), the newest RECORDED kinds. Blocks."""
+        sql = """SELECT subject, syscall, object, errno, pid, count(*) FROM events
+                 WHERE time >= ? AND subject != '' AND kind IN ('begin', 'call', 'refused')
+                 GROUP BY subject, syscall, object, errno, pid LIMIT ?"""
+        counters = """SELECT subject, syscall, object, 0, 0, sum(calls) FROM counters
+                      WHERE hour >= ? GROUP BY subject, syscall, object LIMIT ?"""
+        rows = self._store.peek("counters.db", counters, (int(since // 3600), limits.RECORDED))
+        for number in reversed(self._numbers()):
+            rows += self._store.peek(_name(number), sql, (since, limits.RECORDED))
+            if len(rows) >= limits.RECORDED:
+                break
+        return [_recorded(row) for row in rows[: limits.RECORDED]]
 
     # --- segments -------------------------------------------------------------------------------
     def _try_to_rotate(self) -> None:
@@ -219,10 +258,18 @@ def _name(number: int) -> str:
     return f"journal/{number:08d}.db"
 
 
+def _recorded(row: Row) -> Recorded:
+    subject, syscall, object_, errno, pid, calls = row
+    subjects = tuple(str(subject).split())
+    return Recorded(
+        subjects, str(syscall), str(object_), int(errno or 0), int(pid or 0), int(calls or 0)
+    )
+
+
 def _row(event: Event) -> Sequence[str | int | float]:
     return (
         event.seq, event.time, event.kind, event.pid, event.owner, event.call,
-        event.syscall, event.object, event.errno, event.note,
+        event.syscall, event.object, event.errno, event.note, event.subject,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ REPLY_ITEMS = 262_144  # one array of a reply: the tokens of a long text
 MAP_ITEMS = 256  # one map
 CALLS_IN_FLIGHT = 32  # per connection
 CONNECTIONS = 1_024
+USER_CONNECTIONS = 64  # of each user but the socket's owner
 DESCRIPTORS_RESERVED = 64  # kept free for databases and engines
 HELLO_S = 2.0  # from connect to hello
 BODY_S = 5.0  # from a frame's first byte to its last
@@ -28,6 +29,7 @@ NICE_STEP = 1.25  # one step of nice is this factor of weight
 NAME_CHARS = 64
 PS_ROWS = 1_000  # per reply
 FORKS = 64  # children per fork
+BOUNDS = 128  # subjects whose consent a process needs: two a generation
 
 # --- memory -----------------------------------------------------------------------------------
 PAGE_TOKENS = 256
@@ -107,6 +109,16 @@ GGUF_HEADER_BYTES = 256 * 1024 * 1024
 
 # --- policy -----------------------------------------------------------------------------------
 DECISIONS = 100_000  # cached static decisions
+RULES = 100_000  # rows of all files
+RULE_CHARS = 400  # one row
+OBJECT_CHARS = 400  # one path
+POLICY_CHARS = 700_000  # one file that comes over the socket
+POLICY_ROWS = 500  # rules per reply
+POLICY_UNDO = 10  # earlier files that are kept
+DIFFERENCES = 500  # told of a change or a simulation, of each kind
+RECORDED = 100_000  # recorded calls that a simulation looks at
+SLICE_S = 0.002  # a reload gives way to traffic this often
+CLIENTS_A_BREATH = 32  # whose calls are judged again before traffic passes
 
 # --- store and journal ------------------------------------------------------------------------
 COMMIT_ROWS = 64  # a group commit takes at most this many writes

@@ -7,11 +7,15 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+import anyio
+import anyio.lowlevel
 from anyio import CancelScope, to_thread
 from anyio.abc import TaskGroup
 
@@ -19,6 +23,7 @@ from . import limits
 from .device import Device, Mounting
 from .driver import Driver, Facts, Option
 from .errors import Errno, SyscallError
+from .identity import Caller
 from .image import Image, Images
 from .journal import Entry, Journal
 from .memory import Memory
@@ -27,6 +32,7 @@ from .process import Process, Processes
 from .scheduler import Scheduler
 from .store import Store
 from .tuning import Tuner
+from .users import Users
 from .values import SIGNAL_NUMBERS, Event, Fork, Hardware, Progress, Signal
 from .watch import Followers
 
@@ -43,8 +49,16 @@ class Counters:
     calls: int = 0
     refused: int = 0
     gate_s: float = 0.0
+    gate_last_s: deque[float] = field(default_factory=lambda: deque[float](maxlen=1024))
     connections: int = 0  # now
     most: int = limits.CONNECTIONS  # of them, with the descriptors that we have
+
+
+class Client(Protocol):
+    """Somebody connected."""
+
+    def revised(self) -> None:
+        """Who may do what has changed: what may no longer be ends now."""
 
 
 @dataclass(slots=True)
@@ -85,6 +99,7 @@ class Machine:
     journal: Journal
     events: Followers[Event]
     policy: Policy
+    users: Users
     images: Images
     tuner: Tuner
     processes: Processes
@@ -95,6 +110,8 @@ class Machine:
     owner: str
     private: bool
     system: str  # version
+    shared: bool  # other users of the system may connect
+    listens: bool  # over TCP
     tasks: TaskGroup  # what outlives the call that began it
     started: float = field(default_factory=time.monotonic)
     counters: Counters = field(default_factory=Counters)
@@ -104,6 +121,12 @@ class Machine:
     hurry: Callable[[], None] = field(default=_nothing)  # while draining: do not wait for them
     owed: int = 0  # answers to calls of class A and B that are on their way
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # none is
+    places: int = limits.USER_CONNECTIONS  # connections of each user but the owner
+    visitors: Counter[str] = field(default_factory=Counter[str])  # connections, by whose they are
+    programs: dict[int, Process] = field(default_factory=dict[int, Process])  # by OS pid
+    adopts: bool = False  # orphans of programs become its children
+    clients: set[Client] = field(default_factory=set[Client])
+    changing: anyio.Lock = field(default_factory=anyio.Lock)  # the owner's rules
     active: float = field(default_factory=time.monotonic)  # when a connection last closed
 
     def __post_init__(self) -> None:
@@ -123,6 +146,32 @@ class Machine:
             self.drain = False
             self.hurry()
         self.stopping.set()
+
+    # --- who may do what: no cancel points, or half of a change would be in force ---------------
+    async def revise(self, text: str, *, undo: bool = False) -> None:
+        """These own rules from now on, on disk first; calls in flight are judged again."""
+        own = self.policy.own
+        with CancelScope(shield=True):
+            if text != await to_thread.run_sync(own.read) or undo:
+                await to_thread.run_sync(own.undone if undo else own.write, text)
+            await self.policy.reload(text)
+            self.journal.append(Entry("policy", note=f"epoch {self.policy.epoch}"))
+            await self._tell_clients()
+
+    async def reidentify(self) -> None:
+        """Users, their roles or their keys have changed."""
+        with CancelScope(shield=True):
+            async with self.changing:
+                self.policy.members(self.users.roles())
+                await self.policy.reload(self.policy.text)  # a file that is being edited can wait
+            await self._tell_clients()
+
+    async def _tell_clients(self) -> None:
+        for number, client in enumerate(list(self.clients), 1):
+            if client in self.clients:  # it may have left meanwhile
+                client.revised()
+            if number % limits.CLIENTS_A_BREATH == 0:
+                await anyio.lowlevel.checkpoint()
 
     # --- devices --------------------------------------------------------------------------------
     @asynccontextmanager
@@ -203,9 +252,9 @@ class Machine:
             Entry("process", process.pid, process.owner, object=f"/proc/{process.pid}", note=note)
         )
 
-    async def fork(self, parent: Process, request: Fork, connection: int) -> list[Process]:
+    async def fork(self, parent: Process, request: Fork, caller: Caller) -> list[Process]:
         """Children with the parent's committed pages: all of them, or none. EAGAIN."""
-        children = self.processes.children(parent, request, connection)
+        children = self.processes.children(parent, request, caller.connection, caller.bounds)
         with self.processes.reserve(request.count), CancelScope(shield=True):
             # A crash between the two leaves pages without a process, which recovery erases.
             await self.memory.copy(parent, children)

@@ -24,9 +24,11 @@ SCHEMA = Schema(
              created REAL NOT NULL, state TEXT NOT NULL, code INTEGER, reason TEXT NOT NULL)""",
         # A process may end with its connection: after a restart that connection is gone.
         "ALTER TABLE processes ADD COLUMN keep INTEGER NOT NULL DEFAULT 1",
+        # What was there before came from programs of the owner.
+        "ALTER TABLE processes ADD COLUMN bounds TEXT NOT NULL DEFAULT 'r:careful'",
     ),
 )
-_COLUMNS = "pid, parent, owner, app, model, nice, created, state, code, reason, keep"
+_COLUMNS = "pid, parent, owner, app, model, nice, created, state, code, reason, keep, bounds"
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class Process:
     model: str  # canonical image name
     created: float  # Unix seconds
     keep: bool  # False: ends with the connection that spawned it
+    bounds: tuple[str, ...]  # subjects of the gate: whoever made it, and all above it
     # Changed by syscalls, each written to the table's database first.
     nice: int = 0
     stopped: bool = False
@@ -78,6 +81,11 @@ class Process:
     def domain(self) -> str:
         """Who may share what was computed for it. Labels join here when there are any."""
         return self.owner
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Whose consent all that it does needs, beside its owner's."""
+        return (*self.bounds, f"app:{self.app}", f"pid:{self.pid}")
 
     @property
     def weight(self) -> float:
@@ -124,11 +132,16 @@ class Processes:
 
     def get(self, pid: int, owner: str) -> Process:
         """Alive or zombie. ESRCH also for another owner's: who may not see it learns nothing."""
-        process = self._table.get(pid)
-        if process is None or process.owner != owner:
+        process = self.find(pid, owner)
+        if process is None:
             hint = "`llmasos ps -a` lists what there is"
             raise SyscallError(Errno.ESRCH, f"there is no process {pid}", hint, pid=pid)
         return process
+
+    def find(self, pid: int, owner: str) -> Process | None:
+        """Like `get`, for who can go on without it."""
+        process = self._table.get(pid)
+        return process if process is not None and process.owner == owner else None
 
     def living(self, pid: int, owner: str) -> Process:
         process = self.get(pid, owner)
@@ -137,15 +150,18 @@ class Processes:
             raise SyscallError(Errno.ESRCH, words, f"`llmasos wait {pid}` reaps it", pid=pid)
         return process
 
-    async def spawn(self, owner: str, request: Spawn, model: str, connection: int) -> Process:
+    async def spawn(
+        self, owner: str, request: Spawn, model: str, connection: int, bounds: Sequence[str]
+    ) -> Process:
         """A new process, durable before it is listed. EAGAIN when the table is full."""
         with self.reserve(1):
-            if request.parent:
-                self.living(request.parent, owner)
+            parent = self.living(request.parent, owner) if request.parent else None
+            profile = (f"r:{request.profile}",) if request.profile else ()
             process = Process(
                 pid=self._number(), parent=request.parent, owner=owner,
                 app=request.app or request.model, model=model, created=time.time(),
                 keep=request.keep, nice=request.nice, connection=connection,
+                bounds=_joined(parent, (*bounds, *profile)),
             )  # fmt: skip
             await self.add([process])
         return process
@@ -172,7 +188,9 @@ class Processes:
         self._next += 1
         return self._next - 1
 
-    def children(self, parent: Process, request: Fork, connection: int) -> list[Process]:
+    def children(
+        self, parent: Process, request: Fork, connection: int, bounds: Sequence[str]
+    ) -> list[Process]:
         """What a fork will add."""
         now = time.time()
         return [
@@ -180,13 +198,14 @@ class Processes:
                 pid=self._number(), parent=parent.pid, owner=parent.owner,
                 app=request.app or parent.app, model=parent.model, created=now, keep=request.keep,
                 nice=parent.nice if request.nice is None else request.nice, connection=connection,
+                bounds=_joined(parent, bounds),
             )
             for _ in range(request.count)
         ]  # fmt: skip
 
     async def add(self, processes: Sequence[Process]) -> None:
         """List them, once they are durable: all of them, or none."""
-        sql = f"INSERT INTO processes({_COLUMNS}) VALUES({','.join('?' * 11)})"
+        sql = f"INSERT INTO processes({_COLUMNS}) VALUES({','.join('?' * 12)})"
         await self._store.write(self._database, [(sql, _row(process)) for process in processes])
         self._table |= {process.pid: process for process in processes}
 
@@ -230,19 +249,30 @@ class Processes:
         return zombies[: max(0, len(zombies) - limits.ZOMBIES)]
 
 
+def _joined(parent: Process | None, bounds: Sequence[str]) -> tuple[str, ...]:
+    """A child needs the consent of all that its parent needs, and of its maker. EAGAIN."""
+    above = parent.subjects if parent is not None else ()
+    joined = tuple(dict.fromkeys((*above, *bounds)))
+    if len(joined) > limits.BOUNDS:
+        words = f"{len(joined)} subjects above a process, {limits.BOUNDS} are allowed"
+        raise SyscallError(Errno.EAGAIN, words, "start it from further up")
+    return joined
+
+
 def _row(process: Process) -> tuple[Value, ...]:
     return (
         process.pid, process.parent, process.owner, process.app, process.model, process.nice,
         process.created, State.READY, None, "", int(process.keep),
+        " ".join(process.bounds),
     )  # fmt: skip
 
 
 def _process(row: tuple[Value, ...]) -> Process:
-    pid, parent, owner, app, model, nice, created, state, code, reason, keep = row
+    pid, parent, owner, app, model, nice, created, state, code, reason, keep, bounds = row
     process = Process(
         pid=int(pid or 0), parent=int(parent or 0), owner=str(owner), app=str(app),
         model=str(model), created=float(created or 0), keep=bool(keep), nice=int(nice or 0),
-        stopped=state == State.STOPPED,
+        stopped=state == State.STOPPED, bounds=tuple(str(bounds).split()),
     )  # fmt: skip
     if state == State.ZOMBIE:
         process.ending = Exit(process.pid, int(code or 0), str(reason))

@@ -7,75 +7,131 @@ becomes EIO for that call alone, with its traceback in the daemon's log.
 import asyncio
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from inspect import iscoroutinefunction
 from itertools import count
 from typing import Any
 
 import anyio
 
-from . import check, identity, limits
+from . import check, door, limits
 from .abi import TABLE, Durability, Syscall
 from .connection import Connection
 from .errors import Denied, Errno, SyscallError
 from .identity import Caller
 from .journal import Entry
 from .machine import Machine
+from .process import Process
 from .syscalls import HANDLERS, Call
 from .values import Hello, Welcome
 from .wire import CALL, CANCEL, ERROR, ITEM, REPLY, ProtocolError, pack, unpack
 
 log = logging.getLogger(__name__)
+_NOTE_CHARS = 200
+_LATE_S = 0.05  # the loop's clock and the wall's are not the same
 _WORDS_CHARS = 10_000  # of an error: it may quote what a client sent
 _numbers = count(1)
 _WAITS = frozenset(name for name, handler in HANDLERS.items() if iscoroutinefunction(handler))
 
 
-class Trap:
-    """The ear of one connection."""
+@dataclass(slots=True)
+class Permit:
+    """What the gate is asked about a call."""
 
-    def __init__(self, machine: Machine) -> None:
+    subjects: tuple[str, ...]
+    action: str
+    object: str
+    rule: str = ""  # that allowed it
+
+
+@dataclass(slots=True)
+class Flight:
+    """A call on its way."""
+
+    scope: anyio.CancelScope
+    permit: "Permit"
+    pid: int  # that it is about
+    refusal: Denied | None = None  # it was allowed, and is not any more
+
+
+class Trap:
+    """The ear of one connection. `process`: the connection of a program that the kernel started."""
+
+    def __init__(self, machine: Machine, process: Process | None = None) -> None:
         self._machine = machine
+        self._process = process
         self._tasks = machine.tasks
         self._number = next(_numbers)
         self._caller: Caller | None = None
-        self._scopes: dict[int, anyio.CancelScope] = {}  # calls in flight, by the client's id
-        self._quiet = asyncio.Event()  # no call is in flight
-        self._counted = False  # among the connections; who is turned away never is
+        self._owner = ""  # until it is known
+        self._flights: dict[int, Flight] = {}  # calls on their way, by the client's id
+        self._quiet = asyncio.Event()  # no call is on its way
+        self._expiry: asyncio.TimerHandle | None = None  # of the key it came with
+        self._visitor: door.Visitor | None = None
         self._bad = 0
 
     # --- the connection's life --------------------------------------------------------------------
     def opened(self, connection: Connection) -> None:
         self._connection = connection
+        machine = self._machine
+        machine.clients.add(self)  # also who is refused: it holds a descriptor until it is gone
         try:
-            counters = self._machine.counters
-            if counters.connections >= counters.most:
-                words = f"{counters.most} clients are connected"
-                raise SyscallError(Errno.EAGAIN, words, "try again later")
-            socket = connection.transport.get_extra_info("socket")
-            self._owner = identity.admit(identity.peer(socket))
-            counters.connections += 1
-            self._counted = True
+            self._visitor = door.visit(machine, connection.transport, self._process)
+            machine.visitors[self._visitor.who] += 1
+            machine.counters.connections += 1
+            self._owner = self._visitor.owner
         except SyscallError as error:
-            self._owner = ""
+            self._visitor = None
             connection.refuse(error)
 
     def closed(self) -> None:
-        self._machine.counters.connections -= self._counted
-        for scope in self._scopes.values():
-            scope.cancel()
+        self._machine.clients.discard(self)
+        if self._expiry is not None:
+            self._expiry.cancel()
+        if self._visitor is not None:
+            self._machine.counters.connections -= 1
+            self._machine.visitors[self._visitor.who] -= 1
+        for flight in self._flights.values():
+            flight.scope.cancel()
         if self._caller is not None:
-            self._tasks.start_soon(self._hangup)
+            self._machine.users.connections[self._owner] -= 1
+            if not self._machine.stopping.is_set():  # else recovery ends what was to end with it
+                self._tasks.start_soon(self._hangup)
 
     async def _hangup(self) -> None:
         """After its last call: a spawn on its way would be missed."""
-        while self._scopes:
+        while self._flights:
             self._quiet.clear()
             await self._quiet.wait()
         try:
             await self._machine.hangup(self._number)
         except SyscallError as error:
             log.warning("processes of connection %d stay: %s", self._number, error)
+
+    def refused(self, error: SyscallError) -> None:
+        """It is being hung up on: whom and why stands in the journal."""
+        self._machine.journal.append(Entry(
+            "refused", owner=self._owner, syscall="" if self._caller else "hello",
+            object="/kernel", errno=error.errno, note=error.message[:_NOTE_CHARS],
+        ))  # fmt: skip
+
+    def revised(self) -> None:
+        """Who may do what has changed: calls that are no longer allowed end, or the connection."""
+        caller = self._caller
+        if caller is None:
+            return
+        why = self._machine.users.why_not(caller.owner, caller.key)
+        if why:
+            for flight in self._flights.values():
+                flight.scope.cancel()
+            self._connection.refuse(Denied(why, "connect again as who you are now"))
+            return
+        for flight in self._flights.values():
+            try:
+                self._permit(flight.permit, flight.pid)
+            except Denied as refusal:
+                flight.refusal = refusal
+                flight.scope.cancel()
 
     # --- frames -----------------------------------------------------------------------------------
     def frame(self, body: bytes) -> None:
@@ -88,8 +144,8 @@ class Trap:
             case [kind, int(number), str(name), fields] if kind == CALL and 0 < number < 2**53:
                 self._call(number, name, fields)
             case [kind, int(number)] if kind == CANCEL:
-                if number in self._scopes:
-                    self._scopes[number].cancel()
+                if number in self._flights:
+                    self._flights[number].scope.cancel()
             case _:
                 self._complain(ProtocolError("neither a call nor a cancel"))
 
@@ -110,10 +166,10 @@ class Trap:
                 return
             if self._caller is None:
                 raise SyscallError(Errno.EPROTO, f"{name} before hello", "say hello first")
-            if number in self._scopes:
+            if number in self._flights:
                 raise SyscallError(Errno.EINVAL, f"id {number} is in flight already")
-            object_, rule = self._authorise(self._caller, TABLE[name], request)
-            self._dispatch(number, TABLE[name], request, object_, rule)
+            permit = self._authorise(self._caller, TABLE[name], request)
+            self._dispatch(number, TABLE[name], request, permit)
         except SyscallError as error:
             self._fail(number, error)
         except Exception:
@@ -125,40 +181,68 @@ class Trap:
         if request.version != limits.PROTOCOL_VERSION:
             words = f"this kernel speaks version {limits.PROTOCOL_VERSION}, not {request.version}"
             raise SyscallError(Errno.EPROTO, words, "use the client that came with this kernel")
+        if self._visitor is None:
+            raise SyscallError(Errno.EPROTO, "this connection was refused")
         machine = self._machine
-        subjects = identity.subject(self._owner)
-        self._permit(subjects, "hello", f"/kernel/profile/{request.profile}")
-        caller, notices = identity.greet(self._number, self._owner, request)
+        try:
+            greeted = door.greet(machine, self._visitor, self._number, request)
+        except Denied as error:
+            self._connection.refuse(error)
+            return
+        caller, notices = greeted
+        self._owner = caller.owner
+        self._permit(Permit(caller.subjects[:1], "hello", f"/kernel/profile/{request.profile}"))
         self._caller = caller
+        machine.users.connections[caller.owner] += 1
+        self._watch_key(caller)
         self._connection.greeted()
         self._reply(number, Welcome(
             limits.PROTOCOL_VERSION, machine.system, caller.owner, caller.profile,
             [*notices, *machine.tuner.hear()],
         ))  # fmt: skip
 
-    # --- the gate ---------------------------------------------------------------------------------
-    def _authorise(self, caller: Caller, row: Syscall, request: object) -> tuple[str, str]:
-        """The canonical object and the rule that allows it. EACCES, journaled, when none does."""
-        begin = time.perf_counter()
-        object_ = self._object(row, request)
-        try:
-            rule = self._permit(caller.subjects, row.name, object_)
-        finally:
-            self._machine.counters.gate_s += time.perf_counter() - begin
-        return object_, rule
+    def _watch_key(self, caller: Caller) -> None:
+        """A key that expires ends the connections that came with it."""
+        expires = self._machine.users.expires(caller.key)
+        if expires is not None:
+            loop = asyncio.get_running_loop()
+            self._expiry = loop.call_later(max(0.0, expires - time.time()) + _LATE_S, self.revised)
 
-    def _permit(self, subjects: tuple[str, ...], action: str, object_: str) -> str:
+    # --- the gate ---------------------------------------------------------------------------------
+    def _authorise(self, caller: Caller, row: Syscall, request: object) -> Permit:
+        """Whom and what the gate has allowed. EACCES, journaled, when it does not."""
+        begin = time.perf_counter()
+        pid = getattr(request, "pid", 0)
+        subjects = self._subjects(caller, row, request)
+        try:
+            return self._permit(Permit(subjects, row.name, self._object(row, request)), pid)
+        finally:
+            took = time.perf_counter() - begin
+            counters = self._machine.counters
+            counters.gate_s += took
+            counters.gate_last_s.append(took)
+
+    def _subjects(self, caller: Caller, row: Syscall, request: object) -> tuple[str, ...]:
+        """The caller, and where a process itself acts or gets a child, all above that too."""
+        pid = getattr(request, "pid" if row.acts else "parent", 0)
+        process = self._machine.processes.find(pid, caller.owner) if pid else None
+        if process is None:
+            return caller.subjects
+        return tuple(dict.fromkeys((*caller.subjects, *process.subjects)))
+
+    def _permit(self, asked: Permit, pid: int = 0) -> Permit:
         machine = self._machine
-        decision = machine.policy.check(subjects, action, object_)
+        decision = machine.policy.check(asked.subjects, asked.action, asked.object)
         if decision.allowed:
-            return decision.rule
+            asked.rule = decision.rule
+            return asked
         machine.counters.refused += 1
-        machine.journal.append(Entry(
-            "refused", owner=self._owner, syscall=action, object=object_, errno=Errno.EACCES,
-            note=decision.rule or "no rule",
+        number = machine.journal.append(Entry(
+            "refused", pid, self._owner, syscall=asked.action, object=asked.object,
+            errno=Errno.EACCES, note=decision.rule or f"no rule for {decision.subject}",
+            subject=" ".join(asked.subjects),
         ))  # fmt: skip
-        refusal: Denied = machine.policy.refusal(subjects, action, object_, decision.rule)
-        raise refusal
+        raise machine.policy.refusal(asked.subjects, asked.action, asked.object, number)
 
     def _object(self, row: Syscall, request: object) -> str:
         """The path of the table with the request's fields in it; aliases resolved."""
@@ -172,18 +256,17 @@ class Trap:
         return path.replace(f"{{{field}}}", value)
 
     # --- dispatch ---------------------------------------------------------------------------------
-    def _dispatch(
-        self, number: int, row: Syscall, request: object, object_: str, rule: str
-    ) -> None:
+    def _dispatch(self, number: int, row: Syscall, request: object, permit: Permit) -> None:
         caller = self._caller
         if caller is None:
             return
         journal = self._machine.journal
         if row.durability is Durability.C:
-            journal.count(caller.subjects[-1], row.name, row.object, rule)
+            journal.count(caller.told, row.name, permit.object, permit.rule)
         entry = Entry(
-            "call", getattr(request, "pid", 0), caller.owner, syscall=row.name, object=object_
-        )
+            "call", getattr(request, "pid", 0), caller.owner, syscall=row.name,
+            object=permit.object, subject=" ".join(permit.subjects),
+        )  # fmt: skip
         if row.name not in _WAITS:
             call = Call(caller, 0, None, self._send(number), self._connection.writable)
             reply = HANDLERS[row.name](self._machine, call, request)
@@ -191,8 +274,8 @@ class Trap:
                 journal.append(entry)
             self._reply(number, reply)
             return
-        if len(self._scopes) >= limits.CALLS_IN_FLIGHT:
-            words = f"{len(self._scopes)} calls of this connection are in flight"
+        if len(self._flights) >= limits.CALLS_IN_FLIGHT:
+            words = f"{len(self._flights)} calls of this connection are in flight"
             raise SyscallError(Errno.EAGAIN, words, "wait for one, or open a connection")
         if self._machine.stopping.is_set():
             raise SyscallError(Errno.ECANCELED, "the machine is going down", "try again later")
@@ -200,7 +283,7 @@ class Trap:
         if row.durability is not Durability.C and row.item is not None:
             begin, begun = journal.note(_as(entry, "begin"))
         call = Call(caller, begin, begun, self._send(number), self._connection.writable)
-        self._scopes[number] = anyio.CancelScope()
+        self._flights[number] = Flight(anyio.CancelScope(), permit, entry.pid)
         self._machine.owe(_is_work(row))
         self._tasks.start_soon(self._run, number, row, request, entry, call)
 
@@ -210,7 +293,8 @@ class Trap:
         """A call that may wait, to its end."""
         reply: object = None
         error: SyscallError | None = None
-        with self._scopes[number]:
+        flight = self._flights[number]
+        with flight.scope:
             try:
                 handler: Any = HANDLERS[row.name]
                 reply = await handler(self._machine, call, request)
@@ -218,11 +302,13 @@ class Trap:
                 error = refusal
             except Exception:
                 error = _unforeseen(row.name)
-        if reply is None and error is None:
+        if flight.refusal is not None:
+            error = flight.refusal
+        elif reply is None and error is None:
             error = SyscallError(Errno.ECANCELED, f"{row.name} was cancelled")
         # Beyond `scope`, so a cancel that comes late changes nothing any more.
         error = await self._close(row, entry, call.number, error)
-        self._scopes.pop(number, None)
+        self._flights.pop(number, None)
         self._quiet.set()
         if error is None:
             self._reply(number, reply)
@@ -260,6 +346,7 @@ class Trap:
         fields = {
             "errno": int(error.errno), "message": error.message[:_WORDS_CHARS],
             "hint": error.hint[:_WORDS_CHARS], "call": error.call, "pid": error.pid,
+            "needs_approval": isinstance(error, Denied) and error.asks,
         }  # fmt: skip
         self._connection.send(pack([ERROR, number, fields]))
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import anyio
 from anyio.abc import TaskStatus
@@ -25,6 +26,7 @@ from llmasos import __version__
 from llmasos.kernel import boot, config, paths
 from llmasos.kernel.driver import Option
 from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.listen import Doors
 from llmasos.kernel.machine import Machine
 
 log = logging.getLogger("llmasos.daemon")
@@ -70,6 +72,15 @@ def plan(arguments: argparse.Namespace, settings: config.Config, where: paths.Pa
         idle_unload_s=settings.idle_unload_s,
         pin=settings.pin,
         tune=settings.tune,
+        doors=Doors(
+            shared=settings.shared,
+            group=settings.group,
+            listen=settings.listen,
+            certificate=Path(settings.tls_cert),
+            key=Path(settings.tls_key),
+            clients=Path(settings.tls_clients),
+        ),
+        user_connections=settings.user_connections,
     )
 
 
@@ -137,9 +148,13 @@ def parser() -> argparse.ArgumentParser:
     for verb in ("run", "config"):
         sub = verbs.add_parser(verb)
         for name, field in config.Config.model_fields.items():
+            alone: dict[str, Any] = {}
+            if field.annotation is bool:  # the flag by itself says yes
+                alone = {"nargs": "?", "const": "true"}
             sub.add_argument(
-                f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=field.description
-            )
+                f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=field.description,
+                **alone,
+            )  # fmt: skip
         sub.add_argument("--private", action="store_true", help="leave when idle")
         sub.add_argument("--ready-fd", type=int, help="write a line here when ready")
         sub.add_argument("--json", action="store_true")

@@ -5,6 +5,7 @@ a signal handler may send on it too, which is how ctrl-C reaches a process in mi
 other calls that arrive meanwhile are kept for whoever asks for them.
 """
 
+import os
 import socket
 from collections import deque
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from llmasos.kernel import limits, wire
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.errors import Denied, Errno, SyscallError
 from llmasos.kernel.values import Hello, Profile, Welcome
 
 Item = TypeVar("Item")
@@ -23,8 +24,25 @@ _CHUNK_BYTES = 1 << 18
 GONE = "`llmasos daemon status` tells whether it runs, `llmasos daemon logs` why it left"
 
 
+_FD = "LLMASOS_FD"
+
+
+def inherits() -> bool:
+    """Whether the kernel started this program, with a connection that nobody has taken yet."""
+    return _FD in os.environ
+
+
+def inherited() -> socket.socket | None:
+    """That connection, once."""
+    number = os.environ.pop(_FD, "")
+    return socket.socket(fileno=int(number)) if number.isdigit() else None
+
+
 def connect(path: Path) -> socket.socket:
     """A connected socket. ECONNREFUSED when nobody answers, EACCES when it is not ours."""
+    given = inherited()
+    if given is not None:
+        return given
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(str(path))
@@ -50,10 +68,12 @@ def failure(fields: dict[str, Any], call: str) -> SyscallError:
     """The error that an ERROR frame carries. A number of a newer kernel becomes EIO."""
     number = fields.get("errno")
     errno = Errno(number) if number in _ERRNOS else Errno.EIO
-    return SyscallError(
-        errno, str(fields.get("message", "")), str(fields.get("hint", "")),
-        call=str(fields.get("call") or call), pid=int(fields.get("pid") or 0),
-    )  # fmt: skip
+    message, hint = str(fields.get("message", "")), str(fields.get("hint", ""))
+    error = SyscallError(errno, message, hint)
+    if errno is Errno.EACCES:
+        error = Denied(message, hint, asks=fields.get("needs_approval") is True)
+    error.call, error.pid = str(fields.get("call") or call), int(fields.get("pid") or 0)
+    return error
 
 
 _ERRNOS = frozenset(int(errno) for errno in Errno)

@@ -19,7 +19,7 @@ from llmasos.kernel import limits
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.paths import Paths
 
-from .line import connect
+from .line import connect, inherits
 
 _LOG_BYTES = 4096  # of the log's end, read when the daemon did not come up
 _LOG_LINES = 12
@@ -28,8 +28,8 @@ _DETACH = ["/bin/sh", "-c", '"$@" &', "sh"]
 
 
 def allowed() -> bool:
-    """Whether this user wants daemons started for them."""
-    return os.environ.get("LLMASOS_AUTOSTART") != "0"
+    """Whether this user wants daemons started; a program that a kernel started has one already."""
+    return os.environ.get("LLMASOS_AUTOSTART") != "0" and not inherits()
 
 
 def ensure(where: Paths, *arguments: str) -> bool:

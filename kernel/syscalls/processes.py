@@ -26,7 +26,9 @@ async def _spawn(
         words = f"the system prompt has {prompt.size} tokens, the window {facts.window}"
         raise TooBig(words, "shorten it, or mount the model with a larger window")
     caller = call.caller
-    process = await m.processes.spawn(caller.owner, request, device.name, caller.connection)
+    process = await m.processes.spawn(
+        caller.owner, request, device.name, caller.connection, caller.bounds
+    )
     if prompt is not None:
         try:
             await m.memory.write(process, message, prompt.cuts[0])
@@ -42,7 +44,7 @@ async def fork(m: Machine, call: Call, request: v.Fork) -> v.Forked:
     """Children with the parent's committed pages; the turn in flight is not part of them."""
     caller = call.caller
     parent = m.processes.living(request.pid, caller.owner)
-    children = await m.fork(parent, request, caller.connection)
+    children = await m.fork(parent, request, caller)
     for child in children:
         m.tell_process(child, f"fork of {parent.pid}")
     return v.Forked([child.pid for child in children], parent.model, _window(m, parent))

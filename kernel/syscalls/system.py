@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from statistics import median
 
 import anyio
 import anyio.to_thread
@@ -20,11 +21,12 @@ def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
     m.sizes.look(m.journal)
     return v.Stat(
         system=m.system, os_pid=machine.OS_PID, uptime_s=round(time.monotonic() - m.started, 3),
-        owner=m.owner, private=m.private,
+        owner=m.owner, private=m.private, shared=m.shared, listens=m.listens,
         processes=sum(p.ending is None for p in processes),
         running=sum(p.running for p in busy), waiting=sum(not p.running for p in busy),
         connections=counters.connections, calls=counters.calls, refused=counters.refused,
         gate_us=round(1e6 * counters.gate_s / max(1, counters.calls), 2),
+        gate_p50_us=round(1e6 * median(counters.gate_last_s or [0.0]), 2),
         rss_bytes=m.sizes.resident, journal_bytes=m.sizes.journal,
     )  # fmt: skip
 
@@ -42,6 +44,8 @@ async def watch(m: Machine, call: Call, request: v.Watch) -> v.Nothing:
     follower: Follower[v.Event] = Follower(wants)
     m.events.add(follower)  # before history is read, so that nothing falls between the two
     try:
+        if not request.follow:  # nobody would bring what is still on its way to the disk
+            await m.journal.settle()
         cursor = m.journal.cursor if request.since is None else request.since
         if request.since is not None:
             cursor = await _history(m, call, wants, cursor)

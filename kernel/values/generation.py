@@ -6,7 +6,7 @@ from typing import Annotated
 from .. import limits
 from .words import Finish, Name, Pid, Role, Shape, Span, Stops
 
-TokenId = Annotated[str, Shape("[0-9]{1,9}")]  # a map's key is a text
+TokenId = Annotated[str, Shape("[0-9]{1,9}", "the number of a token")]  # a map's key is a text
 Bias = Annotated[float, Span(-100, 100)]
 
 

@@ -32,6 +32,7 @@ class Spawn:
     nice: Nice = 0
     system: Annotated[str, Span(0, limits.MESSAGE_CHARS)] = ""  # system prompt; becomes a page
     keep: bool = True  # False: the process ends with the connection that spawned it
+    profile: Profile | None = None  # a further bound of what it may do; None: its maker's only
 
 
 @dataclass(frozen=True, slots=True)

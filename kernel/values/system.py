@@ -18,6 +18,8 @@ class Stat:
     uptime_s: float
     owner: str
     private: bool  # started by a client, leaves when idle
+    shared: bool  # other users of the system may connect
+    listens: bool  # over TCP
     processes: int
     running: int
     waiting: int
@@ -25,6 +27,7 @@ class Stat:
     calls: int  # syscalls since boot
     refused: int
     gate_us: float  # mean time in the gate
+    gate_p50_us: float  # median of the last calls
     rss_bytes: int
     journal_bytes: int
 
@@ -54,6 +57,7 @@ class Event:
     object: str
     errno: int  # 0: ok
     note: str
+    subject: str = ""  # who called: all subjects, by blanks
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,17 @@ class Shape:
     """A text must match this whole pattern."""
 
     pattern: str
+    want: str  # it, in words
 
 
 _NAME = rf"[A-Za-z0-9][A-Za-z0-9._:+-]{{0,{limits.NAME_CHARS - 1}}}"
-Name = Annotated[str, Shape(_NAME)]
-OptionalName = Annotated[str, Shape(_NAME + "|")]
+_WANT_NAME = f"a letter or digit, then letters, digits and . _ : + -, {limits.NAME_CHARS} at most"
+Name = Annotated[str, Shape(_NAME, _WANT_NAME)]
+OptionalName = Annotated[str, Shape(_NAME + "|", _WANT_NAME)]
+_USER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}"  # a subject of the policy, and a directory's name
+_WANT_USER = "a letter or digit, then letters, digits and . _ -, 32 at most"
+User = Annotated[str, Shape(_USER, _WANT_USER)]
+OptionalUser = Annotated[str, Shape(_USER + "|", _WANT_USER)]
 Pid = Annotated[int, Span(1, 2**53)]
 Nice = Annotated[int, Span(limits.NICE_MIN, limits.NICE_MAX)]
 Index = Annotated[int, Span(0, 2**53)]  # a pid, page, event or position; 0: none or all
@@ -55,8 +61,14 @@ SIGNAL_NUMBERS = {Signal.INT: 2, Signal.KILL: 9, Signal.TERM: 15, Signal.CONT: 1
 
 
 class Profile(StrEnum):
-    CAREFUL = "careful"
-    OPERATOR = "operator"
+    """The most that a connection may do; what its user may not, it may not either."""
+
+    CAREFUL = "careful"  # models and own processes
+    READER = "reader"  # looks, changes nothing
+    WORKSPACE = "workspace"  # careful, and the tools of one folder
+    OPEN = "open"  # all that its user may
+    OPERATOR = "operator"  # runs the machine: the command line
+    OWNER = "owner"  # decides who may do what
 
 
 class Role(StrEnum):

@@ -18,9 +18,13 @@ def test_every_syscall_has_a_validator_that_makes_its_request() -> None:
         "image_add": {"name": "n"}, "image_remove": {"name": "n"},
         "mount": {"image": "m"}, "unmount": {"image": "m"}, "image_tune": {"name": "n"},
         "embed": {"model": "m", "texts": ["t"]},
+        "user_add": {"name": "u"}, "user_remove": {"name": "u"},
+        "user_role": {"name": "u", "role": "guest"}, "key_create": {"user": "u"},
+        "key_revoke": {"id": "abcdefghij"}, "policy_simulate": {"text": ""},
     }  # fmt: skip
     for name, row in TABLE.items():
-        needs_pid = "pid" in (f.name for f in fields(row.request)) and name not in ("ps", "watch")
+        free = ("ps", "watch", "policy_learn")
+        needs_pid = "pid" in (f.name for f in fields(row.request)) and name not in free
         request = check.request(name, least.get(name, {"pid": 1} if needs_pid else {}))
         assert type(request) is row.request
 

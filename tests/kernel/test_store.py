@@ -129,14 +129,14 @@ async def test_a_newer_store_is_refused_and_stays_untouched(tmp_path: Path) -> N
 
 
 async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
-    """The file was written by version 1, before a process could end with its connection."""
+    """The file was written by version 1: processes did not end with a connection nor had bounds."""
     old = Path(__file__).parent / "data" / "processes.v1.db"
     shutil.copy(old, tmp_path / "processes.db")
     store = Store(tmp_path)
     processes = Processes(store)
-    assert [(p.pid, p.app, p.model, p.nice, p.keep) for p in processes.all()] == [
-        (3, "coder", "smollm2", 5, True),
-        (7, "writer", "echo", 0, True),
+    assert [(p.pid, p.app, p.model, p.nice, p.keep, p.bounds) for p in processes.all()] == [
+        (3, "coder", "smollm2", 5, True, ("r:careful",)),
+        (7, "writer", "echo", 0, True, ("r:careful",)),
     ]
     copy = tmp_path / "processes.db.v1.copy"
     with sqlite3.connect(copy) as kept:
@@ -144,7 +144,7 @@ async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
         assert kept.execute("SELECT count(*) FROM processes").fetchone() == (2,)
     kept.close()
     store.close()
-    assert len(PROCESSES.steps) == 2
+    assert len(PROCESSES.steps) == 3
 
 
 async def test_what_is_no_database_is_named(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class Raw:
         self._messages: list[list[Any]] = []
         self._number = 0
 
-    def send(self, call: str, **fields: object) -> int:
+    def send(self, call: str, /, **fields: object) -> int:
         """One call; its id."""
         self._number += 1
         self.socket.sendall(pack([CALL, self._number, call, fields]))
@@ -41,19 +41,27 @@ class Raw:
             if message[1] == number and message[0] != ITEM:
                 return message
 
-    def call(self, name: str, **fields: object) -> dict[str, Any]:
+    def call(self, name: str, /, **fields: object) -> dict[str, Any]:
         """A reply's fields."""
         kind, _, reply = self.answer(self.send(name, **fields))
         assert kind == REPLY, reply
         out: dict[str, Any] = reply
         return out
 
-    def refused(self, name: str, **fields: object) -> dict[str, Any]:
+    def refused(self, name: str, /, **fields: object) -> dict[str, Any]:
         """An error's fields."""
         kind, _, error = self.answer(self.send(name, **fields))
         assert kind == ERROR, error
         out: dict[str, Any] = error
         return out
+
+
+def hung_up_on(path: Path) -> list[str]:
+    """Whom the kernel closed the door on and why, as the journal has it."""
+    with raw(path) as client:
+        client.send("watch", since=0, kinds=["refused"], follow=False)
+        kind, _, fields = client.receive()
+        return [event["note"] for event in fields["events"]] if kind == ITEM else []
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from llmasos.kernel import limits
 from llmasos.kernel.errors import Errno
 from llmasos.kernel.wire import CALL, CANCEL, ERROR, ITEM, pack
 from tests.system.daemon import Machine
-from tests.system.raw import Raw, raw
+from tests.system.raw import Raw, hung_up_on, raw
 
 USER = [{"role": "user", "content": "words " * 20}]
 
@@ -74,13 +74,8 @@ def test_hello_comes_first_and_once(machine: Machine) -> None:
         assert client.refused("hello", version=limits.PROTOCOL_VERSION)["errno"] == Errno.EPROTO
 
 
-def test_a_key_is_refused_until_there_are_keys_and_the_placeholder_is_none(
-    machine: Machine,
-) -> None:
+def test_the_placeholder_of_the_examples_counts_as_no_key(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with raw(machine.paths.socket, None) as client:
-        error = client.refused("hello", version=limits.PROTOCOL_VERSION, key="secret")
-        assert error["errno"] == Errno.EACCES
     with raw(machine.paths.socket, None) as client:
         reply = client.call("hello", version=limits.PROTOCOL_VERSION, key="YOUR_API_KEY")
         assert "placeholder" in reply["notices"][0]
@@ -93,6 +88,7 @@ def test_who_never_says_hello_is_dropped(machine: Machine) -> None:
         assert (kind, number, error["errno"]) == (ERROR, 0, Errno.ETIMEDOUT)
         with pytest.raises(EOFError):
             client.receive()
+    assert hung_up_on(machine.paths.socket) == [error["message"]]
 
 
 def test_half_a_frame_is_dropped_and_the_others_are_served(machine: Machine) -> None:
@@ -104,6 +100,7 @@ def test_half_a_frame_is_dropped_and_the_others_are_served(machine: Machine) -> 
         assert kind == ERROR
         assert "the rest of a frame" in error["message"]
         assert good.call("ps")["processes"] == []
+    assert hung_up_on(machine.paths.socket) == [error["message"]]
 
 
 def test_a_frame_over_the_cap_is_refused_with_the_numbers(machine: Machine) -> None:
@@ -184,6 +181,7 @@ def test_a_reader_who_does_not_read_is_dropped_and_memory_stays_bounded(
             thread.join(0.2)
         assert dropped.is_set()
         assert kernel.memory_info().rss - before < 32 * 1024 * 1024
+    assert any("were not read" in note for note in hung_up_on(machine.paths.socket))
 
 
 def test_a_process_does_one_thing_at_a_time(slow_echo: Machine) -> None:

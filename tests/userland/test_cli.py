@@ -52,6 +52,24 @@ WALK: dict[str, list[str]] = {
     "secrets set": ["parrot"],
     "secrets list": [],
     "secrets rm": ["parrot"],
+    "users add": ["bob"],
+    "users list": [],
+    "users role": ["bob", "guest"],
+    "keys create": ["--user", "bob"],
+    "keys list": [],
+    "keys revoke": ["{key}"],
+    "users rm": ["bob"],
+    "policy list": [],
+    "policy add": ["p, r:x, ps, /proc, deny"],
+    "policy rm": ["p, r:x, ps, /proc, deny"],
+    "policy undo": [],
+    "policy reload": [],
+    "policy edit": [],
+    "policy lint": [],
+    "policy test": ["r:careful", "ps", "/proc"],
+    "policy explain": ["r:careful", "ps", "/proc"],
+    "policy simulate": ["/dev/null"],
+    "policy learn": ["run"],
     "daemon stop": [],
 }
 TYPED = {"chat", "secrets set"}  # what reads stdin
@@ -64,7 +82,7 @@ def test_every_verb_is_walked() -> None:
 
 def test_every_verb_prints_json_that_parses(machine: Machine) -> None:
     """P-09: everything can be seen in a terminal or in JSON."""
-    machine.environment["LLMASOS_MOUNT"] = "false"
+    machine.environment |= {"LLMASOS_MOUNT": "false", "EDITOR": "true"}
     kept = machine.llmasos("run", "--json", "--keep", "-m", "echo", "hi")  # starts the daemon
     ended = machine.llmasos("run", "--json", "--keep", "-m", "echo", "hi")
     words = {"pid": documents(kept)[0]["pid"], "ended": documents(ended)[0]["pid"]}
@@ -73,6 +91,8 @@ def test_every_verb_prints_json_that_parses(machine: Machine) -> None:
     for verb, arguments in WALK.items():
         line = [*verb.split(), *(one.format(**words) for one in arguments), "--json"]
         done = machine.llmasos(*line, stdin="hello\n" if verb in TYPED else "", check=False)
+        if verb == "keys create":
+            words["key"] = documents(done)[0]["id"]
         if verb == "wait":
             assert done.returncode == documents(done)[0]["code"]
         else:

@@ -1,9 +1,10 @@
 """A load process: many connections, one call in flight on each, raw sockets and epoll.
 
-    python -m llmasos.userland.bench.load SOCKET CLIENTS SECONDS stat|nice [PID ...]
+    python -m llmasos.userland.bench.load SOCKET CLIENTS SECONDS stat|nice|stat@RATE [PID ...]
 
-It prints one JSON line. The frames are packed once and replies are only looked at as far as their
-kind, so that it takes as little as it can of the processor that it shares with the kernel.
+With a rate the calls leave when they are due, answered or not. It prints one JSON line. The frames
+are packed once and replies are only looked at as far as their kind, so that it takes as little as
+it can of the processor that it shares with the kernel.
 """
 
 import json
@@ -11,6 +12,7 @@ import select
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import quantiles
@@ -69,6 +71,10 @@ def one(connection: socket.socket, frame: bytes, seconds: float) -> dict[str, fl
             data += connection.recv(65536)
         if before > warm:
             times.append(clock() - before)
+    return {**_cuts(times), "max_us": max(times) / 1000}
+
+
+def _cuts(times: Sequence[int]) -> dict[str, float]:
     cuts = quantiles(times, n=100)
     return {"calls": len(times), "p50_us": cuts[49] / 1000, "p99_us": cuts[98] / 1000}
 
@@ -103,11 +109,46 @@ def many(clients: Sequence[socket.socket], call: str, pids: Sequence[int], secon
         done, begun, deadline = 0, now, now + seconds
 
 
+def paced(clients: Sequence[socket.socket], rate: float, seconds: float) -> dict[str, float]:
+    """Calls at a steady rate, a client after the other, each timed from when it was due.
+
+    Nobody waits for an answer before the next call, so a kernel that stops is not spared meanwhile.
+    """
+    poll, clock = select.epoll(), time.perf_counter_ns
+    sockets = {connection.fileno(): connection for connection in clients}
+    order = list(sockets)
+    incoming = {fd: wire.Frames() for fd in sockets}
+    due: dict[int, deque[int]] = {fd: deque() for fd in sockets}
+    frame, _ = frames("stat", (), 0)
+    for fd, connection in sockets.items():
+        connection.setblocking(False)
+        poll.register(fd, select.EPOLLIN)
+    times, sent, total, start, gap = list[int](), 0, int(rate * seconds), clock(), 1e9 / rate
+    while len(times) < total:
+        at = start + int(sent * gap)
+        while sent < total and at <= clock():
+            fd = order[sent % len(order)]
+            sockets[fd].send(frame)
+            due[fd].append(at)
+            sent += 1
+            at = start + int(sent * gap)
+        wait_s = max(0.0, (at - clock()) / 1e9) if sent < total else 1.0
+        for fd, _event in poll.poll(wait_s):
+            for body in incoming[fd].feed(sockets[fd].recv(65536)):
+                if body[1] != wire.REPLY:
+                    raise RigError(f"the kernel refused: {wire.unpack(body)[-1]}")
+                times.append(clock() - due[fd].popleft())
+    return {**_cuts(times), "rate": 1e9 * len(times) / (clock() - start)}
+
+
 def main(arguments: Sequence[str]) -> int:
     path, count, seconds, call, *rest = arguments
     pids = [int(pid) for pid in rest]
     clients = [greet(Path(path)) for _ in range(int(count))]
-    if len(clients) == 1:
+    call, _, rate = call.partition("@")
+    if rate:
+        print(json.dumps(paced(clients, float(rate), float(seconds))))
+    elif len(clients) == 1:
         print(json.dumps(one(clients[0], frames(call, pids, 0)[0], float(seconds))))
     else:
         print(json.dumps({"rate": many(clients, call, pids, float(seconds))}))

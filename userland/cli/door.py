@@ -4,28 +4,32 @@ from importlib import import_module
 
 from llmasos.kernel import paths
 from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.values import Profile
 from llmasos.userland.line import Line
 
 from .show import note
 
 
-def connect(*, start: bool = False) -> Line:
-    """A line to this user's kernel, as an operator. ECONNREFUSED when nobody answers."""
+def connect(*, start: bool = False, profile: Profile = Profile.OPERATOR) -> Line:
+    """A line to this user's kernel; who decides over others needs the profile owner.
+
+    ECONNREFUSED when nobody answers.
+    """
     where = paths.find()
     try:
-        line = Line(where.socket, client="cli")
+        line = Line(where.socket, client="cli", profile=profile)
     except SyscallError as error:
         if error.errno is not Errno.ECONNREFUSED or not start:
             raise
-        line = _started(where)
+        line = _started(where, profile)
     for notice in line.welcome.notices:
         note(f"llmasos: {notice}")
     return line
 
 
-def _started(where: paths.Paths) -> Line:
+def _started(where: paths.Paths, profile: Profile) -> Line:
     # Not imported above: `ps` never starts a daemon and does not pay for knowing how.
     starter = import_module("llmasos.userland.start")
     if starter.allowed() and starter.ensure(where, "--private"):
         note(f"started a private daemon; it leaves when idle, and logs to {where.log}")
-    return Line(where.socket, client="cli")
+    return Line(where.socket, client="cli", profile=profile)

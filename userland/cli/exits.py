@@ -1,6 +1,6 @@
 """Exit codes: what a script can tell apart. The README has the same table."""
 
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.errors import Denied, Errno, SyscallError
 
 OK = 0
 FAILED = 1
@@ -9,7 +9,7 @@ NOT_FOUND = 3
 NO_DAEMON = 4
 ENGINE = 5
 MEMORY = 6
-ASK = 75  # a person has to be asked: no syscall does that yet
+ASK = 75  # a person has to be asked
 DENIED = 77
 TIMEOUT = 124
 INTERRUPTED = 130
@@ -30,4 +30,6 @@ _CODES = {
 
 
 def code(error: SyscallError) -> int:
+    if isinstance(error, Denied) and error.asks:
+        return ASK
     return _CODES.get(error.errno, FAILED)

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 from llmasos.kernel import limits
 
+from .duration import duration
+
 SIGNALS = ("TERM", "KILL", "INT", "STOP", "CONT")
+ROLES = ("owner", "operator", "user", "guest")  # of users
 
 
 class Option(NamedTuple):
@@ -42,7 +45,7 @@ def between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[st
             raise ValueError(text)
         return value
 
-    read.__name__ = f"number from {low:g} to {high:g}"  # argparse: "invalid ... value"
+    read.__name__ = f"number from {low:.16g} to {high:.16g}"  # argparse: "invalid ... value"
     return read
 
 
@@ -56,7 +59,19 @@ def bias(text: str) -> tuple[str, float]:
 
 
 bias.__name__ = "ID=VALUE"
+
+
+def user(text: str) -> str:
+    """A user's name as the kernel takes it, for argparse."""
+    plain = text.replace(".", "").replace("_", "").replace("-", "")
+    if not (plain.isascii() and plain.isalnum() and text[0].isalnum() and len(text) <= 32):
+        raise ValueError(text)
+    return text
+
+
+user.__name__ = "user name (up to 32 letters, digits and ._-, a letter or digit first)"
 _JSON = _option("--json", action="store_true", help="print JSON")
+_USER = _option("name", metavar="NAME", type=user)
 _PID = _option("pid", metavar="PID", type=between(int, 1, 2**53))
 _NICE = between(int, limits.NICE_MIN, limits.NICE_MAX)
 _SECONDS = between(float, 0, 1e6)
@@ -86,6 +101,8 @@ _SAMPLING = (
     _option("--system", default="", metavar="TEXT", help="system prompt"),
     _option("--timeout", type=between(float, 0.001, 1e6), metavar="S", help="seconds"),
 )  # fmt: skip
+_SINCE = _option("--since", type=duration, default="7d", metavar="TIME",
+                 help="calls of the last TIME, as 12h or 30d (default 7d)")  # fmt: skip
 _SIGNAL = (
     _option("-s", "--signal", type=str.upper, choices=SIGNALS, default="TERM",
             help="TERM ends it, KILL forgets the turn in flight, INT ends only its call"),
@@ -198,6 +215,59 @@ _ROWS = (
     )),
     Verb("secrets list", ".secrets:list_", "names of the keys that are kept", (_JSON,)),
     Verb("secrets rm", ".secrets:rm", "forget a key", (_JSON, _option("name", metavar="NAME"))),
+    Verb("users add", ".users:add", "let somebody in", (
+        _option("--uid", type=between(int, 0, 2**32 - 2), metavar="N",
+                help="known by this number of the operating system; without it by keys only"),
+        _option("--role", choices=ROLES, default="user", help="what they may do (default user)"),
+        _JSON, _USER,
+    )),
+    Verb("users list", ".users:list_", "who may come, and who is here", (_JSON,)),
+    Verb("users rm", ".users:rm", "let a user in no more; their keys and connections end",
+         (_JSON, _USER)),
+    Verb("users role", ".users:role", "change what a user may do", (
+        _JSON, _USER, _option("role", metavar="ROLE", choices=ROLES, help=", ".join(ROLES)),
+    )),
+    Verb("keys create", ".keys:create", "make a user's key; it is printed this once", (
+        _option("--user", required=True, type=user, metavar="NAME", help="whose"),
+        _option("--expires", type=duration, metavar="TIME",
+                help="from now, as 12h, 90d or 2w (default: never)"),
+        _JSON,
+    )),
+    Verb("keys list", ".keys:list_", "keys, without what is secret in them", (
+        _option("--user", type=user, metavar="NAME", help="of this user only"), _JSON,
+    )),
+    Verb("keys revoke", ".keys:revoke", "end a key; its connections close",
+         (_JSON, _option("id", metavar="ID", help="as `keys list` shows it"))),
+    Verb("policy list", ".policy:list_", "the rules in force: who may do what", (
+        _option("--own", action="store_true", help="only those that you added"), _JSON,
+    )),
+    Verb("policy add", ".policy:add", "add rules; all of them, or none", (
+        _JSON, _option("rows", nargs="+", metavar="ROW",
+                       help="as `p, r:careful, spawn, /dev/image/big, deny`; quote each"),
+    )),
+    Verb("policy rm", ".policy:rm", "remove rules; all of them, or none", (
+        _JSON, _option("rows", nargs="+", metavar="ROW", help="as `policy list --own` shows it"),
+    )),
+    Verb("policy edit", ".editor:edit", "open your rules in $VISUAL or $EDITOR", (_JSON,)),
+    Verb("policy undo", ".policy:undo", "go back to your rules before the last change", (_JSON,)),
+    Verb("policy reload", ".policy:reload", "read the file of your rules again", (_JSON,)),
+    Verb("policy lint", ".lint:lint", "every mistake in a file of rules; needs no daemon", (
+        _JSON, _option("file", nargs="?", metavar="FILE", help="default: your rules"),
+    )),
+    Verb("policy test", ".policy:test", "allow, ask or deny; exit code 0, 75 or 77", (
+        _JSON, _option("words", nargs="+", metavar="WORD",
+                       help="SUBJECT... ACTION OBJECT, as u:$USER r:careful spawn /dev/image/big"),
+    )),
+    Verb("policy explain", ".policy:explain", "why, and what to change for another answer", (
+        _JSON, _option("words", nargs="+", metavar="WORD",
+                       help="the number that a refusal told, or SUBJECT... ACTION OBJECT"),
+    )),
+    Verb("policy simulate", ".policy:simulate", "what other rules would do to recorded calls", (
+        _SINCE, _JSON, _option("file", metavar="FILE", help="instead of your rules"),
+    )),
+    Verb("policy learn", ".policy:learn", "the least rules that recorded calls needed", (
+        _SINCE, _JSON, _option("who", metavar="PID|APP", help="whose calls"),
+    )),
     Verb("config list", ".daemon:config_list", "every setting and where its value came from",
          (_JSON,)),
     Verb("config path", ".daemon:config_path", "where files live", (_JSON,)),

@@ -5,28 +5,26 @@ Streams (generate, watch, attach) are returned at once and read with `async for`
 """
 
 import os
+import ssl
 import struct
 import sys
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict, TypeVar, Unpack
 
 import anyio
-import anyio.to_thread
-from anyio.abc import SocketStream
 
-from llmasos.kernel import limits, paths
+from llmasos.kernel import limits
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland import start
-from llmasos.userland.line import refusal
 
+from .dial import dial
 from .link import Link, Stream
 from .process import AsyncModel, AsyncProcess, ForkOptions, Options, Prompt, request
 
 T = TypeVar("T")
+WEEK_S = 7 * 24 * 3600.0
 _told = set[str]()  # notices that this program has shown
 
 
@@ -38,22 +36,25 @@ class SpawnOptions(TypedDict, total=False):
     nice: int  # -20 (large share) to 19 (small share)
     keep: bool  # False: it ends with this connection
     parent: int  # pid
+    profile: v.Profile | None  # a further bound of what it may do
 
 
 class AsyncLLMasOS:
     """A connection: `async with AsyncLLMasOS() as client: ...`. Many tasks may use it at once.
 
     `socket` names a kernel's socket; without it the user's own kernel is meant, and a private one
-    is started when none answers (`autostart=False` or LLMASOS_AUTOSTART=0 forbids that).
-    `profile` is "careful" or "operator". Entering raises SyscallError: ECONNREFUSED without a
-    daemon, EACCES for a key (no kernel has keys yet; "YOUR_API_KEY" counts as none).
+    is started when none answers (`autostart=False` or LLMASOS_AUTOSTART=0 forbids that). It may be
+    tls://HOST:PORT too, with a key; `tls` then says which certificates are trusted.
+    `profile` is the most that it may do: "reader", "careful", "workspace", "open", "operator" or
+    "owner". Entering raises SyscallError: ECONNREFUSED without a daemon, EACCES for a profile that
+    the user may not have or a key that is none ("YOUR_API_KEY" counts as no key).
     """
 
     def __init__(
         self, api_key: str | None = None, *, socket: str | Path | None = None,
-        profile: str = v.Profile.CAREFUL, autostart: bool = True,
+        profile: str = v.Profile.CAREFUL, autostart: bool = True, tls: ssl.SSLContext | None = None,
     ) -> None:  # fmt: skip
-        self._socket = Path(socket) if socket is not None else None
+        self._socket, self._tls = socket, tls
         self._hello = v.Hello(limits.PROTOCOL_VERSION, "sdk", v.Profile(profile), api_key)
         self._autostart = autostart
         self._open: Link | None = None
@@ -63,7 +64,7 @@ class AsyncLLMasOS:
     # --- the connection ---------------------------------------------------------------------------
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            stream = await self._connect()
+            stream = await dial(self._socket, self._tls, autostart=self._autostart)
             await stack.enter_async_context(stream)
             link = Link(stream)
             self.welcome = await link.greet(self._hello)
@@ -86,17 +87,6 @@ class AsyncLLMasOS:
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         await self._stack.aclose()
-
-    async def _connect(self) -> SocketStream:
-        path = self._socket or paths.find().socket
-        try:
-            return await _dial(path)
-        except SyscallError as error:
-            wanted = self._socket is None and self._autostart and start.allowed()
-            if error.errno is not Errno.ECONNREFUSED or not wanted:
-                raise
-        await anyio.to_thread.run_sync(partial(start.ensure, paths.find(), "--private"))
-        return await _dial(path)
 
     @property
     def _link(self) -> Link:
@@ -250,17 +240,84 @@ class AsyncLLMasOS:
         """Stop a model's engine; its calls end. Operators only."""
         return await self._call("unmount", v.Unmount(image), v.Nothing)
 
+    # --- users and keys: owners only --------------------------------------------------------------
+    async def user_add(
+        self, name: str, *, uid: int | None = None, role: str = v.UserRole.USER
+    ) -> v.UserInfo:
+        """Let somebody in, by a uid of the operating system or else by keys. EEXIST."""
+        return await self._call("user_add", v.UserAdd(name, uid, v.UserRole(role)), v.UserInfo)
+
+    async def user_list(self) -> v.Users:
+        """Users, with how many keys and connections each has."""
+        return await self._call("user_list", v.Nothing(), v.Users)
+
+    async def user_remove(self, name: str) -> v.Nothing:
+        """Let a user in no more; their keys and connections end. ENOENT."""
+        return await self._call("user_remove", v.UserRemove(name), v.Nothing)
+
+    async def user_role(self, name: str, role: str) -> v.UserInfo:
+        """Make a user an owner, operator, user or guest. ENOENT."""
+        return await self._call("user_role", v.UserChange(name, v.UserRole(role)), v.UserInfo)
+
+    async def key_create(self, user: str, *, expires_s: float | None = None) -> v.KeyCreated:
+        """Make a key of a user; the reply is the only place where it ever stands. ENOENT."""
+        return await self._call("key_create", v.KeyCreate(user, expires_s), v.KeyCreated)
+
+    async def key_list(self, user: str = "") -> v.Keys:
+        """Keys of a user, or of all, without what is secret in them."""
+        return await self._call("key_list", v.KeyList(user), v.Keys)
+
+    async def key_revoke(self, id: str) -> v.Nothing:
+        """End a key by its id; its connections close. ENOENT."""
+        return await self._call("key_revoke", v.KeyRevoke(id), v.Nothing)
+
+    # --- the rules --------------------------------------------------------------------------------
+    async def policy_list(
+        self, *, own: bool = False, after: int = 0, text: bool = False
+    ) -> v.Rules:
+        """The rules in force, POLICY_ROWS at once: go on after `more`. `own`: the owner's only.
+
+        `text`: instead, the text of the owner's file. E2BIG when no reply can carry it.
+        """
+        return await self._call("policy_list", v.PolicyList(own, after, text), v.Rules)
+
+    async def policy_edit(
+        self, *, add: list[str] | None = None, remove: list[str] | None = None,
+        text: str | None = None, undo: bool = False, dry: bool = False,
+    ) -> v.PolicyChanged:  # fmt: skip
+        """Change the owner's rules: some rows, or all of the text, or back to what was before.
+
+        Nothing given: read the file again. `dry`: only say what would be. ENOENT for a row that is
+        not there; EINVAL for rows with mistakes; mistakes of a text are in the reply.
+        """
+        asked = v.PolicyEdit(add or [], remove or [], text, undo, dry)
+        return await self._call("policy_edit", asked, v.PolicyChanged)
+
+    async def policy_check(
+        self, subjects: list[str] | None = None, action: str = "", object: str = "", *,
+        call: int = 0,
+    ) -> v.Verdict:  # fmt: skip
+        """What the rules say, and why: of a question, or of the `call` that a refusal told. ENOENT.
+
+        A question is as ["u:ann", "r:careful"], "mount", "/dev/image/echo".
+        """
+        asked = v.PolicyCheck(subjects or [], action, object, call)
+        return await self._call("policy_check", asked, v.Verdict)
+
+    async def policy_simulate(self, text: str, *, since_s: float = WEEK_S) -> v.Simulated:
+        """Which calls of the last seconds would end otherwise under other rules of the owner."""
+        return await self._call("policy_simulate", v.PolicySimulate(text, since_s), v.Simulated)
+
+    async def policy_learn(
+        self, *, pid: int = 0, app: str = "", since_s: float = WEEK_S
+    ) -> v.Learned:
+        """The least rules that the recorded calls of a process or an app needed."""
+        return await self._call("policy_learn", v.PolicyLearn(pid, app, since_s), v.Learned)
+
+    # --- the end ----------------------------------------------------------------------------------
     async def shutdown(self, *, drain: bool = True) -> v.Nothing:
         """Stop the kernel; `drain`: calls in flight get some seconds. Operators only."""
         return await self._call("shutdown", v.Shutdown(drain), v.Nothing)
-
-
-async def _dial(path: Path) -> SocketStream:
-    try:
-        return await anyio.connect_unix(path)
-    except OSError as error:  # anyio wraps some of them
-        cause = error.__cause__
-        raise refusal(path, cause if isinstance(cause, OSError) else error) from error
 
 
 def _file(path: str | Path) -> str:

@@ -5,6 +5,7 @@ is only a door: what a method does stands in client.py and process.py. Threads m
 Ctrl-C in the calling thread cancels the call.
 """
 
+import ssl
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
@@ -228,13 +229,13 @@ class LLMasOS:
 
     def __init__(
         self, api_key: str | None = None, *, socket: str | Path | None = None,
-        profile: str = v.Profile.CAREFUL, autostart: bool = True,
+        profile: str = v.Profile.CAREFUL, autostart: bool = True, tls: ssl.SSLContext | None = None,
     ) -> None:  # fmt: skip
         where = paths.find()
         if socket is None and autostart and start.allowed() and not start.answers(where):
             # Here and not in the other thread: a helper thread of its would outlive the program.
             start.ensure(where, "--private")
-        self.core = AsyncLLMasOS(api_key, socket=socket, profile=profile, autostart=False)
+        self.core = AsyncLLMasOS(api_key, socket=socket, profile=profile, tls=tls, autostart=False)
         with ExitStack() as stack:
             portal = stack.enter_context(start_blocking_portal())
             stack.enter_context(portal.wrap_async_context_manager(self.core))
@@ -282,6 +283,18 @@ class LLMasOS:
     devices = _door(AsyncLLMasOS.devices)
     mount = _door(AsyncLLMasOS.mount)
     unmount = _door(AsyncLLMasOS.unmount)
+    user_add = _door(AsyncLLMasOS.user_add)
+    user_list = _door(AsyncLLMasOS.user_list)
+    user_remove = _door(AsyncLLMasOS.user_remove)
+    user_role = _door(AsyncLLMasOS.user_role)
+    key_create = _door(AsyncLLMasOS.key_create)
+    key_list = _door(AsyncLLMasOS.key_list)
+    key_revoke = _door(AsyncLLMasOS.key_revoke)
+    policy_list = _door(AsyncLLMasOS.policy_list)
+    policy_edit = _door(AsyncLLMasOS.policy_edit)
+    policy_check = _door(AsyncLLMasOS.policy_check)
+    policy_simulate = _door(AsyncLLMasOS.policy_simulate)
+    policy_learn = _door(AsyncLLMasOS.policy_learn)
     shutdown = _door(AsyncLLMasOS.shutdown)
 
     def close(self) -> None:

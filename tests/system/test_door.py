@@ -1,0 +1,320 @@
+"""Who may come in and as whom: peer credentials, keys, profiles, places, and changes meanwhile."""
+
+import os
+import shutil
+import socket
+import sqlite3
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmasos.kernel import limits
+from llmasos.kernel.errors import Errno
+from llmasos.kernel.wire import ERROR
+from tests.system.daemon import Machine
+from tests.system.raw import Raw, raw
+
+WORD = {"role": "user", "content": "word"}
+BOB = 65534  # a user of the system that owns nothing
+AS_BOB = pytest.mark.skipif(os.geteuid() != 0, reason="only root can connect as somebody else")
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that other users of the system can reach."""
+    root = Path(tempfile.mkdtemp(prefix="llmasos-door-"))
+    root.chmod(0o755)
+    yield root
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def shared(open_place: Path) -> Iterator[Machine]:
+    """A machine that other users of the system may come to."""
+    machine = Machine(open_place)
+    machine.start("--mount", "false", "--shared", "true", "--group", "nogroup")
+    yield machine
+    machine.shoot()
+
+
+@contextmanager
+def somebody(uid: int) -> Generator[None]:
+    """The system takes us for another user meanwhile."""
+    os.setegid(BOB)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@contextmanager
+def bob(machine: Machine) -> Generator[Raw]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(30)
+        with somebody(BOB):
+            connection.connect(str(machine.paths.socket))
+        yield Raw(connection)
+
+
+@contextmanager
+def owner(machine: Machine) -> Generator[Raw]:
+    with raw(machine.paths.socket, "owner") as client:
+        yield client
+
+
+def hello(client: Raw, **fields: object) -> dict[str, Any]:
+    return client.call("hello", version=limits.PROTOCOL_VERSION, **fields)
+
+
+def refused(client: Raw, **fields: object) -> dict[str, Any]:
+    """Why hello was refused, as the last words before the connection closes."""
+    client.send("hello", version=limits.PROTOCOL_VERSION, **fields)
+    kind, _, error = client.receive()
+    assert kind == ERROR
+    assert error["errno"] == Errno.EACCES
+    closed(client)
+    words: dict[str, Any] = error
+    return words
+
+
+def closed(client: Raw) -> None:
+    with pytest.raises((EOFError, ConnectionError)):
+        while True:
+            client.receive()
+
+
+# --- the two forms ----------------------------------------------------------------------------
+@AS_BOB
+def test_a_private_machine_is_its_owner_s_alone(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    assert machine.paths.socket.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(PermissionError), bob(machine):
+        pass
+
+
+@AS_BOB
+def test_a_shared_machine_knows_its_users_and_nobody_else(shared: Machine) -> None:
+    assert shared.paths.socket.stat().st_mode & 0o777 == 0o660
+    with bob(shared) as client:
+        assert "nobody knows you here" in refused(client)["message"]
+    with owner(shared) as root:
+        root.call("user_add", name="bob", uid=BOB, role="user")
+    with bob(shared) as client:
+        assert hello(client, profile="operator")["owner"] == "bob"
+        pid = client.call("spawn", model="echo")["pid"]
+        assert [p["pid"] for p in client.call("ps")["processes"]] == [pid]
+        assert client.refused("shutdown")["errno"] == Errno.EACCES  # his role caps the profile
+        assert client.refused("user_add", name="eve")["errno"] == Errno.EACCES
+    with owner(shared) as root:
+        assert root.call("ps")["processes"] == []  # his are his
+        assert root.refused("kill", pid=pid)["errno"] == Errno.ESRCH
+
+
+@AS_BOB
+def test_nobody_but_an_owner_chooses_the_profile_of_an_owner(shared: Machine) -> None:
+    with owner(shared) as root:
+        root.call("user_add", name="bob", uid=BOB, role="operator")
+    with bob(shared) as client:
+        said = client.refused("hello", version=limits.PROTOCOL_VERSION, profile="owner")
+        assert "u:bob may not come as owner" in said["message"]
+
+
+@AS_BOB
+def test_each_user_has_so_many_places(open_place: Path) -> None:
+    machine = Machine(open_place)
+    machine.start(
+        "--mount", "false", "--shared", "true", "--group", "nogroup", "--user-connections", "2"
+    )
+    try:
+        with bob(machine) as one, bob(machine), bob(machine) as late:
+            assert late.receive()[2]["errno"] == Errno.EAGAIN
+            closed(late)
+            with owner(machine) as root:  # whom that does not touch
+                assert root.call("stat")["connections"] == 3
+            one.socket.close()
+            for _ in range(100):
+                with bob(machine) as again:
+                    if again.refused("ps")["errno"] == Errno.EPROTO:  # it has a place
+                        return
+        pytest.fail("the place of who left was never free")
+    finally:
+        machine.shoot()
+
+
+# --- keys -------------------------------------------------------------------------------------
+def key(root: Raw, user: str, **fields: object) -> dict[str, Any]:
+    return root.call("key_create", user=user, **fields)
+
+
+@AS_BOB
+def test_a_key_speaks_for_whom_the_system_does_not_know(shared: Machine) -> None:
+    with owner(shared) as root:
+        root.call("user_add", name="alice")
+        made = key(root, "alice")
+        with bob(shared) as client:
+            assert hello(client, key=made["key"])["owner"] == "alice"
+            [info] = [u for u in root.call("user_list")["users"] if u["name"] == "alice"]
+            assert (info["keys"], info["connections"]) == (1, 1)
+
+
+def test_a_key_of_another_user_is_refused(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with owner(machine) as root:
+        root.call("user_add", name="alice")
+        made = key(root, "alice")
+    with raw(machine.paths.socket, None) as client:
+        assert "alice" in refused(client, key=made["key"])["message"]
+
+
+@pytest.mark.parametrize("wrong", ["secret", "llmasos_aaaaaaaaaa_" + "x" * 43, "k" * 900])
+def test_a_key_that_is_none_is_refused_and_journaled(machine: Machine, wrong: str) -> None:
+    machine.start("--mount", "false")
+    with raw(machine.paths.socket, None) as client:
+        assert wrong not in refused(client, key=wrong)["message"]
+    with raw(machine.paths.socket) as client:
+        client.send("watch", since=0, kinds=["refused"], follow=False)
+        [event] = client.receive()[2]["events"]
+    assert (event["syscall"], event["errno"]) == ("hello", Errno.EACCES)
+    assert wrong not in event["note"]
+
+
+def test_the_owner_s_own_key_is_checked_too(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with owner(machine) as root:
+        name = root.call("stat")["owner"]
+        made = key(root, name)
+        root.call("key_revoke", id=made["id"])
+    with raw(machine.paths.socket, None) as client:
+        assert "revoked" in refused(client, key=made["key"])["message"]
+
+
+def test_a_revoked_key_ends_its_connections_and_their_calls_at_once(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with owner(machine) as root:
+        made = key(root, root.call("stat")["owner"])
+        with raw(machine.paths.socket, None) as client:
+            hello(client, key=made["key"])
+            client.send("watch")
+            begin = time.monotonic()
+            root.call("key_revoke", id=made["id"])
+            said = list[object]()
+            with pytest.raises((EOFError, ConnectionError)):
+                while True:
+                    said.append(client.receive())
+            assert "revoked" in str(said)
+            assert time.monotonic() - begin < 1  # a promise of the gate, not a benchmark
+
+
+def test_a_key_that_expires_ends_its_connections(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with owner(machine) as root:
+        made = key(root, root.call("stat")["owner"], expires_s=1.0)
+        with raw(machine.paths.socket, None) as client:
+            hello(client, key=made["key"])
+            assert "expired" in client.receive()[2]["message"]
+            closed(client)
+        with raw(machine.paths.socket, None) as client:
+            assert "expired" in refused(client, key=made["key"])["message"]
+
+
+@AS_BOB
+def test_a_user_who_is_removed_while_connected_is_out(shared: Machine) -> None:
+    with owner(shared) as root:
+        root.call("user_add", name="bob", uid=BOB)
+        with bob(shared) as client:
+            hello(client)
+            root.call("user_remove", name="bob")
+            assert "removed" in client.receive()[2]["message"]
+            closed(client)
+    with bob(shared) as client:
+        refused(client)
+
+
+def test_the_owner_of_the_socket_cannot_be_removed(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with owner(machine) as root:
+        name = root.call("stat")["owner"]
+        assert root.refused("user_remove", name=name)["errno"] == Errno.EINVAL
+        assert root.refused("user_role", name=name, role="guest")["errno"] == Errno.EINVAL
+
+
+def test_a_login_with_another_name_keeps_what_is_its_own(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with owner(machine) as root:
+        name = root.call("stat")["owner"]
+        pid = root.call("spawn", model="echo")["pid"]
+    machine.stop()
+    with closing(sqlite3.connect(machine.paths.state / "users.db")) as users, users:
+        users.execute("UPDATE users SET name = 'before' WHERE name = ?", (name,))
+    with closing(sqlite3.connect(machine.paths.state / "processes.db")) as processes, processes:
+        processes.execute("UPDATE processes SET owner = 'before'")
+    machine.start("--mount", "false")
+    with owner(machine) as root:
+        assert root.call("stat")["owner"] == "before"
+        assert [process["pid"] for process in root.call("ps")["processes"]] == [pid]
+        root.call("user_add", name="alice")  # nobody is taken for removed by it
+        assert root.call("ps")["processes"]
+
+
+# --- the gate over the socket -----------------------------------------------------------------
+def test_ask_never_allows_and_says_that_a_person_could(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with owner(machine) as root, raw(machine.paths.socket) as client:
+        root.call("policy_edit", add=["p, r:careful, spawn, /dev/image/echo, ask"])
+        error = client.refused("spawn", model="echo")
+        assert error["errno"] == Errno.EACCES
+        assert error["needs_approval"] is True
+        assert "policy.csv:1" in error["message"]
+        root.call("policy_edit", undo=True)
+        assert client.call("spawn", model="echo")["pid"]
+
+
+def test_a_revocation_reaches_calls_in_flight(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with owner(machine) as root, raw(machine.paths.socket) as client:
+        root.call("mount", image="echo", options={"rate": 50})
+        pid = client.call("spawn", model="echo")["pid"]
+        number = client.send(
+            "generate", pid=pid, messages=[{"role": "user", "content": "word " * 400}]
+        )
+        while client.receive()[1] != number:
+            pass
+        root.call("policy_edit", add=["p, r:careful, generate, /proc/*, deny"])
+        kind, _, error = client.answer(number)
+        assert (kind, error["errno"]) == (ERROR, Errno.EACCES)
+        assert "policy.csv:1" in error["message"]
+        assert client.refused("generate", pid=pid, messages=[WORD])["errno"] == Errno.EACCES
+
+
+def test_a_refusal_can_be_explained_by_its_number(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with owner(machine) as root, raw(machine.paths.socket) as client:
+        error = client.refused("shutdown")
+        number = int(error["hint"].split("explain ")[1].split("`")[0])
+        verdict = root.call("policy_check", call=number)
+        assert (verdict["effect"], verdict["action"]) == ("deny", "shutdown")
+        effects = {one["subject"]: one["effect"] for one in verdict["rulings"]}
+        assert effects["r:careful"] == "deny"
+        assert verdict["change"] == ["add `p, r:careful, shutdown, /kernel, allow`"]
+
+
+def test_recorded_calls_are_simulated_and_learned_from(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with owner(machine) as root, raw(machine.paths.socket) as client:
+        pid = client.call("spawn", model="echo", app="poet")["pid"]
+        client.call("generate", pid=pid, messages=[{"role": "user", "content": "hi"}])
+        client.refused("shutdown")
+        found = root.call("policy_simulate", text="p, r:careful, generate, /proc/*, deny\n")
+        assert [one["action"] for one in found["blocked"]] == ["generate"]
+        found = root.call("policy_simulate", text="p, r:careful, shutdown, /kernel, allow\n")
+        assert [one["action"] for one in found["allowed"]] == ["shutdown"]
+        learned = root.call("policy_learn", pid=pid)
+        assert "p, app:poet, generate, /proc/*, allow" in learned["rules"]
+        assert not any("shutdown" in rule for rule in learned["rules"])

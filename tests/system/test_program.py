@@ -1,0 +1,190 @@
+"""Programs that the kernel starts: their socket is their identity, and what bounds them holds."""
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from llmasos import AsyncLLMasOS
+from llmasos.kernel import limits, program
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.machine import Machine as Kernel
+from llmasos.kernel.process import Process
+from tests.system.test_residency import running
+
+pytestmark = pytest.mark.anyio
+SEES = """
+    import json, os, sys
+    from llmasos import LLMasOS
+    from llmasos.kernel.errors import SyscallError
+
+    def errno(call, *args, **named):
+        try:
+            call(*args, **named)
+        except SyscallError as error:
+            return error.errno.name
+        return "ok"
+
+    said = {"environment": sorted(os.environ)}
+    with LLMasOS(profile="operator") as client:
+        said["spawn"] = errno(client.spawn, "one")
+        said["ps"] = [p.pid for p in client.ps().processes]
+        said["mount"] = errno(client.mount, "two")
+        said["shutdown"] = errno(client.shutdown) if sys.argv[2:] else "not tried"
+"""
+ANEW = """
+    import json, sys
+    from llmasos import LLMasOS
+    from llmasos.kernel.errors import SyscallError
+    import os, subprocess
+
+    said = {}
+    if sys.argv[2:]:  # a grandchild, by the path
+        with LLMasOS(socket=sys.argv[2], profile="operator") as client:
+            try:
+                client.mount("two")
+                said["mount"] = "ok"
+            except SyscallError as error:
+                said["mount"] = error.errno.name
+    else:
+        line = [sys.executable, __file__, sys.argv[1], os.environ["WHERE"]]
+        sys.exit(subprocess.run(line, env={"PATH": ""}).returncode)
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def run(
+    kernel: Kernel, process: Process, folder: Path, script: str, *more: str, **environment: str
+) -> dict[str, Any]:
+    """What a program reports about itself."""
+    file, report = folder / "program.py", folder / "report"
+    save = 'open(sys.argv[1], "w").write(json.dumps(said))\n'
+    file.write_text(textwrap.dedent(script) + save)
+    command = [sys.executable, str(file), str(report), *more]
+    await program.start(kernel, process, command, folder, environment)
+    with anyio.fail_after(60):
+        await process.ended.wait()
+    assert process.ending is not None
+    assert process.ending.code == 0
+    found: dict[str, Any] = json.loads(report.read_text())
+    return found
+
+
+async def test_a_program_needs_no_path_and_no_secret(tmp_path: Path) -> None:
+    async with running(tmp_path) as (kernel, client):
+        started = await client.spawn("one", app="poet")
+        process = kernel.processes.get(started.pid, kernel.owner)
+        said = await run(kernel, process, tmp_path, SEES)
+        assert not any("SOCKET" in name or "KEY" in name for name in said["environment"])
+        assert said["spawn"] == "ok"
+        assert said["ps"]
+
+
+async def test_a_program_may_not_do_what_its_process_may_not(tmp_path: Path) -> None:
+    async with running(tmp_path) as (kernel, _):
+        async with AsyncLLMasOS(socket=tmp_path / "runtime" / "kernel.sock") as careful:
+            process = kernel.processes.get((await careful.spawn("one")).pid, kernel.owner)
+        assert process.bounds == ("r:careful",)
+        said = await run(kernel, process, tmp_path, SEES, "down")  # it asks for operator
+        assert (said["mount"], said["shutdown"]) == ("EACCES", "EACCES")
+
+
+async def test_who_connects_anew_below_a_program_is_known(tmp_path: Path) -> None:
+    where = tmp_path / "runtime" / "kernel.sock"
+    async with running(tmp_path) as (kernel, _):
+        async with AsyncLLMasOS(socket=where) as careful:
+            process = kernel.processes.get((await careful.spawn("one")).pid, kernel.owner)
+        said = await run(kernel, process, tmp_path, ANEW, WHERE=str(where))
+        assert said["mount"] == "EACCES"
+
+
+async def test_children_have_what_bounds_their_parents(tmp_path: Path) -> None:
+    where = tmp_path / "runtime" / "kernel.sock"
+    async with running(tmp_path) as (kernel, operator):
+        async with AsyncLLMasOS(socket=where, profile="reader") as reader:
+            with pytest.raises(SyscallError):  # who only looks starts nothing
+                await reader.spawn("one")
+        async with AsyncLLMasOS(socket=where) as careful:
+            parent = await careful.spawn("one")
+        child = await operator.spawn("one", parent=parent.pid)
+        [fork] = await operator.process(child.pid).fork()
+        for pid, above in ((child.pid, parent.pid), (fork.pid, child.pid)):
+            bounds = kernel.processes.get(pid, kernel.owner).bounds
+            assert "r:careful" in bounds
+            assert f"pid:{above}" in bounds
+
+
+async def test_what_is_taken_from_a_parent_is_taken_from_its_children(tmp_path: Path) -> None:
+    where = tmp_path / "runtime" / "kernel.sock"
+    async with running(tmp_path) as (kernel, operator):
+        parent = await operator.spawn("one")
+        child = await operator.spawn("one", parent=parent.pid)
+        row = f"p, pid:{parent.pid}, spawn, /dev/image/*, deny"
+        async with AsyncLLMasOS(socket=where, profile="owner") as owner:
+            await owner.policy_edit(add=[row])
+        process = kernel.processes.get(child.pid, kernel.owner)
+        said = await run(kernel, process, tmp_path, SEES)
+        assert said["spawn"] == "EACCES"
+
+
+async def test_a_program_that_is_not_there_is_enoent(tmp_path: Path) -> None:
+    async with running(tmp_path) as (kernel, client):
+        process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+        with pytest.raises(SyscallError) as caught:
+            await program.start(kernel, process, ["/no/such/program"], tmp_path, {})
+        assert caught.value.errno is Errno.ENOENT
+        assert process.ending is None
+
+
+async def test_what_is_taken_from_a_parent_ends_the_calls_of_its_children(tmp_path: Path) -> None:
+    where = tmp_path / "runtime" / "kernel.sock"
+    async with running(tmp_path, rate=50) as (_, operator):
+        parent = await operator.spawn("one")
+        child = operator.process((await operator.spawn("one", parent=parent.pid)).pid)
+        with pytest.raises(SyscallError, match=r"policy\.csv:1") as caught:
+            async with child.stream("word " * 400) as answer:
+                async for _ in answer:
+                    async with AsyncLLMasOS(socket=where, profile="owner") as owner:
+                        await owner.policy_edit(
+                            add=[f"p, pid:{parent.pid}, generate, /proc/*, deny"]
+                        )
+        assert caught.value.errno is Errno.EACCES
+        with pytest.raises(SyscallError, match=r"policy\.csv:1"):  # fork is its own doing, too
+            async with AsyncLLMasOS(socket=where, profile="owner") as owner:
+                await owner.policy_edit(text=f"p, pid:{parent.pid}, fork, /proc/*, deny\n")
+            await child.fork()
+
+
+async def test_an_app_with_a_role_may_what_the_role_may_and_nothing_else(tmp_path: Path) -> None:
+    where = tmp_path / "runtime" / "kernel.sock"
+    async with running(tmp_path) as (_, operator):
+        poet = operator.process((await operator.spawn("one", app="poet")).pid)
+        await poet.generate("hello")
+        async with AsyncLLMasOS(socket=where, profile="owner") as owner:
+            await owner.policy_edit(add=["g, app:poet, r:poet"])
+            with pytest.raises(SyscallError, match="no rule allows it to app:poet"):
+                await poet.generate("hello")
+            await owner.policy_edit(add=["p, r:poet, generate, /proc/*, allow"])
+        await poet.generate("hello")
+        with pytest.raises(SyscallError, match="no rule allows it to app:poet"):
+            await poet.fork()
+
+
+async def test_a_line_of_descent_that_is_too_long_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BOUNDS", 8)
+    async with running(tmp_path) as (_, operator):
+        pid = (await operator.spawn("one")).pid
+        with pytest.raises(SyscallError, match="8 are allowed") as caught:
+            for _ in range(8):
+                pid = (await operator.spawn("one", parent=pid)).pid
+        assert caught.value.errno is Errno.EAGAIN

@@ -1,0 +1,149 @@
+"""TCP: only with TLS 1.3, only with a key, off unless asked for."""
+
+import shutil
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llmasos import LLMasOS
+from llmasos.kernel import limits
+from llmasos.kernel.errors import Errno, SyscallError
+from tests.system.daemon import Machine
+from tests.system.raw import Raw, hung_up_on, raw
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """machine.pem and machine.key for localhost, and another pair that nobody knows."""
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl, which makes certificates, is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    for name in ("machine", "stranger"):
+        line = [
+            program, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+            "-nodes", "-days", "1", "-subj", f"/CN={name}",
+            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+            "-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem"),
+        ]  # fmt: skip
+        subprocess.run(line, check=True, capture_output=True, timeout=60)
+    return folder
+
+
+def port() -> int:
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return int(door.getsockname()[1])
+
+
+def flags(folder: Path, number: int) -> list[str]:
+    return [
+        "--mount", "false", "--listen", f"127.0.0.1:{number}",
+        "--tls-cert", str(folder / "machine.pem"), "--tls-key", str(folder / "machine.key"),
+    ]  # fmt: skip
+
+
+def trusting(folder: Path, own: str = "") -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(folder / "machine.pem"))
+    if own:
+        context.load_cert_chain(folder / f"{own}.pem", folder / f"{own}.key")
+    return context
+
+
+def a_key(machine: Machine) -> str:
+    with raw(machine.paths.socket, "owner") as root:
+        root.call("user_add", name="alice")
+        made: str = root.call("key_create", user="alice")["key"]
+        return made
+
+
+def refusals(machine: Machine, words: str) -> list[str]:
+    return [note for note in hung_up_on(machine.paths.socket) if words in note]
+
+
+def test_a_client_far_away_comes_with_tls_and_a_key(machine: Machine, certificates: Path) -> None:
+    number = port()
+    machine.start(*flags(certificates, number))
+    place = f"tls://localhost:{number}"
+    made = a_key(machine)
+    with LLMasOS(made, socket=place, tls=trusting(certificates)) as client:
+        assert client.spawn("echo").pid
+        assert client.stat().connections == 1
+    with pytest.raises(SyscallError, match="no key"):
+        LLMasOS(socket=place, tls=trusting(certificates)).__enter__()
+    with pytest.raises(SyscallError, match="not known"):
+        LLMasOS(f"{made[:-4]}AAAA", socket=place, tls=trusting(certificates)).__enter__()
+
+
+def test_a_certificate_that_nobody_trusts_is_refused_by_the_client(
+    machine: Machine, certificates: Path
+) -> None:
+    number = port()
+    machine.start(*flags(certificates, number))
+    with pytest.raises(SyscallError, match="certificate") as caught:
+        LLMasOS("key", socket=f"tls://localhost:{number}").__enter__()
+    assert caught.value.errno is Errno.EACCES
+
+
+def test_client_certificates_can_be_asked_for(machine: Machine, certificates: Path) -> None:
+    number = port()
+    machine.start(*flags(certificates, number), "--tls-clients", str(certificates / "machine.pem"))
+    place, made = f"tls://localhost:{number}", a_key(machine)
+    with LLMasOS(made, socket=place, tls=trusting(certificates, "machine")) as client:
+        assert client.stat().owner
+    for own in ("", "stranger"):
+        with pytest.raises((SyscallError, OSError)):
+            LLMasOS(made, socket=place, tls=trusting(certificates, own)).__enter__()
+    assert len(refusals(machine, "no TLS 1.3 handshake")) == 2
+
+
+def test_far_away_clients_have_so_many_places(machine: Machine, certificates: Path) -> None:
+    number = port()
+    machine.start(*flags(certificates, number), "--user-connections", "2")
+    place, made = f"tls://localhost:{number}", a_key(machine)
+    with (
+        LLMasOS(made, socket=place, tls=trusting(certificates)),
+        LLMasOS(made, socket=place, tls=trusting(certificates)) as client,
+    ):
+        with socket.create_connection(("127.0.0.1", number), timeout=30) as late:
+            assert late.recv(1) == b""
+        assert client.stat().connections == 2
+        assert len(refusals(machine, "2 connections of tcp, 2 are allowed")) == 1
+
+
+def test_plain_bytes_and_old_tls_get_no_answer(machine: Machine, certificates: Path) -> None:
+    number = port()
+    machine.start(*flags(certificates, number))
+    with socket.create_connection(("127.0.0.1", number), timeout=30) as plain:
+        client = Raw(plain)
+        client.send("hello", version=limits.PROTOCOL_VERSION)
+        with pytest.raises((EOFError, ConnectionError, ValueError, SyscallError)):
+            client.receive()
+    old = trusting(certificates)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(("127.0.0.1", number), timeout=30) as plain,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+    ):
+        old.wrap_socket(plain, server_hostname="localhost")
+    with socket.create_connection(("127.0.0.1", number), timeout=30) as silent:
+        assert silent.recv(1) == b""
+    assert len(refusals(machine, "no TLS 1.3 handshake")) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (["--listen", "127.0.0.1:0"], "plain TCP is never served"),
+        (["--listen", "somewhere"], "want HOST:PORT"),
+        (["--listen", ":0", "--tls-cert", "/none", "--tls-key", "/none"], "/none"),
+    ],
+)
+def test_what_cannot_be_served_is_said_at_the_start(
+    machine: Machine, more: list[str], why: str
+) -> None:
+    with pytest.raises(AssertionError, match=why):  # it carries the daemon's log
+        machine.start("--mount", "false", *more)
