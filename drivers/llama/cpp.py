@@ -169,6 +169,7 @@ class Context:
         self.slots, self._window = slots, settings.window
         self.vocab_size = model.vocab.size
         self.threads = settings.threads
+        self.on_gpu = settings.gpu_layers > 0
         self._handle: Any = lib.llama_init_from_model(
             model.handle, _parameters(settings, self.batch_tokens)
         )
@@ -176,6 +177,7 @@ class Context:
             raise DeviceFault(f"no context of {slots} slots of {settings.window} tokens")
         self._memory: Any = lib.llama_get_memory(self._handle)
         self._logits_at: frozenset[int] = frozenset()
+        self._copied: int | None = None  # a slot that the next batch fills
         self._thread: int | None = None  # who computes: the first one to use it
         self._build_batch()
 
@@ -221,6 +223,7 @@ class Context:
         if result:
             raise DeviceFault(f"llama_decode returned {result} for {at} tokens")
         self._logits_at = frozenset(asked.values())
+        self._copied = None
         return asked
 
     def _check_use(self, slot: int = 0) -> None:
@@ -273,10 +276,20 @@ class Context:
         if slot == other or self.length(other):
             raise DeviceFault(f"slot {other} is not empty")
         lib.llama_memory_seq_cp(self._memory, slot, other, -1, -1)
+        self._copied = other
+
+    def _settle(self) -> None:
+        """llama.cpp copies at the next batch; what is read or written before that must wait."""
+        slot = self._copied
+        if slot is not None:
+            length = self.length(slot)
+            self.decode([Run(slot, length, [0], asks=False)])
+            self.keep(slot, length)
 
     def save(self, slot: int) -> bytearray:
         """A slot's state, to be loaded into any slot of a context of the same settings."""
         self._check_use(slot)
+        self._settle()
         size: int = lib.llama_state_seq_get_size(self._handle, slot)
         state = bytearray(size)
         target = (ctypes.c_uint8 * size).from_buffer(state)
@@ -289,6 +302,7 @@ class Context:
         self._check_use(slot)
         if not state:
             raise DeviceFault("an empty state")
+        self._settle()
         source = (ctypes.c_uint8 * len(state)).from_buffer(state)
         read: int = lib.llama_state_seq_set_data(self._handle, source, len(state), slot)
         if read != len(state):
@@ -315,11 +329,14 @@ def _parameters(settings: Settings, batch_tokens: int) -> Any:
     parameters.n_seq_max = settings.slots
     parameters.n_threads = parameters.n_threads_batch = settings.threads
     parameters.flash_attn_type = flash[0] if settings.flash else flash[1]
-    if settings.deterministic and settings.flash:
+    if settings.deterministic and settings.flash and settings.gpu_layers <= 0:
         # With keys and values of one type, llama.cpp's flash attention takes another order of
         # sums for a lone row of 512 cells or more, and again for 64 rows or more. With two types
-        # it computes each row by itself, so neither company nor pieces change a bit.
+        # it computes each row by itself, so neither company nor pieces change a bit. A GPU has no
+        # kernel for two types; there each sequence is computed alone (see engine.py).
         parameters.type_k = _BF16
+    # Else a GPU computes long prompts of a model that is mounted on the processor.
+    parameters.op_offload = settings.gpu_layers != 0
     # Not unified: a token costs its own slot, and not all of them.
     parameters.kv_unified = settings.unified
     parameters.swa_full = True  # or a shortened slot could not be continued

@@ -68,10 +68,17 @@ class Engine:
     def warm(self) -> None:
         """Compute one token and forget it: what aborts should abort before anybody calls."""
         token = self._vocab.begin or 0
-        self._context.decode([Run(0, 0, [token], asks=True)])
-        self._context.keep(0, 0)
+        sizes = [1]
+        if self._context.on_gpu:  # it loads the kernels of a shape when it first meets it
+            sizes.append(min(self._context.batch_tokens, self._window - 1))
+        for size in sizes:
+            asked = self._context.decode([Run(0, 0, [token] * size, asks=True)])
+            self._context.logits(asked[0])
+            self._context.keep(0, 0)
         if self._pieces:
-            self._together = exact.in_company(self._context)
+            # On a GPU the kernel of a product is chosen by its number of rows, and how attention
+            # is split by the longest of all contexts: a short trial would not show that.
+            self._together = not self._context.on_gpu and exact.in_company(self._context)
 
     def serve(
         self,

@@ -115,9 +115,7 @@ def choose(settings: Settings, every: Sequence[Hardware], layers: int, needed: i
         why += f": {needed // _MEGA} MB are needed, {room // _MEGA} MB are free on {names}"
     elif asked == 0:
         why = "gpu_layers is 0"
-    # How a GPU's flash attention sums up depends on the batch; cpp.py mends that of the CPU.
-    flash = settings.flash and not (settings.deterministic and count)
-    placed = replace(settings, gpu_layers=count, flash=flash)
+    placed = replace(settings, gpu_layers=count)
     return Placement(placed, names if count else "cpu0", why, every)
 
 

@@ -81,6 +81,7 @@ class _Scorer:
         parameters = lib.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = window
         parameters.n_threads = parameters.n_threads_batch = settings.threads
+        parameters.op_offload = settings.gpu_layers != 0
         self._context: Any = lib.llama_init_from_model(model.handle, parameters)
         if not self._context:
             raise DeviceFault(f"no context of {window} tokens")

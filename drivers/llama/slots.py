@@ -91,7 +91,11 @@ class Slots:
             if same > most:
                 best, most = saved, same
         for other in self._slots:
-            if other is not slot and (same := self._same(other, slot.domain, slot.prompt)) > most:
+            if other is slot:
+                continue
+            same = self._same(other, slot.domain, slot.prompt)
+            nearer = self._context.on_gpu and isinstance(best, Saved) and same == most
+            if same > most or nearer:
                 best, most = other, same
         return best, most
 
@@ -108,7 +112,16 @@ class Slots:
         return min(same, exact) // self._pieces * self._pieces
 
     def _copy(self, source: "Slot | Saved", slot: Slot, same: int) -> None:
-        """Load a whole context and cut it; keep the beginning, if several may want it."""
+        """Load a whole context and cut it; keep the beginning, if several may want it.
+
+        On a GPU a slot is copied there: through the processor it takes many times as long.
+        """
+        if self._context.on_gpu and isinstance(source, Slot):
+            self._context.keep(slot.number, 0)
+            self._context.copy(source.number, slot.number)
+            kept = self._context.keep(slot.number, same)
+            slot.tokens, slot.exact = source.tokens[:kept], min(source.exact, kept)
+            return
         saved = source if isinstance(source, Saved) else self.save(source)
         self.load(slot, saved, same)
         self._kept.touch(saved)

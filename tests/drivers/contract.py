@@ -381,10 +381,15 @@ async def nothing_is_shared_across_domains(rig: Rig) -> None:
 async def a_context_survives_the_loss_of_its_slot(rig: Rig) -> None:
     """P-04: it comes back by a copy."""
     tokens = await rig.prompt(f"{STORY}Who are you?", raw=True)
-    first = await rig.run(tokens, slot=0, history=1_000_010, domain="carol")
-    await rig.run(await rig.prompt(f"Other. {STORY}"), slot=0, history=1_000_011, domain="dave")
-    again = await rig.run(tokens, slot=0, history=1_000_010, domain="carol")
-    assert (again.fed, again.text) == (1, first.text)
+    await rig.run(tokens, slot=0, history=1_000_010, domain="carol")
+    texts: set[str] = set()
+    for other in (1_000_011, 1_000_012):
+        await rig.run(await rig.prompt(f"{other} {STORY}"), slot=0, history=other, domain="dave")
+        again = await rig.run(tokens, slot=0, history=1_000_010, domain="carol")
+        assert again.fed == 1
+        texts.add(again.text)
+    # The first time its last token was computed in a larger batch: that may turn a near tie.
+    assert len(texts) == 1
 
 
 @needs("share")

@@ -125,11 +125,9 @@ def test_what_a_person_asks_for_is_done(asked: int, on: str, count: int, why: st
     assert (one.on, one.settings.gpu_layers, one.why) == (on, count, why)
 
 
-@pytest.mark.parametrize(("layers", "flash"), [(0, True), (12, False)])
-def test_a_card_computes_a_deterministic_engine_without_flash_attention(
-    layers: int, flash: bool
-) -> None:
-    assert chosen(gpu(0, 10**10), layers=layers, exact=True).settings.flash is flash
+@pytest.mark.parametrize("layers", [0, 12])
+def test_a_deterministic_engine_has_flash_attention_everywhere(layers: int) -> None:
+    assert chosen(gpu(0, 10**10), layers=layers, exact=True).settings.flash
     assert chosen(gpu(0, 10**10), layers=layers).settings.flash
 
 
