@@ -84,7 +84,7 @@ _ROWS = (
             "let somebody in"),
     Syscall("user_list", v.Nothing, v.Users, "/users", _C, (), "list users"),
     Syscall("user_remove", v.UserRemove, v.Nothing, "/users/{name}", _A, (_E.ENOENT, _E.ENOSPC),
-            "let a user in no more; their connections close"),
+            "let a user in no more; their processes end"),
     Syscall("user_role", v.UserChange, v.UserInfo, "/users/{name}", _A, (_E.ENOENT, _E.ENOSPC),
             "change what a user may do"),
     Syscall("key_create", v.KeyCreate, v.KeyCreated, "/users/{user}/keys", _A,

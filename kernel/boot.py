@@ -18,7 +18,7 @@ from typing import cast
 import anyio
 from anyio.abc import TaskGroup
 
-from . import limits, listen
+from . import garbage, limits, listen
 from .abi import TABLE
 from .driver import Driver, Option
 from .errors import Errno, SyscallError
@@ -36,7 +36,7 @@ from .store import Store
 from .suspect import Suspects
 from .tuning import Tuner
 from .users import Users
-from .values import Event, UserAdd, UserRole
+from .values import Event
 from .watch import Followers
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
                 machine.journal.append(Entry("boot", note=f"up {plan.system}"))
                 ready(machine)  #                             6  tell whoever started us
                 tasks.start_soon(_mount, machine, plan)  # 7  engines load meanwhile
+                tasks.start_soon(garbage.tend, machine)
                 if plan.private:
                     tasks.start_soon(_leave_when_idle, machine, plan.idle_exit_s)
                 await machine.stopping.wait()  #              8  everything happens here
@@ -146,8 +147,7 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
 
 async def _let_owner_in(machine: Machine) -> None:
     """The socket's owner is a user like any other, that nobody can remove."""
-    if machine.users.by_uid(os.geteuid()) is None:
-        await machine.users.add(UserAdd(machine.owner, os.geteuid(), UserRole.OWNER))
+    await machine.users.own(machine.owner, os.geteuid())
     await machine.reidentify()
 
 

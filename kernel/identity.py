@@ -5,16 +5,17 @@ system does not know; nothing in a later message changes any of it. A pid or a r
 is never trusted. A program that the kernel started inherits its connection: that is its identity.
 """
 
+import errno
 import os
 import pwd
 import select
 import socket
 import struct
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import limits
 from .errors import Denied
 from .values import Profile
 
@@ -22,7 +23,7 @@ from .values import Profile
 NO_KEY = "YOUR_API_KEY"
 _CREDENTIALS = struct.Struct("3i")
 _SO_PEERPIDFD = 77  # Linux 6.5
-_GENERATIONS = 64  # of processes of the system, looked at upwards
+_GONE = "the process that connected, or one above it, has ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,9 @@ class Caller:
     owner: str
     profile: Profile
     subjects: tuple[str, ...]  # the gate asks each: the user, the profile, where it descends from
+    uid: int | None = None  # that makes it this user; None: it came with a key, or is a program
     key: str = ""  # the id of the key that it came with
-    told: str = ""  # the subjects, as the journal has them
+    told: str = ""  # the subjects, joined once: the journal has them with each call
 
     @property
     def bounds(self) -> tuple[str, ...]:
@@ -57,10 +59,10 @@ def peer(connection: socket.socket) -> Peer:
     return Peer(pid, uid)
 
 
-def program(
+def descends_from(
     connection: socket.socket, who: Peer, programs: Collection[int], *, adopts: bool
 ) -> int:
-    """The pid of the kernel's program that this peer descends from, or 0.
+    """The pid of the kernel's program that this peer descends from, or 0. EACCES when unclear.
 
     A program could connect anew by the socket's path; it stays what it is. The pidfd makes sure
     that the pid was not given to somebody else while its ancestors were looked up.
@@ -74,8 +76,10 @@ def program(
         raise Denied("this process was left over by a program that has ended", "start it again")
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)
-    except OSError:  # an older kernel of the system
-        return found
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:  # an older kernel of the system
+            return found
+        raise Denied(_GONE, "connect again") from error
     descriptor = struct.unpack("i", raw)[0]
     try:
         ended = select.poll()  # select() knows no descriptor above 1,023
@@ -84,21 +88,27 @@ def program(
     finally:
         os.close(descriptor)
     if gone:
-        raise Denied("the process that connected has ended already", "connect again")
+        raise Denied(_GONE, "connect again")
     return found
 
 
 def _ancestors(pid: int) -> list[int]:
-    """The process and its parents, upwards."""
+    """The process and its parents, upwards to the first of the system or to us. EACCES when the
+    line breaks off: somewhere in it a program could hide."""
     found: list[int] = []
-    while pid > 1 and len(found) < _GENERATIONS:
+    while pid > 1:
         found.append(pid)
-        parent = 0
-        with suppress(OSError, ValueError, IndexError):
+        if pid == os.getpid():
+            break
+        if len(found) > limits.ANCESTORS:
+            words = f"more than {limits.ANCESTORS} processes above the one that connected"
+            raise Denied(words, "connect from further up")
+        try:
             # The name of a process may hold blanks and brackets; what follows the last one is ours.
             status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-            parent = int(status.rpartition(")")[2].split()[1])
-        pid = parent
+            pid = int(status.rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError) as error:
+            raise Denied(_GONE, "connect again") from error
     return found
 
 

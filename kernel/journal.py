@@ -88,6 +88,7 @@ class Journal:
         self._open: dict[int, Event] = {}  # begins without an end, by call
         self._counts: dict[tuple[str, str, str, str], int] = {}
         self._flush: asyncio.TimerHandle | None = None
+        self._second, self._turned = 0, 0  # strangers who were turned away in this second
         (store.directory / "journal").mkdir(mode=0o700, exist_ok=True)
         self._segment_bytes = min(segment_bytes, total_bytes // 4)
         numbers = self._numbers() or [1]
@@ -159,6 +160,21 @@ class Journal:
         reserve = event.kind != "begin"
         self._store.submit(self._segment, [(_INSERT, _row(event))], written, frees=reserve)
         return event.seq
+
+    def turned_away(self, owner: str, error: SyscallError, *, greeted: bool = False) -> None:
+        """Somebody was hung up on. Strangers get so many lines a second; the rest is counted."""
+        second = int(time.monotonic())
+        if second != self._second:
+            more = self._turned - limits.TURNED_AWAY
+            self._second, self._turned = second, 0
+            if more > 0:
+                self.append(Entry("refused", object="/kernel", note=f"{more} more strangers"))
+        self._turned += not greeted
+        if greeted or self._turned <= limits.TURNED_AWAY:
+            self.append(Entry(
+                "refused", owner=owner, syscall="" if greeted else "hello", object="/kernel",
+                errno=error.errno, note=error.message[: limits.NOTE_CHARS],
+            ))  # fmt: skip
 
     async def written(self, entry: Entry) -> int:
         """Append and wait until kill -9 cannot take the event back."""

@@ -14,7 +14,13 @@ MAP_ITEMS = 256  # one map
 CALLS_IN_FLIGHT = 32  # per connection
 CONNECTIONS = 1_024
 USER_CONNECTIONS = 64  # of each user but the socket's owner
+OWNER_CONNECTIONS = 16  # of all of them, kept for the owner of the socket
 DESCRIPTORS_RESERVED = 64  # kept free for databases and engines
+ANCESTORS = 64  # processes of the system above one that connects
+KEY_LOOK_S = 60.0  # whether a key has expired is looked at this often: clocks are set
+TURNED_AWAY = 20  # visitors a second who get a line of their own in the journal
+ACCEPT_PAUSE_S = 1.0  # after an accept that failed: there may be no descriptor left
+READERS = 4  # threads that read the journal for clients
 HELLO_S = 2.0  # from connect to hello
 BODY_S = 5.0  # from a frame's first byte to its last
 WRITE_BUFFER_HIGH_BYTES = 256 * 1024  # above: the connection's streams and reads pause
@@ -108,7 +114,7 @@ GGUF_ARRAY_ITEMS = 4_194_304
 GGUF_HEADER_BYTES = 256 * 1024 * 1024
 
 # --- policy -----------------------------------------------------------------------------------
-DECISIONS = 100_000  # cached static decisions
+DECISIONS = 20_000  # cached static decisions
 RULES = 100_000  # rows of all files
 RULE_CHARS = 400  # one row
 OBJECT_CHARS = 400  # one path
@@ -117,10 +123,10 @@ POLICY_ROWS = 500  # rules per reply
 POLICY_UNDO = 10  # earlier files that are kept
 DIFFERENCES = 500  # told of a change or a simulation, of each kind
 RECORDED = 100_000  # recorded calls that a simulation looks at
-SLICE_S = 0.002  # a reload gives way to traffic this often
-CLIENTS_A_BREATH = 32  # whose calls are judged again before traffic passes
+SLICE_S = 0.0005  # a reload gives way to traffic this often
 
 # --- store and journal ------------------------------------------------------------------------
+NOTE_CHARS = 200  # of an error, in the journal
 COMMIT_ROWS = 64  # a group commit takes at most this many writes
 SEGMENT_BYTES = 64 * 1024 * 1024
 JOURNAL_BYTES = 1024 * 1024 * 1024
@@ -133,4 +139,5 @@ WATCH_BATCH = 256  # events per frame
 # --- daemon -----------------------------------------------------------------------------------
 IDLE_EXIT_S = 15 * 60.0  # a private daemon without processes leaves after this
 DRAIN_S = 10.0  # calls in flight at SIGTERM get this long
+GARBAGE_S = 60.0  # between two full passes of Python's collector, when nothing is asked
 START_S = 30.0  # a client waits this long for the daemon that it started

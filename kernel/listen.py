@@ -13,6 +13,7 @@ import ssl
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import limits, tls
 from .connection import Connection
@@ -51,21 +52,30 @@ def own(directory: Path, doors: Doors) -> None:
     """Make a directory that nobody else may enter, but the group of a shared machine. EACCES when
     it is there and others may."""
     wanted = 0o750 if doors.shared else 0o700
-    if not directory.exists():
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if doors.shared:
-            os.chown(directory, -1, doors.gid)
-            directory.chmod(wanted)
-    status = directory.stat()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.lstat()
     hint = f"`chmod {wanted:o} {directory}`, or let LLMASOS_RUNTIME_DIR name another directory"
+    if doors.shared and stat.S_ISLNK(status.st_mode):
+        raise SyscallError(Errno.EACCES, f"{directory} is a symbolic link", hint)
+    status = directory.stat()
     if status.st_mode & 0o777 & ~wanted:
         words = f"{directory} is open to others (mode {status.st_mode & 0o777:o})"
         raise SyscallError(Errno.EACCES, words, hint)
     if status.st_uid != os.geteuid():
         raise SyscallError(Errno.EACCES, f"{directory} belongs to {user(status.st_uid)}", hint)
-    if doors.shared and (status.st_mode & 0o777 != wanted or status.st_gid != doors.gid):
-        os.chown(directory, -1, doors.gid)
-        directory.chmod(wanted)
+    if doors.shared:
+        _open_to(directory, doors, wanted)
+
+
+def _open_to(path: Path, doors: Doors, mode: int) -> None:
+    """Let the group in. EACCES when the owner is not of it."""
+    try:
+        os.chown(path, -1, doors.gid)
+    except PermissionError as error:
+        words = f"{path} cannot be given to the group {doors.group}: {error.strerror}"
+        hint = f"`usermod -aG {doors.group} {user(os.geteuid())}`, and log in again"
+        raise SyscallError(Errno.EACCES, words, hint) from error
+    path.chmod(mode)
 
 
 async def everywhere(
@@ -79,7 +89,7 @@ async def everywhere(
     servers: list[asyncio.Server | tls.Server] = [await _unix(paths, machine, doors)]
     if context is not None:
         try:
-            servers.append(_tcp(machine, doors, context))
+            servers += _tcp(machine, doors, context)
         except SyscallError:
             servers[0].close()
             raise
@@ -100,29 +110,38 @@ async def _unix(paths: Paths, machine: Machine, doors: Doors) -> asyncio.Server:
     finally:
         os.umask(before)
     if doors.shared:
-        os.chown(paths.socket, -1, doors.gid)
-        paths.socket.chmod(0o660)
+        _open_to(paths.socket, doors, 0o660)
     loop = asyncio.get_running_loop()
     return await loop.create_unix_server(
         lambda: Connection(Trap(machine)), sock=place, backlog=limits.CONNECTIONS
     )
 
 
-def _tcp(machine: Machine, doors: Doors, context: ssl.SSLContext) -> tls.Server:
+def _tcp(machine: Machine, doors: Doors, context: ssl.SSLContext) -> list[tls.Server]:
+    """At each address that the name has: localhost has two."""
+    host, port = address(doors.listen)
+    listeners: list[socket.socket] = []
     try:
-        family, kind, number, _, address_ = socket.getaddrinfo(
-            *address(doors.listen), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        place = socket.socket(family, kind, number)
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.setblocking(False)
-        place.bind(address_)
-        place.listen(limits.CONNECTIONS)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, number, _, place in dict.fromkeys(found):
+            listeners.append(socket.socket(family, kind, number))
+            _bind(listeners[-1], place)
     except OSError as error:
+        for listener in listeners:
+            listener.close()
         raise SyscallError(
             Errno.EINVAL, f"{doors.listen}: {error}", "`llmasos config list` shows who set `listen`"
         ) from error
-    return tls.Server(machine, place, context)
+    return [tls.Server(machine, listener, context) for listener in listeners]
+
+
+def _bind(listener: socket.socket, place: Any) -> None:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if listener.family == socket.AF_INET6:  # IPv4 has a listener of its own
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    listener.setblocking(False)
+    listener.bind(place)
+    listener.listen(limits.CONNECTIONS)
 
 
 def address(text: str) -> tuple[str, int]:

@@ -12,14 +12,15 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Protocol
 
 import anyio
-import anyio.lowlevel
 from anyio import CancelScope, to_thread
 from anyio.abc import TaskGroup
 
 from . import limits
+from .breath import Breath
 from .device import Device, Mounting
 from .driver import Driver, Facts, Option
 from .errors import Errno, SyscallError
@@ -60,19 +61,25 @@ class Client(Protocol):
     def revised(self) -> None:
         """Who may do what has changed: what may no longer be ends now."""
 
+    def of(self, process: Process) -> bool:
+        """Whether it is a connection of this process's program."""
+        ...
+
 
 @dataclass(slots=True)
 class Sizes:
-    """Figures that cost a look at the disk, at most once a second old."""
+    """Figures that cost a look at the disk, or at many numbers: at most a second old."""
 
     resident: int = 0  # bytes of this process in RAM
     journal: int = 0  # bytes
+    gate_s: float = 0.0  # of a call in the gate, median of the last ones
     at: float = -1.0
 
-    def look(self, journal: Journal) -> None:
+    def look(self, journal: Journal, counters: Counters) -> None:
         now = time.monotonic()
         if now - self.at >= 1.0 or self.at < 0:
             self.resident, self.journal, self.at = resident_bytes(), journal.bytes, now
+            self.gate_s = median(counters.gate_last_s or [0.0])
 
 
 def resident_bytes() -> int:
@@ -126,7 +133,10 @@ class Machine:
     programs: dict[int, Process] = field(default_factory=dict[int, Process])  # by OS pid
     adopts: bool = False  # orphans of programs become its children
     clients: set[Client] = field(default_factory=set[Client])
-    changing: anyio.Lock = field(default_factory=anyio.Lock)  # the owner's rules
+    changing: anyio.Lock = field(default_factory=anyio.Lock)  # the rules, and who has which role
+    readers: anyio.CapacityLimiter = field(  # threads: the others are for changes
+        default_factory=lambda: anyio.CapacityLimiter(limits.READERS)
+    )
     active: float = field(default_factory=time.monotonic)  # when a connection last closed
 
     def __post_init__(self) -> None:
@@ -156,22 +166,32 @@ class Machine:
                 await to_thread.run_sync(own.undone if undo else own.write, text)
             await self.policy.reload(text)
             self.journal.append(Entry("policy", note=f"epoch {self.policy.epoch}"))
-            await self._tell_clients()
+            await self.review()
 
     async def reidentify(self) -> None:
-        """Users, their roles or their keys have changed."""
+        """Users or their roles have changed. Who is out is out at once, rules take a moment."""
         with CancelScope(shield=True):
+            await self.review()
             async with self.changing:
                 self.policy.members(self.users.roles())
                 await self.policy.reload(self.policy.text)  # a file that is being edited can wait
-            await self._tell_clients()
+            await self.review()
 
-    async def _tell_clients(self) -> None:
-        for number, client in enumerate(list(self.clients), 1):
+    async def review(self) -> None:
+        """Every connection and every call in flight is judged again."""
+        breath = Breath(shield=True)
+        for client in list(self.clients):
             if client in self.clients:  # it may have left meanwhile
                 client.revised()
-            if number % limits.CLIENTS_A_BREATH == 0:
-                await anyio.lowlevel.checkpoint()
+            await breath()
+
+    async def evict(self, owner: str) -> None:
+        """End whatever is left of a user: the next one of that name is somebody else."""
+        with CancelScope(shield=True):
+            for process in self.processes.all():
+                if process.owner == owner:
+                    await self.exit(process, HANGUP, "its user was removed")
+                    await self.reap(process)
 
     # --- devices --------------------------------------------------------------------------------
     @asynccontextmanager
@@ -287,6 +307,8 @@ class Machine:
         process.discard |= reason == Signal.KILL
         self.interrupt(process)
         self.tell_process(process, f"exit {code} {reason}")
+        for client in [client for client in self.clients if client.of(process)]:
+            client.revised()  # a program that is left over may do nothing any more
         for zombie in self.processes.surplus():
             if zombie.idle.is_set():
                 await self.reap(zombie)

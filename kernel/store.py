@@ -167,7 +167,7 @@ class Store:
             (self.directory / f"{name}{end}").unlink(missing_ok=True)
 
     def peek(self, name: str, sql: str, values: Sequence[Value] = ()) -> list[Row]:
-        """Rows of a database that nobody writes any more; none if it is gone. Blocks."""
+        """Rows of a database, open here or not; none if it is gone. Blocks."""
         uri = f"{(self.directory / name).as_uri()}?mode=ro"
         try:
             with closing(sqlite3.connect(uri, uri=True)) as connection:

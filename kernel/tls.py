@@ -12,15 +12,12 @@ from pathlib import Path
 
 from . import limits
 from .connection import Connection
-from .door import TCP, place
+from .door import Place, far
 from .errors import Errno, SyscallError
-from .journal import Entry
 from .machine import Machine
 from .trap import Trap
 
 log = logging.getLogger(__name__)
-_NOTE_CHARS = 200
-_PAUSE_S = 1.0  # after an accept that failed: there may be no descriptor left
 
 
 def context(certificate: Path, key: Path, clients: Path) -> ssl.SSLContext:
@@ -42,49 +39,47 @@ def context(certificate: Path, key: Path, clients: Path) -> ssl.SSLContext:
 class Server:
     """Accepts until it is closed."""
 
-    def __init__(self, machine: Machine, place: socket.socket, tls: ssl.SSLContext) -> None:
-        self._machine, self._place, self._tls = machine, place, tls
+    def __init__(self, machine: Machine, listener: socket.socket, tls: ssl.SSLContext) -> None:
+        self._machine, self._listener, self._tls = machine, listener, tls
         self._accepting = asyncio.ensure_future(self._accept())
 
     def close(self) -> None:
         self._accepting.cancel()
-        self._place.close()
+        self._listener.close()
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(self._place)
+                connection, _ = await loop.sock_accept(self._listener)
             except OSError as error:
                 log.warning("nobody can come over TCP: %s", error)
-                await asyncio.sleep(_PAUSE_S)
+                await asyncio.sleep(limits.ACCEPT_PAUSE_S)
                 continue
             self._admit(connection)
 
     def _admit(self, connection: socket.socket) -> None:
         try:
-            place(self._machine, TCP, own=False)
-        except SyscallError as error:
-            self._refused(error)
+            place = Place(self._machine, far(connection.getpeername()))
+        except (OSError, SyscallError) as error:
+            self._turn_away(error)
             connection.close()
             return
-        self._machine.visitors[TCP] += 1
-        self._machine.tasks.start_soon(self._greet, connection)
+        self._machine.tasks.start_soon(self._greet, connection, place)
 
-    async def _greet(self, connection: socket.socket) -> None:
+    async def _greet(self, connection: socket.socket, place: Place) -> None:
+        """The handshake; from then on the trap has the place."""
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(
-                lambda: Connection(Trap(self._machine)), connection, ssl=self._tls,
+                lambda: Connection(Trap(self._machine, place=place)), connection, ssl=self._tls,
                 ssl_handshake_timeout=limits.HELLO_S, ssl_shutdown_timeout=limits.HELLO_S,
             )  # fmt: skip
         except OSError as error:  # ssl.SSLError and ConnectionError are of them
-            self._refused(SyscallError(Errno.EPROTO, f"no TLS 1.3 handshake: {error}"))
-        finally:
-            self._machine.visitors[TCP] -= 1  # the trap has counted it, too
+            place.leave()
+            self._turn_away(error)
 
-    def _refused(self, error: SyscallError) -> None:
-        self._machine.journal.append(Entry(
-            "refused", syscall="hello", object="/kernel", errno=error.errno,
-            note=error.message[:_NOTE_CHARS],
-        ))  # fmt: skip
+    def _turn_away(self, error: OSError | SyscallError) -> None:
+        if not isinstance(error, SyscallError):
+            error = SyscallError(Errno.EPROTO, f"no TLS 1.3 handshake: {error}")
+        self._machine.journal.turned_away("", error)

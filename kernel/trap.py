@@ -14,34 +14,25 @@ from typing import Any
 
 import anyio
 
-from . import check, door, limits
+from . import check, door, limits, permit
 from .abi import TABLE, Durability, Syscall
 from .connection import Connection
+from .door import Place, Visitor
 from .errors import Denied, Errno, SyscallError
 from .identity import Caller
 from .journal import Entry
 from .machine import Machine
+from .permit import Permit
 from .process import Process
 from .syscalls import HANDLERS, Call
 from .values import Hello, Welcome
 from .wire import CALL, CANCEL, ERROR, ITEM, REPLY, ProtocolError, pack, unpack
 
 log = logging.getLogger(__name__)
-_NOTE_CHARS = 200
-_LATE_S = 0.05  # the loop's clock and the wall's are not the same
+_SOON_S = 0.01
 _WORDS_CHARS = 10_000  # of an error: it may quote what a client sent
 _numbers = count(1)
 _WAITS = frozenset(name for name, handler in HANDLERS.items() if iscoroutinefunction(handler))
-
-
-@dataclass(slots=True)
-class Permit:
-    """What the gate is asked about a call."""
-
-    subjects: tuple[str, ...]
-    action: str
-    object: str
-    rule: str = ""  # that allowed it
 
 
 @dataclass(slots=True)
@@ -49,17 +40,23 @@ class Flight:
     """A call on its way."""
 
     scope: anyio.CancelScope
-    permit: "Permit"
+    permit: Permit
     pid: int  # that it is about
     refusal: Denied | None = None  # it was allowed, and is not any more
 
 
 class Trap:
-    """The ear of one connection. `process`: the connection of a program that the kernel started."""
+    """The ear of one connection.
 
-    def __init__(self, machine: Machine, process: Process | None = None) -> None:
+    `process`: whose program inherited it. `place`: it has got one already.
+    """
+
+    def __init__(
+        self, machine: Machine, process: Process | None = None, place: Place | None = None
+    ) -> None:
         self._machine = machine
         self._process = process
+        self._place = place
         self._tasks = machine.tasks
         self._number = next(_numbers)
         self._caller: Caller | None = None
@@ -67,34 +64,34 @@ class Trap:
         self._flights: dict[int, Flight] = {}  # calls on their way, by the client's id
         self._quiet = asyncio.Event()  # no call is on its way
         self._expiry: asyncio.TimerHandle | None = None  # of the key it came with
-        self._visitor: door.Visitor | None = None
+        self._visitor: Visitor | None = None  # None: it was turned away
         self._bad = 0
 
     # --- the connection's life --------------------------------------------------------------------
     def opened(self, connection: Connection) -> None:
         self._connection = connection
         machine = self._machine
-        machine.clients.add(self)  # also who is refused: it holds a descriptor until it is gone
+        machine.clients.add(self)
         try:
-            self._visitor = door.visit(machine, connection.transport, self._process)
-            machine.visitors[self._visitor.who] += 1
-            machine.counters.connections += 1
-            self._owner = self._visitor.owner
+            visitor = door.visit(machine, connection.transport, self._process)
+            self._owner = door.known(machine, visitor)
+            self._place = self._place or Place(machine, visitor.who, own=visitor.own)
+            self._visitor = visitor
+            if self._process is not None:
+                connection.greeted()  # no deadline: a program may take its time to start
         except SyscallError as error:
-            self._visitor = None
             connection.refuse(error)
 
     def closed(self) -> None:
         self._machine.clients.discard(self)
         if self._expiry is not None:
             self._expiry.cancel()
-        if self._visitor is not None:
-            self._machine.counters.connections -= 1
-            self._machine.visitors[self._visitor.who] -= 1
+        if self._place is not None:
+            self._place.leave()
         for flight in self._flights.values():
             flight.scope.cancel()
         if self._caller is not None:
-            self._machine.users.connections[self._owner] -= 1
+            self._machine.users.connections[self._caller.owner] -= 1
             if not self._machine.stopping.is_set():  # else recovery ends what was to end with it
                 self._tasks.start_soon(self._hangup)
 
@@ -110,28 +107,31 @@ class Trap:
 
     def refused(self, error: SyscallError) -> None:
         """It is being hung up on: whom and why stands in the journal."""
-        self._machine.journal.append(Entry(
-            "refused", owner=self._owner, syscall="" if self._caller else "hello",
-            object="/kernel", errno=error.errno, note=error.message[:_NOTE_CHARS],
-        ))  # fmt: skip
+        self._machine.journal.turned_away(self._owner, error, greeted=self._caller is not None)
 
     def revised(self) -> None:
         """Who may do what has changed: calls that are no longer allowed end, or the connection."""
-        caller = self._caller
-        if caller is None:
+        caller, visitor = self._caller, self._visitor
+        if visitor is None:
             return
-        why = self._machine.users.why_not(caller.owner, caller.key)
+        why = door.left_over(visitor.process)
+        if caller is not None:
+            why = why or self._machine.users.why_not(caller.owner, caller.key, caller.uid)
         if why:
             for flight in self._flights.values():
                 flight.scope.cancel()
             self._connection.refuse(Denied(why, "connect again as who you are now"))
+        if why or caller is None:
             return
         for flight in self._flights.values():
             try:
-                self._permit(flight.permit, flight.pid)
+                permit.ask(self._machine, flight.permit, caller.owner, flight.pid)
             except Denied as refusal:
                 flight.refusal = refusal
                 flight.scope.cancel()
+
+    def of(self, process: Process) -> bool:
+        return self._visitor is not None and self._visitor.process is process
 
     # --- frames -----------------------------------------------------------------------------------
     def frame(self, body: bytes) -> None:
@@ -168,15 +168,17 @@ class Trap:
                 raise SyscallError(Errno.EPROTO, f"{name} before hello", "say hello first")
             if number in self._flights:
                 raise SyscallError(Errno.EINVAL, f"id {number} is in flight already")
-            permit = self._authorise(self._caller, TABLE[name], request)
-            self._dispatch(number, TABLE[name], request, permit)
+            row = TABLE[name]
+            self._dispatch(
+                number, row, request, permit.of(self._machine, self._caller, row, request)
+            )
         except SyscallError as error:
             self._fail(number, error)
         except Exception:
             self._fail(number, _unforeseen(name))
 
     def _hello(self, number: int, request: Hello) -> None:
-        if self._caller is not None:
+        if self._caller is not None and self._process is None:
             raise SyscallError(Errno.EPROTO, "hello was said already")
         if request.version != limits.PROTOCOL_VERSION:
             words = f"this kernel speaks version {limits.PROTOCOL_VERSION}, not {request.version}"
@@ -191,87 +193,52 @@ class Trap:
             return
         caller, notices = greeted
         self._owner = caller.owner
-        self._permit(Permit(caller.subjects[:1], "hello", f"/kernel/profile/{request.profile}"))
+        who, path = caller.subjects[:1], f"/kernel/profile/{request.profile}"
+        permit.ask(machine, Permit(who, who[0], "hello", path), caller.owner)
+        if self._caller is not None:
+            self._handed_over()
+        elif self._visitor.far and self._place is not None:
+            self._place.move(f"user:{caller.owner}")  # it was its address's until now
         self._caller = caller
         machine.users.connections[caller.owner] += 1
-        self._watch_key(caller)
+        self._watch_key()
         self._connection.greeted()
         self._reply(number, Welcome(
             limits.PROTOCOL_VERSION, machine.system, caller.owner, caller.profile,
             [*notices, *machine.tuner.hear()],
         ))  # fmt: skip
 
-    def _watch_key(self, caller: Caller) -> None:
-        """A key that expires ends the connections that came with it."""
-        expires = self._machine.users.expires(caller.key)
+    def _handed_over(self) -> None:
+        """A program may run others one after the other: each says hello on what they inherit."""
+        for flight in self._flights.values():
+            flight.scope.cancel()
+        self._flights = {}  # their numbers begin anew
+        self._machine.users.connections[self._owner] -= 1
+
+    def _watch_key(self) -> None:
+        """A key that expires ends the connections that came with it, whatever clocks do."""
+        expires = self._machine.users.expires(self._caller.key) if self._caller else None
         if expires is not None:
-            loop = asyncio.get_running_loop()
-            self._expiry = loop.call_later(max(0.0, expires - time.time()) + _LATE_S, self.revised)
+            left = max(_SOON_S, min(expires - time.time(), limits.KEY_LOOK_S))
+            self._expiry = asyncio.get_running_loop().call_later(left, self._look_at_key)
 
-    # --- the gate ---------------------------------------------------------------------------------
-    def _authorise(self, caller: Caller, row: Syscall, request: object) -> Permit:
-        """Whom and what the gate has allowed. EACCES, journaled, when it does not."""
-        begin = time.perf_counter()
-        pid = getattr(request, "pid", 0)
-        subjects = self._subjects(caller, row, request)
-        try:
-            return self._permit(Permit(subjects, row.name, self._object(row, request)), pid)
-        finally:
-            took = time.perf_counter() - begin
-            counters = self._machine.counters
-            counters.gate_s += took
-            counters.gate_last_s.append(took)
-
-    def _subjects(self, caller: Caller, row: Syscall, request: object) -> tuple[str, ...]:
-        """The caller, and where a process itself acts or gets a child, all above that too."""
-        pid = getattr(request, "pid" if row.acts else "parent", 0)
-        process = self._machine.processes.find(pid, caller.owner) if pid else None
-        if process is None:
-            return caller.subjects
-        return tuple(dict.fromkeys((*caller.subjects, *process.subjects)))
-
-    def _permit(self, asked: Permit, pid: int = 0) -> Permit:
-        machine = self._machine
-        decision = machine.policy.check(asked.subjects, asked.action, asked.object)
-        if decision.allowed:
-            asked.rule = decision.rule
-            return asked
-        machine.counters.refused += 1
-        number = machine.journal.append(Entry(
-            "refused", pid, self._owner, syscall=asked.action, object=asked.object,
-            errno=Errno.EACCES, note=decision.rule or f"no rule for {decision.subject}",
-            subject=" ".join(asked.subjects),
-        ))  # fmt: skip
-        raise machine.policy.refusal(asked.subjects, asked.action, asked.object, number)
-
-    def _object(self, row: Syscall, request: object) -> str:
-        """The path of the table with the request's fields in it; aliases resolved."""
-        path = row.object
-        if "{" not in path:
-            return path
-        field = path[path.index("{") + 1 : path.index("}")]
-        value = str(getattr(request, field))
-        if field in ("model", "image", "name"):
-            value = self._machine.images.canonical(value)
-        return path.replace(f"{{{field}}}", value)
+    def _look_at_key(self) -> None:
+        self.revised()
+        self._watch_key()
 
     # --- dispatch ---------------------------------------------------------------------------------
-    def _dispatch(self, number: int, row: Syscall, request: object, permit: Permit) -> None:
+    def _dispatch(self, number: int, row: Syscall, request: object, given: Permit) -> None:
         caller = self._caller
         if caller is None:
             return
         journal = self._machine.journal
-        if row.durability is Durability.C:
-            journal.count(caller.told, row.name, permit.object, permit.rule)
-        entry = Entry(
-            "call", getattr(request, "pid", 0), caller.owner, syscall=row.name,
-            object=permit.object, subject=" ".join(permit.subjects),
-        )  # fmt: skip
         if row.name not in _WAITS:
             call = Call(caller, 0, None, self._send(number), self._connection.writable)
             reply = HANDLERS[row.name](self._machine, call, request)
-            if row.durability is not Durability.C:
-                journal.append(entry)
+            if row.durability is Durability.C:
+                self._count(row, given)
+            else:
+                journal.append(_entry(caller, request, given))
             self._reply(number, reply)
             return
         if len(self._flights) >= limits.CALLS_IN_FLIGHT:
@@ -279,11 +246,12 @@ class Trap:
             raise SyscallError(Errno.EAGAIN, words, "wait for one, or open a connection")
         if self._machine.stopping.is_set():
             raise SyscallError(Errno.ECANCELED, "the machine is going down", "try again later")
+        entry = _entry(caller, request, given)
         begin, begun = 0, None
         if row.durability is not Durability.C and row.item is not None:
             begin, begun = journal.note(_as(entry, "begin"))
         call = Call(caller, begin, begun, self._send(number), self._connection.writable)
-        self._flights[number] = Flight(anyio.CancelScope(), permit, entry.pid)
+        self._flights[number] = Flight(anyio.CancelScope(), given, entry.pid)
         self._machine.owe(_is_work(row))
         self._tasks.start_soon(self._run, number, row, request, entry, call)
 
@@ -293,7 +261,8 @@ class Trap:
         """A call that may wait, to its end."""
         reply: object = None
         error: SyscallError | None = None
-        flight = self._flights[number]
+        flights = self._flights
+        flight = flights[number]
         with flight.scope:
             try:
                 handler: Any = HANDLERS[row.name]
@@ -302,15 +271,18 @@ class Trap:
                 error = refusal
             except Exception:
                 error = _unforeseen(row.name)
-        if flight.refusal is not None:
-            error = flight.refusal
-        elif reply is None and error is None:
-            error = SyscallError(Errno.ECANCELED, f"{row.name} was cancelled")
+        if reply is None:  # else it is done, whatever may come now
+            error = flight.refusal or error
+            error = error or SyscallError(Errno.ECANCELED, f"{row.name} was cancelled")
         # Beyond `scope`, so a cancel that comes late changes nothing any more.
         error = await self._close(row, entry, call.number, error)
-        self._flights.pop(number, None)
+        if row.durability is Durability.C and error is None:
+            self._count(row, flight.permit)
+        flights.pop(number, None)
         self._quiet.set()
-        if error is None:
+        if flights is not self._flights:
+            pass  # who asked has handed the connection over
+        elif error is None:
             self._reply(number, reply)
         else:
             self._fail(number, error)
@@ -328,6 +300,13 @@ class Trap:
         except SyscallError as fault:
             return error or fault
         return error
+
+    def _count(self, row: Syscall, given: Permit) -> None:
+        """By kind: each process would be a row for months, so all of them are process 0."""
+        object_ = given.object
+        if "{pid}" in row.object:
+            object_ = row.object.replace("{pid}", "0")
+        self._machine.journal.count(given.told, row.name, object_, given.rule)
 
     # --- answers ----------------------------------------------------------------------------------
     def _send(self, number: int) -> Any:
@@ -349,6 +328,13 @@ class Trap:
             "needs_approval": isinstance(error, Denied) and error.asks,
         }  # fmt: skip
         self._connection.send(pack([ERROR, number, fields]))
+
+
+def _entry(caller: Caller, request: object, given: Permit) -> Entry:
+    return Entry(
+        "call", getattr(request, "pid", 0), caller.owner, syscall=given.action,
+        object=given.object, subject=given.told,
+    )  # fmt: skip
 
 
 def _is_work(row: Syscall) -> bool:

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 
@@ -143,6 +143,22 @@ class Users:
         """Each user's name and role."""
         return [(user.name, user.role.value) for user in self._users.values()]
 
+    def knows(self, name: str) -> bool:
+        return name in self._users
+
+    async def own(self, name: str, uid: int) -> None:
+        """The owner of the socket is a user, also on a machine that has moved to another uid."""
+        async with self._changing:
+            holder = self.by_uid(uid) or name
+            user = self._users.get(holder) or _User(holder, uid, UserRole.OWNER, self._clock())
+            user = replace(user, uid=uid, role=UserRole.OWNER)
+            row = (user.name, user.uid, user.role.value, user.created)
+            sql = """INSERT INTO users(name, uid, role, created) VALUES(?,?,?,?) ON CONFLICT(name)
+                     DO UPDATE SET uid = excluded.uid, role = excluded.role"""
+            if user != self._users.get(holder):
+                await self._store.write(self._database, [(sql, row)])
+                self._users[user.name] = user
+
     def by_uid(self, uid: int) -> str | None:
         """The user that the operating system knows by this number."""
         return next((user.name for user in self._users.values() if user.uid == uid), None)
@@ -225,9 +241,13 @@ class Users:
         self._use(held)
         return Known(held.user, id)
 
-    def why_not(self, user: str, key: str) -> str:
-        """Why a connection of this user, let in by this key (""), may not go on; "" if it may."""
-        if user not in self._users:
+    def why_not(self, user: str, key: str, uid: int | None = None) -> str:
+        """Why a connection of this user may not go on; "" if it may.
+
+        It was let in by this key (""), or by this number of the operating system (None).
+        """
+        known = self._users.get(user)
+        if known is None or (uid is not None and known.uid != uid):
             return f"the user {user} was removed"
         if not key:
             return ""

@@ -6,8 +6,11 @@ gate.py is what the trap asks.
 
 from .gate import Decision as Decision
 from .gate import Policy as Policy
+from .gate import model as model
 from .judge import Judge as Judge
 from .judge import Plain as Plain
+from .judge import Ruling as Ruling
 from .own import OwnFile as OwnFile
 from .rules import Rule as Rule
+from .rules import canonical as canonical
 from .rules import under as under

@@ -6,17 +6,17 @@ well. A decision depends on the rules alone and is cached until they change. A c
 judged apart and comes into force by one assignment.
 """
 
-import time
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-import anyio.lowlevel
 import anyio.to_thread
 
 from .. import limits
+from ..breath import Breath
 from ..errors import Denied, Errno, SyscallError
 from ..values import Effect
 from .judge import Judge, Ruling
@@ -112,17 +112,23 @@ class Policy:
     def decide(self, judge: Judge, subjects: Sequence[str], action: str, object_: str) -> Decision:
         """The strictest answer; not cached, by any rules."""
         strictest: Decision | None = None
-        for subject in subjects:
-            ruling = self.rule(judge, subject, action, object_)
+        for subject, ruling in self.voices(judge, subjects, action, object_):
             if isinstance(ruling, str):
                 return Decision(Effect.DENY, ruling, subject)
-            if ruling.rule is None and judge.silent(subject):
-                continue
             if strictest is None or _STRICT[ruling.effect] < _STRICT[strictest.effect]:
                 strictest = Decision(ruling.effect, str(ruling.rule or ""), subject)
         if strictest is None:
             return Decision(Effect.DENY, "nobody asks", "")
         return strictest
+
+    def voices(
+        self, judge: Judge, subjects: Sequence[str], action: str, object_: str
+    ) -> Iterator[tuple[str, Ruling | str]]:
+        """Each subject that has something to say, and what, or why it cannot be told."""
+        for subject in subjects:
+            ruling = self.rule(judge, subject, action, object_)
+            if isinstance(ruling, str) or ruling.rule is not None or not judge.silent(subject):
+                yield subject, ruling
 
     def rule(self, judge: Judge, subject: str, action: str, object_: str) -> Ruling | str:
         """One subject's answer, or why there is none."""
@@ -172,19 +178,18 @@ class Building:
 
 
 async def _breathe(building: Building) -> None:
-    """Build in slices; traffic passes between two of them."""
-    begin = time.monotonic()
+    breath = Breath()
     for _ in building:
-        if time.monotonic() - begin > limits.SLICE_S:
-            await anyio.lowlevel.checkpoint()
-            begin = time.monotonic()
+        await breath()
 
 
 def _folder() -> Traversable:
     return files("llmasos.policies")
 
 
+@cache
 def model() -> str:
+    """The Casbin model."""
     return (_folder() / "model.conf").read_text(encoding="utf-8")
 
 

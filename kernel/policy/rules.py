@@ -22,7 +22,8 @@ _OBJECT = re.compile(r"(/[A-Za-z0-9._:+-]+)+")
 _PATTERN = re.compile(r"((/[A-Za-z0-9._:+-]+)+(/\*)?)|/\*")
 _WANT_MEMBER = "want u:NAME, r:NAME, app:NAME or pid:NUMBER in plain letters"
 ROLE_DEPTH = 8  # above a role; Casbin follows nine in all, then forgets denies
-SLICE = 128  # rows between two breaths of whoever drives a reading
+_EFFECTS = frozenset(Effect)
+SLICE = 32  # rows between two breaths of whoever drives a reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def _wrong(rule: Rule, actions: Collection[str]) -> str:
                 (_MEMBER.fullmatch(subject), f"subject {subject!r:.80}: {_WANT_MEMBER}"),
                 (action == "*" or action in actions, f"no syscall {action!r:.80}"),
                 (_fits(pattern), f"object {pattern!r:.80}: want /a/path or /a/*, no other *"),
-                (effect in set(Effect), f"effect {effect!r:.80}: want allow, ask or deny"),
+                (effect in _EFFECTS, f"effect {effect!r:.80}: want allow, ask or deny"),
             )
         case ("g", (member, role)):
             checks = (

@@ -6,7 +6,7 @@ A `def` handler never waits and is answered at once; an `async def` handler may 
 
 from collections.abc import Callable, Mapping
 
-from . import models, policies, processes, system, texts, users
+from . import explain, models, policies, processes, system, texts, users
 from .call import Call as Call
 
 # What the trap dispatches to; hello is the trap's own. A test holds it against the table.
@@ -21,7 +21,7 @@ HANDLERS: Mapping[str, Handler] = {
         models.devices, models.mount, models.unmount,
         users.user_add, users.user_list, users.user_remove, users.user_role,
         users.key_create, users.key_list, users.key_revoke,
-        policies.policy_list, policies.policy_edit, policies.policy_check,
+        policies.policy_list, policies.policy_edit, explain.policy_check,
         policies.policy_simulate, policies.policy_learn, system.shutdown,
     )
 }  # fmt: skip

@@ -3,27 +3,21 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
-import anyio.lowlevel
 import anyio.to_thread
 
 from .. import limits
 from .. import values as v
-from ..abi import TABLE
+from ..breath import Breath
 from ..errors import Errno, SyscallError, TooBig
 from ..journal import Recorded
 from ..machine import Machine
-from ..policy import Decision, Judge, Rule, under
-from ..policy.gate import model
-from ..policy.judge import Ruling
-from ..policy.rules import SLICE, canonical
+from ..policy import Judge
 from .call import Call
+from .explain import rule_info
 
-_BREATH = 32  # slices of rules between two breaths
 _LAX = {v.Effect.DENY: 0, v.Effect.ASK: 1, v.Effect.ALLOW: 2}
 _LEARNED = "r:learned"  # a role without rows: an app that has any role may what rows allow it
-Subjects = Sequence[str]
 Kind = tuple[tuple[str, ...], str, str]  # of calls: who did what to which object
 
 
@@ -37,7 +31,7 @@ async def policy_list(m: Machine, call: Call, request: v.PolicyList) -> v.Rules:
         return v.Rules(m.policy.epoch, str(own.path), [], None, text)
     rules = [rule for rule in m.policy.judge.rules if not request.own or rule.file == own.name]
     end = request.after + limits.POLICY_ROWS
-    told = [_info(rule) for rule in rules[request.after : end]]
+    told = [rule_info(rule) for rule in rules[request.after : end]]
     return v.Rules(m.policy.epoch, str(own.path), told, end if end < len(rules) else None, "")
 
 
@@ -71,15 +65,30 @@ async def _changed(m: Machine, request: v.PolicyEdit, before: str) -> str:
     if not (request.add or request.remove):
         return before
     lines = before.removesuffix("\n").split("\n") if before else []  # as rules.py counts them
-    for row in request.remove:
-        place = next((n for n, line in enumerate(lines) if _row(line) == _row(row) != ""), None)
-        if place is None:
-            words = f"{m.policy.own.path} has no row `{row}`"
-            raise SyscallError(Errno.ENOENT, words, "`llmasos policy list --own` shows them")
-        del lines[place]
+    if request.remove:
+        lines = await _without(m, lines, request.remove)
     if any("\n" in row for row in request.add):
         raise SyscallError(Errno.EINVAL, "a row is one line", "give each row by itself")
     return "".join(f"{line}\n" for line in (*lines, *request.add))
+
+
+async def _without(m: Machine, lines: Sequence[str], rows: Sequence[str]) -> list[str]:
+    """The lines without the first one of each row. ENOENT for a row that is not there."""
+    going = Counter(map(_row, rows))
+    breath = Breath()
+    left: list[str] = []
+    for line in lines:
+        row = _row(line)
+        if row and going[row] > 0:
+            going[row] -= 1
+        else:
+            left.append(line)
+        await breath()
+    missing = next(iter(+going), None)
+    if missing is not None:
+        words = f"{m.policy.own.path} has no row `{missing}`"
+        raise SyscallError(Errno.ENOENT, words, "`llmasos policy list --own` shows them")
+    return left
 
 
 async def _mistakes(m: Machine, call: Call, text: str) -> list[str]:
@@ -117,147 +126,27 @@ def _row(line: str) -> str:
 
 
 async def _difference(before: str, after: str) -> tuple[list[str], list[str]]:
-    """Rows that came, and rows that went."""
+    """Rows that came, and rows that went, as they stand."""
     old, new = await _rows(before), await _rows(after)
-    return sorted((new - old).elements()), sorted((old - new).elements())
+    return await _surplus(new, old), await _surplus(old, new)
+
+
+async def _surplus(many: Counter[str], few: Counter[str]) -> list[str]:
+    found, breath = list[str](), Breath()
+    for row, count in many.items():
+        found += [row] * (count - few[row])
+        await breath()
+    return found
 
 
 async def _rows(text: str) -> Counter[str]:
     """How often each row stands there."""
-    found = Counter[str]()
-    for number, line in enumerate(text.split("\n"), 1):
+    found, breath = Counter[str](), Breath()
+    for line in text.split("\n"):
         found[_row(line)] += 1
-        if number % _BREATH == 0:
-            await anyio.lowlevel.checkpoint()
+        await breath()
     del found[""]
     return found
-
-
-# --- questions --------------------------------------------------------------------------------
-async def policy_check(m: Machine, call: Call, request: v.PolicyCheck) -> v.Verdict:
-    if request.call:
-        event = await _event(m, call, request.call)
-        subjects, action, object_ = tuple(event.subject.split()), event.syscall, event.object
-    else:
-        subjects, action, object_ = tuple(request.subjects), request.action, request.object
-        _makes_sense(subjects, action, object_)
-    decision = m.policy.decide(m.policy.judge, subjects, action, object_)
-    rulings = _rulings(m, subjects, action, object_)
-    change = await _change(m, decision, subjects, action, object_)
-    return v.Verdict(decision.effect, action, object_, rulings, change)
-
-
-def _makes_sense(subjects: Subjects, action: str, object_: str) -> None:
-    """EINVAL: a slip of the pen would be told as a deny."""
-    if not (subjects and action and object_):
-        words = "a question needs subjects, an action and an object, or the number of a call"
-        raise SyscallError(Errno.EINVAL, words, "`llmasos policy test --help`")
-    if action not in TABLE:
-        raise SyscallError(
-            Errno.EINVAL, f"there is no syscall {action}", f"known: {', '.join(TABLE)}"
-        )
-    if not canonical(object_):
-        words = f"{object_!a:.100} is not the path of one object"
-        raise SyscallError(Errno.EINVAL, words, "as /proc/7/mem or /dev/image/NAME, without a *")
-
-
-async def _event(m: Machine, call: Call, number: int) -> v.Event:
-    """A call that the gate was asked about; another user's only for who may simulate. ENOENT."""
-    await m.journal.settle()
-    event = await anyio.to_thread.run_sync(m.journal.event, number)
-    caller = call.caller
-    others = m.policy.check(caller.subjects, "policy_simulate", "/kernel/policy").allowed
-    hint = "`llmasos logs --kind refused` lists refusals"
-    if event is None or not (others or event.owner in ("", caller.owner)):
-        raise SyscallError(Errno.ENOENT, f"the journal has no call {number} of yours", hint)
-    if not event.subject:
-        words = f"the rules were not asked about {number}: {event.kind} {event.note}"
-        raise SyscallError(Errno.ENOENT, words, hint)
-    return event
-
-
-def _rulings(m: Machine, subjects: Subjects, action: str, object_: str) -> list[v.RulingInfo]:
-    """Each subject's answer. Who has no voice consents, unless nobody else has one either."""
-    found = [_ruling(m, subject, action, object_) for subject in subjects]
-    mute = [one.rule is None and m.policy.judge.silent(one.subject) for one in found]
-    return [
-        replace(one, effect=v.Effect.ALLOW) if silent and not all(mute) else one
-        for one, silent in zip(found, mute, strict=True)
-    ]
-
-
-def _ruling(m: Machine, subject: str, action: str, object_: str) -> v.RulingInfo:
-    ruling = m.policy.rule(m.policy.judge, subject, action, object_)
-    if isinstance(ruling, str):
-        return v.RulingInfo(subject, v.Effect.DENY, v.RuleInfo(ruling, "", 0), [])
-    rule = _info(ruling.rule) if ruling.rule is not None else None
-    return v.RulingInfo(subject, ruling.effect, rule, [_info(one) for one in ruling.way])
-
-
-async def _change(
-    m: Machine, decision: Decision, subjects: Subjects, action: str, object_: str
-) -> list[str]:
-    """The lines that give the other answer, all of them: allowed if it is not, else denied.
-
-    Each is tried on the rules that matter here, so that what is told works.
-    """
-    if decision.allowed:
-        lasting = [one for one in subjects if not one.startswith("pid:")] or subjects
-        return [f"add `p, {lasting[-1]}, {action}, {object_}, deny`"]
-    rules = await _matching(m, action, object_)
-    found: list[str] = []
-    while True:
-        judge = await _small(rules)
-        refusal = _refusal(m, judge, subjects, action, object_)
-        if refusal is None:
-            return found
-        subject, ruling = refusal
-        if isinstance(ruling, str):  # whatever the rules say
-            return [ruling]
-        if ruling.rule is None:
-            rules.append(Rule("p", (subject, action, object_, "allow"), m.policy.own.name, 0))
-            found.append(f"add `{rules[-1].text}`")
-            continue
-        own = [one for one in (ruling.rule, *ruling.way) if one.file == m.policy.own.name]
-        if not own:
-            return [f"{ruling.rule.file}:{ruling.rule.line} is shipped and beats every allow"]
-        rules.remove(own[0])
-        found.append(f"remove `{own[0].text}` ({own[0].file}:{own[0].line})")
-
-
-async def _matching(m: Machine, action: str, object_: str) -> list[Rule]:
-    """The rules that can say something of a call, and who has which roles."""
-    found: list[Rule] = []
-    for number, rule in enumerate(m.policy.judge.rules):
-        if number % (4 * SLICE) == 0:
-            await anyio.lowlevel.checkpoint()
-        if rule.kind == "g" or (rule.fields[1] in (action, "*") and under(object_, rule.fields[2])):
-            found.append(rule)
-    return found
-
-
-async def _small(rules: Sequence[Rule]) -> Judge:
-    judge = Judge(model(), rules)
-    for number, _ in enumerate(judge.build()):
-        if number % _BREATH == 0:
-            await anyio.lowlevel.checkpoint()
-    return judge
-
-
-def _refusal(
-    m: Machine, judge: Judge, subjects: Subjects, action: str, object_: str
-) -> tuple[str, Ruling | str] | None:
-    """Who refuses first, and by which rule."""
-    heard = [(one, m.policy.rule(judge, one, action, object_)) for one in subjects]
-    voices = [
-        (one, ruling)
-        for one, ruling in heard
-        if isinstance(ruling, str) or ruling.rule is not None or not judge.silent(one)
-    ]
-    for one, ruling in voices or heard[:1]:
-        if isinstance(ruling, str) or ruling.effect is not v.Effect.ALLOW:
-            return one, ruling
-    return None
 
 
 # --- what was recorded ------------------------------------------------------------------------
@@ -270,13 +159,13 @@ async def policy_simulate(m: Machine, call: Call, request: v.PolicySimulate) -> 
     judge = await m.policy.judged(request.text)
     since = time.time() - request.since_s
     await m.journal.settle()
-    recorded = await anyio.to_thread.run_sync(m.journal.recorded, since)
+    recorded = await anyio.to_thread.run_sync(m.journal.recorded, since, limiter=m.readers)
     kinds = await anyio.to_thread.run_sync(_kinds, recorded)
     blocked: list[v.Difference] = []
     allowed: list[v.Difference] = []
-    for number, (kind, calls) in enumerate(kinds):
-        if number % 64 == 0:
-            await anyio.lowlevel.checkpoint()
+    breath = Breath()
+    for kind, calls in kinds:
+        await breath()
         difference = _compare(m, judge, kind, calls)
         if difference is not None:
             laxer = _LAX[difference.after] > _LAX[difference.before]
@@ -316,7 +205,7 @@ async def policy_learn(m: Machine, call: Call, request: v.PolicyLearn) -> v.Lear
         raise SyscallError(Errno.EINVAL, "whose calls?", "`llmasos policy learn PID` or APP")
     since = time.time() - request.since_s
     await m.journal.settle()
-    recorded = await anyio.to_thread.run_sync(m.journal.recorded, since)
+    recorded = await anyio.to_thread.run_sync(m.journal.recorded, since, limiter=m.readers)
     asked = f"app:{request.app}" if request.app else f"pid:{request.pid}"
     app, needed = await anyio.to_thread.run_sync(_needed, recorded, asked)
     process = next((one for one in m.processes.all() if one.pid == request.pid), None)
@@ -342,7 +231,3 @@ def _any_process(object_: str) -> str:
     """The next run has another pid: what holds of this one has to hold of its own then."""
     parts = object_.split("/")
     return "/proc/*" if parts[1:2] == ["proc"] and len(parts) > 2 else object_
-
-
-def _info(rule: Rule) -> v.RuleInfo:
-    return v.RuleInfo(rule.text, rule.file, rule.line)

@@ -7,6 +7,8 @@ from .call import Call
 
 
 async def user_add(m: Machine, call: Call, request: v.UserAdd) -> v.UserInfo:
+    if not m.users.knows(request.name):
+        await m.evict(request.name)  # calls of a removed one that ended late
     info = await m.users.add(request)
     await m.reidentify()
     return info
@@ -20,6 +22,7 @@ async def user_remove(m: Machine, call: Call, request: v.UserRemove) -> v.Nothin
     _not_the_owner(m, request.name)
     await m.users.remove(request.name)
     await m.reidentify()
+    await m.evict(request.name)
     return v.Nothing()
 
 
@@ -40,7 +43,7 @@ def key_list(m: Machine, call: Call, request: v.KeyList) -> v.Keys:
 
 async def key_revoke(m: Machine, call: Call, request: v.KeyRevoke) -> v.Nothing:
     await m.users.revoke(request.id)
-    await m.reidentify()
+    await m.review()
     return v.Nothing()
 
 

@@ -25,6 +25,7 @@ class Machine:
             **{f"LLMASOS_{name.upper()}_DIR": str(root / name) for name in names},
             "LLMASOS_CACHE_DIR": str(cache),
         }
+        self.under: list[str] = []  # words before its command line
         self._log = root / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -43,7 +44,11 @@ class Machine:
         line = [sys.executable, "-m", "llmasos.userland.daemon", "run", "--ready-fd", str(tell)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*line, *arguments], env=self.environment, pass_fds=(tell,), stdout=log, stderr=log
+                [*self.under, *line, *arguments],
+                env=self.environment,
+                pass_fds=(tell,),
+                stdout=log,
+                stderr=log,
             )
         os.close(tell)
         try:

@@ -15,9 +15,9 @@ import pytest
 
 from llmasos.kernel import limits
 from llmasos.kernel.errors import Errno
-from llmasos.kernel.wire import ERROR
+from llmasos.kernel.wire import ERROR, REPLY
 from tests.system.daemon import Machine
-from tests.system.raw import Raw, raw
+from tests.system.raw import Raw, hung_up_on, raw
 
 WORD = {"role": "user", "content": "word"}
 BOB = 65534  # a user of the system that owns nothing
@@ -237,6 +237,53 @@ def test_a_user_who_is_removed_while_connected_is_out(shared: Machine) -> None:
         refused(client)
 
 
+@AS_BOB
+def test_who_gets_a_name_anew_is_somebody_else(shared: Machine) -> None:
+    """Neither what the one before has left nor a connection that it holds is the new one's."""
+    with owner(shared) as root, bob(shared) as early, bob(shared) as late:
+        root.call("user_add", name="alice", uid=BOB)
+        hello(early)
+        pid = early.call("spawn", model="echo", system="a secret")["pid"]
+        root.call("user_remove", name="alice")
+        root.call("user_add", name="alice", uid=BOB - 1)
+        assert "removed" in early.receive()[2]["message"]
+        assert "nobody knows you" in refused(late)["message"]
+        made = key(root, "alice")
+    with bob(shared) as client:
+        hello(client, key=made["key"], profile="operator")
+        assert client.refused("read_mem", pid=pid)["errno"] == Errno.ESRCH
+        assert client.call("ps")["processes"] == []
+
+
+@AS_BOB
+def test_nobody_reads_of_others_what_is_not_theirs(shared: Machine) -> None:
+    with owner(shared) as root:
+        root.call("user_add", name="bob", uid=BOB)
+        refusal = root.refused("user_remove", name="nobody")  # no refusal of the gate
+        assert refusal["errno"] == Errno.ENOENT
+        with raw(shared.paths.socket, None) as stranger:
+            refused(stranger, key="llmasos_aaaaaaaaaa_" + "x" * 43)
+        with bob(shared) as client:
+            hello(client, profile="operator")
+            client.send("watch", since=0, kinds=["refused"], follow=False)
+            assert client.receive()[0] == REPLY  # not one event
+            said = client.refused("policy_check", subjects=["u:root"], action="ps", object="/proc")
+            assert said["errno"] == Errno.EACCES
+            mine = {"subjects": ["u:bob", "r:careful"], "action": "ps", "object": "/proc"}
+            assert client.call("policy_check", **mine)["effect"] == "allow"
+    assert any("aaaaaaaaaa" in note for note in hung_up_on(shared.paths.socket))
+
+
+@AS_BOB
+def test_what_is_done_is_told_also_to_who_may_it_no_more(shared: Machine) -> None:
+    with owner(shared) as root:
+        root.call("user_add", name="bob", uid=BOB, role="owner")
+    with bob(shared) as client:
+        hello(client, profile="owner")
+        assert client.call("user_role", name="bob", role="guest")["role"] == "guest"
+        assert client.refused("user_list")["errno"] == Errno.EACCES
+
+
 def test_the_owner_of_the_socket_cannot_be_removed(machine: Machine) -> None:
     machine.start("--mount", "false")
     with owner(machine) as root:
@@ -261,6 +308,17 @@ def test_a_login_with_another_name_keeps_what_is_its_own(machine: Machine) -> No
         assert [process["pid"] for process in root.call("ps")["processes"]] == [pid]
         root.call("user_add", name="alice")  # nobody is taken for removed by it
         assert root.call("ps")["processes"]
+
+
+def test_a_machine_moves_to_another_uid(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    machine.stop()
+    with closing(sqlite3.connect(machine.paths.state / "users.db")) as users, users:
+        users.execute("UPDATE users SET uid = 4711, role = 'guest'")
+    machine.start("--mount", "false")
+    with owner(machine) as root:
+        [me] = root.call("user_list")["users"]
+        assert (me["uid"], me["role"]) == (os.geteuid(), "owner")
 
 
 # --- the gate over the socket -----------------------------------------------------------------
@@ -318,3 +376,25 @@ def test_recorded_calls_are_simulated_and_learned_from(machine: Machine) -> None
         learned = root.call("policy_learn", pid=pid)
         assert "p, app:poet, generate, /proc/*, allow" in learned["rules"]
         assert not any("shutdown" in rule for rule in learned["rules"])
+
+
+def test_an_alias_of_a_model_is_no_alias_of_a_user(machine: Machine) -> None:
+    """The gate and the journal speak of the user that was named."""
+    machine.start("--mount", "false")
+    with owner(machine) as root:
+        root.call("policy_edit", add=["p, r:owner, user_add, /users/alice, deny"])
+        root.call("image_add", name="alice", image="echo")
+        assert root.refused("user_add", name="alice")["errno"] == Errno.EACCES
+
+
+def test_counters_do_not_grow_with_every_process_that_was_asked_for(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with raw(machine.paths.socket) as client:
+        for _ in range(3):
+            client.call("read_mem", pid=client.call("spawn", model="echo")["pid"])
+        for pid in range(100, 150):
+            client.refused("read_mem", pid=pid)
+    machine.stop()
+    with closing(sqlite3.connect(machine.paths.state / "counters.db")) as counters:
+        sql = "SELECT object, calls FROM counters WHERE syscall = 'read_mem'"
+        assert counters.execute(sql).fetchall() == [("/proc/0/mem", 3)]

@@ -1,8 +1,12 @@
 """Programs that the kernel starts: their socket is their identity, and what bounds them holds."""
 
 import json
+import os
+import socket
+import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,8 @@ import anyio
 import pytest
 
 from llmasos import AsyncLLMasOS
-from llmasos.kernel import limits, program
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel import identity, limits, program
+from llmasos.kernel.errors import Denied, Errno, SyscallError
 from llmasos.kernel.machine import Machine as Kernel
 from llmasos.kernel.process import Process
 from tests.system.test_residency import running
@@ -76,6 +80,14 @@ async def run(
     assert process.ending.code == 0
     found: dict[str, Any] = json.loads(report.read_text())
     return found
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    for _ in range(1500):
+        if condition():
+            return
+        await anyio.sleep(0.02)
+    pytest.fail("it never came about")
 
 
 async def test_a_program_needs_no_path_and_no_secret(tmp_path: Path) -> None:
@@ -188,3 +200,123 @@ async def test_a_line_of_descent_that_is_too_long_is_refused(
             for _ in range(8):
                 pid = (await operator.spawn("one", parent=pid)).pid
         assert caught.value.errno is Errno.EAGAIN
+
+
+NESTED = """
+    import json, os, sys
+    from llmasos import LLMasOS
+    from llmasos.kernel.errors import SyscallError
+
+    for _ in range(int(sys.argv[2])):
+        child = os.fork()
+        if child:
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    said = {}
+    try:
+        with LLMasOS(socket=sys.argv[3], profile="operator") as client:
+            client.mount("two")
+            said["mount"] = "ok"
+    except SyscallError as error:
+        said["mount"] = error.errno.name
+"""
+
+
+@pytest.mark.parametrize("depth", [0, 3, limits.ANCESTORS + 6])
+async def test_nobody_hides_below_a_program_however_deep(tmp_path: Path, depth: int) -> None:
+    where = tmp_path / "runtime" / "kernel.sock"
+    async with running(tmp_path) as (kernel, _):
+        async with AsyncLLMasOS(socket=where) as careful:
+            process = kernel.processes.get((await careful.spawn("one")).pid, kernel.owner)
+        said = await run(kernel, process, tmp_path, NESTED, str(depth), str(where))
+        assert said["mount"] == "EACCES"
+
+
+def test_a_line_of_ancestors_that_breaks_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(Denied, match="has ended"):
+        peer = identity.Peer(ended.pid, os.geteuid())
+        identity.descends_from(ours, peer, {1}, adopts=False)
+
+
+async def test_a_program_has_so_many_connections(tmp_path: Path) -> None:
+    where = tmp_path / "runtime" / "kernel.sock"
+    many = """
+        import json, sys
+        from llmasos import LLMasOS
+        from llmasos.kernel.errors import SyscallError
+
+        clients, said = [], {}
+        try:
+            for _ in range(40):
+                clients.append(LLMasOS(socket=sys.argv[2]))
+        except SyscallError as error:
+            said = {"errno": error.errno.name, "many": len(clients)}
+    """
+    async with running(tmp_path) as (kernel, client):
+        kernel.places = 20
+        process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+        said = await run(kernel, process, tmp_path, many, str(where))
+        assert said == {"errno": "EAGAIN", "many": 19}  # and the one that it inherited
+
+
+async def test_what_outlives_its_process_may_do_nothing(tmp_path: Path) -> None:
+    left = """
+        import os, sys, time
+        from llmasos import LLMasOS
+        from llmasos.kernel.errors import SyscallError
+
+        client = LLMasOS()
+        if os.fork():
+            time.sleep(60)
+        os.setsid()
+        open(sys.argv[1], "w").write("up")
+        while os.path.exists(sys.argv[1]):
+            time.sleep(0.02)
+    """
+    async with running(tmp_path) as (kernel, client):
+        process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+        file, report = tmp_path / "left.py", tmp_path / "up"
+        file.write_text(textwrap.dedent(left))
+        command = [sys.executable, str(file), str(report)]
+        await program.start(kernel, process, command, tmp_path, {})
+        await eventually(report.exists)
+        assert any(one.of(process) for one in kernel.clients)
+        await client.process(process.pid).kill()
+        await eventually(lambda: not any(one.of(process) for one in kernel.clients))
+        report.unlink()
+
+
+async def test_programs_follow_one_another_on_one_connection(tmp_path: Path) -> None:
+    """As a shell runs several commands: each says hello on what it inherits."""
+    script = """
+        import json, os, subprocess, sys, time
+
+        said = {"codes": []}
+        time.sleep(2.5)  # longer than HELLO_S: a program may take its time to start
+        line = [sys.executable, "-c", "from llmasos.userland.cli import main; main(['ps'])"]
+        for _ in range(2):
+            done = subprocess.run(line, pass_fds=[int(os.environ["LLMASOS_FD"])])
+            said["codes"].append(done.returncode)
+    """
+    async with running(tmp_path) as (kernel, client):
+        process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+        said = await run(kernel, process, tmp_path, script)
+        assert said["codes"] == [0, 0]
+
+
+async def test_a_store_that_fails_at_a_program_s_end_ends_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as (kernel, client):
+        process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+
+        async def broken(*_: object) -> None:
+            raise SyscallError(Errno.EIO, "the disk is gone")
+
+        monkeypatch.setattr(kernel.processes, "exit", broken)
+        await program.start(kernel, process, ["/bin/true"], tmp_path, {})
+        await eventually(lambda: not kernel.programs)
+        monkeypatch.undo()
+        assert (await client.stat()).processes == 1

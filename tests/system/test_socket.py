@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -226,6 +227,20 @@ def test_two_sockets_cannot_share_a_store(machine: Machine, tmp_path: Path) -> N
     second = subprocess.run(line, env=elsewhere, capture_output=True, text=True)
     assert second.returncode == 1
     assert f"a daemon runs already (pid {machine.pid}) at {machine.paths.state}" in second.stderr
+
+
+def test_descriptors_are_kept_for_databases_and_engines(machine: Machine) -> None:
+    machine.under = ["/bin/sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"]
+    machine.start("--mount", "false")
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(raw(machine.paths.socket))
+            for _ in range(256 - limits.DESCRIPTORS_RESERVED)
+        ]
+        late = stack.enter_context(raw(machine.paths.socket, None))
+        assert late.receive()[2]["errno"] == Errno.EAGAIN
+        pid = clients[0].call("spawn", model="echo")["pid"]  # starts an engine
+        assert clients[1].call("generate", pid=pid, messages=USER)["finish"]
 
 
 def test_a_thousand_connections_are_served_and_the_next_is_told(machine: Machine) -> None:

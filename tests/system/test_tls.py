@@ -100,7 +100,7 @@ def test_client_certificates_can_be_asked_for(machine: Machine, certificates: Pa
     assert len(refusals(machine, "no TLS 1.3 handshake")) == 2
 
 
-def test_far_away_clients_have_so_many_places(machine: Machine, certificates: Path) -> None:
+def test_far_away_users_have_so_many_places(machine: Machine, certificates: Path) -> None:
     number = port()
     machine.start(*flags(certificates, number), "--user-connections", "2")
     place, made = f"tls://localhost:{number}", a_key(machine)
@@ -108,10 +108,30 @@ def test_far_away_clients_have_so_many_places(machine: Machine, certificates: Pa
         LLMasOS(made, socket=place, tls=trusting(certificates)),
         LLMasOS(made, socket=place, tls=trusting(certificates)) as client,
     ):
+        with pytest.raises(
+            SyscallError, match="2 connections of user:alice, 2 are allowed"
+        ) as late:
+            LLMasOS(made, socket=place, tls=trusting(certificates)).__enter__()
+        assert late.value.errno is Errno.EAGAIN
+        assert client.stat().owner
+
+
+def test_strangers_have_so_many_places_and_take_nobody_elses(
+    machine: Machine, certificates: Path
+) -> None:
+    number = port()
+    machine.start(*flags(certificates, number), "--user-connections", "2")
+    place, made = f"tls://localhost:{number}", a_key(machine)
+    with (
+        LLMasOS(made, socket=place, tls=trusting(certificates)) as client,
+        socket.create_connection(("127.0.0.1", number), timeout=30),
+        socket.create_connection(("127.0.0.1", number), timeout=30),
+    ):
         with socket.create_connection(("127.0.0.1", number), timeout=30) as late:
-            assert late.recv(1) == b""
-        assert client.stat().connections == 2
-        assert len(refusals(machine, "2 connections of tcp, 2 are allowed")) == 1
+            assert late.recv(1) == b""  # before its handshake
+        assert client.stat().connections == 3
+    [why] = refusals(machine, "2 are allowed")
+    assert why.startswith("2 connections of tcp:127.0.0.1,")
 
 
 def test_plain_bytes_and_old_tls_get_no_answer(machine: Machine, certificates: Path) -> None:

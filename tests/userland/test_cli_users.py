@@ -81,7 +81,10 @@ def test_users_come_change_and_go(cli: Cli, me: str) -> None:
         True, sorted(["alice", "robot", me]),
     )  # fmt: skip
     said = cli("users", "rm", "alice")
-    assert (said.code, said.err) == (exits.OK, "alice may come no more, and has no keys left\n")
+    assert (said.code, said.err) == (
+        exits.OK,
+        "alice may come no more, and has no keys and no processes left\n",
+    )
     assert cli("users", "rm", "robot", "--json").json == {
         "name": "robot", "removed": True, "rules": [],
     }  # fmt: skip

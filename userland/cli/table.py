@@ -222,7 +222,7 @@ _ROWS = (
         _JSON, _USER,
     )),
     Verb("users list", ".users:list_", "who may come, and who is here", (_JSON,)),
-    Verb("users rm", ".users:rm", "let a user in no more; their keys and connections end",
+    Verb("users rm", ".users:rm", "let a user in no more; their keys, processes and pages are gone",
          (_JSON, _USER)),
     Verb("users role", ".users:role", "change what a user may do", (
         _JSON, _USER, _option("role", metavar="ROLE", choices=ROLES, help=", ".join(ROLES)),

@@ -43,7 +43,7 @@ def rm(arguments: Namespace) -> int:
     if arguments.json:
         document({"name": arguments.name, "removed": True, "rules": left})
         return exits.OK
-    note(f"{arguments.name} may come no more, and has no keys left")
+    note(f"{arguments.name} may come no more, and has no keys and no processes left")
     if left:
         note(f"another {arguments.name} would have these rules:")
     for row in left:

@@ -252,7 +252,7 @@ class AsyncLLMasOS:
         return await self._call("user_list", v.Nothing(), v.Users)
 
     async def user_remove(self, name: str) -> v.Nothing:
-        """Let a user in no more; their keys and connections end. ENOENT."""
+        """Let a user in no more; their keys, connections, processes and pages are gone. ENOENT."""
         return await self._call("user_remove", v.UserRemove(name), v.Nothing)
 
     async def user_role(self, name: str, role: str) -> v.UserInfo:
