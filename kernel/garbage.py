@@ -12,7 +12,7 @@ import anyio
 from . import limits
 from .machine import Machine
 
-_YOUNG, _MIDDLE, _NEVER = 2_000, 10, 1_000_000  # allocations; passes; passes
+_YOUNG, _MIDDLE, _NEVER = 700, 4, 1_000_000  # allocations; passes; passes
 _SKIPS = 10  # looks at a busy machine before a full pass is due all the same
 
 
