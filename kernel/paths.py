@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+FD = "LLMASOS_FD"  # the number of the descriptor that a program inherits: not a secret
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -50,6 +52,11 @@ def _directory(name: str, xdg: str, fallback: Path) -> Path:
     return (Path(base) if base else fallback) / "llmasos"
 
 
+def temporary() -> Path:
+    """Where the socket stands when no place is named; others may write beside it."""
+    return Path(os.environ.get("TMPDIR") or "/tmp") / f"llmasos-{os.getuid()}"
+
+
 def find() -> Paths:
     """The directories of this user: LLMASOS_*_DIR, then XDG, then the usual places.
 
@@ -63,7 +70,7 @@ def find() -> Paths:
     elif xdg:
         runtime = Path(xdg) / "llmasos"
     else:
-        runtime = Path(os.environ.get("TMPDIR") or "/tmp") / f"llmasos-{os.getuid()}"
+        runtime = temporary()
     return Paths(
         runtime=runtime,
         state=_directory("STATE", "XDG_STATE_HOME", home / ".local" / "state"),

@@ -20,11 +20,11 @@ from anyio import CancelScope, move_on_after
 from .connection import Connection
 from .errors import Errno, SyscallError
 from .machine import Machine
+from .paths import FD
 from .process import Process
 from .trap import Trap
 
 log = logging.getLogger(__name__)
-FD = "LLMASOS_FD"  # the number of the inherited descriptor: not a secret
 _SUBREAPER = 36  # of prctl
 _BURIAL_S, _LOOKS = 1.0, 20  # what was killed needs a moment to end
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ")  # of our own environment

@@ -7,13 +7,15 @@ other calls that arrive meanwhile are kept for whoever asks for them.
 
 import os
 import socket
+import stat
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from llmasos.kernel import limits, wire
+from llmasos.kernel import limits, paths, wire
 from llmasos.kernel.errors import Denied, Errno, SyscallError
+from llmasos.kernel.paths import FD
 from llmasos.kernel.values import Hello, Profile, Welcome
 
 Item = TypeVar("Item")
@@ -24,25 +26,31 @@ _CHUNK_BYTES = 1 << 18
 GONE = "`llmasos daemon status` tells whether it runs, `llmasos daemon logs` why it left"
 
 
-_FD = "LLMASOS_FD"
+_taken = set[str]()  # the inherited descriptor, once somebody here has it
 
 
 def inherits() -> bool:
-    """Whether the kernel started this program, with a connection that nobody has taken yet."""
-    return _FD in os.environ
+    """Whether a kernel started this program, or one above it."""
+    return FD in os.environ
 
 
 def inherited() -> socket.socket | None:
-    """That connection, once."""
-    number = os.environ.pop(_FD, "")
-    return socket.socket(fileno=int(number)) if number.isdigit() else None
+    """The connection that this program came with, once. None when it has none, or none any more:
+    then the kernel knows it by its ancestors."""
+    number = os.environ.get(FD, "")
+    if number in _taken or not (number.isascii() and number.isdigit()):
+        return None
+    try:
+        given = socket.socket(fileno=int(number))
+    except (OSError, OverflowError):  # closed on the way here, or another file by now
+        return None
+    _taken.add(number)
+    return given
 
 
 def connect(path: Path) -> socket.socket:
     """A connected socket. ECONNREFUSED when nobody answers, EACCES when it is not ours."""
-    given = inherited()
-    if given is not None:
-        return given
+    check(path)
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(str(path))
@@ -50,6 +58,21 @@ def connect(path: Path) -> socket.socket:
         connection.close()
         raise refusal(path, error) from error
     return connection
+
+
+def check(path: Path) -> None:
+    """EACCES when somebody else has made our place in the temporary directory first: it would get
+    our key and our prompts. A place that was named is taken at its word."""
+    folder = path.parent
+    if folder != paths.temporary():
+        return
+    try:
+        status = folder.lstat()
+    except OSError:
+        return  # nobody has
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        hint = "LLMASOS_RUNTIME_DIR names a directory of your own"
+        raise SyscallError(Errno.EACCES, f"{folder} was made by somebody else", hint)
 
 
 def refusal(path: Path, error: OSError) -> SyscallError:
@@ -114,7 +137,7 @@ class Line:
         self._outbox: deque[bytes] = deque()
         self._writing = False
         self._last = 0
-        self._socket = connect(path)
+        self._socket = inherited() or connect(path)
         self._socket.settimeout(limits.START_S)  # a kernel that hangs does not hang its clients
         try:
             hello = Hello(limits.PROTOCOL_VERSION, client, profile, key)

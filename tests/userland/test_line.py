@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from llmasos import LLMasOS
+from llmasos.kernel import paths, wire
 from llmasos.kernel import values as v
-from llmasos.kernel import wire
 from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.paths import FD
+from llmasos.userland import start
+from llmasos.userland.line import Line, inherited
 from tests.conftest import Machine
 
 
@@ -154,3 +157,57 @@ def test_a_frame_that_makes_no_sense_is_eproto(tmp_path: Path) -> None:
     fails = pytest.raises(wire.ProtocolError)
     with kernel(path, WELCOME, b"\x00\x00\x00\x01\xc1"), Line(path) as line, fails:
         line.call("stat", v.Nothing(), v.Stat)
+
+
+# --- inherited connections, and places that somebody else made ------------------------------------
+@pytest.mark.parametrize("stale", ["", "no", "²", "-1", "99999", "9" * 40, "file"])
+def test_a_stale_descriptor_is_no_connection_and_starts_no_daemon(
+    shared: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stale: str
+) -> None:
+    with (tmp_path / "file").open("w") as file:
+        monkeypatch.setenv(FD, str(file.fileno()) if stale == "file" else stale)
+        assert inherited() is None
+        assert not start.allowed()
+        with Line(shared.paths.socket) as line:  # by the path, then
+            assert line.welcome.owner
+
+
+def test_a_connection_is_taken_once_and_not_by_a_look(
+    shared: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setenv(FD, str(theirs.fileno()))
+        assert start.answers(shared.paths)  # by the path
+        given = inherited()
+        assert given is not None
+        with given:
+            assert given.fileno() == theirs.detach()
+            assert inherited() is None
+            assert not start.allowed()
+
+
+def test_a_place_that_somebody_else_made_gets_neither_key_nor_prompt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("LLMASOS_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    place = paths.find().socket
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    place.parent.symlink_to(elsewhere)
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(str(place))
+        stranger.listen()
+        with pytest.raises(SyscallError, match="made by somebody else") as caught:
+            Line(place)
+        assert caught.value.errno is Errno.EACCES
+        with pytest.raises(SyscallError, match="made by somebody else"):
+            LLMasOS("key", autostart=False)
+
+
+def test_an_address_that_is_none_is_einval() -> None:
+    for address in ("tls://h:99999", "tls://h", "tls://:1", "tls://h:x"):
+        with pytest.raises(SyscallError, match="is not tls://HOST:PORT"):
+            LLMasOS("key", socket=address)

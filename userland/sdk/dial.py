@@ -12,7 +12,7 @@ from anyio.abc import ByteStream, UNIXSocketStream
 from llmasos.kernel import paths
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland import start
-from llmasos.userland.line import inherited, refusal
+from llmasos.userland.line import check, inherited, refusal
 
 
 async def dial(
@@ -36,6 +36,7 @@ async def dial(
 
 
 async def _near(path: Path) -> ByteStream:
+    check(path)
     try:
         return await anyio.connect_unix(path)
     except OSError as error:  # anyio wraps some of them
@@ -46,11 +47,15 @@ async def _near(path: Path) -> ByteStream:
 async def _far(address: str, tls: ssl.SSLContext | None) -> ByteStream:
     """Over TCP with TLS, and nothing else: plain TCP would show the key to everybody between."""
     url = urlsplit(address)
-    if not url.hostname or not url.port:
+    try:
+        host, port = url.hostname, url.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port:
         raise SyscallError(Errno.EINVAL, f"{address} is not tls://HOST:PORT")
     try:
         return await anyio.connect_tcp(
-            url.hostname, url.port, tls_standard_compatible=False,
+            host, port, tls_standard_compatible=False,
             ssl_context=tls or ssl.create_default_context(),
         )  # fmt: skip
     except ssl.SSLError as error:

@@ -7,6 +7,7 @@ for an engine, the others do not wait for those. Calls without an end (wait, wat
 
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -136,7 +137,8 @@ class Link:
         """Say hello, before `run`. Raises SyscallError when the kernel does not want us."""
         try:
             with anyio.fail_after(limits.START_S):
-                await self._stream.send(wire.pack([wire.CALL, 0x7FFF, "hello", hello]))
+                with suppress(anyio.BrokenResourceError):  # it has hung up, and said why before
+                    await self._stream.send(wire.pack([wire.CALL, 0x7FFF, "hello", hello]))
                 while True:
                     for body in self._frames.feed(await self._stream.receive()):
                         kind, _number, fields = wire.unpack(body)
