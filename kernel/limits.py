@@ -34,6 +34,7 @@ NICE_MIN, NICE_MAX = -20, 19
 NICE_STEP = 1.25  # one step of nice is this factor of weight
 NAME_CHARS = 64
 PS_ROWS = 1_000  # per reply
+KEYS_ROWS = 1_000  # keys per reply
 FORKS = 64  # children per fork
 BOUNDS = 128  # subjects whose consent a process needs: two a generation
 

@@ -19,9 +19,10 @@ from hashlib import sha256
 
 import anyio
 
+from . import limits
 from .errors import Denied, Errno, SyscallError
 from .store import Schema, Store, Value
-from .values import KeyCreate, KeyCreated, KeyInfo, UserAdd, UserInfo, UserRole
+from .values import KeyCreate, KeyCreated, KeyInfo, Keys, UserAdd, UserInfo, UserRole
 
 log = logging.getLogger(__name__)
 SCHEMA = Schema(
@@ -102,7 +103,7 @@ class Users:
             sql = "INSERT INTO users(name, uid, role, created) VALUES(?,?,?,?)"
             await self._store.write(self._database, [(sql, row)])
             self._users[user.name] = user
-        return self._info(user)
+        return self._info(user, self._valid())
 
     def _check_free(self, request: UserAdd) -> None:
         name = request.name
@@ -134,10 +135,11 @@ class Users:
             sql = "UPDATE users SET role = ? WHERE name = ?"
             await self._store.write(self._database, [(sql, (role.value, name))])
             user.role = role
-        return self._info(user)
+        return self._info(user, self._valid())
 
     def all(self) -> list[UserInfo]:
-        return [self._info(self._users[name]) for name in sorted(self._users)]
+        valid = self._valid()
+        return [self._info(self._users[name], valid) for name in sorted(self._users)]
 
     def roles(self) -> list[tuple[str, str]]:
         """Each user's name and role."""
@@ -171,11 +173,13 @@ class Users:
             raise SyscallError(Errno.ENOENT, words, f"`llmasos users add {name}` lets one in")
         return user
 
-    def _info(self, user: _User) -> UserInfo:
-        mine = [key for key in self._keys.values() if key.user == user.name]
-        valid = sum(not self._ended(key) for key in mine)
-        connections = self.connections[user.name]
-        return UserInfo(user.name, user.uid, user.role, user.created, valid, connections)
+    def _info(self, user: _User, valid: Counter[str]) -> UserInfo:
+        keys, connections = valid[user.name], self.connections[user.name]
+        return UserInfo(user.name, user.uid, user.role, user.created, keys, connections)
+
+    def _valid(self) -> Counter[str]:
+        """How many keys of each user let it in now."""
+        return Counter(key.user for key in self._keys.values() if not self._ended(key))
 
     # --- keys ---------------------------------------------------------------------------------
     async def create_key(self, request: KeyCreate) -> KeyCreated:
@@ -199,13 +203,20 @@ class Users:
             if id not in self._keys:
                 return id
 
-    def keys(self, user: str) -> list[KeyInfo]:
-        """Keys of a user, or of all (""), the oldest first; those that have ended, too. ENOENT."""
+    def keys(self, user: str, after: int = 0) -> Keys:
+        """Keys of a user, or of all (""), the oldest first; those that have ended, too. ENOENT.
+
+        At most KEYS_ROWS of them, from position `after` on.
+        """
         if user:
             self._get(user)
         found = [key for key in self._keys.values() if user in ("", key.user)]
         found.sort(key=lambda key: (key.created, key.id))
-        return [KeyInfo(k.id, k.user, k.created, k.expires, k.used, k.revoked) for k in found]
+        end = after + limits.KEYS_ROWS
+        told = [
+            KeyInfo(k.id, k.user, k.created, k.expires, k.used, k.revoked) for k in found[after:end]
+        ]
+        return Keys(told, end if end < len(found) else None)
 
     async def revoke(self, id: str) -> None:
         """End a key, once and for all. ENOENT."""

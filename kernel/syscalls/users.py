@@ -38,7 +38,7 @@ async def key_create(m: Machine, call: Call, request: v.KeyCreate) -> v.KeyCreat
 
 
 def key_list(m: Machine, call: Call, request: v.KeyList) -> v.Keys:
-    return v.Keys(m.users.keys(request.user))
+    return m.users.keys(request.user, request.after)
 
 
 async def key_revoke(m: Machine, call: Call, request: v.KeyRevoke) -> v.Nothing:

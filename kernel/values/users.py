@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from .words import OptionalUser, Seconds, Shape, Span, User
+from .words import Index, OptionalUser, Seconds, Shape, Span, User
 
 
 class UserRole(StrEnum):
@@ -64,6 +64,7 @@ class KeyCreated:
 @dataclass(frozen=True, slots=True)
 class KeyList:
     user: OptionalUser = ""  # empty: of all
+    after: Index = 0  # so many were listed before
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class KeyInfo:
 @dataclass(frozen=True, slots=True)
 class Keys:
     keys: list[KeyInfo]
+    more: int | None  # ask again with this as `after`; None: that was all
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from llmasos.kernel import limits
 from llmasos.kernel.errors import Denied, Errno, SyscallError
 from llmasos.kernel.store import Store
 from llmasos.kernel.users import Known, Users
@@ -62,7 +63,7 @@ def refusal(users: Users, key: str) -> Denied:
 
 # --- users ------------------------------------------------------------------------------------
 async def test_a_fresh_machine_knows_nobody(users: Users) -> None:
-    assert (users.all(), users.roles(), users.keys("")) == ([], [], [])
+    assert (users.all(), users.roles(), users.keys("").keys) == ([], [], [])
     assert users.by_uid(1000) is None
     assert users.why_not("ann", "") == "the user ann was removed"
 
@@ -154,7 +155,7 @@ async def test_a_key_stands_for_its_user(users: Users, clock: Clock) -> None:
     assert made.key.split("_")[1] == made.id
     assert (made.user, made.expires) == ("ann", None)
     assert users.identify(made.key) == Known("ann", made.id)
-    assert users.keys("") == [KeyInfo(made.id, "ann", NOON, None, NOON, None)]
+    assert users.keys("").keys == [KeyInfo(made.id, "ann", NOON, None, NOON, None)]
     assert users.why_not("ann", made.id) == ""
     assert users.all()[0].keys == 1
     clock.now += 1000 * DAY
@@ -169,8 +170,8 @@ async def test_keys_are_many_and_all_different(users: Users) -> None:
     made = [await users.create_key(KeyCreate(name)) for name in ("ann", "bob") * 20]
     assert len({one.id for one in made}) == len({one.key for one in made}) == 40
     assert [users.identify(one.key).user for one in made] == ["ann", "bob"] * 20
-    assert {key.id for key in users.keys("ann")} == {one.id for one in made[::2]}
-    assert len(users.keys("")) == 40
+    assert {key.id for key in users.keys("ann").keys} == {one.id for one in made[::2]}
+    assert len(users.keys("").keys) == 40
     with pytest.raises(SyscallError, match="no user nobody"):
         users.keys("nobody")
 
@@ -195,7 +196,7 @@ async def test_keys_are_listed_as_they_were_made(users: Users, clock: Clock) -> 
     for _ in range(5):
         clock.now += 1
         made.append((await users.create_key(KeyCreate("ann"))).id)
-    assert [key.id for key in users.keys("ann")] == made
+    assert [key.id for key in users.keys("ann").keys] == made
 
 
 async def test_a_key_expires(users: Users, clock: Clock) -> None:
@@ -213,7 +214,7 @@ async def test_a_key_expires(users: Users, clock: Clock) -> None:
     assert users.why_not("ann", made.id).startswith(f"the key {made.id} expired at ")
     assert users.why_not("ann", "") == ""
     assert users.all()[0].keys == 0
-    assert len(users.keys("ann")) == 1
+    assert len(users.keys("ann").keys) == 1
 
 
 async def test_when_a_key_ends_by_itself(users: Users) -> None:
@@ -232,7 +233,10 @@ async def test_a_revoked_key_is_over(users: Users, clock: Clock) -> None:
     assert users.why_not("ann", made.id) == words
     clock.now += 60
     await users.revoke(made.id)  # once more, and nothing happens
-    assert {key.id: key.revoked for key in users.keys("")} == {made.id: NOON + 60, other.id: None}
+    assert {key.id: key.revoked for key in users.keys("").keys} == {
+        made.id: NOON + 60,
+        other.id: None,
+    }
     assert users.identify(other.key).key == other.id
     assert users.all()[0].keys == 1
     clock.now += 2 * DAY
@@ -275,7 +279,7 @@ async def test_unknown_and_wrong_sound_the_same(users: Users) -> None:
     assert wrong.message.replace(made.id, "ID") == unknown.message.replace("a" * 10, "ID")
     assert wrong.hint == unknown.hint
     assert "ann" not in str(wrong)
-    assert users.keys("")[0].used is None
+    assert users.keys("").keys[0].used is None
     await users.revoke(made.id)  # who does not have the secret does not hear of that
     assert refusal(users, made.key[:-1] + last).message == wrong.message
 
@@ -319,14 +323,14 @@ async def test_a_user_s_keys_go_with_it(store: Store, users: Users) -> None:
     await users.remove("ann")
     assert "is not known here" in refusal(users, ann.key).message
     assert users.why_not("ann", ann.id) == users.why_not("ann", "") == "the user ann was removed"
-    assert [key.id for key in users.keys("")] == [bob.id]
+    assert [key.id for key in users.keys("").keys] == [bob.id]
     await users.add(UserAdd("ann"))  # somebody else, of the same name
     assert "is not known here" in refusal(users, ann.key).message
     assert users.why_not("ann", ann.id) == f"the key {ann.id} was removed with its user"
     assert users.why_not("ann", "") == ""
     assert users.why_not("ann", bob.id) != ""  # a key lets in nobody but its user
-    assert users.keys("ann") == []
-    assert [key.id for key in Users(store).keys("")] == [bob.id]  # on disk, too
+    assert users.keys("ann").keys == []
+    assert [key.id for key in Users(store).keys("").keys] == [bob.id]  # on disk, too
 
 
 async def test_a_key_whose_user_is_gone_lets_nobody_in(tmp_path: Path, clock: Clock) -> None:
@@ -361,10 +365,10 @@ async def test_users_and_keys_survive_a_restart(tmp_path: Path, clock: Clock) ->
     users.identify(keys[1].key)
     clock.now += 10
     await users.revoke(keys[2].id)
-    told = users.all(), users.roles(), users.keys("")
+    told = users.all(), users.roles(), users.keys("").keys
     store.close()
     store, users = again(tmp_path, clock)
-    assert (users.all(), sorted(users.roles()), users.keys("")) == (
+    assert (users.all(), sorted(users.roles()), users.keys("").keys) == (
         told[0],
         sorted(told[1]),
         told[2],
@@ -406,17 +410,17 @@ async def test_the_time_of_use_is_written_at_most_once_a_minute(
     async def written() -> list[float | None]:
         # What was queued before this write is on disk after it.
         await users.change("ann", UserRole.USER)
-        return [key.used for key in Users(store).keys("") if key.id == made.id]
+        return [key.used for key in Users(store).keys("").keys if key.id == made.id]
 
     assert await written() == [None]
     for later, used in ((0, 0), (30, 0), (59.9, 0), (60, 60), (100, 60), (120, 120), (30, 30)):
         clock.now = NOON + later  # the last: somebody sets the clock back
         users.identify(made.key)
-        assert [k.used for k in users.keys("") if k.id == made.id] == [NOON + later]
+        assert [k.used for k in users.keys("").keys if k.id == made.id] == [NOON + later]
         assert await written() == [NOON + used], later
     users.identify(other.key)  # each key has a minute of its own
     await written()
-    assert all(key.used is not None for key in Users(store).keys(""))
+    assert all(key.used is not None for key in Users(store).keys("").keys)
 
 
 async def test_reads_never_touch_the_disk(
@@ -435,7 +439,7 @@ async def test_reads_never_touch_the_disk(
     assert users.identify(made.key).user == "ann"
     assert (users.by_uid(1000), users.why_not("ann", made.id)) == ("ann", "")
     assert (users.expires(made.id), users.roles()) == (NOON + DAY, [("ann", "user")])
-    assert (len(users.all()), len(users.keys(""))) == (1, 1)
+    assert (len(users.all()), len(users.keys("").keys)) == (1, 1)
 
 
 # --- when the disk is full --------------------------------------------------------------------
@@ -447,7 +451,7 @@ async def test_a_full_disk_lets_go_and_takes_in_nothing(tmp_path: Path, clock: C
     store.close()
     store = Store(tmp_path, reserve_bytes=2**62)
     users = Users(store, clock)
-    before = users.all(), users.keys("")
+    before = users.all(), users.keys("").keys
     for what in (
         users.add(UserAdd("zoe")), users.change("ann", UserRole.OWNER),
         users.create_key(KeyCreate("ann")),
@@ -455,10 +459,24 @@ async def test_a_full_disk_lets_go_and_takes_in_nothing(tmp_path: Path, clock: C
         with pytest.raises(SyscallError) as caught:
             await what
         assert caught.value.errno is Errno.ENOSPC
-    assert (users.all(), users.keys("")) == before  # what was not written does not hold
+    assert (users.all(), users.keys("").keys) == before  # what was not written does not hold
     assert users.identify(ann.key).user == "ann"  # only the time of that is not kept
     await users.revoke(ann.id)
     assert "was revoked" in refusal(users, ann.key).message
     await users.remove("bob")
     assert "is not known here" in refusal(users, bob.key).message
     store.close()
+
+
+async def test_keys_are_told_page_by_page(users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "KEYS_ROWS", 2)
+    await users.add(UserAdd("ann"))
+    made = [(await users.create_key(KeyCreate("ann"))).id for _ in range(5)]
+    told: list[str] = []
+    after: int | None = 0
+    while after is not None:
+        page = users.keys("ann", after)
+        assert len(page.keys) <= 2
+        told += [key.id for key in page.keys]
+        after = page.more
+    assert sorted(told) == sorted(made)

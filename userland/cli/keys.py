@@ -7,6 +7,7 @@ import time
 from argparse import Namespace
 
 from llmasos.kernel import values as v
+from llmasos.userland.line import Line
 
 from . import exits
 from .door import connect
@@ -33,7 +34,7 @@ def create(arguments: Namespace) -> int:
 def list_(arguments: Namespace) -> int:
     whose: str = arguments.user or ""
     with connect(profile=v.Profile.OWNER) as line:
-        keys = line.call("key_list", v.KeyList(whose), v.Keys).keys
+        keys = _all(line, whose)
     if arguments.json:
         document({"keys": [_plain(key) for key in keys]})
         return exits.OK
@@ -48,6 +49,17 @@ def list_(arguments: Namespace) -> int:
     ]  # fmt: skip
     table(("ID", "USER", "CREATED", "USED (UTC)", "STATE"), rows)
     return exits.OK
+
+
+def _all(line: Line, whose: str) -> list[v.KeyInfo]:
+    """All of them; a reply holds KEYS_ROWS."""
+    found: list[v.KeyInfo] = []
+    after: int | None = 0
+    while after is not None:
+        reply = line.call("key_list", v.KeyList(whose, after), v.Keys)
+        found += reply.keys
+        after = reply.more
+    return found
 
 
 def revoke(arguments: Namespace) -> int:

@@ -233,7 +233,7 @@ class AsyncLLMasOS:
     async def mount(
         self, image: str, /, *, pin: bool = False, **options: bool | int | float | str
     ) -> v.DeviceInfo:
-        """Start a model's engine with options of its driver; `pin` keeps it. Operators only."""
+        """Start a model's engine with options of its driver; `pin` keeps it. Users may, too."""
         return await self._call("mount", v.Mount(image, options, pin), v.DeviceInfo)
 
     async def unmount(self, image: str) -> v.Nothing:
@@ -263,9 +263,12 @@ class AsyncLLMasOS:
         """Make a key of a user; the reply is the only place where it ever stands. ENOENT."""
         return await self._call("key_create", v.KeyCreate(user, expires_s), v.KeyCreated)
 
-    async def key_list(self, user: str = "") -> v.Keys:
-        """Keys of a user, or of all, without what is secret in them."""
-        return await self._call("key_list", v.KeyList(user), v.Keys)
+    async def key_list(self, user: str = "", *, after: int = 0) -> v.Keys:
+        """Keys of a user, or of all, without what is secret in them, the oldest first. ENOENT.
+
+        KEYS_ROWS at once: go on after `more`.
+        """
+        return await self._call("key_list", v.KeyList(user, after), v.Keys)
 
     async def key_revoke(self, id: str) -> v.Nothing:
         """End a key by its id; its connections close. ENOENT."""
