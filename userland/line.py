@@ -26,7 +26,7 @@ _CHUNK_BYTES = 1 << 18
 GONE = "`llmasos daemon status` tells whether it runs, `llmasos daemon logs` why it left"
 
 
-_taken = set[str]()  # the inherited descriptor, once somebody here has it
+_taken = dict[str, object]()  # the inherited descriptor, once somebody here has it
 
 
 def inherits() -> bool:
@@ -37,15 +37,25 @@ def inherits() -> bool:
 def inherited() -> socket.socket | None:
     """The connection that this program came with, once. None when it has none, or none any more:
     then the kernel knows it by its ancestors."""
-    number = os.environ.get(FD, "")
-    if number in _taken or not (number.isascii() and number.isdigit()):
+    number, mine = os.environ.get(FD, ""), object()
+    if not number or _taken.setdefault(number, mine) is not mine:  # two threads may ask at once
         return None
     try:
         given = socket.socket(fileno=int(number))
-    except (OSError, OverflowError):  # closed on the way here, or another file by now
+    except (OSError, OverflowError, ValueError):  # closed on the way here, or another file by now
+        del _taken[number]
         return None
-    _taken.add(number)
+    if (given.family, given.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+        given.detach()  # it is somebody else's here
+        del _taken[number]
+        return None
+    given.set_inheritable(False)  # our children would speak in the midst of our frames
     return given
+
+
+def own() -> socket.socket:
+    """A connection to the kernel that started this program, or else to this user's."""
+    return inherited() or connect(paths.find().socket)
 
 
 def connect(path: Path) -> socket.socket:
@@ -62,14 +72,15 @@ def connect(path: Path) -> socket.socket:
 
 def check(path: Path) -> None:
     """EACCES when somebody else has made our place in the temporary directory first: it would get
-    our key and our prompts. A place that was named is taken at its word."""
+    our key and our prompts. A place that was named is taken at its word. ECONNREFUSED when nobody
+    has: who made it after this look would not be found out."""
     folder = path.parent
     if folder != paths.temporary():
         return
     try:
         status = folder.lstat()
-    except OSError:
-        return  # nobody has
+    except OSError as error:
+        raise refusal(path, error) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         hint = "LLMASOS_RUNTIME_DIR names a directory of your own"
         raise SyscallError(Errno.EACCES, f"{folder} was made by somebody else", hint)
@@ -78,9 +89,10 @@ def check(path: Path) -> None:
 def refusal(path: Path, error: OSError) -> SyscallError:
     """Why a connection was not made, in the caller's words."""
     if isinstance(error, (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)):
-        return SyscallError(
-            Errno.ECONNREFUSED, f"no daemon answers at {path}", "`llmasos daemon start`"
-        )
+        hint = "`llmasos daemon start`"
+        if inherits():
+            hint = "LLMASOS_RUNTIME_DIR names the directory of the kernel that started this program"
+        return SyscallError(Errno.ECONNREFUSED, f"no daemon answers at {path}", hint)
     if isinstance(error, PermissionError):
         hint = "it belongs to another user; LLMASOS_RUNTIME_DIR names a directory of your own"
         return SyscallError(Errno.EACCES, f"{path} may not be opened", hint)
@@ -126,10 +138,13 @@ class Stream(Generic[Item, R]):
 
 
 class Line:
-    """A connection that has said hello. `welcome` holds the kernel's answer and its notices."""
+    """A connection that has said hello. `welcome` holds the kernel's answer and its notices.
+
+    Without a path it is the program's own, or goes to this user's kernel.
+    """
 
     def __init__(
-        self, path: Path, *, client: str = "", profile: Profile = Profile.OPERATOR,
+        self, path: Path | None = None, *, client: str = "", profile: Profile = Profile.OPERATOR,
         key: str | None = None,
     ) -> None:  # fmt: skip
         self._frames = wire.Frames()
@@ -137,7 +152,7 @@ class Line:
         self._outbox: deque[bytes] = deque()
         self._writing = False
         self._last = 0
-        self._socket = inherited() or connect(path)
+        self._socket = own() if path is None else connect(path)
         self._socket.settimeout(limits.START_S)  # a kernel that hangs does not hang its clients
         try:
             hello = Hello(limits.PROTOCOL_VERSION, client, profile, key)

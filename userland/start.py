@@ -19,7 +19,7 @@ from llmasos.kernel import limits
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.paths import Paths
 
-from .line import connect, inherits
+from .line import check, connect, inherits
 
 _LOG_BYTES = 4096  # of the log's end, read when the daemon did not come up
 _LOG_LINES = 12
@@ -33,13 +33,17 @@ def allowed() -> bool:
 
 
 def ensure(where: Paths, *arguments: str) -> bool:
-    """Have a daemon answer at `where`; True when it was started here.
+    """Have a daemon answer at `where`; True when it was started here, which no program does that a
+    kernel started: it has one.
 
     `arguments` go to the daemon. Raises ECONNREFUSED with the end of its log when it did not come
     up within START_S, EACCES, EEXIST or ENOSPC when a directory cannot be used.
     """
+    if inherits():
+        return False
     try:
         where.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check(where.socket)
         with _alone(where.runtime / "start.lock"):
             if answers(where):
                 return False

@@ -18,6 +18,7 @@ from llmasos.kernel import identity, limits, program
 from llmasos.kernel.errors import Denied, Errno, SyscallError
 from llmasos.kernel.machine import Machine as Kernel
 from llmasos.kernel.process import Process
+from llmasos.userland.cli import exits
 from tests.system.test_residency import running
 
 pytestmark = pytest.mark.anyio
@@ -304,6 +305,59 @@ async def test_programs_follow_one_another_on_one_connection(tmp_path: Path) -> 
         process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
         said = await run(kernel, process, tmp_path, script)
         assert said["codes"] == [0, 0]
+
+
+async def test_a_program_s_children_do_not_speak_on_its_connection(tmp_path: Path) -> None:
+    """Its descriptor is closed to them, and what says its number is stale: they go by the path."""
+    script = """
+        import json, subprocess, sys
+        from llmasos import LLMasOS
+
+        def run(words, **how):
+            return subprocess.run([sys.executable, "-c", words], **how).returncode
+
+        ask = "from llmasos.userland.cli import main; raise SystemExit(main({}))".format
+        with LLMasOS() as client:
+            look = "import os; os.fstat(int(os.environ['LLMASOS_FD']))"
+            said = {"open": not run(look, close_fds=False, stderr=subprocess.DEVNULL)}
+            said["ps"] = [run(ask(["ps"]), close_fds=close) for close in (False, True)]
+            said["mount"] = run(ask(["mount", "two"]))  # the kernel knows its ancestors
+            said["mine"] = len(client.ps().processes)
+    """
+    where = tmp_path / "runtime"
+    async with running(tmp_path) as (kernel, _):
+        async with AsyncLLMasOS(socket=where / "kernel.sock") as careful:
+            process = kernel.processes.get((await careful.spawn("one")).pid, kernel.owner)
+        said = await run(kernel, process, tmp_path, script, LLMASOS_RUNTIME_DIR=str(where))
+        assert said == {"open": False, "ps": [0, 0], "mount": exits.DENIED, "mine": 1}
+
+
+async def test_no_daemon_is_started_below_a_program(tmp_path: Path) -> None:
+    script = """
+        import json, os, subprocess, sys
+
+        code = "import sys; from llmasos.userland.cli import main; sys.exit(main(sys.argv[1:]))"
+        mine = [int(os.environ["LLMASOS_FD"])]
+        said = {"codes": [], "err": ""}
+        for words, passed in (
+            (["daemon", "start"], mine), (["ps"], mine),  # it is still there
+            (["daemon", "start"], []), (["mount", "two"], []), (["ps"], []),
+        ):
+            line = [sys.executable, "-c", code, *words]
+            done = subprocess.run(line, pass_fds=passed, stderr=subprocess.PIPE, text=True)
+            said["codes"].append(done.returncode)
+            said["err"] = done.stderr
+    """
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    names = ("STATE", "CONFIG", "CACHE")
+    environment = {f"LLMASOS_{name}_DIR": str(elsewhere / name) for name in names}
+    async with running(tmp_path) as (kernel, client):
+        process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+        said = await run(kernel, process, tmp_path, script, TMPDIR=str(elsewhere), **environment)
+        assert said["codes"] == [0, 0, *[exits.NO_DAEMON] * 3]
+        assert "LLMASOS_RUNTIME_DIR names" in said["err"]
+        assert list(elsewhere.iterdir()) == []
 
 
 async def test_a_store_that_fails_at_a_program_s_end_ends_nothing_else(

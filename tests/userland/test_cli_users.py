@@ -3,14 +3,18 @@
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from llmasos import LLMasOS
+from llmasos.kernel import limits
 from llmasos.kernel.identity import NO_KEY
-from llmasos.kernel.values import UserRole
+from llmasos.kernel.values import Keys, UserRole
 from llmasos.userland.cli import exits, table
 from llmasos.userland.cli.duration import duration
 from tests.conftest import Machine, fresh
@@ -255,6 +259,29 @@ def test_who_has_no_key_is_told(cli: Cli) -> None:
     assert (said.code, said.out, said.err) == (exits.OK, "", "keyless has no key\n")
     said = cli("keys", "list", "--user", "nobody")
     assert (said.code, "there is no user nobody" in said.err) == (exits.NOT_FOUND, True)
+
+
+def test_more_keys_than_a_reply_holds_are_listed_all(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = 2 * limits.KEYS_ROWS + 10
+    machine.start("--mount", "false")
+    with raw(machine.paths.socket, "owner") as owner:
+        owner.call("user_add", name="alice")
+    machine.stop()
+    with closing(sqlite3.connect(machine.paths.state / "users.db")) as users, users:
+        sql = "INSERT INTO keys(id, user, hash, created) VALUES(?,'alice',x'',?)"
+        users.executemany(sql, [(f"k{number}", number) for number in range(count)])
+    machine.start("--mount", "false")
+    told = command(machine, monkeypatch, capsys)("keys", "list", "--json").json["keys"]
+    assert [key["id"] for key in told] == [f"k{number}" for number in range(count)]
+    with LLMasOS(socket=machine.paths.socket, profile="owner") as client:
+        page = client.key_list("alice")
+        assert (len(page.keys), page.more) == (limits.KEYS_ROWS, limits.KEYS_ROWS)
+        page = client.key_list("alice", after=2 * limits.KEYS_ROWS)
+        assert (page.keys[0].id, page.more) == (f"k{2 * limits.KEYS_ROWS}", None)
+        assert len(page.keys) == 10
+        assert client.key_list(after=count) == Keys([], None)
 
 
 # --- durations --------------------------------------------------------------------------------

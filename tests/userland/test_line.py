@@ -1,5 +1,6 @@
 """The blocking client: calls, streams, and every way in which a connection can fail."""
 
+import os
 import socket
 import threading
 from collections.abc import Generator, Iterator
@@ -14,7 +15,7 @@ from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.paths import FD
 from llmasos.userland import start
-from llmasos.userland.line import Line, inherited
+from llmasos.userland.line import Line, check, inherited
 from tests.conftest import Machine
 
 
@@ -160,18 +161,63 @@ def test_a_frame_that_makes_no_sense_is_eproto(tmp_path: Path) -> None:
 
 
 # --- inherited connections, and places that somebody else made ------------------------------------
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that has taken nothing yet: numbers of descriptors come again."""
+    monkeypatch.setattr("llmasos.userland.line._taken", {})
+
+
+@pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("stale", ["", "no", "²", "-1", "99999", "9" * 40, "file"])
 def test_a_stale_descriptor_is_no_connection_and_starts_no_daemon(
     shared: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stale: str
 ) -> None:
     with (tmp_path / "file").open("w") as file:
         monkeypatch.setenv(FD, str(file.fileno()) if stale == "file" else stale)
+        monkeypatch.setenv("LLMASOS_RUNTIME_DIR", str(shared.paths.runtime))
         assert inherited() is None
         assert not start.allowed()
-        with Line(shared.paths.socket) as line:  # by the path, then
+        with Line() as line:  # by the path, then
             assert line.welcome.owner
+        file.write("still open")
 
 
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("kind", [(socket.AF_INET, socket.SOCK_STREAM),
+                                  (socket.AF_UNIX, socket.SOCK_DGRAM)])  # fmt: skip
+def test_a_socket_of_another_kind_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, kind: tuple[socket.AddressFamily, socket.SocketKind]
+) -> None:
+    with socket.socket(*kind) as other:
+        monkeypatch.setenv(FD, str(other.fileno()))
+        assert inherited() is None
+        assert other.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == kind[1]  # and open
+
+
+@pytest.mark.usefixtures("fresh")
+def test_of_many_threads_one_takes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    number = theirs.detach()
+    monkeypatch.setenv(FD, str(number))
+    found = list[socket.socket | None]()
+    together = threading.Barrier(16)
+
+    def take() -> None:
+        together.wait(10)
+        found.append(inherited())
+
+    threads = [threading.Thread(target=take) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    [given] = [one for one in found if one is not None]
+    with ours, given:
+        assert given.fileno() == number
+        assert not given.get_inheritable()
+
+
+@pytest.mark.usefixtures("fresh")
 def test_a_connection_is_taken_once_and_not_by_a_look(
     shared: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +225,8 @@ def test_a_connection_is_taken_once_and_not_by_a_look(
     with ours, theirs:
         monkeypatch.setenv(FD, str(theirs.fileno()))
         assert start.answers(shared.paths)  # by the path
+        with Line(shared.paths.socket) as line:  # whoever names a kernel means that one
+            assert line.welcome.owner
         given = inherited()
         assert given is not None
         with given:
@@ -203,11 +251,37 @@ def test_a_place_that_somebody_else_made_gets_neither_key_nor_prompt(
         with pytest.raises(SyscallError, match="made by somebody else") as caught:
             Line(place)
         assert caught.value.errno is Errno.EACCES
+        for autostart in (False, True):
+            with pytest.raises(SyscallError, match="made by somebody else"):
+                LLMasOS("key", autostart=autostart)
+        place.unlink()
         with pytest.raises(SyscallError, match="made by somebody else"):
-            LLMasOS("key", autostart=False)
+            start.ensure(paths.find())
+    assert list(elsewhere.iterdir()) == []  # nor anything else of ours
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_place_that_belongs_to_somebody_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("LLMASOS_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    place = paths.find().socket
+    with pytest.raises(SyscallError) as caught:
+        check(place)  # nobody has made it, and nobody is spoken to who makes it now
+    assert caught.value.errno is Errno.ECONNREFUSED
+    place.parent.mkdir()
+    check(place)
+    os.chown(place.parent, 65534, -1)
+    with pytest.raises(SyscallError, match="made by somebody else") as caught:
+        Line()
+    assert caught.value.errno is Errno.EACCES
+    assert "LLMASOS_RUNTIME_DIR" in caught.value.hint
 
 
 def test_an_address_that_is_none_is_einval() -> None:
-    for address in ("tls://h:99999", "tls://h", "tls://:1", "tls://h:x"):
+    for address in ("tls://h:99999", "tls://h", "tls://:1", "tls://h:x", "tls://[::1",
+                    "tls://\u00e4" + 70 * "a" + ":1"):  # fmt: skip
         with pytest.raises(SyscallError, match="is not tls://HOST:PORT"):
             LLMasOS("key", socket=address)

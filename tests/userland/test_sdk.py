@@ -3,6 +3,7 @@
 import inspect
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 
 import anyio
 import pytest
@@ -355,6 +356,8 @@ def test_a_closed_door_closes_its_processes_once(shared: Machine) -> None:
     door.close()
     door.close()
     with LLMasOS(socket=shared.paths.socket) as other:
+        with suppress(SyscallError):  # ESRCH: it is gone; else it is on its way
+            assert other.process(pid).wait(timeout_s=20).code == 129
         assert pid not in {info.pid for info in other.ps().processes}
 
 

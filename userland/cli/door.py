@@ -15,21 +15,20 @@ def connect(*, start: bool = False, profile: Profile = Profile.OPERATOR) -> Line
 
     ECONNREFUSED when nobody answers.
     """
-    where = paths.find()
     try:
-        line = Line(where.socket, client="cli", profile=profile)
+        line = Line(client="cli", profile=profile)
     except SyscallError as error:
         if error.errno is not Errno.ECONNREFUSED or not start:
             raise
-        line = _started(where, profile)
+        line = _started(profile)
     for notice in line.welcome.notices:
         note(f"llmasos: {notice}")
     return line
 
 
-def _started(where: paths.Paths, profile: Profile) -> Line:
+def _started(profile: Profile) -> Line:
     # Not imported above: `ps` never starts a daemon and does not pay for knowing how.
-    starter = import_module("llmasos.userland.start")
+    starter, where = import_module("llmasos.userland.start"), paths.find()
     if starter.allowed() and starter.ensure(where, "--private"):
         note(f"started a private daemon; it leaves when idle, and logs to {where.log}")
-    return Line(where.socket, client="cli", profile=profile)
+    return Line(client="cli", profile=profile)

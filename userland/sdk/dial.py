@@ -46,18 +46,21 @@ async def _near(path: Path) -> ByteStream:
 
 async def _far(address: str, tls: ssl.SSLContext | None) -> ByteStream:
     """Over TCP with TLS, and nothing else: plain TCP would show the key to everybody between."""
-    url = urlsplit(address)
+    wrong = SyscallError(Errno.EINVAL, f"{address} is not tls://HOST:PORT")
     try:
+        url = urlsplit(address)
         host, port = url.hostname, url.port
-    except ValueError:
-        host, port = None, None
+    except ValueError as error:
+        raise wrong from error
     if not host or not port:
-        raise SyscallError(Errno.EINVAL, f"{address} is not tls://HOST:PORT")
+        raise wrong
     try:
         return await anyio.connect_tcp(
             host, port, tls_standard_compatible=False,
             ssl_context=tls or ssl.create_default_context(),
         )  # fmt: skip
+    except UnicodeError as error:  # no name of a host may be so
+        raise wrong from error
     except ssl.SSLError as error:
         words, hint = f"{address}: {error}", "give `tls` a context that trusts its certificate"
         raise SyscallError(Errno.EACCES, words, hint) from error
