@@ -235,13 +235,18 @@ def test_a_connection_is_taken_once_and_not_by_a_look(
             assert not start.allowed()
 
 
-def test_a_place_that_somebody_else_made_gets_neither_key_nor_prompt(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The socket of a user who has named no place for it."""
     for name in ("LLMASOS_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    place = paths.find().socket
+    return paths.find().socket
+
+
+def test_a_place_that_somebody_else_made_gets_neither_key_nor_prompt(
+    place: Path, tmp_path: Path
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     place.parent.symlink_to(elsewhere)
@@ -261,13 +266,7 @@ def test_a_place_that_somebody_else_made_gets_neither_key_nor_prompt(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_a_place_that_belongs_to_somebody_else_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for name in ("LLMASOS_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    place = paths.find().socket
+def test_a_place_that_belongs_to_somebody_else_is_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(SyscallError) as caught:
         check(place)  # nobody has made it, and nobody is spoken to who makes it now
     assert caught.value.errno is Errno.ECONNREFUSED
