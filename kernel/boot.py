@@ -20,14 +20,18 @@ from anyio.abc import TaskGroup
 
 from . import garbage, limits, listen
 from .abi import TABLE
-from .driver import Driver, Option
+from .driver import Driver, Option, Recall, RecallDriver
 from .errors import Errno, SyscallError
 from .identity import user
 from .image import Images
 from .journal import Entry, Journal
 from .listen import Doors
 from .machine import Machine
-from .memory import Memory
+from .mailbox import Mailboxes
+from .memory.meaning import Meaning
+from .memory.memory import Memory
+from .memory.paging import Pager
+from .memory.sweeping import Sweeper
 from .paths import Paths
 from .policy import OwnFile, Policy
 from .process import Processes
@@ -60,6 +64,8 @@ class Plan:
     tune: bool = True  # at the first use of a model that is built in
     doors: Doors = field(default_factory=Doors)
     user_connections: int = limits.USER_CONNECTIONS  # of each user but the owner
+    recall: str = ""  # dotted module of the recall device; "": all is found by words
+    recall_options: Mapping[str, Option] = field(default_factory=dict[str, Option])
 
 
 class Drivers(Mapping[str, Driver]):
@@ -106,6 +112,8 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
                 machine.events.close()
                 for device in machine.scheduler.each():  #   11  engines stop
                     await machine.scheduler.unmount(device.name)
+                await machine.sweeper.close()
+                await machine.meaning.stop()
                 machine.journal.append(Entry("boot", note="down"))
                 machine.journal.flush()
                 tasks.cancel_scope.cancel()
@@ -122,6 +130,8 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
     if plan.first:
         tuner.expect(images.get(plan.first))
     events: Followers[Event] = Followers()
+    memory = Memory(store)
+    meaning = Meaning(memory, _recall(plan), tasks)
     return Machine(
         store=store,
         journal=Journal(store, events.tell, total_bytes=plan.journal_bytes),
@@ -131,7 +141,11 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
         images=images,
         tuner=tuner,
         processes=Processes(store),
-        memory=Memory(store),
+        memory=memory,
+        meaning=meaning,
+        pager=Pager(memory, meaning),
+        sweeper=Sweeper(memory, meaning, tasks),
+        mail=Mailboxes(store),
         scheduler=Scheduler(Suspects(store), tasks, plan.idle_unload_s),
         drivers=drivers,
         defaults=plan.defaults,
@@ -143,6 +157,16 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
         places=plan.user_connections,
         tasks=tasks,
     )
+
+
+def _recall(plan: Plan) -> Recall | None:
+    """The recall device, not started."""
+    if not plan.recall:
+        return None
+    driver = cast("RecallDriver", import_module(plan.recall))
+    log = plan.paths.state / "engines" / "recall.log"
+    log.parent.mkdir(mode=0o700, exist_ok=True)
+    return driver.recall(plan.recall_options, log)
 
 
 async def _let_owner_in(machine: Machine) -> None:

@@ -50,6 +50,12 @@ class Config(BaseModel):
     tls_cert: str = Field("", description="PEM file: the machine's certificate, for `listen`")
     tls_key: str = Field("", description="PEM file: its key")
     tls_clients: str = Field("", description="PEM file: who signs clients' certificates, if asked")
+    memory_embedder: str = Field(
+        "builtin", description="what finds pages by meaning; none: words alone do"
+    )
+    memory_url: str = Field(
+        "", description="of a Chroma server; empty: Chroma runs in this machine"
+    )
     journal_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
         limits.JOURNAL_BYTES, description="all segments of the journal together"
     )

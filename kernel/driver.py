@@ -226,3 +226,95 @@ class Driver(Protocol):
     ) -> tuple[Quality, Quality]:
         """Requantise a file; the qualities before and after. ENOTSUP, EINVAL, ENOSPC, EIO."""
         ...
+
+
+# --- recall: meaning ----------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class RecallFacts:
+    """What a recall device that is up can do."""
+
+    os_pid: int
+    embedder: str  # what makes its vectors; another name: not comparable. Empty: it makes none
+    dimensions: int  # of those vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a search looks at of one collection: the pages at these places."""
+
+    space: int  # an address space or a mapping: one collection of vectors
+    first: int
+    last: int  # itself too
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """How near pages are to a question: cosines, smoothed over the neighbours of each page."""
+
+    pages: Sequence[int]  # space << 32 | place
+    scores: Sequence[float]
+    mean: float  # of the scores of all pages in reach
+    spread: float  # standard deviation of these
+    unknown: Sequence[int] = ()  # spaces in reach that it holds nothing of: `add` them, ask again
+    note: str = ""  # why the answer is not what it could be
+
+
+class RecallListener(Protocol):
+    def up(self, facts: RecallFacts) -> None: ...
+    def down(self, reason: str, *, final: bool) -> None:
+        """It died and holds nothing any more. `final`: it will not come back."""
+        ...
+
+
+class Recall(Protocol):
+    """A device that finds pages by meaning. `owner` is an owner's directory; a space is of one.
+
+    It opens no database of the kernel's: what it holds was handed to it, and can be again. All
+    raise DeviceFault while it is down, and none loses anything by being cut short.
+    """
+
+    async def start(self, listener: RecallListener) -> None:
+        """Returns after `listener.up`. DeviceFault with the reason."""
+        ...
+
+    async def stop(self) -> None: ...
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[bytes]:
+        """A vector of length 1 for each: little-endian 32-bit floats. ENOTSUP: no embedder."""
+        ...
+
+    async def add(
+        self, owner: Path, space: int, places: Sequence[int], vectors: Sequence[bytes]
+    ) -> None:
+        """Vectors of a space, in any order, also again: found when it returns; Chroma follows."""
+        ...
+
+    async def search(
+        self, owner: Path, question: str | bytes, reaches: Sequence[Reach], also: Sequence[int]
+    ) -> Likeness:
+        """Pages in reach: those nearest to a text or a vector, and those of `also`."""
+        ...
+
+    async def remove(self, owner: Path, space: int, places: Sequence[int] | None = None) -> None:
+        """Forget vectors, or a whole space. Their bytes leave the disk with the next `renew`."""
+        ...
+
+    async def renew(self, owner: Path) -> None:
+        """Chroma's files anew from what is held; the old ones are gone when it returns."""
+        ...
+
+    async def stored(self, owner: Path, space: int) -> int:
+        """Vectors of a space that Chroma has, once it has caught up. -1: it cannot be used."""
+        ...
+
+
+class RecallDriver(Protocol):
+    """A driver module of recall devices."""
+
+    def check(self, options: Mapping[str, Option]) -> None:
+        """EINVAL for an unknown option or a bad value, with what is allowed."""
+        ...
+
+    def recall(self, options: Mapping[str, Option], log: Path) -> Recall:
+        """A device that is not started. `log` takes what its process prints."""
+        ...

@@ -15,9 +15,10 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from .database import Schema, Statement
 from .driver import Driver, Option
 from .errors import Errno, SyscallError
-from .store import Schema, Statement, Store
+from .store import Store
 from .values import ImageAdd, ImageInfo, Mount, Quality
 
 SCHEMA = Schema(

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import limits
+from .database import Database, Row, Schema, Statement
 from .errors import SyscallError
-from .store import Database, Done, Row, Schema, Statement, Store, waiter
+from .store import Done, Store, waiter
 from .values import Event
 
 log = logging.getLogger(__name__)

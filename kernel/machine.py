@@ -27,14 +27,22 @@ from .errors import Errno, SyscallError
 from .identity import Caller
 from .image import Image, Images
 from .journal import Entry, Journal
-from .memory import Memory
+from .mailbox import Mailboxes
+from .memory.faults import Faults
+from .memory.forgetting import forget
+from .memory.fsck import fsck
+from .memory.meaning import Meaning
+from .memory.memory import Memory
+from .memory.paging import Pager
+from .memory.sweeping import Sweeper
+from .memory.table import Table
 from .policy import Policy
 from .process import Process, Processes
 from .scheduler import Scheduler
 from .store import Store
 from .tuning import Tuner
 from .users import Users
-from .values import SIGNAL_NUMBERS, Event, Fork, Hardware, Progress, Signal
+from .values import SIGNAL_NUMBERS, Checked, Event, Fork, Hardware, Progress, Signal
 from .watch import Followers
 
 log = logging.getLogger(__name__)
@@ -111,6 +119,10 @@ class Machine:
     tuner: Tuner
     processes: Processes
     memory: Memory
+    meaning: Meaning
+    pager: Pager
+    sweeper: Sweeper
+    mail: Mailboxes
     scheduler: Scheduler
     drivers: Mapping[str, Driver]
     defaults: Mapping[str, Mapping[str, Option]]  # mount options, by driver
@@ -122,6 +134,7 @@ class Machine:
     tasks: TaskGroup  # what outlives the call that began it
     started: float = field(default_factory=time.monotonic)
     counters: Counters = field(default_factory=Counters)
+    faults: Faults = field(default_factory=Faults)
     sizes: Sizes = field(default_factory=Sizes)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     drain: bool = True  # when stopping: calls in flight get DRAIN_S
@@ -306,6 +319,7 @@ class Machine:
         await self.processes.exit(process, code, reason)
         process.discard |= reason == Signal.KILL
         self.interrupt(process)
+        self.mail.interrupt(process)
         self.tell_process(process, f"exit {code} {reason}")
         for client in [client for client in self.clients if client.of(process)]:
             client.revised()  # a program that is left over may do nothing any more
@@ -319,12 +333,36 @@ class Machine:
         device = self.scheduler.device(process.model)
         if device is not None:
             device.forget(process.pid)
-        await self.memory.drop(process)
+        self.faults.forget(process.pid)
+        await self.mail.drop(process)
+        had = self.memory.tokens(process.pid)
+        gone = await self.memory.drop(process)
         await self.processes.reap(process)
+        await self.meaning.erased(process.owner, gone)
+        if had:
+            self.sweeper.dirty(process.owner)
+
+    # --- pages ----------------------------------------------------------------------------------
+    async def forget(
+        self, process: Process, table: Table, numbers: Sequence[int]
+    ) -> tuple[int, list[int]]:
+        """Erase pages for everybody who has them, and what engines keep of them."""
+        count, pids = await forget(self.memory, self.meaning, table, numbers)
+        device = self.scheduler.device(process.model)
+        if device is not None:
+            for pid in pids:
+                device.forget(pid)
+        return count, pids
+
+    async def fsck(self, owner: str, *, rebuild: bool) -> Checked:
+        """Look at an owner's pages and indexes; mend what is derived."""
+        alive = {process.pid for process in self.processes.all()}
+        return await fsck(self.memory, self.meaning, owner, alive, rebuild=rebuild)
 
     async def hangup(self, connection: int) -> None:
         """A connection closed: the processes that were to end with it do."""
         self.active = time.monotonic()
+        self.mail.hangup(connection)
         for process in self.processes.all():
             if process.connection == connection and not process.keep:
                 try:

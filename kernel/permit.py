@@ -3,6 +3,7 @@
 A refusal is journaled, and its number is what `llmasos policy explain` takes.
 """
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from .errors import Errno
 from .identity import Caller
 from .journal import Entry
 from .machine import Machine
+
+# Files have names that rules cannot hold: each byte of an odd letter is +HH there.
+_ODD = re.compile(r"[^A-Za-z0-9._:/-]")
 
 
 @dataclass(slots=True)
@@ -52,6 +56,11 @@ def ask(machine: Machine, asked: Permit, owner: str, pid: int = 0) -> Permit:
     raise machine.policy.refusal(asked.subjects, asked.action, asked.object, number)
 
 
+def also(machine: Machine, caller: Caller, action: str, path: str) -> None:
+    """A call is about a second object. EACCES."""
+    ask(machine, Permit(caller.subjects, caller.told, action, path), caller.owner)
+
+
 def _subjects(machine: Machine, caller: Caller, row: Syscall, request: object) -> tuple[str, ...]:
     """The caller, and where a process itself acts or gets a child, all above that too. ESRCH for
     one that is not there: it must not come between this question and the call."""
@@ -71,4 +80,6 @@ def _object(machine: Machine, row: Syscall, request: object) -> str:
     value = str(getattr(request, field))
     if path.startswith("/dev/image/"):
         value = machine.images.canonical(value)
+    if field == "source":
+        value = _ODD.sub(lambda odd: "".join(f"+{byte:02x}" for byte in odd[0].encode()), value)
     return path.replace(f"{{{field}}}", value)

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from . import limits
+from .database import Schema, Value
 from .errors import Errno, SyscallError
-from .store import Schema, Store, Value
+from .store import Store
 from .values import Exit, Fork, ProcessInfo, Spawn, State
 from .watch import Followers
 

@@ -1,6 +1,6 @@
 """The databases of the machine: one writer thread, group commits, durability by class.
 
-The only host of sqlite3. A write is a list of statements for one database; it is applied whole or
+A write is a list of statements for one database; it is applied whole or
 not at all. The writer thread gathers what is queued into one transaction a database (WAL,
 synchronous=NORMAL): that survives kill -9. A durable write is acknowledged only after a second
 thread has synced the write-ahead log, so that others never wait for the disk's flush.
@@ -21,96 +21,11 @@ from typing import cast
 
 import anyio
 
-from . import limits
+from . import limits, points
+from .database import Database, Row, Schema, Statement, Value, translate
 from .errors import Errno, SyscallError
 
-Value = str | int | float | bytes | None
-Row = tuple[Value, ...]
-Statement = tuple[str, Sequence[Value]]
 Done = Callable[[SyscallError | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """`steps[n]` turns version n into n + 1; a fresh database takes all of them."""
-
-    name: str
-    steps: Sequence[str]
-
-
-class Database:
-    """One SQLite file. `write` belongs to the writer thread, `read` to whoever holds the lock."""
-
-    def __init__(self, path: Path, schema: Schema) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _refuse_newer(path, schema)
-        self.path = path
-        self.write = self._connect()
-        self.write.execute("PRAGMA journal_mode=WAL")
-        self._migrate(schema)
-        self.read = self._connect()
-        self.read.execute("PRAGMA query_only=ON")
-        self.lock = threading.Lock()
-        # SQLite takes no locks on the log, so a second descriptor cannot drop any.
-        self.log = os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT, 0o600)
-
-    def _connect(self) -> sqlite3.Connection:
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA secure_delete=ON")
-        connection.execute("PRAGMA foreign_keys=ON")
-        return connection
-
-    def _migrate(self, schema: Schema) -> None:
-        (version,) = self.write.execute("PRAGMA user_version").fetchone()
-        if version > len(schema.steps):  # a crash left it in the log, beyond the header
-            self.write.close()
-            raise _newer(self.path, version, schema)
-        if version == len(schema.steps):
-            return
-        if version > 0:
-            copy = self.path.with_name(f"{self.path.name}.v{version}.copy")
-            with sqlite3.connect(copy) as target:
-                self.write.backup(target)
-            target.close()
-        for step in range(version, len(schema.steps)):
-            self.write.executescript(
-                f"BEGIN IMMEDIATE; {schema.steps[step]}; PRAGMA user_version={step + 1}; COMMIT"
-            )
-
-    @property
-    def bytes(self) -> int:
-        files = [self.path, self.path.with_name(f"{self.path.name}-wal")]
-        return sum(file.stat().st_size for file in files if file.exists())
-
-    def close(self) -> None:
-        with self.lock:
-            self.read.close()
-        self.write.close()
-        os.close(self.log)
-
-
-def _refuse_newer(path: Path, schema: Schema) -> None:
-    """Look at the version in the file's header, so that a newer store stays untouched."""
-    try:
-        with path.open("rb") as file:
-            header = file.read(64)
-    except FileNotFoundError:
-        return
-    known = header.startswith(b"SQLite format 3\0") and len(header) == 64
-    version = int.from_bytes(header[60:64], "big") if known else 0
-    if version > len(schema.steps):
-        raise _newer(path, version, schema)
-
-
-def _newer(path: Path, version: int, schema: Schema) -> SyscallError:
-    return SyscallError(
-        Errno.EINVAL,
-        f"{path} has version {version} of the {schema.name} store, this LLMasOS knows "
-        f"{len(schema.steps)}",
-        "install the newer LLMasOS again, or point LLMASOS_STATE_DIR elsewhere",
-    )
 
 
 @dataclass(slots=True)
@@ -120,6 +35,7 @@ class _Job:
     durable: bool
     frees: bool  # lets go of something, or says that: allowed when the disk is nearly full
     done: Done
+    empties: bool = False  # the write-ahead log, before anything else is written
 
 
 class Store:
@@ -204,6 +120,13 @@ class Store:
         with anyio.CancelScope(shield=True):
             await future
 
+    async def empty_log(self, database: Database) -> None:
+        """Nothing that was deleted before stays in the write-ahead log. EIO."""
+        future, done = waiter()
+        self._jobs.put(_Job(database, [], True, True, done, empties=True))
+        with anyio.CancelScope(shield=True):
+            await future
+
     def read(self, database: Database, sql: str, values: Sequence[Value] = ()) -> list[Row]:
         """Rows as last committed. Blocks for the disk: call it in a thread, or for a few rows."""
         try:
@@ -263,6 +186,8 @@ class Store:
         self, database: Database, jobs: list[_Job]
     ) -> list[tuple[_Job, SyscallError | None]]:
         refusal = self._refusal(database)
+        if refusal is None and any(job.empties for job in jobs):
+            return self._commit_each(database, jobs)
         if refusal is not None:
             late = [(job, refusal) for job in jobs if not job.frees or self._broken]
             jobs = [job for job in jobs if job.frees and not self._broken]
@@ -280,6 +205,8 @@ class Store:
         for job in jobs:
             try:
                 self._apply(database, job.statements)
+                if job.empties:
+                    self._empty(database)
             except sqlite3.Error as error:
                 outcome.append((job, translate(error, database.path)))
             else:
@@ -292,11 +219,23 @@ class Store:
         try:
             for sql, values in statements:
                 connection.execute(sql, values)
+            points.passed("store.commit")
             connection.execute("COMMIT")
+            points.passed("store.written")
         except sqlite3.Error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+
+    def _empty(self, database: Database) -> None:
+        """Copy the log into the database and cut it off; readers are kept out meanwhile."""
+        with database.lock:
+            (
+                busy,
+                *_,
+            ) = database.write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise sqlite3.OperationalError("somebody else reads the database: its log stays")
 
     def _refusal(self, database: Database) -> SyscallError | None:
         if self._broken:
@@ -334,6 +273,7 @@ class Store:
             try:
                 for database in {job.database for job in jobs}:
                     os.fdatasync(database.log)
+                points.passed("store.synced")
             except OSError as fault:
                 # A failed flush may have dropped the pages: nothing written since is certain.
                 self._broken = f"the disk did not take a flush: {fault}"
@@ -363,17 +303,3 @@ def waiter() -> tuple["asyncio.Future[None]", Done]:
             future.set_exception(error)
 
     return future, done
-
-
-def translate(error: sqlite3.Error, path: Path) -> SyscallError:
-    """SQLite's exception in our words."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    match code:
-        case sqlite3.SQLITE_FULL:
-            hint = "free disk space, then try again; nothing was changed"
-            return SyscallError(Errno.ENOSPC, f"the disk of {path.parent} is full", hint)
-        case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
-            hint = "put a copy back, or move the file away to begin anew"
-            return SyscallError(Errno.EIO, f"{path} is not a readable database: {error}", hint)
-        case _:
-            return SyscallError(Errno.EIO, f"{path}: {error}", "see `llmasos daemon logs`")

@@ -19,9 +19,10 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 
 from . import limits
+from .database import Schema, Statement, Value
 from .driver import Prompt
 from .errors import Errno, SyscallError
-from .store import Schema, Statement, Store, Value
+from .store import Store
 from .values import Sampling
 
 log = logging.getLogger(__name__)

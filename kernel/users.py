@@ -20,8 +20,9 @@ from hashlib import sha256
 import anyio
 
 from . import limits
+from .database import Schema, Value
 from .errors import Denied, Errno, SyscallError
-from .store import Schema, Store, Value
+from .store import Store
 from .values import KeyCreate, KeyCreated, KeyInfo, Keys, UserAdd, UserInfo, UserRole
 
 log = logging.getLogger(__name__)

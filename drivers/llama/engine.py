@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from llmasos.drivers.frames import Frame
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Admission, Prompt, Step
 from llmasos.kernel.errors import DeviceFault
@@ -44,7 +45,7 @@ class Engine:
         context: Context,
         vocab: Vocab,
         settings: frames.Settings,
-        commands: SimpleQueue[frames.Frame],
+        commands: SimpleQueue[Frame],
         sides: Sides,
     ) -> None:
         self._commands = commands
@@ -83,7 +84,7 @@ class Engine:
     def serve(
         self,
         send: Callable[[Sequence[Step]], None],
-        answer: Callable[[frames.Frame], None],
+        answer: Callable[[Frame], None],
     ) -> None:
         """Step for ever."""
         while True:
@@ -107,7 +108,7 @@ class Engine:
         except Empty:
             return
 
-    def _command(self, frame: frames.Frame) -> None:
+    def _command(self, frame: Frame) -> None:
         match frame:
             case [frames.ADMIT, *fields]:
                 self._admit(fields)

@@ -2,12 +2,10 @@
 
     to the child     LOAD first, then TOKENIZE COMPOSE CHECK EMBED (answered by their id) and ADMIT
                      GRANT CANCEL PARK UNPARK FORGET (answered by later steps, if at all)
-    to the kernel    LOADING while it loads, UP once, ANSWER or REFUSED for a text, STEPS: one frame
-                     a step
+    to the kernel    LOADING while it loads, STEPS: one frame a step
 
-The frames are those of kernel/wire.py under a larger cap, because the peer is ours. Tokens travel
-as bytes and pages as one flat list: both stay under the caps on items. Imported by both sides, so
-it must not import llama_cpp.
+Tokens travel as bytes and pages as one flat list: both stay under the caps on items. Imported by
+both sides, so it must not import llama_cpp.
 """
 
 from array import array
@@ -15,19 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmasos.kernel import limits
+from llmasos.drivers.frames import OWN, Frame
 from llmasos.kernel.driver import Cut, Facts, Option, Step
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.errors import DeviceFault
 from llmasos.kernel.values import Finish, Hardware, Logprob
-from llmasos.kernel.wire import build, pack, unpack
+from llmasos.kernel.wire import build
 
-FRAME_BYTES = 64 * 1024 * 1024
+NAME = "the engine"  # in what people read
 (
     LOAD, TOKENIZE, COMPOSE, CHECK, EMBED, ADMIT, GRANT, CANCEL, PARK, UNPARK, FORGET,
-    LOADING, UP, ANSWER, REFUSED, STEPS,
-) = range(16)  # fmt: skip
-
-Frame = list[Any]
+    LOADING, STEPS,
+) = range(OWN, OWN + 13)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +47,6 @@ class Settings:
 
 
 Options = dict[str, Option]
-
-
-def encode(frame: Frame) -> bytes:
-    return pack(frame, FRAME_BYTES)
-
-
-def decode(body: bytes) -> Frame:
-    return unpack(body, limits.REPLY_ITEMS)
 
 
 def tokens_out(tokens: Sequence[int]) -> bytes:
@@ -106,11 +94,3 @@ def facts_in(values: dict[str, Any]) -> Facts:
         "hardware": [build(Hardware, one) for one in values["hardware"]],
     }
     return build(Facts, {**values, **told})
-
-
-def error_in(errno: int, message: str, hint: str) -> SyscallError:
-    """The refusal as an exception; EIO is the device's own."""
-    number = Errno(errno)
-    return (
-        DeviceFault(message, hint) if number == Errno.EIO else SyscallError(number, message, hint)
-    )

@@ -17,12 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from llmasos.drivers.frames import error_in
+from llmasos.drivers.process import open_log, tail
 from llmasos.kernel.driver import Tuning
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Progress, Quality
 
-from . import frames, gguf
-from .link import environment, open_log, tail
+from . import gguf
+from .link import environment
 from .quantisation import OFFERED
 
 PART = ".part"  # how the name of an unfinished file ends
@@ -87,7 +89,7 @@ async def _errand(name: str, words: list[str], log: Path, tell: Tell) -> dict[st
         cause = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise DeviceFault(f"the {name} process {cause}; {tail(log, begin)}", f"see {log}")
     if "errno" in answer:
-        raise frames.error_in(answer["errno"], answer["message"], answer["hint"])
+        raise error_in(answer["errno"], answer["message"], answer["hint"])
     return answer
 
 

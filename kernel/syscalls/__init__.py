@@ -6,7 +6,7 @@ A `def` handler never waits and is answered at once; an `async def` handler may 
 
 from collections.abc import Callable, Mapping
 
-from . import explain, models, policies, processes, system, texts, users
+from . import explain, mail, models, pages, policies, processes, system, texts, users
 from .call import Call as Call
 
 # What the trap dispatches to; hello is the trap's own. A test holds it against the table.
@@ -15,7 +15,9 @@ HANDLERS: Mapping[str, Handler] = {
     f.__name__: f
     for f in (
         processes.spawn, texts.generate, processes.fork, texts.tokenize, texts.embed,
-        texts.read_mem, processes.wait, processes.kill, processes.nice, processes.ps,
+        pages.read_mem, pages.write_mem, pages.search_mem, pages.pin, pages.evict, pages.mmap,
+        pages.munmap, pages.share, pages.forget, pages.trace_mem, pages.fsck, mail.send, mail.recv,
+        processes.wait, processes.kill, processes.nice, processes.ps,
         system.stat, system.watch, system.attach,
         models.images, models.image_add, models.image_remove, models.image_tune,
         models.devices, models.mount, models.unmount,

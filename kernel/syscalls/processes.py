@@ -31,7 +31,7 @@ async def _spawn(
     )
     if prompt is not None:
         try:
-            await m.memory.write(process, message, prompt.cuts[0])
+            await m.memory.say(process, message, prompt.cuts[0])
         except SyscallError:
             await m.exit(process, 1, "its system prompt could not be written")
             await m.reap(process)
@@ -102,7 +102,7 @@ def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
 
 
 def _info(m: Machine, process: Process) -> v.ProcessInfo:
-    return process.info(_window(m, process), m.memory.space(process.pid).tokens)
+    return process.info(_window(m, process), m.memory.tokens(process.pid))
 
 
 def _window(m: Machine, process: Process) -> int:

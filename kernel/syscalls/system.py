@@ -27,6 +27,10 @@ def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
         gate_us=round(1e6 * counters.gate_s / max(1, counters.calls), 2),
         gate_p50_us=round(1e6 * m.sizes.gate_s, 2),
         rss_bytes=m.sizes.resident, journal_bytes=m.sizes.journal,
+        hits=m.faults.total.hits, soft_faults=m.faults.total.soft,
+        hard_faults=m.faults.total.hard, evictions=m.faults.total.evicted,
+        thrashes=m.faults.total.thrashes, mail=m.mail.held,
+        pages_waiting=0 if m.meaning.off else m.memory.waiting,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from ..decide import Claim
 from ..device import Device, Work
 from ..errors import Errno, SyscallError, TooBig
 from ..machine import Machine
-from ..memory import Plan
+from ..memory.paging import Plan
 from ..process import Process
 from .call import Call
 
@@ -28,6 +28,7 @@ async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
                 work = _work(call.number, process, plan, request)
                 device.submit(work)
                 pages = await _relay(m, call, device, work, plan)
+                window = device.facts.window if device.facts is not None else 1
     except TimeoutError:
         kept = "; what was said is kept" if process.keep else ""
         words = f"the call did not end within {request.timeout_s:g} s{kept}"
@@ -36,7 +37,20 @@ async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
         process.end()
     seed = work.sampling.seed or 0
     finish = work.finish or v.Finish.CANCELLED
-    return v.Generated(process.pid, call.number, finish, seed, work.usage(), pages)
+    usage = work.usage()
+    account, alarm = m.faults.charge(process.pid, plan, usage.cached_tokens, window)
+    if alarm:
+        m.tell_process(process, alarm)
+    return v.Generated(
+        process.pid, call.number, finish, seed, usage, pages,
+        window=[*plan.sizes, *pages], evicted=list(plan.evicted),
+        faults=[
+            v.Fault(hit.page.number, round(hit.ranked.score, 3),
+                    hit.page.number in account.hard_pages)
+            for hit in plan.back
+        ],
+        notices=[*plan.notices, *filter(None, [alarm])],
+    )  # fmt: skip
 
 
 async def _prepare(
@@ -58,7 +72,7 @@ async def _prepare(
                 f"`llmasos unmount {device.name}`, `llmasos mount {device.name} --deterministic`",
             )
         await device.engine.check(request.sampling)
-        plan = await m.memory.prepare(process, request, device.engine, facts.window)
+        plan = await m.pager.prepare(process, request, device.engine, facts.window)
         process.patience = None
         return device, plan
     raise SyscallError(Errno.ECANCELED, f"process {process.pid} was interrupted")
@@ -108,7 +122,9 @@ async def _keep(m: Machine, call: Call, work: Work, plan: Plan) -> list[int]:
         return []
     pages: list[int] = []
     with anyio.CancelScope(shield=True):  # written and counted, or neither
-        pages += await m.memory.commit(work.process, call.number, plan, work.cuts)
+        turn = plan.turn(work.process, call.number, work.cuts)
+        pages += await m.memory.commit(work.process, turn)
+        m.meaning.written(work.process.owner)
     return pages
 
 
@@ -120,10 +136,6 @@ async def tokenize(m: Machine, call: Call, request: v.Tokenize) -> v.Tokens:
         words = f"{len(tokens)} tokens are more than a reply holds ({most})"
         raise TooBig(words, "tokenize the text in parts")
     return v.Tokens(tokens)
-
-
-async def read_mem(m: Machine, call: Call, request: v.ReadMem) -> v.Pages:
-    return await m.memory.pages(m.processes.get(request.pid, call.caller.owner), request)
 
 
 async def embed(m: Machine, call: Call, request: v.Embed) -> v.Embedded:

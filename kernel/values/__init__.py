@@ -4,6 +4,7 @@ Frozen slotted dataclasses of the standard library, one file a noun; read them a
 """
 
 from .generation import *  # noqa: F403
+from .mail import *  # noqa: F403
 from .models import *  # noqa: F403
 from .pages import *  # noqa: F403
 from .policy import *  # noqa: F403

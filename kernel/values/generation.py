@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from .. import limits
-from .words import Finish, Name, Pid, Role, Shape, Span, Stops
+from .words import Finish, Name, Overflow, Pid, Role, Shape, Span, Stops
 
 TokenId = Annotated[str, Shape("[0-9]{1,9}", "the number of a token")]  # a map's key is a text
 Bias = Annotated[float, Span(-100, 100)]
@@ -46,6 +46,8 @@ class Generate:
     sampling: Sampling = Sampling()
     timeout_s: Annotated[float, Span(0.001, 10**6)] | None = None
     deterministic: bool = False  # EINVAL unless the model is mounted so
+    recall: bool = True  # bring back pages that the request needs
+    overflow: Overflow = Overflow.PAGE  # what does not fit the window
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,15 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """A page that came back into the window."""
+
+    page: int
+    score: float
+    hard: bool  # its tokens were computed again; False: they were still in the engine
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
     pid: int
     call: int
@@ -92,6 +103,10 @@ class Generated:
     seed: int
     usage: Usage
     pages: list[int]  # numbers of the pages that this turn wrote
+    window: list[int] = field(default_factory=list[int])  # pages that the call saw
+    faults: list[Fault] = field(default_factory=list[Fault])  # those of them that came back
+    evicted: list[int] = field(default_factory=list[int])  # pages that left to make room
+    notices: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,14 @@ class Stat:
     gate_p50_us: float  # median of the last calls
     rss_bytes: int
     journal_bytes: int
+    # Pages that calls saw, since boot.
+    hits: int = 0  # were in the window, and the engine still had them
+    soft_faults: int = 0  # came back, and the engine still had them
+    hard_faults: int = 0  # were computed again
+    evictions: int = 0
+    thrashes: int = 0  # calls of processes that computed their windows again and again
+    pages_waiting: int = 0  # for their vectors
+    mail: int = 0  # messages that wait in mailboxes
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ Pid = Annotated[int, Span(1, 2**53)]
 Nice = Annotated[int, Span(limits.NICE_MIN, limits.NICE_MAX)]
 Index = Annotated[int, Span(0, 2**53)]  # a pid, page, event or position; 0: none or all
 Seconds = Annotated[float, Span(0, 10**9)]
+Labels = Annotated[list[Name], Span(0, limits.LABELS)]
 Stops = Annotated[list[Annotated[str, Span(1, limits.STOP_CHARS)]], Span(0, limits.STOPS)]
 
 
@@ -75,6 +76,25 @@ class Role(StrEnum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+
+
+class Kind(StrEnum):
+    """Of a page. Messages have the kinds of their roles."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"  # what a tool answered
+    DOCUMENT = "document"
+    NOTE = "note"  # written by a program, to be found again
+    SUMMARY = "summary"  # of other pages, which stay
+
+
+class Overflow(StrEnum):
+    """What happens when a call does not fit its window."""
+
+    PAGE = "page"  # pages leave, and come back when they are needed
+    ERROR = "error"  # E2BIG
 
 
 class Finish(StrEnum):

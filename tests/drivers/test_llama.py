@@ -125,7 +125,7 @@ def freeze(pid: int) -> None:
 
 
 async def test_a_hanging_engine_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmasos.drivers.llama.link.GRACE_S", 0.2)
+    monkeypatch.setattr("llmasos.drivers.process.GRACE_S", 0.2)
     async with Rig(llama, MODEL, tmp_path / "log", **contract.SMALL, hang_s=0.5) as rig:
         tokens = await rig.prompt()
         freeze(rig.facts.os_pid)

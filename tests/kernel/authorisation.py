@@ -59,6 +59,8 @@ def objects(action: str) -> list[str]:
     """The call's own objects."""
     if action == "hello":
         return [f"/kernel/profile/{profile}" for profile in Profile]
+    if action == "mmap":
+        return ["/proc/7/mem", "/files/home/alice/notes.md"]
     return [re.sub("{(.*?)}", lambda field: _sample(action, field[1]), TABLE[action].object)]
 
 

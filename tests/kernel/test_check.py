@@ -20,7 +20,12 @@ def test_every_syscall_has_a_validator_that_makes_its_request() -> None:
         "embed": {"model": "m", "texts": ["t"]},
         "user_add": {"name": "u"}, "user_remove": {"name": "u"},
         "user_role": {"name": "u", "role": "guest"}, "key_create": {"user": "u"},
-        "key_revoke": {"id": "abcdefghij"}, "policy_simulate": {"text": ""},
+        "write_mem": {"pid": 1, "text": "t"}, "search_mem": {"pid": 1, "question": "q"},
+        "pin": {"pid": 1, "first": 0}, "evict": {"pid": 1, "first": 0},
+        "mmap": {"pid": 1, "source": "/files/a"}, "munmap": {"pid": 1, "first": 0},
+        "share": {"pid": 1, "to": 2, "first": 0}, "trace_mem": {"pid": 1, "page": 0},
+        "send": {"pid": 1, "body": "b"}, "key_revoke": {"id": "abcdefghij"},
+        "policy_simulate": {"text": ""},
     }  # fmt: skip
     for name, row in TABLE.items():
         free = ("ps", "watch", "policy_learn")

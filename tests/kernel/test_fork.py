@@ -8,17 +8,16 @@ import anyio
 import pytest
 
 from llmasos.kernel import limits
-from llmasos.kernel.driver import Cut, Prompt
+from llmasos.kernel.driver import Cut
 from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.memory import Memory, Plan
+from llmasos.kernel.memory import reading
+from llmasos.kernel.memory.memory import Memory
+from llmasos.kernel.memory.rows import Turn, Written
 from llmasos.kernel.process import Process, Processes
 from llmasos.kernel.store import Store
-from llmasos.kernel.values import Exit, Fork, Message, ReadMem, Role, Spawn
+from llmasos.kernel.values import Exit, Fork, Message, Page, ReadMem, Role, Spawn
 
 pytestmark = pytest.mark.anyio
-EVERYTHING = (
-    "SELECT number, message, owner, kind, author, time, tokens, text, labels, hash FROM pages"
-)
 
 
 @pytest.fixture
@@ -33,9 +32,18 @@ async def spawn(table: Processes, **fields: object) -> Process:
 
 
 async def say(memory: Memory, parent: Process, call: int, text: str) -> None:
-    cuts = [Cut(text, len(text))]
-    plan = Plan(Prompt([1], [cuts]), [Message(Role.USER, text)], 1)
-    await memory.commit(parent, call, plan, [Cut(text.upper(), 2)])
+    pages = [
+        Written(text, len(text), Role.USER, "alice"),
+        Written(text.upper(), 2, Role.ASSISTANT, "m", 1),
+    ]
+    window = memory.table(parent).window
+    turn = Turn(call, pages, [[0]], [Role.USER, Role.ASSISTANT], window, {}, (), "")
+    await memory.commit(parent, turn)
+
+
+async def pages_of(memory: Memory, process: Process) -> list[Page]:
+    table = await memory.opened(process)
+    return (await reading.read(memory, table, ReadMem(process.pid))).pages
 
 
 async def test_a_child_is_like_its_parent_unless_it_is_said_otherwise(store: Store) -> None:
@@ -60,27 +68,26 @@ async def test_the_children_come_back_after_a_restart(store: Store) -> None:
     assert [p.pid for p in Processes(store).all()] == [parent.pid, *(c.pid for c in children)]
 
 
-async def test_copied_pages_are_the_parents_and_of_no_call(store: Store, tmp_path: Path) -> None:
+async def test_children_see_the_parents_pages_which_are_stored_once(
+    store: Store, tmp_path: Path
+) -> None:
     table, memory = Processes(store), Memory(store)
     parent = await spawn(table)
-    await memory.write(parent, Message(Role.SYSTEM, "be"), [Cut("be", 1)])
+    await memory.say(parent, Message(Role.SYSTEM, "be"), [Cut("be", 1)])
     await say(memory, parent, 77, "question")
     children = table.children(parent, Fork(parent.pid, 3), 1, ())
     await memory.copy(parent, children)
     for child in children:
-        assert memory.space(child.pid) == memory.space(parent.pid)
-        assert memory.space(child.pid) is not memory.space(parent.pid)
-        pages = await memory.pages(child, ReadMem(child.pid))
-        assert pages == await memory.pages(parent, ReadMem(parent.pid))
+        assert memory.tokens(child.pid) == memory.tokens(parent.pid)
+        assert memory.table(child).window == memory.table(parent).window
+        assert memory.table(child).window is not memory.table(parent).window
+        assert await pages_of(memory, child) == await pages_of(memory, parent)
     with sqlite3.connect(tmp_path / "owners/alice/pages.db") as database:
-        calls = database.execute("SELECT pid, count(*) FROM pages WHERE call = 77 GROUP BY pid")
-        assert calls.fetchall() == [(parent.pid, 2)]
-        rows = [
-            database.execute(f"{EVERYTHING} WHERE pid = ? ORDER BY number", (pid,)).fetchall()
-            for pid in (parent.pid, children[2].pid)
-        ]
+        assert database.execute("SELECT count(*) FROM pages").fetchone() == (3,)
     database.close()
-    assert rows[0] == rows[1]
+    again = Memory(store)
+    for child in children:
+        assert await pages_of(again, child) == await pages_of(again, parent)
 
 
 async def test_what_one_of_them_says_later_is_its_own(store: Store) -> None:
@@ -91,14 +98,13 @@ async def test_what_one_of_them_says_later_is_its_own(store: Store) -> None:
     await memory.copy(parent, [child])
     await say(memory, parent, 2, "parent")
     await say(memory, child, 3, "child")
-    texts = {
-        p.pid: [page.text for page in (await memory.pages(p, ReadMem(p.pid))).pages]
-        for p in (parent, child)
-    }
+    texts = {p.pid: [page.text for page in await pages_of(memory, p)] for p in (parent, child)}
     assert texts[parent.pid] == ["before", "BEFORE", "parent", "PARENT"]
     assert texts[child.pid] == ["before", "BEFORE", "child", "CHILD"]
     await memory.drop(parent)
-    assert len((await memory.pages(child, ReadMem(child.pid))).pages) == 4
+    assert len(await pages_of(memory, child)) == 4
+    await memory.drop(child)
+    assert await memory.read("alice", "SELECT count(*) FROM pages") == [(0,)]
 
 
 async def test_a_turn_that_is_being_written_is_copied_whole_or_not_at_all(store: Store) -> None:
@@ -118,9 +124,9 @@ async def test_a_turn_that_is_being_written_is_copied_whole_or_not_at_all(store:
                 children.append(child)
                 await memory.copy(parent, [child])
     for child in children:
-        pages = (await memory.pages(child, ReadMem(child.pid))).pages
-        assert memory.space(child.pid).pages == len(pages)
-        assert memory.space(child.pid).tokens == sum(page.tokens for page in pages)
+        pages = await pages_of(memory, child)
+        assert memory.table(child).next == len(pages)
+        assert memory.tokens(child.pid) == sum(page.tokens for page in pages)
         assert len(pages) % 2 == 0
 
 

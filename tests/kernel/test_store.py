@@ -10,10 +10,11 @@ from pathlib import Path
 import anyio
 import pytest
 
+from llmasos.kernel.database import Schema
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.process import SCHEMA as PROCESSES
 from llmasos.kernel.process import Processes
-from llmasos.kernel.store import Schema, Store
+from llmasos.kernel.store import Store
 
 pytestmark = pytest.mark.anyio
 ROWS = Schema("rows", ("CREATE TABLE rows(n INTEGER PRIMARY KEY, text TEXT NOT NULL)",))
@@ -74,7 +75,8 @@ async def test_acknowledgements_come_in_order(tmp_path: Path) -> None:
 WRITER = """
 import anyio, sys
 from pathlib import Path
-from llmasos.kernel.store import Schema, Store
+from llmasos.kernel.database import Schema
+from llmasos.kernel.store import Store
 async def main():
     store = Store(Path(sys.argv[1]))
     table = "CREATE TABLE rows(n INTEGER PRIMARY KEY, text TEXT NOT NULL)"

@@ -27,6 +27,20 @@ WALK: dict[str, list[str]] = {
     "top": ["--once"],
     "attach": ["{ended}"],
     "mem": ["{pid}"],
+    "mem why": ["{pid}:0"],
+    "mem search": ["{pid}", "hi"],
+    "mem read": ["{pid}", "0"],
+    "mem write": ["{pid}", "a", "note"],
+    "mem pin": ["{pid}", "0"],
+    "mem evict": ["{pid}", "1"],
+    "mem map": ["{pid}", __file__],
+    "mem unmap": ["{pid}", "3"],
+    "mem share": ["{pid}", "{other}", "0-1"],
+    "mem forget": ["{pid}", "2"],
+    "mem export": ["{pid}"],
+    "mem fsck": [],
+    "send": ["{pid}", "hello"],
+    "recv": ["{pid}"],
     "logs": ["-n", "5"],
     "nice": ["3", "{pid}"],
     "fork": ["{pid}"],
@@ -85,7 +99,9 @@ def test_every_verb_prints_json_that_parses(machine: Machine) -> None:
     machine.environment |= {"LLMASOS_MOUNT": "false", "EDITOR": "true"}
     kept = machine.llmasos("run", "--json", "--keep", "-m", "echo", "hi")  # starts the daemon
     ended = machine.llmasos("run", "--json", "--keep", "-m", "echo", "hi")
+    other = machine.llmasos("run", "--json", "--keep", "-m", "echo", "hi")
     words = {"pid": documents(kept)[0]["pid"], "ended": documents(ended)[0]["pid"]}
+    words["other"] = documents(other)[0]["pid"]
     words["file"] = documents(machine.llmasos("models", "show", "smollm2", "--json"))[0]["path"]
     machine.llmasos("kill", str(words["ended"]))
     for verb, arguments in WALK.items():
@@ -152,6 +168,7 @@ def test_what_needs_a_machine_starts_one(machine: Machine, line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     ["ps", "top --once", "logs", "logs -f", "kill 1", "nice 1 1", "wait 1", "attach 1", "mem 1",
+     "mem why 1:0", "mem write 1 x", "mem fsck", "send 1 x", "recv 1",
      "devices", "unmount echo", "daemon stop", "daemon status"],
 )  # fmt: skip
 def test_whoever_only_looks_never_starts_a_daemon(machine: Machine, line: str) -> None:
@@ -266,7 +283,7 @@ def test_the_embedded_model_answers(machine: Machine) -> None:
         (["models", "show", "nothing"], exits.NOT_FOUND),
         (["models", "add", "x", "missing.gguf"], exits.NOT_FOUND),
         (["models", "rm", "echo"], exits.FAILED),
-        (["run", "-m", "echo", "x" * 30_000], exits.MEMORY),
+        (["run", "-m", "echo", "--overflow", "error", "x" * 30_000], exits.MEMORY),
         (["mount", "echo", "--set", "window"], exits.FAILED),
         (["mount", "echo", "--set", "speed=3"], exits.FAILED),
     ],

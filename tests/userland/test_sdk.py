@@ -225,7 +225,7 @@ async def test_a_cancelled_task_ends_its_call_in_the_kernel(slow: AsyncLLMasOS) 
         await answer.whole()
     again = await process.generate("next", temperature=0, max_tokens=2)  # EAGAIN if it still ran
     assert again.finish is not v.Finish.CANCELLED
-    texts = [page.text for page in await process.read_mem() if page.kind is v.Role.ASSISTANT]
+    texts = [page.text for page in await process.read_mem() if page.kind is v.Kind.ASSISTANT]
     assert texts[0].startswith(first)  # what was said is kept
 
 

@@ -19,11 +19,16 @@ from . import (
     choices,
     exact,
     fairness,
+    fault,
     fork,
     gate,
     grammar,
     loop,
+    mailbox,
     memory,
+    page,
+    paging,
+    recall,
     stall,
     startup,
     syscall,
@@ -48,6 +53,11 @@ SUITES: dict[str, Suite] = {
         loop.SUITE,
         gate.SUITE,
         memory.SUITE,
+        page.SUITE,
+        mailbox.SUITE,
+        fault.SUITE,
+        paging.SUITE,
+        recall.SUITE,
         tokenize.SUITE,
         choices.SUITE,
     )
@@ -62,7 +72,11 @@ def run(suite: Suite, *, tiny: bool) -> Document:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llmasos bench", description="Measure this machine.")
-    parser.add_argument("suite", nargs="*", help=f"of: {', '.join(SUITES)}; none: all")
+    parser.add_argument(
+        "suite",
+        nargs="*",
+        help=f"of: {', '.join(SUITES)}; none: all. `recall FILE.jsonl` asks conversations of yours",
+    )
     parser.add_argument("--json", action="store_true", help="one document a line, no table")
     parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
     parser.add_argument("--tiny", action="store_true", help="a fast pass; its figures mean nothing")
@@ -72,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: Sequence[str] | None = None) -> int:
     options = parser().parse_args(args)
+    files = [Path(name) for name in options.suite if name.endswith(".jsonl")]
+    if files:
+        return _files(files, options)
     unknown = [name for name in options.suite if name not in SUITES]
     if unknown:
         print(f"llmasos bench: no suite {unknown[0]}; there are: {', '.join(SUITES)}",
@@ -87,6 +104,18 @@ def main(args: Sequence[str] | None = None) -> int:
         show(document, options)
         good = good and document.good
     return 0 if good or not options.check else 1
+
+
+def _files(files: Sequence[Path], options: argparse.Namespace) -> int:
+    """Conversations that somebody has, instead of those that are made here."""
+    for path in files:
+        try:
+            found, text = recall.file(path)
+        except (RigError, SyscallError, OSError) as error:
+            print(f"llmasos bench: {error}", file=sys.stderr)
+            return 1
+        print(json.dumps(found) if options.json else text, flush=True)
+    return 0
 
 
 def show(document: Document, options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """A load process: many connections, one call in flight on each, raw sockets and epoll.
 
-    python -m llmasos.userland.bench.load SOCKET CLIENTS SECONDS stat|nice|stat@RATE [PID ...]
+    python -m llmasos.userland.bench.load SOCKET CLIENTS SECONDS stat|nice|write|stat@RATE [PID ...]
 
 With a rate the calls leave when they are due, answered or not. It prints one JSON line. The frames
 are packed once and replies are only looked at as far as their kind, so that it takes as little as
@@ -29,6 +29,12 @@ KIND = wire.HEADER + 1  # after the array's own byte: a reply is an array of thr
 
 def frames(call: str, pids: Sequence[int], index: int) -> tuple[bytes, bytes]:
     """Two frames to send in turn: a change of nice has to change something."""
+    if call == "write":
+        texts = ("The ship left at dawn with copper and bread.", "Nobody knew where it would go.")
+        one, two = (
+            wire.pack([wire.CALL, 1, "write_mem", v.WriteMem(pids[index], text)]) for text in texts
+        )
+        return one, two
     if call == "stat":
         frame = wire.pack([wire.CALL, 1, "stat", v.Nothing()])
         return frame, frame

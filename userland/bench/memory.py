@@ -1,7 +1,7 @@
-"""What processes cost while they do nothing: the kernel's resident memory with a hundred of them.
+"""What the kernel's own process grows to: a hundred processes that do nothing, ten thousand pages.
 
-Each has a system prompt, so each has a page in its owner's database. The engine is a process of its
-own and is not counted.
+Each process has a system prompt, so each has a page in its owner's database. Engines and the recall
+process are processes of their own and are not counted; the latter's size is told beside it.
 """
 
 from pathlib import Path
@@ -11,10 +11,12 @@ from llmasos.userland.line import Line
 
 from .figures import Bar, Suite, Take
 from .rig import MODEL, daemon
+from .syscall import load
 
-PROCESSES = 100
+PROCESSES, PAGES, WRITERS = 100, 10_000, 16
 BARS = (
     Bar("memory.kernel_100_idle_mb", "kernel process with 100 idle processes", "MB", "lower", 150),
+    Bar("memory.kernel_10k_pages_mb", f"its growth from 0 to {PAGES:,} pages", "MB", "lower", 60),
 )
 
 
@@ -29,6 +31,26 @@ def spawn(client: Line, index: int) -> None:
     client.call("spawn", v.Spawn(MODEL, app="bench", system=words), v.Spawned)
 
 
+def recall_mb(os_pid: int) -> float:
+    """Of the kernel's child that finds pages by meaning; 0: there is none."""
+    for pid in Path(f"/proc/{os_pid}/task/{os_pid}/children").read_text().split():
+        if b"recall" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return resident_mb(int(pid))
+    return 0.0
+
+
+def grown_mb(pages: int) -> tuple[float, float]:
+    """By so many pages; and the recall process beside it."""
+    with daemon(mount=False) as rig, rig.client() as client:
+        pid = client.call("spawn", v.Spawn("echo", app="bench"), v.Spawned).pid
+        first = "The first page brings what every page needs."
+        client.call("write_mem", v.WriteMem(pid, first), v.Written)
+        before = resident_mb(rig.os_pid)
+        while pages > 0:
+            pages -= round(load(rig, WRITERS, 1.0, "write", *[pid] * WRITERS)["rate"])
+        return round(resident_mb(rig.os_pid) - before, 1), recall_mb(rig.os_pid)
+
+
 def take(tiny: bool) -> Take:
     count = 5 if tiny else PROCESSES
     values, empty = list[float](), list[float]()
@@ -41,8 +63,15 @@ def take(tiny: bool) -> Take:
                 spawn(client, index)
             values.append(resident_mb(rig.os_pid))
             digest = rig.digest()
-    facts = {"model": digest, "processes": count, "without_processes_mb": empty}
-    return Take({"memory.kernel_100_idle_mb": values}, facts)
+    grown = [grown_mb(100 if tiny else PAGES) for _ in range(1 if tiny else 3)]
+    facts = {
+        "model": digest,
+        "processes": count,
+        "without_processes_mb": empty,
+        "recall_process_mb": [beside for _, beside in grown],
+    }
+    pages = [growth for growth, _ in grown]
+    return Take({"memory.kernel_100_idle_mb": values, "memory.kernel_10k_pages_mb": pages}, facts)
 
 
 SUITE = Suite("memory", BARS, take)

@@ -15,7 +15,8 @@ from typing import Any
 from llmasos.kernel.errors import SyscallError
 
 from . import exits
-from .table import GROUPS, VERBS, Verb, group_help, help_text
+from .table import GROUPS, VERBS, group_help, help_text, unknown
+from .verb import Verb
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,15 +45,22 @@ def _act(words: Sequence[str]) -> int:
     if words[0] == "--version":
         words = ["version"]
     name, rest = words[0], words[1:]
-    if name in GROUPS:
+    if name in GROUPS and not _alone(name, rest):
         if not rest or rest[0] in ("-h", "--help"):
             print(group_help(name), file=sys.stdout if rest else sys.stderr)
             return exits.OK if rest else exits.USAGE
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name not in VERBS:
-        print(f"llmasos: there is no {name!r}; `llmasos --help` lists the verbs", file=sys.stderr)
+        print(f"llmasos: {unknown(name)}", file=sys.stderr)
         return exits.USAGE
     return _run(VERBS[name], rest)
+
+
+def _alone(name: str, rest: Sequence[str]) -> bool:
+    """Whether a group's name is meant as a verb of its own: `mem 3`, `mem --map 3`."""
+    first = rest[0] if rest else ""
+    option = first.startswith("-") and first not in ("-h", "--help")
+    return name in VERBS and (option or first[:1].isdigit())
 
 
 def _run(verb: Verb, words: Sequence[str]) -> int:

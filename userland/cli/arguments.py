@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from .table import Verb
+from .verb import Verb
 
 
 def parser(verb: Verb) -> argparse.ArgumentParser:

@@ -52,6 +52,7 @@ class Talk:
         self._arguments = arguments
         self._sampling = talk.sampling(arguments)
         self._terminal = terminal
+        self._noticed: set[str] = set()
 
     def run(self) -> int:
         code = exits.OK
@@ -97,7 +98,7 @@ class Talk:
         request = v.Generate(
             self._pid, [v.Message(v.Role.USER, talk.clean(said, "the line"))],
             sampling=self._sampling, timeout_s=self._arguments.timeout,
-            deterministic=self._arguments.deterministic,
+            deterministic=self._arguments.deterministic, **talk.memory(self._arguments),
         )  # fmt: skip
         json = self._arguments.json
         try:
@@ -112,7 +113,15 @@ class Talk:
             document({**talk.fields(turn), "pid": self._pid})
         else:
             speak("\n")
+            self._notice(turn)
         return exits.OK
+
+    def _notice(self, turn: talk.Turn) -> None:
+        """What the kernel has to say, once."""
+        for notice in turn.done.notices if turn.done is not None else ():
+            if notice not in self._noticed:
+                self._noticed.add(notice)
+                note(f"[{notice}]")
 
     def _orphaned(self, error: SyscallError) -> SyscallError:
         """The daemon is gone, the conversation is not."""

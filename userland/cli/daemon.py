@@ -18,6 +18,12 @@ from . import exits
 from .door import connect
 from .show import card, document, harmless, note, plain, size, span
 
+_MEMORY = {  # counters, in words
+    "hits": "hits", "soft_faults": "soft faults", "hard_faults": "hard faults",
+    "evictions": "evictions", "thrashes": "thrashing calls",
+    "pages_waiting": "pages wait for vectors", "mail": "messages wait",
+}  # fmt: skip
+
 
 def start(arguments: Namespace) -> int:
     where = paths.find()
@@ -74,10 +80,18 @@ def status(arguments: Namespace) -> int:
         document({**plain(stat), "up": True, "socket": str(where.socket)})
         return exits.OK
     card({
-        **asdict(stat), "uptime_s": span(stat.uptime_s), "rss_bytes": size(stat.rss_bytes),
-        "journal_bytes": size(stat.journal_bytes), "socket": where.socket,
+        **{name: one for name, one in asdict(stat).items() if name not in _MEMORY},
+        "uptime_s": span(stat.uptime_s), "rss_bytes": size(stat.rss_bytes),
+        "journal_bytes": size(stat.journal_bytes), **_memory(stat), "socket": where.socket,
     })  # fmt: skip
     return exits.OK
+
+
+def _memory(stat: v.Stat) -> dict[str, str]:
+    """Its counters on one line, those that count something."""
+    counts = {words: getattr(stat, name) for name, words in _MEMORY.items()}
+    said = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
+    return {"memory": said} if said else {}
 
 
 # --- its log ----------------------------------------------------------------------------------

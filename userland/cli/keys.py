@@ -11,7 +11,7 @@ from llmasos.userland.line import Line
 
 from . import exits
 from .door import connect
-from .show import document, iso, note, plain, table
+from .show import document, iso, minute, note, plain, table
 
 _TIMES = ("expires", "used", "revoked")  # Unix seconds; elsewhere such names are no times
 
@@ -26,7 +26,7 @@ def create(arguments: Namespace) -> int:
     print(made.key)
     end = "it never expires"
     if made.expires is not None:
-        end = f"it expires at {_minute(made.expires)} UTC"
+        end = f"it expires at {minute(made.expires)} UTC"
     note(f"key {made.id} of {made.user}, shown this once: keep it now; {end}")
     return exits.OK
 
@@ -43,7 +43,7 @@ def list_(arguments: Namespace) -> int:
         return exits.OK
     now = time.time()
     rows = [
-        (k.id, k.user, iso(k.created)[:10], "-" if k.used is None else _minute(k.used),
+        (k.id, k.user, iso(k.created)[:10], "-" if k.used is None else minute(k.used),
          _state(k, now))
         for k in keys
     ]  # fmt: skip
@@ -81,15 +81,10 @@ def _id(text: str) -> str:
 
 def _state(key: v.KeyInfo, now: float) -> str:
     if key.revoked is not None:
-        return f"revoked {_minute(key.revoked)}"
+        return f"revoked {minute(key.revoked)}"
     if key.expires is None:
         return "valid"
-    return f"{'until' if now < key.expires else 'expired'} {_minute(key.expires)}"
-
-
-def _minute(seconds: float) -> str:
-    """In UTC, for people."""
-    return iso(seconds)[:16].replace("T", " ")
+    return f"{'until' if now < key.expires else 'expired'} {minute(key.expires)}"
 
 
 def _plain(key: v.KeyInfo | v.KeyCreated) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Verbs about processes: ps, fork, kill, nice, wait, attach, mem."""
+"""Verbs about processes: ps, fork, kill, nice, wait, attach."""
 
 import time
 from argparse import Namespace
@@ -10,10 +10,9 @@ from llmasos.userland.line import Line
 
 from . import exits
 from .door import connect
-from .show import complain, document, iso, note, span, speak, table
+from .show import complain, document, note, span, speak, table
 
 _HEAD = ("PID", "STATE", "NI", "MODEL", "CONTEXT", "TOKENS", "TOK/S", "AGE", "APP")
-_EXCERPT = 60  # characters of a page in the table
 
 
 def processes(line: Line, *, zombies: bool = False) -> list[v.ProcessInfo]:
@@ -117,41 +116,3 @@ def attach(arguments: Namespace) -> int:
     elif end is not None:
         note(f"\nprocess {end.pid} ended with {end.code} ({end.reason})")
     return exits.OK
-
-
-def mem(arguments: Namespace) -> int:
-    pages: list[v.Page] = []
-    first: int | None = 0
-    with connect() as line:
-        while first is not None:
-            reply = line.call("read_mem", v.ReadMem(arguments.pid, first), v.Pages)
-            pages += reply.pages
-            first = reply.next
-    if arguments.json:
-        document({"pid": arguments.pid, "pages": pages})
-    elif arguments.text:
-        _texts(pages)
-    else:
-        rows = [
-            (p.number, p.message, p.kind, p.author, iso(p.time), p.tokens, _excerpt(p.text))
-            for p in pages
-        ]
-        table(("PAGE", "MESSAGE", "KIND", "AUTHOR", "TIME", "TOKENS", "TEXT"), rows)
-        note(f"{sum(page.tokens for page in pages)} tokens in {len(pages)} pages")
-    return exits.OK
-
-
-def _excerpt(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= _EXCERPT else flat[: _EXCERPT - 1] + "…"
-
-
-def _texts(pages: Sequence[v.Page]) -> None:
-    """Messages as a person reads them; pages of one message are joined."""
-    message = -1
-    for page in pages:
-        if page.message != message:
-            speak(("\n" if message >= 0 else "") + f"[{page.kind}]\n")
-            message = page.message
-        speak(page.text)
-    speak("\n" if pages else "")

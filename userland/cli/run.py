@@ -1,15 +1,11 @@
 """`llmasos run`: one question to a model, its answer on stdout."""
 
-import os
-import stat
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
 from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
 
-from . import exits, talk
+from . import exits, stdin, talk
 from .door import connect
 from .show import document, note, speak
 
@@ -27,7 +23,7 @@ def run(arguments: Namespace) -> int:
         request = v.Generate(
             spawned.pid, [v.Message(v.Role.USER, prompt)], raw=arguments.raw,
             sampling=sampling, timeout_s=arguments.timeout,
-            deterministic=arguments.deterministic,
+            deterministic=arguments.deterministic, **talk.memory(arguments),
         )  # fmt: skip
         turn = talk.say(line, request, _swallow if arguments.json else speak)
         _show(turn, spawned, arguments)
@@ -49,6 +45,8 @@ def _show(turn: talk.Turn, spawned: v.Spawned, arguments: Namespace) -> None:
         speak("\n")
     if turn.done is None:
         return
+    for notice in turn.done.notices:
+        note(f"[{notice}]")
     if turn.done.finish is v.Finish.CANCELLED:
         note("[interrupted]")
     if turn.done.finish is v.Finish.LENGTH:
@@ -61,23 +59,5 @@ def _show(turn: talk.Turn, spawned: v.Spawned, arguments: Namespace) -> None:
 def _prompt(words: Sequence[str]) -> str:
     """The words, then what is piped in."""
     said = talk.clean(" ".join(words), "the prompt")
-    piped = _piped()
+    piped = stdin.piped().strip()
     return f"{said}\n\n{piped}" if said and piped else said or piped
-
-
-def _piped() -> str:
-    """Everything on stdin, if it is a pipe, a socket or a file."""
-    try:
-        kind = os.fstat(sys.stdin.fileno()).st_mode
-    except (AttributeError, OSError, ValueError):  # closed, or not a real file
-        return ""
-    if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind) or stat.S_ISSOCK(kind)):
-        return ""
-    raw = sys.stdin.buffer.read()
-    try:
-        return raw.decode().strip()
-    except UnicodeDecodeError as error:
-        raise SyscallError(
-            Errno.EINVAL, f"stdin is not valid UTF-8 at its byte {error.start}",
-            "convert it first, as with `iconv -t utf-8`",
-        ) from error  # fmt: skip

@@ -7,10 +7,13 @@ document with sorted keys, times in ISO 8601 and UTC; streams print one document
 import json
 import os
 import sys
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any, cast
+from unicodedata import east_asian_width
 
 from llmasos.kernel.errors import SyscallError
 
@@ -18,6 +21,11 @@ _TIMES = frozenset({"created", "time"})  # Unix seconds
 _ESCAPE = "\x1b"
 _RED, _YELLOW, _GREEN = "31", "33", "32"
 COLOURS = {"ok": _GREEN, "warn": _YELLOW, "fail": _RED}
+
+_COLUMNS = 100  # where there is no terminal
+_LEAST = 10  # columns of a text
+_YEAR_S = 300 * 86_400  # shorter: day and month say which year
+_DIGITS = ("", *"0123456789")
 
 # Control characters as the pictures that Unicode has for them; tab and newline stay in texts.
 _PICTURES = (
@@ -71,6 +79,19 @@ def iso(seconds: float) -> str:
     return stamp.replace("+00:00", "Z")
 
 
+def minute(seconds: float) -> str:
+    """The same, to the minute, for people."""
+    return iso(seconds)[:16].replace("T", " ")
+
+
+def moment(seconds: float, now: float) -> str:
+    """The same in eleven columns, as `ls` does it: of this year the time, of others the year."""
+    if not seconds:
+        return "-"
+    stamp = iso(seconds)
+    return stamp[5:16].replace("T", " ") if abs(now - seconds) < _YEAR_S else stamp[:10]
+
+
 def plain(value: Any) -> Any:
     """Values of the syscall table as what JSON can hold."""
     if is_dataclass(value):
@@ -86,12 +107,18 @@ def plain(value: Any) -> Any:
 
 
 def _field(name: str, value: Any) -> Any:
-    return iso(value) if name in _TIMES and isinstance(value, float) else plain(value)
+    if name in _TIMES and isinstance(value, float):
+        return iso(value) if value else None  # not known
+    return plain(value)
 
 
 def document(value: object) -> None:
     """One JSON document, on one line."""
-    print(json.dumps(plain(value), sort_keys=True, ensure_ascii=False), flush=True)
+    print(packed(value), flush=True)
+
+
+def packed(value: object) -> str:
+    return json.dumps(plain(value), sort_keys=True, ensure_ascii=False)
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -100,7 +127,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     lines = [list(head), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     right = [
-        len(lines) > 1 and all(line[i][:1].isdigit() or line[i] == "-" for line in lines[1:])
+        len(lines) > 1 and all(line[i].lstrip("-")[:1] in _DIGITS for line in lines[1:])
         for i in range(len(head))
     ]
     for line in lines:
@@ -109,6 +136,33 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
             for text, width, number in zip(line, widths, right, strict=True)
         ]
         print("  ".join(padded).rstrip())
+
+
+def cut(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table whose last column is a text: as much of it as the line has room for."""
+    lines = [list(head), *([cell(value) for value in row[:-1]] for row in rows)]
+    taken = sum(max(len(line[i]) for line in lines) + 2 for i in range(len(head) - 1))
+    room = max(_LEAST, columns() - taken)
+    table(head, [[*row[:-1], clip(str(row[-1]), room)] for row in rows])
+
+
+def clip(text: str, room: int) -> str:
+    """A text on one line, its end cut off to fit; wide letters take two columns."""
+    flat = " ".join(text.split())
+    ends = list(accumulate(1 + (east_asian_width(letter) in "WF") for letter in flat))
+    if not ends or ends[-1] <= room:
+        return flat
+    return f"{flat[: bisect_right(ends, room - 1)]}…"
+
+
+def columns() -> int:
+    """Of the terminal; elsewhere, of one that would be wide."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdigit() and int(said):
+        return int(said)
+    if not sys.stdout.isatty():
+        return _COLUMNS
+    return os.get_terminal_size(sys.stdout.fileno()).columns or _COLUMNS
 
 
 def card(value: Mapping[str, object]) -> None:

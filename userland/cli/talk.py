@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from llmasos.kernel import paths
 from llmasos.kernel import values as v
@@ -22,6 +22,11 @@ from .progress import follow
 
 MODEL = "smollm2"
 _SAMPLING = ("max_tokens", "temperature", "repeat_penalty", "seed", "stop", "logprobs")
+
+
+class Paging(TypedDict):
+    overflow: v.Overflow
+    recall: bool
 
 
 class Turn(NamedTuple):
@@ -59,6 +64,11 @@ def sampling(arguments: Namespace) -> v.Sampling:
     said["bias"] = dict(arguments.bias or ())
     said |= {name: _text(getattr(arguments, name)) for name in ("grammar", "schema")}
     return v.Sampling(**{name: value for name, value in said.items() if value is not None})
+
+
+def memory(arguments: Namespace) -> Paging:
+    """What may happen to the window."""
+    return {"overflow": v.Overflow(arguments.overflow), "recall": not arguments.no_recall}
 
 
 def _text(path: str | None) -> str | None:
@@ -150,5 +160,6 @@ def fields(turn: Turn) -> dict[str, object]:
         return {**said, "finish": v.Finish.CANCELLED}
     return {
         **said, "call": done.call, "finish": done.finish, "pages": done.pages, "seed": done.seed,
-        "usage": done.usage,
+        "usage": done.usage, "window": done.window, "faults": done.faults,
+        "evicted": done.evicted, "notices": done.notices,
     }  # fmt: skip

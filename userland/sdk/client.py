@@ -21,6 +21,7 @@ from llmasos.kernel.errors import Errno, SyscallError
 
 from .dial import dial
 from .link import Link, Stream
+from .memory import MemoryCalls
 from .process import AsyncModel, AsyncProcess, ForkOptions, Options, Prompt, request
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ class SpawnOptions(TypedDict, total=False):
     profile: v.Profile | None  # a further bound of what it may do
 
 
-class AsyncLLMasOS:
+class AsyncLLMasOS(MemoryCalls):
     """A connection: `async with AsyncLLMasOS() as client: ...`. Many tasks may use it at once.
 
     `socket` names a kernel's socket; without it the user's own kernel is meant, and a private one
@@ -160,10 +161,6 @@ class AsyncLLMasOS:
         asked = [texts] if isinstance(texts, str) else texts
         found = await self._call("embed", v.Embed(model, asked), v.Embedded)
         return [list(struct.unpack(f"<{found.dimensions}f", one)) for one in found.vectors]
-
-    async def read_mem(self, pid: int, *, first: int = 0, count: int = 1000) -> v.Pages:
-        """Pages of a process from number `first` on; `next` is set when the reply was cut."""
-        return await self._call("read_mem", v.ReadMem(pid, first, count), v.Pages)
 
     async def wait(self, pid: int, timeout_s: float | None = None) -> v.Exit:
         """Wait for a process to end, then reap it. ETIMEDOUT after `timeout_s` seconds."""

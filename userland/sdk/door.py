@@ -21,6 +21,7 @@ from llmasos.userland import start
 
 from .client import AsyncLLMasOS, SpawnOptions
 from .link import Stream
+from .memory import SearchOptions, WriteOptions
 from .process import AsyncAnswer, AsyncModel, AsyncProcess, ForkOptions, Options, Prompt, Reply
 
 P = ParamSpec("P")
@@ -176,6 +177,26 @@ class Process:
         """All its pages, in order. ESRCH."""
         return self._client.there.run(self._core.read_mem)
 
+    def write_mem(self, text: str, **options: Unpack[WriteOptions]) -> list[int]:
+        """Write a text as pages; their numbers. ENOENT, EACCES, E2BIG."""
+        return self._client.write_mem(self.pid, text, **options)
+
+    def search_mem(self, question: str, **options: Unpack[SearchOptions]) -> v.Hits:
+        """Its pages that answer best, by words and meaning."""
+        return self._client.search_mem(self.pid, question, **options)
+
+    def mmap(self, source: str, *, writable: bool = True) -> v.Mapped:
+        """Map /files/PATH or /proc/PID/mem. ENOENT, EACCES, EINVAL, E2BIG."""
+        return self._client.mmap(self.pid, source, writable=writable)
+
+    def send(self, to: int, body: str) -> v.Sent:
+        """Send a message from this process to another one. EAGAIN when its mailbox is full."""
+        return self._client.send(to, body, sender=self.pid)
+
+    def recv(self, timeout_s: float | None = None) -> v.Mail:
+        """The oldest message to this process; waits for one. ETIMEDOUT."""
+        return self._client.recv(self.pid, timeout_s)
+
     def kill(self, signal: str = v.Signal.TERM) -> None:
         """Send a signal: TERM, KILL, INT, STOP or CONT. ESRCH when it has ended."""
         self._client.there.run(self._core.kill, signal)
@@ -269,6 +290,18 @@ class LLMasOS:
     tokenize = _door(AsyncLLMasOS.tokenize)
     embed = _door(AsyncLLMasOS.embed)
     read_mem = _door(AsyncLLMasOS.read_mem)
+    write_mem = _door(AsyncLLMasOS.write_mem)
+    search_mem = _door(AsyncLLMasOS.search_mem)
+    pin = _door(AsyncLLMasOS.pin)
+    evict = _door(AsyncLLMasOS.evict)
+    mmap = _door(AsyncLLMasOS.mmap)
+    munmap = _door(AsyncLLMasOS.munmap)
+    share = _door(AsyncLLMasOS.share)
+    forget = _door(AsyncLLMasOS.forget)
+    trace_mem = _door(AsyncLLMasOS.trace_mem)
+    fsck = _door(AsyncLLMasOS.fsck)
+    send = _door(AsyncLLMasOS.send)
+    recv = _door(AsyncLLMasOS.recv)
     wait = _door(AsyncLLMasOS.wait)
     kill = _door(AsyncLLMasOS.kill)
     nice = _door(AsyncLLMasOS.nice)

@@ -23,8 +23,8 @@ Item = TypeVar("Item")
 R = TypeVar("R")
 T = TypeVar("T")
 
-LONG = frozenset({"spawn", "generate", "tokenize", "mount"})
-ENDLESS = frozenset({"wait", "watch", "attach"})
+LONG = frozenset({"spawn", "generate", "tokenize", "mount", "mmap", "forget", "fsck"})
+ENDLESS = frozenset({"wait", "watch", "attach", "recv"})
 LOST = "connect again; `llmasos ps` lists the processes that are still there, with their pages"
 
 

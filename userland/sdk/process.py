@@ -17,6 +17,7 @@ from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 
 from .link import Stream
+from .memory import ReadOptions, SearchOptions, WriteOptions
 
 # A text is one message of the user; a message may be a {"role": ..., "content": ...}.
 Prompt = str | Sequence[v.Message | Mapping[str, str]]
@@ -41,11 +42,19 @@ class Options(TypedDict, total=False):
     bias: Mapping[int, float]  # token id: what is added to its score
     logprobs: int | None  # so many likeliest tokens are told beside each
     deterministic: bool  # EINVAL unless the model is mounted so
+    recall: bool  # False: bring no earlier page back
+    overflow: str  # "error": E2BIG instead of paging
     raw: bool  # no chat template: the texts as they are
     timeout_s: float | None
 
 
-_OF_THE_CALL = ("raw", "timeout_s", "deterministic")  # the rest is of the sampling
+_OF_THE_CALL = (
+    "raw",
+    "timeout_s",
+    "deterministic",
+    "recall",
+    "overflow",
+)  # the rest is of the sampling
 
 
 class ForkOptions(TypedDict, total=False):
@@ -66,6 +75,10 @@ class Reply:
     seed: int
     pages: list[int]  # numbers of the pages that this turn wrote
     call: int  # the journal's number
+    window: list[int]  # pages that the model saw
+    faults: list[v.Fault]  # those that came back for it
+    evicted: list[int]  # those that left
+    notices: list[str]
     logprobs: list[v.Logprob]  # one a token, when asked for
 
 
@@ -73,6 +86,8 @@ def request(pid: int, prompt: Prompt, options: Options) -> v.Generate:
     """A prompt and its options as the syscall wants them. TypeError for an unknown option."""
     rest = cast("dict[str, Any]", dict(options))
     own = {name: rest.pop(name) for name in _OF_THE_CALL if name in rest}
+    if "overflow" in own:
+        own["overflow"] = v.Overflow(own["overflow"])
     if "bias" in rest:
         rest["bias"] = {str(token): float(value) for token, value in rest["bias"].items()}
     if isinstance(rest.get("schema"), Mapping):
@@ -147,8 +162,9 @@ class AsyncAnswer:
         if done is None:
             raise RuntimeError("the answer is not complete: iterate to its end first")
         return Reply(
-            self.text, done.finish, done.usage, done.seed, done.pages, done.call, self._logprobs
-        )
+            self.text, done.finish, done.usage, done.seed, done.pages, done.call, done.window,
+            done.faults, done.evicted, done.notices, self._logprobs,
+        )  # fmt: skip
 
     async def whole(self) -> Reply:
         """Wait for the end. Raises SyscallError as `generate` does."""
@@ -186,7 +202,16 @@ class Calls(Protocol):
     async def fork(
         self, pid: int, count: int = 1, **options: Unpack[ForkOptions]
     ) -> list["AsyncProcess"]: ...
-    async def read_mem(self, pid: int, *, first: int = 0, count: int = 1000) -> v.Pages: ...
+    async def read_mem(self, pid: int, **options: Unpack[ReadOptions]) -> v.Pages: ...
+    async def write_mem(
+        self, pid: int, text: str, **options: Unpack[WriteOptions]
+    ) -> list[int]: ...
+    async def search_mem(
+        self, pid: int, question: str, **options: Unpack[SearchOptions]
+    ) -> v.Hits: ...
+    async def mmap(self, pid: int, source: str, *, writable: bool = True) -> v.Mapped: ...
+    async def send(self, pid: int, body: str, *, sender: int = 0) -> v.Sent: ...
+    async def recv(self, pid: int, timeout_s: float | None = None) -> v.Mail: ...
     async def kill(self, pid: int, signal: str = v.Signal.TERM) -> v.Nothing: ...
     async def nice(self, pid: int, nice: int) -> v.Nothing: ...
     async def wait(self, pid: int, timeout_s: float | None = None) -> v.Exit: ...
@@ -225,6 +250,26 @@ class AsyncProcess:
             reply = await self._client.read_mem(self.pid, first=reply.next)
             pages += reply.pages
         return pages
+
+    async def write_mem(self, text: str, **options: Unpack[WriteOptions]) -> list[int]:
+        """Write a text as pages; their numbers. ENOENT, EACCES, E2BIG."""
+        return await self._client.write_mem(self.pid, text, **options)
+
+    async def search_mem(self, question: str, **options: Unpack[SearchOptions]) -> v.Hits:
+        """Its pages that answer best, by words and meaning."""
+        return await self._client.search_mem(self.pid, question, **options)
+
+    async def mmap(self, source: str, *, writable: bool = True) -> v.Mapped:
+        """Map /files/PATH or /proc/PID/mem. ENOENT, EACCES, EINVAL, E2BIG."""
+        return await self._client.mmap(self.pid, source, writable=writable)
+
+    async def send(self, to: int, body: str) -> v.Sent:
+        """Send a message from this process to another one. EAGAIN when its mailbox is full."""
+        return await self._client.send(to, body, sender=self.pid)
+
+    async def recv(self, timeout_s: float | None = None) -> v.Mail:
+        """The oldest message to this process; waits for one. ETIMEDOUT."""
+        return await self._client.recv(self.pid, timeout_s)
 
     async def kill(self, signal: str = v.Signal.TERM) -> None:
         """Send a signal: TERM, KILL, INT, STOP or CONT. ESRCH when it has ended."""

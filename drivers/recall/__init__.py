@@ -1,0 +1,21 @@
+"""The recall driver: Chroma and an embedder in one child process, for all owners of the machine.
+
+`driver.py` is the kernel's side, `child.py` the process, `frames.py` what they say to each other.
+The child alone loads numpy and the embedder, and a process of its own loads Chroma; this module
+and what it imports never do.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from llmasos.kernel.driver import Option, Recall
+
+from . import options as _options
+from .driver import ChromaRecall
+
+check = _options.check
+
+
+def recall(options: Mapping[str, Option], log: Path) -> Recall:
+    """A device that is not started. EINVAL: an option is not usable."""
+    return ChromaRecall(options, log)

@@ -1,0 +1,191 @@
+"""Messages between processes: bounded mailboxes, in order, that survive kill -9.
+
+A body stands in its receiver's owner's directory and nowhere else. A message is acknowledged to its
+sender when it is written (class B), and seen by its receiver after that. It stays on disk until the
+receiver says that it is done, or asks for the next one on the same connection. Whoever hangs up or
+dies before that leaves it to the next who asks, with the same number.
+"""
+
+import asyncio
+import json
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from . import limits
+from .database import Database, Schema
+from .errors import Errno, SyscallError
+from .process import Process
+from .store import Store
+from .values import Mail, Recv, Send
+
+SCHEMA = Schema(
+    "mail",
+    (
+        """CREATE TABLE mail(number INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL,
+             sender INTEGER NOT NULL, author TEXT NOT NULL, time REAL NOT NULL, body TEXT NOT NULL,
+             labels TEXT NOT NULL);
+           CREATE INDEX mail_by_pid ON mail(pid)""",
+    ),
+)
+_INSERT = "INSERT INTO mail VALUES(?,?,?,?,?,?,?)"
+_DONE = "DELETE FROM mail WHERE number = ?"
+
+
+@dataclass(slots=True)
+class Mailbox:
+    """Of one process."""
+
+    waiting: deque[Mail] = field(default_factory=deque[Mail])
+    coming: int = 0  # messages that are being written
+    readers: deque["asyncio.Future[None]"] = field(
+        default_factory=lambda: deque["asyncio.Future[None]"]()
+    )
+    taken: dict[int, tuple[int, Mail]] = field(  # handed out: by number, to which connection
+        default_factory=dict[int, tuple[int, Mail]]
+    )
+
+
+class Mailboxes:
+    """Of the machine."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._boxes: dict[int, Mailbox] = {}
+        self._next: dict[str, int] = {}
+        self._readers: dict[int, set[int]] = {}  # pids of whose messages a connection has some
+        self.held = 0  # messages in all mailboxes
+        for path in (store.directory / "owners").glob("*/mail.db"):
+            self._load(path.parent.name)
+
+    def _database(self, owner: str) -> Database:
+        database = self._store.open(f"owners/{owner}/mail.db", SCHEMA)
+        if owner not in self._next:
+            sql = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
+            self._next[owner] = int(self._store.read(database, sql)[0][0] or 0) + 1
+        return database
+
+    def _load(self, owner: str) -> None:
+        for row in self._store.read(self._database(owner), "SELECT * FROM mail ORDER BY number"):
+            number, pid, sender, author, when, body, labels = row
+            self._box(int(pid or 0)).waiting.append(Mail(
+                int(number or 0), int(sender or 0), str(author), float(when or 0), str(body),
+                json.loads(str(labels)), 0,
+            ))  # fmt: skip
+            self.held += 1
+
+    def _box(self, pid: int) -> Mailbox:
+        return self._boxes.setdefault(pid, Mailbox())
+
+    async def send(self, to: Process, request: Send, author: str) -> tuple[int, int]:
+        """The message's number, and how many wait now. EAGAIN when the mailbox is full."""
+        box = self._box(to.pid)
+        held = len(box.waiting) + len(box.taken) + box.coming
+        if held >= limits.MAIL:
+            raise SyscallError(
+                Errno.EAGAIN,
+                f"{held} messages wait for process {to.pid}, {limits.MAIL} are allowed",
+                "try again when it has received some", pid=to.pid,
+            )  # fmt: skip
+        database = self._database(to.owner)
+        number = self._next[to.owner]
+        self._next[to.owner] += 1
+        mail = Mail(number, request.sender, author, time.time(), request.body, request.labels, 0)
+        labels = json.dumps(mail.labels)
+        row = (number, to.pid, mail.sender, author, mail.time, mail.body, labels)
+        box.coming += 1
+        try:
+            await self._store.write(database, [(_INSERT, row)], durable=False)
+        finally:
+            box.coming -= 1
+        box.waiting.append(mail)
+        self.held += 1
+        self._wake(box)
+        return number, len(box.waiting)
+
+    async def receive(self, process: Process, request: Recv, connection: int) -> Mail:
+        """The oldest message; waits for one. ETIMEDOUT. It holds nothing while it waits."""
+        box = self._box(process.pid)
+        mine = [n for n, (to, _) in box.taken.items() if to == connection]
+        early = [mail.number for mail in box.waiting if mail.number <= request.done]
+        self._settle(process, box, {*mine, *early, *(n for n in box.taken if n <= request.done)})
+        if not request.take:
+            return Mail(0, 0, "", 0.0, "", [], len(box.waiting))
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                await self._wait(process, box)
+        except TimeoutError:
+            words = f"no message for process {process.pid} within {request.timeout_s or 0:g} s"
+            raise SyscallError(Errno.ETIMEDOUT, words, "wait longer", pid=process.pid) from None
+        mail = box.waiting.popleft()
+        box.taken[mail.number] = connection, mail
+        self._readers.setdefault(connection, set()).add(process.pid)
+        if box.waiting:
+            self._wake(box)
+        return replace(mail, waiting=len(box.waiting))
+
+    def hangup(self, connection: int) -> None:
+        """What was handed to a connection that is gone, and not dealt with, is for the next one."""
+        for pid in self._readers.pop(connection, ()):
+            box = self._boxes.get(pid)
+            if box is None:
+                continue
+            back = sorted(n for n, (to, _) in box.taken.items() if to == connection)
+            box.waiting.extendleft(box.taken.pop(number)[1] for number in reversed(back))
+            if box.waiting:
+                self._wake(box)
+
+    async def _wait(self, process: Process, box: Mailbox) -> None:
+        """Until there is a message for this reader; the first to ask is the first to be served."""
+        while not box.waiting or box.readers:
+            if process.ending is not None:
+                raise SyscallError(Errno.ESRCH, f"process {process.pid} has ended", pid=process.pid)
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            box.readers.append(turn)
+            try:
+                await turn
+            except BaseException:
+                if turn in box.readers:
+                    box.readers.remove(turn)
+                elif box.waiting:  # it was woken and leaves: the next one may have it
+                    self._wake(box)
+                raise
+            if box.waiting:
+                return
+
+    @staticmethod
+    def _wake(box: Mailbox) -> None:
+        while box.readers:
+            turn = box.readers.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    def _settle(self, process: Process, box: Mailbox, done: set[int]) -> None:
+        """What was dealt with leaves the disk; nobody waits for that."""
+        if not done:
+            return
+        self.held -= len(done)
+        box.waiting = deque(mail for mail in box.waiting if mail.number not in done)
+        for number in done:
+            box.taken.pop(number, None)
+        database = self._database(process.owner)
+        rows = [(_DONE, (number,)) for number in done]
+        self._store.submit(database, rows, lambda _: None, frees=True)
+
+    async def drop(self, process: Process) -> None:
+        """The process is gone: nobody will ask."""
+        box = self._boxes.pop(process.pid, None)
+        if box is None:
+            return
+        self.held -= len(box.waiting) + len(box.taken)
+        while box.readers:
+            self._wake(box)
+        statement = ("DELETE FROM mail WHERE pid = ?", (process.pid,))
+        await self._store.write(self._database(process.owner), [statement], frees=True)
+
+    def interrupt(self, process: Process) -> None:
+        """Whoever waits hears that the process has ended."""
+        box = self._boxes.get(process.pid)
+        while box is not None and box.readers:
+            self._wake(box)

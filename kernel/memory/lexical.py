@@ -1,0 +1,95 @@
+"""Words: what SQLite's FTS5 is given to find pages by, as an index entry and as a question.
+
+Its tokenizer ("porter unicode61") parts words at blanks and signs, folds case, strips accents and
+stems English. What it cannot do is done here, alike for pages and questions: scripts that put no
+blanks between words become single characters and pairs of neighbours; camelCase is told in parts
+as well. A question is an OR of quoted terms, so that nothing in it is taken for an operator.
+
+Pure; owns nothing; knows no table.
+"""
+
+import re
+from collections.abc import Iterator
+from unicodedata import is_normalized, normalize
+
+from .. import limits
+
+# Han with its extensions, kana, hangul. Full- and half-width forms are gone before it is asked.
+_CJK = (
+    "\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
+    "\u3131-\u318e\u1100-\u11ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+_RUN = re.compile(f"[{_CJK}]+")
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_CAMEL = re.compile(r"\b[A-Za-z0-9]*[a-z][A-Z][A-Za-z0-9]*\b|\b[A-Z]{2,}[a-z][A-Za-z0-9]*\b")
+_WORD = re.compile(rf"[^\W_{_CJK}]+")
+# Names of things stay together as well: a_b, a.py, E-12, 10:30.
+_TOKEN = re.compile(rf"[{_CJK}]+|{_WORD.pattern}(?:[._/:@+-]{_WORD.pattern})*")
+# Function words only: what says when or in which order ("now", "before") tells pages apart.
+_ENGLISH = frozenset(
+    re.findall(
+        r"\w+",
+        """a am an and are as at be been being but by can could d did do does doing don for from had
+    has have having he her hers him his how i if in is isn it its ll m me my of on or our ours re s
+    she should so t than that the their theirs them then there these they this those to us ve was
+    we were what when where which who whom whose why will with would you your yours""",
+    )
+)
+# Function characters; what they make together ("什么", "的是") is left out with them.
+_CHINESE = frozenset("的了是在吗呢吧啊呀嘛什么怎谁哪这那我你您他她它们和与就都也还又很把被给对")
+_CHINESE_PAIRS = frozenset(re.findall(r"\w+", "什么 怎么 怎样 时候 多少 请问 为什 么时 么样 告诉"))
+
+
+def indexed(text: str) -> str:
+    """A text as the index is given it; a page and its window are prepared alike."""
+    text = _plain(text)
+    if not text.isascii():
+        text = _RUN.sub(lambda run: f" {' '.join(_grams(run[0]))} ", text)
+    return _CAMEL.sub(lambda name: f"{name[0]} {_HUMP.sub(' ', name[0])}", text)
+
+
+def match(question: str) -> str:
+    """An FTS5 expression that finds what shares a word with the question; empty: it has none."""
+    terms = list(dict.fromkeys(_terms(_plain(question))))
+    if len(terms) > limits.MATCH_TERMS:  # a long request says what it wants first or last
+        half = limits.MATCH_TERMS // 2
+        terms = terms[:half] + terms[-half:]
+    return " OR ".join(f'"{term}"' for term in terms)
+
+
+def _plain(text: str) -> str:
+    return text if is_normalized("NFKC", text) else normalize("NFKC", text)
+
+
+def _grams(run: str) -> Iterator[str]:
+    """Each character, and each with the next."""
+    for place, character in enumerate(run):
+        yield character
+        if place + 1 < len(run):
+            yield run[place : place + 2]
+
+
+def _terms(text: str) -> Iterator[str]:
+    for token in _TOKEN.findall(text):
+        if _RUN.match(token):
+            yield from (gram for gram in _grams(token) if not _idle(gram))
+            continue
+        words = _WORD.findall(token)
+        if len(words) > 1 and _fits(token):
+            yield " ".join(words).lower()
+        for word in words:
+            parts = dict.fromkeys((word, *_HUMP.sub(" ", word).split()))
+            yield from (part.lower() for part in parts if _telling(part))
+
+
+def _telling(word: str) -> bool:
+    return word.lower() not in _ENGLISH and _fits(word)
+
+
+def _fits(term: str) -> bool:
+    return len(term) <= limits.MATCH_TERM_CHARS
+
+
+def _idle(gram: str) -> bool:
+    return gram in _CHINESE_PAIRS or all(character in _CHINESE for character in gram)

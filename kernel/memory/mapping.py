@@ -1,0 +1,203 @@
+"""Pages that are stored once and seen by several: documents, folders, parts of other processes.
+
+A document becomes a space of its own, known by its path, its bytes and the tokenizer that cut it,
+so that whoever maps it again gets the same pages. A mapping shows what was there when it was made.
+"""
+
+import os
+import stat
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import anyio.to_thread
+
+from .. import limits
+from ..database import Statement
+from ..driver import Cut
+from ..errors import Errno, SyscallError, TooBig
+from ..values import Kind
+from . import schema
+from .memory import Memory
+from .rows import Change, Written
+from .table import Range, Table
+
+CutText = Callable[[str], Awaitable[Sequence[Cut]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A file's text, and how it is called."""
+
+    name: str  # relative to what is mapped
+    text: str
+    time: float  # Unix seconds: when it was last changed
+
+
+def read(path: Path) -> tuple[list[Document], list[str]]:
+    """The texts at a path, and what is none of a folder, with the reason. Blocks.
+
+    ENOENT, EACCES, EINVAL for what is no text or a link, E2BIG.
+    """
+    if Path(os.path.realpath(path)) != path:
+        words = f"{path} is a link, or leads through one"
+        raise SyscallError(Errno.EINVAL, words, f"name {os.path.realpath(path)}")
+    if not path.is_dir():
+        return [_document(path, path.name)], []
+    found: list[Document] = []
+    skipped: list[str] = []
+    size = 0
+    for file in _files(path):
+        name = str(file.relative_to(path))
+        try:
+            found.append(_document(file, name))
+        except SyscallError as error:
+            skipped.append(f"{name}: {error.message.removeprefix(f'{file} ')}")
+            continue
+        size += len(found[-1].text)
+        if len(found) > limits.DOCUMENTS or size > limits.FOLDER_CHARS:
+            most = f"{limits.DOCUMENTS} texts or {limits.FOLDER_CHARS} characters"
+            raise TooBig(f"{path} has more than {most}", "map a folder in it")
+    if not found:
+        raise SyscallError(Errno.EINVAL, f"there is no text in {path}", "; ".join(skipped[:5]))
+    return found, skipped[: limits.SKIPPED]
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """Files of a folder in order, without links and what is hidden."""
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        yield from (file for file in files if not file.is_symlink())
+
+
+def _document(path: Path, name: str) -> Document:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        number = Errno.ENOENT if isinstance(error, FileNotFoundError) else Errno.EACCES
+        words = f"{path} cannot be read: {error.strerror}"
+        raise SyscallError(number, words, "name a file that the kernel's user may read") from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise SyscallError(Errno.EINVAL, f"{path} is no file")
+        if status.st_size > limits.DOCUMENT_BYTES:
+            words = f"{path} has {status.st_size} bytes, {limits.DOCUMENT_BYTES} are allowed"
+            raise TooBig(words, "split it")
+        data = file.read(limits.DOCUMENT_BYTES + 1)
+    if b"\0" in data:
+        raise SyscallError(Errno.EINVAL, f"{path} is no text: it holds a zero byte")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        words = f"{path} is not valid UTF-8 at byte {error.start}"
+        raise SyscallError(Errno.EINVAL, words, "convert it to UTF-8") from error
+    if not text.strip():
+        raise SyscallError(Errno.EINVAL, f"{path} is empty")
+    return Document(name, text, status.st_mtime)
+
+
+async def document(
+    memory: Memory, table: Table, source: str, model: str, cut: CutText
+) -> tuple[Range, list[str]]:
+    """Map the text or the folder at a path. What was skipped of a folder is told."""
+    path = Path(source.removeprefix("/files"))
+    documents, skipped = await anyio.to_thread.run_sync(read, path)
+    digest = blake2b(model.encode(), digest_size=16)
+    for one in documents:
+        digest.update(b"\0".join((one.name.encode(), one.text.encode(), b"")))
+    sql = """SELECT s.space, count(*) FROM spaces s JOIN pages p
+             ON p.id BETWEEN s.space << 32 AND (s.space + 1 << 32) - 1
+             WHERE s.source = ? AND s.digest = ? GROUP BY s.space"""
+    known = await memory.read(table.owner, sql, source, digest.digest())
+    more: list[Statement] = []
+    if known:
+        space, count = (int(one or 0) for one in known[0])
+    else:
+        space = memory.new_space(table.owner)
+        pages = [page for m, one in enumerate(documents) for page in await _pages(one, m, cut)]
+        count = len(pages)
+        more = _stores(memory, table, space, pages)
+        row = (space, 0, source, digest.digest())
+        more.append(("INSERT INTO spaces VALUES(?,?,?,?)", row))
+    mapped = table.map(space, 0, count, writable=False, source=source)
+    table.tokens += await _tokens(memory, table, mapped) if known else 0
+    await memory.change(table, Change(ranges=[mapped], more=more))
+    return mapped, skipped
+
+
+def _stores(memory: Memory, table: Table, space: int, pages: Sequence[Written]) -> list[Statement]:
+    ids = [schema.page_id(space, place) for place in range(len(pages))]
+    statements = memory.stores(table, ids, pages)
+    table.messages -= pages[-1].message + 1  # they are of no conversation
+    return [*statements, *schema.sealed(ids[-1])]
+
+
+async def _pages(one: Document, message: int, cut: CutText) -> list[Written]:
+    """A document as pages, in order."""
+    found: list[Written] = []
+    for at in range(0, len(one.text), limits.CUT_CHARS):
+        found += [
+            Written(c.text, c.tokens, Kind.DOCUMENT, one.name[-limits.NAME_CHARS :], message,
+                    time=one.time, key=one.name[: limits.KEY_CHARS])
+            for c in await cut(one.text[at : at + limits.CUT_CHARS])
+        ]  # fmt: skip
+    return found
+
+
+async def process(
+    memory: Memory, table: Table, other: Table, part: range, *, writable: bool
+) -> list[Range]:
+    """Map pages of another process of the same owner, as they are now. ENOENT: none are there."""
+    pages = list(other.pages(part.start, part.stop))
+    if not pages:
+        words = f"process {other.pid} has no page from {part.start} to {part.stop - 1}"
+        raise SyscallError(Errno.ENOENT, words, f"`llmasos mem {other.pid}` lists its pages")
+    source = f"/proc/{other.pid}/mem"
+    mapped: list[Range] = []
+    for space, place, count in _runs([page for _, page in pages]):
+        mapped.append(table.map(space, place, count, writable=writable, source=source))
+    table.tokens += sum([await _tokens(memory, table, one) for one in mapped])
+    await memory.change(table, Change(ranges=mapped))
+    return mapped
+
+
+def _runs(pages: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Stored pages as space, first place and count of each run."""
+    found: list[tuple[int, int, int]] = []
+    for page in pages:
+        space, place = schema.space_of(page)
+        if found and found[-1][0] == space and found[-1][1] + found[-1][2] == place:
+            found[-1] = (space, found[-1][1], found[-1][2] + 1)
+        else:
+            found.append((space, place, 1))
+    return found
+
+
+async def _tokens(memory: Memory, table: Table, mapped: Range) -> int:
+    sql = "SELECT coalesce(sum(tokens), 0) FROM pages WHERE id BETWEEN ? AND ?"
+    first = schema.page_id(mapped.space, mapped.place)
+    rows_ = await memory.read(table.owner, sql, first, first + mapped.count - 1)
+    return int(rows_[0][0] or 0)
+
+
+async def unmap(memory: Memory, table: Table, number: int) -> int:
+    """Take a mapping away. ENOENT. The space that is gone with it, as nobody else has it; or 0."""
+    found = table.unmap(number)
+    table.tokens -= await _tokens(memory, table, found)
+    sql = "DELETE FROM ranges WHERE pid = ? AND first = ?"
+    marks = "DELETE FROM marks WHERE pid = ? AND number BETWEEN ? AND ?"
+    more: list[Statement] = [
+        (sql, (table.pid, found.first)),
+        (marks, (table.pid, found.first, found.end - 1)),
+    ]
+    holes = memory.unused(table.owner, found.space)
+    for low, high in holes:
+        more += schema.erased(low, high)
+    whole = holes[:1] == [schema.whole(found.space)]
+    if whole:
+        more.append(("DELETE FROM spaces WHERE space = ?", (found.space,)))
+    await memory.change(table, Change(more=more, frees=True))
+    return found.space if whole else 0

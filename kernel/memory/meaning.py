@@ -1,0 +1,292 @@
+"""Pages become vectors behind everybody's back, and the recall device is kept informed.
+
+Vectors stand in the owner's database; the device holds copies, and whatever it forgets by dying is
+handed over again. It is started when somebody first needs it: a conversation that fits its window
+never does. Pages wait in the table `todo`, so that a crash loses none of them.
+"""
+
+import logging
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from .. import limits, points
+from ..database import Statement
+from ..driver import Likeness, Reach, Recall, RecallFacts
+from ..errors import DeviceFault, SyscallError
+from . import schema
+from .memory import Memory
+
+log = logging.getLogger(__name__)
+_WAITING = """SELECT todo.id, author || ': ' || text FROM todo JOIN pages ON pages.id = todo.id
+              ORDER BY todo.id LIMIT ?"""
+_KEEP = "INSERT OR REPLACE INTO vectors SELECT id, ? FROM pages WHERE id = ?"
+_DONE = "DELETE FROM todo WHERE id = ?"
+_VECTORS = "SELECT id, vector FROM vectors WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
+_MADE_BY = "INSERT OR IGNORE INTO derived VALUES('vectors', ?)"
+_REBUILD = "`llmasos mem fsck --rebuild` makes them anew"
+Embed = Callable[[Sequence[str]], Awaitable[Sequence[bytes]]]
+
+
+@dataclass(slots=True)
+class Indexer:
+    """What is known of one owner's vectors."""
+
+    loaded: set[int] = field(default_factory=set[int])  # spaces that the device holds
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
+    news: anyio.Event = field(default_factory=anyio.Event)
+    running: bool = False
+    refused: str = ""  # why its vectors are not used
+
+
+class Meaning:
+    """The recall device and what it holds. Without a device, all is found by words."""
+
+    def __init__(self, memory: Memory, device: Recall | None, tasks: TaskGroup) -> None:
+        self._memory = memory
+        self._device, self._tasks = device, tasks
+        self._indexers: dict[str, Indexer] = {}
+        self._facts: RecallFacts | None = None
+        self._started = False
+        self._up = anyio.Event()
+        self.embedder: tuple[str, Embed] | None = (
+            None  # another one than the device's, with its name
+        )
+        self.off = device is None  # by configuration
+        self.trouble = "recall is by words only: memory_embedder is none" if self.off else ""
+
+    # --- what the device tells --------------------------------------------------------------------
+    def up(self, facts: RecallFacts) -> None:
+        self._facts, self.trouble = facts, ""
+        self._up.set()
+        for indexer in self._indexers.values():
+            indexer.news.set()
+
+    def down(self, reason: str, *, final: bool) -> None:
+        self._facts = None
+        self._up = anyio.Event()
+        self.trouble = f"recall is by words only: {reason}"
+        log.warning("the recall process died: %s", reason)
+        for indexer in self._indexers.values():
+            indexer.loaded.clear()
+
+    @property
+    def os_pid(self) -> int:
+        return self._facts.os_pid if self._facts is not None else 0
+
+    @property
+    def made_by(self) -> str:
+        """The name of the embedder; empty while it is not known, or there is none."""
+        if self.embedder is not None:
+            return self.embedder[0]
+        return self._facts.embedder if self._facts is not None else ""
+
+    async def _start(self) -> None:
+        if self._device is None:
+            return
+        try:
+            await self._device.start(self)
+        except SyscallError as error:
+            self._started = False  # whoever needs it next tries again
+            self.trouble = f"recall is by words only: {error.message}"
+            log.warning("the recall process did not start: %s", error)
+
+    async def stop(self) -> None:
+        if self._device is not None and self._started:
+            await self._device.stop()
+
+    # --- who needs it -----------------------------------------------------------------------------
+    def want(self, owner: str) -> None:
+        """From now on this owner's pages are found by meaning, too."""
+        if self._device is None:
+            return
+        if not self._started:
+            self._started = True
+            self.trouble = "recall is by words only for a moment: its process is starting"
+            self._tasks.start_soon(self._start)
+        indexer = self._indexers.setdefault(owner, Indexer())
+        indexer.news.set()
+        if not indexer.running:
+            indexer.running = True
+            self._tasks.start_soon(self._follow, owner, indexer)
+
+    def written(self, owner: str) -> None:
+        """There are new pages."""
+        indexer = self._indexers.get(owner)
+        if indexer is not None:
+            indexer.news.set()
+
+    async def search(
+        self, owner: Path, question: str, parts: Sequence[Reach], also: Sequence[int]
+    ) -> Likeness:
+        """How near pages are to a question. What is missing is told in the note."""
+        self.want(owner.name)
+        nothing = Likeness((), (), 0.0, 0.0, note=self.trouble)
+        indexer = self._indexers.get(owner.name)
+        if self._device is None or indexer is None or self._facts is None:
+            return nothing
+        if refused := await self._refused(owner.name, indexer):
+            return replace(nothing, note=refused)
+        with anyio.move_on_after(limits.RECALL_S):
+            try:
+                asked = await self._asked(question)
+                found = await self._device.search(owner, asked, parts, also)
+                if found.unknown:
+                    await self._load_all(owner.name, indexer, found.unknown)
+                    found = await self._device.search(owner, asked, parts, also)
+            except SyscallError as error:
+                return replace(nothing, note=f"recall is by words only: {error.message}")
+            waiting = await self.waiting(owner.name)
+            if waiting and not found.note:
+                words = f"{waiting} pages are found by words only, for a moment"
+                return replace(found, note=words)
+            return found
+        words = f"recall is by words only: no answer within {limits.RECALL_S:g} s"
+        return replace(nothing, note=words)
+
+    async def _asked(self, question: str) -> str | bytes:
+        if self.embedder is None:
+            return question
+        return (await self.embedder[1]([question]))[0]
+
+    async def waiting(self, owner: str) -> int:
+        """Pages of an owner whose vectors are still to come."""
+        rows = await self._memory.read(owner, "SELECT count(*) FROM todo")
+        return int(rows[0][0] or 0)
+
+    # --- vectors ----------------------------------------------------------------------------------
+    async def _refused(self, owner: str, indexer: Indexer) -> str:
+        """Vectors of another embedder are not mixed with ours."""
+        sql = "SELECT version FROM derived WHERE name = 'vectors'"
+        rows = await self._memory.read(owner, sql)
+        made_by = str(rows[0][0]) if rows else ""
+        other = bool(made_by) and bool(self.made_by) and made_by != self.made_by
+        indexer.refused = (
+            f"recall is by words only: the vectors are of {made_by}, the embedder is "
+            f"{self.made_by}; {_REBUILD}" if other else ""
+        )  # fmt: skip
+        return indexer.refused
+
+    async def _follow(self, owner: str, indexer: Indexer) -> None:
+        """Index whatever waits, as long as there is a device."""
+        while True:
+            indexer.news = anyio.Event()
+            try:
+                while self.made_by and await self._index_some(owner, indexer):
+                    pass
+            except DeviceFault as error:
+                log.info("indexing waits: %s", error)
+            except SyscallError as error:
+                log.warning("pages of %s are not indexed: %s", owner, error)
+            await indexer.news.wait()
+
+    async def _index_some(self, owner: str, indexer: Indexer) -> bool:
+        """A batch of pages. False: nothing waits, or nothing may be done."""
+        if self._device is None or await self._refused(owner, indexer):
+            return False
+        rows = await self._memory.read(owner, _WAITING, limits.INDEX_PAGES)
+        if not rows:
+            return False
+        texts = [str(row[1]) for row in rows]
+        embed = self.embedder[1] if self.embedder is not None else self._device.embed
+        vectors = await embed(texts)
+        points.passed("index.embedded")
+        ids = [int(row[0] or 0) for row in rows]
+        statements: list[Statement] = [(_MADE_BY, (self.made_by,))]
+        statements += [(_KEEP, (v, page)) for v, page in zip(vectors, ids, strict=True)]
+        statements += [(_DONE, (page,)) for page in ids]
+        async with indexer.lock:
+            database = self._memory.database(owner)
+            await self._memory.store.write(database, statements, durable=False)
+            points.passed("index.kept")
+            await self._hand_over(owner, indexer, dict(zip(ids, vectors, strict=True)))
+        points.passed("index.added")
+        await self._memory.count_waiting()
+        return True
+
+    async def _hand_over(self, owner: str, indexer: Indexer, made: dict[int, bytes]) -> None:
+        """New vectors to the device; of a space that it does not know, all of them."""
+        by_space: dict[int, list[int]] = {}
+        for page in made:
+            by_space.setdefault(schema.space_of(page)[0], []).append(page)
+        for space, pages in by_space.items():
+            if space in indexer.loaded:
+                places = [schema.space_of(page)[1] for page in pages]
+                await self._add(owner, space, places, [made[page] for page in pages])
+            else:
+                await self._load(owner, indexer, space)
+
+    async def _add(
+        self, owner: str, space: int, places: Sequence[int], vectors: Sequence[bytes]
+    ) -> None:
+        if self._device is not None:
+            await self._device.add(self._memory.directory(owner), space, places, vectors)
+
+    async def _load_all(self, owner: str, indexer: Indexer, spaces: Sequence[int]) -> None:
+        async with indexer.lock:
+            for space in spaces:
+                await self._load(owner, indexer, space)
+
+    async def _load(self, owner: str, indexer: Indexer, space: int) -> None:
+        """Hand over all vectors of a space."""
+        at, end = schema.whole(space)
+        await self._add(owner, space, [], [])
+        while rows := await self._memory.read(owner, _VECTORS, at, end, limits.LOAD_VECTORS):
+            places = [schema.space_of(int(row[0] or 0))[1] for row in rows]
+            await self._add(owner, space, places, [bytes(row[1] or b"") for row in rows])  # type: ignore[arg-type]
+            at = int(rows[-1][0] or 0) + 1
+        indexer.loaded.add(space)
+
+    # --- forgetting -------------------------------------------------------------------------------
+    async def erased(self, owner: str, spaces: Sequence[int], pages: Sequence[int] = ()) -> None:
+        """Spaces or pages are gone from the database: from the device, too."""
+        indexer = self._indexers.get(owner)
+        if self._device is None or indexer is None or self._facts is None:
+            return
+        where = self._memory.directory(owner)
+        by_space: dict[int, list[int]] = {}
+        for page in pages:
+            space, place = schema.space_of(page)
+            by_space.setdefault(space, []).append(place)
+        try:
+            for space in spaces:
+                await self._device.remove(where, space)
+                indexer.loaded.discard(space)
+            for space, places in by_space.items():
+                await self._device.remove(where, space, places)
+        except SyscallError as error:
+            log.warning("the recall process was not told what is gone: %s", error)
+
+    async def sweep(self, owner: str) -> None:
+        """After many vectors are gone: Chroma's files without them. Without a device, none. EIO."""
+        if self._facts is not None and owner in self._indexers:
+            await self.renew(owner)
+            return
+        files = self._memory.directory(owner) / "chroma"
+        await anyio.to_thread.run_sync(partial(shutil.rmtree, files, ignore_errors=True))
+
+    async def renew(self, owner: str) -> None:
+        """Chroma's files anew, so that nothing of what is gone is left in them. EIO."""
+        if self._device is None:
+            return
+        self.want(owner)
+        with anyio.fail_after(limits.RENEW_S):
+            await self._up.wait()
+            await self._device.renew(self._memory.directory(owner))
+
+    def held(self, owner: str) -> list[int]:
+        """Spaces that the device holds."""
+        indexer = self._indexers.get(owner)
+        return sorted(indexer.loaded) if indexer is not None else []
+
+    async def stored(self, owner: str, space: int) -> int:
+        """Vectors of a space that Chroma has; -1: it cannot be used, or is not there."""
+        if self._device is None or self._facts is None:
+            return -1
+        return await self._device.stored(self._memory.directory(owner), space)

@@ -1,0 +1,328 @@
+"""Every process's pages: written, read, shared and erased.
+
+An owner's data is one directory; a person's text stands in its database and nowhere else. A turn is
+one transaction: the pages of the request and of the answer, what the window became and why, with
+the call's number. Page tables are in memory and change at once, in the order in which the writes
+are queued; a write that fails leaves numbers that stand for nothing.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import anyio.to_thread
+
+from .. import limits
+from ..database import Database, Row, Statement, Value
+from ..driver import Cut
+from ..process import Process
+from ..store import Store
+from ..values import Message, Role
+from . import rows, schema
+from .layout import Stored
+from .rows import Change, Moved, Turn, Written, runs, stored
+from .schema import SCHEMA
+from .table import Piece, Range, Table, load, without
+
+_STORED = f"SELECT {schema.COLUMNS} FROM pages WHERE id"
+_FEWER_MOVES = """DELETE FROM moves WHERE pid = ? AND seq <= (SELECT seq FROM moves WHERE pid = ?
+                  ORDER BY seq DESC LIMIT 1 OFFSET ?)"""
+_SOME = 500  # ids of one query
+
+
+class Memory:
+    """The pages of the machine."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._tables: dict[int, Table] = {}
+        self._owners: dict[str, Database] = {}
+        self._spaces: dict[str, int] = {}  # last number, by owner
+        self.unread: set[int] = set()  # pids whose window is still on disk
+        self.waiting = 0  # pages whose vectors are still to come; looked at when some were made
+        owners = store.directory / "owners"
+        owners.mkdir(mode=0o700, exist_ok=True)
+        for directory in owners.iterdir():
+            if directory.is_dir():
+                self._load(directory.name)
+
+    # --- owners -----------------------------------------------------------------------------------
+    def directory(self, owner: str) -> Path:
+        return self.store.directory / "owners" / owner
+
+    def database(self, owner: str) -> Database:
+        if owner not in self._owners:
+            database = self.store.open(f"owners/{owner}/pages.db", SCHEMA)
+            last = self.store.read(database, "SELECT max(space) FROM spaces")[0][0]
+            sequence = self.store.read(
+                database, "SELECT seq FROM sqlite_sequence WHERE name = 'spaces'"
+            )
+            self._spaces[owner] = max(int(last or 0), *(int(row[0] or 0) for row in sequence), 0)
+            self._owners[owner] = database
+        return self._owners[owner]
+
+    def owners(self) -> list[str]:
+        return list(self._owners)
+
+    def _load(self, owner: str) -> None:
+        database = self.database(owner)
+        sql = "SELECT pid, space, next, place, messages, tokens FROM tables"
+        for row in self.store.read(database, sql):
+            pid, space, following, place, messages, tokens = (int(one or 0) for one in row)
+            self._tables[pid] = Table(pid, owner, space, following, place, messages, tokens)
+            self.unread.add(pid)
+        for row in self.store.read(database, "SELECT * FROM ranges ORDER BY pid, first"):
+            pid, *numbers, writable = (int(one or 0) for one in row[:6])
+            if pid in self._tables:
+                first, count, space, place = numbers
+                one = Range(first, count, space, place, bool(writable), str(row[6]))
+                self._tables[pid].ranges.append(one)
+        self.waiting += int(self.store.read(database, "SELECT count(*) FROM todo")[0][0] or 0)
+        for row in self.store.read(database, "SELECT * FROM marks"):
+            table = self._tables.get(int(row[0] or 0))
+            if table is not None:
+                table.marks[int(row[1] or 0)] = rows.mark(row)
+
+    def new_space(self, owner: str) -> int:
+        self.database(owner)
+        self._spaces[owner] += 1
+        return self._spaces[owner]
+
+    # --- tables -----------------------------------------------------------------------------------
+    def tokens(self, pid: int) -> int:
+        """Of all pages of a process."""
+        table = self._tables.get(pid)
+        return table.tokens if table is not None else 0
+
+    def table(self, process: Process) -> Table:
+        """Its page table; an empty one until something is written."""
+        known = self._tables.get(process.pid)
+        if known is None:
+            known = Table(process.pid, process.owner, self.new_space(process.owner))
+            self._tables[process.pid] = known
+        return known
+
+    def tables(self) -> Iterable[Table]:
+        return self._tables.values()
+
+    async def opened(self, process: Process) -> Table:
+        """The same, with its window read from disk after a restart."""
+        table = self.table(process)
+        if table.pid in self.unread:
+            sql = "SELECT window FROM tables WHERE pid = ?"
+            found = await self.read(table.owner, sql, table.pid)
+            text = found[0][0] if found else "[]"
+            window = load(str(text)) if text is not None else await self._whole(table)
+            if table.pid in self.unread:
+                self.unread.discard(table.pid)
+                table.window = window
+        return table
+
+    async def _whole(self, table: Table) -> list[Piece]:
+        """The window of a process from a time when all of it was always there."""
+        pieces: dict[int, Piece] = {}
+        held = await self.stored(table, [number for number, _ in table.pages(0, table.next)])
+        for number, page in held.items():
+            piece = pieces.setdefault(page.message, Piece(page.message, Role(page.kind), []))
+            piece.pages.append(number)
+        return list(pieces.values())
+
+    def _saved(self, table: Table, *, ranges: Sequence[Range] = ()) -> list[Statement]:
+        return rows.saved(table, window=table.pid not in self.unread, ranges=ranges)
+
+    # --- reading ----------------------------------------------------------------------------------
+    async def read(self, owner: str, sql: str, *values: Value) -> list[Row]:
+        return await anyio.to_thread.run_sync(self.store.read, self.database(owner), sql, values)
+
+    def now(self, owner: str, sql: str, *values: Value) -> list[Row]:
+        """The same, for who is in a thread already."""
+        return self.store.read(self.database(owner), sql, values)
+
+    async def stored(self, table: Table, numbers: Iterable[int]) -> dict[int, Stored]:
+        """Pages by number, in the order that is asked for; those that are gone are left out."""
+        wanted = {number: table.page(number) for number in numbers}
+        ids = [page for page in wanted.values() if page is not None]
+        found = {int(row[0] or 0): row for row in await self.by_id(table.owner, ids)}
+        return {
+            number: stored(number, found[page])
+            for number, page in wanted.items()
+            if page is not None and page in found
+        }
+
+    async def count_waiting(self) -> None:
+        """How many pages wait for their vectors, counted anew."""
+        rows = [await self.read(owner, "SELECT count(*) FROM todo") for owner in self._owners]
+        self.waiting = sum(int(row[0][0] or 0) for row in rows)
+
+    async def by_id(self, owner: str, ids: Sequence[int]) -> list[Row]:
+        if not ids:
+            return []
+        return await anyio.to_thread.run_sync(self._by_id, self.database(owner), ids)
+
+    def _by_id(self, database: Database, ids: Sequence[int]) -> list[Row]:
+        found: list[Row] = []
+        for at in range(0, len(ids), _SOME):
+            some = ids[at : at + _SOME]
+            sql = f"{_STORED} IN ({','.join('?' * len(some))})"
+            found += self.store.read(database, sql, some)
+        return found
+
+    async def keyed(
+        self, table: Table, key: str, pages: Sequence[tuple[int, int]]
+    ) -> dict[int, int]:
+        """Those of some pages that a key stands for: number and tokens."""
+        sql = "SELECT id, tokens FROM pages WHERE key = ?"
+        found = {int(p or 0): int(t or 0) for p, t in await self.read(table.owner, sql, key)}
+        return {number: found[page] for number, page in pages if page in found}
+
+    # --- writing ----------------------------------------------------------------------------------
+    async def write(self, process: Process, pages: Sequence[Written]) -> list[int]:
+        """Append pages outside any turn, and outside the window: what `write_mem` does."""
+        table = self.table(process)
+        room, statements = self._appended(table, pages, 0)
+        await self._commit(table, [*statements, *self._saved(table, ranges=table.ranges[-1:])])
+        return [number for number, _ in room]
+
+    async def say(self, process: Process, message: Message, cuts: Sequence[Cut]) -> None:
+        """Append one message to the window, outside any turn: a system prompt at spawn."""
+        table = self.table(process)
+        number = table.messages
+        pages = [Written(c.text, c.tokens, message.role, process.owner) for c in cuts]
+        room, statements = self._appended(table, pages, 0)
+        table.window.append(Piece(number, message.role, [n for n, _ in room]))
+        await self._commit(table, [*statements, *self._saved(table, ranges=table.ranges[-1:])])
+
+    async def commit(self, process: Process, turn: Turn) -> list[int]:
+        """Write a turn, durable when it returns. The numbers of its pages."""
+        table = await self.opened(process)
+        message = table.messages
+        room, statements = self._appended(table, turn.pages, turn.call)
+        numbers = [number for number, _ in room]
+        statements += self._moved(table, turn)
+        here = table.resident() | set(turn.recalled)  # what was evicted meanwhile stays out
+        window = without(turn.window, {n for p in turn.window for n in p.numbers()} - here)
+        table.window = [*window, *rows.pieces(turn, numbers, message)]
+        statements += self._saved(table, ranges=table.ranges[-1:])
+        await self._commit(table, statements)
+        return numbers
+
+    def _appended(
+        self, table: Table, pages: Sequence[Written], call: int
+    ) -> tuple[list[tuple[int, int]], list[Statement]]:
+        """Pages at the table's end: numbers and ids, and how they are stored."""
+        room = table.append(len(pages))
+        return room, self.stores(table, [page for _, page in room], pages, call)
+
+    def stores(
+        self, table: Table, ids: Sequence[int], pages: Sequence[Written], call: int = 0
+    ) -> list[Statement]:
+        """How pages are stored under ids that lie side by side, and the indexes follow."""
+        if not ids:
+            return []
+        statements = [
+            rows.page_row(table, page, one, call) for page, one in zip(ids, pages, strict=True)
+        ]
+        self.waiting += len(ids)
+        table.messages += pages[-1].message + 1
+        table.tokens += sum(one.tokens for one in pages)
+        return [*statements, *schema.followed(ids[0], ids[-1])]
+
+    def _moved(self, table: Table, turn: Turn) -> list[Statement]:
+        """The moves of a turn, and the marks of what came back."""
+        now = time.time()
+        moves = [Moved(a, b, "evicted", turn.why, turn.call) for a, b in runs(turn.evicted)]
+        for number, parts in turn.recalled.items():
+            mark = table.mark(number)
+            mark.used, mark.uses = now, mark.uses + 1
+            moves.append(Moved(number, number, "recalled", "a request", turn.call, parts))
+        statements = [rows.move_row(table.pid, move) for move in moves]
+        statements += [rows.mark_row(table, number) for number in turn.recalled]
+        if turn.evicted:
+            statements.append((_FEWER_MOVES, (table.pid, table.pid, limits.MOVES)))
+        return statements
+
+    async def change(self, table: Table, what: Change) -> None:
+        """Make durable what was changed of a table: pins, evictions, mappings."""
+        statements = [
+            *what.more,
+            *(rows.mark_row(table, number) for number in what.marks),
+            *(rows.move_row(table.pid, move) for move in what.moves),
+            *self._saved(table, ranges=what.ranges),
+        ]
+        await self._commit(table, statements, frees=what.frees)
+
+    async def _commit(
+        self, table: Table, statements: Sequence[Statement], *, frees: bool = False
+    ) -> None:
+        await self.store.write(self.database(table.owner), statements, frees=frees)
+
+    # --- sharing and going ------------------------------------------------------------------------
+    async def copy(self, parent: Process, children: Sequence[Process]) -> None:
+        """Give each child the parent's pages, durable when it returns. None is stored twice."""
+        table = await self.opened(parent)
+        made: list[Statement] = []
+        for child in children:
+            own = table.copy(child.pid, self.new_space(parent.owner))
+            self._tables[child.pid] = own
+            made += self._saved(own, ranges=own.ranges)
+            made += [rows.mark_row(own, number) for number in own.marks]
+        await self.store.write(self.database(parent.owner), made)
+
+    async def drop(self, process: Process) -> list[int]:
+        """Free a reaped process's pages, but for those that others have."""
+        return await self.erase(process.owner, process.pid)
+
+    async def erase(self, owner: str, pid: int) -> list[int]:
+        """A process's rows, and the pages that nobody has any more. The spaces that are gone."""
+        table = self._tables.pop(pid, None)
+        self.unread.discard(pid)
+        database = self.database(owner)
+        sql = """SELECT space FROM ranges WHERE pid = ?1 UNION
+                 SELECT space FROM spaces WHERE pid = ?1"""
+        spaces = {int(row[0] or 0) for row in await self.read(owner, sql, pid)}
+        if table is not None:
+            spaces |= {one.space for one in table.ranges}
+        statements = [*schema.gone(pid), ("UPDATE spaces SET pid = 0 WHERE pid = ?", (pid,))]
+        empty: list[int] = []
+        for space in sorted(spaces):
+            holes = self.unused(owner, space)
+            for low, high in holes:
+                statements += schema.erased(low, high)
+            if holes[:1] == [schema.whole(space)]:
+                statements.append(("DELETE FROM spaces WHERE space = ?", (space,)))
+                empty.append(space)
+            if holes:
+                statements.append(schema.DIRTY)
+        await self.store.write(database, statements, frees=True)
+        return empty
+
+    def unused(self, owner: str, space: int) -> list[tuple[int, int]]:
+        """Ids of a space that no table reaches: first and last of each run."""
+        mine = [table for table in self._tables.values() if table.owner == owner]
+        used = sorted(part for table in mine for part in table.holds(space))
+        writer = next((table for table in mine if table.space == space), None)
+        holes: list[tuple[int, int]] = []
+        at = 0
+        for first, end in used:
+            if first > at:
+                holes.append((schema.page_id(space, at), schema.page_id(space, first - 1)))
+            at = max(at, end)
+        end = (1 << schema.SPAN) - 1 if writer is None else writer.place - 1  # more may come
+        if end >= at:
+            holes.append((schema.page_id(space, at), schema.page_id(space, end)))
+        return holes
+
+    def committed(self, owner: str, call: int) -> bool:
+        """Whether a call's pages are on disk: then it succeeded, whatever the journal says."""
+        sql = "SELECT 1 FROM pages WHERE call = ? LIMIT 1"
+        return bool(self.store.read(self.database(owner), sql, (call,)))
+
+    def orphans(self, alive: set[int]) -> list[tuple[str, int]]:
+        """(owner, pid) of pages whose process is gone: a crash came between the two."""
+        sql = "SELECT pid FROM tables UNION SELECT pid FROM spaces WHERE pid > 0"
+        return [
+            (owner, int(pid or 0))
+            for owner, database in self._owners.items()
+            for (pid,) in self.store.read(database, sql)
+            if pid not in alive
+        ]

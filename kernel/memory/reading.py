@@ -1,0 +1,80 @@
+"""Pages as they are told to people and programs."""
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+
+import anyio.to_thread
+
+from .. import limits
+from ..errors import Errno, SyscallError
+from ..values import Kind, Move, Page, Pages, ReadMem, Trace, Where
+from .layout import Stored
+from .memory import Memory
+from .table import Table
+
+_SOME = 256  # pages of one look
+
+
+def page(table: Table, held: Stored) -> Page:
+    mark = table.marks.get(held.number)
+    mapped = table.at(held.number)
+    return Page(
+        number=held.number, message=held.message, owner=table.owner, kind=Kind(held.kind),
+        author=held.author, time=held.time, session=held.session, key=held.key,
+        tokens=held.tokens, text=held.text, labels=held.labels, pinned=table.pinned(held.number),
+        where=Where.WINDOW if held.number in table.resident() else Where.STORE,
+        uses=mark.uses if mark is not None else 0,
+        source=mapped.source if mapped is not None else "",
+    )  # fmt: skip
+
+
+async def read(memory: Memory, table: Table, request: ReadMem) -> Pages:
+    """Pages from `first` on, as many as a reply holds; of a key, or of a time."""
+    ids = table.pages(request.first, table.next)
+    pages: list[Page] = []
+    room = limits.READ_MEM_BYTES
+    while some := list(islice(ids, _SOME)):
+        held = await memory.stored(table, [number for number, _ in some])
+        for one in held.values():
+            if not _wanted(one, request):
+                continue
+            room -= len(one.text.encode())
+            if len(pages) == request.count or (room < 0 and pages):
+                return Pages(pages, one.number)
+            pages.append(page(table, one))
+    return Pages(pages, None)
+
+
+def _wanted(held: Stored, request: ReadMem) -> bool:
+    return (
+        (not request.key or held.key == request.key)
+        and (request.since is None or held.time >= request.since)
+        and (request.until is None or held.time <= request.until)
+    )
+
+
+async def trace(memory: Memory, table: Table, number: int) -> Trace:
+    """A page's ways into the window and out of it. ENOENT."""
+    table.must(number)
+    held = (await memory.stored(table, [number])).get(number)
+    if held is None:
+        raise SyscallError(Errno.ENOENT, f"page {number} of process {table.pid} is gone")
+    sql = """SELECT time, call, what, why, parts FROM moves
+             WHERE pid = ? AND first <= ? AND last >= ? ORDER BY seq"""
+    rows = await memory.read(table.owner, sql, table.pid, number, number)
+    moves = [
+        Move(float(t or 0), int(call or 0), str(what), str(why), json.loads(str(parts)))
+        for t, call, what, why, parts in rows
+    ]
+    made = await anyio.to_thread.run_sync(_created, memory, table, held)
+    return Trace(page(table, held), [made, *moves])
+
+
+def _created(memory: Memory, table: Table, held: Stored) -> Move:
+    sql = "SELECT created, call FROM pages WHERE id = ?"
+    rows: Sequence[Sequence[object]] = memory.now(table.owner, sql, held.id)
+    created, call = rows[0] if rows else (0.0, 0)
+    mapped = table.at(held.number)
+    why = f"mapped from {mapped.source}" if mapped is not None and mapped.source else ""
+    return Move(float(str(created)), int(str(call)), "written", why or f"by {held.author}", {})

@@ -1,0 +1,171 @@
+"""Pages found again, by their words and by their meaning.
+
+Candidates come from the text index (a page's own words, and those of its window) and from the
+recall device; fuse.py ranks them. While the device is down the words alone decide, and the answer
+says so. Both kernel and programs ask here: what `prepare` brings back is what `search_mem` shows.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import anyio.to_thread
+
+from .. import limits
+from ..database import Value
+from ..driver import Likeness
+from ..driver import Reach as Part
+from . import fuse, lexical, schema
+from .layout import Stored
+from .meaning import Meaning
+from .memory import Memory
+from .rows import stored
+from .table import Range, Table
+
+Score = Callable[[fuse.Candidate], float]
+_MATCHES = """SELECT rowid, -rank FROM {0} WHERE {0} MATCH ? AND rowid BETWEEN ? AND ?
+              ORDER BY rank LIMIT ?"""
+_FILTERED = """SELECT {0}.rowid, -{0}.rank FROM {0} JOIN pages ON pages.id = {0}.rowid
+               WHERE {0} MATCH ? AND {0}.rowid BETWEEN ? AND ? AND {1} ORDER BY {0}.rank LIMIT ?"""
+_NEWEST = "SELECT id FROM pages WHERE id BETWEEN ? AND ? AND {0} ORDER BY id DESC LIMIT ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for."""
+
+    question: str
+    count: int = limits.HITS
+    tokens: int = 0  # of all pages together; 0: no such limit
+    overhead: int = 0  # tokens that each page takes beside its own
+    floor: float | None = None  # a page with a lower score is not worth its tokens
+    skip: frozenset[int] = frozenset()  # numbers
+    filters: Mapping[str, Value] = field(default_factory=dict[str, Value])  # SQL: its value
+    way: str = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A page, and why."""
+
+    page: Stored
+    ranked: fuse.Ranked
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    hits: Sequence[Hit]  # the best first
+    note: str = ""  # why it is not what it could be
+
+
+async def find(memory: Memory, meaning: Meaning, table: Table, wanted: Wanted) -> Found:
+    """The pages of a process that answer best. Never fails because meaning is not there."""
+    ranges = table.reaches()
+    if not ranges:
+        return Found([])
+    lexically = wanted.way in ("both", "words")
+    expression = lexical.match(wanted.question) if lexically else ""
+    words = partial(_words, memory, table.owner, ranges, expression, wanted)
+    turns, nears, newest = await anyio.to_thread.run_sync(words)
+    near = Likeness((), (), 0, 0)
+    if wanted.way in ("both", "meaning"):
+        parts = [Part(one.space, one.place, one.place + one.count - 1) for one in ranges]
+        also = list(dict.fromkeys((*turns, *nears, *newest)))
+        near = await meaning.search(memory.directory(table.owner), wanted.question, parts, also)
+    dense = dict(zip(near.pages, near.scores, strict=True))
+    ids = list(dict.fromkeys((*turns, *nears, *newest, *dense)))
+    held = await _held(memory, table, ids, wanted)
+    candidates = [
+        fuse.Candidate(
+            page.id, turns.get(page.id, 0.0), _near(turns, nears, page.id), dense.get(page.id),
+            page.author, page.time or None, page.session, page.tokens, fuse.signs(page.text),
+        )
+        for page in held.values()
+    ]  # fmt: skip
+    among = fuse.Reach(sum(one.count for one in ranges), near.mean, near.spread)
+    ranked = _ranked(wanted, candidates, among)
+    if wanted.tokens:
+        ranked = fuse.fill(ranked, wanted.tokens, wanted.overhead, wanted.floor)
+    return Found([Hit(held[one.page], one) for one in ranked[: wanted.count]], near.note)
+
+
+def _near(turns: Mapping[int, float], nears: Mapping[int, float], page: int) -> float:
+    """BM25 of a page's window. The newest pages have none yet: they stand for it themselves."""
+    return nears.get(page, 0.0) or turns.get(page, 0.0)
+
+
+def _words(
+    memory: Memory, owner: str, ranges: Sequence[Range], expression: str, wanted: Wanted
+) -> tuple[dict[int, float], dict[int, float], list[int]]:
+    """BM25 of pages and of their windows; and the newest pages, where these are wanted."""
+    where = " AND ".join(wanted.filters)
+    values = tuple(wanted.filters.values())
+    found: list[dict[int, float]] = []
+    for index in ("turns", "nears"):
+        scores: dict[int, float] = {}
+        if expression and not (index == "nears" and wanted.way == "words"):
+            sql = _FILTERED.format(index, where) if where else _MATCHES.format(index)
+            for one in ranges:
+                asked = (expression, *_ids(one), *values, limits.MATCHES)
+                scores |= {int(p or 0): float(s or 0) for p, s in memory.now(owner, sql, *asked)}
+        found.append(scores)
+    newest: list[int] = []
+    if where or wanted.way == "recency":
+        sql = _NEWEST.format(where or "1")
+        for one in ranges:
+            rows = memory.now(owner, sql, *_ids(one), *values, limits.HITS)
+            newest += [int(row[0] or 0) for row in rows]
+    return found[0], found[1], newest
+
+
+def _ids(one: Range) -> tuple[int, int]:
+    first = schema.page_id(one.space, one.place)
+    return first, first + one.count - 1
+
+
+async def _held(
+    memory: Memory, table: Table, ids: Sequence[int], wanted: Wanted
+) -> dict[int, Stored]:
+    """Candidates that the process has and that are wanted, by id."""
+    numbers = {page: table.number(page) for page in ids}
+    mine = [p for p, n in numbers.items() if n is not None and n not in wanted.skip]
+    held = {int(r[0] or 0): r for r in await memory.by_id(table.owner, mine)}
+    pages = {page: stored(numbers[page] or 0, row) for page, row in held.items()}
+    if not wanted.filters:
+        return pages
+    fits = set(await anyio.to_thread.run_sync(_fitting, memory, table.owner, mine, wanted))
+    return {page: one for page, one in pages.items() if page in fits}
+
+
+def _fitting(memory: Memory, owner: str, ids: Sequence[int], wanted: Wanted) -> list[int]:
+    """Those of some pages that meet the filters."""
+    where = " AND ".join(wanted.filters)
+    fits: list[int] = []
+    for at in range(0, len(ids), 500):
+        some = ids[at : at + 500]
+        sql = f"SELECT id FROM pages WHERE id IN ({','.join('?' * len(some))}) AND {where}"
+        fits += [int(r[0] or 0) for r in memory.now(owner, sql, *some, *wanted.filters.values())]
+    return fits
+
+
+def _ranked(
+    wanted: Wanted, candidates: Sequence[fuse.Candidate], among: fuse.Reach
+) -> list[fuse.Ranked]:
+    """By the way that is asked for: the single ones are there to compare with."""
+    match wanted.way:
+        case "words":
+            return _by(candidates, "words", lambda one: one.turn)
+        case "meaning":
+            return _by(candidates, "meaning", lambda one: one.dense or 0.0)
+        case "recency":
+            return _by(candidates, "recency", lambda one: float(one.page))
+        case _:
+            names = frozenset(one.author for one in candidates)
+            asked = fuse.Question(wanted.question, names, time.time())
+            return fuse.rank(asked, candidates, among)
+
+
+def _by(candidates: Sequence[fuse.Candidate], name: str, score: Score) -> list[fuse.Ranked]:
+    ranked = [fuse.Ranked(c.page, score(c), c.tokens, {name: score(c)}) for c in candidates]
+    return sorted(ranked, key=lambda one: (-one.score, -one.page))

@@ -1,0 +1,65 @@
+"""What is left of pages that are gone, after their processes were reaped.
+
+The rows are erased at once; words of theirs stay in old segments of the text indexes, and vectors
+in Chroma's files, until both are made anew. That takes as long as the indexes are large, so it is
+done once for many, a while after the last; an owner who has something to sweep is marked so on
+disk, and the next boot goes on. `forget` does not wait for any of this.
+"""
+
+import logging
+
+import anyio
+from anyio.abc import TaskGroup
+
+from .. import limits
+from ..database import Statement
+from ..errors import SyscallError
+from . import schema
+from .meaning import Meaning
+from .memory import Memory
+
+log = logging.getLogger(__name__)
+MERGED: tuple[Statement, ...] = (
+    ("INSERT INTO turns(turns) VALUES('optimize')", ()),
+    ("INSERT INTO nears(nears) VALUES('optimize')", ()),
+)
+
+
+class Sweeper:
+    """Of the machine."""
+
+    def __init__(self, memory: Memory, meaning: Meaning, tasks: TaskGroup) -> None:
+        self._memory, self._meaning, self._tasks = memory, meaning, tasks
+        self._due: dict[str, anyio.CancelScope] = {}  # by owner: the wait before the sweep
+        for owner in memory.owners():
+            if memory.now(owner, schema.IS_DIRTY):
+                self.dirty(owner)
+
+    def dirty(self, owner: str) -> None:
+        """Pages of this owner are gone: sweep soon, unless more go before."""
+        if owner in self._due:
+            self._due[owner].cancel()
+        scope = self._due[owner] = anyio.CancelScope()
+        self._tasks.start_soon(self._later, owner, scope)
+
+    async def _later(self, owner: str, scope: anyio.CancelScope) -> None:
+        with scope:
+            await anyio.sleep(limits.SWEEP_S)
+            del self._due[owner]
+        if not scope.cancelled_caught:
+            await self.sweep(owner)
+
+    async def close(self) -> None:
+        """The machine goes down: what is due is done now."""
+        for owner in list(self._due):
+            self._due.pop(owner).cancel()
+            await self.sweep(owner)
+
+    async def sweep(self, owner: str) -> None:
+        try:
+            await self._meaning.sweep(owner)
+            database = self._memory.database(owner)
+            await self._memory.store.write(database, [*MERGED, *schema.CLEAN], frees=True)
+            await self._memory.store.empty_log(database)
+        except SyscallError as error:
+            log.warning("pages of %s that are gone are not swept: %s", owner, error)

@@ -1,0 +1,203 @@
+"""Pages of a process: read, written, searched, pinned, mapped, forgotten."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .. import limits, permit
+from .. import values as v
+from ..database import Value
+from ..driver import Cut
+from ..errors import Errno, SyscallError
+from ..machine import Machine
+from ..memory import changing, mapping, reading
+from ..memory.layout import Stored
+from ..memory.recall import Wanted, find
+from ..memory.rows import Written
+from ..memory.table import Table
+from ..process import Process
+from .call import Call
+
+
+async def read_mem(m: Machine, call: Call, request: v.ReadMem) -> v.Pages:
+    _, table = await _opened(m, call, request.pid)
+    return await reading.read(m.memory, table, request)
+
+
+async def write_mem(m: Machine, call: Call, request: v.WriteMem) -> v.Written:
+    """A text as pages: appended, in the place of a page, or as what a key stands for."""
+    process = m.processes.living(request.pid, call.caller.owner)
+    if request.page is not None and request.key:
+        words = "a page is named by its number or by its key"
+        raise SyscallError(Errno.EINVAL, f"page={request.page} and key={request.key!r}: {words}")
+    cuts = await _cut(m, process, request.text)
+    table = await m.memory.opened(process)
+    old = await _old(m, table, request)
+    pages = [
+        Written(
+            c.text, c.tokens, request.kind or (old.kind if old else v.Kind.NOTE),
+            request.author or (old.author if old else call.caller.owner), 0, request.time,
+            request.session or (old.session if old else ""),
+            request.key or (old.key if old else ""),
+            request.labels or (old.labels if old else ()),
+        )
+        for c in cuts
+    ]  # fmt: skip
+    if request.page is not None:
+        numbers = await changing.replace(m.memory, table, request.page, pages)
+    elif request.key:
+        numbers = await changing.put(m.memory, table, request.key, pages)
+    else:
+        numbers = await m.memory.write(process, pages)
+    _tell(m, process)
+    return v.Written(numbers)
+
+
+async def _old(m: Machine, table: Table, request: v.WriteMem) -> Stored | None:
+    """The page that is to be replaced."""
+    if request.page is None:
+        return None
+    table.must(request.page)
+    return (await m.memory.stored(table, [request.page])).get(request.page)
+
+
+async def search_mem(m: Machine, call: Call, request: v.SearchMem) -> v.Hits:
+    begun = time.perf_counter()
+    _, table = await _opened(m, call, request.pid)
+    wanted = Wanted(
+        request.question, request.count, request.tokens, filters=_filters(request),
+        way=request.way,
+    )  # fmt: skip
+    found = await find(m.memory, m.meaning, table, wanted)
+    hits: list[v.Hit] = []
+    room = limits.READ_MEM_BYTES
+    for hit in found.hits:
+        if request.texts:
+            room -= len(hit.page.text.encode())
+        if room < 0 and hits:
+            break
+        parts = {name: round(part, 3) for name, part in hit.ranked.parts.items()}
+        shown = reading.page(table, hit.page)
+        if not request.texts:
+            shown = replace(shown, text="")
+        hits.append(v.Hit(shown, round(hit.ranked.score, 3), parts))
+    return v.Hits(hits, found.note, round(time.perf_counter() - begun, 6))
+
+
+def _filters(request: v.SearchMem) -> dict[str, Value]:
+    asked: dict[str, Value | None] = {
+        "pages.author = ?": request.author or None,
+        "pages.time >= ?": request.since,
+        "pages.time <= ?": request.until,
+        "instr(?, ' ' || pages.kind || ' ')": f" {' '.join(request.kinds)} "
+        if request.kinds else None,
+        "EXISTS (SELECT 1 FROM json_each(pages.labels) WHERE value = ?)": request.label or None,
+    }  # fmt: skip
+    return {sql: value for sql, value in asked.items() if value is not None}
+
+
+async def pin(m: Machine, call: Call, request: v.Pin) -> v.Nothing:
+    _, table = await _opened(m, call, request.pid)
+    await changing.pin(m.memory, table, _numbers(request.first, request.count), request.pinned)
+    return v.Nothing()
+
+
+async def evict(m: Machine, call: Call, request: v.Evict) -> v.Nothing:
+    _, table = await _opened(m, call, request.pid)
+    await changing.evict(m.memory, table, _numbers(request.first, request.count))
+    return v.Nothing()
+
+
+async def mmap(m: Machine, call: Call, request: v.Mmap) -> v.Mapped:
+    """A document, a folder, or pages of another process; stored once."""
+    process = m.processes.living(request.pid, call.caller.owner)
+    table = await m.memory.opened(process)
+    if request.source.startswith("/files/"):
+        mapped, skipped = await mapping.document(
+            m.memory, table, request.source, process.model, lambda text: _cut(m, process, text)
+        )
+        _tell(m, process)
+        return v.Mapped(mapped.first, mapped.count, mapped.source, skipped)
+    other = m.processes.get(int(request.source.split("/")[2]), call.caller.owner)
+    parts = await _map(m, table, other, _part(request), writable=request.writable)
+    return v.Mapped(parts[0], parts[1], request.source, [])
+
+
+def _part(request: v.Mmap) -> range:
+    return range(request.first, request.first + (request.count or 2**53))
+
+
+async def _map(
+    m: Machine, table: Table, other: Process, part: range, *, writable: bool
+) -> tuple[int, int]:
+    """First number and count of what was mapped. EINVAL: a process has its own pages already."""
+    if other.pid == table.pid:
+        words = f"process {table.pid} has its own pages already"
+        raise SyscallError(Errno.EINVAL, words, "name another process", pid=table.pid)
+    source = await m.memory.opened(other)
+    part = range(part.start, min(part.stop, source.next))
+    mapped = await mapping.process(m.memory, table, source, part, writable=writable)
+    return mapped[0].first, sum(one.count for one in mapped)
+
+
+async def munmap(m: Machine, call: Call, request: v.Munmap) -> v.Nothing:
+    process, table = await _opened(m, call, request.pid)
+    gone = await mapping.unmap(m.memory, table, request.first)
+    await m.meaning.erased(process.owner, [gone] if gone else [])
+    return v.Nothing()
+
+
+async def share(m: Machine, call: Call, request: v.Share) -> v.Mapped:
+    """Give pages to another process, which the gate is asked about as well."""
+    giver = m.processes.get(request.pid, call.caller.owner)
+    taker = m.processes.living(request.to, call.caller.owner)
+    permit.also(m, call.caller, "share", f"/proc/{request.to}/mem")
+    table = await m.memory.opened(taker)
+    part = range(request.first, request.first + request.count)
+    first, count = await _map(m, table, giver, part, writable=request.writable)
+    return v.Mapped(first, count, f"/proc/{request.pid}/mem", [])
+
+
+async def forget(m: Machine, call: Call, request: v.Forget) -> v.Forgotten:
+    process, table = await _opened(m, call, request.pid)
+    numbers: Sequence[int] = _numbers(request.first, request.count)
+    if request.key:
+        pages = list(table.pages(0, table.next))
+        numbers = list(await m.memory.keyed(table, request.key, pages))
+    count, pids = await m.forget(process, table, numbers)
+    if not count:
+        what = f"key {request.key!r}" if request.key else f"page {request.first}"
+        raise SyscallError(Errno.ENOENT, f"process {request.pid} has no {what}", pid=request.pid)
+    return v.Forgotten(count, pids)
+
+
+async def trace_mem(m: Machine, call: Call, request: v.TraceMem) -> v.Trace:
+    _, table = await _opened(m, call, request.pid)
+    return await reading.trace(m.memory, table, request.page)
+
+
+async def fsck(m: Machine, call: Call, request: v.Fsck) -> v.Checked:
+    return await m.fsck(call.caller.owner, rebuild=request.rebuild)
+
+
+def _numbers(first: int, count: int) -> list[int]:
+    return list(range(first, first + count))
+
+
+async def _opened(m: Machine, call: Call, pid: int) -> tuple[Process, Table]:
+    process = m.processes.get(pid, call.caller.owner)
+    return process, await m.memory.opened(process)
+
+
+def _tell(m: Machine, process: Process) -> None:
+    """There is something to be found by meaning."""
+    m.meaning.want(process.owner)
+    m.meaning.written(process.owner)
+
+
+async def _cut(m: Machine, process: Process, text: str) -> Sequence[Cut]:
+    """A text in pages, as the process's model counts."""
+    async with m.using(process.model) as (device, _):
+        message = v.Message(v.Role.USER, text)
+        prompt = await device.engine.compose([message], raw=True, fresh=1)
+    return prompt.cuts[0]

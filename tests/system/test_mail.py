@@ -1,0 +1,187 @@
+"""Messages between processes: in order, bounded, kept over kill -9, and nobody's slot."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from llmasos.kernel import limits
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.line import Line
+from tests.system.daemon import Machine
+
+
+@pytest.fixture
+def line(machine: Machine) -> Iterator[Line]:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        yield line
+
+
+def spawn(line: Line) -> int:
+    return line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+
+
+def send(line: Line, pid: int, body: str, **fields: object) -> v.Sent:
+    return line.call("send", v.Send(pid, body, **fields), v.Sent)  # type: ignore[arg-type]
+
+
+def recv(line: Line, pid: int, timeout_s: float | None = 10.0, done: int = 0) -> v.Mail:
+    return line.call("recv", v.Recv(pid, timeout_s, done), v.Mail)
+
+
+def test_messages_come_in_order_with_sender_and_labels(line: Line) -> None:
+    one, two = spawn(line), spawn(line)
+    for number in range(5):
+        sent = send(line, two, f"message {number}", sender=one, labels=["web"])
+        assert sent.waiting == number + 1
+    found = [recv(line, two) for _ in range(5)]
+    assert [mail.body for mail in found] == [f"message {number}" for number in range(5)]
+    assert [mail.waiting for mail in found] == [4, 3, 2, 1, 0]
+    assert {(mail.sender, mail.author, *mail.labels) for mail in found} == {(one, "echo", "web")}
+
+
+def test_who_waits_is_woken_and_holds_no_slot(line: Line, machine: Machine) -> None:
+    one, two = spawn(line), spawn(line)
+    with ThreadPoolExecutor(1) as pool, Line(machine.paths.socket) as other:
+        waiting = pool.submit(recv, other, two)
+        device = line.call("devices", v.Look(), v.Devices).devices[0]
+        assert device.busy == device.waiting == 0
+        stream = line.stream(
+            "generate", v.Generate(one, [v.Message(v.Role.USER, "hi")]), v.Delta, v.Generated
+        )
+        assert "".join(delta.text for delta in stream) == "hi"
+        send(line, two, "wake up")
+        assert waiting.result(10).body == "wake up"
+
+
+def test_several_who_wait_are_served_in_turn(line: Line, machine: Machine) -> None:
+    pid = spawn(line)
+    ready = threading.Barrier(5)
+
+    def wait() -> str:
+        with Line(machine.paths.socket) as mine:
+            ready.wait(10)
+            mail = recv(mine, pid)
+            mine.call("recv", v.Recv(pid, done=mail.number, take=False), v.Mail)
+            return mail.body
+
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(wait) for _ in range(4)]
+        ready.wait(10)
+        for number in range(4):
+            send(line, pid, str(number))
+        assert sorted(one.result(10) for one in waiting) == ["0", "1", "2", "3"]
+
+
+def test_a_full_mailbox_refuses_with_the_numbers(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pid = spawn(line)
+        for number in range(limits.MAIL):
+            send(line, pid, str(number))
+        words = f"{limits.MAIL} messages wait for process {pid}, {limits.MAIL} are allowed"
+        with pytest.raises(SyscallError, match=words) as caught:
+            send(line, pid, "one more")
+        assert caught.value.errno is Errno.EAGAIN
+        assert recv(line, pid).body == "0"
+        with pytest.raises(SyscallError, match=words):  # it may have to come again
+            send(line, pid, "one more")
+        assert recv(line, pid).body == "1"
+        send(line, pid, "one more")
+        assert line.call("stat", v.Nothing(), v.Stat).mail == limits.MAIL
+
+
+def test_kill_9_loses_no_message_and_none_comes_twice_that_was_done(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pid = spawn(line)
+        numbers = [send(line, pid, f"message {number}").number for number in range(6)]
+        first = recv(line, pid)
+        second = recv(line, pid)  # says that the first is dealt with
+        assert (first.number, second.number) == (numbers[0], numbers[1])
+        send(line, pid, "the last")  # written after the first was done
+    machine.shoot()
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        again = recv(line, pid)
+        assert again == replace(second, waiting=again.waiting)
+        bodies = [
+            recv(line, pid, done=again.number).body,
+            *(recv(line, pid).body for _ in range(4)),
+        ]
+        assert bodies == ["message 2", "message 3", "message 4", "message 5", "the last"]
+        with pytest.raises(SyscallError, match="no message for process") as caught:
+            recv(line, pid, 0.0)
+        assert caught.value.errno is Errno.ETIMEDOUT
+
+
+def test_a_body_stands_in_its_receivers_owners_directory_only(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    secret = "xylophone-8127"
+    with Line(machine.paths.socket) as line:
+        pid = spawn(line)
+        send(line, pid, f"the secret is {secret}")
+    machine.stop()
+    found = [
+        path.relative_to(machine.paths.state).parts[0]
+        for path in machine.paths.state.rglob("*")
+        if path.is_file() and secret.encode() in path.read_bytes()
+    ]
+    assert set(found) == {"owners"}
+
+
+def test_who_waits_for_a_process_that_ends_is_told(line: Line, machine: Machine) -> None:
+    pid = spawn(line)
+    with ThreadPoolExecutor(1) as pool, Line(machine.paths.socket) as other:
+        waiting = pool.submit(recv, other, pid)
+        while line.call("stat", v.Nothing(), v.Stat).connections < 2:
+            pass
+        line.call("kill", v.Kill(pid), v.Nothing)
+        with pytest.raises(SyscallError, match=f"process {pid} has ended"):
+            waiting.result(10)
+    for call in (lambda: send(line, pid, "x"), lambda: recv(line, pid)):
+        with pytest.raises(SyscallError) as caught:
+            call()
+        assert caught.value.errno is Errno.ESRCH
+
+
+def test_what_is_sent_to_nobody_or_in_anothers_name_is_refused(line: Line) -> None:
+    pid = spawn(line)
+    for fields in ({"pid": 99, "body": "x"}, {"pid": pid, "body": "x", "sender": 99}):
+        with pytest.raises(SyscallError, match="there is no process 99") as caught:
+            line.call("send", v.Send(**fields), v.Sent)  # type: ignore[arg-type]
+        assert caught.value.errno is Errno.ESRCH
+    with pytest.raises(SyscallError, match="body"):
+        send(line, pid, "")
+
+
+def test_a_message_whose_receiver_hung_up_is_for_the_next_one(line: Line, machine: Machine) -> None:
+    pid = spawn(line)
+    numbers = [send(line, pid, body).number for body in ("first", "second", "third")]
+    with Line(machine.paths.socket) as careless:
+        assert recv(careless, pid).body == "first"
+        assert recv(careless, pid).body == "second"  # with this the first is dealt with
+    while line.call("stat", v.Nothing(), v.Stat).connections > 1:
+        pass
+    assert [recv(line, pid).number for _ in range(2)] == numbers[1:]
+
+
+def test_a_message_can_be_dealt_with_without_taking_the_next(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pid = spawn(line)
+        for body in ("first", "second"):
+            send(line, pid, body)
+        mail = recv(line, pid)
+        said = line.call("recv", v.Recv(pid, done=mail.number, take=False), v.Mail)
+        assert (said.number, said.body, said.waiting) == (0, "", 1)
+    machine.shoot()
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        assert recv(line, pid).body == "second"

@@ -1,0 +1,222 @@
+"""P-08: kill -9 under load; every page that was acknowledged is there, and is found again.
+
+Writers write pages, processes talk, messages are sent, while the daemon is shot: at random times,
+and exactly at each named point. The short form always runs; `-m long` does fifty kills.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmasos.kernel import points
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.line import Line
+from tests.system.daemon import Machine
+
+DEAD = (Errno.EPIPE, Errno.ECONNREFUSED)
+START = ("--mount", "false", "--window", "512")
+WRITERS = 6
+
+
+class Ledger:
+    """What was acknowledged: texts by process and number."""
+
+    def __init__(self) -> None:
+        self.pages: dict[int, dict[int, str]] = {}
+        self.mail: list[tuple[int, str]] = []
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def wrote(self, pid: int, numbers: list[int], text: str) -> None:
+        with self._lock:
+            for number in numbers:
+                assert number not in self.pages.setdefault(pid, {}), "a number was given twice"
+            self.pages[pid][numbers[0]] = text
+            self.count += 1
+
+    def sent(self, number: int, body: str) -> None:
+        with self._lock:
+            self.mail.append((number, body))
+
+
+def write(machine: Machine, ledger: Ledger, pid: int, mark: str) -> None:
+    with Line(machine.paths.socket) as line:
+        for number in range(100_000):
+            text = f"{mark} number {number} of process {pid} is about copper and bread."
+            asked = v.WriteMem(pid, text)
+            ledger.wrote(pid, line.call("write_mem", asked, v.Written).pages, text)
+
+
+def talk(machine: Machine, ledger: Ledger, pid: int, mark: str) -> None:
+    with Line(machine.paths.socket) as line:
+        for number in range(100_000):
+            text = f"{mark} turn {number} of process {pid} asks about lamps."
+            sampling = v.Sampling(temperature=0, max_tokens=20)
+            asked = v.Generate(pid, [v.Message(v.Role.USER, text)], sampling=sampling)
+            stream = line.stream("generate", asked, v.Delta, v.Generated)
+            for _ in stream:
+                pass
+            assert stream.reply is not None
+            ledger.wrote(pid, stream.reply.pages[:1], text)
+
+
+def post(machine: Machine, ledger: Ledger, pid: int, mark: str) -> None:
+    with Line(machine.paths.socket) as line:
+        for number in range(500):
+            body = f"{mark} message {number}"
+            ledger.sent(line.call("send", v.Send(pid, body), v.Sent).number, body)
+
+
+def until_it_dies(work: Callable[..., None], *arguments: object) -> threading.Thread:
+    def run() -> None:
+        try:
+            work(*arguments)
+        except SyscallError as error:
+            assert error.errno in DEAD, error
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def load(machine: Machine, ledger: Ledger, pids: list[int], mark: str) -> list[threading.Thread]:
+    works = [write] * WRITERS + [talk, talk, post]
+    return [
+        until_it_dies(work, machine, ledger, pid, mark)
+        for work, pid in zip(works, pids, strict=True)
+    ]
+
+
+def spawn_all(machine: Machine) -> list[int]:
+    with Line(machine.paths.socket) as line:
+        return [line.call("spawn", v.Spawn("echo"), v.Spawned).pid for _ in range(WRITERS + 3)]
+
+
+def read(line: Line, pid: int) -> dict[int, str]:
+    texts: dict[int, str] = {}
+    first: int | None = 0
+    while first is not None:
+        reply = line.call("read_mem", v.ReadMem(pid, first), v.Pages)
+        texts |= {page.number: page.text for page in reply.pages}
+        first = reply.next
+    return texts
+
+
+def compare(machine: Machine, ledger: Ledger) -> None:
+    """Nothing is lost, and the indexes say what the pages say."""
+    with Line(machine.paths.socket) as line:
+        for pid, known in ledger.pages.items():
+            found = read(line, pid)
+            lost = {n: text for n, text in known.items() if found.get(n) != text}
+            assert lost == {}, f"process {pid}"
+        faults = line.call("fsck", v.Fsck(), v.Checked).faults
+        assert [fault for fault in faults if "a write of them failed" not in fault] == []
+
+
+def mail_is_there(machine: Machine, ledger: Ledger, pid: int) -> None:
+    with Line(machine.paths.socket) as line:
+        found: list[tuple[int, str]] = []
+        while True:
+            try:
+                mail = line.call("recv", v.Recv(pid, 0.0), v.Mail)
+            except SyscallError as error:
+                assert error.errno is Errno.ETIMEDOUT
+                break
+            found.append((mail.number, mail.body))
+        assert set(ledger.mail) <= set(found)
+        assert found == sorted(found)
+
+
+def shot(machine: Machine, kills: int, seed: int, *extra: str) -> Ledger:
+    dice, ledger = random.Random(seed), Ledger()
+    machine.start(*START, *extra)
+    pids = spawn_all(machine)
+    for kill in range(kills):
+        threads = load(machine, ledger, pids, f"life {kill}")
+        time.sleep(dice.uniform(0.05, 0.8))
+        machine.shoot()
+        for thread in threads:
+            thread.join(30)
+        machine.start(*START, *extra)
+        compare(machine, ledger)
+    mail_is_there(machine, ledger, pids[-1])
+    machine.stop()
+    return ledger
+
+
+@pytest.mark.timeout(300)
+def test_no_acknowledged_page_is_lost_in_a_few_kills(machine: Machine) -> None:
+    assert shot(machine, 4, 1, "--memory-embedder", "none").count > 100
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_no_acknowledged_page_is_lost_in_fifty_kills(machine: Machine) -> None:
+    assert shot(machine, 50, 2).count > 2_000
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("point", [p for p in points.POINTS if p.startswith("store.")])
+def test_no_acknowledged_page_is_lost_at_a_point_of_the_store(machine: Machine, point: str) -> None:
+    ledger = Ledger()
+    machine.start(*START, "--memory-embedder", "none")
+    pids = spawn_all(machine)
+    machine.stop()
+    for count in (1, 40):
+        machine.environment["LLMASOS_DIE_AT"] = f"{point}:{40 + count}"
+        machine.start(*START, "--memory-embedder", "none")
+        for thread in load(machine, ledger, pids, f"{point} {count}"):
+            thread.join(60)
+        assert machine.reap() == -9
+        del machine.environment["LLMASOS_DIE_AT"]
+        machine.start(*START, "--memory-embedder", "none")
+        compare(machine, ledger)
+        machine.stop()
+    assert ledger.count > 5
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("point", [p for p in points.POINTS if not p.startswith("store.")])
+def test_indexes_catch_up_after_a_crash_at_a_point(machine: Machine, point: str) -> None:
+    machine.start(*START)
+    with Line(machine.paths.socket) as line:
+        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+    machine.stop()
+    machine.environment["LLMASOS_DIE_AT"] = point
+    machine.start(*START)
+    texts = ["The dog is called Bello.", "The vault opens with tangerine.", "Bread needs time."]
+    kept: list[str] = []
+    with pytest.raises(SyscallError) as caught, Line(machine.paths.socket) as line:
+        for text in texts:
+            line.call("write_mem", v.WriteMem(pid, text), v.Written)
+            kept.append(text)
+        while line.call("search_mem", v.SearchMem(pid, "pets"), v.Hits).note:
+            pass
+        line.call("forget", v.Forget(pid, 0), v.Forgotten)
+    assert caught.value.errno in DEAD
+    assert machine.reap() == -9
+    del machine.environment["LLMASOS_DIE_AT"]
+    machine.start(*START)
+    with Line(machine.paths.socket) as line:
+        found = list(read(line, pid).values())
+        gone = {texts[0]} if point.startswith("forget") else set[str]()
+        assert found == [text for text in kept if text not in gone]
+        while True:
+            reply = line.call("search_mem", v.SearchMem(pid, "Which fruit opens it?"), v.Hits)
+            if not reply.note:
+                break
+        assert {hit.page.text for hit in reply.hits} >= set(found)
+        assert all("meaning" in hit.parts for hit in reply.hits)
+        assert line.call("fsck", v.Fsck(), v.Checked).faults == []
+    machine.stop()
+    if gone:
+        assert not _anywhere(machine.paths.state, b"Bello")
+
+
+def _anywhere(root: Path, what: bytes) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file() and what in path.read_bytes()]

@@ -1,0 +1,91 @@
+"""How long a request waits for its past: embed, search, rank, lay out.
+
+A process with so many pages is asked for one of them, again and again. What is told is the time
+until the first token of an echo, which needs none, with the socket and the journal in it; beside
+it the same without recall.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+
+from llmasos.kernel import values as v
+from llmasos.userland.line import Line
+
+from .figures import Bar, Suite, Take
+from .planted import FACTS
+from .recall import settle
+from .rig import Rig, daemon
+from .syscall import spawn
+
+SIZES = {"10k": 10_000, "100k": 100_000}
+BARS = (
+    Bar("fault.p50_ms_10k", "a request that brings pages back, 10,000 pages, until the first token",
+        "ms", "lower", 15),
+    Bar("fault.p50_ms_100k", "the same with 100,000 pages", "ms", "lower", 60),
+)  # fmt: skip
+WRITERS = 8
+_NOUNS = (
+    "harbour", "lantern", "copper", "meadow", "violin", "ledger", "orchard", "ferry", "granite",
+    "saddle", "walnut", "engine", "curtain", "glacier", "pepper", "anchor", "marble", "canyon",
+)  # fmt: skip
+_DEEDS = ("was mended by", "belongs to", "reminds me of", "stands behind", "costs more than")
+
+
+def texts(count: int, seed: int) -> list[str]:
+    """Sentences that share their words with many others, and a fact now and then."""
+    dice = random.Random(seed)
+    made = [
+        f"The {dice.choice(_NOUNS)} {number % 997} {dice.choice(_DEEDS)} the {dice.choice(_NOUNS)} "
+        f"of {dice.choice(_NOUNS)} street {dice.randrange(count)}."
+        for number in range(count)
+    ]
+    for place, (fact, _) in zip(dice.sample(range(count), len(FACTS)), FACTS, strict=True):
+        made[place] = fact
+    return made
+
+
+def write(rig: Rig, pid: int, some: Sequence[str]) -> None:
+    with rig.client() as client:
+        for text in some:
+            client.call("write_mem", v.WriteMem(pid, text), v.Written)
+
+
+def first_token_ms(client: Line, pid: int, question: str, *, recall: bool) -> float:
+    sampling = v.Sampling(max_tokens=1, temperature=0)
+    asked = v.Generate(pid, [v.Message(v.Role.USER, question)], sampling=sampling, recall=recall)
+    begun = time.perf_counter()
+    stream = client.stream("generate", asked, v.Delta, v.Generated)
+    first = 0.0
+    for _ in stream:
+        first = first or 1000 * (time.perf_counter() - begun)
+    return first
+
+
+def take(tiny: bool) -> Take:
+    values: dict[str, list[float]] = {}
+    plain: dict[str, float] = {}
+    for name, size in SIZES.items():
+        count = size // 100 if tiny else size
+        with daemon(mount=False) as rig, rig.client() as client:
+            pid = spawn(client)
+            made = texts(count, 1)
+            with ThreadPoolExecutor(WRITERS) as pool:
+                for index in range(WRITERS):
+                    pool.submit(write, rig, pid, made[index::WRITERS])
+            settle(client)
+            questions = [question for _, question in FACTS]
+            warm = [first_token_ms(client, pid, question, recall=True) for question in questions]
+            times = [first_token_ms(client, pid, question, recall=True) for question in questions]
+            without = [
+                first_token_ms(client, pid, question, recall=False) for question in questions
+            ]
+        values[f"fault.p50_ms_{name}"] = [round(median(times), 2)]
+        plain[name] = round(median(without), 2)
+        plain[f"{name}, first round"] = round(median(warm), 2)
+    return Take(values, {"without_recall_ms": plain})
+
+
+SUITE = Suite("fault", BARS, take)

@@ -1,0 +1,259 @@
+"""How much of what a question needs is found again: `llmasos bench recall [FILE.jsonl]`.
+
+Conversations are written by `write_mem` and asked by `search_mem`, which ranks as a request's own
+recall does. A ranking is filled greedily into budgets of tokens, a page with its line's overhead.
+Beside it, from the same pages: the newest ones, BM25 of single pages, meaning alone, and reciprocal
+ranks of these two. Without a file the conversations are made (talks/); what is reported are seeds
+on which no constant was chosen. The benchmark counts only while it is as hard as real talk, so the
+suite fails when BM25 or meaning alone hold more, or less, of the evidence than they do there.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import mean, median
+
+from llmasos.kernel import values as v
+from llmasos.userland.line import Line
+
+from . import talks
+from .figures import Bar, Suite, Take
+from .rig import MODEL, Rig, RigError, daemon
+from .talks import Question, Talk, Turn
+
+BUDGETS = (1_000, 2_000, 4_000)  # tokens
+DEPTHS = (5, 10, 20)
+LINE_TOKENS = 8  # what a page takes beside its text
+RRF = 60
+WAYS = ("both", "words", "meaning", "recency")
+HARD = {"words": (0.65, 0.80), "meaning": (0.55, 0.75)}  # of the evidence, at 2,000 tokens
+BARS = (
+    Bar("recall.evidence_2k", "mean share of the evidence within 2,000 tokens, conversations of "
+        "about 20,000", "", "higher", 0.90),
+    Bar("recall.all_2k", "questions with all of it", "", "higher", 0.85),
+    Bar("recall.no_embedder_2k", "the evidence without any embedder", "", "higher", 0.86),
+    Bar("recall.bm25_2k", "BM25 of single pages: 0.65 to 0.80, or the questions are not as hard as "
+        "real ones", "", "higher", HARD["words"][0]),
+    Bar("recall.dense_2k", "meaning alone: 0.55 to 0.75", "", "higher", HARD["meaning"][0]),
+    Bar("recall.p50_ms", "of a search, in the kernel", "ms", "lower", None),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Pages for a question, the best first, as the ids of their turns with their tokens."""
+
+    pages: Sequence[tuple[str, int]]
+    took_s: float
+
+    def turns(self) -> list[str]:
+        return list(dict.fromkeys(turn for turn, _ in self.pages))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question with what each way found."""
+
+    question: Question
+    found: Mapping[str, Ranking]
+
+
+# --- a file of conversations ----------------------------------------------------------------------
+def read(path: Path) -> list[Talk]:
+    """Conversations, one a line. RigError names the line and what is wrong with it."""
+    found: list[Talk] = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                found.append(_talk(json.loads(line)))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise RigError(f"{path}:{number}: not a conversation: {error!r}") from error
+    if not found:
+        raise RigError(f"{path} holds no conversation")
+    return found
+
+
+def _talk(fields: Mapping[str, object]) -> Talk:
+    rows: Sequence[Mapping[str, str]] = fields["turns"]  # type: ignore[assignment]
+    turns = [
+        Turn(str(t["id"]), str(t["author"]), t["time"], str(t["session"]), str(t["text"]))
+        for t in rows
+    ]
+    for turn in turns:
+        when(turn)
+    known = {turn.id for turn in turns}
+    asked: Sequence[Mapping[str, Sequence[str]]] = fields["questions"]  # type: ignore[assignment]
+    questions: list[Question] = []
+    for one in asked:
+        strange = [turn for turn in one["evidence"] if turn not in known]
+        if strange or not one["evidence"]:
+            raise ValueError(f"evidence {strange} of {one['text']!r} is no turn")
+        evidence = tuple(one["evidence"])
+        questions.append(Question(str(one["text"]), evidence, str(one["category"]), ()))
+    return Talk(str(fields["id"]), "", turns, questions)
+
+
+def when(turn: Turn) -> float:
+    """Unix seconds; 0: not told."""
+    return datetime.fromisoformat(turn.time).timestamp() if turn.time else 0.0
+
+
+# --- asking ---------------------------------------------------------------------------------------
+class Told:
+    """A conversation as the pages of a process."""
+
+    def __init__(self, rig: Rig, talk: Talk, model: str) -> None:
+        self.talk = talk
+        self._rig = rig
+        self._turn: dict[int, str] = {}  # by page
+        with rig.client() as client:
+            self.pid = client.call("spawn", v.Spawn(model, app="bench"), v.Spawned).pid
+            for turn in talk.turns:
+                page = v.WriteMem(
+                    self.pid, turn.text, kind=v.Kind.USER, author=turn.author[:64],
+                    time=when(turn), session=turn.session[:64],
+                )  # fmt: skip
+                for number in client.call("write_mem", page, v.Written).pages:
+                    self._turn[number] = turn.id
+
+    def ask(self, client: Line, question: Question, ways: Iterable[str]) -> Asked:
+        found: dict[str, Ranking] = {}
+        for way in ways:
+            asked = v.SearchMem(self.pid, question.text, 1000, way=way, texts=False)
+            reply = client.call("search_mem", asked, v.Hits)
+            pages = [(self._turn[hit.page.number], hit.page.tokens) for hit in reply.hits]
+            found[way] = Ranking(pages, reply.took_s)
+        if "words" in found and "meaning" in found:
+            found["rrf"] = reciprocal(found["words"], found["meaning"])
+        return Asked(question, found)
+
+    def all(self, ways: Sequence[str]) -> list[Asked]:
+        with self._rig.client() as client:
+            return [self.ask(client, question, ways) for question in self.talk.questions]
+
+
+def reciprocal(*rankings: Ranking) -> Ranking:
+    """Reciprocal rank fusion (Cormack 2009), the usual hybrid."""
+    scores: dict[tuple[str, int], float] = {}
+    for ranking in rankings:
+        for place, page in enumerate(ranking.pages, 1):
+            scores[page] = scores.get(page, 0.0) + 1 / (RRF + place)
+    return Ranking(sorted(scores, key=lambda page: -scores[page]), sum(r.took_s for r in rankings))
+
+
+def settle(client: Line) -> None:
+    """Until every page has its vector."""
+    while client.call("stat", v.Nothing(), v.Stat).pages_waiting:
+        time.sleep(0.2)
+
+
+def ask(conversations: Sequence[Talk], *, embedder: str, model: str = MODEL) -> list[Asked]:
+    """All questions of all conversations."""
+    ways = WAYS if embedder != "none" else ("both",)
+    with daemon(mount=False, **{"memory-embedder": embedder}) as rig, rig.client() as client:
+        with ThreadPoolExecutor(4) as pool:
+            coming = [pool.submit(Told, rig, talk, model) for talk in conversations]
+            told = [one.result() for one in coming]
+        if embedder != "none":
+            settle(client)
+        return [asked for one in told for asked in one.all(ways)]
+
+
+# --- what is told ---------------------------------------------------------------------------------
+def filled(ranking: Ranking, budget: int) -> set[str]:
+    """Turns that fit, greedily."""
+    held: set[str] = set()
+    for turn, tokens in ranking.pages:
+        if tokens + LINE_TOKENS <= budget:
+            budget -= tokens + LINE_TOKENS
+            held.add(turn)
+    return held
+
+
+def share(asked: Asked, held: set[str]) -> float:
+    return mean(turn in held for turn in asked.question.evidence)
+
+
+def row(questions: Sequence[Asked], way: str) -> dict[str, float]:
+    """The columns of one way: shares of the evidence, and of questions with all of it."""
+    found: dict[str, float] = {}
+    for depth in DEPTHS:
+        shares = [share(one, set(one.found[way].turns()[:depth])) for one in questions]
+        found[f"R@{depth}"] = mean(shares)
+    for budget in BUDGETS:
+        shares = [share(one, filled(one.found[way], budget)) for one in questions]
+        found[f"{budget // 1000}k"] = mean(shares)
+        found[f"{budget // 1000}k all"] = mean(one == 1.0 for one in shares)
+    found["p50 ms"] = 1000 * median(one.found[way].took_s for one in questions)
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def tables(questions: Sequence[Asked]) -> dict[str, dict[str, dict[str, float]]]:
+    """By category, and of all: a row for each way."""
+    groups: dict[str, Sequence[Asked]] = {"all": questions}
+    for name in sorted({one.question.category for one in questions}):
+        groups[name] = [one for one in questions if one.question.category == name]
+    ways = list(questions[0].found)
+    return {name: {way: row(some, way) for way in ways} for name, some in groups.items()}
+
+
+def printed(found: Mapping[str, Mapping[str, Mapping[str, float]]], count: int) -> str:
+    """The tables for a person."""
+    lines = [f"{count} questions; shares of the evidence (all: questions with all of it)"]
+    for group, rows in found.items():
+        head = list(next(iter(rows.values())))
+        lines.append(f"{group:16}" + "".join(f"{name:>9}" for name in head))
+        lines += [
+            f"  {way:14}" + "".join(f"{row[name]:9.3f}" for name in head)
+            for way, row in rows.items()
+        ]
+    return "\n".join(lines)
+
+
+def file(path: Path) -> tuple[dict[str, object], str]:
+    """A file of conversations: the figures, and how they are printed."""
+    questions = ask(read(path), embedder="builtin")
+    found = tables(questions)
+    return {"file": path.name, "questions": len(questions), "tables": found}, printed(
+        found, len(questions)
+    )
+
+
+def take(tiny: bool) -> Take:
+    conversations = list(talks.talks(talks.SEEDS[:1] if tiny else talks.SEEDS))
+    if tiny:
+        conversations = [_shorter(one) for one in conversations]
+    questions = ask(conversations, embedder="builtin")
+    without = ask(conversations, embedder="none")
+    found = tables(questions)
+    both, words, meaning = (found["all"][way] for way in ("both", "words", "meaning"))
+    values = {
+        "recall.evidence_2k": [both["2k"]],
+        "recall.all_2k": [both["2k all"]],
+        "recall.no_embedder_2k": [row(without, "both")["2k"]],
+        "recall.bm25_2k": [_as_hard("words", words["2k"])],
+        "recall.dense_2k": [_as_hard("meaning", meaning["2k"])],
+        "recall.p50_ms": [both["p50 ms"]],
+    }
+    facts = {"questions": len(questions), "conversations": len(conversations), "tables": found}
+    return Take(values, facts)
+
+
+def _shorter(one: Talk) -> Talk:
+    """Its beginning, and some questions about that."""
+    turns = one.turns[:60]
+    known = {turn.id for turn in turns}
+    questions = [question for question in one.questions if known.issuperset(question.evidence)]
+    return Talk(one.id, one.language, turns, questions[:5])
+
+
+def _as_hard(way: str, value: float) -> float:
+    """The figure; 0, which no bar lets pass, when the questions are easier than real ones."""
+    return value if value <= HARD[way][1] else 0.0
+
+
+SUITE = Suite("recall", BARS, take)

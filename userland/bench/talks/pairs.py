@@ -1,0 +1,42 @@
+"""Chinese pages with a question for each, in Chinese and in English, written and checked by hand.
+
+A question uses other words than its page, and no other page of its pool answers it. A pool is the
+pages of a topic and as many others as make thirty, always the same.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+POOL = 30  # pages
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A page and what asks for it."""
+
+    topic: str
+    page: str
+    query_zh: str
+    query_en: str
+
+
+@cache
+def pairs() -> Sequence[Pair]:
+    """All of them."""
+    text = Path(__file__).with_name("pairs.json").read_text(encoding="utf-8")
+    return [Pair(**one) for one in json.loads(text)]
+
+
+@cache
+def pool(topic: str) -> Sequence[Pair]:
+    """What the questions of a topic are ranked in."""
+    same = [pair for pair in pairs() if pair.topic == topic]
+    others = [pair for pair in pairs() if pair.topic != topic]
+    dice = random.Random(topic)
+    found = same + dice.sample(others, POOL - len(same))
+    dice.shuffle(found)
+    return found

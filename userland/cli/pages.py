@@ -1,0 +1,179 @@
+"""`llmasos mem`: pages written, pinned, evicted, mapped and given away."""
+
+import os
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+
+from llmasos.kernel import limits
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.line import Line
+
+from . import exits
+from .door import connect
+from .mem import count
+from .show import complain, document, note
+from .stdin import said
+from .talk import clean
+
+_AT_ONCE = 1000  # pages of one call
+_WHOLE = "`llmasos mem map PID FILE` takes a whole file"
+
+
+def numbered(first: int, last: int) -> str:
+    """Pages as the other verbs take them."""
+    return f"{first}-{last}" if last > first else str(first)
+
+
+# --- write ------------------------------------------------------------------------------------
+def write(arguments: Namespace) -> int:
+    text = said(arguments.text, limits.MESSAGE_CHARS, _WHOLE)
+    if not text:
+        note("llmasos mem write: there is no text: say it as words, or pipe it in")
+        return exits.USAGE
+    request = v.WriteMem(
+        arguments.pid, text, arguments.page, clean(arguments.key, "the key"),
+        v.Kind(arguments.kind), clean(arguments.author, "the author"), labels=arguments.labels,
+    )  # fmt: skip
+    with connect() as line:
+        written = line.call("write_mem", request, v.Written)
+    if arguments.json:
+        document({"pid": arguments.pid, "pages": written.pages})
+    else:
+        for first, last in _runs(written.pages):
+            print(numbered(first, last))
+    return exits.OK
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last of neighbours."""
+    first: int | None = None
+    last = 0
+    for number in numbers:
+        if first is not None and number != last + 1:
+            yield first, last
+            first = None
+        first, last = number if first is None else first, number
+    if first is not None:
+        yield first, last
+
+
+# --- in the window, or not --------------------------------------------------------------------
+def pin(arguments: Namespace) -> int:
+    pinned = not arguments.off
+
+    def act(line: Line, first: int, many: int) -> object:
+        return line.call("pin", v.Pin(arguments.pid, first, many, pinned), v.Nothing)
+
+    return _each(arguments, act, {"pinned": pinned})
+
+
+def evict(arguments: Namespace) -> int:
+    def act(line: Line, first: int, many: int) -> object:
+        return line.call("evict", v.Evict(arguments.pid, first, many), v.Nothing)
+
+    return _each(arguments, act, {})
+
+
+def _each(
+    arguments: Namespace, act: Callable[[Line, int, int], object], more: dict[str, object]
+) -> int:
+    """Every range gets its turn; the exit code is the first failure's."""
+    done: list[str] = []
+    failed: dict[str, SyscallError] = {}
+    with connect() as line:
+        for first, last in arguments.pages:
+            try:
+                for at, many in _parts(first, last):
+                    act(line, at, many)
+                done.append(numbered(first, last))
+            except SyscallError as error:
+                failed[numbered(first, last)] = error
+                complain(error)
+    if arguments.json:
+        wrong = [{"pages": name, "errno": error.errno.name} for name, error in failed.items()]
+        document({"pid": arguments.pid, "pages": done, "failed": wrong, **more})
+    return next((exits.code(error) for error in failed.values()), exits.OK)
+
+
+def _parts(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """A range as calls take it: first and count."""
+    for at in range(first, last + 1, _AT_ONCE):
+        yield at, min(_AT_ONCE, last + 1 - at)
+
+
+# --- mapped -----------------------------------------------------------------------------------
+def map_(arguments: Namespace) -> int:
+    source: str = arguments.source
+    process = source.isascii() and source.isdigit()
+    if arguments.pages and not process:
+        note("llmasos mem map: --pages are of a process; a document is mapped whole")
+        return exits.USAGE
+    first, last = arguments.pages or (0, -1)
+    request = v.Mmap(
+        arguments.pid, f"/proc/{source}/mem" if process else f"/files{_found(source)}",
+        first, last + 1 - first, not arguments.read_only,
+    )  # fmt: skip
+    with connect() as line:
+        mapped = line.call("mmap", request, v.Mapped)
+    if arguments.json:
+        document({"pid": arguments.pid, **_fields(mapped)})
+        return exits.OK
+    _show(mapped)
+    for name in mapped.skipped:
+        note(f"skipped {name}")
+    return exits.OK
+
+
+def _found(path: str) -> str:
+    """A path without links, as the kernel wants it. ENOENT."""
+    try:
+        os.stat(clean(path, "the path"))
+    except (OSError, ValueError) as error:
+        words = f"{path}: {error.strerror if isinstance(error, OSError) else error}"
+        hint = "give the path of a file or a folder, or a pid"
+        raise SyscallError(Errno.ENOENT, words, hint) from error
+    return os.path.realpath(path)
+
+
+def _fields(mapped: v.Mapped) -> dict[str, object]:
+    return {"first": mapped.first, "count": mapped.count, "source": mapped.source,
+            "skipped": mapped.skipped}  # fmt: skip
+
+
+def _show(mapped: v.Mapped) -> None:
+    print(numbered(mapped.first, mapped.first + mapped.count - 1))
+    note(f"{count(mapped.count, 'page')} from page {mapped.first} on: {mapped.source}")
+
+
+def unmap(arguments: Namespace) -> int:
+    with connect() as line:
+        line.call("munmap", v.Munmap(arguments.pid, arguments.page), v.Nothing)
+    if arguments.json:
+        document({"pid": arguments.pid, "page": arguments.page})
+    return exits.OK
+
+
+def share(arguments: Namespace) -> int:
+    with connect() as line:
+        given = _shared(line, arguments)
+    if arguments.json:
+        document({"pid": arguments.pid, "to": arguments.to, "mapped": given})
+        return exits.OK
+    for mapped in given:
+        _show(mapped)
+    return exits.OK
+
+
+def _shared(line: Line, arguments: Namespace) -> list[v.Mapped]:
+    """As `mem map` does, this ends where the pages end. ENOENT: there are none."""
+    given: list[v.Mapped] = []
+    for first, many in _parts(*arguments.pages):
+        try:
+            request = v.Share(arguments.pid, arguments.to, first, many)
+            given.append(line.call("share", request, v.Mapped))
+        except SyscallError as error:
+            if not given or error.errno is not Errno.ENOENT:
+                raise
+            break
+    return given

@@ -1,0 +1,89 @@
+"""What a row of the table of verbs is made of, and how the values of its arguments are read.
+
+Loaded by every call: nothing heavy is imported here.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Option(NamedTuple):
+    """One argument: its flags or its name, and what argparse has to know."""
+
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+class Verb(NamedTuple):
+    words: str
+    home: str
+    summary: str
+    options: tuple[Option, ...] = ()
+    rest: bool = False  # its arguments are handed over unread
+    extra: bool = False  # what is not in `options` is handed over as `extra`
+
+
+def option(*flags: str, **settings: Any) -> Option:
+    return Option(flags, settings)
+
+
+def between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
+    """A number within limits, for argparse."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    read.__name__ = f"number from {low:.16g} to {high:.16g}"  # argparse: "invalid ... value"
+    return read
+
+
+def bias(text: str) -> tuple[str, float]:
+    """ID=VALUE, for argparse."""
+    token, _, value = text.partition("=")
+    number = float(value)
+    if not (token.isascii() and token.isdigit()) or not -100 <= number <= 100:
+        raise ValueError(text)
+    return token, number
+
+
+def user(text: str) -> str:
+    """A user's name as the kernel takes it, for argparse."""
+    plain = text.replace(".", "").replace("_", "").replace("-", "")
+    if not (plain.isascii() and plain.isalnum() and text[0].isalnum() and len(text) <= 32):
+        raise ValueError(text)
+    return text
+
+
+def spot(text: str) -> tuple[int, int]:
+    """PID:PAGE, for argparse."""
+    pid, _, page = text.partition(":")
+    return _number(pid, 1), _number(page)
+
+
+def pages(text: str) -> tuple[int, int]:
+    """PAGE or FIRST-LAST, for argparse: the first and the last."""
+    low, dash, high = text.partition("-")
+    first = _number(low)
+    last = _number(high) if dash else first
+    if not first <= last < first + PAGES:
+        raise ValueError(text)
+    return first, last
+
+
+def _number(text: str, low: int = 0) -> int:
+    if not (text.isascii() and text.isdigit()) or not low <= int(text[:20]) <= 2**53:
+        raise ValueError(text)
+    return int(text)
+
+
+PAGES = 1_000_000  # named at once
+bias.__name__ = "ID=VALUE"
+user.__name__ = "user name (up to 32 letters, digits and ._-, a letter or digit first)"
+spot.__name__ = "PID:PAGE (as 3:12)"
+pages.__name__ = "PAGE or FIRST-LAST (as 12 or 12-40)"
+
+JSON = option("--json", action="store_true", help="print JSON")
+PID = option("pid", metavar="PID", type=between(int, 1, 2**53))
