@@ -190,6 +190,11 @@ class EchoEngine:
             if slot.history == history and slot.call is None:
                 slot.tokens, slot.history = [], None
 
+    def purge(self, domain: str) -> None:
+        for slot in self._slots:
+            if slot.call is None:
+                slot.tokens, slot.history = [], None
+
     def admit(self, admission: Admission) -> None:
         if not self._up:
             return

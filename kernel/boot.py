@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -66,6 +67,8 @@ class Plan:
     user_connections: int = limits.USER_CONNECTIONS  # of each user but the owner
     recall: str = ""  # dotted module of the recall device; "": all is found by words
     recall_options: Mapping[str, Option] = field(default_factory=dict[str, Option])
+    summaries: bool = False  # of what leaves windows, made when nobody wants the engine
+    embedder: str = ""  # an image that makes the vectors instead of the recall device
 
 
 class Drivers(Mapping[str, Driver]):
@@ -132,7 +135,7 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
     events: Followers[Event] = Followers()
     memory = Memory(store)
     meaning = Meaning(memory, _recall(plan), tasks)
-    return Machine(
+    machine = Machine(
         store=store,
         journal=Journal(store, events.tell, total_bytes=plan.journal_bytes),
         events=events,
@@ -145,6 +148,7 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
         meaning=meaning,
         pager=Pager(memory, meaning),
         sweeper=Sweeper(memory, meaning, tasks),
+        summaries=plan.summaries,
         mail=Mailboxes(store),
         scheduler=Scheduler(Suspects(store), tasks, plan.idle_unload_s),
         drivers=drivers,
@@ -157,6 +161,11 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
         places=plan.user_connections,
         tasks=tasks,
     )
+    if plan.embedder:
+        image = images.get(plan.embedder)
+        which = image.url or image.path.stat().st_size  # of two files of one name
+        meaning.embedder = f"{image.name} {which}", partial(machine.embed, image.name)
+    return machine
 
 
 def _recall(plan: Plan) -> Recall | None:

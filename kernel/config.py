@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -51,7 +51,10 @@ class Config(BaseModel):
     tls_key: str = Field("", description="PEM file: its key")
     tls_clients: str = Field("", description="PEM file: who signs clients' certificates, if asked")
     memory_embedder: str = Field(
-        "builtin", description="what finds pages by meaning; none: words alone do"
+        "builtin", description="what finds pages by meaning: builtin, none, or a model's name"
+    )
+    memory_summaries: bool = Field(
+        False, description="summaries of what leaves a window, made when the engine is idle"
     )
     memory_url: str = Field(
         "", description="of a Chroma server; empty: Chroma runs in this machine"
@@ -99,9 +102,21 @@ def load(paths: Paths, flags: Mapping[str, Any]) -> tuple[Config, list[Setting]]
     return config, settings
 
 
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`[memory]` with `url` is `memory_url`: a table's name belongs to its settings."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            table = cast("dict[str, Any]", value)
+            flat |= {f"{name}_{key}": one for key, one in table.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
 def _file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _flat(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -15,6 +15,7 @@ from .errors import Errno, SyscallError
 Value = str | int | float | bytes | None
 Row = tuple[Value, ...]
 Statement = tuple[str, Sequence[Value]]
+Function = Callable[[str], str | int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,8 @@ class Schema:
 
     name: str
     steps: Sequence[str]
-    functions: Mapping[str, Callable[[str], str]] = field(  # what its views call, on any thread
-        default_factory=dict[str, Callable[[str], str]]
+    functions: Mapping[str, Function] = field(  # what its views call, on any thread
+        default_factory=dict[str, Function]
     )
 
 

@@ -269,6 +269,10 @@ class Device:
         self._table.forget(process)
         self.engine.forget(process)
 
+    def purge(self, domain: str) -> None:
+        """Pages of the domain were forgotten: so are contexts that may hold them."""
+        self.engine.purge(domain)
+
     def renice(self, process: Process) -> None:
         for work in self._work.values():
             if work.process is process:

@@ -177,6 +177,10 @@ class Engine(Protocol):
         """The process is gone: drop what is kept of its contexts."""
         ...
 
+    def purge(self, domain: str) -> None:
+        """Something of this domain was forgotten: drop all that is kept of it and not in use."""
+        ...
+
     def admit(self, admission: Admission) -> None:
         """Take the call into its free slot. It computes nothing before a grant."""
         ...

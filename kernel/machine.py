@@ -122,6 +122,7 @@ class Machine:
     meaning: Meaning
     pager: Pager
     sweeper: Sweeper
+    summaries: bool  # of what leaves windows
     mail: Mailboxes
     scheduler: Scheduler
     drivers: Mapping[str, Driver]
@@ -150,6 +151,7 @@ class Machine:
     readers: anyio.CapacityLimiter = field(  # threads: the others are for changes
         default_factory=lambda: anyio.CapacityLimiter(limits.READERS)
     )
+    busy: dict[str, anyio.Lock] = field(default_factory=dict[str, anyio.Lock])  # see summarising
     active: float = field(default_factory=time.monotonic)  # when a connection last closed
 
     def __post_init__(self) -> None:
@@ -348,11 +350,18 @@ class Machine:
     ) -> tuple[int, list[int]]:
         """Erase pages for everybody who has them, and what engines keep of them."""
         count, pids = await forget(self.memory, self.meaning, table, numbers)
-        device = self.scheduler.device(process.model)
-        if device is not None:
-            for pid in pids:
-                device.forget(pid)
+        for device in self.scheduler.each():
+            device.purge(process.domain)
         return count, pids
+
+    def summarising(self, device: str) -> anyio.Lock:
+        """One summary at a time, on each device."""
+        return self.busy.setdefault(device, anyio.Lock())
+
+    async def embed(self, model: str, texts: Sequence[str]) -> Sequence[bytes]:
+        """Vectors of an installed model, where it is the embedder. ENOENT, ENOTSUP, E2BIG, EIO."""
+        async with self.using(model) as (device, _):
+            return (await device.engine.embed(texts)).vectors
 
     async def fsck(self, owner: str, *, rebuild: bool) -> Checked:
         """Look at an owner's pages and indexes; mend what is derived."""

@@ -108,7 +108,8 @@ class Mailboxes:
         box = self._box(process.pid)
         mine = [n for n, (to, _) in box.taken.items() if to == connection]
         early = [mail.number for mail in box.waiting if mail.number <= request.done]
-        self._settle(process, box, {*mine, *early, *(n for n in box.taken if n <= request.done)})
+        said = {*early, *(n for n in box.taken if n <= request.done)}
+        await self._settle(process, box, {*mine, *said}, wait=bool(said))
         if not request.take:
             return Mail(0, 0, "", 0.0, "", [], len(box.waiting))
         try:
@@ -161,8 +162,8 @@ class Mailboxes:
                 turn.set_result(None)
                 return
 
-    def _settle(self, process: Process, box: Mailbox, done: set[int]) -> None:
-        """What was dealt with leaves the disk; nobody waits for that."""
+    async def _settle(self, process: Process, box: Mailbox, done: set[int], *, wait: bool) -> None:
+        """What was dealt with leaves the disk; who says so waits until it has."""
         if not done:
             return
         self.held -= len(done)
@@ -171,7 +172,10 @@ class Mailboxes:
             box.taken.pop(number, None)
         database = self._database(process.owner)
         rows = [(_DONE, (number,)) for number in done]
-        self._store.submit(database, rows, lambda _: None, frees=True)
+        if wait:
+            await self._store.write(database, rows, durable=False, frees=True)
+        else:
+            self._store.submit(database, rows, lambda _: None, frees=True)
 
     async def drop(self, process: Process) -> None:
         """The process is gone: nobody will ask."""

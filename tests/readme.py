@@ -91,6 +91,42 @@ def settings() -> str:
     return "\n".join(lines)
 
 
+def layout() -> str:
+    """What each layout of a window costs, from the layout suite."""
+    figures = {f["id"]: f for d in results() if d["name"] == "layout" for f in d["figures"]}
+    if not figures:
+        return "Not measured yet: `llmasos bench layout` does it."
+    lines = ["| layout | loss on the right answer | tokens computed |", "| --- | ---: | ---: |"]
+    for name, figure in figures.items():
+        if name.startswith("layout.loss_"):
+            computed = figures[name.replace("loss_", "computed_")]["value"]
+            what = figure["what"].partition(": ")[2]
+            lines.append(f"| {what} | {figure['value']:.2f} | {computed:.0f} |")
+    return "\n".join(lines)
+
+
+def recall() -> str:
+    """Shares of the evidence by way and budget, from the recall suite."""
+    takes = [_quietest(document)["take"] for document in results() if document["name"] == "recall"]
+    if not takes:
+        return "Not measured yet: `llmasos bench recall` does it."
+    facts = takes[0]["facts"]
+    rows = {WAYS[way]: row for way, row in facts["tables"]["all"].items()}
+    head = [name for name in next(iter(rows.values())) if name != "p50 ms"]
+    lines = [f"| {facts['questions']:,} questions | {' | '.join(head)} |",
+             f"| --- |{' ---: |' * len(head)}"]  # fmt: skip
+    for way, row in rows.items():
+        cells = " | ".join(f"{100 * row[name]:.1f}" for name in head)
+        lines.append(f"| {way} | {cells} |")
+    return "\n".join(lines)
+
+
+WAYS = {
+    "both": "what we do", "words": "BM25 of single pages", "meaning": "meaning alone",
+    "recency": "the newest pages", "rrf": "reciprocal ranks of the two",
+}  # fmt: skip
+
+
 def _throughput() -> list[dict[str, Any]]:
     found = [document for document in results() if document["name"] == "throughput"]
     return [_quietest(document)["take"] for document in found]
@@ -108,6 +144,7 @@ def _machine(document: dict[str, Any]) -> str:
 PAGES = {
     "README.md": {"syscalls": syscalls, "figures": reached, "peers": peers},
     "benchmarks/README.md": {"settings": settings, "told": told},
+    "kernel/memory/README.md": {"layout": layout, "recall": recall},
 }
 
 

@@ -59,6 +59,7 @@ def plan(arguments: argparse.Namespace, settings: config.Config, where: paths.Pa
         for name, value in (("slots", settings.slots), ("window", settings.window))
         if name in said
     }
+    builtin = settings.memory_embedder == "builtin"
     threads: dict[str, Option] = {"threads": settings.threads} if settings.threads else {}
     return boot.Plan(
         paths=where,
@@ -83,7 +84,12 @@ def plan(arguments: argparse.Namespace, settings: config.Config, where: paths.Pa
         ),
         user_connections=settings.user_connections,
         recall=RECALL if settings.memory_embedder != "none" else "",
-        recall_options={"url": settings.memory_url} if settings.memory_url else {},
+        recall_options={
+            "embedder": "builtin" if builtin else "none",
+            **({"url": settings.memory_url} if settings.memory_url else {}),
+        },
+        summaries=settings.memory_summaries,
+        embedder="" if builtin or settings.memory_embedder == "none" else settings.memory_embedder,
     )
 
 

@@ -91,6 +91,10 @@ class LlamaEngine:
         if (link := self._child.line) is not None:
             link.forget(history)
 
+    def purge(self, domain: str) -> None:
+        if (link := self._child.line) is not None:
+            link.purge(domain)
+
     def admit(self, admission: Admission) -> None:
         if (link := self._child.line) is not None:
             link.admit(admission)

@@ -28,6 +28,11 @@ from .sampler import Bounds, Candidates, sampler
 from .slots import Slots
 from .threads import Threads
 
+_LET_GO: dict[int, Callable[[Slots, Any], None]] = {
+    frames.FORGET: Slots.forget,
+    frames.PURGE: Slots.purge,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Sides:
@@ -125,8 +130,8 @@ class Engine:
                 call = self._calls[number]
                 call.finish = Finish.CANCELLED
                 self._report(call)
-            case [frames.FORGET, int(history)]:
-                self._slots.forget(history)
+            case [int(kind), whose] if kind in _LET_GO:
+                _LET_GO[kind](self._slots, whose)
             case [frames.EMBED, int(number), tokens]:
                 self._embedder.take(number, tokens)
             case _:

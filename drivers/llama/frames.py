@@ -1,7 +1,7 @@
 """The words between the kernel's side of the engine and its child process.
 
     to the child     LOAD first, then TOKENIZE COMPOSE CHECK EMBED (answered by their id) and ADMIT
-                     GRANT CANCEL PARK UNPARK FORGET (answered by later steps, if at all)
+                     GRANT CANCEL PARK UNPARK FORGET PURGE (answered by later steps, if at all)
     to the kernel    LOADING while it loads, STEPS: one frame a step
 
 Tokens travel as bytes and pages as one flat list: both stay under the caps on items. Imported by
@@ -22,8 +22,9 @@ from llmasos.kernel.wire import build
 NAME = "the engine"  # in what people read
 (
     LOAD, TOKENIZE, COMPOSE, CHECK, EMBED, ADMIT, GRANT, CANCEL, PARK, UNPARK, FORGET,
+    PURGE,
     LOADING, STEPS,
-) = range(OWN, OWN + 13)  # fmt: skip
+) = range(OWN, OWN + 14)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,9 @@ class Link(Line[Facts]):
         self.send([*head, admission.domain, tokens, admission.sampling])
         self._owed[admission.call] = 0
 
+    def purge(self, domain: str) -> None:
+        self.send([frames.PURGE, domain])
+
     def forget(self, history: int) -> None:
         self.send([frames.FORGET, history])
 

@@ -73,6 +73,11 @@ class Kept:
         for saved in [one for one in self._saved.values() if one.history == history]:
             self._drop(saved)
 
+    def purge(self, domain: str) -> None:
+        """Drop all of a domain."""
+        for saved in [one for one in self._saved.values() if one.domain == domain]:
+            self._drop(saved)
+
     def _drop(self, saved: Saved) -> None:
         del self._saved[id(saved)]
         self.bytes -= len(saved.state)

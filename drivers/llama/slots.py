@@ -153,6 +153,13 @@ class Slots:
         """The call ended; its tokens stay for whoever begins alike."""
         slot.call, slot.prompt = None, []
 
+    def purge(self, domain: str) -> None:
+        """What idle processes of a domain left is dropped: something of it was forgotten."""
+        self._kept.purge(domain)
+        for slot in self._slots:
+            if slot.domain == domain and slot.call is None:
+                self.clear(slot)
+
     def forget(self, history: int) -> None:
         """A process is gone. What it left in a slot is its domain's until somebody writes there."""
         self._kept.forget(history)

@@ -240,6 +240,9 @@ class RemoteEngine:
         return Vectors(len(vectors[0]) // 4, vectors, tokens)
 
     # --- commands -------------------------------------------------------------------------------
+    def purge(self, domain: str) -> None:
+        """The endpoint keeps nothing that it was told to keep."""
+
     def forget(self, history: int) -> None:
         """Nothing is kept."""
 

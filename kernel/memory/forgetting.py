@@ -22,6 +22,7 @@ async def forget(
     memory: Memory, meaning: Meaning, table: Table, numbers: Iterable[int]
 ) -> tuple[int, list[int]]:
     """Erase pages for everybody who has them. How many, and whose windows held them."""
+    numbers = await _with_summaries(memory, table, set(numbers))
     ids = sorted({page for number in numbers if (page := table.page(number)) is not None})
     if not ids:
         return 0, []
@@ -50,6 +51,19 @@ async def forget(
     points.passed("forget.renewed")
     await memory.store.write(database, schema.CLEAN, frees=True)
     return len(ids), touched
+
+
+async def _with_summaries(memory: Memory, table: Table, numbers: set[int]) -> set[int]:
+    """Pages, and the summaries that tell of any of them."""
+    sql = "SELECT id, key FROM pages WHERE kind = 'summary'"
+    found = await memory.read(table.owner, sql)
+    told = {
+        number
+        for page, key in found
+        if not numbers.isdisjoint(rows.told_of(str(key)))
+        and (number := table.number(int(page or 0))) is not None
+    }
+    return numbers | told
 
 
 def _forgotten(memory: Memory, table: Table, numbers: Sequence[int]) -> list[Statement]:

@@ -10,19 +10,26 @@ Pure; owns nothing; knows neither the index nor the vectors. A candidate is foun
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, log, sqrt
+from math import inf, log, sqrt
 
-from . import dates
+from . import dates, lexical
 
-# Weights, in standard deviations of words and meaning together.
+# Weights. Words and meaning count in standard deviations.
 _OWN = 0.5  # a page's own words beside those of its window
 _WORDS, _MEANING = 1.0, 1.0
-_AUTHOR, _TIME, _SESSION, _WHEN, _ASKS, _LENGTH = 2.0, 2.0, 0.5, 1.0, -0.4, 0.5
+_AUTHOR, _TIME, _SESSION, _WHEN, _ASKS = 2.0, 2.0, 0.5, 1.0, -0.4
+_LENGTH = 0.75  # for a page that is e times as long as usual
+_SHARE = 0.3  # of what a page with all words of a question could score: words count in full
+# What is clearly called for, for a budget that nobody asked to be filled (`clear`).
+ALIKE = 0.40  # cosine of the best page, smoothed, with the default embedder
+_CLEAR, _CLEAR_BY_WORDS = 4.0, 2.0  # a page's score, with an embedder and without
+
 _BEST = 3  # pages that speak for a session
 _POPULATION = 600  # pages that scores of words are compared with: in a larger space, the best ones
 # A few pages say nothing of how scores spread: as if so many others had no word of the question,
 # and as if their cosines spread so far at least.
 _OTHERS, _SPREAD = 40, 0.08
+_FEW = 20  # pages among which BM25 is no measure of what was found
 
 _ROLES = frozenset(
     re.findall(r"\w+", "user assistant system tool human agent model bot ai function")
@@ -104,31 +111,35 @@ def signs(text: str) -> Signs:
 
 def rank(question: Question, candidates: Iterable[Candidate], reach: Reach) -> list[Ranked]:
     """The candidates, the best first; of equals the newer page."""
-    pages = sorted(candidates, key=lambda one: one.page)
+    pages = list(candidates)
     if not pages:
         return []
-    likeness = _likeness(pages, reach)
-    named = _author(question)
-    days = dates.named(question.text, question.now)
-    asked_when = _WHEN_ASKED.search(question.text) is not None
+    likeness = _likeness(question.text, pages, reach)
     lengths = _lengths(pages)
     sessions = _sessions(pages, likeness)
+    extras = _Extras(question)
     found = list[Ranked]()
     for page, (words, meaning), length in zip(pages, likeness, lengths, strict=True):
         parts = {"words": words, "meaning": meaning, "length": _LENGTH * length}
-        if named is not None and page.author == named:
-            parts["author"] = _AUTHOR
-        if days and page.time is not None:
-            parts["time"] = _TIME * days.near(page.time)
         if page.session:
             parts["session"] = _SESSION * sessions[page.session]
-        if asked_when and page.signs.timed:
-            parts["when"] = _WHEN
-        if page.signs.asks:
-            parts["asks"] = _ASKS
+        extras.add(page, parts)
         found.append(Ranked(page.page, sum(parts.values()), page.tokens, parts))
     found.sort(key=lambda one: (-one.score, -one.page))
     return found
+
+
+def clear(candidates: Iterable[Candidate], alike: float = ALIKE) -> float:
+    """The score from which a page is clearly called for; infinite where nothing in reach is.
+
+    Most requests need nothing from the past. Scores compare pages with each other, so the best of
+    nothing scores well too: whether there is anything is told by the cosine alone, which depends
+    on the embedder: `alike`.
+    """
+    cosines = [one.dense for one in candidates if one.dense is not None]
+    if not cosines:
+        return _CLEAR_BY_WORDS
+    return _CLEAR if max(cosines) >= alike else inf
 
 
 def fill(
@@ -146,15 +157,14 @@ def fill(
     return chosen
 
 
-def _likeness(pages: Sequence[Candidate], reach: Reach) -> list[tuple[float, float]]:
+def _likeness(text: str, pages: Sequence[Candidate], reach: Reach) -> list[tuple[float, float]]:
     """Words and meaning of each, weighted; pages that are no candidates count as without words."""
     words = [_OWN * one.turn + one.near for one in pages]
     population = max(len(pages), min(reach.pages, _POPULATION), _OTHERS)
     mean = sum(words) / population
     spread = sqrt(max(0.0, sum(one * one for one in words) / population - mean * mean))
-    dense = reach.spread > 0 and any(one.dense is not None for one in pages)
-    weight = _WORDS / spread if spread > 1e-9 else 0.0
-    scale = _MEANING / max(reach.spread, _SPREAD) if dense else 0.0
+    weight = _WORDS * _found(text, max(words), reach) / spread if spread > 1e-9 else 0.0
+    scale = _MEANING / max(reach.spread, _SPREAD) if reach.spread > 0 else 0.0
     return [
         (
             weight * (own - mean),
@@ -162,6 +172,42 @@ def _likeness(pages: Sequence[Candidate], reach: Reach) -> list[tuple[float, flo
         )
         for one, own in zip(pages, words, strict=True)
     ]
+
+
+def _found(text: str, best: float, reach: Reach) -> float:
+    """0 to 1: whether the best page has the question's words, or shares some word of no account.
+
+    Distances from the mean do not tell: where nothing fits, the least bad page is far from it too.
+    Among few pages no word is rare, and BM25 says nothing of how much of a question was found.
+    """
+    if reach.pages < _FEW:
+        return 1.0
+    rarest = log((reach.pages - 0.5) / 1.5)  # what BM25 gives for a word of one page
+    whole = (1 + _OWN) * lexical.terms(text) * rarest
+    return min(1.0, best / (_SHARE * whole)) if whole > 0 else 1.0
+
+
+class _Extras:
+    """What a question says besides its subject: of whom, of when, and that it asks for when."""
+
+    def __init__(self, question: Question) -> None:
+        self._author = _author(question)
+        self._days = dates.named(question.text, question.now)
+        self._when = _WHEN_ASKED.search(question.text) is not None
+        self._near = dict[float, float]()  # by day: pages share days
+
+    def add(self, page: Candidate, parts: dict[str, float]) -> None:
+        if self._author is not None and page.author == self._author:
+            parts["author"] = _AUTHOR
+        if self._days and page.time is not None:
+            day = page.time // dates.DAY_S
+            if day not in self._near:
+                self._near[day] = _TIME * self._days.near(page.time)
+            parts["time"] = self._near[day]
+        if self._when and page.signs.timed:
+            parts["when"] = _WHEN
+        if page.signs.asks:
+            parts["asks"] = _ASKS
 
 
 def _author(question: Question) -> str | None:
@@ -181,11 +227,10 @@ def _says(text: str, name: str) -> bool:
 
 
 def _lengths(pages: Sequence[Candidate]) -> list[float]:
-    """Logarithms of the lengths, as distances from their mean."""
+    """How much longer than usual each is: a logarithm, bounded."""
     logs = [log(max(1, one.tokens)) for one in pages]
     mean = sum(logs) / len(logs)
-    spread = sqrt(sum((one - mean) ** 2 for one in logs) / len(logs))
-    return [(one - mean) / spread if spread > 1e-9 else 0.0 for one in logs]
+    return [min(1.0, max(-1.5, one - mean)) for one in logs]
 
 
 def _sessions(
@@ -198,8 +243,3 @@ def _sessions(
     return {
         name: sum(sorted(all_of, reverse=True)[:_BEST]) / _BEST for name, all_of in found.items()
     }
-
-
-def finite(candidate: Candidate) -> bool:
-    """Whether its figures are numbers that can be compared."""
-    return isfinite(candidate.turn) and isfinite(candidate.near) and isfinite(candidate.dense or 0)

@@ -44,6 +44,7 @@ class Stored:
     tokens: int
     text: str
     labels: list[str]
+    signs: int = 0  # see schema.signs
 
 
 @dataclass(frozen=True, slots=True)

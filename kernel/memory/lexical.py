@@ -51,11 +51,22 @@ def indexed(text: str) -> str:
 
 def match(question: str) -> str:
     """An FTS5 expression that finds what shares a word with the question; empty: it has none."""
-    terms = list(dict.fromkeys(_terms(_plain(question))))
-    if len(terms) > limits.MATCH_TERMS:  # a long request says what it wants first or last
-        half = limits.MATCH_TERMS // 2
-        terms = terms[:half] + terms[-half:]
-    return " OR ".join(f'"{term}"' for term in terms)
+    return " OR ".join(f'"{term}"' for term in _asked(question))
+
+
+def terms(question: str) -> int:
+    """How many terms the expression has."""
+    return len(_asked(question))
+
+
+def _asked(question: str) -> list[str]:
+    """Terms, each once. A long request says what it wants first or last."""
+    half = limits.MATCH_TERMS // 2
+    cut = limits.MATCH_TERMS * limits.MATCH_TERM_CHARS // 2
+    if len(question) > 2 * cut:
+        question = f"{question[:cut]} {question[-cut:]}"
+    found = list(dict.fromkeys(_terms(_plain(question))))
+    return found if len(found) <= 2 * half else found[:half] + found[-half:]
 
 
 def _plain(text: str) -> str:

@@ -20,12 +20,13 @@ from .. import limits, points
 from ..database import Statement
 from ..driver import Likeness, Reach, Recall, RecallFacts
 from ..errors import DeviceFault, SyscallError
-from . import schema
+from . import fuse, schema
 from .memory import Memory
 
 log = logging.getLogger(__name__)
-_WAITING = """SELECT todo.id, author || ': ' || text FROM todo JOIN pages ON pages.id = todo.id
-              ORDER BY todo.id LIMIT ?"""
+# A document's name is a word to find it by, and says nothing of what a page of it means.
+_WAITING = """SELECT id, CASE kind WHEN 'document' THEN pages.text ELSE said.text END
+              FROM todo JOIN said USING(id) JOIN pages USING(id) ORDER BY id LIMIT ?"""
 _KEEP = "INSERT OR REPLACE INTO vectors SELECT id, ? FROM pages WHERE id = ?"
 _DONE = "DELETE FROM todo WHERE id = ?"
 _VECTORS = "SELECT id, vector FROM vectors WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
@@ -75,6 +76,11 @@ class Meaning:
         log.warning("the recall process died: %s", reason)
         for indexer in self._indexers.values():
             indexer.loaded.clear()
+
+    @property
+    def alike(self) -> float:
+        """The cosine below which pages and a question have nothing to do with each other."""
+        return fuse.ALIKE if self.embedder is None else -1.0  # of another embedder it is not known
 
     @property
     def os_pid(self) -> int:
@@ -134,15 +140,16 @@ class Meaning:
         if refused := await self._refused(owner.name, indexer):
             return replace(nothing, note=refused)
         with anyio.move_on_after(limits.RECALL_S):
+            waiting = await self.waiting(owner.name)  # before: what comes meanwhile may be missed
             try:
                 asked = await self._asked(question)
+                await self._load_all(owner.name, indexer, [part.space for part in parts])
                 found = await self._device.search(owner, asked, parts, also)
-                if found.unknown:
+                if found.unknown:  # it has died and come back meanwhile
                     await self._load_all(owner.name, indexer, found.unknown)
                     found = await self._device.search(owner, asked, parts, also)
             except SyscallError as error:
                 return replace(nothing, note=f"recall is by words only: {error.message}")
-            waiting = await self.waiting(owner.name)
             if waiting and not found.note:
                 words = f"{waiting} pages are found by words only, for a moment"
                 return replace(found, note=words)
@@ -188,7 +195,7 @@ class Meaning:
 
     async def _index_some(self, owner: str, indexer: Indexer) -> bool:
         """A batch of pages. False: nothing waits, or nothing may be done."""
-        if self._device is None or await self._refused(owner, indexer):
+        if self._device is None or self._facts is None or await self._refused(owner, indexer):
             return False
         rows = await self._memory.read(owner, _WAITING, limits.INDEX_PAGES)
         if not rows:
@@ -229,9 +236,13 @@ class Meaning:
             await self._device.add(self._memory.directory(owner), space, places, vectors)
 
     async def _load_all(self, owner: str, indexer: Indexer, spaces: Sequence[int]) -> None:
+        """Hand over what the device does not hold: a space is held whole, or not at all."""
+        if indexer.loaded.issuperset(spaces):
+            return
         async with indexer.lock:
             for space in spaces:
-                await self._load(owner, indexer, space)
+                if space not in indexer.loaded:
+                    await self._load(owner, indexer, space)
 
     async def _load(self, owner: str, indexer: Indexer, space: int) -> None:
         """Hand over all vectors of a space."""

@@ -114,14 +114,16 @@ class Pager:
             wanted = Wanted(question, count=limits.BACK, skip=skip)
             found = await find(self._memory, self._meaning, table, wanted)
             for hit in found.hits:
+                if hit.ranked.score < found.clear:
+                    break
                 known = best.get(hit.page.id)
                 if known is None or known.ranked.score < hit.ranked.score:
                     best[hit.page.id] = hit
             draft.notices = [found.note] if found.note and not self._meaning.off else []
         ranked = sorted((hit.ranked for hit in best.values()), key=lambda one: -one.score)
-        chosen = fill(ranked, room, LINE_TOKENS, limits.RECALL_FLOOR)
+        chosen = fill(ranked, room, LINE_TOKENS)
         if not chosen:  # the best alone may be larger than the share
-            chosen = fill(ranked[:1], draft.most_back(), LINE_TOKENS, limits.RECALL_FLOOR)
+            chosen = fill(ranked[:1], draft.most_back(), LINE_TOKENS)
         return [best[one.page] for one in chosen]
 
     async def _fitted(self, draft: "_Draft", engine: Engine, size: int) -> Plan:

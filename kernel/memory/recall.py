@@ -39,7 +39,6 @@ class Wanted:
     count: int = limits.HITS
     tokens: int = 0  # of all pages together; 0: no such limit
     overhead: int = 0  # tokens that each page takes beside its own
-    floor: float | None = None  # a page with a lower score is not worth its tokens
     skip: frozenset[int] = frozenset()  # numbers
     filters: Mapping[str, Value] = field(default_factory=dict[str, Value])  # SQL: its value
     way: str = "both"
@@ -56,6 +55,7 @@ class Hit:
 @dataclass(frozen=True, slots=True)
 class Found:
     hits: Sequence[Hit]  # the best first
+    clear: float = 0.0  # the score from which a page is clearly called for; infinite: none is
     note: str = ""  # why it is not what it could be
 
 
@@ -79,15 +79,16 @@ async def find(memory: Memory, meaning: Meaning, table: Table, wanted: Wanted) -
     candidates = [
         fuse.Candidate(
             page.id, turns.get(page.id, 0.0), _near(turns, nears, page.id), dense.get(page.id),
-            page.author, page.time or None, page.session, page.tokens, fuse.signs(page.text),
+            page.author, page.time or None, page.session, page.tokens, schema.signs_of(page.signs),
         )
         for page in held.values()
     ]  # fmt: skip
     among = fuse.Reach(sum(one.count for one in ranges), near.mean, near.spread)
     ranked = _ranked(wanted, candidates, among)
     if wanted.tokens:
-        ranked = fuse.fill(ranked, wanted.tokens, wanted.overhead, wanted.floor)
-    return Found([Hit(held[one.page], one) for one in ranked[: wanted.count]], near.note)
+        ranked = fuse.fill(ranked, wanted.tokens, wanted.overhead)
+    clear = fuse.clear(candidates, meaning.alike)
+    return Found([Hit(held[one.page], one) for one in ranked[: wanted.count]], clear, near.note)
 
 
 def _near(turns: Mapping[int, float], nears: Mapping[int, float], page: int) -> float:

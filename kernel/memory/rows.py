@@ -75,10 +75,11 @@ class Change:
 
 
 def stored(number: int, row: Row) -> Stored:
-    page, message, _owner, kind, author, when, session, key, tokens, text, labels = row
+    page, message, _owner, kind, author, when, session, key, tokens, text, labels, signs = row
     return Stored(
         number, int(page or 0), int(message or 0), str(kind), str(author), float(when or 0),
         str(session), str(key), int(tokens or 0), str(text), json.loads(str(labels)),
+        int(signs or 0),
     )  # fmt: skip
 
 
@@ -117,6 +118,18 @@ def mark(row: Row) -> Mark:
     return Mark(behind, bool(pinned), float(used or 0), int(uses or 0))
 
 
+def summary_key(numbers: Iterable[int]) -> str:
+    """How a summary is named after the pages that it tells of."""
+    told = sorted(numbers)
+    return f"summary of {told[0]}-{told[-1]}"
+
+
+def told_of(key: str) -> range:
+    """The pages that a summary tells of, by its key."""
+    first, _, last = key.removeprefix("summary of ").partition("-")
+    return range(int(first), int(last) + 1) if first.isdecimal() and last.isdecimal() else range(0)
+
+
 def range_row(pid: int, one: Range) -> Statement:
     return _RANGE, (pid, one.first, one.count, one.space, one.place, int(one.writable), one.source)
 
@@ -149,5 +162,5 @@ def page_row(table: Table, page: int, one: Written, call: int) -> Statement:
     return schema.INSERT_PAGE, (
         page, table.messages + one.message, table.owner, one.kind, one.author,
         now if one.time is None else one.time, one.session, one.key, one.tokens, one.text,
-        json.dumps(list(one.labels)), now, digest, call, 0,
+        json.dumps(list(one.labels)), now, digest, call, 0, schema.signs(one.text),
     )  # fmt: skip

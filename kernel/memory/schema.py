@@ -9,7 +9,22 @@ contents are views, which is why a page leaves them before it, or a neighbour, c
 from collections.abc import Sequence
 
 from ..database import Schema, Statement
+from .fuse import Signs
+from .fuse import signs as seen
 from .lexical import indexed
+
+ASKS, TIMED = 1, 2  # bits of signs
+
+
+def signs(text: str) -> int:
+    """What a page's text shows about its form, looked at once: it takes as long as ranking."""
+    found = seen(text)
+    return ASKS * found.asks + TIMED * found.timed
+
+
+def signs_of(bits: int) -> Signs:
+    return Signs(asks=bool(bits & ASKS), timed=bool(bits & TIMED))
+
 
 SPAN = 32  # bits of a place
 NEAR = 2  # pages on each side that belong to a page's window
@@ -33,7 +48,7 @@ _SPACES = f"""
     owner TEXT NOT NULL, kind TEXT NOT NULL, author TEXT NOT NULL, time REAL NOT NULL,
     session TEXT NOT NULL, key TEXT NOT NULL, tokens INTEGER NOT NULL, text TEXT NOT NULL,
     labels TEXT NOT NULL, created REAL NOT NULL, hash BLOB NOT NULL, call INTEGER NOT NULL,
-    near INTEGER NOT NULL);
+    near INTEGER NOT NULL, signs INTEGER NOT NULL);
   CREATE INDEX pages_by_call ON pages(call) WHERE call > 0;
   CREATE INDEX pages_by_key ON pages(key) WHERE key != '';
   CREATE TABLE tables(pid INTEGER PRIMARY KEY, space INTEGER NOT NULL, next INTEGER NOT NULL,
@@ -51,9 +66,11 @@ _SPACES = f"""
   CREATE TABLE derived(name TEXT PRIMARY KEY, version TEXT NOT NULL);
   CREATE TABLE todo(id INTEGER PRIMARY KEY);
   CREATE TABLE vectors(id INTEGER PRIMARY KEY, vector BLOB NOT NULL);
-  CREATE VIEW turn_view AS SELECT id, indexed(author || ': ' || text) AS turn FROM pages;
-  CREATE VIEW near_view AS SELECT p.id, indexed((SELECT group_concat(author || ': ' || text, ' ')
-    FROM pages WHERE id BETWEEN p.id - {NEAR} AND p.id + {NEAR})) AS near FROM pages p WHERE p.near;
+  CREATE VIEW said AS SELECT id, CASE author WHEN '' THEN text ELSE author || ': ' || text END
+    AS text FROM pages;
+  CREATE VIEW turn_view AS SELECT id, indexed(text) AS turn FROM said;
+  CREATE VIEW near_view AS SELECT p.id, indexed((SELECT group_concat(text, ' ') FROM said
+    WHERE id BETWEEN p.id - {NEAR} AND p.id + {NEAR})) AS near FROM pages p WHERE p.near;
   CREATE VIRTUAL TABLE turns USING fts5(turn, content='turn_view', content_rowid='id',
     tokenize='porter unicode61');
   CREATE VIRTUAL TABLE nears USING fts5(near, content='near_view', content_rowid='id',
@@ -61,7 +78,7 @@ _SPACES = f"""
   INSERT INTO spaces SELECT DISTINCT pid, pid, '', x'' FROM old;
   INSERT INTO pages SELECT (pid << {SPAN}) + number, message, owner, kind, author, time, '', '',
     tokens, text, labels, time, hash, call, number + {NEAR} <= (SELECT max(number) FROM old AS o
-    WHERE o.pid = old.pid) FROM old;
+    WHERE o.pid = old.pid), signs(text) FROM old;
   INSERT INTO tables SELECT pid, pid, max(number) + 1, max(number) + 1, max(message) + 1,
     sum(tokens), NULL FROM old GROUP BY pid;
   INSERT INTO ranges SELECT pid, 0, max(number) + 1, pid, 0, 1, '' FROM old GROUP BY pid;
@@ -70,14 +87,14 @@ _SPACES = f"""
   INSERT INTO todo SELECT id FROM pages;
   DROP TABLE old
 """
-SCHEMA = Schema("pages", (_FIRST, _SPACES), functions={"indexed": indexed})
+SCHEMA = Schema("pages", (_FIRST, _SPACES), functions={"indexed": indexed, "signs": signs})
 
 # Something of pages that are gone is left in an index.
 DIRTY: Statement = ("INSERT OR IGNORE INTO derived VALUES('dirty', '1')", ())
 CLEAN: Sequence[Statement] = (("DELETE FROM derived WHERE name = 'dirty'", ()),)
 IS_DIRTY = "SELECT 1 FROM derived WHERE name = 'dirty'"
-INSERT_PAGE = f"INSERT INTO pages VALUES({','.join('?' * 15)})"
-COLUMNS = "id, message, owner, kind, author, time, session, key, tokens, text, labels"
+INSERT_PAGE = f"INSERT INTO pages VALUES({','.join('?' * 16)})"
+COLUMNS = "id, message, owner, kind, author, time, session, key, tokens, text, labels, signs"
 _TURNS_OF = "INSERT INTO turns(rowid, turn) SELECT id, turn FROM turn_view WHERE id BETWEEN ? AND ?"
 _NEARS_OF = "INSERT INTO nears(rowid, near) SELECT id, near FROM near_view WHERE id BETWEEN ? AND ?"
 _LEAVE_TURNS = """INSERT INTO turns(turns, rowid, turn)

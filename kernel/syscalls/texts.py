@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import anyio
 
-from .. import limits
+from .. import limits, summary
 from .. import values as v
 from ..decide import Claim
 from ..device import Device, Work
@@ -37,6 +37,8 @@ async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
         process.end()
     seed = work.sampling.seed or 0
     finish = work.finish or v.Finish.CANCELLED
+    if m.summaries and plan.evicted:
+        m.tasks.start_soon(summary.make, m, process, list(plan.evicted))
     usage = work.usage()
     account, alarm = m.faults.charge(process.pid, plan, usage.cached_tokens, window)
     if alarm:

@@ -403,6 +403,19 @@ async def what_a_gone_process_had_saved_is_forgotten(rig: Rig) -> None:
 
 
 @needs("share")
+async def nothing_of_a_purged_domain_is_gone_on_from(rig: Rig) -> None:
+    tokens = await rig.prompt(f"{STORY}Purge me.", raw=True)
+    await rig.run(tokens, slot=0, history=1_000_030, domain="heidi")
+    await rig.run(await rig.prompt(f"Other. {STORY}"), slot=0, domain="ivan")  # saves the first
+    await rig.run(tokens, slot=1, history=1_000_031, domain="heidi")
+    rig.engine.purge("heidi")
+    again = await rig.run(tokens, slot=1, history=1_000_031, domain="heidi")
+    assert again.fed == len(tokens)
+    other = await rig.run(await rig.prompt(f"Other. {STORY}"), slot=0, domain="ivan")
+    assert other.fed == 1
+
+
+@needs("share")
 async def who_waits_for_a_beginning_does_not_wait_for_a_stopped_call(rig: Rig) -> None:
     tokens = await rig.prompt(f"{STORY}Wait.", raw=True)
     first = rig.admit(tokens, 0, domain="grace")

@@ -167,7 +167,7 @@ def test_an_evicted_page_leaves_at_once(line: Line) -> None:
     line.call("evict", v.Evict(pid, 0, 2), v.Nothing)
     assert resident(line, pid) == {2, 3}
     assert trace(line, pid, 0)[-1] == ("evicted", "it was asked for")
-    _, reply = say(line, pid, "And now for something else entirely")
+    _, reply = say(line, pid, "And now for something else entirely", recall=False)
     assert 0 not in reply.window
 
 
@@ -363,3 +363,39 @@ def test_a_process_that_thrashes_is_told(line: Line) -> None:
     assert stat.evictions > 0
     assert stat.hits + stat.hard_faults > 0
     assert (stat.thrashes > 0) is any("thrashes" in notice for notice in notices)
+
+
+def test_summaries_are_made_beside_the_pages_marked_and_forgotten_with_them(
+    machine: Machine,
+) -> None:
+    settings = ("--memory-embedder", "none", "--memory-summaries", "true")
+    machine.start("--mount", "false", "--window", str(WINDOW), *settings)
+    with Line(machine.paths.socket) as line:
+        pid = spawn(line)
+        say(line, pid, "The password of the vault is tangerine.")
+        chat(line, pid, 8)
+        while not (made := [p for p in pages(line, pid) if p.kind is v.Kind.SUMMARY]):
+            pass
+        assert made[0].key.startswith("summary of 0-")
+        assert "tangerine" in made[0].text
+        assert pages(line, pid)[0].text == "The password of the vault is tangerine."
+        said, reply = say(line, pid, "Which password opens the vault?")
+        assert 0 in {fault.page for fault in reply.faults}
+        if made[0].number in {fault.page for fault in reply.faults}:
+            assert "echo (summary): " in said
+        stream = line.stream("watch", v.Watch(since=0, follow=False), v.Events, v.Nothing)
+        events = [event for batch in stream for event in batch.events]
+        begun = {event.seq for event in events if event.note == "summary" and event.kind == "begin"}
+        assert begun
+        assert begun == {e.call for e in events if e.note == "summary" and e.kind == "end"}
+        line.call("forget", v.Forget(pid, 0), v.Forgotten)
+        assert not [p for p in pages(line, pid) if "tangerine" in p.text and p.number == 0]
+        left = [p.key for p in pages(line, pid) if p.kind is v.Kind.SUMMARY]
+        assert not any(key.startswith("summary of 0-") for key in left)
+    machine.stop()
+
+
+def test_no_summary_is_made_unless_it_is_wanted(line: Line) -> None:
+    pid = spawn(line)
+    assert any(reply.evicted for reply in chat(line, pid, 8))
+    assert not [page for page in pages(line, pid) if page.kind is v.Kind.SUMMARY]

@@ -1,0 +1,44 @@
+"""Another embedder: its vectors are not mixed with those of before, and the way on is named."""
+
+from llmasos.kernel import values as v
+from llmasos.userland.line import Line
+from tests.system.daemon import Machine
+
+TEXTS = ["My dog is afraid of thunder.", "The vault opens with tangerine.", "Bread needs time."]
+
+
+def found(line: Line, pid: int) -> v.Hits:
+    """A search after all pages have their vectors."""
+    while True:
+        reply = line.call("search_mem", v.SearchMem(pid, "What does my pet fear?"), v.Hits)
+        if "for a moment" not in reply.note:
+            return reply
+
+
+def test_a_changed_embedder_is_refused_until_the_vectors_are_made_anew(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+        for text in TEXTS:
+            line.call("write_mem", v.WriteMem(pid, text), v.Written)
+        first = found(line, pid)
+        assert first.note == ""
+        assert first.hits[0].page.text == TEXTS[0]
+        builtin = line.call("fsck", v.Fsck(), v.Checked)
+        assert builtin.faults == []
+    machine.stop()
+    machine.start("--mount", "false", "--memory-embedder", "smollm2")
+    with Line(machine.paths.socket) as line:
+        refused = found(line, pid)
+        assert f"the vectors are of {builtin.embedder}" in refused.note
+        assert "the embedder is smollm2" in refused.note
+        assert "llmasos mem fsck --rebuild" in refused.note
+        assert all("meaning" not in hit.parts or not hit.parts["meaning"] for hit in refused.hits)
+        line.call("write_mem", v.WriteMem(pid, "A page of later."), v.Written)
+        line.call("fsck", v.Fsck(rebuild=True), v.Checked)
+        anew = found(line, pid)
+        assert anew.note == ""
+        checked = line.call("fsck", v.Fsck(), v.Checked)
+        assert checked.embedder.startswith("smollm2 ")
+        assert (checked.vectors, checked.waiting, checked.faults) == (4, 0, [])
+    machine.stop()

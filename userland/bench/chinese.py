@@ -1,0 +1,51 @@
+"""Chinese pages asked for in Chinese and in English: is the right one the first hit?
+
+Each question is ranked among thirty pages, ten of its own topic. They are thirty documents of a
+page each, as notes and articles are: pages that have nothing to do with each other.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmasos.kernel import values as v
+from llmasos.userland.line import Line
+
+from .rig import Rig
+from .talks.pairs import Pair, pairs, pool
+
+
+def first_hits(rig: Rig, client: Line, topics: int) -> tuple[list[float], list[float]]:
+    """For each pair 1 or 0: asked in Chinese, and in English."""
+    chinese: list[float] = []
+    english: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, rig.client() as operator:
+        for topic in list(dict.fromkeys(pair.topic for pair in pairs()))[:topics]:
+            pid, pages = _mapped(operator, Path(folder, topic), pool(topic))
+            for pair in (pair for pair in pairs() if pair.topic == topic):
+                for question, hits in ((pair.query_zh, chinese), (pair.query_en, english)):
+                    asked = v.SearchMem(pid, question, 1)
+                    found = _settled(client, asked)
+                    hits.append(float(pages[found[0]] == pair.page) if found else 0.0)
+    return chinese, english
+
+
+def _mapped(client: Line, folder: Path, some: Sequence[Pair]) -> tuple[int, dict[int, str]]:
+    """A process that has these pages, each mapped by itself; their texts by number."""
+    folder.mkdir()
+    pid = client.call("spawn", v.Spawn("echo", app="bench"), v.Spawned).pid
+    pages: dict[int, str] = {}
+    for index, pair in enumerate(some):
+        file = folder.resolve() / f"{index}.txt"
+        file.write_text(pair.page, encoding="utf-8")
+        mapped = client.call("mmap", v.Mmap(pid, f"/files{file}"), v.Mapped)
+        pages[mapped.first] = pair.page
+    return pid, pages
+
+
+def _settled(client: Line, asked: v.SearchMem) -> list[int]:
+    """The numbers that are found when every page has its vector."""
+    while True:
+        reply = client.call("search_mem", asked, v.Hits)
+        if not reply.note:
+            return [hit.page.number for hit in reply.hits]

@@ -1,0 +1,68 @@
+"""Why a window is laid out as it is: no bars, figures that the choice was made by.
+
+Where a page stands that came back (before the tail of the conversation, or after it, just before
+the request), and how what stays of a tail is moved when its beginning goes (computed anew, or
+shifted). Each is a loss, the mean negative log-likelihood of the right answer, and the tokens that
+had to be computed. The conversations are those of the `paging` suite, without their first turns.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from statistics import mean
+
+from .figures import Bar, Suite, Take
+from .planted import FACTS, conversation
+from .rig import RigError, facts, image, tuned
+
+MODULE = "llmasos.drivers.llama.layouts"
+SYSTEM = "You are a friendly companion. You answer in a few plain sentences."
+REPLY = "That is a nice thought. I would say that it depends on the day and on who you are with."
+WAYS = ("before", "after", "anew", "shifted")
+CASES = 20
+TURNS = 8  # of a tail: about 1,000 tokens
+BARS = (
+    *(Bar(f"layout.loss_{way}", f"the right answer's loss: {what}", "nats", "lower")
+      for way, what in zip(WAYS, (
+          "a page that came back stands before the tail", "it stands before the request",
+          "the tail's beginning went, the rest was computed anew", "the rest was shifted instead",
+      ), strict=True)),
+    *(Bar(f"layout.computed_{way}", "tokens computed for that", "", "lower") for way in WAYS),
+)  # fmt: skip
+
+
+def cases(count: int) -> Sequence[dict[str, object]]:
+    """Facts that are asked for after a conversation about other things."""
+    made: list[dict[str, object]] = []
+    for index, (fact, question) in enumerate(FACTS[:count]):
+        turns = [turn.text for turn in conversation(60, index) if turn.tells is None]
+        tail = [(role, text) for said in turns[:TURNS]
+                for role, text in (("user", said), ("assistant", REPLY))]  # fmt: skip
+        made.append({
+            "system": SYSTEM, "tail": tail, "page": f"user: {fact}", "question": question,
+            "answer": fact,
+        })  # fmt: skip
+    return made
+
+
+def measured(path: str, count: int) -> list[dict[str, list[float]]]:
+    line = [sys.executable, "-m", MODULE, "--model", path]
+    done = subprocess.run(line, input=json.dumps(cases(count)), capture_output=True, text=True)
+    if done.returncode:
+        raise RigError(f"the layouts were not scored: {done.stderr.strip().splitlines()[-1:]}")
+    return [json.loads(one) for one in done.stdout.splitlines()]
+
+
+def take(tiny: bool) -> Take:
+    with tuned() as (_rig, client):
+        said = facts(client)
+        found = measured(image(client).path, 1 if tiny else CASES)
+    values: dict[str, list[float]] = {}
+    for way in WAYS:
+        values[f"layout.loss_{way}"] = [round(mean(one[way][0] for one in found), 4)]
+        values[f"layout.computed_{way}"] = [round(mean(one[way][1] for one in found))]
+    return Take(values, {**said, "cases": len(found)})
+
+
+SUITE = Suite("layout", BARS, take)
