@@ -122,7 +122,7 @@ def recall() -> str:
 
 
 WAYS = {
-    "both": "what we do", "words": "BM25 of single pages", "meaning": "meaning alone",
+    "both": "what we do", "words": "BM25 of single pages", "dense": "meaning alone",
     "recency": "the newest pages", "rrf": "reciprocal ranks of the two",
 }  # fmt: skip
 

@@ -110,7 +110,7 @@ class Bench:
         self._texts, self._line = Texts(model), Line(model, threads)
 
     def score(self, case: Case) -> dict[str, Score]:
-        block = f"[From earlier]\n{case.page}\n[Now]\n"
+        block = f"From earlier:\n{case.page}\n\n"
         half = len(case.tail) // 2
         head = [Message(Role.SYSTEM, case.system)]
         tail = [Message(Role(role), text) for role, text in case.tail]

@@ -20,8 +20,6 @@ from .lexical import indexed, match
 from .table import Piece
 
 GAP = "\n[...]\n"  # where pages of a message are not in the window
-_HEAD = "[From earlier]"
-_FOOT = "[Now]"
 _WORD = re.compile(r"\w+")
 _BREAK = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
 _ASKED = 3  # sentences that ask, at most
@@ -148,19 +146,21 @@ def joined(pieces: Sequence[tuple[int, str]]) -> str:
 
 
 def recalled(pages: Sequence[Stored]) -> str:
-    """Pages that were brought back, as the model reads them: by day, with who wrote them."""
-    if not pages:
-        return ""
-    lines = [_HEAD]
-    day = ""
+    """Pages that were brought back, as the model reads them: by day, with who wrote them.
+
+    Plain lines and an empty one: a small model takes marks for a form that it has to go on with.
+    """
+    lines: list[str] = []
+    day: str | None = None
     for page in sorted(pages, key=lambda page: page.number):
         on = datetime.fromtimestamp(page.time, UTC).strftime("%Y-%m-%d") if page.time else ""
-        if on and on != day:
-            lines.append(f"({on})")
+        if on != day:
+            first = "From earlier" if day is None else "Then"
+            lines.append(f"{first}, on {on}:" if on else f"{first}:")
             day = on
         mark = " (summary)" if page.kind == "summary" else ""
         lines.append(f"{page.author}{mark}: {page.text.strip()}")
-    return "\n".join([*lines, _FOOT])
+    return "\n".join([*lines, ""]) if lines else ""
 
 
 def trimmed(

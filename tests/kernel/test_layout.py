@@ -128,8 +128,11 @@ def test_a_gap_is_marked() -> None:
 def test_what_came_back_stands_in_order_with_days_and_authors() -> None:
     day = 24 * 3600.0
     pages = [stored(7, "later", time=3 * day), stored(2, "sooner", author="bob", time=day)]
-    lines = recalled(pages).splitlines()
-    assert lines[1:-1] == ["(1970-01-02)", "bob: sooner", "(1970-01-04)", "ann: later"]
+    assert recalled([*pages, stored(1, "who knows when")]).splitlines() == [
+        "From earlier:", "ann: who knows when", "Then, on 1970-01-02:", "bob: sooner",
+        "Then, on 1970-01-04:", "ann: later",
+    ]  # fmt: skip
+    assert recalled(pages[1:]) == "From earlier, on 1970-01-02:\nbob: sooner\n"
     assert recalled([]) == ""
 
 

@@ -39,7 +39,7 @@ def test_there_are_enough_questions_of_each_kind() -> None:
 def test_conversations_are_long_and_seldom_repeat_themselves() -> None:
     for one in shipped():
         assert 19_000 < sum(tokens(f"{turn.author}: {turn.text}") for turn in one.turns) < 26_000
-        assert max(tokens(turn.text) for turn in one.turns) <= 256  # each is one page
+        assert max(tokens(turn.text) for turn in one.turns) <= 300  # each is one page
         assert len({turn.text for turn in one.turns}) > 0.7 * len(one.turns)
         assert len({turn.session for turn in one.turns}) >= 20
 
@@ -88,7 +88,7 @@ def test_nothing_is_left_to_fill_in() -> None:
 
 
 def test_a_conversation_is_in_its_language_and_of_its_kind() -> None:
-    for one, kind in zip(shipped(), KINDS * 4, strict=True):
+    for one, kind in zip(shipped(), KINDS * (len(SEEDS) // len(KINDS)), strict=True):
         chinese = sum(any("\u4e00" <= c <= "\u9fff" for c in turn.text) for turn in one.turns)
         assert (chinese > len(one.turns) / 2) == kind.endswith("zh") == (one.language == "zh")
         assert any(turn.author == "run_tests" for turn in one.turns) == kind.startswith("work")

@@ -9,6 +9,8 @@ suite fails when BM25 or meaning alone hold more, or less, of the evidence than 
 """
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +32,9 @@ BUDGETS = (1_000, 2_000, 4_000)  # tokens
 DEPTHS = (5, 10, 20)
 LINE_TOKENS = 8  # what a page takes beside its text
 RRF = 60
-WAYS = ("both", "words", "meaning", "recency")
-HARD = {"words": (0.65, 0.80), "meaning": (0.55, 0.75)}  # of the evidence, at 2,000 tokens
+WAYS = ("both", "words", "recency")
+PLAIN = "llmasos.drivers.recall.plain"
+HARD = {"words": (0.65, 0.80), "dense": (0.55, 0.75)}  # of the evidence, at 2,000 tokens
 BARS = (
     Bar("recall.evidence_2k", "mean share of the evidence within 2,000 tokens, conversations of "
         "about 20,000", "", "higher", 0.90),
@@ -39,7 +42,7 @@ BARS = (
     Bar("recall.no_embedder_2k", "the evidence without any embedder", "", "higher", 0.86),
     Bar("recall.bm25_2k", "BM25 of single pages: 0.65 to 0.80, or the questions are not as hard as "
         "real ones", "", "higher", HARD["words"][0]),
-    Bar("recall.dense_2k", "meaning alone: 0.55 to 0.75", "", "higher", HARD["meaning"][0]),
+    Bar("recall.dense_2k", "meaning alone: 0.55 to 0.75", "", "higher", HARD["dense"][0]),
     Bar("recall.zh_hit1", "Chinese pages asked for in Chinese by a paraphrase, thirty in a pool, "
         "ten of its topic: first hit", "", "higher", 0.87),
     Bar("recall.en_zh_hit1", "the same asked in English", "", "higher", 0.87),
@@ -114,6 +117,7 @@ class Told:
         self.talk = talk
         self._rig = rig
         self._turn: dict[int, str] = {}  # by page
+        self._sizes: dict[str, int] = {}  # tokens, by turn
         with rig.client() as client:
             self.pid = client.call("spawn", v.Spawn(model, app="bench"), v.Spawned).pid
             for turn in talk.turns:
@@ -123,6 +127,25 @@ class Told:
                 )  # fmt: skip
                 for number in client.call("write_mem", page, v.Written).pages:
                     self._turn[number] = turn.id
+            sized = v.SearchMem(self.pid, "all", 1000, way="recency", texts=False)
+            for hit in client.call("search_mem", sized, v.Hits).hits:
+                name = self._turn[hit.page.number]
+                self._sizes[name] = self._sizes.get(name, 0) + hit.page.tokens
+
+    def plainly(self) -> list[Ranking]:
+        """Meaning alone for every question: each page by its own vector, nothing else."""
+        pages = [f"{turn.author}: {turn.text}" for turn in self.talk.turns]
+        questions = [question.text for question in self.talk.questions]
+        line = [sys.executable, "-m", PLAIN]
+        said = json.dumps({"pages": pages, "questions": questions})
+        done = subprocess.run(line, input=said, capture_output=True, text=True)
+        if done.returncode:
+            raise RigError(f"{PLAIN} failed: {done.stderr.strip().splitlines()[-1:]}")
+        ids = [turn.id for turn in self.talk.turns]
+        return [
+            Ranking([(ids[at], self._sizes[ids[at]]) for at in json.loads(order)], 0.0)
+            for order in done.stdout.splitlines()
+        ]
 
     def ask(self, client: Line, question: Question, ways: Iterable[str]) -> Asked:
         found: dict[str, Ranking] = {}
@@ -131,13 +154,18 @@ class Told:
             reply = client.call("search_mem", asked, v.Hits)
             pages = [(self._turn[hit.page.number], hit.page.tokens) for hit in reply.hits]
             found[way] = Ranking(pages, reply.took_s)
-        if "words" in found and "meaning" in found:
-            found["rrf"] = reciprocal(found["words"], found["meaning"])
         return Asked(question, found)
 
     def all(self, ways: Sequence[str]) -> list[Asked]:
         with self._rig.client() as client:
-            return [self.ask(client, question, ways) for question in self.talk.questions]
+            asked = [self.ask(client, question, ways) for question in self.talk.questions]
+        if "words" not in ways:
+            return asked
+        beside: list[Asked] = []
+        for one, dense in zip(asked, self.plainly(), strict=True):
+            rrf = reciprocal(one.found["words"], dense)
+            beside.append(Asked(one.question, {**one.found, "dense": dense, "rrf": rrf}))
+        return beside
 
 
 def reciprocal(*rankings: Ranking) -> Ranking:
@@ -236,13 +264,13 @@ def take(tiny: bool) -> Take:
     with daemon(mount=False) as rig, rig.client() as client:
         chinese, english = first_hits(rig, client, 1 if tiny else 1000)
     found = tables(questions)
-    both, words, meaning = (found["all"][way] for way in ("both", "words", "meaning"))
+    both, words, dense = (found["all"][way] for way in ("both", "words", "dense"))
     values = {
         "recall.evidence_2k": [both["2k"]],
         "recall.all_2k": [both["2k all"]],
         "recall.no_embedder_2k": [row(without, "both")["2k"]],
         "recall.bm25_2k": [_as_hard("words", words["2k"])],
-        "recall.dense_2k": [_as_hard("meaning", meaning["2k"])],
+        "recall.dense_2k": [_as_hard("dense", dense["2k"])],
         "recall.zh_hit1": [round(mean(chinese), 4)],
         "recall.en_zh_hit1": [round(mean(english), 4)],
         "recall.p50_ms": [both["p50 ms"]],
