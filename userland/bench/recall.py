@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import mean, median
+from typing import cast
 
 from llmasos.kernel import values as v
 from llmasos.userland.line import Line
@@ -143,8 +144,8 @@ class Told:
             raise RigError(f"{PLAIN} failed: {done.stderr.strip().splitlines()[-1:]}")
         ids = [turn.id for turn in self.talk.turns]
         return [
-            Ranking([(ids[at], self._sizes[ids[at]]) for at in json.loads(order)], 0.0)
-            for order in done.stdout.splitlines()
+            Ranking([(ids[at], self._sizes[ids[at]]) for at in order], 0.0)
+            for order in cast("list[list[int]]", [*map(json.loads, done.stdout.splitlines())])
         ]
 
     def ask(self, client: Line, question: Question, ways: Iterable[str]) -> Asked:
