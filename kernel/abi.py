@@ -76,7 +76,7 @@ _ROWS = (
             "why a page is in the window, or is not"),
     Syscall("fsck", v.Fsck, v.Checked, "/kernel/memory", _A, (_E.EIO, _E.ENOSPC),
             "check the pages' indexes, or make them anew"),
-    Syscall("send", v.Send, v.Sent, "/proc/{pid}/mail", _B, (_E.ESRCH, _E.ENOSPC),
+    Syscall("send", v.Send, v.Sent, "/proc/{pid}/mail", _B, (_E.ESRCH, _E.E2BIG, _E.ENOSPC),
             "send a message to a process"),
     Syscall("recv", v.Recv, v.Mail, "/proc/{pid}/mail", _C, (_E.ESRCH, _E.ETIMEDOUT),
             "receive a message"),

@@ -7,12 +7,11 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Protocol
 
 import anyio
@@ -21,6 +20,7 @@ from anyio.abc import TaskGroup
 
 from . import limits
 from .breath import Breath
+from .counters import Counters, Sizes
 from .device import Device, Mounting
 from .driver import Driver, Facts, Option
 from .errors import Errno, SyscallError
@@ -29,7 +29,7 @@ from .image import Image, Images
 from .journal import Entry, Journal
 from .mailbox import Mailboxes
 from .memory.faults import Faults
-from .memory.forgetting import forget
+from .memory.forgetting import Forgotten, forget
 from .memory.fsck import fsck
 from .memory.meaning import Meaning
 from .memory.memory import Memory
@@ -51,18 +51,6 @@ Tell = Callable[[Progress], None] | None  # hears how far a load is
 HANGUP = 129  # exit code of a process that ended with its connection
 
 
-@dataclass(slots=True)
-class Counters:
-    """Since boot."""
-
-    calls: int = 0
-    refused: int = 0
-    gate_s: float = 0.0
-    gate_last_s: deque[float] = field(default_factory=lambda: deque[float](maxlen=1024))
-    connections: int = 0  # now
-    most: int = limits.CONNECTIONS  # of them, with the descriptors that we have
-
-
 class Client(Protocol):
     """Somebody connected."""
 
@@ -72,27 +60,6 @@ class Client(Protocol):
     def of(self, process: Process) -> bool:
         """Whether it is a connection of this process's program."""
         ...
-
-
-@dataclass(slots=True)
-class Sizes:
-    """Figures that cost a look at the disk, or at many numbers: at most a second old."""
-
-    resident: int = 0  # bytes of this process in RAM
-    journal: int = 0  # bytes
-    gate_s: float = 0.0  # of a call in the gate, median of the last ones
-    at: float = -1.0
-
-    def look(self, journal: Journal, counters: Counters) -> None:
-        now = time.monotonic()
-        if now - self.at >= 1.0 or self.at < 0:
-            self.resident, self.journal, self.at = resident_bytes(), journal.bytes, now
-            self.gate_s = median(counters.gate_last_s or [0.0])
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _nothing() -> None:
@@ -335,24 +302,36 @@ class Machine:
         device = self.scheduler.device(process.model)
         if device is not None:
             device.forget(process.pid)
+        process.reaped = True
         self.faults.forget(process.pid)
         await self.mail.drop(process)
         had = self.memory.tokens(process.pid)
         gone = await self.memory.drop(process)
         await self.processes.reap(process)
-        await self.meaning.erased(process.owner, gone)
+        await self.freed(process.owner, gone, [])
         if had:
             self.sweeper.dirty(process.owner)
 
     # --- pages ----------------------------------------------------------------------------------
-    async def forget(
-        self, process: Process, table: Table, numbers: Sequence[int]
-    ) -> tuple[int, list[int]]:
+    async def forget(self, process: Process, table: Table, numbers: Sequence[int]) -> Forgotten:
         """Erase pages for everybody who has them, and what engines keep of them."""
-        count, pids = await forget(self.memory, self.meaning, table, numbers)
-        for device in self.scheduler.each():
-            device.purge(process.domain)
-        return count, pids
+
+        def purge() -> None:
+            for device in self.scheduler.each():
+                device.purge(process.domain)
+
+        done = Forgotten(0, [])
+        with CancelScope(shield=True):  # what was begun is ended, whoever hangs up
+            done = await forget(self.memory, self.meaning, table, numbers, purge)
+        if done.left:
+            self.sweeper.dirty(process.owner)
+        return done
+
+    async def freed(self, owner: str, spaces: Sequence[int], pages: Sequence[int]) -> None:
+        """Stored pages that nobody has any more: indexes are told, and swept later."""
+        if spaces or pages:
+            await self.meaning.erased(owner, spaces, pages)
+            self.sweeper.dirty(owner)
 
     def summarising(self, device: str) -> anyio.Lock:
         """One summary at a time, on each device."""
@@ -393,6 +372,7 @@ class Machine:
             if not process.keep:
                 await self.processes.exit(process, HANGUP, "restart")
                 await self.reap(process)
+        await self.memory.clear()
         alive = {process.pid for process in self.processes.all()}
         for owner, pid in self.memory.orphans(alive):
             await self.memory.erase(owner, pid)

@@ -9,12 +9,12 @@ dies before that leaves it to the next who asks, with the same number.
 import asyncio
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 
 from . import limits
 from .database import Database, Schema
-from .errors import Errno, SyscallError
+from .errors import Errno, SyscallError, TooBig
 from .process import Process
 from .store import Store
 from .values import Mail, Recv, Send
@@ -38,6 +38,7 @@ class Mailbox:
 
     waiting: deque[Mail] = field(default_factory=deque[Mail])
     coming: int = 0  # messages that are being written
+    bytes: int = 0  # of all bodies that wait, are being written or were handed out
     readers: deque["asyncio.Future[None]"] = field(
         default_factory=lambda: deque["asyncio.Future[None]"]()
     )
@@ -54,6 +55,7 @@ class Mailboxes:
         self._boxes: dict[int, Mailbox] = {}
         self._next: dict[str, int] = {}
         self._readers: dict[int, set[int]] = {}  # pids of whose messages a connection has some
+        self._bytes: Counter[str] = Counter()  # of bodies, by owner
         self.held = 0  # messages in all mailboxes
         for path in (store.directory / "owners").glob("*/mail.db"):
             self._load(path.parent.name)
@@ -72,6 +74,7 @@ class Mailboxes:
                 int(number or 0), int(sender or 0), str(author), float(when or 0), str(body),
                 json.loads(str(labels)), 0,
             ))  # fmt: skip
+            self._grown(int(pid or 0), owner, len(str(body).encode()))
             self.held += 1
 
     def _box(self, pid: int) -> Mailbox:
@@ -87,6 +90,8 @@ class Mailboxes:
                 f"{held} messages wait for process {to.pid}, {limits.MAIL} are allowed",
                 "try again when it has received some", pid=to.pid,
             )  # fmt: skip
+        size = len(request.body.encode())
+        self._check_room(to, box, size)
         database = self._database(to.owner)
         number = self._next[to.owner]
         self._next[to.owner] += 1
@@ -94,8 +99,12 @@ class Mailboxes:
         labels = json.dumps(mail.labels)
         row = (number, to.pid, mail.sender, author, mail.time, mail.body, labels)
         box.coming += 1
+        self._grown(to.pid, to.owner, size)
         try:
             await self._store.write(database, [(_INSERT, row)], durable=False)
+        except SyscallError:
+            self._grown(to.pid, to.owner, -size)
+            raise
         finally:
             box.coming -= 1
         box.waiting.append(mail)
@@ -103,12 +112,31 @@ class Mailboxes:
         self._wake(box)
         return number, len(box.waiting)
 
+    def _check_room(self, to: Process, box: Mailbox, size: int) -> None:
+        """E2BIG: no reply can carry it. EAGAIN: so many bytes wait already."""
+        if size > limits.MAIL_BYTES:
+            words = f"a message of {size} bytes, {limits.MAIL_BYTES} are allowed"
+            raise TooBig(words, "send it in parts, or write pages and share them")
+        for held, most, whose in (
+            (box.bytes, limits.MAILBOX_BYTES, f"process {to.pid}"),
+            (self._bytes[to.owner], limits.OWNER_MAIL_BYTES, f"processes of {to.owner}"),
+        ):
+            if held + size > most:
+                words = f"messages of {held} bytes wait for {whose}, {most} are allowed"
+                hint = "try again when some were received"
+                raise SyscallError(Errno.EAGAIN, words, hint, pid=to.pid)
+
+    def _grown(self, pid: int, owner: str, size: int) -> None:
+        self._box(pid).bytes += size
+        self._bytes[owner] += size
+
     async def receive(self, process: Process, request: Recv, connection: int) -> Mail:
         """The oldest message; waits for one. ETIMEDOUT. It holds nothing while it waits."""
         box = self._box(process.pid)
         mine = [n for n, (to, _) in box.taken.items() if to == connection]
+        # What another connection holds is that one's to deal with.
         early = [mail.number for mail in box.waiting if mail.number <= request.done]
-        said = {*early, *(n for n in box.taken if n <= request.done)}
+        said = {*early, *(n for n in mine if n <= request.done)}
         await self._settle(process, box, {*mine, *said}, wait=bool(said))
         if not request.take:
             return Mail(0, 0, "", 0.0, "", [], len(box.waiting))
@@ -167,9 +195,10 @@ class Mailboxes:
         if not done:
             return
         self.held -= len(done)
+        gone = [mail for mail in box.waiting if mail.number in done]
+        gone += [box.taken.pop(number)[1] for number in done if number in box.taken]
+        self._grown(process.pid, process.owner, -sum(len(mail.body.encode()) for mail in gone))
         box.waiting = deque(mail for mail in box.waiting if mail.number not in done)
-        for number in done:
-            box.taken.pop(number, None)
         database = self._database(process.owner)
         rows = [(_DONE, (number,)) for number in done]
         if wait:
@@ -183,6 +212,7 @@ class Mailboxes:
         if box is None:
             return
         self.held -= len(box.waiting) + len(box.taken)
+        self._bytes[process.owner] -= box.bytes
         while box.readers:
             self._wake(box)
         statement = ("DELETE FROM mail WHERE pid = ?", (process.pid,))

@@ -52,6 +52,7 @@ class Process:
     call: int = 0  # of the generate in flight; 0: none
     running: bool = False  # that call holds a slot
     patience: Callable[[], None] | None = None  # ends that call while it has no slot yet
+    reaped: bool = False  # it is off the table: nothing may be written for it any more
     discard: bool = False  # KILL: forget the turn in flight
     idle: asyncio.Event = field(default_factory=asyncio.Event)  # no call in flight
     generated: int = 0  # tokens, since boot

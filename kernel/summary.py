@@ -6,6 +6,7 @@ it replaces nothing, and when it comes back it is marked. Making one is a call o
 page that it tells of.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -20,12 +21,15 @@ from .driver import Facts
 from .errors import SyscallError
 from .journal import Entry
 from .machine import Machine
-from .memory.rows import Written, summary_key
+from .memory.layout import Stored
+from .memory.rows import Written
 from .process import Process
 from .values import Finish, Kind, Message, Role, Sampling
+from .watch import Followers
 
 log = logging.getLogger(__name__)
 _ASK = "Summarise what is said above in at most five short sentences. Keep names and numbers."
+_TOLD = "INSERT OR IGNORE INTO told(summary, page) VALUES(?, ?)"
 _APART = 2**52  # added to a pid: its contexts are not the conversation's
 
 
@@ -33,35 +37,47 @@ async def make(m: Machine, process: Process, numbers: Sequence[int]) -> None:
     """A summary of some pages; nothing when it cannot be made: nobody waits for it."""
     try:
         async with m.using(process.model) as (device, facts), m.summarising(device.name):
-            text = await _said(m, process, numbers, device, facts)
+            epoch = m.memory.forgets[process.owner]
+            told = await _told(m, process, numbers, facts)
+            text = await _said(m, process, told, device) if told else ""
             if not text or process.ending is not None:
                 return
             prompt = await device.engine.compose(
                 [Message(Role.USER, text)], raw=True, fresh=1
             )  # fmt: skip
-        key = summary_key(numbers)
+        key = f"summary of {told[0].number}-{told[-1].number}"
         pages = [
             Written(cut.text, cut.tokens, Kind.SUMMARY, process.app, key=key)
             for cut in prompt.cuts[0]
         ]
-        await m.memory.write(process, pages)
+        # In the order in which writes are queued: what is forgotten before is not told of.
+        async with m.memory.tables.structure(process.owner):
+            if m.memory.forgets[process.owner] == epoch:
+                more = [(_TOLD, (one.id,)) for one in told]
+                await m.memory.write(process, pages, more)
         m.meaning.written(process.owner)
     except SyscallError as error:
         log.info("no summary for process %d: %s", process.pid, error)
 
 
-async def _said(
-    m: Machine, process: Process, numbers: Sequence[int], device: Device, facts: Facts
-) -> str:
-    """What the model says of the pages, or of as many as fit."""
+async def _told(m: Machine, process: Process, numbers: Sequence[int], facts: Facts) -> list[Stored]:
+    """The pages to tell of: as many as fit the window, and no summaries."""
     table = await m.memory.opened(process)
     room = facts.window - limits.SUMMARY_TOKENS - 4 * limits.FAULT_TOKENS
-    lines: list[str] = []
+    found: list[Stored] = []
     for page in (await m.memory.stored(table, sorted(numbers))).values():
+        if page.kind == Kind.SUMMARY:
+            continue
         room -= page.tokens + limits.FAULT_TOKENS // 4
         if room < 0:
             break
-        lines.append(f"{page.author}: {page.text.strip()}")
+        found.append(page)
+    return found
+
+
+async def _said(m: Machine, process: Process, told: Sequence[Stored], device: Device) -> str:
+    """What the model says of them."""
+    lines = [f"{page.author}: {page.text.strip()}" for page in told]
     asked = Message(Role.USER, "\n".join([*lines, "", _ASK]))
     prompt = await device.engine.compose([asked], raw=False, fresh=0)
     sampling = replace(Sampling(), max_tokens=limits.SUMMARY_TOKENS, temperature=0.0, seed=0)
@@ -69,7 +85,10 @@ async def _said(
                   object=f"/proc/{process.pid}/generate", note="summary")  # fmt: skip
     number, begun = m.journal.note(entry)
     await begun
-    apart = replace(process, pid=_APART + process.pid, nice=limits.NICE_MAX)
+    apart = replace(  # with events of its own
+        process, pid=_APART + process.pid, nice=limits.NICE_MAX, idle=asyncio.Event(),
+        ended=asyncio.Event(), output=Followers[str](),
+    )  # fmt: skip
     claim = Claim(number, apart.pid, apart.weight, prompt.size, prompt.size + limits.SUMMARY_TOKENS)
     work = Work(claim, apart, prompt, sampling, asked=time.monotonic())
     device.submit(work)

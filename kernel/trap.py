@@ -327,7 +327,12 @@ class Trap:
             "hint": error.hint[:_WORDS_CHARS], "call": error.call, "pid": error.pid,
             "needs_approval": isinstance(error, Denied) and error.asks,
         }  # fmt: skip
-        self._connection.send(pack([ERROR, number, fields]))
+        try:
+            frame = pack([ERROR, number, fields])
+        except ProtocolError:  # words that are no UTF-8, as a file's name may be
+            words = {name: ascii(fields[name])[:_WORDS_CHARS] for name in ("message", "hint")}
+            frame = pack([ERROR, number, {**fields, **words}])
+        self._connection.send(frame)
 
 
 def _entry(caller: Caller, request: object, given: Permit) -> Entry:

@@ -25,6 +25,7 @@ class Slot:
     domain: str = ""  # who may share them
     history: int | None = None  # whose they are; None: of a process that is gone
     call: int | None = None  # who computes here; None: free
+    tainted: bool = False  # what lies here was purged while somebody computed
     prompt: list[int] = field(default_factory=list[int])  # of that call: what will lie here
 
 
@@ -148,17 +149,25 @@ class Slots:
         self._context.keep(slot.number, 0)
         slot.tokens, slot.exact, slot.domain = [], 0, ""
         slot.history, slot.call, slot.prompt = None, None, []
+        slot.tainted = False
 
     def leave(self, slot: Slot) -> None:
         """The call ended; its tokens stay for whoever begins alike."""
         slot.call, slot.prompt = None, []
+        if slot.tainted:
+            self.clear(slot)
 
     def purge(self, domain: str) -> None:
-        """What idle processes of a domain left is dropped: something of it was forgotten."""
+        """What idle processes of a domain left is dropped: something of it was forgotten.
+
+        What lies where somebody computes is dropped when that call ends.
+        """
         self._kept.purge(domain)
         for slot in self._slots:
             if slot.domain == domain and slot.call is None:
                 self.clear(slot)
+            elif slot.domain == domain:
+                slot.tainted = True
 
     def forget(self, history: int) -> None:
         """A process is gone. What it left in a slot is its domain's until somebody writes there."""

@@ -1,15 +1,18 @@
 """Forgetting for good: a page leaves with every copy that was ever derived of it.
 
-The text and its hash leave the database (`secure_delete` overwrites them), the text indexes are
-merged so that no segment keeps the words, the write-ahead log is emptied, copies from before a
-migration are removed, and Chroma's files are made anew. The engine's contexts of every process that
-had the page are dropped by whoever calls.
+The text and its hash leave the database (`secure_delete` overwrites them), with the summaries that
+tell of it; the engines' contexts are dropped; the text indexes are merged so that no segment keeps
+the words, the write-ahead log is emptied, copies from before a migration are removed, and Chroma's
+files are made anew. What fails of the latter is said, and done again by the sweeper.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from .. import points
 from ..database import Statement
+from ..errors import SyscallError
 from . import rows, schema
 from .meaning import Meaning
 from .memory import Memory
@@ -18,52 +21,83 @@ from .sweeping import MERGED
 from .table import GONE, Table
 
 
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What was done."""
+
+    pages: int
+    pids: Sequence[int]  # who had them
+    left: str = ""  # what is still to be done, and why
+
+
 async def forget(
-    memory: Memory, meaning: Meaning, table: Table, numbers: Iterable[int]
-) -> tuple[int, list[int]]:
-    """Erase pages for everybody who has them. How many, and whose windows held them."""
-    numbers = await _with_summaries(memory, table, set(numbers))
-    ids = sorted({page for number in numbers if (page := table.page(number)) is not None})
+    memory: Memory, meaning: Meaning, table: Table, numbers: Iterable[int],
+    purge: Callable[[], None],
+) -> Forgotten:  # fmt: skip
+    """Erase pages for everybody who has them. `purge` drops what engines hold of the owner."""
+    owner = table.owner
+    asked = {page for number in numbers if (page := table.page(number)) is not None}
+    ids, pids = await _erased(memory, owner, asked)
     if not ids:
-        return 0, []
-    statements: list[Statement] = []
-    tokens = dict.fromkeys(ids, 0)
-    for row in await memory.by_id(table.owner, ids):
-        tokens[int(row[0] or 0)] = int(row[8] or 0)
-    touched: list[int] = []
-    for other in [one for one in memory.tables() if one.owner == table.owner]:
-        gone = [(number, page) for page in ids if (number := other.number(page)) is not None]
-        if gone:
-            touched.append(other.pid)
-            statements += _forgotten(memory, other, [number for number, _ in gone])
-            other.tokens -= sum(tokens[page] for _, page in gone)
-    for low, high in runs(ids):
-        statements += schema.erased(low, high)
-    database = memory.database(table.owner)
-    await memory.store.write(database, [*statements, schema.DIRTY], frees=True)
+        return Forgotten(0, [])
+    purge()
     points.passed("forget.erased")
-    await memory.store.write(database, MERGED, frees=True)
-    await memory.store.empty_log(database)
-    for copy in memory.directory(table.owner).glob("*.copy"):
-        copy.unlink(missing_ok=True)
-    await meaning.erased(table.owner, [], ids)
-    await meaning.renew(table.owner)
-    points.passed("forget.renewed")
-    await memory.store.write(database, schema.CLEAN, frees=True)
-    return len(ids), touched
+    database = memory.database(owner)
+    try:
+        await memory.store.write(database, MERGED, frees=True)
+        await memory.store.empty_log(database)
+        for copy in memory.directory(owner).glob("*.copy"):
+            copy.unlink(missing_ok=True)
+        await meaning.erased(owner, [], ids)
+        await meaning.sweep(owner)
+        points.passed("forget.renewed")
+        await memory.store.write(database, schema.CLEAN, frees=True)
+    except (SyscallError, OSError) as error:
+        return Forgotten(len(ids), pids, f"indexes still hold something of it: {error}")
+    return Forgotten(len(ids), pids)
 
 
-async def _with_summaries(memory: Memory, table: Table, numbers: set[int]) -> set[int]:
-    """Pages, and the summaries that tell of any of them."""
-    sql = "SELECT id, key FROM pages WHERE kind = 'summary'"
-    found = await memory.read(table.owner, sql)
-    told = {
-        number
-        for page, key in found
-        if not numbers.isdisjoint(rows.told_of(str(key)))
-        and (number := table.number(int(page or 0))) is not None
-    }
-    return numbers | told
+async def _erased(memory: Memory, owner: str, asked: set[int]) -> tuple[list[int], list[int]]:
+    """Off the database. The pages with all that tells of them, and who had any."""
+    async with memory.tables.structure(owner), AsyncExitStack() as held:
+        ids = sorted(await _with_summaries(memory, owner, asked))
+        memory.forgets[owner] += 1
+        tokens = {int(r[0] or 0): int(r[8] or 0) for r in await memory.by_id(owner, ids)}
+        ids = [page for page in ids if page in tokens]
+        statements: list[Statement] = []
+        had = {
+            one.pid: one
+            for space in {schema.space_of(page)[0] for page in ids}
+            for one in memory.tables.having(owner, space)
+        }
+        pids: list[int] = []
+        for pid, other in sorted(had.items()):
+            await held.enter_async_context(memory.tables.changing(other))
+            gone = {number: page for page in ids for number in other.numbers(page)}
+            if gone:
+                pids.append(pid)
+                other.tokens -= sum(tokens[page] for page in gone.values())
+                statements += _forgotten(memory, other, sorted(gone))
+        for low, high in runs(ids):
+            statements += schema.erased(low, high)
+        statements += [schema.unknown(schema.space_of(page)[0]) for page in ids]
+        if ids:
+            database = memory.database(owner)
+            await memory.store.write(database, [*statements, schema.DIRTY], frees=True)
+    return ids, pids
+
+
+async def _with_summaries(memory: Memory, owner: str, pages: set[int]) -> set[int]:
+    """Pages, the summaries that tell of any of them, those that tell of these, and so on."""
+    found, fresh = set(pages), set(pages)
+    while fresh:
+        some = list(fresh)[: schema.AT_ONCE]
+        fresh -= set(some)
+        sql = f"SELECT summary FROM told WHERE page IN ({','.join('?' * len(some))})"
+        told = {int(row[0] or 0) for row in await memory.read(owner, sql, *some)}
+        fresh |= told - found
+        found |= told
+    return found
 
 
 def _forgotten(memory: Memory, table: Table, numbers: Sequence[int]) -> list[Statement]:

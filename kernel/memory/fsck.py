@@ -63,9 +63,7 @@ async def _file(check: _Check) -> None:
 
 async def _tables(check: _Check, alive: set[int]) -> None:
     """Page tables and what stands behind them."""
-    for table in list(check.memory.tables()):
-        if table.owner != check.owner:
-            continue
+    for table in check.memory.tables.of(check.owner):
         if table.pid not in alive:
             check.faults.append(f"pages of process {table.pid}, which is gone")
         for one in table.ranges:

@@ -18,7 +18,7 @@ from ..database import Statement
 from ..driver import Cut
 from ..errors import Errno, SyscallError, TooBig
 from ..values import Kind
-from . import schema
+from . import rows, schema
 from .memory import Memory
 from .rows import Change, Written
 from .table import Range, Table
@@ -49,11 +49,11 @@ def read(path: Path) -> tuple[list[Document], list[str]]:
     skipped: list[str] = []
     size = 0
     for file in _files(path):
-        name = str(file.relative_to(path))
+        name = _plain(str(file.relative_to(path)))
         try:
             found.append(_document(file, name))
         except SyscallError as error:
-            skipped.append(f"{name}: {error.message.removeprefix(f'{file} ')}")
+            skipped.append(f"{name}: {_plain(error.message).removeprefix(f'{_plain(str(file))} ')}")
             continue
         size += len(found[-1].text)
         if len(found) > limits.DOCUMENTS or size > limits.FOLDER_CHARS:
@@ -62,6 +62,11 @@ def read(path: Path) -> tuple[list[Document], list[str]]:
     if not found:
         raise SyscallError(Errno.EINVAL, f"there is no text in {path}", "; ".join(skipped[:5]))
     return found, skipped[: limits.SKIPPED]
+
+
+def _plain(name: str) -> str:
+    """A file's name may be no UTF-8; what is told and stored has to be."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -105,34 +110,58 @@ async def document(
     """Map the text or the folder at a path. What was skipped of a folder is told."""
     path = Path(source.removeprefix("/files"))
     documents, skipped = await anyio.to_thread.run_sync(read, path)
-    digest = blake2b(model.encode(), digest_size=16)
-    for one in documents:
-        digest.update(b"\0".join((one.name.encode(), one.text.encode(), b"")))
-    sql = """SELECT s.space, count(*) FROM spaces s JOIN pages p
-             ON p.id BETWEEN s.space << 32 AND (s.space + 1 << 32) - 1
-             WHERE s.source = ? AND s.digest = ? GROUP BY s.space"""
-    known = await memory.read(table.owner, sql, source, digest.digest())
-    more: list[Statement] = []
-    if known:
-        space, count = (int(one or 0) for one in known[0])
-    else:
-        space = memory.new_space(table.owner)
-        pages = [page for m, one in enumerate(documents) for page in await _pages(one, m, cut)]
-        count = len(pages)
-        more = _stores(memory, table, space, pages)
-        row = (space, 0, source, digest.digest())
-        more.append(("INSERT INTO spaces VALUES(?,?,?,?)", row))
-    mapped = table.map(space, 0, count, writable=False, source=source)
-    table.tokens += await _tokens(memory, table, mapped) if known else 0
-    await memory.change(table, Change(ranges=[mapped], more=more))
+    digest = await anyio.to_thread.run_sync(_digest, model, documents)
+    if not await _known(memory, table.owner, source, digest):
+        await _store(memory, table.owner, (source, digest), [
+            page for m, one in enumerate(documents) for page in await _pages(one, m, cut)
+        ])  # fmt: skip
+    async with memory.tables.structure(table.owner), memory.tables.changing(table):
+        found = await _known(memory, table.owner, source, digest)
+        if found is None:  # it was forgotten, or unmapped by its last user, meanwhile
+            raise SyscallError(Errno.EAGAIN, f"{path} was let go meanwhile", "map it again")
+        mapped = table.map(*found[:1], 0, found[1], writable=False, source=source)
+        table.tokens += await _tokens(memory, table, mapped)
+        await memory.change(table, Change(ranges=[mapped]))
     return mapped, skipped
 
 
-def _stores(memory: Memory, table: Table, space: int, pages: Sequence[Written]) -> list[Statement]:
-    ids = [schema.page_id(space, place) for place in range(len(pages))]
-    statements = memory.stores(table, ids, pages)
-    table.messages -= pages[-1].message + 1  # they are of no conversation
-    return [*statements, *schema.sealed(ids[-1])]
+def _digest(model: str, documents: Sequence[Document]) -> bytes:
+    digest = blake2b(model.encode(), digest_size=16)
+    for one in documents:
+        digest.update(b"\0".join((one.name.encode(), one.text.encode(), b"")))
+    return digest.digest()
+
+
+async def _known(memory: Memory, owner: str, source: str, digest: bytes) -> tuple[int, int] | None:
+    """The space of a document that is stored whole, and how many pages it has."""
+    sql = "SELECT space, count FROM spaces WHERE source = ? AND digest = ? ORDER BY space LIMIT 1"
+    found = await memory.read(owner, sql, source, digest)
+    return (int(found[0][0] or 0), int(found[0][1] or 0)) if found else None
+
+
+async def _store(
+    memory: Memory, owner: str, name: tuple[str, bytes], pages: Sequence[Written]
+) -> None:
+    """A document's pages, piece by piece; it is known by its name when the last is there."""
+    database = memory.database(owner)
+    space = memory.new_space(owner)
+    coming = ("INSERT INTO spaces VALUES(?, 0, ?, x'', 0)", (space, schema.COMING))
+    await memory.store.write(database, [coming])
+    for at in range(0, len(pages), limits.STORED_AT_ONCE):
+        some = pages[at : at + limits.STORED_AT_ONCE]
+        ids = [schema.page_id(space, at + index) for index in range(len(some))]
+        statements = await anyio.to_thread.run_sync(_rows, owner, ids, some)
+        await memory.store.write(database, [*statements, *schema.followed(ids[0], ids[-1])])
+        memory.waiting += len(ids)
+    known = "UPDATE spaces SET source = ?, digest = ?, count = ? WHERE space = ?"
+    last = schema.page_id(space, len(pages) - 1)
+    await memory.store.write(
+        database, [*schema.sealed(last), (known, (*name, len(pages), space))]
+    )  # fmt: skip
+
+
+def _rows(owner: str, ids: Sequence[int], pages: Sequence[Written]) -> list[Statement]:
+    return [rows.page_row(owner, page, one) for page, one in zip(ids, pages, strict=True)]
 
 
 async def _pages(one: Document, message: int, cut: CutText) -> list[Written]:
@@ -151,16 +180,19 @@ async def process(
     memory: Memory, table: Table, other: Table, part: range, *, writable: bool
 ) -> list[Range]:
     """Map pages of another process of the same owner, as they are now. ENOENT: none are there."""
-    pages = list(other.pages(part.start, part.stop))
-    if not pages:
-        words = f"process {other.pid} has no page from {part.start} to {part.stop - 1}"
-        raise SyscallError(Errno.ENOENT, words, f"`llmasos mem {other.pid}` lists its pages")
-    source = f"/proc/{other.pid}/mem"
-    mapped: list[Range] = []
-    for space, place, count in _runs([page for _, page in pages]):
-        mapped.append(table.map(space, place, count, writable=writable, source=source))
-    table.tokens += sum([await _tokens(memory, table, one) for one in mapped])
-    await memory.change(table, Change(ranges=mapped))
+    async with memory.tables.structure(table.owner), memory.tables.changing(table):
+        pages = list(other.pages(part.start, min(part.stop, other.next)))
+        if not pages:
+            words = f"process {other.pid} has no page from {part.start} to {part.stop - 1}"
+            raise SyscallError(Errno.ENOENT, words, f"`llmasos mem {other.pid}` lists its pages")
+        source = f"/proc/{other.pid}/mem"
+        mapped = [
+            table.map(space, place, count, writable=writable, source=source)
+            for space, place, count in _runs([page for _, page in pages])
+        ]
+        for one in mapped:
+            table.tokens += await _tokens(memory, table, one)
+        await memory.change(table, Change(ranges=mapped))
     return mapped
 
 
@@ -177,27 +209,31 @@ def _runs(pages: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 async def _tokens(memory: Memory, table: Table, mapped: Range) -> int:
+    """Of the pages that stand for the numbers of a mapping."""
     sql = "SELECT coalesce(sum(tokens), 0) FROM pages WHERE id BETWEEN ? AND ?"
-    first = schema.page_id(mapped.space, mapped.place)
-    rows_ = await memory.read(table.owner, sql, first, first + mapped.count - 1)
-    return int(rows_[0][0] or 0)
+    total = 0
+    for space, place, count in _runs([p for _, p in table.pages(mapped.first, mapped.end)]):
+        first = schema.page_id(space, place)
+        found = await memory.read(table.owner, sql, first, first + count - 1)
+        total += int(found[0][0] or 0)
+    return total
 
 
-async def unmap(memory: Memory, table: Table, number: int) -> int:
-    """Take a mapping away. ENOENT. The space that is gone with it, as nobody else has it; or 0."""
-    found = table.unmap(number)
-    table.tokens -= await _tokens(memory, table, found)
-    sql = "DELETE FROM ranges WHERE pid = ? AND first = ?"
-    marks = "DELETE FROM marks WHERE pid = ? AND number BETWEEN ? AND ?"
-    more: list[Statement] = [
-        (sql, (table.pid, found.first)),
-        (marks, (table.pid, found.first, found.end - 1)),
-    ]
-    holes = memory.unused(table.owner, found.space)
-    for low, high in holes:
-        more += schema.erased(low, high)
-    whole = holes[:1] == [schema.whole(found.space)]
-    if whole:
-        more.append(("DELETE FROM spaces WHERE space = ?", (found.space,)))
-    await memory.change(table, Change(more=more, frees=True))
-    return found.space if whole else 0
+async def unmap(memory: Memory, table: Table, number: int) -> tuple[int, list[int]]:
+    """Take a mapping away. ENOENT.
+
+    The space that is gone with it, as nobody else has it, or 0; and pages that were written in it.
+    """
+    async with memory.tables.structure(table.owner), memory.tables.changing(table):
+        found = table.mapping(number)
+        table.tokens -= await _tokens(memory, table, found)
+        own = table.unmap(found)
+        more: list[Statement] = [
+            ("DELETE FROM ranges WHERE pid = ? AND first = ?", (table.pid, found.first)),
+            ("DELETE FROM marks WHERE pid = ? AND number BETWEEN ? AND ?",
+             (table.pid, found.first, found.end - 1)),
+        ]  # fmt: skip
+        free, erased = memory.let_go(table.owner, own)
+        whole, emptied = memory.emptied(table.owner, found.space)
+        await memory.change(table, Change(more=[*more, *erased, *emptied], frees=True))
+    return found.space if whole else 0, free

@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from .. import limits, points
 from ..database import Statement
 from ..driver import Likeness, Reach, Recall, RecallFacts
-from ..errors import DeviceFault, SyscallError
+from ..errors import DeviceFault, Errno, SyscallError
 from . import fuse, schema
 from .memory import Memory
 
@@ -55,7 +55,7 @@ class Meaning:
         self._indexers: dict[str, Indexer] = {}
         self._facts: RecallFacts | None = None
         self._started = False
-        self._up = anyio.Event()
+        self._tried = anyio.Event()  # to start it
         self.embedder: tuple[str, Embed] | None = (
             None  # another one than the device's, with its name
         )
@@ -65,13 +65,11 @@ class Meaning:
     # --- what the device tells --------------------------------------------------------------------
     def up(self, facts: RecallFacts) -> None:
         self._facts, self.trouble = facts, ""
-        self._up.set()
         for indexer in self._indexers.values():
             indexer.news.set()
 
     def down(self, reason: str, *, final: bool) -> None:
         self._facts = None
-        self._up = anyio.Event()
         self.trouble = f"recall is by words only: {reason}"
         log.warning("the recall process died: %s", reason)
         for indexer in self._indexers.values():
@@ -102,6 +100,8 @@ class Meaning:
             self._started = False  # whoever needs it next tries again
             self.trouble = f"recall is by words only: {error.message}"
             log.warning("the recall process did not start: %s", error)
+        finally:
+            self._tried.set()
 
     async def stop(self) -> None:
         if self._device is not None and self._started:
@@ -114,6 +114,7 @@ class Meaning:
             return
         if not self._started:
             self._started = True
+            self._tried = anyio.Event()
             self.trouble = "recall is by words only for a moment: its process is starting"
             self._tasks.start_soon(self._start)
         indexer = self._indexers.setdefault(owner, Indexer())
@@ -212,7 +213,9 @@ class Meaning:
             database = self._memory.database(owner)
             await self._memory.store.write(database, statements, durable=False)
             points.passed("index.kept")
-            await self._hand_over(owner, indexer, dict(zip(ids, vectors, strict=True)))
+            still = {int(row[0] or 0) for row in await self._memory.by_id(owner, ids)}
+            made = {page: v for page, v in zip(ids, vectors, strict=True) if page in still}
+            await self._hand_over(owner, indexer, made)
         points.passed("index.added")
         await self._memory.count_waiting()
         return True
@@ -265,14 +268,15 @@ class Meaning:
         for page in pages:
             space, place = schema.space_of(page)
             by_space.setdefault(space, []).append(place)
-        try:
-            for space in spaces:
-                await self._device.remove(where, space)
-                indexer.loaded.discard(space)
-            for space, places in by_space.items():
-                await self._device.remove(where, space, places)
-        except SyscallError as error:
-            log.warning("the recall process was not told what is gone: %s", error)
+        async with indexer.lock:  # what is being handed over now is removed after that
+            try:
+                for space in spaces:
+                    await self._device.remove(where, space)
+                    indexer.loaded.discard(space)
+                for space, places in by_space.items():
+                    await self._device.remove(where, space, places)
+            except SyscallError as error:
+                log.warning("the recall process was not told what is gone: %s", error)
 
     async def sweep(self, owner: str) -> None:
         """After many vectors are gone: Chroma's files without them. Without a device, none. EIO."""
@@ -281,15 +285,23 @@ class Meaning:
             return
         files = self._memory.directory(owner) / "chroma"
         await anyio.to_thread.run_sync(partial(shutil.rmtree, files, ignore_errors=True))
+        if files.exists():
+            raise SyscallError(Errno.EIO, f"{files} cannot be removed", "remove it by hand")
 
     async def renew(self, owner: str) -> None:
         """Chroma's files anew, so that nothing of what is gone is left in them. EIO."""
         if self._device is None:
             return
         self.want(owner)
-        with anyio.fail_after(limits.RENEW_S):
-            await self._up.wait()
-            await self._device.renew(self._memory.directory(owner))
+        await self._tried.wait()
+        if self._facts is None:
+            raise DeviceFault(self.trouble or "the recall process is down", "try again later")
+        try:
+            with anyio.fail_after(limits.RENEW_S):
+                await self._device.renew(self._memory.directory(owner))
+        except TimeoutError:
+            words = f"Chroma's files were not made anew within {limits.RENEW_S:g} s"
+            raise DeviceFault(words, "it is tried again later") from None
 
     def held(self, owner: str) -> list[int]:
         """Spaces that the device holds."""

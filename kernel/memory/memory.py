@@ -7,7 +7,9 @@ are queued; a write that fails leaves numbers that stand for nothing.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import anyio.to_thread
@@ -15,6 +17,7 @@ import anyio.to_thread
 from .. import limits
 from ..database import Database, Row, Statement, Value
 from ..driver import Cut
+from ..errors import SyscallError
 from ..process import Process
 from ..store import Store
 from ..values import Message, Role
@@ -23,11 +26,11 @@ from .layout import Stored
 from .rows import Change, Moved, Turn, Written, runs, stored
 from .schema import SCHEMA
 from .table import Piece, Range, Table, load, without
+from .tables import Tables, check_alive
 
 _STORED = f"SELECT {schema.COLUMNS} FROM pages WHERE id"
 _FEWER_MOVES = """DELETE FROM moves WHERE pid = ? AND seq <= (SELECT seq FROM moves WHERE pid = ?
                   ORDER BY seq DESC LIMIT 1 OFFSET ?)"""
-_SOME = 500  # ids of one query
 
 
 class Memory:
@@ -35,10 +38,11 @@ class Memory:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._tables: dict[int, Table] = {}
+        self.tables = Tables()
         self._owners: dict[str, Database] = {}
         self._spaces: dict[str, int] = {}  # last number, by owner
         self.unread: set[int] = set()  # pids whose window is still on disk
+        self.forgets: Counter[str] = Counter()  # times, by owner: what was read before may be gone
         self.waiting = 0  # pages whose vectors are still to come; looked at when some were made
         owners = store.directory / "owners"
         owners.mkdir(mode=0o700, exist_ok=True)
@@ -69,19 +73,30 @@ class Memory:
         sql = "SELECT pid, space, next, place, messages, tokens FROM tables"
         for row in self.store.read(database, sql):
             pid, space, following, place, messages, tokens = (int(one or 0) for one in row)
-            self._tables[pid] = Table(pid, owner, space, following, place, messages, tokens)
+            self.tables.add(Table(pid, owner, space, following, place, messages, tokens))
             self.unread.add(pid)
         for row in self.store.read(database, "SELECT * FROM ranges ORDER BY pid, first"):
             pid, *numbers, writable = (int(one or 0) for one in row[:6])
-            if pid in self._tables:
+            table = self.tables.get(pid)
+            if table is not None:
                 first, count, space, place = numbers
                 one = Range(first, count, space, place, bool(writable), str(row[6]))
-                self._tables[pid].ranges.append(one)
+                table.ranges.append(one)
         self.waiting += int(self.store.read(database, "SELECT count(*) FROM todo")[0][0] or 0)
         for row in self.store.read(database, "SELECT * FROM marks"):
-            table = self._tables.get(int(row[0] or 0))
+            table = self.tables.get(int(row[0] or 0))
             if table is not None:
                 table.marks[int(row[1] or 0)] = rows.mark(row)
+        for table in self.tables.of(owner):
+            self.tables.index(table)
+
+    async def clear(self) -> None:
+        """At boot: spaces that nobody has, as the last run ended in the midst of something."""
+        for owner in self._owners:
+            for (space,) in await self.read(owner, "SELECT space FROM spaces WHERE pid = 0"):
+                if not self.tables.having(owner, int(space or 0)):
+                    _, statements = self.emptied(owner, int(space or 0))
+                    await self.store.write(self.database(owner), statements, frees=True)
 
     def new_space(self, owner: str) -> int:
         self.database(owner)
@@ -91,19 +106,17 @@ class Memory:
     # --- tables -----------------------------------------------------------------------------------
     def tokens(self, pid: int) -> int:
         """Of all pages of a process."""
-        table = self._tables.get(pid)
+        table = self.tables.get(pid)
         return table.tokens if table is not None else 0
 
     def table(self, process: Process) -> Table:
-        """Its page table; an empty one until something is written."""
-        known = self._tables.get(process.pid)
+        """Its page table; an empty one until something is written. ESRCH: it was reaped."""
+        known = self.tables.get(process.pid)
         if known is None:
-            known = Table(process.pid, process.owner, self.new_space(process.owner))
-            self._tables[process.pid] = known
+            check_alive(process)
+            space = self.new_space(process.owner)
+            known = self.tables.add(Table(process.pid, process.owner, space))
         return known
-
-    def tables(self) -> Iterable[Table]:
-        return self._tables.values()
 
     async def opened(self, process: Process) -> Table:
         """The same, with its window read from disk after a restart."""
@@ -161,8 +174,8 @@ class Memory:
 
     def _by_id(self, database: Database, ids: Sequence[int]) -> list[Row]:
         found: list[Row] = []
-        for at in range(0, len(ids), _SOME):
-            some = ids[at : at + _SOME]
+        for at in range(0, len(ids), schema.AT_ONCE):
+            some = ids[at : at + schema.AT_ONCE]
             sql = f"{_STORED} IN ({','.join('?' * len(some))})"
             found += self.store.read(database, sql, some)
         return found
@@ -171,39 +184,50 @@ class Memory:
         self, table: Table, key: str, pages: Sequence[tuple[int, int]]
     ) -> dict[int, int]:
         """Those of some pages that a key stands for: number and tokens."""
-        sql = "SELECT id, tokens FROM pages WHERE key = ?"
+        sql = "SELECT id, tokens FROM pages WHERE key = ? AND key != ''"
         found = {int(p or 0): int(t or 0) for p, t in await self.read(table.owner, sql, key)}
         return {number: found[page] for number, page in pages if page in found}
 
     # --- writing ----------------------------------------------------------------------------------
-    async def write(self, process: Process, pages: Sequence[Written]) -> list[int]:
-        """Append pages outside any turn, and outside the window: what `write_mem` does."""
-        table = self.table(process)
-        room, statements = self._appended(table, pages, 0)
-        await self._commit(table, [*statements, *self._saved(table, ranges=table.ranges[-1:])])
-        return [number for number, _ in room]
+    async def write(
+        self, process: Process, pages: Sequence[Written], more: Sequence[Statement] = ()
+    ) -> list[tuple[int, int]]:
+        """Append pages outside any turn, and outside the window. Their numbers and ids.
+
+        `more`: what is written of each as well, after its id.
+        """
+        table = await self.opened(process)
+        async with self.tables.changing(table, whole=False):
+            room, statements = self._appended(table, pages, 0)
+            statements += [(sql, (page, *values)) for _, page in room for sql, values in more]
+            await self._commit(table, [*statements, *self._saved(table, ranges=table.ranges[-1:])])
+        return room
 
     async def say(self, process: Process, message: Message, cuts: Sequence[Cut]) -> None:
         """Append one message to the window, outside any turn: a system prompt at spawn."""
-        table = self.table(process)
-        number = table.messages
-        pages = [Written(c.text, c.tokens, message.role, process.owner) for c in cuts]
-        room, statements = self._appended(table, pages, 0)
-        table.window.append(Piece(number, message.role, [n for n, _ in room]))
-        await self._commit(table, [*statements, *self._saved(table, ranges=table.ranges[-1:])])
+        table = await self.opened(process)
+        async with self.tables.changing(table, whole=False):
+            number = table.messages
+            pages = [Written(c.text, c.tokens, message.role, process.owner) for c in cuts]
+            room, statements = self._appended(table, pages, 0)
+            table.window = [*table.window, Piece(number, message.role, [n for n, _ in room])]
+            await self._commit(table, [*statements, *self._saved(table, ranges=table.ranges[-1:])])
 
     async def commit(self, process: Process, turn: Turn) -> list[int]:
         """Write a turn, durable when it returns. The numbers of its pages."""
         table = await self.opened(process)
-        message = table.messages
-        room, statements = self._appended(table, turn.pages, turn.call)
-        numbers = [number for number, _ in room]
-        statements += self._moved(table, turn)
-        here = table.resident() | set(turn.recalled)  # what was evicted meanwhile stays out
-        window = without(turn.window, {n for p in turn.window for n in p.numbers()} - here)
-        table.window = [*window, *rows.pieces(turn, numbers, message)]
-        statements += self._saved(table, ranges=table.ranges[-1:])
-        await self._commit(table, statements)
+        async with self.tables.changing(table, whole=False):
+            message = table.messages
+            room, statements = self._appended(table, turn.pages, turn.call)
+            numbers = [number for number, _ in room]
+            recalled = {n: parts for n, parts in turn.recalled.items() if table.page(n) is not None}
+            turn = replace(turn, recalled=recalled)  # without what was forgotten meanwhile
+            statements += self._moved(table, turn)
+            here = table.resident() | set(recalled)  # what was evicted meanwhile stays out
+            window = without(turn.window, {n for p in turn.window for n in p.numbers()} - here)
+            table.window = [*window, *rows.pieces(turn, numbers, message)]
+            statements += self._saved(table, ranges=table.ranges[-1:])
+            await self._commit(table, statements)
         return numbers
 
     def _appended(
@@ -216,11 +240,12 @@ class Memory:
     def stores(
         self, table: Table, ids: Sequence[int], pages: Sequence[Written], call: int = 0
     ) -> list[Statement]:
-        """How pages are stored under ids that lie side by side, and the indexes follow."""
+        """How a table's new pages are stored under ids that lie side by side."""
         if not ids:
             return []
         statements = [
-            rows.page_row(table, page, one, call) for page, one in zip(ids, pages, strict=True)
+            rows.page_row(table.owner, page, one, message=table.messages, call=call)
+            for page, one in zip(ids, pages, strict=True)
         ]
         self.waiting += len(ids)
         table.messages += pages[-1].message + 1
@@ -235,18 +260,21 @@ class Memory:
             mark = table.mark(number)
             mark.used, mark.uses = now, mark.uses + 1
             moves.append(Moved(number, number, "recalled", "a request", turn.call, parts))
-        statements = [rows.move_row(table.pid, move) for move in moves]
-        statements += [rows.mark_row(table, number) for number in turn.recalled]
-        if turn.evicted:
-            statements.append((_FEWER_MOVES, (table.pid, table.pid, limits.MOVES)))
-        return statements
+        statements = self._rows(table, moves)
+        return [*statements, *(rows.mark_row(table, number) for number in turn.recalled)]
+
+    def _rows(self, table: Table, moves: Sequence[Moved]) -> list[Statement]:
+        """Moves as they are written down; the oldest are not kept for ever."""
+        written = [rows.move_row(table.pid, move) for move in moves]
+        fewer: Statement = (_FEWER_MOVES, (table.pid, table.pid, limits.MOVES))
+        return [*written, fewer] if written else []
 
     async def change(self, table: Table, what: Change) -> None:
         """Make durable what was changed of a table: pins, evictions, mappings."""
         statements = [
             *what.more,
             *(rows.mark_row(table, number) for number in what.marks),
-            *(rows.move_row(table.pid, move) for move in what.moves),
+            *self._rows(table, what.moves),
             *self._saved(table, ranges=what.ranges),
         ]
         await self._commit(table, statements, frees=what.frees)
@@ -260,13 +288,31 @@ class Memory:
     async def copy(self, parent: Process, children: Sequence[Process]) -> None:
         """Give each child the parent's pages, durable when it returns. None is stored twice."""
         table = await self.opened(parent)
-        made: list[Statement] = []
-        for child in children:
-            own = table.copy(child.pid, self.new_space(parent.owner))
-            self._tables[child.pid] = own
-            made += self._saved(own, ranges=own.ranges)
-            made += [rows.mark_row(own, number) for number in own.marks]
-        await self.store.write(self.database(parent.owner), made)
+        async with self.tables.structure(parent.owner), self.tables.changing(table, whole=False):
+            made: list[Statement] = []
+            born: list[Table] = []
+            for child in children:
+                own = table.copy(child.pid, self.new_space(parent.owner))
+                born.append(self.tables.add(own))
+                made += self._saved(own, ranges=own.ranges)
+                made += [rows.mark_row(own, number) for number in own.marks]
+            try:
+                await self.store.write(self.database(parent.owner), made)
+            except SyscallError:
+                for own in born:
+                    self.tables.remove(own.pid)
+                raise
+
+    def let_go(self, owner: str, pages: Iterable[int]) -> tuple[list[int], list[Statement]]:
+        """Those of some pages that nobody has any more, and how they are erased."""
+        free = [
+            page
+            for page in pages
+            if all(one.number(page) is None
+                   for one in self.tables.having(owner, schema.space_of(page)[0]))
+        ]  # fmt: skip
+        statements = [one for low, high in runs(free) for one in schema.erased(low, high)]
+        return free, [*statements, schema.DIRTY] if free else []
 
     async def drop(self, process: Process) -> list[int]:
         """Free a reaped process's pages, but for those that others have."""
@@ -274,31 +320,36 @@ class Memory:
 
     async def erase(self, owner: str, pid: int) -> list[int]:
         """A process's rows, and the pages that nobody has any more. The spaces that are gone."""
-        table = self._tables.pop(pid, None)
-        self.unread.discard(pid)
-        database = self.database(owner)
-        sql = """SELECT space FROM ranges WHERE pid = ?1 UNION
-                 SELECT space FROM spaces WHERE pid = ?1"""
-        spaces = {int(row[0] or 0) for row in await self.read(owner, sql, pid)}
-        if table is not None:
-            spaces |= {one.space for one in table.ranges}
-        statements = [*schema.gone(pid), ("UPDATE spaces SET pid = 0 WHERE pid = ?", (pid,))]
-        empty: list[int] = []
-        for space in sorted(spaces):
-            holes = self.unused(owner, space)
-            for low, high in holes:
-                statements += schema.erased(low, high)
-            if holes[:1] == [schema.whole(space)]:
-                statements.append(("DELETE FROM spaces WHERE space = ?", (space,)))
-                empty.append(space)
-            if holes:
-                statements.append(schema.DIRTY)
-        await self.store.write(database, statements, frees=True)
+        async with self.tables.structure(owner), self.tables.lock(pid):
+            table = self.tables.remove(pid)
+            self.unread.discard(pid)
+            sql = """SELECT space FROM ranges WHERE pid = ?1 UNION
+                     SELECT space FROM spaces WHERE pid = ?1"""
+            spaces = {int(row[0] or 0) for row in await self.read(owner, sql, pid)}
+            if table is not None:
+                spaces |= table.spaces()
+            statements = [*schema.gone(pid), ("UPDATE spaces SET pid = 0 WHERE pid = ?", (pid,))]
+            empty: list[int] = []
+            for space in sorted(spaces):
+                gone, erased = self.emptied(owner, space)
+                statements += erased
+                empty += [space] if gone else []
+            await self.store.write(self.database(owner), statements, frees=True)
+        self.tables.unlock([pid])
         return empty
+
+    def emptied(self, owner: str, space: int) -> tuple[bool, list[Statement]]:
+        """Erase what nobody has of a space. Whether that is all of it."""
+        holes = self.unused(owner, space)
+        statements = [one for low, high in holes for one in schema.erased(low, high)]
+        whole = holes[:1] == [schema.whole(space)]
+        if whole:
+            statements.append(("DELETE FROM spaces WHERE space = ?", (space,)))
+        return whole, [*statements, schema.DIRTY] if holes else []
 
     def unused(self, owner: str, space: int) -> list[tuple[int, int]]:
         """Ids of a space that no table reaches: first and last of each run."""
-        mine = [table for table in self._tables.values() if table.owner == owner]
+        mine = self.tables.having(owner, space)
         used = sorted(part for table in mine for part in table.holds(space))
         writer = next((table for table in mine if table.space == space), None)
         holes: list[tuple[int, int]] = []
@@ -314,7 +365,7 @@ class Memory:
 
     def committed(self, owner: str, call: int) -> bool:
         """Whether a call's pages are on disk: then it succeeded, whatever the journal says."""
-        sql = "SELECT 1 FROM pages WHERE call = ? LIMIT 1"
+        sql = "SELECT 1 FROM pages WHERE call = ? AND call > 0 LIMIT 1"
         return bool(self.store.read(self.database(owner), sql, (call,)))
 
     def orphans(self, alive: set[int]) -> list[tuple[str, int]]:

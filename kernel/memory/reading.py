@@ -14,6 +14,8 @@ from .memory import Memory
 from .table import Table
 
 _SOME = 256  # pages of one look
+_BESIDE = 500  # bytes of a page's numbers, and of the names of its fields
+_MOVES = 1_000  # the newest are told
 
 
 def page(table: Table, held: Stored) -> Page:
@@ -39,11 +41,17 @@ async def read(memory: Memory, table: Table, request: ReadMem) -> Pages:
         for one in held.values():
             if not _wanted(one, request):
                 continue
-            room -= len(one.text.encode())
+            room -= bytes_of(one)
             if len(pages) == request.count or (room < 0 and pages):
                 return Pages(pages, one.number)
             pages.append(page(table, one))
     return Pages(pages, None)
+
+
+def bytes_of(held: Stored, *, texts: bool = True) -> int:
+    """What a page takes in a reply, about, and not less."""
+    words = [held.text if texts else "", held.key, held.session, held.author, *held.labels]
+    return _BESIDE + sum(len(word.encode()) + 5 for word in words)
 
 
 def _wanted(held: Stored, request: ReadMem) -> bool:
@@ -61,11 +69,11 @@ async def trace(memory: Memory, table: Table, number: int) -> Trace:
     if held is None:
         raise SyscallError(Errno.ENOENT, f"page {number} of process {table.pid} is gone")
     sql = """SELECT time, call, what, why, parts FROM moves
-             WHERE pid = ? AND first <= ? AND last >= ? ORDER BY seq"""
-    rows = await memory.read(table.owner, sql, table.pid, number, number)
+             WHERE pid = ? AND first <= ? AND last >= ? ORDER BY seq DESC LIMIT ?"""
+    rows = await memory.read(table.owner, sql, table.pid, number, number, _MOVES)
     moves = [
         Move(float(t or 0), int(call or 0), str(what), str(why), json.loads(str(parts)))
-        for t, call, what, why, parts in rows
+        for t, call, what, why, parts in reversed(rows)
     ]
     made = await anyio.to_thread.run_sync(_created, memory, table, held)
     return Trace(page(table, held), [made, *moves])

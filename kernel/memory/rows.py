@@ -53,9 +53,7 @@ class Turn:
 
     call: int
     pages: Sequence[Written]  # of the request, then of the answer
-    kept: Sequence[
-        Sequence[int]
-    ]  # which pieces of each of the request's messages are in the window
+    kept: Sequence[Sequence[int]]  # pieces of each of its messages that are in the window
     roles: Sequence[Role]  # of the messages, the answer's last
     window: Sequence[Piece]  # what stays of the old one
     recalled: Mapping[int, Mapping[str, float]]  # pages that came back, with the parts of the score
@@ -78,7 +76,8 @@ def stored(number: int, row: Row) -> Stored:
     page, message, _owner, kind, author, when, session, key, tokens, text, labels, signs = row
     return Stored(
         number, int(page or 0), int(message or 0), str(kind), str(author), float(when or 0),
-        str(session), str(key), int(tokens or 0), str(text), json.loads(str(labels)),
+        str(session), str(key), int(tokens or 0), str(text),
+        [] if labels == "[]" else json.loads(str(labels)),
         int(signs or 0),
     )  # fmt: skip
 
@@ -118,18 +117,6 @@ def mark(row: Row) -> Mark:
     return Mark(behind, bool(pinned), float(used or 0), int(uses or 0))
 
 
-def summary_key(numbers: Iterable[int]) -> str:
-    """How a summary is named after the pages that it tells of."""
-    told = sorted(numbers)
-    return f"summary of {told[0]}-{told[-1]}"
-
-
-def told_of(key: str) -> range:
-    """The pages that a summary tells of, by its key."""
-    first, _, last = key.removeprefix("summary of ").partition("-")
-    return range(int(first), int(last) + 1) if first.isdecimal() and last.isdecimal() else range(0)
-
-
 def range_row(pid: int, one: Range) -> Statement:
     return _RANGE, (pid, one.first, one.count, one.space, one.place, int(one.writable), one.source)
 
@@ -150,17 +137,18 @@ def saved(table: Table, *, window: bool, ranges: Sequence[Range] = ()) -> list[S
     row = (table.pid, table.space, table.next, table.place, table.messages, table.tokens)
     space = (table.space, table.pid, "", b"")
     return [
-        ("INSERT OR IGNORE INTO spaces VALUES(?,?,?,?)", space),
+        ("INSERT OR IGNORE INTO spaces VALUES(?,?,?,?,0)", space),
         (_TABLE, (*row, dump(table.window))) if window else (_TABLE_AS_IT_IS, row),
         *(range_row(table.pid, one) for one in ranges),
     ]
 
 
-def page_row(table: Table, page: int, one: Written, call: int) -> Statement:
+def page_row(owner: str, page: int, one: Written, *, message: int = 0, call: int = 0) -> Statement:
+    """A page of a message that is counted from `message` on."""
     now = time.time()
     digest = blake2b(one.text.encode(), digest_size=16).digest()
     return schema.INSERT_PAGE, (
-        page, table.messages + one.message, table.owner, one.kind, one.author,
+        page, message + one.message, owner, one.kind, one.author,
         now if one.time is None else one.time, one.session, one.key, one.tokens, one.text,
         json.dumps(list(one.labels)), now, digest, call, 0, schema.signs(one.text),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from .fuse import Signs
 from .fuse import signs as seen
 from .lexical import indexed
 
+AT_ONCE = 500  # ids of one query
 ASKS, TIMED = 1, 2  # bits of signs
 
 
@@ -26,6 +27,7 @@ def signs_of(bits: int) -> Signs:
     return Signs(asks=bool(bits & ASKS), timed=bool(bits & TIMED))
 
 
+COMING = "coming"  # the source of a space whose document is not whole yet
 SPAN = 32  # bits of a place
 NEAR = 2  # pages on each side that belong to a page's window
 _FIRST = """
@@ -43,7 +45,8 @@ _SPACES = f"""
   ALTER TABLE pages RENAME TO old;
   DROP INDEX pages_by_call;
   CREATE TABLE spaces(space INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL,
-    source TEXT NOT NULL, digest BLOB NOT NULL);
+    source TEXT NOT NULL, digest BLOB NOT NULL, count INTEGER NOT NULL);
+  CREATE TABLE told(page INTEGER, summary INTEGER, PRIMARY KEY(page, summary)) WITHOUT ROWID;
   CREATE TABLE pages(id INTEGER PRIMARY KEY, message INTEGER NOT NULL,
     owner TEXT NOT NULL, kind TEXT NOT NULL, author TEXT NOT NULL, time REAL NOT NULL,
     session TEXT NOT NULL, key TEXT NOT NULL, tokens INTEGER NOT NULL, text TEXT NOT NULL,
@@ -63,6 +66,7 @@ _SPACES = f"""
     first INTEGER NOT NULL, last INTEGER NOT NULL, time REAL NOT NULL, call INTEGER NOT NULL,
     what TEXT NOT NULL, why TEXT NOT NULL, parts TEXT NOT NULL);
   CREATE INDEX moves_by_pid ON moves(pid, first);
+  CREATE INDEX told_by_summary ON told(summary);
   CREATE TABLE derived(name TEXT PRIMARY KEY, version TEXT NOT NULL);
   CREATE TABLE todo(id INTEGER PRIMARY KEY);
   CREATE TABLE vectors(id INTEGER PRIMARY KEY, vector BLOB NOT NULL);
@@ -75,7 +79,7 @@ _SPACES = f"""
     tokenize='porter unicode61');
   CREATE VIRTUAL TABLE nears USING fts5(near, content='near_view', content_rowid='id',
     tokenize='porter unicode61');
-  INSERT INTO spaces SELECT DISTINCT pid, pid, '', x'' FROM old;
+  INSERT INTO spaces SELECT DISTINCT pid, pid, '', x'', 0 FROM old;
   INSERT INTO pages SELECT (pid << {SPAN}) + number, message, owner, kind, author, time, '', '',
     tokens, text, labels, time, hash, call, number + {NEAR} <= (SELECT max(number) FROM old AS o
     WHERE o.pid = old.pid), signs(text) FROM old;
@@ -101,6 +105,11 @@ _LEAVE_TURNS = """INSERT INTO turns(turns, rowid, turn)
                   SELECT 'delete', id, turn FROM turn_view WHERE id BETWEEN ? AND ?"""
 _LEAVE_NEARS = """INSERT INTO nears(nears, rowid, near)
                   SELECT 'delete', id, near FROM near_view WHERE id BETWEEN ? AND ?"""
+
+
+def unknown(space: int) -> Statement:
+    """A document that is not whole any more is not mapped again as if it were."""
+    return "UPDATE spaces SET digest = x'' WHERE space = ? AND pid = 0", (space,)
 
 
 def page_id(space: int, place: int) -> int:
@@ -152,6 +161,8 @@ def erased(low: int, high: int) -> list[Statement]:
         (_LEAVE_TURNS, (low, high)),
         *((f"DELETE FROM {table} WHERE id BETWEEN ? AND ?", (low, high))
           for table in ("pages", "vectors", "todo")),
+        ("DELETE FROM told WHERE summary BETWEEN ? AND ?", (low, high)),
+        ("DELETE FROM told WHERE page BETWEEN ? AND ?", (low, high)),
         (_NEARS_OF, before),
         (_NEARS_OF, after),
     ]  # fmt: skip

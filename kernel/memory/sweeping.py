@@ -43,11 +43,16 @@ class Sweeper:
         self._tasks.start_soon(self._later, owner, scope)
 
     async def _later(self, owner: str, scope: anyio.CancelScope) -> None:
-        with scope:
-            await anyio.sleep(limits.SWEEP_S)
+        """Until it is done: what fails is tried again after growing pauses."""
+        pause_s = limits.SWEEP_S
+        while not scope.cancel_called:
+            with scope:
+                await anyio.sleep(pause_s)
+            if scope.cancel_called or await self.sweep(owner):
+                break
+            pause_s = min(2 * pause_s, limits.SWEEP_LAST_S)
+        if self._due.get(owner) is scope:
             del self._due[owner]
-        if not scope.cancelled_caught:
-            await self.sweep(owner)
 
     async def close(self) -> None:
         """The machine goes down: what is due is done now."""
@@ -55,11 +60,14 @@ class Sweeper:
             self._due.pop(owner).cancel()
             await self.sweep(owner)
 
-    async def sweep(self, owner: str) -> None:
+    async def sweep(self, owner: str) -> bool:
+        """Whether all of it is done."""
         try:
             await self._meaning.sweep(owner)
             database = self._memory.database(owner)
             await self._memory.store.write(database, [*MERGED, *schema.CLEAN], frees=True)
             await self._memory.store.empty_log(database)
-        except SyscallError as error:
+        except (SyscallError, OSError) as error:
             log.warning("pages of %s that are gone are not swept: %s", owner, error)
+            return False
+        return True

@@ -98,14 +98,27 @@ class Table:
                     yield number, page
 
     def number(self, page: int) -> int | None:
-        """The number that stands for a page; None when this process does not have it."""
+        """The first number that stands for a page; None when this process does not have it."""
+        return next(self.numbers(page), None)
+
+    def numbers(self, page: int) -> Iterator[int]:
+        """Every number that stands for a page: it may be mapped twice."""
         space, place = space_of(page)
         for one in self.ranges:
             if one.space == space and one.place <= place < one.place + one.count:
                 number = one.first + place - one.place
                 if self.page(number) == page:
-                    return number
-        return next((n for n, mark in self.marks.items() if mark.page == page), None)
+                    yield number
+        yield from (number for number, mark in self.marks.items() if mark.page == page)
+
+    def asides(self) -> Iterator[int]:
+        """Pages that stand for a number of a range instead of its own."""
+        return (mark.page for mark in self.marks.values() if mark.page)
+
+    def spaces(self) -> set[int]:
+        """Those that it has pages of, and its own."""
+        mapped = {one.space for one in self.ranges}
+        return {self.space, *mapped, *(space_of(page)[0] for page in self.asides())}
 
     def holds(self, space: int) -> Iterator[tuple[int, int]]:
         """Places of a space that it reaches: first and end of each part."""
@@ -118,10 +131,9 @@ class Table:
                     yield one.place + at - one.first, one.place + number - one.first
                     at = number + 1
             yield one.place + at - one.first, one.place + one.count
-        for mark in self.marks.values():
-            if mark.page and space_of(mark.page)[0] == space:
-                place = space_of(mark.page)[1]
-                yield place, place + 1
+        for page in self.asides():
+            if space_of(page)[0] == space:
+                yield space_of(page)[1], space_of(page)[1] + 1
 
     def must(self, number: int) -> int:
         """The page behind a number. ENOENT."""
@@ -135,7 +147,8 @@ class Table:
     def reaches(self) -> list[Range]:
         """The parts of spaces that it has, each once; neighbours are one."""
         found: list[Range] = []
-        for one in sorted(self.ranges, key=lambda one: (one.space, one.place)):
+        asides = [Range(0, 1, *space_of(page)) for page in self.asides()]
+        for one in sorted([*self.ranges, *asides], key=lambda one: (one.space, one.place)):
             last = found[-1] if found else None
             goes_on = last is not None and last.space == one.space
             if last is not None and goes_on and one.place <= last.place + last.count:
@@ -175,17 +188,40 @@ class Table:
         self.next += count
         return mapped
 
-    def unmap(self, first: int) -> Range:
-        """Take a mapping away. ENOENT."""
-        found = self.at(first)
+    def mapping(self, number: int) -> Range:
+        """The mapping that a number is in. ENOENT."""
+        found = self.at(number)
         if found is None or not found.source:
-            words = f"nothing is mapped at page {first} of process {self.pid}"
+            words = f"nothing is mapped at page {number} of process {self.pid}"
             raise SyscallError(Errno.ENOENT, words, "`llmasos mem PID` shows what is", pid=self.pid)
-        self.ranges.remove(found)
-        for number in range(found.first, found.end):
-            self.marks.pop(number, None)
-        self.leave(range(found.first, found.end))
         return found
+
+    def unmap(self, found: Range) -> list[int]:
+        """Take a mapping away. The pages of one's own that stood for some of its."""
+        self.ranges.remove(found)
+        inside = [number for number in self.marks if found.first <= number < found.end]
+        own = [page for number in inside if (page := self.marks.pop(number).page)]
+        self.leave(range(found.first, found.end))
+        return own
+
+    def state(self, *, whole: bool) -> "State":
+        """What a change may have to go back to; `whole`: not only what an append changes."""
+        last = self.ranges[-1].count if self.ranges else 0
+        return State(
+            (self.next, self.place, self.messages, self.tokens), len(self.ranges), last,
+            self.window, self.copy(0, 0) if whole else None,
+        )  # fmt: skip
+
+    def restore(self, state: "State") -> None:
+        """As if nothing had been changed."""
+        self.next, self.place, self.messages, self.tokens = state.numbers
+        self.window = state.window
+        if state.whole is not None:
+            self.ranges, self.marks = state.whole.ranges, state.whole.marks
+            return
+        del self.ranges[state.ranges :]
+        if self.ranges:
+            self.ranges[-1].count = state.last
 
     def mark(self, number: int) -> Mark:
         return self.marks.setdefault(number, Mark())
@@ -211,6 +247,17 @@ class Table:
             {n: Mark(m.page, m.pinned, m.used, m.uses) for n, m in self.marks.items()},
             [Piece(p.message, p.role, [*p.pages], [*p.recalled]) for p in self.window],
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A table before a change."""
+
+    numbers: tuple[int, int, int, int]  # next, place, messages, tokens
+    ranges: int  # how many
+    last: int  # count of the last one
+    window: list[Piece]
+    whole: Table | None
 
 
 def without(window: Sequence[Piece], numbers: set[int]) -> list[Piece]:

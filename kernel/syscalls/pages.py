@@ -27,6 +27,9 @@ async def read_mem(m: Machine, call: Call, request: v.ReadMem) -> v.Pages:
 async def write_mem(m: Machine, call: Call, request: v.WriteMem) -> v.Written:
     """A text as pages: appended, in the place of a page, or as what a key stands for."""
     process = m.processes.living(request.pid, call.caller.owner)
+    if request.kind is v.Kind.SUMMARY:
+        words = "kind=summary: summaries are made by the kernel"
+        raise SyscallError(Errno.EINVAL, words, "write a note")
     if request.page is not None and request.key:
         words = "a page is named by its number or by its key"
         raise SyscallError(Errno.EINVAL, f"page={request.page} and key={request.key!r}: {words}")
@@ -43,12 +46,14 @@ async def write_mem(m: Machine, call: Call, request: v.WriteMem) -> v.Written:
         )
         for c in cuts
     ]  # fmt: skip
+    free: list[int] = []
     if request.page is not None:
-        numbers = await changing.replace(m.memory, table, request.page, pages)
+        numbers, free = await changing.replace(m.memory, table, request.page, pages)
     elif request.key:
-        numbers = await changing.put(m.memory, table, request.key, pages)
+        numbers, free = await changing.put(m.memory, table, request.key, pages)
     else:
-        numbers = await m.memory.write(process, pages)
+        numbers = [number for number, _ in await m.memory.write(process, pages)]
+    await m.freed(process.owner, [], free)
     _tell(m, process)
     return v.Written(numbers)
 
@@ -72,8 +77,7 @@ async def search_mem(m: Machine, call: Call, request: v.SearchMem) -> v.Hits:
     hits: list[v.Hit] = []
     room = limits.READ_MEM_BYTES
     for hit in found.hits:
-        if request.texts:
-            room -= len(hit.page.text.encode())
+        room -= reading.bytes_of(hit.page, texts=request.texts)
         if room < 0 and hits:
             break
         parts = {name: round(part, 3) for name, part in hit.ranked.parts.items()}
@@ -142,8 +146,8 @@ async def _map(
 
 async def munmap(m: Machine, call: Call, request: v.Munmap) -> v.Nothing:
     process, table = await _opened(m, call, request.pid)
-    gone = await mapping.unmap(m.memory, table, request.first)
-    await m.meaning.erased(process.owner, [gone] if gone else [])
+    gone, pages = await mapping.unmap(m.memory, table, request.first)
+    await m.freed(process.owner, [gone] if gone else [], pages)
     return v.Nothing()
 
 
@@ -164,11 +168,11 @@ async def forget(m: Machine, call: Call, request: v.Forget) -> v.Forgotten:
     if request.key:
         pages = list(table.pages(0, table.next))
         numbers = list(await m.memory.keyed(table, request.key, pages))
-    count, pids = await m.forget(process, table, numbers)
-    if not count:
+    done = await m.forget(process, table, numbers)
+    if not done.pages:
         what = f"key {request.key!r}" if request.key else f"page {request.first}"
         raise SyscallError(Errno.ENOENT, f"process {request.pid} has no {what}", pid=request.pid)
-    return v.Forgotten(count, pids)
+    return v.Forgotten(done.pages, list(done.pids), done.left)
 
 
 async def trace_mem(m: Machine, call: Call, request: v.TraceMem) -> v.Trace:

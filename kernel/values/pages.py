@@ -86,7 +86,7 @@ class SearchMem:
     """Pages by what they say. Filters are all to be met."""
 
     pid: Pid
-    question: Annotated[str, Span(1, limits.MESSAGE_CHARS)]
+    question: Annotated[str, Span(1, limits.QUESTION_CHARS)]
     count: Annotated[int, Span(1, limits.HITS)] = 10
     tokens: Annotated[int, Span(0, limits.WINDOW_MAX)] = 0  # the best that fit; 0: no such limit
     author: _Author = ""
@@ -183,6 +183,7 @@ class Forget:
 class Forgotten:
     pages: int
     processes: list[int]  # that had them
+    note: str = ""  # what is still to be done, and why
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from llmasos.kernel.errors import Errno, SyscallError
@@ -60,7 +61,7 @@ async def whole(memory: Memory) -> None:
         check = f"INSERT INTO {index}({index}, rank) VALUES('integrity-check', 1)"
         await memory.store.write(database, [(check, ())])
     stored = {int(row[0] or 0) for row in await memory.read(OWNER, "SELECT id FROM pages")}
-    reached = {p for table in memory.tables() for _, p in table.pages(0, table.next)}
+    reached = {p for table in memory.tables.of(OWNER) for _, p in table.pages(0, table.next)}
     assert reached == stored
     for table in ("vectors", "todo"):
         sql = f"SELECT count(*) FROM {table} WHERE id NOT IN (SELECT id FROM pages)"
@@ -226,7 +227,9 @@ async def test_an_unmapped_part_is_free_for_nobody_else(store: Store) -> None:
     await mapping.process(memory, table, await memory.opened(one), range(2), writable=True)
     await memory.drop(one)  # its pages live on where they are mapped
     assert await texts_of(memory, other) == {0: "a", 1: "b"}
-    assert await mapping.unmap(memory, table, 1)
+    space, pages = await mapping.unmap(memory, table, 1)
+    assert space
+    assert pages == []
     assert await texts_of(memory, other) == {}
     assert await memory.read(OWNER, "SELECT count(*) FROM pages") == [(0,)]
     with pytest.raises(SyscallError, match="nothing is mapped at page 0") as caught:
@@ -272,3 +275,94 @@ async def test_a_text_of_several_pages_does_not_go_in_the_place_of_one(store: St
     with pytest.raises(SyscallError, match="takes 2 pages") as caught:
         await changing.replace(memory, table, 0, [page("b"), page("c")])
     assert caught.value.errno is Errno.E2BIG
+
+
+# --- writes that fail, and changes at the same time -----------------------------------------------
+def full(store: Store, full: bool) -> None:
+    """As if the disk was nearly full: what frees something is written all the same."""
+    object.__setattr__(store, "_reserve", 2**60 if full else 0)
+
+
+async def test_what_could_not_be_written_has_not_happened(store: Store) -> None:
+    memory, one = Memory(store), process(1)
+    await memory.write(one, [page("stays")])
+    table = await memory.opened(one)
+    await changing.put(memory, table, "colour", [page("blue", key="colour")])
+    await say(memory, one, "hello")
+    before = await texts_of(memory, one), table.window, memory.tokens(1), table.next, table.place
+    full(store, True)
+    for change in (
+        lambda: memory.write(one, [page("no")]),
+        lambda: say(memory, one, "no"),
+        lambda: changing.put(memory, table, "colour", [page("green", key="colour")]),
+        lambda: changing.replace(memory, table, 0, [page("no")]),
+        lambda: changing.pin(memory, table, [0], True),
+        lambda: changing.evict(memory, table, [2]),
+        lambda: memory.copy(one, [process(7), process(8)]),
+    ):
+        with pytest.raises(SyscallError) as caught:
+            await change()
+        assert caught.value.errno is Errno.ENOSPC
+        now = await texts_of(memory, one), table.window, memory.tokens(1), table.next, table.place
+        assert now == before
+    full(store, False)
+    await changing.put(memory, table, "colour", [page("green", key="colour")])
+    assert "green" in (await texts_of(memory, one)).values()
+    await whole(memory)
+    await memory.drop(one)
+    assert await memory.read(OWNER, "SELECT count(*) FROM pages") == [(0,)]
+
+
+async def test_changes_at_the_same_time_leave_nothing_behind(store: Store) -> None:
+    memory, one = Memory(store), process(1)
+    await memory.write(one, [page("first")])
+    table = await memory.opened(one)
+    async with anyio.create_task_group() as tasks:
+        for number in range(8):
+            text = f"number {number}"
+            tasks.start_soon(changing.replace, memory, table, 0, [page(text)])
+            tasks.start_soon(changing.put, memory, table, "key", [page(text, key="key")])
+            tasks.start_soon(memory.write, one, [page(text)])
+    await whole(memory)
+    pages = await pages_of(memory, one)
+    assert len([found for found in pages if found.key == "key"]) == 1
+    assert len(pages) == 10
+    assert memory.tokens(1) == sum(found.tokens for found in pages)
+
+
+async def test_a_key_of_a_document_is_not_in_the_way_of_ones_own(store: Store) -> None:
+    memory, one, other = Memory(store), process(1), process(2)
+    await memory.write(one, [page("theirs", key="colour")])
+    table = await memory.opened(other)
+    await mapping.process(memory, table, await memory.opened(one), range(1), writable=False)
+    for text in ("blue", "green"):
+        await changing.put(memory, table, "colour", [page(text, key="colour")])
+    assert list((await texts_of(memory, other)).values()) == ["theirs", "green"]
+
+
+async def test_nothing_is_written_for_a_process_that_was_reaped(store: Store) -> None:
+    memory, one = Memory(store), process(1)
+    await memory.write(one, [page("a")])
+    table = await memory.opened(one)
+    one.reaped = True
+    await memory.drop(one)
+    for change in (
+        lambda: memory.write(one, [page("b")]),
+        lambda: changing.put(memory, table, "key", [page("b", key="key")]),
+    ):
+        with pytest.raises(SyscallError, match="process 1 is gone") as caught:
+            await change()
+        assert caught.value.errno is Errno.ESRCH
+    assert await memory.read(OWNER, "SELECT count(*) FROM pages") == [(0,)]
+
+
+async def test_a_page_that_was_written_in_a_mapping_goes_with_it(store: Store) -> None:
+    memory, one, other = Memory(store), process(1), process(2)
+    await memory.write(one, [page("a"), page("b", message=1)])
+    table = await memory.opened(other)
+    await mapping.process(memory, table, await memory.opened(one), range(2), writable=True)
+    await changing.replace(memory, table, 0, [page("my own words")])
+    await mapping.unmap(memory, table, 1)
+    await whole(memory)
+    assert memory.tokens(2) == 0
+    assert [text for (text,) in await memory.read(OWNER, "SELECT text FROM pages")] == ["a", "b"]

@@ -185,3 +185,21 @@ def test_a_message_can_be_dealt_with_without_taking_the_next(machine: Machine) -
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         assert recv(line, pid).body == "second"
+
+
+def test_a_mailbox_holds_so_many_bytes_and_no_message_that_no_reply_can_carry(line: Line) -> None:
+    pid = spawn(line)
+    body = "x" * limits.MAIL_CHARS
+    for _ in range(limits.MAILBOX_BYTES // limits.MAIL_CHARS):
+        send(line, pid, body)
+    words = f"wait for process {pid}, {limits.MAILBOX_BYTES} are allowed"
+    with pytest.raises(SyscallError, match=words) as caught:
+        send(line, pid, body)
+    assert caught.value.errno is Errno.EAGAIN
+    assert len(recv(line, pid).body) == limits.MAIL_CHARS
+    recv(line, pid)  # with this the first is dealt with
+    send(line, pid, body)
+    wide = "\u6f22" * (limits.MAIL_BYTES // 3 + 1)
+    with pytest.raises(SyscallError) as caught:
+        send(line, pid, wide)
+    assert caught.value.errno in (Errno.E2BIG, Errno.EPROTO)

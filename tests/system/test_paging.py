@@ -1,5 +1,6 @@
 """P-05: context without end. Nothing leaves the window silently, and what is needed comes back."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -399,3 +400,66 @@ def test_no_summary_is_made_unless_it_is_wanted(line: Line) -> None:
     pid = spawn(line)
     assert any(reply.evicted for reply in chat(line, pid, 8))
     assert not [page for page in pages(line, pid) if page.kind is v.Kind.SUMMARY]
+
+
+def test_a_page_that_was_replaced_is_found_by_what_it_says_now(line: Line) -> None:
+    pid = spawn(line)
+    say(line, pid, "The password is pomegranate.")
+    line.call("write_mem", v.WriteMem(pid, "The password is tangerine.", page=0), v.Written)
+    hits = line.call("search_mem", v.SearchMem(pid, "Which password?"), v.Hits).hits
+    (page,) = [hit.page for hit in hits if hit.page.number == 0]
+    assert page.text == "The password is tangerine."
+    assert page.kind is v.Kind.USER  # what is not said anew stays
+
+
+def test_a_document_of_which_something_was_forgotten_is_mapped_whole_again(
+    line: Line, tmp_path: Path
+) -> None:
+    book = tmp_path / "book.md"
+    book.write_text("\n\n".join(f"Chapter {n}. {TALK} " * 6 for n in range(20)))
+    one, two = spawn(line), spawn(line)
+    mapped = line.call("mmap", v.Mmap(one, f"/files{book}"), v.Mapped)
+    line.call("forget", v.Forget(one, 1, 2), v.Forgotten)
+    assert len(pages(line, one)) == mapped.count - 2
+    again = line.call("mmap", v.Mmap(two, f"/files{book}"), v.Mapped)
+    assert again.count == mapped.count
+    assert "".join(page.text for page in pages(line, two)) == book.read_text()
+    assert line.call("fsck", v.Fsck(), v.Checked).faults == []
+
+
+def test_names_of_files_that_are_no_utf_8_harm_nobody(line: Line, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    odd = bytes(folder) + b"/\xff\xfe"
+    Path(os.fsdecode(odd + b".bin")).write_bytes(b"\0")
+    assert refused(line, folder, "there is no text") is Errno.EINVAL
+    Path(os.fsdecode(odd + b".txt")).write_text("A text with an odd name.")
+    pid = spawn(line)
+    mapped = line.call("mmap", v.Mmap(pid, f"/files{folder}"), v.Mapped)
+    assert mapped.skipped == ["\\xff\\xfe.bin: is no text: it holds a zero byte"]
+    (page,) = pages(line, pid)
+    assert (page.text, page.key) == ("A text with an odd name.", "\\xff\\xfe.txt")
+
+
+def test_replies_with_many_labels_are_cut_and_go_on(line: Line) -> None:
+    pid = spawn(line)
+    labels = [f"a-label-with-a-long-name-that-takes-its-room-{n}" for n in range(16)]
+    for number in range(700):
+        asked = v.WriteMem(pid, f"page {number} of bread", labels=labels, key=f"{number:0200}")
+        line.call("write_mem", asked, v.Written)
+    found: list[v.Page] = []
+    first: int | None = 0
+    while first is not None:
+        reply = line.call("read_mem", v.ReadMem(pid, first), v.Pages)
+        found += reply.pages
+        first = reply.next
+    assert len(found) == 700
+    search = v.SearchMem(pid, "bread", 1000, texts=False)
+    assert len(line.call("search_mem", search, v.Hits).hits) > 100
+
+
+def test_a_summary_is_not_for_programs_to_write(line: Line) -> None:
+    pid = spawn(line)
+    with pytest.raises(SyscallError, match="made by the kernel") as caught:
+        line.call("write_mem", v.WriteMem(pid, "x", kind=v.Kind.SUMMARY), v.Written)
+    assert caught.value.errno is Errno.EINVAL
