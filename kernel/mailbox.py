@@ -55,6 +55,8 @@ class Mailboxes:
         self._boxes: dict[int, Mailbox] = {}
         self._next: dict[str, int] = {}
         self._readers: dict[int, set[int]] = {}  # pids of whose messages a connection has some
+        self._done: dict[str, list[int]] = {}  # dealt with, and still on disk: by owner
+        self._flush: asyncio.TimerHandle | None = None
         self._bytes: Counter[str] = Counter()  # of bodies, by owner
         self.held = 0  # messages in all mailboxes
         for path in (store.directory / "owners").glob("*/mail.db"):
@@ -199,12 +201,25 @@ class Mailboxes:
         gone += [box.taken.pop(number)[1] for number in done if number in box.taken]
         self._grown(process.pid, process.owner, -sum(len(mail.body.encode()) for mail in gone))
         box.waiting = deque(mail for mail in box.waiting if mail.number not in done)
-        database = self._database(process.owner)
-        rows = [(_DONE, (number,)) for number in done]
         if wait:
+            rows = [(_DONE, (number,)) for number in done]
+            database = self._database(process.owner)
             await self._store.write(database, rows, durable=False, frees=True)
-        else:
-            self._store.submit(database, rows, lambda _: None, frees=True)
+            return
+        self._done.setdefault(process.owner, []).extend(done)
+        if self._flush is None:
+            loop = asyncio.get_running_loop()
+            self._flush = loop.call_later(limits.MAIL_DONE_S, self.flush)
+
+    def flush(self) -> None:
+        """Let what was dealt with leave the disk: many at once, so that no message waits for it."""
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        for owner, numbers in self._done.items():
+            rows = [(_DONE, (number,)) for number in numbers]
+            self._store.submit(self._database(owner), rows, lambda _: None, frees=True)
+        self._done.clear()
 
     async def drop(self, process: Process) -> None:
         """The process is gone: nobody will ask."""
