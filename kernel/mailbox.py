@@ -2,8 +2,9 @@
 
 A body stands in its receiver's owner's directory and nowhere else. A message is acknowledged to its
 sender when it is written (class B), and seen by its receiver after that. It stays on disk until the
-receiver says that it is done, or asks for the next one on the same connection. Whoever hangs up or
-dies before that leaves it to the next who asks, with the same number.
+receiver says that it is done, or asks for the next one on the same connection (which is written a
+moment later). Whoever hangs up or dies before that leaves it to the next who asks, with the same
+number.
 """
 
 import asyncio
@@ -139,7 +140,10 @@ class Mailboxes:
         # What another connection holds is that one's to deal with.
         early = [mail.number for mail in box.waiting if mail.number <= request.done]
         said = {*early, *(n for n in mine if n <= request.done)}
-        await self._settle(process, box, {*mine, *said}, wait=bool(said))
+        self._settle(process, box, {*mine, *said})
+        if request.done:  # who says so waits until it is written
+            self.flush()
+            await self._store.write(self._database(process.owner), [], durable=False, frees=True)
         if not request.take:
             return Mail(0, 0, "", 0.0, "", [], len(box.waiting))
         try:
@@ -192,8 +196,8 @@ class Mailboxes:
                 turn.set_result(None)
                 return
 
-    async def _settle(self, process: Process, box: Mailbox, done: set[int], *, wait: bool) -> None:
-        """What was dealt with leaves the disk; who says so waits until it has."""
+    def _settle(self, process: Process, box: Mailbox, done: set[int]) -> None:
+        """What was dealt with leaves the mailbox now, and the disk a moment later."""
         if not done:
             return
         self.held -= len(done)
@@ -201,11 +205,6 @@ class Mailboxes:
         gone += [box.taken.pop(number)[1] for number in done if number in box.taken]
         self._grown(process.pid, process.owner, -sum(len(mail.body.encode()) for mail in gone))
         box.waiting = deque(mail for mail in box.waiting if mail.number not in done)
-        if wait:
-            rows = [(_DONE, (number,)) for number in done]
-            database = self._database(process.owner)
-            await self._store.write(database, rows, durable=False, frees=True)
-            return
         self._done.setdefault(process.owner, []).extend(done)
         if self._flush is None:
             loop = asyncio.get_running_loop()
