@@ -140,7 +140,7 @@ class Mailboxes:
         # What another connection holds is that one's to deal with.
         early = [mail.number for mail in box.waiting if mail.number <= request.done]
         said = {*early, *(n for n in mine if n <= request.done)}
-        self._settle(process, box, {*mine, *said})
+        self._settle(process, box, {*mine, *said} if request.take else said)
         if request.done:  # who says so waits until it is written
             self.flush()
             await self._store.write(self._database(process.owner), [], durable=False, frees=True)
