@@ -18,14 +18,16 @@ _BESIDE = 500  # bytes of a page's numbers, and of the names of its fields
 _MOVES = 1_000  # the newest are told
 
 
-def page(table: Table, held: Stored) -> Page:
+def page(table: Table, held: Stored, resident: set[int] | None = None) -> Page:
+    """`resident`: what is in the window, where the caller knows it already."""
+    here = table.resident() if resident is None else resident
     mark = table.marks.get(held.number)
     mapped = table.at(held.number)
     return Page(
         number=held.number, message=held.message, owner=table.owner, kind=Kind(held.kind),
         author=held.author, time=held.time, session=held.session, key=held.key,
         tokens=held.tokens, text=held.text, labels=held.labels, pinned=table.pinned(held.number),
-        where=Where.WINDOW if held.number in table.resident() else Where.STORE,
+        where=Where.WINDOW if held.number in here else Where.STORE,
         uses=mark.uses if mark is not None else 0,
         source=mapped.source if mapped is not None else "",
     )  # fmt: skip
@@ -36,6 +38,7 @@ async def read(memory: Memory, table: Table, request: ReadMem) -> Pages:
     ids = table.pages(request.first, table.next)
     pages: list[Page] = []
     room = limits.READ_MEM_BYTES
+    resident = table.resident()
     while some := list(islice(ids, _SOME)):
         held = await memory.stored(table, [number for number, _ in some])
         for one in held.values():
@@ -44,7 +47,7 @@ async def read(memory: Memory, table: Table, request: ReadMem) -> Pages:
             room -= bytes_of(one)
             if len(pages) == request.count or (room < 0 and pages):
                 return Pages(pages, one.number)
-            pages.append(page(table, one))
+            pages.append(page(table, one, resident))
     return Pages(pages, None)
 
 

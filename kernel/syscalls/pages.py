@@ -75,13 +75,14 @@ async def search_mem(m: Machine, call: Call, request: v.SearchMem) -> v.Hits:
     )  # fmt: skip
     found = await find(m.memory, m.meaning, table, wanted)
     hits: list[v.Hit] = []
+    resident = table.resident()
     room = limits.READ_MEM_BYTES
     for hit in found.hits:
         room -= reading.bytes_of(hit.page, texts=request.texts)
         if room < 0 and hits:
             break
         parts = {name: round(part, 3) for name, part in hit.ranked.parts.items()}
-        shown = reading.page(table, hit.page)
+        shown = reading.page(table, hit.page, resident)
         if not request.texts:
             shown = replace(shown, text="")
         hits.append(v.Hit(shown, round(hit.ranked.score, 3), parts))
