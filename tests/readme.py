@@ -121,6 +121,14 @@ def recall() -> str:
     return "\n".join(lines)
 
 
+def story() -> str:
+    """A transcript, from benchmarks/story.py."""
+    path = RESULTS / "story.txt"
+    if not path.exists():
+        return "Not told yet: `python benchmarks/story.py` does it."
+    return f"```\n{path.read_text(encoding='utf-8').strip()}\n```"
+
+
 WAYS = {
     "both": "what we do", "words": "BM25 of single pages", "dense": "meaning alone",
     "recency": "the newest pages", "rrf": "reciprocal ranks of the two",
@@ -142,7 +150,7 @@ def _machine(document: dict[str, Any]) -> str:
 
 
 PAGES = {
-    "README.md": {"syscalls": syscalls, "figures": reached, "peers": peers},
+    "README.md": {"story": story, "syscalls": syscalls, "figures": reached, "peers": peers},
     "benchmarks/README.md": {"settings": settings, "told": told},
     "kernel/memory/README.md": {"layout": layout, "recall": recall},
 }

@@ -169,6 +169,13 @@ def test_the_quietest_attempt_counts_and_says_that_it_was_noisy() -> None:
     assert "NOISY" in table(said)
 
 
+def test_counts_are_not_noisy() -> None:
+    suite = Suite("x", BARS, lambda _tiny: Take({}), timed=False)
+    said = Document.of(suite, [Attempt(suite.take(False), 0.4)], {}, {}, tiny=False)
+    assert not said.noisy
+    assert "NOISY" not in table(said)
+
+
 def test_a_noisy_take_is_repeated_three_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = count(0, 1000)
     monkeypatch.setattr(quiet, "now", lambda: quiet.Clock(total := next(ticks), total // 2, 0))

@@ -49,6 +49,7 @@ class Suite:
     name: str
     bars: Sequence[Bar]
     take: Callable[[bool], Take]  # the argument: the tiny form
+    timed: bool = True  # False: figures are counts, which other programs do not change
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ class Document:
             versions=versions,
             model=str(best.take.facts.get("model", "")),
             tiny=tiny,
-            noisy=best.noisy,
+            noisy=suite.timed and best.noisy,
             figures=[_figure(bar, best.take.values.get(bar.id, ())) for bar in suite.bars],
             missing=best.take.missing,
             raw=attempts,

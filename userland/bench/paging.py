@@ -5,6 +5,7 @@ prompt and the newest messages that fit, and computes all of them each time. Fac
 long before are asked for; each is in the window then, or it is not.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from llmasos.kernel import values as v
@@ -90,8 +91,13 @@ def take(tiny: bool) -> Take:
     seeds = (1,) if tiny else (1, 2, 3)
     turns = 10 if tiny else TURNS
     shape = {"window": 512 if tiny else WINDOW}
-    with tuned() as (_rig, client), mounted(client, **shape):
-        tallies = [converse(client, turns, seed, shape["window"]) for seed in seeds]
+
+    def one(seed: int) -> Tally:
+        with rig.client() as line:
+            return converse(line, turns, seed, shape["window"])
+
+    with tuned() as (rig, client), mounted(client, **shape), ThreadPoolExecutor(len(seeds)) as pool:
+        tallies = list(pool.map(one, seeds))
         said = facts(client)
     said |= {
         "computed_and_plain": [[t.computed, t.plain] for t in tallies],
@@ -106,4 +112,4 @@ def take(tiny: bool) -> Take:
     return Take(values, said, settings={"both": shape})
 
 
-SUITE = Suite("paging", BARS, take)
+SUITE = Suite("paging", BARS, take, timed=False)
