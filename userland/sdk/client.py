@@ -21,8 +21,7 @@ from llmasos.kernel.errors import Errno, SyscallError
 
 from .dial import dial
 from .link import Link, Stream
-from .memory import MemoryCalls
-from .process import AsyncModel, AsyncProcess, ForkOptions, Options, Prompt, request
+from .process import AsyncModel, AsyncProcess, Calls, ForkOptions, Options, Prompt, request
 
 T = TypeVar("T")
 WEEK_S = 7 * 24 * 3600.0
@@ -40,7 +39,7 @@ class SpawnOptions(TypedDict, total=False):
     profile: v.Profile | None  # a further bound of what it may do
 
 
-class AsyncLLMasOS(MemoryCalls):
+class AsyncLLMasOS(Calls):
     """A connection: `async with AsyncLLMasOS() as client: ...`. Many tasks may use it at once.
 
     `socket` names a kernel's socket; without it the user's own kernel is meant, and a private one

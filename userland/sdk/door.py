@@ -7,11 +7,11 @@ Ctrl-C in the calling thread cancels the call.
 
 import ssl
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
@@ -23,6 +23,7 @@ from .client import AsyncLLMasOS, SpawnOptions
 from .link import Stream
 from .memory import SearchOptions, WriteOptions
 from .process import AsyncAnswer, AsyncModel, AsyncProcess, ForkOptions, Options, Prompt, Reply
+from .tools import USUAL, AsyncMemoryTools
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -151,6 +152,20 @@ class Answer:
         self.close()
 
 
+class MemoryTools:
+    """A process's memory as tools for its model; see AsyncMemoryTools."""
+
+    def __init__(self, client: "LLMasOS", core: AsyncMemoryTools) -> None:
+        self._client = client
+        self._core = core
+        self.definitions = core.definitions  # in the form of OpenAI's `tools`
+        self.schema = core.schema  # JSON schema of one call
+
+    def call(self, call: str | Mapping[str, Any]) -> str:
+        """Make a call as a model says it; the text is for the model to read."""
+        return self._client.there.run(self._core.call, call)
+
+
 class Process:
     """A conversation with a pid; see AsyncProcess. Leaving its `with` ends it."""
 
@@ -196,6 +211,10 @@ class Process:
     def recv(self, timeout_s: float | None = None) -> v.Mail:
         """The oldest message to this process; waits for one. ETIMEDOUT."""
         return self._client.recv(self.pid, timeout_s)
+
+    def memory_tools(self, names: Sequence[str] = USUAL) -> MemoryTools:
+        """Its memory as tools for its own model. EINVAL for a name that is none."""
+        return MemoryTools(self._client, self._core.memory_tools(names))
 
     def kill(self, signal: str = v.Signal.TERM) -> None:
         """Send a signal: TERM, KILL, INT, STOP or CONT. ESRCH when it has ended."""

@@ -5,10 +5,11 @@ and `stream` take a process for one answer and end it.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, TypedDict, Unpack, cast
+from typing import Any, Self, TypedDict, Unpack, cast
 
 import anyio
 
@@ -17,7 +18,8 @@ from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 
 from .link import Stream
-from .memory import ReadOptions, SearchOptions, WriteOptions
+from .memory import MemoryCalls, SearchOptions, WriteOptions
+from .tools import USUAL, AsyncMemoryTools
 
 # A text is one message of the user; a message may be a {"role": ..., "content": ...}.
 Prompt = str | Sequence[v.Message | Mapping[str, str]]
@@ -193,28 +195,24 @@ class AsyncAnswer:
         await self.close()
 
 
-class Calls(Protocol):
+class Calls(MemoryCalls, ABC):
     """The syscalls that models and processes make; AsyncLLMasOS has them."""
 
+    @abstractmethod
     def generate(
         self, pid: int, prompt: Prompt, **options: Unpack[Options]
     ) -> Stream[v.Delta, v.Generated]: ...
+    @abstractmethod
     async def fork(
         self, pid: int, count: int = 1, **options: Unpack[ForkOptions]
     ) -> list["AsyncProcess"]: ...
-    async def read_mem(self, pid: int, **options: Unpack[ReadOptions]) -> v.Pages: ...
-    async def write_mem(
-        self, pid: int, text: str, **options: Unpack[WriteOptions]
-    ) -> list[int]: ...
-    async def search_mem(
-        self, pid: int, question: str, **options: Unpack[SearchOptions]
-    ) -> v.Hits: ...
-    async def mmap(self, pid: int, source: str, *, writable: bool = True) -> v.Mapped: ...
-    async def send(self, pid: int, body: str, *, sender: int = 0) -> v.Sent: ...
-    async def recv(self, pid: int, timeout_s: float | None = None) -> v.Mail: ...
+    @abstractmethod
     async def kill(self, pid: int, signal: str = v.Signal.TERM) -> v.Nothing: ...
+    @abstractmethod
     async def nice(self, pid: int, nice: int) -> v.Nothing: ...
+    @abstractmethod
     async def wait(self, pid: int, timeout_s: float | None = None) -> v.Exit: ...
+    @abstractmethod
     async def reap(self, pid: int) -> v.Exit: ...
 
 
@@ -270,6 +268,10 @@ class AsyncProcess:
     async def recv(self, timeout_s: float | None = None) -> v.Mail:
         """The oldest message to this process; waits for one. ETIMEDOUT."""
         return await self._client.recv(self.pid, timeout_s)
+
+    def memory_tools(self, names: Sequence[str] = USUAL) -> AsyncMemoryTools:
+        """Its memory as tools for its own model. EINVAL for a name that is none."""
+        return AsyncMemoryTools(self._client, self.pid, names)
 
     async def kill(self, signal: str = v.Signal.TERM) -> None:
         """Send a signal: TERM, KILL, INT, STOP or CONT. ESRCH when it has ended."""

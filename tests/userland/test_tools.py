@@ -1,0 +1,109 @@
+"""A process's memory as tools for its own model."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from llmasos import Errno, LLMasOS, SyscallError
+from llmasos.userland.sdk.door import Process
+from llmasos.userland.sdk.tools import TOOLS, USUAL
+from tests.conftest import Machine
+
+
+@pytest.fixture
+def process(shared: Machine) -> Iterator[Process]:
+    with (
+        LLMasOS(socket=shared.paths.socket, profile="operator") as client,
+        client.spawn("echo", keep=False) as process,
+    ):
+        yield process
+
+
+def test_what_is_written_down_is_found_and_read(process: Process) -> None:
+    tools = process.memory_tools()
+    said = {"text": "The cabin's key lies below the blue pot.", "key": "cabin"}
+    assert tools.call({"name": "write_mem", "arguments": said}) == "written as page 0"
+    found = tools.call('{"name": "search_mem", "arguments": {"question": "Where is the key?"}}')
+    assert "page 0" in found
+    assert "blue pot" in found
+    for arguments in ({"page": 0}, {"key": "cabin"}):
+        assert "blue pot" in tools.call({"name": "read_mem", "arguments": arguments})
+    assert tools.call({"name": "pin", "arguments": {"page": 0}}) == "done"
+    assert process.read_mem()[0].pinned
+    assert "EBUSY" in tools.call({"name": "evict", "arguments": {"page": 0}})
+    assert tools.call({"name": "pin", "arguments": {"page": 0, "pinned": False}}) == "done"
+    assert tools.call({"name": "evict", "arguments": {"page": 0}}) == "done"
+
+
+def test_arguments_may_be_a_text_as_openais_models_give_them(process: Process) -> None:
+    call = {"name": "write_mem", "arguments": json.dumps({"text": "a note"})}
+    assert process.memory_tools().call(call) == "written as page 0"
+
+
+def test_pages_are_shared_sent_mapped_and_erased_where_that_is_allowed(
+    process: Process, shared: Machine, tmp_path: object
+) -> None:
+    tools = process.memory_tools(list(TOOLS))
+    tools.call({"name": "write_mem", "arguments": {"text": "Tangerine opens the vault."}})
+    with LLMasOS(socket=shared.paths.socket) as client, client.spawn("echo") as other:
+        shared_as = tools.call({"name": "share", "arguments": {"page": 0, "to": other.pid}})
+        assert shared_as == f"process {other.pid} has it as page 0"
+        tools.call({"name": "send", "arguments": {"to": other.pid, "body": "read page 0"}})
+        heard = other.memory_tools(["recv"]).call({"name": "recv", "arguments": {}})
+        assert heard.endswith("read page 0")
+        assert "1 page erased" in tools.call({"name": "forget", "arguments": {"page": 0}})
+        assert other.read_mem() == []
+    document = f"{tmp_path}/notes.md"
+    with open(document, "w", encoding="utf-8") as file:
+        file.write("The harbour closes at nine.")
+    mapped = tools.call({"name": "mmap", "arguments": {"source": f"/files{document}"}})
+    assert mapped == "pages 1 to 1"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("not json", "no JSON"),
+        ("[]", "has to be a JSON object"),
+        ('{"name": "shell", "arguments": {}}', "no tool 'shell'; there are: search_mem"),
+        ('{"name": "forget", "arguments": {"page": 0}}', "no tool 'forget'"),
+        ('{"name": "pin"}', "'page' is missing"),
+        ('{"name": "pin", "arguments": {"page": 0, "pid": 1}}', "no argument 'pid'"),
+        ('{"name": "pin", "arguments": {"page": "first"}}', "EINVAL"),
+        ('{"name": "pin", "arguments": "{"}', "`arguments` is no JSON"),
+        ('{"name": "pin", "arguments": [0]}', "`arguments` has to be"),
+        ('{"name": "pin", "arguments": {"page": 7}}', "ENOENT"),
+        ('{"name": "search_mem", "arguments": {"question": ""}}', "EINVAL"),
+    ],
+)
+def test_what_is_wrong_with_a_call_is_told_to_the_model(
+    process: Process, call: str, words: str
+) -> None:
+    said = process.memory_tools().call(call)
+    assert said.startswith("error ")
+    assert words in said
+
+
+def test_a_name_that_is_no_tool_is_refused(process: Process) -> None:
+    for names in (["shell"], []):
+        with pytest.raises(SyscallError) as caught:
+            process.memory_tools(names)
+        assert caught.value.errno is Errno.EINVAL
+
+
+@pytest.mark.timeout(300)
+def test_the_embedded_model_can_only_say_a_call(machine: Machine) -> None:
+    machine.start("--mount", "false", "--tune", "false", "--window", "1024")
+    with LLMasOS(socket=machine.paths.socket) as client, client.spawn("smollm2") as process:
+        process.write_mem("The spare key lies under the blue flower pot.")
+        tools = process.memory_tools(["search_mem"])
+        assert [one["function"]["name"] for one in tools.definitions] == ["search_mem"]
+        asked = "Search your memory for the spare key."
+        said = process.generate(asked, schema=tools.schema, temperature=0, max_tokens=80).text
+        assert json.loads(said)["name"] == "search_mem"
+        result = tools.call(said)
+        assert not result.startswith("error"), (said, result)
+        every = process.memory_tools(USUAL)
+        said = process.generate(asked, schema=every.schema, temperature=0, max_tokens=200).text
+        assert json.loads(said)["name"] in USUAL

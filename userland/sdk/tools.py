@@ -1,0 +1,221 @@
+"""A process's memory as tools for the model that speaks for it.
+
+A program asks the model for a call, makes it, and says what came of it:
+
+    tools = process.memory_tools()
+    call = process.generate("Where is the key? Look it up.", schema=tools.schema).text
+    process.generate(f"Result: {tools.call(call)}\\nNow answer.")
+
+`definitions` has the form of OpenAI's `tools`, for endpoints that know it. `schema` is a JSON
+schema of one call, `{"name": ..., "arguments": {...}}`: a local model held to it can say nothing
+else. A tool only ever reaches its own process, and the gate is asked as for any other call.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+
+from .memory import MemoryCalls, SearchOptions
+
+_PAGE = {"type": "integer", "minimum": 0, "description": "number of a page"}
+_TEXT = {"type": "string", "minLength": 1}
+_PID = {"type": "integer", "minimum": 1, "description": "number of a process"}
+_HITS = 5  # pages that are told, unless more are asked for
+_COUNT = {"type": "integer", "minimum": 1, "maximum": 20}
+_KEY = {"type": "string", "description": "a short name to read it by"}
+_LONGEST_S = 60.0  # that a model may wait for a message
+_WAIT_S = {"type": "number", "minimum": 0, "maximum": _LONGEST_S, "description": "seconds to wait"}
+# Erasing for good, and reaching beyond the own pages, has to be asked for.
+USUAL = ("search_mem", "read_mem", "write_mem", "pin", "evict")
+
+Arguments = dict[str, Any]
+Do = Callable[[MemoryCalls, int, Arguments], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A syscall as a model sees it."""
+
+    description: str
+    properties: Mapping[str, Mapping[str, Any]]
+    required: Sequence[str]
+    do: Do
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """JSON schema of its arguments."""
+        return {
+            "type": "object",
+            "properties": dict(self.properties),
+            "required": list(self.required),
+            "additionalProperties": False,
+        }
+
+
+async def _search(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
+    options: SearchOptions = {"count": arguments.get("count", _HITS)}
+    found = await calls.search_mem(pid, arguments["question"], **options)
+    return _pages([hit.page for hit in found.hits]) or "nothing was found"
+
+
+async def _read(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
+    if "page" in arguments:
+        found = await calls.read_mem(pid, first=arguments["page"], count=1)
+    else:
+        found = await calls.read_mem(pid, key=arguments.get("key", ""))
+    return _pages(found.pages) or "there is no such page"
+
+
+async def _write(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
+    pages = await calls.write_mem(pid, **arguments)
+    return f"written as page {', '.join(map(str, pages))}"
+
+
+async def _pin(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
+    await calls.pin(pid, arguments["page"], pinned=arguments.get("pinned", True))
+    return "done"
+
+
+async def _evict(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
+    await calls.evict(pid, arguments["page"])
+    return "done"
+
+
+async def _mmap(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
+    found = await calls.mmap(pid, **arguments, writable=False)
+    return f"pages {found.first} to {found.first + found.count - 1}"
+
+
+async def _share(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
+    found = await calls.share(pid, arguments["to"], arguments["page"])
+    return f"process {arguments['to']} has it as page {found.first}"
+
+
+async def _forget(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
+    found = await calls.forget(pid, arguments["page"])
+    return f"{found.pages} page erased {found.note}".strip()
+
+
+async def _send(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
+    sent = await calls.send(arguments["to"], arguments["body"], sender=pid)
+    return f"sent; {sent.waiting} wait there"
+
+
+async def _recv(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
+    mail = await calls.recv(pid, min(arguments.get("timeout_s", 0.0), _LONGEST_S))
+    return f"from {mail.author} (process {mail.sender}): {mail.body}"
+
+
+TOOLS = {
+    "search_mem": Tool("Find what was said or read before, by words and by meaning.",
+                       {"question": _TEXT, "count": _COUNT}, ["question"], _search),
+    "read_mem": Tool("Read a page by its number, or what was written under a key.",
+                     {"page": _PAGE, "key": _KEY}, [], _read),
+    "write_mem": Tool("Write something down, to be found again.",
+                      {"text": _TEXT, "key": _KEY}, ["text"], _write),
+    "pin": Tool("Keep a page before your eyes; pinned false: not any longer.",
+                {"page": _PAGE, "pinned": {"type": "boolean"}}, ["page"], _pin),
+    "evict": Tool("Put a page aside; it comes back when it is needed.",
+                  {"page": _PAGE}, ["page"], _evict),
+    "mmap": Tool("Have a document or a folder as pages.",
+                 {"source": {"type": "string", "description": "/files/PATH"}}, ["source"], _mmap),
+    "share": Tool("Give a page to another process.",
+                  {"page": _PAGE, "to": _PID}, ["page", "to"], _share),
+    "forget": Tool("Erase a page for good.", {"page": _PAGE}, ["page"], _forget),
+    "send": Tool("Send a message to another process.",
+                 {"to": _PID, "body": _TEXT}, ["to", "body"], _send),
+    "recv": Tool("Read the oldest message that was sent to you.",
+                 {"timeout_s": _WAIT_S}, [], _recv),
+}  # fmt: skip
+
+
+class AsyncMemoryTools:
+    """Some tools of one process. EINVAL for a name that is none."""
+
+    def __init__(self, calls: MemoryCalls, pid: int, names: Sequence[str] = USUAL) -> None:
+        unknown = sorted(set(names) - set(TOOLS))
+        if unknown or not names:
+            what = f"there is no tool {unknown[0]!r}" if unknown else "no tool is named"
+            raise SyscallError(Errno.EINVAL, what, f"there are: {', '.join(TOOLS)}")
+        self._calls, self._pid = calls, pid
+        self._tools = {name: TOOLS[name] for name in names}
+
+    @property
+    def definitions(self) -> list[dict[str, Any]]:
+        """In the form of OpenAI's `tools`."""
+        return [
+            {"type": "function", "function": {
+                "name": name, "description": tool.description, "parameters": tool.parameters,
+            }}
+            for name, tool in self._tools.items()
+        ]  # fmt: skip
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of one call."""
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": name}, "arguments": tool.parameters},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for name, tool in self._tools.items()
+        ]
+        return {"oneOf": calls}
+
+    async def call(self, call: str | Mapping[str, Any]) -> str:
+        """Make a call, given as a model says it; the text is for the model to read.
+
+        What is wrong with the call, or denied, is said in the text: the model may try again.
+        Raises SyscallError only when no kernel answers.
+        """
+        try:
+            tool, arguments = self._read(call)
+            return await tool.do(self._calls, self._pid, arguments)
+        except SyscallError as error:
+            if error.errno is Errno.EPIPE:
+                raise
+            return f"error {error}"
+
+    def _read(self, call: str | Mapping[str, Any]) -> tuple[Tool, Arguments]:
+        fields = _object(call, "a call")
+        tool = self._tools.get(str(fields.get("name")))
+        if tool is None:
+            words = f"there is no tool {fields.get('name')!r}; there are: {', '.join(self._tools)}"
+            raise SyscallError(Errno.EINVAL, words)
+        return tool, _checked(tool, _object(fields.get("arguments", {}), "`arguments`"))
+
+
+def _object(said: object, what: str) -> Arguments:
+    """A JSON object, or the text of one: OpenAI's models give arguments as a text. EINVAL."""
+    try:
+        found: object = json.loads(said) if isinstance(said, str) else said
+    except ValueError as error:
+        raise SyscallError(Errno.EINVAL, f"{what} is no JSON: {error}") from error
+    if not isinstance(found, Mapping):
+        raise SyscallError(Errno.EINVAL, f"{what} has to be a JSON object")
+    return dict(cast("Mapping[str, Any]", found))
+
+
+def _checked(tool: Tool, arguments: Arguments) -> Arguments:
+    """EINVAL for one that is missing or not known; their values are the kernel's to check."""
+    missing = [name for name in tool.required if name not in arguments]
+    unknown = [name for name in arguments if name not in tool.properties]
+    if missing or unknown:
+        what = f"{missing[0]!r} is missing" if missing else f"there is no argument {unknown[0]!r}"
+        raise SyscallError(Errno.EINVAL, f"{what}; there are: {', '.join(tool.properties)}")
+    return arguments
+
+
+def _pages(pages: Sequence[v.Page]) -> str:
+    lines: list[str] = []
+    for page in pages:
+        day = datetime.fromtimestamp(page.time, UTC).strftime(", %Y-%m-%d") if page.time else ""
+        lines.append(f"page {page.number}, {page.author}{day}: {page.text.strip()}")
+    return "\n".join(lines)
