@@ -1,7 +1,8 @@
 """Pages as they are told to people and programs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import anyio.to_thread
@@ -35,20 +36,27 @@ def page(table: Table, held: Stored, resident: set[int] | None = None) -> Page:
 
 async def read(memory: Memory, table: Table, request: ReadMem) -> Pages:
     """Pages from `first` on, as many as a reply holds; of a key, or of a time."""
-    ids = table.pages(request.first, table.next)
+    numbers = await _numbers(memory, table, request)
     pages: list[Page] = []
     room = limits.READ_MEM_BYTES
     resident = table.resident()
-    while some := list(islice(ids, _SOME)):
-        held = await memory.stored(table, [number for number, _ in some])
-        for one in held.values():
+    while some := list(islice(numbers, _SOME)):
+        for one in (await memory.stored(table, some)).values():
             if not _wanted(one, request):
                 continue
-            room -= bytes_of(one)
+            room -= bytes_of(one, texts=request.texts)
             if len(pages) == request.count or (room < 0 and pages):
                 return Pages(pages, one.number)
-            pages.append(page(table, one, resident))
+            pages.append(page(table, one if request.texts else replace(one, text=""), resident))
     return Pages(pages, None)
+
+
+async def _numbers(memory: Memory, table: Table, request: ReadMem) -> Iterator[int]:
+    """Of the pages that may be meant; those of a key are looked up."""
+    ids = table.pages(request.first, table.next)
+    if not request.key:
+        return (number for number, _ in ids)
+    return iter(await memory.keyed(table, request.key, list(ids)))
 
 
 def bytes_of(held: Stored, *, texts: bool = True) -> int:
@@ -58,11 +66,9 @@ def bytes_of(held: Stored, *, texts: bool = True) -> int:
 
 
 def _wanted(held: Stored, request: ReadMem) -> bool:
-    return (
-        (not request.key or held.key == request.key)
-        and (request.since is None or held.time >= request.since)
-        and (request.until is None or held.time <= request.until)
-    )
+    early = request.since is not None and held.time < request.since
+    late = request.until is not None and held.time > request.until
+    return not early and not late
 
 
 async def trace(memory: Memory, table: Table, number: int) -> Trace:

@@ -33,6 +33,7 @@ class ReadMem:
     key: _Key = ""
     since: _Time | None = None
     until: _Time | None = None
+    texts: bool = True  # False: the pages' texts are left out
 
 
 @dataclass(frozen=True, slots=True)

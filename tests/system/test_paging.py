@@ -458,6 +458,22 @@ def test_replies_with_many_labels_are_cut_and_go_on(line: Line) -> None:
     assert len(line.call("search_mem", search, v.Hits).hits) > 100
 
 
+def test_pages_are_read_by_key_and_time_and_without_their_texts(line: Line) -> None:
+    pid = spawn(line)
+    for number in range(300):
+        asked = v.WriteMem(pid, f"page {number}", key=f"{number}", time=1000.0 + number)
+        line.call("write_mem", asked, v.Written)
+    assert [page.text for page in pages(line, pid, key="299")] == ["page 299"]
+    assert pages(line, pid, key="299", first=299) == pages(line, pid, key="299")
+    assert pages(line, pid, key="298", first=299) == []
+    assert pages(line, pid, key="300") == []
+    numbers = [page.number for page in pages(line, pid, since=1010, until=1012)]
+    assert numbers == [10, 11, 12]
+    bare = pages(line, pid, texts=False)
+    assert [page.number for page in bare] == list(range(300))
+    assert {page.text for page in bare} == {""}
+
+
 def test_a_summary_is_not_for_programs_to_write(line: Line) -> None:
     pid = spawn(line)
     with pytest.raises(SyscallError, match="made by the kernel") as caught:

@@ -20,18 +20,19 @@ _EXCERPT = 76  # columns of a text that stands alone
 _MOVES = {"evicted": "left the window", "recalled": "came back"}
 
 
-def walk(line: Line, pid: int, *, key: str = "") -> Iterator[v.Page]:
-    """All pages of a process, or those of a key; a reply holds READ_MEM_BYTES of text."""
+def walk(line: Line, pid: int, *, key: str = "", texts: bool = True) -> Iterator[v.Page]:
+    """All pages of a process, or those of a key; a reply holds READ_MEM_BYTES."""
     first: int | None = 0
     while first is not None:
-        reply = line.call("read_mem", v.ReadMem(pid, first, key=key), v.Pages)
+        reply = line.call("read_mem", v.ReadMem(pid, first, key=key, texts=texts), v.Pages)
         yield from reply.pages
         first = reply.next
 
 
 def mem(arguments: Namespace) -> int:
     with connect() as line:
-        pages = list(walk(line, arguments.pid))
+        texts = arguments.json or arguments.view != "map"
+        pages = list(walk(line, arguments.pid, texts=texts))
         ps = v.Ps(arguments.pid, zombies=True)
         window = line.call("ps", ps, v.Processes).processes[0].window
         waiting = line.call("stat", v.Nothing(), v.Stat).pages_waiting

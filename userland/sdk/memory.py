@@ -16,6 +16,7 @@ class ReadOptions(TypedDict, total=False):
     key: str
     since: float | None  # Unix seconds
     until: float | None
+    texts: bool  # False: the pages' texts are left out
 
 
 class WriteOptions(TypedDict, total=False):
