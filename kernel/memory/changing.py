@@ -38,10 +38,11 @@ async def put(
 ) -> tuple[list[int], list[int]]:
     """What a key stands for from now on: its pages before are gone.
 
-    The new numbers, and stored pages that nobody has any more. What is mapped read-only stays.
+    The new numbers, and stored pages that nobody has any more. What is mapped read-only stays, and
+    so does a document, whose key is its file's name.
     """
     async with memory.tables.structure(table.owner), memory.tables.changing(table):
-        mine = [(n, page) for n, page in table.pages(0, table.next) if _is_writable(table, n)]
+        mine = [(n, page) for n, page in table.pages(0, table.next) if _is_put(table, n)]
         before = await memory.keyed(table, key, mine)
         room = table.append(len(pages))
         statements = memory.stores(table, [page for _, page in room], pages)
@@ -58,9 +59,22 @@ async def put(
     return [number for number, _ in room], free
 
 
+def _is_put(table: Table, number: int) -> bool:
+    """Whether a page may be what a key stood for until now."""
+    found = table.at(number)
+    document = found is not None and found.source.startswith("/files/")
+    return _is_writable(table, number) and (not document or _is_own(table, number))
+
+
+def _is_own(table: Table, number: int) -> bool:
+    """Whether it stands there instead of a page of a mapping."""
+    mark = table.marks.get(number)
+    return mark is not None and bool(mark.page)
+
+
 def _is_writable(table: Table, number: int) -> bool:
-    found, mark = table.at(number), table.marks.get(number)
-    return found is None or found.writable or (mark is not None and bool(mark.page))
+    found = table.at(number)
+    return found is None or found.writable or _is_own(table, number)
 
 
 def _writable(table: Table, number: int) -> None:

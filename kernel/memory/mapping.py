@@ -1,13 +1,14 @@
 """Pages that are stored once and seen by several: documents, folders, parts of other processes.
 
 A document becomes a space of its own, known by its path, its bytes and the tokenizer that cut it,
-so that whoever maps it again gets the same pages. A mapping shows what was there when it was made.
+so that whoever maps it again gets the same pages. A mapping shows what was there when it was made;
+mapped again by the same process, a document that has changed takes the place of what it was.
 """
 
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
@@ -33,6 +34,25 @@ class Document:
     name: str  # relative to what is mapped
     text: str
     time: float  # Unix seconds: when it was last changed
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A document to be mapped."""
+
+    source: str  # /files/PATH
+    writable: bool
+    model: str  # whose tokenizer cuts it
+    cut: CutText
+
+
+@dataclass(slots=True)
+class Gone:
+    """What nobody has any more when mappings are taken away, and how that is written."""
+
+    spaces: list[int] = field(default_factory=list[int])
+    pages: list[int] = field(default_factory=list[int])  # of other spaces
+    statements: list[Statement] = field(default_factory=list[Statement])
 
 
 def read(path: Path) -> tuple[list[Document], list[str]]:
@@ -104,25 +124,46 @@ def _document(path: Path, name: str) -> Document:
     return Document(name, text, status.st_mtime)
 
 
-async def document(
-    memory: Memory, table: Table, source: str, model: str, cut: CutText
-) -> tuple[Range, list[str]]:
-    """Map the text or the folder at a path. What was skipped of a folder is told."""
-    path = Path(source.removeprefix("/files"))
+async def document(memory: Memory, table: Table, asked: Asked) -> tuple[Range, list[str], Gone]:
+    """Map the text or the folder at a path, in the place of what was mapped from there before.
+
+    What was skipped of a folder is told, and what is gone with the mapping before.
+    """
+    path = Path(asked.source.removeprefix("/files"))
     documents, skipped = await anyio.to_thread.run_sync(read, path)
-    digest = await anyio.to_thread.run_sync(_digest, model, documents)
-    if not await _known(memory, table.owner, source, digest):
-        await _store(memory, table.owner, (source, digest), [
-            page for m, one in enumerate(documents) for page in await _pages(one, m, cut)
+    digest = await anyio.to_thread.run_sync(_digest, asked.model, documents)
+    if not await _known(memory, table.owner, asked.source, digest):
+        await _store(memory, table.owner, (asked.source, digest), [
+            page for m, one in enumerate(documents) for page in await _pages(one, m, asked.cut)
         ])  # fmt: skip
     async with memory.tables.structure(table.owner), memory.tables.changing(table):
-        found = await _known(memory, table.owner, source, digest)
+        found = await _known(memory, table.owner, asked.source, digest)
         if found is None:  # it was forgotten, or unmapped by its last user, meanwhile
             raise SyscallError(Errno.EAGAIN, f"{path} was let go meanwhile", "map it again")
-        mapped = table.map(*found[:1], 0, found[1], writable=False, source=source)
+        mapped, gone = await _placed(memory, table, asked, *found)
+        await memory.change(table, Change(ranges=[mapped], more=gone.statements))
+    return mapped, skipped, gone
+
+
+async def _placed(
+    memory: Memory, table: Table, asked: Asked, space: int, count: int
+) -> tuple[Range, Gone]:
+    """The mapping of a source: the one that is there, if it shows all of this; otherwise a new one.
+
+    Others of the source are taken away: old text does not stand beside new.
+    """
+    before = [one for one in table.ranges if one.source == asked.source]
+    same = (one for one in before if one.space == space and not table.changed(one))
+    mapped = next(same, None)
+    if mapped is None:
+        mapped = table.map(space, 0, count, writable=asked.writable, source=asked.source)
         table.tokens += await _tokens(memory, table, mapped)
-        await memory.change(table, Change(ranges=[mapped]))
-    return mapped, skipped
+    mapped.writable = asked.writable
+    gone = Gone()
+    for one in before:
+        if one is not mapped:
+            await _take(memory, table, one, gone)
+    return mapped, gone
 
 
 def _digest(model: str, documents: Sequence[Document]) -> bytes:
@@ -219,21 +260,35 @@ async def _tokens(memory: Memory, table: Table, mapped: Range) -> int:
     return total
 
 
-async def unmap(memory: Memory, table: Table, number: int) -> tuple[int, list[int]]:
-    """Take a mapping away. ENOENT.
-
-    The space that is gone with it, as nobody else has it, or 0; and pages that were written in it.
-    """
+async def unmap(memory: Memory, table: Table, number: int) -> Gone:
+    """Take a mapping away, with what was written in it. ENOENT."""
+    gone = Gone()
     async with memory.tables.structure(table.owner), memory.tables.changing(table):
-        found = table.mapping(number)
-        table.tokens -= await _tokens(memory, table, found)
-        own = table.unmap(found)
-        more: list[Statement] = [
-            ("DELETE FROM ranges WHERE pid = ? AND first = ?", (table.pid, found.first)),
-            ("DELETE FROM marks WHERE pid = ? AND number BETWEEN ? AND ?",
-             (table.pid, found.first, found.end - 1)),
-        ]  # fmt: skip
-        free, erased = memory.let_go(table.owner, own)
-        whole, emptied = memory.emptied(table.owner, found.space)
-        await memory.change(table, Change(more=[*more, *erased, *emptied], frees=True))
-    return found.space if whole else 0, free
+        await _take(memory, table, table.mapping(number), gone)
+        await memory.change(table, Change(more=gone.statements, frees=True))
+    return gone
+
+
+async def _take(memory: Memory, table: Table, found: Range, gone: Gone) -> None:
+    """Off a table; what nobody has any more is added to what is gone."""
+    table.tokens -= await _tokens(memory, table, found)
+    free, erased = memory.let_go(table.owner, table.unmap(found))
+    whole, emptied = memory.emptied(table.owner, found.space)
+    gone.spaces += [found.space] if whole else []
+    gone.pages += free if whole else [*free, *_holes(memory, table.owner, found)]
+    gone.statements += [
+        ("DELETE FROM ranges WHERE pid = ? AND first = ?", (table.pid, found.first)),
+        ("DELETE FROM marks WHERE pid = ? AND number BETWEEN ? AND ?",
+         (table.pid, found.first, found.end - 1)),
+        *erased, *emptied,
+    ]  # fmt: skip
+
+
+def _holes(memory: Memory, owner: str, found: Range) -> list[int]:
+    """Pages of a mapping that nobody has, though somebody has others of its space."""
+    first, last = found.page(found.first), found.page(found.end - 1)
+    return [
+        page
+        for low, high in memory.unused(owner, found.space)
+        for page in range(max(low, first), min(high, last) + 1)
+    ]

@@ -312,6 +312,7 @@ class Memory:
                    for one in self.tables.having(owner, schema.space_of(page)[0]))
         ]  # fmt: skip
         statements = [one for low, high in runs(free) for one in schema.erased(low, high)]
+        statements += [schema.unknown(space) for space in {schema.space_of(p)[0] for p in free}]
         return free, [*statements, schema.DIRTY] if free else []
 
     async def drop(self, process: Process) -> list[int]:
@@ -345,7 +346,7 @@ class Memory:
         whole = holes[:1] == [schema.whole(space)]
         if whole:
             statements.append(("DELETE FROM spaces WHERE space = ?", (space,)))
-        return whole, [*statements, schema.DIRTY] if holes else []
+        return whole, [*statements, schema.unknown(space), schema.DIRTY] if holes else []
 
     def unused(self, owner: str, space: int) -> list[tuple[int, int]]:
         """Ids of a space that no table reaches: first and last of each run."""

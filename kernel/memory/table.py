@@ -111,6 +111,10 @@ class Table:
                     yield number
         yield from (number for number, mark in self.marks.items() if mark.page == page)
 
+    def changed(self, one: Range) -> bool:
+        """Whether a page of a range was replaced or forgotten here."""
+        return any(m.page is not None and one.first <= n < one.end for n, m in self.marks.items())
+
     def asides(self) -> Iterator[int]:
         """Pages that stand for a number of a range instead of its own."""
         return (mark.page for mark in self.marks.values() if mark.page)

@@ -118,9 +118,11 @@ async def mmap(m: Machine, call: Call, request: v.Mmap) -> v.Mapped:
     process = m.processes.living(request.pid, call.caller.owner)
     table = await m.memory.opened(process)
     if request.source.startswith("/files/"):
-        mapped, skipped = await mapping.document(
-            m.memory, table, request.source, process.model, lambda text: _cut(m, process, text)
+        asked = mapping.Asked(
+            request.source, request.writable, process.model, lambda text: _cut(m, process, text)
         )
+        mapped, skipped, gone = await mapping.document(m.memory, table, asked)
+        await m.freed(process.owner, gone.spaces, gone.pages)
         _tell(m, process)
         return v.Mapped(mapped.first, mapped.count, mapped.source, skipped)
     other = m.processes.get(int(request.source.split("/")[2]), call.caller.owner)
@@ -147,8 +149,8 @@ async def _map(
 
 async def munmap(m: Machine, call: Call, request: v.Munmap) -> v.Nothing:
     process, table = await _opened(m, call, request.pid)
-    gone, pages = await mapping.unmap(m.memory, table, request.first)
-    await m.freed(process.owner, [gone] if gone else [], pages)
+    gone = await mapping.unmap(m.memory, table, request.first)
+    await m.freed(process.owner, gone.spaces, gone.pages)
     return v.Nothing()
 
 

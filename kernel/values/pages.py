@@ -142,7 +142,7 @@ class Mmap:
     source: _Source
     first: Index = 0  # of the other process's pages
     count: Index = 0  # 0: all from there on
-    writable: bool = True  # a change makes a page of one's own; False: EACCES
+    writable: bool = True  # a change makes a page of one's own, never of the file; False: EACCES
 
 
 @dataclass(frozen=True, slots=True)

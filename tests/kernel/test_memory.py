@@ -227,9 +227,9 @@ async def test_an_unmapped_part_is_free_for_nobody_else(store: Store) -> None:
     await mapping.process(memory, table, await memory.opened(one), range(2), writable=True)
     await memory.drop(one)  # its pages live on where they are mapped
     assert await texts_of(memory, other) == {0: "a", 1: "b"}
-    space, pages = await mapping.unmap(memory, table, 1)
-    assert space
-    assert pages == []
+    gone = await mapping.unmap(memory, table, 1)
+    assert len(gone.spaces) == 1
+    assert gone.pages == []
     assert await texts_of(memory, other) == {}
     assert await memory.read(OWNER, "SELECT count(*) FROM pages") == [(0,)]
     with pytest.raises(SyscallError, match="nothing is mapped at page 0") as caught:

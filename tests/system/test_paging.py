@@ -219,10 +219,17 @@ def test_a_document_is_mapped_stored_once_and_found(line: Line, tmp_path: Path) 
     _, reply = say(line, two, "Where did the keeper of the lighthouse hide the ledger?")
     texts = {page.number: page.text for page in pages(line, two)}
     assert any("behind the third stone" in texts[fault.page] for fault in reply.faults)
+    assert line.call("mmap", v.Mmap(two, source, writable=False), v.Mapped) == again
     with pytest.raises(SyscallError, match="mapped read-only") as caught:
-        line.call("write_mem", v.WriteMem(one, "mine", page=0), v.Written)
+        line.call("write_mem", v.WriteMem(two, "mine", page=0), v.Written)
     assert caught.value.errno is Errno.EACCES
-    line.call("munmap", v.Munmap(one, 3), v.Nothing)
+    line.call("write_mem", v.WriteMem(one, "mine", page=0), v.Written)
+    assert pages(line, one)[0].text == "mine"
+    assert pages(line, two)[0].text == texts[0]
+    assert line.call("mmap", v.Mmap(one, source), v.Mapped).first == mapped.count
+    assert [page.text for page in pages(line, one)] == list(texts.values())[: mapped.count]
+    assert line.call("fsck", v.Fsck(), v.Checked).faults == []
+    line.call("munmap", v.Munmap(one, mapped.count), v.Nothing)
     assert pages(line, one) == []
     assert line.call("fsck", v.Fsck(), v.Checked).pages > mapped.count  # the other has it still
 
@@ -238,7 +245,8 @@ def test_a_folder_is_mapped_and_what_is_no_text_is_named(line: Line, tmp_path: P
     pid = spawn(line)
     mapped = line.call("mmap", v.Mmap(pid, f"/files{folder}"), v.Mapped)
     assert mapped.count == 2
-    assert sorted(one.split(":")[0] for one in mapped.skipped) == ["latin.txt", "picture.bin"]
+    names = [one.split(":")[0] for one in mapped.skipped]
+    assert sorted(names) == ["latin.txt", "picture.bin"]
     assert {page.key for page in pages(line, pid)} == {"one.txt", "deep/two.txt"}
 
 

@@ -58,7 +58,8 @@ ROWS = (
     Verb("mem evict", ".pages:evict",
          "take pages out of the window; they come back when they are needed", (JSON, PID, _PAGES)),
     Verb("mem map", ".pages:map_", "a document, a folder or another process's pages as pages", (
-        option("--read-only", action="store_true", help="a change is refused"),
+        option("--read-only", action="store_true",
+               help="a change is refused, not made in a page of its own"),
         option("--pages", type=pages, metavar="FIRST-LAST", help="these pages of a process only"),
         JSON, PID, option("source", metavar="PATH|PID", help="./3 is a file"),
     )),

@@ -80,7 +80,9 @@ class MemoryCalls:
     ) -> v.Mapped:
         """Map /files/PATH (a document or a folder) or /proc/PID/mem; nothing is stored twice.
 
-        ENOENT, EACCES, E2BIG; EINVAL for what is no text.
+        A change of a page makes one of its own, never of the file; `writable=False` refuses it. A
+        document that has changed takes the place of what this process had mapped of it, with what
+        was written there. ENOENT, EACCES, E2BIG; EINVAL for what is no text.
         """
         asked = v.Mmap(pid, source, first, count, writable)
         return await self._call("mmap", asked, v.Mapped)
