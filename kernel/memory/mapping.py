@@ -7,6 +7,7 @@ mapped again by the same process, a document that has changed takes the place of
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -68,7 +69,8 @@ def read(path: Path) -> tuple[list[Document], list[str]]:
     found: list[Document] = []
     skipped: list[str] = []
     size = 0
-    for file in _files(path):
+    left = Counter[str]()
+    for file in _files(path, left):
         name = _plain(str(file.relative_to(path)))
         try:
             found.append(_document(file, name))
@@ -79,6 +81,7 @@ def read(path: Path) -> tuple[list[Document], list[str]]:
         if len(found) > limits.DOCUMENTS or size > limits.FOLDER_CHARS:
             most = f"{limits.DOCUMENTS} texts or {limits.FOLDER_CHARS} characters"
             raise TooBig(f"{path} has more than {most}", "map a folder in it")
+    skipped = [*_counted(left), *skipped]
     if not found:
         raise SyscallError(Errno.EINVAL, f"there is no text in {path}", "; ".join(skipped[:5]))
     return found, skipped[: limits.SKIPPED]
@@ -89,12 +92,21 @@ def _plain(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _files(path: Path) -> Iterator[Path]:
-    """Files of a folder in order, without links and what is hidden."""
+def _files(path: Path, left: Counter[str]) -> Iterator[Path]:
+    """Files of a folder in order; links and what is hidden are left out, and counted."""
     for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-        yield from (file for file in files if not file.is_symlink())
+        seen = {name for name in (*folders, *names) if not name.startswith(".")}
+        links = {name for name in seen if Path(folder, name).is_symlink()}
+        left["hidden"] += len(folders) + len(names) - len(seen)
+        left["links"] += len(links)
+        folders[:] = sorted((seen - links) & set(folders))
+        yield from (Path(folder, name) for name in sorted((seen - links) & set(names)))
+
+
+def _counted(left: Counter[str]) -> list[str]:
+    links, hidden = left["links"], left["hidden"]
+    told = [f"{links} link{'s' * (links != 1)}"] if links else []
+    return [*told, *([f"{hidden} hidden"] if hidden else [])]
 
 
 def _document(path: Path, name: str) -> Document:

@@ -150,7 +150,7 @@ class Mapped:
     first: int  # number of its first page
     count: int
     source: str
-    skipped: list[str]  # files of a folder that hold no text, with the reason
+    skipped: list[str]  # of a folder: how many links and hidden files, what holds no text and why
 
 
 @dataclass(frozen=True, slots=True)

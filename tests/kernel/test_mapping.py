@@ -1,5 +1,6 @@
 """Documents as pages: mapped again, changed on disk, written to, let go in part."""
 
+import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -178,3 +179,16 @@ async def test_a_key_that_is_a_files_name_leaves_the_document(store: Store, book
     for text in ("blue", "green"):
         await changing.put(memory, table, "book.md", [page(text, key="book.md")])
     assert list((await texts_of(memory, one)).values()) == ["one\n", "two\n", "three\n", "green"]
+
+
+def test_links_and_what_is_hidden_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    for name in ("one.md", ".secret", "deep/two.md", ".git/config"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("a text")
+    (folder / "empty.md").write_text("")
+    os.symlink(folder / "one.md", folder / "deep" / "link.md")
+    os.symlink(tmp_path, folder / "up")
+    found, skipped = mapping.read(folder)
+    assert [one.name for one in found] == ["one.md", "deep/two.md"]
+    assert skipped == ["2 links", "2 hidden", "empty.md: is empty"]

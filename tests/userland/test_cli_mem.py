@@ -280,7 +280,7 @@ def test_documents_folders_and_processes_are_mapped(
     assert "binary: is no text: it holds a zero byte" in told.json["skipped"]
     again = cli("mem", "map", pid, ".")
     assert again.out == "8-13\n"
-    assert "skipped binary: is no text" in again.err
+    assert "skipped 1 link\nskipped binary: is no text" in again.err
     assert cli("mem", "unmap", pid, "9").code == exits.OK
     assert cli("mem", "read", pid, "8").code == exits.NOT_FOUND
     assert cli("mem", "map", other, pid, "--pages", "0-1", "--read-only").out == "2-3\n"
