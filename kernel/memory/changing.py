@@ -1,10 +1,13 @@
 """Pages written, replaced, pinned and evicted by name. What others share stays theirs."""
 
+import dataclasses
 from collections.abc import Sequence
 
+from ..database import Statement
 from ..errors import Denied, Errno, SyscallError
+from . import rows, schema
 from .memory import Memory
-from .rows import Change, Moved, Written, runs
+from .rows import OTHERS, REPLACED, Change, Moved, Written, runs
 from .table import GONE, Table
 
 
@@ -21,16 +24,27 @@ async def replace(
     async with memory.tables.structure(table.owner), memory.tables.changing(table):
         old = table.must(number)
         _writable(table, number)
-        held = (await memory.stored(table, [number])).get(number)
-        page = table.aside()
-        statements = memory.stores(table, [page], pages)
-        table.messages -= 1  # it is of no new message
-        table.tokens -= held.tokens if held is not None else 0
-        table.mark(number).page = page
+        page = table.mark(number).page = table.aside()
+        why, statements = await _instead(memory, table, old, page, pages[0])
         free, erased = memory.let_go(table.owner, [old])
-        move = Moved(number, number, "written", "replaced by name")
+        move = Moved(number, number, REPLACED, why)
         await memory.change(table, Change([move], marks=[number], more=[*statements, *erased]))
     return [number], free
+
+
+async def _instead(
+    memory: Memory, table: Table, old: int, page: int, one: Written
+) -> tuple[str, list[Statement]]:
+    """Who replaced a page, and how; the message, the call and the time of its writing stay."""
+    sql = "SELECT message, call, created, tokens, author FROM pages WHERE id = ?"
+    (found,) = await memory.read(table.owner, sql, old) or [(table.messages, 0, None, 0, "")]
+    message, call, created, tokens = (float(value or 0) for value in found[:4])
+    one = dataclasses.replace(one, created=created or None)
+    row = rows.page_row(table.owner, page, one, message=int(message), call=int(call))
+    table.tokens += one.tokens - int(tokens)
+    memory.waiting += 1
+    who = f"by {table.owner}{'' if found[4] == one.author else OTHERS}"
+    return who, [row, *schema.followed(page, page)]
 
 
 async def put(

@@ -291,11 +291,13 @@ class Memory:
         async with self.tables.structure(parent.owner), self.tables.changing(table, whole=False):
             made: list[Statement] = []
             born: list[Table] = []
+            why = f"at the fork from process {parent.pid}"
             for child in children:
                 own = table.copy(child.pid, self.new_space(parent.owner))
                 born.append(self.tables.add(own))
                 made += self._saved(own, ranges=own.ranges)
                 made += [rows.mark_row(own, number) for number in own.marks]
+                made += self._rows(own, [Moved(0, own.next - 1, "shared", why)] if own.next else [])
             try:
                 await self.store.write(self.database(parent.owner), made)
             except SyscallError:

@@ -1,17 +1,16 @@
 """Pages as they are told to people and programs."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-
-import anyio.to_thread
 
 from .. import limits
 from ..errors import Errno, SyscallError
 from ..values import Kind, Move, Page, Pages, ReadMem, Trace, Where
 from .layout import Stored
 from .memory import Memory
+from .rows import OTHERS, REPLACED
 from .table import Table
 
 _SOME = 256  # pages of one look
@@ -72,7 +71,7 @@ def _wanted(held: Stored, request: ReadMem) -> bool:
 
 
 async def trace(memory: Memory, table: Table, number: int) -> Trace:
-    """A page's ways into the window and out of it. ENOENT."""
+    """A page's ways into the window and out of it, from its first writing on. ENOENT."""
     table.must(number)
     held = (await memory.stored(table, [number])).get(number)
     if held is None:
@@ -84,14 +83,15 @@ async def trace(memory: Memory, table: Table, number: int) -> Trace:
         Move(float(t or 0), int(call or 0), str(what), str(why), json.loads(str(parts)))
         for t, call, what, why, parts in reversed(rows)
     ]
-    made = await anyio.to_thread.run_sync(_created, memory, table, held)
+    known = not any(move.what == REPLACED and move.why.endswith(OTHERS) for move in moves)
+    made = await _created(memory, table, held, f"by {held.author}" if known else "")
     return Trace(page(table, held), [made, *moves])
 
 
-def _created(memory: Memory, table: Table, held: Stored) -> Move:
+async def _created(memory: Memory, table: Table, held: Stored, who: str) -> Move:
     sql = "SELECT created, call FROM pages WHERE id = ?"
-    rows: Sequence[Sequence[object]] = memory.now(table.owner, sql, held.id)
-    created, call = rows[0] if rows else (0.0, 0)
+    found = await memory.read(table.owner, sql, held.id)
+    created, call = found[0] if found else (0.0, 0)
     mapped = table.at(held.number)
-    why = f"mapped from {mapped.source}" if mapped is not None and mapped.source else ""
-    return Move(float(str(created)), int(str(call)), "written", why or f"by {held.author}", {})
+    why = f"mapped from {mapped.source}" if mapped is not None and mapped.source else who
+    return Move(float(created or 0), int(call or 0), "written", why, {})

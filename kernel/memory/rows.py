@@ -19,6 +19,8 @@ _RANGE = "INSERT OR REPLACE INTO ranges VALUES(?,?,?,?,?,?,?)"
 _MARK = "INSERT OR REPLACE INTO marks VALUES(?,?,?,?,?,?)"
 _MOVE = "INSERT INTO moves(pid, first, last, time, call, what, why, parts) VALUES(?,?,?,?,?,?,?,?)"
 
+REPLACED, OTHERS = "replaced", ", under another author"  # what a move is, and the end of its why
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -33,6 +35,7 @@ class Written:
     session: str = ""
     key: str = ""
     labels: Sequence[str] = ()
+    created: float | None = None  # when something was first written there; None: now
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,5 +153,5 @@ def page_row(owner: str, page: int, one: Written, *, message: int = 0, call: int
     return schema.INSERT_PAGE, (
         page, message + one.message, owner, one.kind, one.author,
         now if one.time is None else one.time, one.session, one.key, one.tokens, one.text,
-        json.dumps(list(one.labels)), now, digest, call, 0, schema.signs(one.text),
+        json.dumps(list(one.labels)), one.created or now, digest, call, 0, schema.signs(one.text),
     )  # fmt: skip

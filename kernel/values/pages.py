@@ -199,7 +199,7 @@ class Move:
 
     time: float
     call: int  # that it was part of; 0: none
-    what: str  # written, evicted, recalled, pinned, unpinned
+    what: str  # written, replaced, shared, evicted, recalled, pinned, unpinned
     why: str
     parts: dict[str, float]  # of the score that brought it back
 

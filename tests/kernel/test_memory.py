@@ -268,6 +268,44 @@ async def test_a_pinned_page_is_not_evicted_by_name(store: Store) -> None:
     assert [move.what for move in trace.moves] == ["written", "pinned", "unpinned", "evicted"]
 
 
+async def test_a_page_that_was_replaced_tells_its_first_writing(store: Store) -> None:
+    memory, one = Memory(store), process(1)
+    await say(memory, one, "before", call=7)
+    await say(memory, one, "later", call=8)
+    table = await memory.opened(one)
+    written = (await reading.trace(memory, table, 0)).moves
+    await changing.evict(memory, table, [0])
+    await changing.replace(memory, table, 0, [page("now")])
+    await changing.replace(memory, table, 0, [page("and now")])
+    trace = await reading.trace(memory, table, 0)
+    assert trace.moves[:1] == written
+    assert [(move.what, move.why) for move in trace.moves] == [
+        ("written", "by alice"), ("evicted", "it was asked for"),
+        ("replaced", "by alice"), ("replaced", "by alice"),
+    ]  # fmt: skip
+    assert trace.moves == sorted(trace.moves, key=lambda move: move.time)
+    assert (trace.page.message, table.messages) == (0, 4)
+    await changing.replace(memory, table, 0, [Written("x", 1, Role.USER, "bob")])
+    moves = (await reading.trace(memory, table, 0)).moves
+    assert (moves[0].why, moves[-1].why) == ("", "by alice, under another author")
+
+
+async def test_a_page_that_came_by_a_fork_says_so(store: Store) -> None:
+    memory, one, child, empty = Memory(store), process(1), process(2), process(3)
+    await memory.copy(one, [empty])
+    await say(memory, one, "before")
+    await memory.copy(one, [child])
+    await say(memory, child, "apart")
+    table = await memory.opened(child)
+    stories = [(await reading.trace(memory, table, number)).moves for number in range(4)]
+    for story in stories[:2]:
+        assert [move.what for move in story] == ["written", "shared"]
+        assert story[1].why == "at the fork from process 1"
+        assert story[0].time <= story[1].time
+    assert [[move.what for move in story] for story in stories[2:]] == [["written"]] * 2
+    assert await memory.read(OWNER, "SELECT count(*) FROM moves") == [(1,)]
+
+
 async def test_a_text_of_several_pages_does_not_go_in_the_place_of_one(store: Store) -> None:
     memory, one = Memory(store), process(1)
     await memory.write(one, [page("a")])

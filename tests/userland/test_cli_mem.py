@@ -244,6 +244,22 @@ def test_what_cannot_be_written_is_refused_with_the_reason(
     assert cli("mem", pid, "--json").json == before
 
 
+def test_a_page_that_is_replaced_stays_what_it_was(cli: Cli, pid: str) -> None:
+    first = cli("mem", "why", f"{pid}:0").out.splitlines()[3]
+    cli("mem", "write", pid, "--page", "0", "the deposit is fifty euro")
+    head, text, _, *moves, _ = cli("mem", "why", f"{pid}:0").out.splitlines()
+    assert f"page 0 of process {pid}: user by " in head
+    assert text == "  the deposit is fifty euro"
+    assert moves[0] == first
+    assert re.fullmatch(rf"{TIME}  replaced: by \w+", moves[1])
+    assert len(moves) == 2
+    cli("mem", "write", pid, "--page", "0", "--kind", "note", "x")
+    assert ": note by " in cli("mem", "why", f"{pid}:0").out
+    child = cli("fork", pid).out.strip()
+    told = cli("mem", "why", f"{child}:1").out
+    assert re.search(rf"(?m)^{TIME}  shared at the fork from process {pid}$", told)
+
+
 # --- pin, evict -------------------------------------------------------------------------------
 def test_pages_are_pinned_and_evicted(cli: Cli, pid: str) -> None:
     assert cli("mem", "pin", pid, "0-1").out == ""

@@ -156,6 +156,8 @@ def why(arguments: Namespace) -> int:
 def _told(move: v.Move) -> str:
     call = f" in call {move.call}" if move.call else ""
     what = f"{_MOVES.get(move.what, move.what)}{call}"
+    if move.what == "shared":
+        return f"{what} {move.why}"
     if not move.parts:
         return f"{what}: {move.why}" if move.why else what
     score = sum(move.parts.values())

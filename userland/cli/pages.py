@@ -33,7 +33,8 @@ def write(arguments: Namespace) -> int:
         return exits.USAGE
     request = v.WriteMem(
         arguments.pid, text, arguments.page, clean(arguments.key, "the key"),
-        v.Kind(arguments.kind), clean(arguments.author, "the author"), labels=arguments.labels,
+        v.Kind(arguments.kind) if arguments.kind else None,
+        clean(arguments.author, "the author"), labels=arguments.labels,
     )  # fmt: skip
     with connect() as line:
         written = line.call("write_mem", request, v.Written)

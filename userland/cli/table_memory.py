@@ -49,7 +49,7 @@ ROWS = (
         option("--author", default="", metavar="NAME", help="who wrote it (default: you)"),
         option("--label", action="append", default=[], dest="labels", metavar="LABEL",
                help="repeatable"),
-        option("--kind", choices=KINDS, default="note", help="default note"),
+        option("--kind", choices=KINDS, help="default note; with --page, what that page was"),
         JSON, PID, _TEXT,
     )),
     Verb("mem pin", ".pages:pin", "keep pages in the window", (
