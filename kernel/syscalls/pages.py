@@ -69,13 +69,13 @@ async def _old(m: Machine, table: Table, request: v.WriteMem) -> Stored | None:
 async def search_mem(m: Machine, call: Call, request: v.SearchMem) -> v.Hits:
     begun = time.perf_counter()
     _, table = await _opened(m, call, request.pid)
+    resident = table.resident()
     wanted = Wanted(
         request.question, request.count, request.tokens, filters=_filters(request),
-        way=request.way,
+        way=request.way, skip=frozenset(resident if request.outside else ()),
     )  # fmt: skip
     found = await find(m.memory, m.meaning, table, wanted)
     hits: list[v.Hit] = []
-    resident = table.resident()
     room = limits.READ_MEM_BYTES
     for hit in found.hits:
         room -= reading.bytes_of(hit.page, texts=request.texts)

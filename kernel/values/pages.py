@@ -99,6 +99,7 @@ class SearchMem:
     way: Annotated[str, Shape("|words|meaning|recency|both", "words, meaning, recency or both")] = (
         "both"
     )
+    outside: bool = False  # only pages outside the window
 
 
 @dataclass(frozen=True, slots=True)

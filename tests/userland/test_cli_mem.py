@@ -201,6 +201,8 @@ def test_pages_are_found_and_filtered(cli: Cli, pid: str) -> None:
     }.items():  # fmt: skip
         found = cli("mem", "search", pid, "the hall", *filters.split(), "--json").json
         assert sorted(hit["page"]["number"] for hit in found["hits"]) == numbers, filters
+    found = cli("mem", "search", "--outside", pid, "the hall", "--json").json
+    assert {hit["page"]["where"] for hit in found["hits"]} == {"store"}
     none = cli("mem", "search", pid, "xyzzy")
     assert (none.code, none.out) == (exits.OK, "")
     assert "no page was found" in none.err

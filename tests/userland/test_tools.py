@@ -1,11 +1,14 @@
 """A process's memory as tools for its own model."""
 
 import json
+import textwrap
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from llmasos import Errno, LLMasOS, SyscallError
+from llmasos.userland.sdk import tools as tools_file
 from llmasos.userland.sdk.door import Process
 from llmasos.userland.sdk.tools import TOOLS, USUAL
 from tests.conftest import Machine
@@ -57,6 +60,9 @@ def test_pages_are_shared_sent_mapped_and_erased_where_that_is_allowed(
     document = f"{tmp_path}/notes.md"
     with open(document, "w", encoding="utf-8") as file:
         file.write("The harbour closes at nine.")
+        theirs = tools.call({"name": "mmap", "arguments": {"source": f"/proc/{other.pid}/mem"}})
+        assert theirs.startswith("error EINVAL: source=")
+        assert "it has to be /files/PATH" in theirs
     mapped = tools.call({"name": "mmap", "arguments": {"source": f"/files{document}"}})
     assert mapped == "pages 1 to 1"
 
@@ -75,6 +81,13 @@ def test_pages_are_shared_sent_mapped_and_erased_where_that_is_allowed(
         ('{"name": "pin", "arguments": [0]}', "`arguments` has to be"),
         ('{"name": "pin", "arguments": {"page": 7}}', "ENOENT"),
         ('{"name": "search_mem", "arguments": {"question": ""}}', "EINVAL"),
+        (
+            '{"name": "search_mem", "arguments": {"question": "x", "count": 21}}',
+            "count=21: it has to be from 1 to 20",
+        ),
+        ('{"name": "pin", "arguments": {"page": -1}}', "page=-1: it has to be at least 0"),
+        ('{"name": "read_mem", "arguments": {}}', "give `page` or `key`"),
+        ('{"name": "read_mem", "arguments": {"key": ""}}', "give `page` or `key`"),
     ],
 )
 def test_what_is_wrong_with_a_call_is_told_to_the_model(
@@ -83,6 +96,27 @@ def test_what_is_wrong_with_a_call_is_told_to_the_model(
     said = process.memory_tools().call(call)
     assert said.startswith("error ")
     assert words in said
+
+
+def test_what_the_table_says_of_a_value_is_in_the_schema(process: Process) -> None:
+    tools = process.memory_tools(list(TOOLS))
+    parts = {one["function"]["name"]: one["function"]["parameters"] for one in tools.definitions}
+    assert parts["mmap"]["properties"]["source"]["pattern"] == "^/files/."
+    assert parts["recv"]["properties"]["timeout_s"]["maximum"] == 60
+    said = tools.call({"name": "recv", "arguments": {"timeout_s": 61}})
+    assert said == "error EINVAL: timeout_s=61: it has to be from 0 to 60"
+
+
+def test_a_search_leaves_out_what_the_model_sees(process: Process) -> None:
+    question = "Where is the key of the cabin?"
+    process.generate(question)
+    tools = process.memory_tools()
+    search = {"name": "search_mem", "arguments": {"question": question}}
+    assert process.search_mem(question).hits
+    assert tools.call(search) == "nothing was found beside what you see"
+    process.write_mem("The cabin's key lies below the blue pot.")
+    (line,) = tools.call(search).splitlines()
+    assert line.endswith("blue pot.")
 
 
 def test_a_name_that_is_no_tool_is_refused(process: Process) -> None:
@@ -99,6 +133,12 @@ def test_the_embedded_model_can_only_say_a_call(machine: Machine) -> None:
         process.write_mem("The spare key lies under the blue flower pot.")
         tools = process.memory_tools(["search_mem"])
         assert [one["function"]["name"] for one in tools.definitions] == ["search_mem"]
+        lines = [line for line in (tools_file.__doc__ or "").splitlines() if line[:4] == " " * 4]
+        assert len(lines) == 3
+        names: dict[str, Any] = {"process": process}
+        exec(textwrap.dedent("\n".join(lines)), names)
+        assert json.loads(names["call"])["name"] in USUAL
+        assert "Result: " in process.read_mem()[-2].text
         asked = "Search your memory for the spare key."
         said = process.generate(asked, schema=tools.schema, temperature=0, max_tokens=80).text
         assert json.loads(said)["name"] == "search_mem"

@@ -178,6 +178,7 @@ def search(arguments: Namespace) -> int:
         arguments.tokens, clean(arguments.author, "the author"), arguments.since,
         arguments.until, clean(arguments.label, "the label"),
         [v.Kind(kind) for kind in arguments.kinds], way="words" if arguments.words else "both",
+        outside=arguments.outside,
     )  # fmt: skip
     with connect() as line:
         found = line.call("search_mem", request, v.Hits)

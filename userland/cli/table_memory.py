@@ -37,6 +37,7 @@ ROWS = (
         option("--kind", action="append", default=[], choices=KINDS, dest="kinds",
                help="one of these; repeatable"),
         option("--words", action="store_true", help="by words only, not by meaning"),
+        option("--outside", action="store_true", help="only pages outside the window"),
         JSON, PID, option("question", nargs="+", metavar="QUESTION"),
     )),
     Verb("mem read", ".mem:read", "the text of a page, or of a key, and nothing else", (

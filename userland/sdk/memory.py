@@ -43,6 +43,7 @@ class SearchOptions(TypedDict, total=False):
     kinds: list[v.Kind]
     texts: bool  # False: the pages' texts are left out
     way: str  # both, words, meaning, recency
+    outside: bool  # only pages outside the window
 
 
 class MemoryCalls:

@@ -8,10 +8,14 @@ A program asks the model for a call, makes it, and says what came of it:
 
 `definitions` has the form of OpenAI's `tools`, for endpoints that know it. `schema` is a JSON
 schema of one call, `{"name": ..., "arguments": {...}}`: a local model held to it can say nothing
-else. A tool only ever reaches its own process, and the gate is asked as for any other call.
+else. Tools act for their own process alone: they read, write and erase its pages. `share` and `send`
+give to others what the gate allows, which is asked as for any other call; a page that is shared is
+forgotten for all who have it.
 """
 
 import json
+import math
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +31,7 @@ _TEXT = {"type": "string", "minLength": 1}
 _PID = {"type": "integer", "minimum": 1, "description": "number of a process"}
 _HITS = 5  # pages that are told, unless more are asked for
 _COUNT = {"type": "integer", "minimum": 1, "maximum": 20}
+_SOURCE = {"type": "string", "pattern": "^/files/.", "description": "/files/PATH"}
 _KEY = {"type": "string", "description": "a short name to read it by"}
 _LONGEST_S = 60.0  # that a model may wait for a message
 _WAIT_S = {"type": "number", "minimum": 0, "maximum": _LONGEST_S, "description": "seconds to wait"}
@@ -58,16 +63,19 @@ class Tool:
 
 
 async def _search(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
-    options: SearchOptions = {"count": arguments.get("count", _HITS)}
+    # The question itself, and this call, stand in the window.
+    options: SearchOptions = {"count": arguments.get("count", _HITS), "outside": True}
     found = await calls.search_mem(pid, arguments["question"], **options)
-    return _pages([hit.page for hit in found.hits]) or "nothing was found"
+    return _pages([hit.page for hit in found.hits]) or "nothing was found beside what you see"
 
 
 async def _read(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
     if "page" in arguments:
         found = await calls.read_mem(pid, first=arguments["page"], count=1)
+    elif arguments.get("key"):
+        found = await calls.read_mem(pid, key=arguments["key"])
     else:
-        found = await calls.read_mem(pid, key=arguments.get("key", ""))
+        raise SyscallError(Errno.EINVAL, "nothing is named: give `page` or `key`")
     return _pages(found.pages) or "there is no such page"
 
 
@@ -107,12 +115,12 @@ async def _send(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
 
 
 async def _recv(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
-    mail = await calls.recv(pid, min(arguments.get("timeout_s", 0.0), _LONGEST_S))
+    mail = await calls.recv(pid, arguments.get("timeout_s", 0.0))
     return f"from {mail.author} (process {mail.sender}): {mail.body}"
 
 
 TOOLS = {
-    "search_mem": Tool("Find what was said or read before, by words and by meaning.",
+    "search_mem": Tool("Find what was said or read before and is out of sight, by words and meaning.",
                        {"question": _TEXT, "count": _COUNT}, ["question"], _search),
     "read_mem": Tool("Read a page by its number, or what was written under a key.",
                      {"page": _PAGE, "key": _KEY}, [], _read),
@@ -123,7 +131,7 @@ TOOLS = {
     "evict": Tool("Put a page aside; it comes back when it is needed.",
                   {"page": _PAGE}, ["page"], _evict),
     "mmap": Tool("Have a document or a folder as pages.",
-                 {"source": {"type": "string", "description": "/files/PATH"}}, ["source"], _mmap),
+                 {"source": _SOURCE}, ["source"], _mmap),
     "share": Tool("Give a page to another process.",
                   {"page": _PAGE, "to": _PID}, ["page", "to"], _share),
     "forget": Tool("Erase a page for good.", {"page": _PAGE}, ["page"], _forget),
@@ -204,13 +212,28 @@ def _object(said: object, what: str) -> Arguments:
 
 
 def _checked(tool: Tool, arguments: Arguments) -> Arguments:
-    """EINVAL for one that is missing or not known; their values are the kernel's to check."""
+    """EINVAL for one that is missing or not known, or out of what its schema allows.
+
+    Types are the kernel's to check.
+    """
     missing = [name for name in tool.required if name not in arguments]
     unknown = [name for name in arguments if name not in tool.properties]
     if missing or unknown:
         what = f"{missing[0]!r} is missing" if missing else f"there is no argument {unknown[0]!r}"
         raise SyscallError(Errno.EINVAL, f"{what}; there are: {', '.join(tool.properties)}")
+    for name, value in arguments.items():
+        _allowed(name, value, tool.properties[name])
     return arguments
+
+
+def _allowed(name: str, value: object, schema: Mapping[str, Any]) -> None:
+    low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
+    if isinstance(value, int | float) and not low <= value <= high:
+        limits = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low}"
+        raise SyscallError(Errno.EINVAL, f"{name}={value}: it has to be {limits}")
+    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+        what = schema.get("description", schema.get("pattern"))
+        raise SyscallError(Errno.EINVAL, f"{name}={value!r}: it has to be {what}")
 
 
 def _pages(pages: Sequence[v.Page]) -> str:
