@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ..errors import Denied, Errno, SyscallError
 from .memory import Memory
 from .rows import Change, Moved, Written, runs
+from .sizes import check_pins
 from .table import GONE, Table
 
 
@@ -27,6 +28,7 @@ async def replace(
         table.messages -= 1  # it is of no new message
         table.tokens -= held.tokens if held is not None else 0
         table.mark(number).page = page
+        table.window = [*table.window]  # with other tokens
         free, erased = memory.let_go(table.owner, [old])
         move = Moved(number, number, "written", "replaced by name")
         await memory.change(table, Change([move], marks=[number], more=[*statements, *erased]))
@@ -70,11 +72,18 @@ def _writable(table: Table, number: int) -> None:
         raise Denied(words, "map it writable, or write a new page")
 
 
-async def pin(memory: Memory, table: Table, numbers: Sequence[int], pinned: bool) -> None:
-    """Keep pages in the window, or let them leave again. ENOENT."""
+async def pin(
+    memory: Memory, table: Table, numbers: Sequence[int], pinned: bool, window: int = 0
+) -> None:
+    """Keep pages in the window, or let them leave again. ENOENT.
+
+    E2BIG when what is pinned would leave too little of a window of so many tokens.
+    """
     async with memory.tables.changing(table):
         for number in numbers:
             table.must(number)
+        if pinned and window:
+            await check_pins(memory, table, numbers, window)
         for number in numbers:
             table.mark(number).pinned = pinned
         moves = [
