@@ -139,7 +139,8 @@ class EchoEngine:
         self._timer, self._up = None, True
         slots, window = len(self._slots), self._window
         told = frozenset({"tokenize", "seed", "template", "park", "exact_usage", "stop"})
-        facts = Facts(slots, self._width, window, slots * window, 0, "echo: no model", told)
+        facts = Facts(slots, self._width, window, slots * window, 0, "echo: no model", told,
+                      trained=_CONTEXT)  # fmt: skip
         if self._listener is not None:
             self._listener.up(facts)
 

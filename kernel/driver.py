@@ -58,6 +58,7 @@ class Facts:
     turn: int = limits.PROMPT_QUANTUM_TOKENS  # tokens of one prompt before another's turn
     deterministic: bool = False  # what runs beside a call changes nothing in it
     on: str = ""  # name of the hardware
+    trained: int = 0  # tokens the model was trained for, as a window may have; 0: not told
     hardware: Sequence[Hardware] = ()  # all that the engine's library found
 
 

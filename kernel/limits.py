@@ -44,6 +44,7 @@ MESSAGES = 256  # per generate
 MESSAGE_CHARS = 1_000_000
 READ_MEM_BYTES = 512 * 1024  # text per read_mem reply
 COMPACT_SHARE = 0.5  # of the window, that a compaction frees at least
+PIN_SHARE = 0.5  # of the window, for pinned pages and the system prompt
 RECALL_SHARE = 0.25  # of the window, for pages that a request brings back
 FAULT_TOKENS = 32  # what bringing a page back costs beside its tokens, about
 COMPOSE_TRIES = 6  # to lay out a call within its window

@@ -201,6 +201,16 @@ class Machine:
             await device.wait_up(tell)
         return device
 
+    def window(self, model: str) -> int:
+        """Tokens of a model's window; while it is not mounted, of one that it would be given."""
+        device = self.scheduler.device(model)
+        if device is not None and device.facts is not None:
+            return device.facts.window
+        image = self.images.get(model)
+        chosen = image.chosen(self.images.mount(image.name).options)
+        usual = limits.REMOTE_WINDOW_TOKENS if image.url else limits.WINDOW_TOKENS
+        return int({"window": usual, **self.defaults.get(image.driver, {}), **chosen}["window"])
+
     def _device(self, image: Image) -> Device:
         """Mounted, or mounted again as a person mounted it last."""
         device = self.scheduler.device(image.name)

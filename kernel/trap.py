@@ -318,7 +318,7 @@ class Trap:
     def _reply(self, number: int, reply: object) -> None:
         try:
             self._connection.send(pack([REPLY, number, reply]))
-        except ProtocolError as error:
+        except SyscallError as error:  # it is over a frame, or holds no UTF-8
             self._fail(number, error)
 
     def _fail(self, number: int, error: SyscallError) -> None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import msgpack
 
 from . import limits
-from .errors import Errno, SyscallError
+from .errors import Errno, SyscallError, TooBig
 
 CALL, CANCEL, REPLY, ITEM, ERROR = range(5)
 T = TypeVar("T")
@@ -58,15 +58,23 @@ _readers: dict[type, tuple[tuple[str, ...], Any]] = {}
 _packer = _msgpack.Packer(default=_plain, autoreset=True)
 
 
-def pack(message: list[Any], cap: int = limits.FRAME_BYTES) -> bytes:
-    """One frame, header included. Raises ProtocolError when it is over `cap` bytes."""
+def call(number: int, name: str, request: object) -> bytes:
+    """The frame of a call. TooBig says what to do with a text that is over a frame."""
+    hint = "say it in parts; `llmasos mem map PID FILE` takes a whole file"
+    return pack([CALL, number, name, request], hint=hint)
+
+
+def pack(
+    message: list[Any], cap: int = limits.FRAME_BYTES, *, hint: str = "ask for less at once"
+) -> bytes:
+    """One frame, header included. Raises TooBig when it is over `cap` bytes."""
     try:
         body: bytes = _packer.pack(message)
     except UnicodeEncodeError as error:
         _packer.reset()
         raise ProtocolError("a text holds a lone surrogate: it is not valid Unicode") from error
     if len(body) > cap:
-        raise ProtocolError(f"a frame of {len(body)} bytes is over {cap}")
+        raise TooBig(f"the call or its reply has {len(body)} bytes; {cap} are allowed", hint)
     return len(body).to_bytes(HEADER, "big") + body
 
 

@@ -177,11 +177,12 @@ class Line:
         return Stream(self, self.send(name, request), name, (item, reply))
 
     def send(self, name: str, request: object) -> int:
-        """Begin a call and return its number. Signal handlers may call this."""
+        """Begin a call and return its number. Signal handlers may call this. E2BIG."""
         self._last += 1
         number = self._last
+        frame = wire.call(number, name, request)
         self._kept[number] = deque()
-        self._write(wire.pack([wire.CALL, number, name, request]))
+        self._write(frame)
         return number
 
     def cancel(self, number: int) -> None:

@@ -7,11 +7,12 @@ again (drivers/process.py).
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llmasos.drivers.process import Supervisor
 from llmasos.kernel import limits
-from llmasos.kernel.driver import Admission, Listener, Option, Prompt, Vectors
+from llmasos.kernel.driver import Admission, Facts, Listener, Option, Prompt, Vectors
 from llmasos.kernel.errors import Errno, SyscallError, TooBig
 from llmasos.kernel.values import Message, Sampling
 
@@ -28,14 +29,19 @@ class LlamaEngine:
         self._path, self._log = path, log
         self._options = dict(options)
         self._child = Supervisor(frames.NAME, self._launch)
+        self._trained = 0  # tokens; known once its file was read
 
     async def start(self, listener: Listener) -> None:
         """Load; returns after `listener.up`."""
         self._listener = listener
-        await self._child.start(lambda link: listener.up(link.facts), listener.down)
+        await self._child.start(lambda link: listener.up(self._facts(link)), listener.down)
+
+    def _facts(self, link: Link) -> Facts:
+        return replace(link.facts, trained=self._trained)
 
     async def _launch(self) -> Link:
         header = await asyncio.to_thread(read, self._path)
+        self._trained = header.facts.context
         chosen = settings(self._path, header, self._options)
         check_memory(chosen, header)
         return await launch(chosen, self._log, self._listener)

@@ -8,6 +8,7 @@ from ..errors import Denied, Errno, SyscallError
 from . import rows, schema
 from .memory import Memory
 from .rows import OTHERS, REPLACED, Change, Moved, Written, runs
+from .sizes import check_pins
 from .table import GONE, Table
 
 
@@ -26,6 +27,7 @@ async def replace(
         _writable(table, number)
         page = table.mark(number).page = table.aside()
         why, statements = await _instead(memory, table, old, page, pages[0])
+        table.window = [*table.window]  # with other tokens
         free, erased = memory.let_go(table.owner, [old])
         move = Moved(number, number, REPLACED, why)
         await memory.change(table, Change([move], marks=[number], more=[*statements, *erased]))
@@ -98,11 +100,18 @@ def _writable(table: Table, number: int) -> None:
         raise Denied(words, "map it writable, or write a new page")
 
 
-async def pin(memory: Memory, table: Table, numbers: Sequence[int], pinned: bool) -> None:
-    """Keep pages in the window, or let them leave again. ENOENT."""
+async def pin(
+    memory: Memory, table: Table, numbers: Sequence[int], pinned: bool, window: int = 0
+) -> None:
+    """Keep pages in the window, or let them leave again. ENOENT.
+
+    E2BIG when what is pinned would leave too little of a window of so many tokens.
+    """
     async with memory.tables.changing(table):
         for number in numbers:
             table.must(number)
+        if pinned and window:
+            await check_pins(memory, table, numbers, window)
         for number in numbers:
             table.mark(number).pinned = pinned
         moves = [

@@ -6,6 +6,7 @@ the call's number. Page tables are in memory and change at once, in the order in
 are queued; a write that fails leaves numbers that stand for nothing.
 """
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -121,15 +122,23 @@ class Memory:
     async def opened(self, process: Process) -> Table:
         """The same, with its window read from disk after a restart."""
         table = self.table(process)
-        if table.pid in self.unread:
-            sql = "SELECT window FROM tables WHERE pid = ?"
-            found = await self.read(table.owner, sql, table.pid)
-            text = found[0][0] if found else "[]"
-            window = load(str(text)) if text is not None else await self._whole(table)
-            if table.pid in self.unread:
-                self.unread.discard(table.pid)
-                table.window = window
+        await self.windows(table.owner, [table])
         return table
+
+    async def windows(self, owner: str, tables: Sequence[Table]) -> None:
+        """Read the windows of an owner's tables that are still on disk, in one look."""
+        unread = {table.pid: table for table in tables if table.pid in self.unread}
+        if not unread:
+            return
+        sql = "SELECT pid, window FROM tables WHERE pid IN (SELECT value FROM json_each(?))"
+        rows = await self.read(owner, sql, json.dumps(list(unread)))
+        found = {int(pid or 0): text for pid, text in rows}
+        for pid, table in unread.items():
+            text = found.get(pid, "[]")
+            window = load(str(text)) if text is not None else await self._whole(table)
+            if pid in self.unread:
+                self.unread.discard(pid)
+                table.window = window
 
     async def _whole(self, table: Table) -> list[Piece]:
         """The window of a process from a time when all of it was always there."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .. import limits
-from ..driver import Cut, Engine, Prompt
+from ..driver import Cut, Engine, Facts, Prompt
 from ..errors import TooBig
 from ..process import Process
 from ..values import Generate, Message, Role
@@ -76,15 +76,15 @@ class Pager:
         self._memory, self._meaning = memory, meaning
 
     async def prepare(
-        self, process: Process, request: Generate, engine: Engine, window: int
+        self, process: Process, request: Generate, engine: Engine, facts: Facts
     ) -> Plan:
         """Lay out a call; changes nothing. E2BIG with the numbers when it cannot be."""
         table = await self._memory.opened(process)
         held = await self._memory.stored(table, table.resident())
-        draft = _Draft(process, table, held, request, window)
+        draft = _Draft(process, table, held, request, facts)
         prompt = await engine.compose(draft.said(), raw=request.raw, fresh=len(request.messages))
         draft.take(prompt)
-        if table.tokens > window // 2:
+        if table.tokens > facts.window // 2:
             self._meaning.want(process.owner)
         absent = draft.absent()
         if draft.fits(prompt.size) and not absent:
@@ -145,9 +145,10 @@ class _Draft:
 
     def __init__(
         self, process: Process, table: Table, held: Mapping[int, Stored], request: Generate,
-        window: int,
+        facts: Facts,
     ) -> None:  # fmt: skip
-        self.request, self.window = request, window
+        window = facts.window
+        self.request, self.window, self._trained = request, window, facts.trained
         self._process, self._table, self._held = process, table, held
         wanted = request.sampling.max_tokens
         self.reserve = wanted or min(limits.MAX_TOKENS, window // 4)
@@ -255,12 +256,29 @@ class _Draft:
         wanted = self.request.sampling.max_tokens
         before = sum(self._held[n].tokens for p in self.pieces for n in p.numbers())
         needs = prompt + (wanted or limits.MAX_TOKENS)
-        larger = -(-needs // limits.PAGE_TOKENS) * limits.PAGE_TOKENS
         asked = f" and {wanted} are asked for" if wanted else ""
         return TooBig(
             f"the prompt has {prompt} tokens ({before} of them earlier pages of process "
             f"{process.pid}){asked}; the window has {window}",
-            f"say less, unpin pages, or give the model a larger window: "
-            f"`llmasos unmount {process.model}`, "
-            f"`llmasos mount {process.model} --set window={larger}`",
+            "; ".join(filter(None, ["say less", self._pins(), self._larger(needs)])),
         )
+
+    def _pins(self) -> str:
+        """What could be unpinned of what the prompt holds, if anything."""
+        pages = [*(self._held[n] for p in self.pieces for n in p.numbers())]
+        pages += [hit.page for hit in self.back]
+        pinned = [page for page in pages if self._table.pinned(page.number)]
+        if not pinned:
+            return ""
+        tokens, pid = sum(page.tokens for page in pinned), self._process.pid
+        held = f"pinned pages take {tokens} tokens"
+        return f"{held}: `llmasos mem pin {pid} {min(page.number for page in pinned)} --off`"
+
+    def _larger(self, needs: int) -> str:
+        """The commands for a window that is large enough, if the model can have it."""
+        model, larger = self._process.model, -(-needs // limits.PAGE_TOKENS) * limits.PAGE_TOKENS
+        most = min(self._trained or limits.WINDOW_MAX, limits.WINDOW_MAX)
+        if larger > most:
+            return f"no window is large enough: {needs} tokens are needed, {model} can have {most}"
+        commands = f"`llmasos unmount {model}`, `llmasos mount {model} --set window={larger}`"
+        return f"or give the model a larger window: {commands}"

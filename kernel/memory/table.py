@@ -72,7 +72,8 @@ class Table:
     tokens: int = 0
     ranges: list[Range] = field(default_factory=list[Range])  # by number
     marks: dict[int, Mark] = field(default_factory=dict[int, Mark])
-    window: list[Piece] = field(default_factory=list[Piece])
+    window: list[Piece] = field(default_factory=list[Piece])  # another list at each change
+    counted: tuple[list[Piece], int] | None = None  # a window and its tokens; see sizes.py
 
     # --- numbers and pages ----------------------------------------------------------------------
     def at(self, number: int) -> Range | None:

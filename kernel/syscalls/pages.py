@@ -102,8 +102,10 @@ def _filters(request: v.SearchMem) -> dict[str, Value]:
 
 
 async def pin(m: Machine, call: Call, request: v.Pin) -> v.Nothing:
-    _, table = await _opened(m, call, request.pid)
-    await changing.pin(m.memory, table, _numbers(request.first, request.count), request.pinned)
+    process, table = await _opened(m, call, request.pid)
+    numbers = _numbers(request.first, request.count)
+    window = m.window(process.model) if request.pinned else 0
+    await changing.pin(m.memory, table, numbers, request.pinned, window)
     return v.Nothing()
 
 

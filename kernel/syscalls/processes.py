@@ -1,5 +1,7 @@
 """Processes: they come, get signals, are listed, and go."""
 
+from collections.abc import Sequence
+
 import anyio
 
 from .. import limits
@@ -8,6 +10,7 @@ from ..device import Device
 from ..driver import Facts
 from ..errors import Errno, SyscallError, TooBig
 from ..machine import Machine
+from ..memory.sizes import in_windows
 from ..process import Process
 from .call import Call
 
@@ -86,10 +89,10 @@ async def nice(m: Machine, call: Call, request: v.Renice) -> v.Nothing:
     return v.Nothing()
 
 
-def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
+async def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
     owner = call.caller.owner
     if request.pid:
-        return v.Processes([_info(m, m.processes.get(request.pid, owner))], None)
+        return v.Processes(await _infos(m, owner, [m.processes.get(request.pid, owner)]), None)
     mine = [
         process
         for process in m.processes.all()
@@ -98,11 +101,12 @@ def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
         and (request.zombies or process.ending is None)
     ]
     more = mine[limits.PS_ROWS - 1].pid if len(mine) > limits.PS_ROWS else None
-    return v.Processes([_info(m, process) for process in mine[: limits.PS_ROWS]], more)
+    return v.Processes(await _infos(m, owner, mine[: limits.PS_ROWS]), more)
 
 
-def _info(m: Machine, process: Process) -> v.ProcessInfo:
-    return process.info(_window(m, process), m.memory.tokens(process.pid))
+async def _infos(m: Machine, owner: str, found: Sequence[Process]) -> list[v.ProcessInfo]:
+    tokens = await in_windows(m.memory, owner, [process.pid for process in found])
+    return [process.info(_window(m, process), tokens.get(process.pid, 0)) for process in found]
 
 
 def _window(m: Machine, process: Process) -> int:

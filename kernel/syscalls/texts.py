@@ -74,7 +74,7 @@ async def _prepare(
                 f"`llmasos unmount {device.name}`, `llmasos mount {device.name} --deterministic`",
             )
         await device.engine.check(request.sampling)
-        plan = await m.pager.prepare(process, request, device.engine, facts.window)
+        plan = await m.pager.prepare(process, request, device.engine, facts)
         process.patience = None
         return device, plan
     raise SyscallError(Errno.ECANCELED, f"process {process.pid} was interrupted")

@@ -103,7 +103,7 @@ class ProcessInfo:
     nice: int
     created: float  # Unix seconds
     window: int  # tokens; 0 while the model's device is not mounted
-    context: int  # tokens of its pages
+    context: int  # tokens in its window
     generated: int  # tokens, since boot
     rate: float  # tokens a second of the call in flight
     code: int | None

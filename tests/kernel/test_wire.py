@@ -7,7 +7,8 @@ import msgpack
 import pytest
 
 from llmasos.kernel import limits, values
-from llmasos.kernel.wire import Frames, ProtocolError, build, pack, unpack
+from llmasos.kernel.errors import TooBig
+from llmasos.kernel.wire import Frames, ProtocolError, build, call, pack, unpack
 
 
 def body(message: object) -> bytes:
@@ -99,6 +100,16 @@ def test_a_lone_surrogate_cannot_leave() -> None:
     with pytest.raises(ProtocolError, match="surrogate"):
         pack([0, 1, "x", {"text": "\ud800"}])
     assert unpack(pack([1])[4:]) == [1]
+
+
+def test_a_call_over_the_cap_is_told_with_both_numbers_and_a_way() -> None:
+    with pytest.raises(TooBig, match=str(limits.FRAME_BYTES)) as caught:
+        call(7, "generate", {"text": "x" * (limits.FRAME_BYTES + 1)})
+    assert str(limits.FRAME_BYTES + 24) in caught.value.message
+    assert "`llmasos mem map PID FILE`" in caught.value.hint
+    assert len(pack(["x" * 900], cap=1_000)) < 1_000
+    with pytest.raises(TooBig):
+        pack(["x" * 1_000], cap=1_000)
 
 
 def test_values_come_back_as_they_were() -> None:

@@ -151,17 +151,6 @@ def test_pinned_pages_stay_and_come_back(line: Line) -> None:
     assert all(0 in reply.window for reply in chat(line, pid, 8))
 
 
-def test_pins_that_leave_no_room_are_an_error_with_the_numbers(line: Line) -> None:
-    pid = spawn(line)
-    for _ in range(6):
-        line.call("write_mem", v.WriteMem(pid, "word " * 90), v.Written)
-    line.call("pin", v.Pin(pid, 0, 6), v.Nothing)
-    with pytest.raises(SyscallError, match="the window has") as caught:
-        say(line, pid, "hello")
-    assert caught.value.errno is Errno.E2BIG
-    assert "unpin" in caught.value.hint
-
-
 def test_an_evicted_page_leaves_at_once(line: Line) -> None:
     pid = spawn(line)
     chat(line, pid, 2)

@@ -230,6 +230,14 @@ def test_stdin_is_part_of_the_prompt(shared: Machine) -> None:
     assert done.returncode == exits.USAGE
 
 
+def test_a_prompt_over_a_frame_says_how_a_file_is_taken(machine: Machine) -> None:
+    done = machine.llmasos("run", "-m", "echo", "Sum:", stdin="x" * 1_200_000, check=False)
+    assert (done.returncode, done.stdout) == (exits.MEMORY, b"")
+    assert b"E2BIG: the text has 1200006 characters, 1200006 bytes; 1000000" in done.stderr
+    assert b"`llmasos mem map PID FILE` takes a whole file" in done.stderr
+    assert not machine.paths.socket.exists()  # no daemon was started for that
+
+
 def test_the_default_model_can_be_chosen(shared: Machine) -> None:
     line = ["run", "--json", "hi"]
     done = shared.llmasos(*line, LLMASOS_MODEL="echo")

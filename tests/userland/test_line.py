@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmasos import LLMasOS
-from llmasos.kernel import paths, wire
+from llmasos.kernel import limits, paths, wire
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.paths import FD
@@ -102,6 +102,14 @@ def test_a_key_is_refused_because_there_are_none(shared: Machine) -> None:
 def test_the_placeholder_key_counts_as_none(shared: Machine) -> None:
     with Line(shared.paths.socket, key="YOUR_API_KEY") as line:
         assert len(line.welcome.notices) == 1
+
+
+def test_a_call_over_a_frame_is_e2big_and_the_line_goes_on(shared: Machine) -> None:
+    with Line(shared.paths.socket) as line:
+        with pytest.raises(SyscallError, match="mem map PID FILE") as caught:
+            line.call("send", v.Send(1, "x" * limits.FRAME_BYTES), v.Sent)
+        assert caught.value.errno is Errno.E2BIG
+        assert line.call("stat", v.Nothing(), v.Stat).os_pid
 
 
 # --- kernels that misbehave -------------------------------------------------------------------

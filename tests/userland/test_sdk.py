@@ -100,6 +100,15 @@ def test_every_syscall_is_a_method_with_a_docstring(kind: type) -> None:
         assert inspect.getdoc(getattr(kind, name)), name
 
 
+async def test_a_call_over_a_frame_is_e2big_and_the_client_goes_on(client: AsyncLLMasOS) -> None:
+    async with await client.spawn("echo", keep=False) as process:
+        for _ in range(limits.CALLS_IN_FLIGHT):
+            with pytest.raises(SyscallError, match="mem map PID FILE") as caught:
+                await process.generate("x" * 1_200_000)
+            assert caught.value.errno is Errno.E2BIG
+        assert (await process.generate("hello", temperature=0)).text
+
+
 async def test_syscalls_return_the_replies_of_the_table(client: AsyncLLMasOS) -> None:
     assert client.welcome is not None
     assert client.welcome.profile is v.Profile.OPERATOR

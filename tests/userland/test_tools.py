@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llmasos import Errno, LLMasOS, SyscallError
+from llmasos.kernel.values import Kind
 from llmasos.userland.sdk import tools as tools_file
 from llmasos.userland.sdk.door import Process
 from llmasos.userland.sdk.tools import TOOLS, USUAL
@@ -134,11 +135,13 @@ def test_the_embedded_model_can_only_say_a_call(machine: Machine) -> None:
         tools = process.memory_tools(["search_mem"])
         assert [one["function"]["name"] for one in tools.definitions] == ["search_mem"]
         lines = [line for line in (tools_file.__doc__ or "").splitlines() if line[:4] == " " * 4]
-        assert len(lines) == 3
+        assert len(lines) == 4
         names: dict[str, Any] = {"process": process}
         exec(textwrap.dedent("\n".join(lines)), names)
         assert json.loads(names["call"])["name"] in USUAL
-        assert "Result: " in process.read_mem()[-2].text
+        spoken = [page.text for page in process.read_mem() if page.kind is Kind.USER]
+        assert spoken[0] == names["ask"]
+        assert spoken[1].startswith("Result: page 0, ")
         asked = "Search your memory for the spare key."
         said = process.generate(asked, schema=tools.schema, temperature=0, max_tokens=80).text
         assert json.loads(said)["name"] == "search_mem"

@@ -131,10 +131,11 @@ class Talk:
     def _leave(self) -> None:
         """Say how to go on. A conversation in which nobody spoke is not kept."""
         try:
-            info = _look(self._line, self._pid)
+            _look(self._line, self._pid)
+            held = self._line.call("read_mem", v.ReadMem(self._pid, 0, 1, texts=False), v.Pages)
         except SyscallError:
             return
-        if info.context or self._arguments.pid:
+        if held.pages or self._arguments.pid:
             note(f"pid {self._pid} keeps this conversation: `llmasos chat --pid {self._pid}`")
         else:
             talk.end(self._line, self._pid)

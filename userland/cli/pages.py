@@ -13,11 +13,10 @@ from . import exits
 from .door import connect
 from .mem import count
 from .show import complain, document, note
-from .stdin import said
+from .stdin import WHOLE, said
 from .talk import clean
 
 _AT_ONCE = 1000  # pages of one call
-_WHOLE = "`llmasos mem map PID FILE` takes a whole file"
 
 
 def numbered(first: int, last: int) -> str:
@@ -27,7 +26,7 @@ def numbered(first: int, last: int) -> str:
 
 # --- write ------------------------------------------------------------------------------------
 def write(arguments: Namespace) -> int:
-    text = said(arguments.text, limits.MESSAGE_CHARS, _WHOLE)
+    text = said(arguments.text, limits.MESSAGE_CHARS, WHOLE)
     if not text:
         note("llmasos mem write: there is no text: say it as words, or pipe it in")
         return exits.USAGE

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Sequence
 
+from llmasos.kernel import limits
 from llmasos.kernel import values as v
 
 from . import exits, stdin, talk
@@ -57,7 +58,8 @@ def _show(turn: talk.Turn, spawned: v.Spawned, arguments: Namespace) -> None:
 
 
 def _prompt(words: Sequence[str]) -> str:
-    """The words, then what is piped in."""
+    """The words, then what is piped in. E2BIG, before anything is started for it."""
     said = talk.clean(" ".join(words), "the prompt")
     piped = stdin.piped().strip()
-    return f"{said}\n\n{piped}" if said and piped else said or piped
+    whole = f"{said}\n\n{piped}" if said and piped else said or piped
+    return stdin.bounded(whole, limits.MESSAGE_CHARS, stdin.WHOLE)

@@ -11,6 +11,7 @@ from llmasos.kernel.errors import Errno, SyscallError, TooBig
 from .talk import clean
 
 _BESIDE = 8_192  # bytes that a call needs beside its text
+WHOLE = "`llmasos mem map PID FILE` takes a whole file"
 
 
 def piped() -> str:
@@ -33,9 +34,13 @@ def piped() -> str:
 
 def said(words: Sequence[str], most: int, hint: str) -> str:
     """The words, or else what is piped in, as it is. E2BIG: over `most` characters, or a frame."""
-    text = clean(" ".join(words), "the text") or piped()
+    return bounded(clean(" ".join(words), "the text") or piped(), most, hint)
+
+
+def bounded(text: str, most: int, hint: str) -> str:
+    """The same of a text that is at hand."""
     size, room = len(text.encode()), limits.FRAME_BYTES - _BESIDE
     if len(text) > most or size > room:
-        words_ = f"the text has {len(text)} characters, {size} bytes; {most} and {room} are allowed"
-        raise TooBig(words_, hint)
+        words = f"the text has {len(text)} characters, {size} bytes; {most} and {room} are allowed"
+        raise TooBig(words, hint)
     return text

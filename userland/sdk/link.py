@@ -196,14 +196,17 @@ class Link:
 
     # --- calls ------------------------------------------------------------------------------------
     def begin(self, name: str, request: object, *, soon: bool = False) -> Flight:
-        """Send a call, or put it in line. `soon`: a call that may be endless, but will not be."""
+        """Send a call, or put it in line. E2BIG.
+
+        `soon`: a call that may be endless, but will not be.
+        """
         if self._lost is not None:
             raise _again(self._lost)
         self._last += 1
         lane = None
         if soon or name not in ENDLESS:
             lane = self._lanes[0 if name in LONG else 1]
-        frame = wire.pack([wire.CALL, self._last, name, request])
+        frame = wire.call(self._last, name, request)
         flight = Flight(self._last, name, frame, lane)
         if lane is not None and not lane.permits:
             lane.waiting.append(flight)

@@ -69,7 +69,10 @@ class MemoryCalls:
         return await self._call("search_mem", v.SearchMem(pid, question, **options), v.Hits)
 
     async def pin(self, pid: int, first: int, count: int = 1, *, pinned: bool = True) -> v.Nothing:
-        """Keep pages in the window, or let them leave again. ENOENT."""
+        """Keep pages in the window, or let them leave again.
+
+        ENOENT; E2BIG when they would take more than half of it.
+        """
         return await self._call("pin", v.Pin(pid, first, count, pinned), v.Nothing)
 
     async def evict(self, pid: int, first: int, count: int = 1) -> v.Nothing:

@@ -3,14 +3,15 @@
 A program asks the model for a call, makes it, and says what came of it:
 
     tools = process.memory_tools()
-    call = process.generate("Where is the key? Look it up.", schema=tools.schema).text
+    ask = "Where is the key? Look it up."
+    call = process.generate(ask, schema=tools.schema, temperature=0).text
     process.generate(f"Result: {tools.call(call)}\\nNow answer.")
 
 `definitions` has the form of OpenAI's `tools`, for endpoints that know it. `schema` is a JSON
 schema of one call, `{"name": ..., "arguments": {...}}`: a local model held to it can say nothing
-else. Tools act for their own process alone: they read, write and erase its pages. `share` and `send`
-give to others what the gate allows, which is asked as for any other call; a page that is shared is
-forgotten for all who have it.
+else. Tools act for their own process alone: they read, write and erase its pages. `share` and
+`send` give to others what the gate allows, which is asked as for any other call; a page that is
+shared is forgotten for all who have it.
 """
 
 import json
@@ -120,7 +121,7 @@ async def _recv(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
 
 
 TOOLS = {
-    "search_mem": Tool("Find what was said or read before and is out of sight, by words and meaning.",
+    "search_mem": Tool("Find what is out of sight and was said or read before, by its meaning.",
                        {"question": _TEXT, "count": _COUNT}, ["question"], _search),
     "read_mem": Tool("Read a page by its number, or what was written under a key.",
                      {"page": _PAGE, "key": _KEY}, [], _read),
