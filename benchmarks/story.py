@@ -67,11 +67,15 @@ def main() -> None:
         (home / "hundred.txt").write_text(hundred(), encoding="utf-8")
         (home / "lighthouse.md").write_text(lighthouse(), encoding="utf-8")
         try:
-            run("llmasos chat --max-tokens 40 --temperature 0 < hundred.txt", home, shown=False)
+            run("llmasos chat --max-tokens 40 --seed 1 < hundred.txt", home, shown=False)
             run("llmasos mem map 1 lighthouse.md", home)
             run("llmasos mem 1 --map", home)
-            run(f'llmasos chat --pid 1 --max-tokens 40 --temperature 0 <<< "{QUESTION}"', home)
+            run("llmasos fork 1", home)
+            ask = f'--max-tokens 24 --temperature 0 <<< "{QUESTION}"'
+            run(f"llmasos chat --pid 2 --no-recall {ask}", home)
+            run(f"llmasos chat --pid 1 {ask}", home)
             run("llmasos mem why 1:0", home)
+            run("llmasos mem 1 --text > all.txt; grep -c Bello all.txt", home)
         finally:
             subprocess.run(["llmasos", "daemon", "stop"], capture_output=True, check=False)
 

@@ -10,7 +10,7 @@ Pure; owns nothing; knows neither the index nor the vectors. A candidate is foun
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, log, sqrt
+from math import log, sqrt
 
 from . import dates, lexical
 
@@ -21,7 +21,6 @@ _AUTHOR, _TIME, _SESSION, _WHEN, _ASKS = 2.0, 2.0, 0.5, 1.0, -0.4
 _LENGTH = 0.75  # for a page that is e times as long as usual
 _SHARE = 0.3  # of what a page with all words of a question could score: words count in full
 # What is clearly called for, for a budget that nobody asked to be filled (`clear`).
-ALIKE = 0.40  # cosine of the best page, smoothed, with the default embedder
 _CLEAR, _CLEAR_BY_WORDS = 4.0, 2.0  # a page's score, with an embedder and without
 
 _BEST = 3  # pages that speak for a session
@@ -129,17 +128,14 @@ def rank(question: Question, candidates: Iterable[Candidate], reach: Reach) -> l
     return found
 
 
-def clear(candidates: Iterable[Candidate], alike: float = ALIKE) -> float:
-    """The score from which a page is clearly called for; infinite where nothing in reach is.
+def clear(candidates: Iterable[Candidate]) -> float:
+    """The score from which a page is clearly called for.
 
-    Most requests need nothing from the past. Scores compare pages with each other, so the best of
-    nothing scores well too: whether there is anything is told by the cosine alone, which depends
-    on the embedder: `alike`.
+    The score alone decides. Whether the best page is like the question at all tells less: a fact
+    that is told in passing is a small part of what its page means, and its words find it.
     """
-    cosines = [one.dense for one in candidates if one.dense is not None]
-    if not cosines:
-        return _CLEAR_BY_WORDS
-    return _CLEAR if max(cosines) >= alike else inf
+    meant = any(one.dense is not None for one in candidates)
+    return _CLEAR if meant else _CLEAR_BY_WORDS
 
 
 def fill(

@@ -20,7 +20,7 @@ from .. import limits, points
 from ..database import Statement
 from ..driver import Likeness, Reach, Recall, RecallFacts
 from ..errors import DeviceFault, Errno, SyscallError
-from . import fuse, schema
+from . import schema
 from .memory import Memory
 
 log = logging.getLogger(__name__)
@@ -74,11 +74,6 @@ class Meaning:
         log.warning("the recall process died: %s", reason)
         for indexer in self._indexers.values():
             indexer.loaded.clear()
-
-    @property
-    def alike(self) -> float:
-        """The cosine below which pages and a question have nothing to do with each other."""
-        return fuse.ALIKE if self.embedder is None else -1.0  # of another embedder it is not known
 
     @property
     def os_pid(self) -> int:

@@ -55,7 +55,7 @@ class Hit:
 @dataclass(frozen=True, slots=True)
 class Found:
     hits: Sequence[Hit]  # the best first
-    clear: float = 0.0  # the score from which a page is clearly called for; infinite: none is
+    clear: float = 0.0  # the score from which a page is clearly called for
     note: str = ""  # why it is not what it could be
 
 
@@ -87,7 +87,7 @@ async def find(memory: Memory, meaning: Meaning, table: Table, wanted: Wanted) -
     ranked = _ranked(wanted, candidates, among)
     if wanted.tokens:
         ranked = fuse.fill(ranked, wanted.tokens, wanted.overhead)
-    clear = fuse.clear(candidates, meaning.alike)
+    clear = fuse.clear(candidates)
     return Found([Hit(held[one.page], one) for one in ranked[: wanted.count]], clear, near.note)
 
 

@@ -197,8 +197,6 @@ def test_the_best_that_fit_are_taken() -> None:
     assert fill(ranked, 0) == fill([], 100) == fill(ranked, 100, floor=inf) == []
 
 
-def test_nothing_is_called_for_where_no_page_is_like_the_request() -> None:
-    assert clear([Candidate(1, dense=0.1), Candidate(2)]) == inf
-    assert clear([Candidate(1, dense=0.6)]) < inf
-    assert clear([Candidate(1, dense=0.6)], alike=0.7) == inf
+def test_what_is_clearly_called_for_scores_more_where_meaning_counts_too() -> None:
+    assert clear([Candidate(1, dense=0.1), Candidate(2)]) == clear([Candidate(1, dense=0.6)])
     assert clear([Candidate(1, 3.0)]) < clear([Candidate(1, 3.0, dense=0.6)])

@@ -118,19 +118,19 @@ def test_the_lists_of_words_are_the_kernels() -> None:
 # --- the page table ---------------------------------------------------------------------------
 def test_the_page_table_and_its_totals(cli: Cli, pid: str, document: Path) -> None:
     cli("mem", "map", pid, str(document))
-    cli("mem", "pin", pid, "0", "2")
+    cli("mem", "pin", pid, "2")
     told = cli("mem", pid)
     assert told.narrow
     head, first, second, third, *_ = told.out.splitlines()
     assert " ".join(head.split()) == "PAGE WHERE KIND AUTHOR TIME (UTC) TOKENS USES TEXT"
-    assert first.split()[:3] == ["0", "window+pin", "user"]
+    assert first.split()[:3] == ["0", "window", "user"]
     assert second.split()[:3] == ["1", "window", "assistant"]
     assert third.split()[:4] == ["2", "store+map+pin", "document", "book.md"]
     assert first.endswith("…")
-    assert re.match(r"8 pages, \d+ tokens; in the window 2, \d+ of 512 tokens; pinned 2", told.err)
+    assert re.match(r"8 pages, \d+ tokens; in the window 2, \d+ of 512 tokens; pinned 1", told.err)
     found = cli("mem", pid, "--json").json
     assert (str(found["pid"]), found["window"]) == (pid, 512)
-    assert [page["pinned"] for page in found["pages"]] == [True, False, True, *[False] * 5]
+    assert [page["pinned"] for page in found["pages"]] == [False, False, True, *[False] * 5]
 
 
 def test_chinese_fits_its_columns() -> None:
@@ -142,12 +142,13 @@ def test_chinese_fits_its_columns() -> None:
 
 def test_the_map_is_read_without_colour(cli: Cli, pid: str, document: Path, box: Machine) -> None:
     cli("mem", "map", pid, str(document))
-    cli("mem", "pin", pid, "1", "3")
+    cli("mem", "write", pid, "a note")
+    cli("mem", "pin", pid, "1", "8")
     told = cli("mem", "--map", pid)
     assert told.narrow
     assert told.out.splitlines() == [
-        "0  #Pdpdddd", "", "in the window: # 1   P pinned 1",
-        "in the store:  d document 5   p pinned 1",
+        "0  #Pddddddp", "", "in the window: # 1   P pinned 1",
+        "in the store:  d document 6   p pinned 1",
     ]  # fmt: skip
     seen = on_a_terminal(box, "mem", "--map", pid, TERM="xterm", NO_COLOR="", COLUMNS="80")
     assert "\x1b[32m#\x1b[0m\x1b[33mP\x1b[0md" in seen
