@@ -150,8 +150,11 @@ class Mailboxes:
             async with asyncio.timeout(request.timeout_s):
                 await self._wait(process, box)
         except TimeoutError:
-            words = f"no message for process {process.pid} within {request.timeout_s or 0:g} s"
-            raise SyscallError(Errno.ETIMEDOUT, words, "wait longer", pid=process.pid) from None
+            words, hint = f"no message waits for process {process.pid}", ""
+            if request.timeout_s:
+                words = f"no message for process {process.pid} within {request.timeout_s:g} s"
+                hint = "wait longer"
+            raise SyscallError(Errno.ETIMEDOUT, words, hint, pid=process.pid) from None
         mail = box.waiting.popleft()
         box.taken[mail.number] = connection, mail
         self._readers.setdefault(connection, set()).add(process.pid)

@@ -128,7 +128,8 @@ async def evict(memory: Memory, table: Table, numbers: Sequence[int]) -> list[in
             table.must(number)
             if table.pinned(number):
                 words = f"page {number} of process {table.pid} is pinned"
-                raise SyscallError(Errno.EBUSY, words, "unpin it first", pid=table.pid)
+                hint = f"`llmasos mem pin {table.pid} {number} --off`"
+                raise SyscallError(Errno.EBUSY, words, hint, pid=table.pid)
         here = table.resident()
         leaving = [number for number in numbers if number in here]
         table.leave(leaving)

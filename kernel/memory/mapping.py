@@ -236,8 +236,8 @@ async def process(
     async with memory.tables.structure(table.owner), memory.tables.changing(table):
         pages = list(other.pages(part.start, min(part.stop, other.next)))
         if not pages:
-            words = f"process {other.pid} has no page from {part.start} to {part.stop - 1}"
-            raise SyscallError(Errno.ENOENT, words, f"`llmasos mem {other.pid}` lists its pages")
+            hint = f"`llmasos mem {other.pid}` lists its pages"
+            raise SyscallError(Errno.ENOENT, _none(other, part), hint)
         source = f"/proc/{other.pid}/mem"
         mapped = [
             table.map(space, place, count, writable=writable, source=source)
@@ -247,6 +247,16 @@ async def process(
             table.tokens += await _tokens(memory, table, one)
         await memory.change(table, Change(ranges=mapped))
     return mapped
+
+
+def _none(other: Table, part: range) -> str:
+    """Why nothing of a process can be mapped."""
+    if not other.next:
+        return f"process {other.pid} has no pages"
+    last = other.next - 1
+    if part.start > last:
+        return f"process {other.pid} has no page {part.start}: it has pages up to {last}"
+    return f"process {other.pid} has no page from {part.start} to {min(part.stop - 1, last)}"
 
 
 def _runs(pages: Sequence[int]) -> list[tuple[int, int, int]]:

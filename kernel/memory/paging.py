@@ -237,8 +237,8 @@ class _Draft:
         tokens = sum(cut.tokens for cuts in self.cuts for cut in cuts)
         self.notices[:] = [
             f"the request has {tokens} tokens, the window {self.window}: "
-            f"{sum(map(len, self.kept))} of its {whole} pages are in the window, all are stored "
-            f"and come back when they are needed"
+            f"{sum(map(len, self.kept))} of its {whole} pages are in the window, the others "
+            f"are stored beside it"
         ]
 
     def plan(self, prompt: Prompt) -> Plan:

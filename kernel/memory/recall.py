@@ -85,10 +85,20 @@ async def find(memory: Memory, meaning: Meaning, table: Table, wanted: Wanted) -
     ]  # fmt: skip
     among = fuse.Reach(sum(one.count for one in ranges), near.mean, near.spread)
     ranked = _ranked(wanted, candidates, among)
-    if wanted.tokens:
-        ranked = fuse.fill(ranked, wanted.tokens, wanted.overhead)
+    ranked, note = _filled(wanted, ranked)
     clear = fuse.clear(candidates)
-    return Found([Hit(held[one.page], one) for one in ranked[: wanted.count]], clear, near.note)
+    notes = "; ".join(filter(None, [note, near.note]))
+    return Found([Hit(held[one.page], one) for one in ranked[: wanted.count]], clear, notes)
+
+
+def _filled(wanted: Wanted, ranked: list[fuse.Ranked]) -> tuple[list[fuse.Ranked], str]:
+    """Those that have so many tokens together; and why it is none, when there are some."""
+    if not wanted.tokens:
+        return ranked, ""
+    chosen = fuse.fill(ranked, wanted.tokens, wanted.overhead)
+    if chosen or not ranked:
+        return chosen, ""
+    return [], f"none fits {wanted.tokens} tokens: the best page has {ranked[0].tokens}"
 
 
 def _near(turns: Mapping[int, float], nears: Mapping[int, float], page: int) -> float:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from .. import limits, permit
 from .. import values as v
@@ -20,8 +21,22 @@ from .call import Call
 
 
 async def read_mem(m: Machine, call: Call, request: v.ReadMem) -> v.Pages:
+    _check_times(request)
     _, table = await _opened(m, call, request.pid)
     return await reading.read(m.memory, table, request)
+
+
+def _check_times(request: v.ReadMem | v.SearchMem) -> None:
+    """EINVAL: nothing can be in between."""
+    since, until = request.since, request.until
+    if since is not None and until is not None and since > until:
+        words = f"since={_day(since)} is later than until={_day(until)}"
+        raise SyscallError(Errno.EINVAL, words, "give the earlier time as since")
+
+
+def _day(seconds: float) -> str:
+    """Unix seconds as people write them, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 async def write_mem(m: Machine, call: Call, request: v.WriteMem) -> v.Written:
@@ -68,6 +83,7 @@ async def _old(m: Machine, table: Table, request: v.WriteMem) -> Stored | None:
 
 async def search_mem(m: Machine, call: Call, request: v.SearchMem) -> v.Hits:
     begun = time.perf_counter()
+    _check_times(request)
     _, table = await _opened(m, call, request.pid)
     resident = table.resident()
     wanted = Wanted(
@@ -144,7 +160,6 @@ async def _map(
         words = f"process {table.pid} has its own pages already"
         raise SyscallError(Errno.EINVAL, words, "name another process", pid=table.pid)
     source = await m.memory.opened(other)
-    part = range(part.start, min(part.stop, source.next))
     mapped = await mapping.process(m.memory, table, source, part, writable=writable)
     return mapped[0].first, sum(one.count for one in mapped)
 

@@ -52,6 +52,10 @@ async def test_promise_of_a_small_engine(promise: Promise, small: Rig) -> None:
     await promise(small)
 
 
+async def test_the_window_that_the_model_was_trained_for_is_told(rig: Rig) -> None:
+    assert (rig.facts.window, rig.facts.trained) == (512, 8192)
+
+
 async def test_the_model_answers(rig: Rig) -> None:
     assert "Paris" in (await rig.run(await rig.prompt())).text
 

@@ -120,7 +120,7 @@ def test_a_request_larger_than_the_window_is_stored_whole_and_said(line: Line) -
     said, reply = say(line, pid, text)
     (notice,) = reply.notices
     assert "of its" in notice
-    assert "all are stored" in notice
+    assert notice.endswith("in the window, the others are stored beside it")
     assert "".join(p.text for p in pages(line, pid) if p.kind is v.Kind.USER) == text
     assert reply.usage.prompt_tokens + 60 <= WINDOW
     assert said.startswith("Read this.")

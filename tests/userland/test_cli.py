@@ -36,7 +36,7 @@ WALK: dict[str, list[str]] = {
     "mem map": ["{pid}", __file__],
     "mem unmap": ["{pid}", "3"],
     "mem share": ["{pid}", "{other}", "0-1"],
-    "mem forget": ["{pid}", "2"],
+    "mem forget": ["-y", "{pid}", "2"],
     "mem export": ["{pid}"],
     "mem fsck": [],
     "send": ["{pid}", "hello"],

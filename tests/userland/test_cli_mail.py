@@ -22,6 +22,7 @@ def cli(
 
 def test_messages_are_sent_and_received(cli: Cli, pid: int, shared: Machine) -> None:
     assert cli("send", str(pid), "hello", "there").out == ""
+    assert "1 message waits" in cli("daemon", "status").out
     assert cli("send", str(pid), "again", "--json").json["waiting"] == 2
     assert "2 messages wait" in cli("daemon", "status").out
     first = cli("recv", str(pid))
@@ -29,9 +30,11 @@ def test_messages_are_sent_and_received(cli: Cli, pid: int, shared: Machine) -> 
     assert re.fullmatch(rf"\[\w+, {TIME}\]\n", first.err)
     second = cli("recv", str(pid), "--json").json
     assert (second["body"], second["sender"], second["waiting"]) == ("again", 0, 0)
-    for patience in ("0", "0.01", "1s"):
+    none, within = f"no message waits for process {pid}\n", "within 0.01 s\n  wait longer\n"
+    for patience, words in {"0": none, "0.01": within, "1s": "within 1 s"}.items():
         late = cli("recv", str(pid), "--timeout", patience)
         assert (late.code, late.out) == (exits.TIMEOUT, "")
+        assert words in late.err
     follow = shared.begin("recv", str(pid), "--follow", "--json")
     assert follow.stdout is not None
     for body in ("one\ntwo", "three"):

@@ -109,6 +109,20 @@ async def test_a_call_over_a_frame_is_e2big_and_the_client_goes_on(client: Async
         assert (await process.generate("hello", temperature=0)).text
 
 
+async def test_an_option_that_makes_no_sense_is_named(client: AsyncLLMasOS) -> None:
+    async with await client.spawn("echo", keep=False) as process:
+        with pytest.raises(SyscallError, match="overflow='x': it is page or error") as caught:
+            await process.generate("hello", overflow="x")
+        assert caught.value.errno is Errno.EINVAL
+        with pytest.raises(TypeError, match="'foo'"):
+            await client.write_mem(process.pid, "text", foo=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        for call in (client.read_mem(process.pid, since=9.0, until=8.0),
+                     client.search_mem(process.pid, "hello", since=9.0, until=8.0)):  # fmt: skip
+            with pytest.raises(SyscallError, match="is later than until=1970-01-01") as late:
+                await call
+            assert late.value.errno is Errno.EINVAL
+
+
 async def test_syscalls_return_the_replies_of_the_table(client: AsyncLLMasOS) -> None:
     assert client.welcome is not None
     assert client.welcome.profile is v.Profile.OPERATOR

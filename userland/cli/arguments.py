@@ -10,8 +10,10 @@ def parser(verb: Verb) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"llmasos {verb.words}", description=verb.summary, allow_abbrev=False
     )
+    words = {one.apart for one in verb.options if one.apart}
+    apart = {word: parser.add_mutually_exclusive_group() for word in words}
     for option in verb.options:
-        parser.add_argument(*option.flags, **option.settings)
+        apart.get(option.apart, parser).add_argument(*option.flags, **option.settings)
     return parser
 
 

@@ -18,10 +18,12 @@ from . import exits
 from .door import connect
 from .show import card, document, harmless, note, plain, size, span
 
-_MEMORY = {  # counters, in words
-    "hits": "hits", "soft_faults": "soft faults", "hard_faults": "hard faults",
-    "evictions": "evictions", "thrashes": "thrashing calls",
-    "pages_waiting": "pages wait for vectors", "mail": "messages wait",
+_MEMORY = {  # counters, in words: of one, of many
+    "hits": ("hit", "hits"), "soft_faults": ("soft fault", "soft faults"),
+    "hard_faults": ("hard fault", "hard faults"), "evictions": ("eviction", "evictions"),
+    "thrashes": ("thrashing call", "thrashing calls"),
+    "pages_waiting": ("page waits for vectors", "pages wait for vectors"),
+    "mail": ("message waits", "messages wait"),
 }  # fmt: skip
 
 
@@ -89,9 +91,9 @@ def status(arguments: Namespace) -> int:
 
 def _memory(stat: v.Stat) -> dict[str, str]:
     """Its counters on one line, those that count something."""
-    counts = {words: getattr(stat, name) for name, words in _MEMORY.items()}
-    said = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
-    return {"memory": said} if said else {}
+    counts = [(getattr(stat, name), *words) for name, words in _MEMORY.items()]
+    said = [f"{count} {one if count == 1 else many}" for count, one, many in counts if count]
+    return {"memory": ", ".join(said)} if said else {}
 
 
 # --- its log ----------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def until(text: str) -> float:
 
 def _moment(text: str, day: float) -> float:
     try:
-        return time.time() - duration(text)
+        return time.time() - duration(text.removesuffix(" ago"))
     except ValueError:
         moment = import_module("datetime")  # most calls have no date: they do not pay for it
     read = moment.datetime.fromisoformat(text)
@@ -58,4 +58,4 @@ def _moment(text: str, day: float) -> float:
 
 duration.__name__ = "duration (as 30m, 12h, 90d or 2w)"
 patience.__name__ = "time (seconds, or as 30m or 12h)"
-since.__name__ = until.__name__ = "time (as 12h or 30d ago, or 2026-11-03T14:00)"
+since.__name__ = until.__name__ = "time (12h, 30d: so long ago; or as 2026-11-03T14:00)"

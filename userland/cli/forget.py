@@ -1,4 +1,4 @@
-"""`llmasos mem forget`: pages erased for good. Who sits at a terminal is asked first."""
+"""`llmasos mem forget`: pages erased for good, when somebody at the terminal or -y says so."""
 
 import sys
 from argparse import Namespace
@@ -21,9 +21,12 @@ def forget(arguments: Namespace) -> int:
         note("llmasos mem forget: name pages, or a key")
         return exits.USAGE
     pid: int = arguments.pid
-    key = clean(arguments.key, "the key")
+    key = clean(arguments.key or "", "the key")
     ranges: Sequence[tuple[int, int]] = arguments.pages
-    if not arguments.yes and sys.stdin.isatty() and not _sure(_what(pid, ranges, key)):
+    if not arguments.yes and not sys.stdin.isatty():
+        note("llmasos mem forget: nobody can be asked here: -y erases without a question")
+        return exits.USAGE
+    if not arguments.yes and not _sure(_what(pid, ranges, key)):
         note("nothing was forgotten")
         return exits.FAILED
     requests = [v.Forget(pid, first, last + 1 - first) for first, last in ranges]

@@ -53,8 +53,14 @@ def mem(arguments: Namespace) -> int:
 def _row(page: v.Page, now: float) -> tuple[object, ...]:
     return (
         page.number, where(page), page.kind, clip(page.author, _NAME), moment(page.time, now),
-        page.tokens, page.uses, page.text,
+        page.tokens, page.uses, keyed(page),
     )  # fmt: skip
+
+
+def keyed(page: v.Page) -> str:
+    """A page's text, its key before it; a document's is its author already."""
+    shown = page.key and page.kind is not v.Kind.DOCUMENT
+    return f"[{page.key}] {page.text}" if shown else page.text
 
 
 def where(page: v.Page) -> str:
@@ -97,7 +103,7 @@ def _texts(pages: Sequence[v.Page]) -> None:
 
 # --- one page ---------------------------------------------------------------------------------
 def read(arguments: Namespace) -> int:
-    what, key = arguments.what, arguments.key
+    what, key = arguments.what, arguments.key or ""
     if bool(what) is bool(key):
         note("llmasos mem read: name a page or a key")
         return exits.USAGE
@@ -188,12 +194,12 @@ def search(arguments: Namespace) -> int:
     if found.hits:
         rows = [
             (hit.page.number, f"{hit.score:.2f}", made_of(hit.parts), where(hit.page),
-             hit.page.text)
+             keyed(hit.page))
             for hit in found.hits
         ]  # fmt: skip
         cut(("PAGE", "SCORE", "MADE OF", "WHERE", "TEXT"), rows)
     else:
-        note("no page was found")
+        note("no page was found" + " that fits" * bool(arguments.tokens))
     if found.note:
         note(found.note)
     return exits.OK

@@ -31,7 +31,7 @@ def write(arguments: Namespace) -> int:
         note("llmasos mem write: there is no text: say it as words, or pipe it in")
         return exits.USAGE
     request = v.WriteMem(
-        arguments.pid, text, arguments.page, clean(arguments.key, "the key"),
+        arguments.pid, text, arguments.page, clean(arguments.key or "", "the key"),
         v.Kind(arguments.kind) if arguments.kind else None,
         clean(arguments.author, "the author"), labels=arguments.labels,
     )  # fmt: skip
@@ -126,14 +126,18 @@ def map_(arguments: Namespace) -> int:
 
 
 def _found(path: str) -> str:
-    """A path without links, as the kernel wants it. ENOENT."""
+    """A path without links, as the kernel wants it. ENOENT; EINVAL: it names no folder."""
     try:
         os.stat(clean(path, "the path"))
     except (OSError, ValueError) as error:
         words = f"{path}: {error.strerror if isinstance(error, OSError) else error}"
         hint = "give the path of a file or a folder, or a pid"
         raise SyscallError(Errno.ENOENT, words, hint) from error
-    return os.path.realpath(path)
+    found = os.path.realpath(path)
+    if found == os.sep:
+        words = f"{path} is the root of all files"
+        raise SyscallError(Errno.EINVAL, words, "name a file, or a folder in it")
+    return found
 
 
 def _fields(mapped: v.Mapped) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from llmasos.kernel import limits
 
 from .duration import patience, since, until
-from .verb import JSON, PID, Verb, between, option, pages, spot
+from .verb import JSON, PID, Verb, between, named, option, pages, spot
 
 KINDS = ("system", "user", "assistant", "tool", "document", "note", "summary")  # of pages
 OVERFLOW = ("page", "error")
@@ -11,12 +11,12 @@ OVERFLOW = ("page", "error")
 _INDEX = between(int, 0, 2**53)
 _PAGES = option("pages", nargs="+", metavar="PAGE[-PAGE]", type=pages)
 _TEXT = option("text", nargs="*", metavar="TEXT", help="else what is piped in")
-_KEY = option("--key", metavar="KEY", default="", help="what this key stands for")
+_KEY = option("--key", metavar="KEY", type=named, help="what this key stands for")
 ROWS = (
     Verb("mem", ".mem:mem", "the pages of a process", (
-        option("--text", dest="view", action="store_const", const="text",
+        option("--text", dest="view", action="store_const", const="text", apart="view",
                help="whole texts, no table"),
-        option("--map", dest="view", action="store_const", const="map",
+        option("--map", dest="view", action="store_const", const="map", apart="view",
                help="one character a page"),
         JSON, PID,
     )),
@@ -31,9 +31,9 @@ ROWS = (
                help="the best that have so many tokens together"),
         option("--author", default="", metavar="NAME", help="who wrote it"),
         option("--since", type=since, metavar="TIME",
-               help="not older: as 12h or 30d ago, or 2026-11-03T14:00 in UTC"),
+               help="not older: 12h, 30d: so long ago; or as 2026-11-03T14:00 in UTC"),
         option("--until", type=until, metavar="TIME", help="not newer"),
-        option("--label", default="", metavar="LABEL", help="that it has"),
+        option("--label", default="", metavar="LABEL", help="that it has; one only"),
         option("--kind", action="append", default=[], choices=KINDS, dest="kinds",
                help="one of these; repeatable"),
         option("--words", action="store_true", help="by words only, not by meaning"),
@@ -45,7 +45,7 @@ ROWS = (
                                 help="a number is a page"),
     )),
     Verb("mem write", ".pages:write", "write a text as pages, outside the window", (
-        option("--key", metavar="KEY", default="", help="in place of what this key stood for"),
+        option("--key", metavar="KEY", type=named, help="in place of what this key stood for"),
         option("--page", type=_INDEX, metavar="PAGE", help="in place of this page"),
         option("--author", default="", metavar="NAME", help="who wrote it (default: you)"),
         option("--label", action="append", default=[], dest="labels", metavar="LABEL",
@@ -72,7 +72,8 @@ ROWS = (
         option("pages", metavar="PAGE[-PAGE]", type=pages),
     )),
     Verb("mem forget", ".forget:forget", "erase pages for everybody who has them, for good", (
-        _KEY, option("-y", "--yes", action="store_true", help="do not ask"), JSON, PID,
+        _KEY, option("-y", "--yes", action="store_true",
+                     help="do not ask; needed where there is no terminal"), JSON, PID,
         option("pages", nargs="*", metavar="PAGE[-PAGE]", type=pages),
     )),
     Verb("mem export", ".export:export", "all pages, one JSON line each", (

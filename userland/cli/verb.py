@@ -12,6 +12,7 @@ class Option(NamedTuple):
 
     flags: tuple[str, ...]
     settings: dict[str, Any]
+    apart: str = ""  # at most one of those with the same word may be given
 
 
 class Verb(NamedTuple):
@@ -23,8 +24,8 @@ class Verb(NamedTuple):
     extra: bool = False  # what is not in `options` is handed over as `extra`
 
 
-def option(*flags: str, **settings: Any) -> Option:
-    return Option(flags, settings)
+def option(*flags: str, apart: str = "", **settings: Any) -> Option:
+    return Option(flags, settings, apart)
 
 
 def between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
@@ -57,6 +58,13 @@ def user(text: str) -> str:
     return text
 
 
+def named(text: str) -> str:
+    """A name that is not empty, for argparse."""
+    if not text:
+        raise ValueError(text)
+    return text
+
+
 def spot(text: str) -> tuple[int, int]:
     """PID:PAGE, for argparse."""
     pid, _, page = text.partition(":")
@@ -82,8 +90,9 @@ def _number(text: str, low: int = 0) -> int:
 PAGES = 1_000_000  # named at once
 bias.__name__ = "ID=VALUE"
 user.__name__ = "user name (up to 32 letters, digits and ._-, a letter or digit first)"
+named.__name__ = "name (it is empty)"
 spot.__name__ = "PID:PAGE (as 3:12)"
-pages.__name__ = "PAGE or FIRST-LAST (as 12 or 12-40)"
+pages.__name__ = f"PAGE or FIRST-LAST (as 12 or 12-40, upwards, {PAGES} pages at most)"
 
 JSON = option("--json", action="store_true", help="print JSON")
 PID = option("pid", metavar="PID", type=between(int, 1, 2**53))

@@ -85,16 +85,24 @@ class Reply:
 
 
 def request(pid: int, prompt: Prompt, options: Options) -> v.Generate:
-    """A prompt and its options as the syscall wants them. TypeError for an unknown option."""
+    """A prompt and its options as the syscall wants them. EINVAL; TypeError: no such option."""
     rest = cast("dict[str, Any]", dict(options))
     own = {name: rest.pop(name) for name in _OF_THE_CALL if name in rest}
     if "overflow" in own:
-        own["overflow"] = v.Overflow(own["overflow"])
+        own["overflow"] = _overflow(own["overflow"])
     if "bias" in rest:
         rest["bias"] = {str(token): float(value) for token, value in rest["bias"].items()}
     if isinstance(rest.get("schema"), Mapping):
         rest["schema"] = json.dumps(rest["schema"])
     return v.Generate(pid, messages(prompt), sampling=v.Sampling(**rest), **own)
+
+
+def _overflow(said: str) -> v.Overflow:
+    try:
+        return v.Overflow(said)
+    except ValueError as error:
+        ways = " or ".join(v.Overflow)
+        raise SyscallError(Errno.EINVAL, f"overflow={said!r}: it is {ways}") from error
 
 
 def messages(prompt: Prompt) -> list[v.Message]:
