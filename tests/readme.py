@@ -40,8 +40,14 @@ def reached() -> str:
     for document, figure in _figures(found):
         if figure["bar"] is not None:
             sign = "≥" if figure["better"] == "higher" else "≤"
-            lines.append(f"{_cells(document, figure)} {sign} {figure['bar']:g} |")
+            missed = "" if _good(figure) else ", missed"
+            lines.append(f"{_cells(document, figure)} {sign} {figure['bar']:g}{missed} |")
     return "\n".join([*lines, "", _measured(found)])
+
+
+def _good(figure: dict[str, Any]) -> bool:
+    value, bar = figure["value"], figure["bar"]
+    return value is not None and (value >= bar if figure["better"] == "higher" else value <= bar)
 
 
 def told() -> str:
