@@ -265,7 +265,7 @@ def test_texts_are_written_and_read_as_they_are(cli: Cli, pid: str, box: Machine
 def test_what_cannot_be_written_is_refused_with_the_reason(
     cli: Cli, pid: str, box: Machine, document: Path
 ) -> None:
-    cli("mem", "map", pid, str(document))
+    cli("mem", "map", pid, str(document), "--read-only")
     before = cli("mem", pid, "--json").json
     for line, stdin, code, words in (
         (["mem", "write", pid], b"ab\xff", exits.FAILED, "byte 2"),
