@@ -52,9 +52,9 @@ def plain_tokens(sizes: list[int], system: int, reserve: int, window: int) -> in
     return sent
 
 
-def converse(client: Line, turns: int, seed: int, window: int) -> Tally:
+def converse(client: Line, turns: int, seed: int, window: int, model: str = MODEL) -> Tally:
     """One conversation, to its end."""
-    pid = client.call("spawn", v.Spawn(MODEL, app="bench", system=SYSTEM), v.Spawned).pid
+    pid = client.call("spawn", v.Spawn(model, app="bench", system=SYSTEM), v.Spawned).pid
     system = client.call("read_mem", v.ReadMem(pid), v.Pages).pages[0].tokens + TEMPLATE
     tally = Tally()
     pages: dict[int, list[int]] = {}  # of each fact

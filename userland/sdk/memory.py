@@ -1,5 +1,6 @@
 """The syscalls about pages and messages, as methods of the client."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypedDict, TypeVar, Unpack
 
@@ -46,11 +47,11 @@ class SearchOptions(TypedDict, total=False):
     outside: bool  # only pages outside the window
 
 
-class MemoryCalls:
+class MemoryCalls(ABC):
     """What AsyncLLMasOS can do with pages and mailboxes."""
 
-    async def _call(self, name: str, request: object, reply: type[T]) -> T:
-        raise NotImplementedError
+    @abstractmethod
+    async def _call(self, name: str, request: object, reply: type[T]) -> T: ...
 
     async def read_mem(self, pid: int, **options: Unpack[ReadOptions]) -> v.Pages:
         """Pages of a process; `next` is the `first` of the rest when the reply was cut. ESRCH."""

@@ -5,7 +5,7 @@ and `stream` take a process for one answer and end it.
 """
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -203,7 +203,7 @@ class AsyncAnswer:
         await self.close()
 
 
-class Calls(MemoryCalls, ABC):
+class Calls(MemoryCalls):
     """The syscalls that models and processes make; AsyncLLMasOS has them."""
 
     @abstractmethod
