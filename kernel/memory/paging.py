@@ -86,15 +86,18 @@ class Pager:
         draft.take(prompt)
         if table.tokens > facts.window // 2:
             self._meaning.want(process.owner)
-        absent = draft.absent()
-        if draft.fits(prompt.size) and not absent:
+        if draft.fits(prompt.size) and not draft.absent():
             return draft.plan(prompt)
         if request.overflow == "error" and not draft.fits(prompt.size):
             raise draft.too_big(prompt.size)
+        await self._bring(table, draft)
+        return await self._fitted(table, draft, engine, prompt.size)
+
+    async def _bring(self, table: Table, draft: "_Draft") -> None:
+        """What comes back: pinned pages, and those that the request needs."""
         draft.back = await self._pinned(table)
-        if absent and request.recall and not request.raw:
+        if draft.absent() and draft.request.recall and not draft.request.raw:
             draft.back += await self._recalled(table, draft)
-        return await self._fitted(draft, engine, prompt.size)
 
     async def _pinned(self, table: Table) -> list[Hit]:
         """Pinned pages that are not in the window."""
@@ -108,7 +111,7 @@ class Pager:
         room = min(int(draft.window * limits.RECALL_SHARE), draft.most_back())
         if room <= 0:
             return []
-        skip = frozenset(table.resident()) | {hit.page.number for hit in draft.back}
+        skip = draft.here() | {hit.page.number for hit in draft.back}
         best: dict[int, Hit] = {}
         for question in questions_of(draft.request.messages):
             wanted = Wanted(question, count=limits.BACK, skip=skip)
@@ -126,13 +129,16 @@ class Pager:
             chosen = fill(ranked[:1], draft.most_back(), LINE_TOKENS)
         return [best[one.page] for one in chosen]
 
-    async def _fitted(self, draft: "_Draft", engine: Engine, size: int) -> Plan:
+    async def _fitted(self, table: Table, draft: "_Draft", engine: Engine, size: int) -> Plan:
         """Compact until the call fits, as the engine counts. E2BIG when nothing more can go."""
         size += sum(hit.page.tokens + LINE_TOKENS for hit in draft.back)
         for _ in range(limits.COMPOSE_TRIES):
             over = size + draft.reserve - draft.window
             if over > 0:
+                whole = not draft.evicted
                 draft.shrink(over)
+                if whole and draft.evicted:  # what has just left may be what the request needs
+                    await self._bring(table, draft)
             prompt = await engine.compose(draft.said(), raw=draft.request.raw, fresh=0)
             size = prompt.size
             if draft.fits(size):
@@ -165,11 +171,15 @@ class _Draft:
         self.cuts = prompt.cuts
         self.kept = [list(range(len(cuts))) for cuts in prompt.cuts]
 
+    def here(self) -> frozenset[int]:
+        """Pages that are in the window, and stay."""
+        return frozenset(self._table.resident().difference(self.evicted))
+
     def absent(self) -> bool:
         """Whether there are pages outside the window."""
         table = self._table
         gone = sum(1 for mark in table.marks.values() if mark.page == 0)
-        return sum(one.count for one in table.ranges) - gone > len(table.resident())
+        return sum(one.count for one in table.ranges) - gone > len(self.here())
 
     def fits(self, size: int) -> bool:
         return size + self.reserve <= self.window

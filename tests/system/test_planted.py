@@ -6,7 +6,7 @@ from llmasos.userland.bench.paging import converse
 from llmasos.userland.line import Line
 from tests.system.daemon import Machine
 
-WINDOW, TURNS = 1024, 80
+WINDOW, TURNS = 1024, 100
 
 
 @pytest.mark.timeout(300)
@@ -19,4 +19,4 @@ def test_facts_told_in_passing_come_back_when_they_are_asked_for(
         tally = converse(line, TURNS, 1, WINDOW, "echo")
     assert tally.asked >= 10
     assert tally.compactions > 2
-    assert tally.there >= 0.8 * tally.asked, tally.missed
+    assert tally.there >= 0.9 * tally.asked, tally.missed
