@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 
+from .. import limits
 from ..database import Statement
-from ..errors import Denied, Errno, SyscallError
+from ..errors import Denied, Errno, SyscallError, TooBig
+from ..values import Role
 from . import rows, schema
 from .memory import Memory
 from .rows import OTHERS, REPLACED, Change, Moved, Written, runs
-from .sizes import check_pins
 from .table import GONE, Table
 
 
@@ -27,7 +28,7 @@ async def replace(
         _writable(table, number)
         page = table.mark(number).page = table.aside()
         why, statements = await _instead(memory, table, old, page, pages[0])
-        table.window = [*table.window]  # with other tokens
+        table.sizes[number] = pages[0].tokens
         free, erased = memory.let_go(table.owner, [old])
         move = Moved(number, number, REPLACED, why)
         await memory.change(table, Change([move], marks=[number], more=[*statements, *erased]))
@@ -111,7 +112,7 @@ async def pin(
         for number in numbers:
             table.must(number)
         if pinned and window:
-            await check_pins(memory, table, numbers, window)
+            await _check_pins(memory, table, numbers, window)
         for number in numbers:
             table.mark(number).pinned = pinned
         moves = [
@@ -119,6 +120,20 @@ async def pin(
             for low, high in runs(numbers)
         ]
         await memory.change(table, Change(moves, marks=numbers))
+
+
+async def _check_pins(memory: Memory, table: Table, numbers: Sequence[int], window: int) -> None:
+    """E2BIG when all that never leaves would take more than its share of the window."""
+    pinned = {*numbers, *(n for n, mark in table.marks.items() if mark.pinned)}
+    system = {n for p in table.window if p.role is Role.SYSTEM for n in p.pages}
+    tokens = sum((await memory.sizes(table, pinned | system)).values())
+    room = int(window * limits.PIN_SHARE)
+    if tokens > room:
+        words = (
+            f"{len(pinned)} pinned pages, with the system prompt, would take {tokens} tokens; "
+            f"{room} of the window's {window} are for them"
+        )
+        raise TooBig(words, f"pin fewer; `llmasos mem pin {table.pid} PAGE --off` lets one go")
 
 
 async def evict(memory: Memory, table: Table, numbers: Sequence[int]) -> list[int]:

@@ -109,5 +109,5 @@ def _forgotten(memory: Memory, table: Table, numbers: Sequence[int]) -> list[Sta
     return [
         *(rows.mark_row(table, number) for number in numbers),
         *(rows.move_row(table.pid, move) for move in moves),
-        *rows.saved(table, window=table.pid not in memory.unread),
+        *memory.saved(table),
     ]

@@ -42,6 +42,7 @@ class Indexer:
     loaded: set[int] = field(default_factory=set[int])  # spaces that the device holds
     lock: anyio.Lock = field(default_factory=anyio.Lock)
     news: anyio.Event = field(default_factory=anyio.Event)
+    coming: int = 0  # pages whose vectors are being kept and handed over
     running: bool = False
     refused: str = ""  # why its vectors are not used
 
@@ -136,7 +137,8 @@ class Meaning:
         if refused := await self._refused(owner.name, indexer):
             return replace(nothing, note=refused)
         with anyio.move_on_after(limits.RECALL_S):
-            waiting = await self.waiting(owner.name)  # before: what comes meanwhile may be missed
+            # Before: what comes meanwhile may be missed.
+            waiting = max(await self.waiting(owner.name), indexer.coming)
             try:
                 asked = await self._asked(question)
                 await self._load_all(owner.name, indexer, [part.space for part in parts])
@@ -201,19 +203,27 @@ class Meaning:
         vectors = await embed(texts)
         points.passed("index.embedded")
         ids = [int(row[0] or 0) for row in rows]
+        indexer.coming = len(ids)  # they wait no more when they are kept, and are found a bit later
+        try:
+            await self._keep(owner, indexer, dict(zip(ids, vectors, strict=True)))
+        finally:
+            indexer.coming = 0
+        points.passed("index.added")
+        await self._memory.count_waiting()
+        return True
+
+    async def _keep(self, owner: str, indexer: Indexer, made: dict[int, bytes]) -> None:
+        """New vectors to the disk and to the device, but for pages that are gone meanwhile."""
         statements: list[Statement] = [(_MADE_BY, (self.made_by,))]
-        statements += [(_KEEP, (v, page)) for v, page in zip(vectors, ids, strict=True)]
-        statements += [(_DONE, (page,)) for page in ids]
+        statements += [(_KEEP, (vector, page)) for page, vector in made.items()]
+        statements += [(_DONE, (page,)) for page in made]
         async with indexer.lock:
             database = self._memory.database(owner)
             await self._memory.store.write(database, statements, durable=False)
             points.passed("index.kept")
-            still = {int(row[0] or 0) for row in await self._memory.by_id(owner, ids)}
-            made = {page: v for page, v in zip(ids, vectors, strict=True) if page in still}
-            await self._hand_over(owner, indexer, made)
-        points.passed("index.added")
-        await self._memory.count_waiting()
-        return True
+            still = {int(row[0] or 0) for row in await self._memory.by_id(owner, list(made))}
+            left = {page: vector for page, vector in made.items() if page in still}
+            await self._hand_over(owner, indexer, left)
 
     async def _hand_over(self, owner: str, indexer: Indexer, made: dict[int, bytes]) -> None:
         """New vectors to the device; of a space that it does not know, all of them."""

@@ -71,18 +71,17 @@ class Memory:
 
     def _load(self, owner: str) -> None:
         database = self.database(owner)
-        sql = "SELECT pid, space, next, place, messages, tokens FROM tables"
+        sql = "SELECT pid, space, next, place, messages, tokens, held FROM tables"
         for row in self.store.read(database, sql):
-            pid, space, following, place, messages, tokens = (int(one or 0) for one in row)
-            self.tables.add(Table(pid, owner, space, following, place, messages, tokens))
+            pid, space, after, place, messages, tokens, held = (int(one or 0) for one in row)
+            self.tables.add(Table(pid, owner, space, after, place, messages, tokens, held=held))
             self.unread.add(pid)
         for row in self.store.read(database, "SELECT * FROM ranges ORDER BY pid, first"):
             pid, *numbers, writable = (int(one or 0) for one in row[:6])
             table = self.tables.get(pid)
             if table is not None:
                 first, count, space, place = numbers
-                one = Range(first, count, space, place, bool(writable), str(row[6]))
-                table.ranges.append(one)
+                table.ranges.append(Range(first, count, space, place, bool(writable), str(row[6])))
         self.waiting += int(self.store.read(database, "SELECT count(*) FROM todo")[0][0] or 0)
         for row in self.store.read(database, "SELECT * FROM marks"):
             table = self.tables.get(int(row[0] or 0))
@@ -122,23 +121,18 @@ class Memory:
     async def opened(self, process: Process) -> Table:
         """The same, with its window read from disk after a restart."""
         table = self.table(process)
-        await self.windows(table.owner, [table])
-        return table
-
-    async def windows(self, owner: str, tables: Sequence[Table]) -> None:
-        """Read the windows of an owner's tables that are still on disk, in one look."""
-        unread = {table.pid: table for table in tables if table.pid in self.unread}
-        if not unread:
-            return
-        sql = "SELECT pid, window FROM tables WHERE pid IN (SELECT value FROM json_each(?))"
-        rows = await self.read(owner, sql, json.dumps(list(unread)))
-        found = {int(pid or 0): text for pid, text in rows}
-        for pid, table in unread.items():
-            text = found.get(pid, "[]")
+        if table.pid in self.unread:
+            sql = "SELECT window FROM tables WHERE pid = ?"
+            found = await self.read(table.owner, sql, table.pid)
+            text = found[0][0] if found else "[]"
             window = load(str(text)) if text is not None else await self._whole(table)
-            if pid in self.unread:
-                self.unread.discard(pid)
-                table.window = window
+            numbers = [number for piece in window for number in piece.numbers()]
+            sizes = await self.sizes(table, numbers)
+            if table.pid in self.unread:
+                self.unread.discard(table.pid)
+                table.window, table.sizes = window, sizes
+                table.weigh()
+        return table
 
     async def _whole(self, table: Table) -> list[Piece]:
         """The window of a process from a time when all of it was always there."""
@@ -149,8 +143,12 @@ class Memory:
             piece.pages.append(number)
         return list(pieces.values())
 
-    def _saved(self, table: Table, *, ranges: Sequence[Range] = ()) -> list[Statement]:
-        return rows.saved(table, window=table.pid not in self.unread, ranges=ranges)
+    def saved(self, table: Table, *, ranges: Sequence[Range] = ()) -> list[Statement]:
+        """A table as it is now; a window that was not read yet stays as it is on disk."""
+        read = table.pid not in self.unread
+        if read:
+            table.weigh()
+        return rows.saved(table, window=read, ranges=ranges)
 
     # --- reading ----------------------------------------------------------------------------------
     async def read(self, owner: str, sql: str, *values: Value) -> list[Row]:
@@ -170,6 +168,14 @@ class Memory:
             for number, page in wanted.items()
             if page is not None and page in found
         }
+
+    async def sizes(self, table: Table, numbers: Iterable[int]) -> dict[int, int]:
+        """Tokens of pages by number, without their texts."""
+        ids = {number: page for number in numbers if (page := table.page(number)) is not None}
+        sql = "SELECT id, tokens FROM pages WHERE id IN (SELECT value FROM json_each(?))"
+        asked = json.dumps(sorted(ids.values()))
+        found = {int(p or 0): int(t or 0) for p, t in await self.read(table.owner, sql, asked)}
+        return {number: found[page] for number, page in ids.items() if page in found}
 
     async def count_waiting(self) -> None:
         """How many pages wait for their vectors, counted anew."""
@@ -209,7 +215,7 @@ class Memory:
         async with self.tables.changing(table, whole=False):
             room, statements = self._appended(table, pages, 0)
             statements += [(sql, (page, *values)) for _, page in room for sql, values in more]
-            await self._commit(table, [*statements, *self._saved(table, ranges=table.ranges[-1:])])
+            await self._commit(table, [*statements, *self.saved(table, ranges=table.ranges[-1:])])
         return room
 
     async def say(self, process: Process, message: Message, cuts: Sequence[Cut]) -> None:
@@ -220,7 +226,8 @@ class Memory:
             pages = [Written(c.text, c.tokens, message.role, process.owner) for c in cuts]
             room, statements = self._appended(table, pages, 0)
             table.window = [*table.window, Piece(number, message.role, [n for n, _ in room])]
-            await self._commit(table, [*statements, *self._saved(table, ranges=table.ranges[-1:])])
+            table.sizes |= {n: c.tokens for (n, _), c in zip(room, cuts, strict=True)}
+            await self._commit(table, [*statements, *self.saved(table, ranges=table.ranges[-1:])])
 
     async def commit(self, process: Process, turn: Turn) -> list[int]:
         """Write a turn, durable when it returns. The numbers of its pages."""
@@ -235,7 +242,9 @@ class Memory:
             here = table.resident() | set(recalled)  # what was evicted meanwhile stays out
             window = without(turn.window, {n for p in turn.window for n in p.numbers()} - here)
             table.window = [*window, *rows.pieces(turn, numbers, message)]
-            statements += self._saved(table, ranges=table.ranges[-1:])
+            table.sizes |= turn.sizes
+            table.sizes |= {n: p.tokens for n, p in zip(numbers, turn.pages, strict=True)}
+            statements += self.saved(table, ranges=table.ranges[-1:])
             await self._commit(table, statements)
         return numbers
 
@@ -284,7 +293,7 @@ class Memory:
             *what.more,
             *(rows.mark_row(table, number) for number in what.marks),
             *self._rows(table, what.moves),
-            *self._saved(table, ranges=what.ranges),
+            *self.saved(table, ranges=what.ranges),
         ]
         await self._commit(table, statements, frees=what.frees)
 
@@ -304,7 +313,7 @@ class Memory:
             for child in children:
                 own = table.copy(child.pid, self.new_space(parent.owner))
                 born.append(self.tables.add(own))
-                made += self._saved(own, ranges=own.ranges)
+                made += self.saved(own, ranges=own.ranges)
                 made += [rows.mark_row(own, number) for number in own.marks]
                 made += self._rows(own, [Moved(0, own.next - 1, "shared", why)] if own.next else [])
             try:

@@ -61,7 +61,7 @@ class Plan:
         return Turn(
             call, pages, self.kept, [*(role for role, _ in said), Role.ASSISTANT], self.window,
             {hit.page.number: hit.ranked.parts for hit in self.back}, self.evicted,
-            "room for a request",
+            "room for a request", self.sizes,
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from . import schema
 from .layout import Stored
 from .table import Mark, Piece, Range, Table, dump
 
-_TABLE = "INSERT OR REPLACE INTO tables VALUES(?,?,?,?,?,?,?)"
+_TABLE = "INSERT OR REPLACE INTO tables VALUES(?,?,?,?,?,?,?,?)"
 _TABLE_AS_IT_IS = """UPDATE tables SET space = ?2, next = ?3, place = ?4, messages = ?5, tokens = ?6
                      WHERE pid = ?1"""
 _RANGE = "INSERT OR REPLACE INTO ranges VALUES(?,?,?,?,?,?,?)"
@@ -62,6 +62,7 @@ class Turn:
     recalled: Mapping[int, Mapping[str, float]]  # pages that came back, with the parts of the score
     evicted: Sequence[int]
     why: str  # they left
+    sizes: Mapping[int, int] = field(default_factory=dict[int, int])  # tokens of what was recalled
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def saved(table: Table, *, window: bool, ranges: Sequence[Range] = ()) -> list[S
     space = (table.space, table.pid, "", b"")
     return [
         ("INSERT OR IGNORE INTO spaces VALUES(?,?,?,?,0)", space),
-        (_TABLE, (*row, dump(table.window))) if window else (_TABLE_AS_IT_IS, row),
+        (_TABLE, (*row, dump(table.window), table.held)) if window else (_TABLE_AS_IT_IS, row),
         *(range_row(table.pid, one) for one in ranges),
     ]
 

@@ -91,7 +91,11 @@ _SPACES = f"""
   INSERT INTO todo SELECT id FROM pages;
   DROP TABLE old
 """
-SCHEMA = Schema("pages", (_FIRST, _SPACES), functions={"indexed": indexed, "signs": signs})
+_HELD = """
+  ALTER TABLE tables ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
+  UPDATE tables SET held = tokens WHERE window IS NULL
+"""
+SCHEMA = Schema("pages", (_FIRST, _SPACES, _HELD), functions={"indexed": indexed, "signs": signs})
 
 # Something of pages that are gone is left in an index.
 DIRTY: Statement = ("INSERT OR IGNORE INTO derived VALUES('dirty', '1')", ())

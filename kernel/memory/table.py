@@ -72,8 +72,9 @@ class Table:
     tokens: int = 0
     ranges: list[Range] = field(default_factory=list[Range])  # by number
     marks: dict[int, Mark] = field(default_factory=dict[int, Mark])
-    window: list[Piece] = field(default_factory=list[Piece])  # another list at each change
-    counted: tuple[list[Piece], int] | None = None  # a window and its tokens; see sizes.py
+    window: list[Piece] = field(default_factory=list[Piece])
+    sizes: dict[int, int] = field(default_factory=dict[int, int])  # tokens of the pages in it
+    held: int = 0  # tokens in it; known before the window is read
 
     # --- numbers and pages ----------------------------------------------------------------------
     def at(self, number: int) -> Range | None:
@@ -213,14 +214,14 @@ class Table:
         """What a change may have to go back to; `whole`: not only what an append changes."""
         last = self.ranges[-1].count if self.ranges else 0
         return State(
-            (self.next, self.place, self.messages, self.tokens), len(self.ranges), last,
-            self.window, self.copy(0, 0) if whole else None,
+            (self.next, self.place, self.messages, self.tokens, self.held), len(self.ranges), last,
+            self.window, dict(self.sizes), self.copy(0, 0) if whole else None,
         )  # fmt: skip
 
     def restore(self, state: "State") -> None:
         """As if nothing had been changed."""
-        self.next, self.place, self.messages, self.tokens = state.numbers
-        self.window = state.window
+        self.next, self.place, self.messages, self.tokens, self.held = state.numbers
+        self.window, self.sizes = state.window, state.sizes
         if state.whole is not None:
             self.ranges, self.marks = state.whole.ranges, state.whole.marks
             return
@@ -240,6 +241,11 @@ class Table:
         """Numbers of the pages in the window."""
         return {number for piece in self.window for number in piece.numbers()}
 
+    def weigh(self) -> None:
+        """Count the window's tokens; sizes of pages that have left it are not kept."""
+        self.sizes = {n: self.sizes[n] for n in self.resident() if n in self.sizes}
+        self.held = sum(self.sizes.values())
+
     def leave(self, numbers: Sequence[int] | range) -> None:
         """Take pages out of the window."""
         self.window = without(self.window, set(numbers))
@@ -251,6 +257,7 @@ class Table:
             [Range(r.first, r.count, r.space, r.place, r.writable, r.source) for r in self.ranges],
             {n: Mark(m.page, m.pinned, m.used, m.uses) for n, m in self.marks.items()},
             [Piece(p.message, p.role, [*p.pages], [*p.recalled]) for p in self.window],
+            dict(self.sizes), self.held,
         )  # fmt: skip
 
 
@@ -258,10 +265,11 @@ class Table:
 class State:
     """A table before a change."""
 
-    numbers: tuple[int, int, int, int]  # next, place, messages, tokens
+    numbers: tuple[int, int, int, int, int]  # next, place, messages, tokens, held
     ranges: int  # how many
     last: int  # count of the last one
     window: list[Piece]
+    sizes: dict[int, int]
     whole: Table | None
 
 

@@ -1,7 +1,5 @@
 """Processes: they come, get signals, are listed, and go."""
 
-from collections.abc import Sequence
-
 import anyio
 
 from .. import limits
@@ -10,7 +8,6 @@ from ..device import Device
 from ..driver import Facts
 from ..errors import Errno, SyscallError, TooBig
 from ..machine import Machine
-from ..memory.sizes import in_windows
 from ..process import Process
 from .call import Call
 
@@ -89,10 +86,10 @@ async def nice(m: Machine, call: Call, request: v.Renice) -> v.Nothing:
     return v.Nothing()
 
 
-async def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
+def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
     owner = call.caller.owner
     if request.pid:
-        return v.Processes(await _infos(m, owner, [m.processes.get(request.pid, owner)]), None)
+        return v.Processes([_info(m, m.processes.get(request.pid, owner))], None)
     mine = [
         process
         for process in m.processes.all()
@@ -101,12 +98,12 @@ async def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
         and (request.zombies or process.ending is None)
     ]
     more = mine[limits.PS_ROWS - 1].pid if len(mine) > limits.PS_ROWS else None
-    return v.Processes(await _infos(m, owner, mine[: limits.PS_ROWS]), more)
+    return v.Processes([_info(m, process) for process in mine[: limits.PS_ROWS]], more)
 
 
-async def _infos(m: Machine, owner: str, found: Sequence[Process]) -> list[v.ProcessInfo]:
-    tokens = await in_windows(m.memory, owner, [process.pid for process in found])
-    return [process.info(_window(m, process), tokens.get(process.pid, 0)) for process in found]
+def _info(m: Machine, process: Process) -> v.ProcessInfo:
+    table = m.memory.tables.get(process.pid)
+    return process.info(_window(m, process), table.held if table is not None else 0)
 
 
 def _window(m: Machine, process: Process) -> int:

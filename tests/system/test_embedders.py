@@ -42,3 +42,16 @@ def test_a_changed_embedder_is_refused_until_the_vectors_are_made_anew(machine: 
         assert checked.embedder.startswith("smollm2 ")
         assert (checked.vectors, checked.waiting, checked.faults) == (4, 0, [])
     machine.stop()
+
+
+def test_a_search_by_meaning_finds_every_page_or_says_that_some_wait(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+        for number in range(1, 101):
+            line.call("write_mem", v.WriteMem(pid, f"Page {number} is about rivers."), v.Written)
+            search = v.SearchMem(pid, "water that flows", 1000, way="meaning", texts=False)
+            while (reply := line.call("search_mem", search, v.Hits)).note:
+                assert "for a moment" in reply.note
+            assert len(reply.hits) == number
+    machine.stop()

@@ -1,6 +1,5 @@
 """How much of a window is taken: what `ps` tells, what pins may take, and what does not fit."""
 
-import sqlite3
 from collections.abc import Iterator
 
 import pytest
@@ -71,20 +70,20 @@ def test_ps_tells_what_is_in_the_window_now_and_after_kill_9(line: Line, machine
         assert before[none] == 0 < before[other] < before[pid] <= WINDOW
 
 
-def test_ps_looks_at_the_disk_once_for_all_until_a_window_changes(
-    line: Line, machine: Machine
-) -> None:
-    pids = [spawn(line) for _ in range(3)]
-    for pid in pids:
-        say(line, pid, "hello")
-    before = [context(line, pid) for pid in pids]
-    [path] = machine.paths.state.glob("owners/*/pages.db")
-    with sqlite3.connect(path) as database:  # as nobody else may: only to see who looks
-        database.execute("UPDATE pages SET tokens = tokens + 100")
-    assert [context(line, pid) for pid in pids] == before
-    line.call("evict", v.Evict(pids[0], 0), v.Nothing)
-    assert context(line, pids[0]) == in_window(line, pids[0])
-    assert [context(line, pid) for pid in pids[1:]] == before[1:]
+def test_ps_follows_whatever_changes_a_window(line: Line) -> None:
+    pid = spawn(line, system="You are kind.")
+    for turn in range(20):
+        say(line, pid, f"{turn}. " + "bread and copper " * 12)
+        assert context(line, pid) == in_window(line, pid)
+    newest = pages(line, pid)[-2].number
+    line.call("write_mem", v.WriteMem(pid, "short", page=newest), v.Written)
+    assert context(line, pid) == in_window(line, pid)
+    child = line.call("fork", v.Fork(pid), v.Forked).pids[0]
+    assert context(line, child) == in_window(line, child) == context(line, pid)
+    line.call("evict", v.Evict(pid, newest), v.Nothing)
+    assert context(line, pid) == in_window(line, pid) < context(line, child)
+    line.call("forget", v.Forget(child, newest), v.Forgotten)
+    assert context(line, child) == in_window(line, child)
 
 
 # --- pins -------------------------------------------------------------------------------------
