@@ -3,6 +3,8 @@
 import json
 import math
 import socket
+import subprocess
+import sys
 import threading
 import time
 from itertools import count
@@ -197,6 +199,24 @@ def test_our_own_work_is_not_foreign() -> None:
     assert after is not None
     assert after.own - before.own >= 20  # of about 30 ticks
     assert after.busy - before.busy >= after.own - before.own - 2
+
+
+def test_what_orphans_of_ours_compute_is_not_foreign() -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    orphan = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {burn!r}])"
+
+    def take() -> Take:
+        before = quiet.now()
+        subprocess.run([sys.executable, "-c", orphan], check=True)
+        ticks, end = 0, time.monotonic() + 20
+        while ticks < 25 and time.monotonic() < end:
+            after = quiet.now()
+            assert before is not None
+            assert after is not None
+            ticks = after.own - before.own
+        return Take({"ticks": [ticks]})
+
+    assert quiet.quietly(take, 1)[0].take.values["ticks"][0] >= 25
 
 
 def test_an_unknown_suite_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
