@@ -6,6 +6,7 @@ tokens; no other is split. Five small ids mark messages and their end. Greedy, t
 the message once (for ever with `ignore_eos`); with a temperature its order is drawn by the seed.
 """
 
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ _SHIFT = 24
 
 def tokenize(text: str) -> list[int]:
     """The tokens of a text."""
+    if text.isascii():  # at once: a call reads its whole window
+        return _tokens(text.encode())
     tokens: list[int] = []
     held = b""
     for char in text:
@@ -36,6 +39,17 @@ def tokenize(text: str) -> list[int]:
             data = data[_BYTES:]
         held += data
     return [*tokens, _token(held)] if held else tokens
+
+
+def _tokens(data: bytes) -> list[int]:
+    """Three bytes each, but for the last one."""
+    count, rest = divmod(len(data), _BYTES)
+    words = bytearray(4 * count)
+    words[0::4] = bytes([_BYTES]) * count
+    for place in range(_BYTES):
+        words[place + 1 :: 4] = data[place : count * _BYTES : _BYTES]
+    tokens = list(struct.unpack(f">{count}I", words))
+    return [*tokens, _token(data[-rest:])] if rest else tokens
 
 
 def _token(data: bytes) -> int:

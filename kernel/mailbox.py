@@ -103,16 +103,20 @@ class Mailboxes:
         row = (number, to.pid, mail.sender, author, mail.time, mail.body, labels)
         box.coming += 1
         self._grown(to.pid, to.owner, size)
-        try:
-            await self._store.write(database, [(_INSERT, row)], durable=False)
-        except SyscallError:
-            self._grown(to.pid, to.owner, -size)
-            raise
-        finally:
+
+        def written(error: SyscallError | None) -> None:
             box.coming -= 1
-        box.waiting.append(mail)
-        self.held += 1
-        self._wake(box)
+            if self._boxes.get(to.pid) is not box:
+                return  # the process is gone, and its mail with it
+            if error is not None:
+                self._grown(to.pid, to.owner, -size)
+                return
+            box.waiting.append(mail)
+            self.held += 1
+            self._wake(box)
+
+        # Its receiver is served before its sender is answered.
+        await self._store.write(database, [(_INSERT, row)], durable=False, first=written)
         return number, len(box.waiting)
 
     def _check_room(self, to: Process, box: Mailbox, size: int) -> None:

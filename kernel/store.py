@@ -28,6 +28,10 @@ from .errors import Errno, SyscallError
 Done = Callable[[SyscallError | None], None]
 
 
+def _nobody(_: SyscallError | None) -> None:
+    """Hears of a write, and does nothing."""
+
+
 @dataclass(slots=True)
 class _Job:
     database: Database
@@ -110,13 +114,20 @@ class Store:
         *,
         durable: bool = True,
         frees: bool = False,
+        first: Done = _nobody,
     ) -> None:
         """Write and wait for the acknowledgement. ENOSPC or EIO when it did not happen.
 
         No cancel point: what is queued will be written, so its caller must get to apply it.
+        `first` hears the outcome on the event loop before the caller goes on.
         """
         future, done = waiter()
-        self.submit(database, statements, done, durable=durable, frees=frees)
+
+        def told(error: SyscallError | None) -> None:
+            first(error)
+            done(error)
+
+        self.submit(database, statements, told, durable=durable, frees=frees)
         with anyio.CancelScope(shield=True):
             await future
 

@@ -258,6 +258,13 @@ def test_json_says_how_an_answer_came_about(shared: Machine) -> None:
     assert one["usage"]["completion_tokens"] == 2
 
 
+def test_each_turn_of_a_chat_has_a_seed_of_its_own(shared: Machine, pid: int) -> None:
+    """With the same one a small model says the same again."""
+    line = ["chat", "--pid", str(pid), "--json", "--seed", str(2**32 - 2)]
+    turns = documents(shared.llmasos(*line, stdin="one two three\none two three\n"))
+    assert [turn["seed"] for turn in turns] == [2**32 - 2, 0]
+
+
 def test_a_kept_process_goes_on_in_chat(shared: Machine, pid: int) -> None:
     done = shared.llmasos("chat", "--pid", str(pid), "--temperature", "0", stdin="three\n/stat\n")
     assert b"three\n" in done.stdout

@@ -103,6 +103,7 @@ class Talk:
         json = self._arguments.json
         try:
             turn = talk.say(self._line, request, _swallow if json else speak)
+            self._sampling = talk.next_turn(self._sampling)
         except SyscallError as error:
             speak("\n")  # what was said so far stays a line of its own
             if error.errno in _DEADLY:

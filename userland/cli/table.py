@@ -29,7 +29,8 @@ _SAMPLING = (
     option("--repeat-penalty", type=between(float, 0.01, 10), metavar="P",
            default=limits.REPEAT_PENALTY, help="over 1: words come back less often "
            f"(default {limits.REPEAT_PENALTY})"),
-    option("--seed", type=between(int, 0, 2**32 - 2), metavar="N", help="for the same again"),
+    option("--seed", type=between(int, 0, 2**32 - 2), metavar="N",
+           help="for the same again; a chat counts it up with each turn"),
     option("--stop", action="append", metavar="TEXT", help="end before this text; repeatable"),
     option("--grammar", metavar="FILE", help="the answer is what this GBNF grammar allows"),
     option("--schema", metavar="FILE", help="the answer is JSON under this JSON schema"),

@@ -9,6 +9,7 @@ import tomllib
 from argparse import Namespace
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, TypedDict
@@ -21,6 +22,7 @@ from llmasos.userland.line import Line
 from .progress import follow
 
 MODEL = "smollm2"
+_SEEDS = 2**32 - 1  # what the kernel takes
 _SAMPLING = ("max_tokens", "temperature", "repeat_penalty", "seed", "stop", "logprobs")
 
 
@@ -64,6 +66,13 @@ def sampling(arguments: Namespace) -> v.Sampling:
     said["bias"] = dict(arguments.bias or ())
     said |= {name: _text(getattr(arguments, name)) for name in ("grammar", "schema")}
     return v.Sampling(**{name: value for name, value in said.items() if value is not None})
+
+
+def next_turn(sampling: v.Sampling) -> v.Sampling:
+    """Another seed for each turn: with the same one small models answer the same again."""
+    if sampling.seed is None:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + 1) % _SEEDS)
 
 
 def memory(arguments: Namespace) -> Paging:
