@@ -1,4 +1,4 @@
-"""The story at the README's end, told by the machine: a hundred turns, a document, a question.
+"""The story at the README's end, told by the machine: a hundred turns, a document, questions.
 
     python benchmarks/story.py > benchmarks/results/story.txt && make readme
 
@@ -12,10 +12,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from llmasos.userland.bench.planted import conversation
+from llmasos.userland.bench.planted import FACTS, conversation
 
-FIRST = "My sister's dog is called Bello, and he is afraid of thunder."
-QUESTION = "What is the name of my sister's dog?"
+TOLD = FACTS[:8]  # in the first minutes
+WHY = 0  # which of them is looked at closely
+ASK = """while read -r question; do
+  pid=$(llmasos fork 1); echo "> $question"
+  llmasos chat --pid $pid --max-tokens 24 --temperature 0 {0}<<< "$question" | head -1
+done < questions.txt"""
 CHAPTERS = 56  # of about a page each
 SENTENCES = 12
 THINGS = ("harbour", "lamp", "keeper", "storm", "boat", "ledger", "rope", "tower", "gull", "bell")
@@ -25,9 +29,10 @@ SEASONS = ("spring", "summer", "autumn", "winter")
 
 
 def hundred() -> str:
-    """A hundred turns; the first tells what is asked for at the end."""
+    """A hundred turns; the first ones tell what is asked for at the end."""
     talk = [turn.text for turn in conversation(200, 5) if turn.tells is None and turn.asks is None]
-    return "".join(f"{line}\n" for line in [FIRST, *talk[:99]])
+    told = [fact for fact, _ in TOLD]
+    return "".join(f"{line}\n" for line in [*told, *talk[: 100 - len(told)]])
 
 
 def lighthouse() -> str:
@@ -70,12 +75,13 @@ def main() -> None:
             run("llmasos chat --max-tokens 40 --seed 1 < hundred.txt", home, shown=False)
             run("llmasos mem map 1 lighthouse.md", home)
             run("llmasos mem 1 --map", home)
-            run("llmasos fork 1", home)
-            ask = f'--max-tokens 24 --temperature 0 <<< "{QUESTION}"'
-            run(f"llmasos chat --pid 2 --no-recall {ask}", home)
-            run(f"llmasos chat --pid 1 {ask}", home)
-            run("llmasos mem why 1:0", home)
-            run("llmasos mem 1 --text > all.txt; grep -c Bello all.txt", home)
+            questions = "".join(f"{question}\n" for _, question in TOLD)
+            (home / "questions.txt").write_text(questions, encoding="utf-8")
+            run(ASK.format(""), home)
+            run(ASK.format("--no-recall "), home)
+            question = TOLD[WHY][1]
+            run(f'llmasos chat --pid 1 --max-tokens 24 --temperature 0 <<< "{question}"', home)
+            run(f"llmasos mem why 1:{2 * WHY}", home)  # each turn is two pages
         finally:
             subprocess.run(["llmasos", "daemon", "stop"], capture_output=True, check=False)
 

@@ -28,10 +28,6 @@ from .errors import Errno, SyscallError
 Done = Callable[[SyscallError | None], None]
 
 
-def _nobody(_: SyscallError | None) -> None:
-    """Hears of a write, and does nothing."""
-
-
 @dataclass(slots=True)
 class _Job:
     database: Database
@@ -114,20 +110,19 @@ class Store:
         *,
         durable: bool = True,
         frees: bool = False,
-        first: Done = _nobody,
+        first: Done | None = None,
     ) -> None:
         """Write and wait for the acknowledgement. ENOSPC or EIO when it did not happen.
 
         No cancel point: what is queued will be written, so its caller must get to apply it.
-        `first` hears the outcome on the event loop before the caller goes on.
+        `first` hears the outcome before the caller goes on, a turn of the loop earlier: what it
+        has others send is on its way by then.
         """
         future, done = waiter()
 
-        def told(error: SyscallError | None) -> None:
-            first(error)
-            done(error)
-
-        self.submit(database, statements, told, durable=durable, frees=frees)
+        if first is not None:
+            done = _after(first, done)
+        self.submit(database, statements, done, durable=durable, frees=frees)
         with anyio.CancelScope(shield=True):
             await future
 
@@ -226,6 +221,11 @@ class Store:
 
     def _apply(self, database: Database, statements: Sequence[Statement]) -> None:
         connection = database.write
+        if len(statements) == 1:  # is a transaction by itself
+            points.passed("store.commit")
+            connection.execute(*statements[0])
+            points.passed("store.written")
+            return
         connection.execute("BEGIN IMMEDIATE")
         try:
             for sql, values in statements:
@@ -299,6 +299,14 @@ class Store:
 def _tell(answers: list[tuple[Done, SyscallError | None]]) -> None:
     for done, error in answers:
         done(error)
+
+
+def _after(first: Done, done: Done) -> Done:
+    def told(error: SyscallError | None) -> None:
+        first(error)
+        asyncio.get_running_loop().call_soon(done, error)
+
+    return told
 
 
 def waiter() -> tuple["asyncio.Future[None]", Done]:

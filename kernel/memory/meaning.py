@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 # A document's name is a word to find it by, and says nothing of what a page of it means.
 _WAITING = """SELECT id, CASE kind WHEN 'document' THEN pages.text ELSE said.text END
               FROM todo JOIN said USING(id) JOIN pages USING(id) ORDER BY id LIMIT ?"""
+_STANDING = """SELECT (SELECT count(*) FROM todo),
+                      (SELECT version FROM derived WHERE name = 'vectors')"""
 _KEEP = "INSERT OR REPLACE INTO vectors SELECT id, ? FROM pages WHERE id = ?"
 _DONE = "DELETE FROM todo WHERE id = ?"
 _VECTORS = "SELECT id, vector FROM vectors WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
@@ -44,7 +46,6 @@ class Indexer:
     news: anyio.Event = field(default_factory=anyio.Event)
     coming: int = 0  # pages whose vectors are being kept and handed over
     running: bool = False
-    refused: str = ""  # why its vectors are not used
 
 
 class Meaning:
@@ -134,11 +135,11 @@ class Meaning:
         indexer = self._indexers.get(owner.name)
         if self._device is None or indexer is None or self._facts is None:
             return nothing
-        if refused := await self._refused(owner.name, indexer):
+        # Counted before the search: what comes meanwhile may be missed.
+        waiting, refused = await self._standing(owner.name, indexer)
+        if refused:
             return replace(nothing, note=refused)
         with anyio.move_on_after(limits.RECALL_S):
-            # Before: what comes meanwhile may be missed.
-            waiting = max(await self.waiting(owner.name), indexer.coming)
             try:
                 asked = await self._asked(question)
                 await self._load_all(owner.name, indexer, [part.space for part in parts])
@@ -160,23 +161,18 @@ class Meaning:
             return question
         return (await self.embedder[1]([question]))[0]
 
-    async def waiting(self, owner: str) -> int:
-        """Pages of an owner whose vectors are still to come."""
-        rows = await self._memory.read(owner, "SELECT count(*) FROM todo")
-        return int(rows[0][0] or 0)
-
     # --- vectors ----------------------------------------------------------------------------------
-    async def _refused(self, owner: str, indexer: Indexer) -> str:
-        """Vectors of another embedder are not mixed with ours."""
-        sql = "SELECT version FROM derived WHERE name = 'vectors'"
-        rows = await self._memory.read(owner, sql)
-        made_by = str(rows[0][0]) if rows else ""
+    async def _standing(self, owner: str, indexer: Indexer) -> tuple[int, str]:
+        """Pages whose vectors are to come, and why the others' are not used: vectors of another
+        embedder are not mixed with ours."""
+        [(todo, version)] = await self._memory.read(owner, _STANDING)
+        made_by = str(version or "")
         other = bool(made_by) and bool(self.made_by) and made_by != self.made_by
-        indexer.refused = (
+        refused = (
             f"recall is by words only: the vectors are of {made_by}, the embedder is "
             f"{self.made_by}; {_REBUILD}" if other else ""
         )  # fmt: skip
-        return indexer.refused
+        return max(int(todo or 0), indexer.coming), refused
 
     async def _follow(self, owner: str, indexer: Indexer) -> None:
         """Index whatever waits, as long as there is a device."""
@@ -193,7 +189,9 @@ class Meaning:
 
     async def _index_some(self, owner: str, indexer: Indexer) -> bool:
         """A batch of pages. False: nothing waits, or nothing may be done."""
-        if self._device is None or self._facts is None or await self._refused(owner, indexer):
+        if self._device is None or self._facts is None:
+            return False
+        if (await self._standing(owner, indexer))[1]:
             return False
         rows = await self._memory.read(owner, _WAITING, limits.INDEX_PAGES)
         if not rows:
