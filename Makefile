@@ -12,7 +12,7 @@ run: setup
 	@$(BIN)/llmasos run "$$PROMPT"
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 setup:
 	@$(PYTHON) userland/bootstrap.py

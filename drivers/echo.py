@@ -52,7 +52,7 @@ _OPTIONS: dict[str, tuple[tuple[type, ...], float, float]] = {
     "poison": (_TEXT, 1, 256),  # dies whenever it begins to answer a prompt that contains this
     "load_s": (_REAL, 0, 3600),  # takes so long to load
     "memory": (_WHOLE, 0, 10**6),  # MB that it pretends to take
-    "seed": (_WHOLE, 0, 2**32 - 2),  # mixed into every call's own
+    "seed": (_WHOLE, 0, limits.SEED_MAX),  # mixed into every call's own
 }
 _taken: dict["EchoEngine", int] = {}  # MB
 

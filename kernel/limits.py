@@ -87,6 +87,7 @@ CHROMA_RETRY_FIRST_S, CHROMA_RETRY_LAST_S = 1.0, 300.0  # pauses before it is tr
 # --- generate ---------------------------------------------------------------------------------
 MAX_TOKENS = 512  # when the caller does not say
 TEMPERATURE, TOP_K, TOP_P, MIN_P = 0.7, 40, 0.95, 0.05
+SEED_MAX = 2**32 - 2  # llama.cpp takes the next number for none
 REPEAT_PENALTY = 1.1  # of `run` and `chat`: small models loop without; programs start at 1
 STOPS = 16  # stop strings per call
 STOP_CHARS = 256

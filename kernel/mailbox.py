@@ -1,7 +1,7 @@
 """Messages between processes: bounded mailboxes, in order, that survive kill -9.
 
-A body stands in its receiver's owner's directory and nowhere else. A message is acknowledged to its
-sender when it is written (class B), and seen by its receiver after that. It stays on disk until the
+A body stands in its receiver's owner's directory and nowhere else. A message is seen by its
+receiver and acknowledged to its sender when it is written (class B). It stays on disk until the
 receiver says that it is done, or asks for the next one on the same connection (which is written a
 moment later). Whoever hangs up or dies before that leaves it to the next who asks, with the same
 number.
@@ -115,7 +115,7 @@ class Mailboxes:
             self.held += 1
             self._wake(box)
 
-        # Its receiver is served before its sender is answered.
+        # Its receiver is woken before its sender goes on to the journal.
         await self._store.write(database, [(_INSERT, row)], durable=False, first=written)
         return number, len(box.waiting)
 

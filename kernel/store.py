@@ -119,7 +119,6 @@ class Store:
         has others send is on its way by then.
         """
         future, done = waiter()
-
         if first is not None:
             done = _after(first, done)
         self.submit(database, statements, done, durable=durable, frees=frees)
@@ -221,7 +220,7 @@ class Store:
 
     def _apply(self, database: Database, statements: Sequence[Statement]) -> None:
         connection = database.write
-        if len(statements) == 1:  # is a transaction by itself
+        if len(statements) == 1:  # a transaction by itself, begun and committed in one
             points.passed("store.commit")
             connection.execute(*statements[0])
             points.passed("store.written")
@@ -303,8 +302,10 @@ def _tell(answers: list[tuple[Done, SyscallError | None]]) -> None:
 
 def _after(first: Done, done: Done) -> Done:
     def told(error: SyscallError | None) -> None:
-        first(error)
-        asyncio.get_running_loop().call_soon(done, error)
+        try:
+            first(error)
+        finally:
+            asyncio.get_running_loop().call_soon(done, error)
 
     return told
 

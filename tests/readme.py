@@ -71,7 +71,9 @@ def _cells(document: dict[str, Any], figure: dict[str, Any]) -> str:
 def _measured(found: list[dict[str, Any]]) -> str:
     machines = sorted({_machine(document) for document in found})
     dates = sorted({document["date"][:10] for document in found})
-    return f"Measured on {'; '.join(machines)}; {dates[-1]}."
+    return (
+        f"Measured on {'; '.join(machines)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
+    )
 
 
 def peers() -> str:

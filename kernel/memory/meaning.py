@@ -1,8 +1,8 @@
 """Pages become vectors behind everybody's back, and the recall device is kept informed.
 
 Vectors stand in the owner's database; the device holds copies, and whatever it forgets by dying is
-handed over again. It is started when somebody first needs it: a conversation that fits its window
-never does. Pages wait in the table `todo`, so that a crash loses none of them.
+handed over again. It is started when somebody first needs it: a conversation within half of its
+window never does. Pages wait in the table `todo`, so that a crash loses none of them.
 """
 
 import logging
@@ -135,11 +135,11 @@ class Meaning:
         indexer = self._indexers.get(owner.name)
         if self._device is None or indexer is None or self._facts is None:
             return nothing
-        # Counted before the search: what comes meanwhile may be missed.
-        waiting, refused = await self._standing(owner.name, indexer)
-        if refused:
-            return replace(nothing, note=refused)
         with anyio.move_on_after(limits.RECALL_S):
+            # Counted before the search: what comes meanwhile may be missed.
+            waiting, refused = await self._standing(owner.name, indexer)
+            if refused:
+                return replace(nothing, note=refused)
             try:
                 asked = await self._asked(question)
                 await self._load_all(owner.name, indexer, [part.space for part in parts])

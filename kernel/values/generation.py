@@ -28,7 +28,9 @@ class Sampling:
     repeat_penalty: Annotated[float, Span(0.01, 10)] = 1.0
     frequency_penalty: Annotated[float, Span(-2, 2)] = 0.0
     presence_penalty: Annotated[float, Span(-2, 2)] = 0.0
-    seed: Annotated[int, Span(0, 2**32 - 2)] | None = None  # None: drawn, and told in the reply
+    seed: Annotated[int, Span(0, limits.SEED_MAX)] | None = (
+        None  # None: drawn, and told in the reply
+    )
     stop: Stops = field(default_factory=list[str])
     ignore_eos: bool = False
     # At most one of the two; both are checked before the call gets a slot.

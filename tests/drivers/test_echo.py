@@ -75,6 +75,18 @@ def test_every_text_has_one_tokenization_that_gives_it_back() -> None:
     assert all(len(piece(token)) <= 3 for token in tokens)
 
 
+@pytest.mark.parametrize("text", ["", "a", "ab", "abc", "abcd", "\0b\x7fd"])
+def test_ascii_is_read_at_once_and_alike(text: str) -> None:
+    """As the beginning of a text that is read character by character."""
+    at_once = tokenize(text)
+    whole = len(text) - len(text) % 3
+    assert at_once[: whole // 3] == tokenize(text[:whole] + "🦊")[: whole // 3]
+    assert b"".join(map(piece, at_once)).decode() == text
+    assert [len(piece(token)) for token in at_once] == [3] * (whole // 3) + [len(text) - whole] * (
+        whole < len(text)
+    )
+
+
 async def test_the_engine_dies_once_and_rises(tmp_path: Path) -> None:
     async with Rig(echo, HERE, tmp_path / "log", die_after=3) as rig:
         number = rig.admit(await rig.prompt("a text that is long enough"))

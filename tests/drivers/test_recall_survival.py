@@ -383,8 +383,11 @@ async def test_a_renewal_leaves_no_byte_of_what_was_removed(rig: Rig) -> None:
 
 def deleted_and_open(pid: int, owner: Path) -> list[str]:
     """Files that are gone by name and not from the disk."""
+    links: list[str] = []
     try:
-        links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it is closed meanwhile
+                links.append(os.readlink(path))
     except PermissionError:  # only root may look into a process that writes no core
         return []
     return [link for link in links if link.startswith(str(owner)) and link.endswith("(deleted)")]

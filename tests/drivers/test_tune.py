@@ -79,7 +79,14 @@ def test_what_is_offered_exists() -> None:
 # --- deaths -----------------------------------------------------------------------------------
 def child_of(kernel: int) -> psutil.Process:
     children = psutil.Process(kernel).children()
-    return next(one for one in children if "llmasos.drivers.llama.requantise" in one.cmdline())
+    return next(one for one in children if "llmasos.drivers.llama.requantise" in _line(one))
+
+
+def _line(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:  # or it has ended and nobody has asked how
+        return []
 
 
 async def interrupted(cache: Path, act: Callable[[asyncio.Task[object]], object]) -> object:

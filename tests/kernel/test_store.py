@@ -1,5 +1,6 @@
 """The databases: acknowledged means written, a bad write fails alone, newer files stay."""
 
+import asyncio
 import os
 import shutil
 import sqlite3
@@ -49,6 +50,29 @@ async def test_one_bad_write_of_a_group_fails_alone(tmp_path: Path) -> None:
     assert sorted(failed) == list(range(40, 50))
     # Whole or not at all: the second half of a failed write is not there either.
     assert store.read(database, "SELECT count(*) FROM rows") == [(80,)]
+    store.close()
+
+
+@pytest.mark.parametrize("rows", [(2, "x"), (1, "again")], ids=["written", "refused"])
+async def test_who_hears_first_hears_before_the_caller(
+    tmp_path: Path, rows: tuple[int, str]
+) -> None:
+    store = Store(tmp_path)
+    database = store.open("rows.db", ROWS)
+    await store.write(database, [(INSERT, (1, "x"))])
+    heard: list[str] = []
+
+    def first(error: SyscallError | None) -> None:
+        heard.append("refused" if error else "written")
+        asyncio.get_running_loop().call_soon(heard.append, "woken")
+
+    try:
+        await store.write(database, [(INSERT, rows)], first=first)
+        heard.append("goes on")
+    except SyscallError:
+        heard.append("fails")
+    assert heard in (["written", "woken", "goes on"], ["refused", "woken", "fails"])
+    assert (heard[0] == "refused") == (rows[0] == 1)
     store.close()
 
 

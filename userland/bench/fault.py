@@ -1,8 +1,8 @@
 """How long a request waits for its past: embed, search, rank, lay out.
 
-A process with so many pages is asked for one of them, again and again. What is told is the time
-until the first token of an echo, which needs none, with the socket and the journal in it; beside
-it the same without recall.
+A process with so many pages is asked for one of them, again and again; what came back leaves the
+window before the next request. What is told is the time until the first token of an echo, which
+needs no time for it, with the socket and the journal in it; beside it the same without recall.
 """
 
 import random
@@ -17,7 +17,7 @@ from llmasos.userland.line import Line
 from .figures import Bar, Suite, Take
 from .planted import FACTS
 from .recall import settle
-from .rig import Rig, daemon
+from .rig import Rig, RigError, daemon
 from .syscall import spawn
 
 SIZES = {"10k": 10_000, "100k": 100_000}
@@ -61,7 +61,17 @@ def first_token_ms(client: Line, pid: int, question: str, *, recall: bool) -> fl
     first = 0.0
     for _ in stream:
         first = first or 1000 * (time.perf_counter() - begun)
+    if recall:
+        _send_away(client, pid, question, stream.reply)
     return first
+
+
+def _send_away(client: Line, pid: int, question: str, reply: v.Generated | None) -> None:
+    """What came back leaves again. A request that brought nothing back is no figure."""
+    if reply is None or not reply.faults:
+        raise RigError(f"nothing came back for {question!r}")
+    for fault in reply.faults:
+        client.call("evict", v.Evict(pid, fault.page), v.Nothing)
 
 
 def take(tiny: bool) -> Take:

@@ -8,7 +8,8 @@ import ctypes
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,20 +65,30 @@ def _own() -> int:
     return found
 
 
-def _adopt() -> None:
-    """Whose parent dies first becomes ours: what it has computed is not somebody else's."""
-    if sys.platform == "linux":
+@contextmanager
+def _adopting() -> Generator[None]:
+    """Descendants whose parent dies become our children: what they compute is not somebody else's.
+
+    They stay zombies until we end, so that their time still counts.
+    """
+    linux = sys.platform == "linux"
+    if linux:
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        if linux:
+            ctypes.CDLL(None).prctl(_SUBREAPER, 0, 0, 0, 0)
 
 
 def quietly(take: Callable[[], Take], tries: int) -> Sequence[Attempt]:
     """Take until one attempt is quiet, `tries` times at most."""
-    _adopt()
     attempts: list[Attempt] = []
     while len(attempts) < tries:
         before = now()
-        result = take()
-        after = now()
+        with _adopting():
+            result = take()
+            after = now()
         share = after.foreign_since(before) if before and after else None
         attempts.append(Attempt(result, None if share is None else round(share, 4)))
         if not attempts[-1].noisy:

@@ -29,7 +29,7 @@ _SAMPLING = (
     option("--repeat-penalty", type=between(float, 0.01, 10), metavar="P",
            default=limits.REPEAT_PENALTY, help="over 1: words come back less often "
            f"(default {limits.REPEAT_PENALTY})"),
-    option("--seed", type=between(int, 0, 2**32 - 2), metavar="N",
+    option("--seed", type=between(int, 0, limits.SEED_MAX), metavar="N",
            help="for the same again; a chat counts it up with each turn"),
     option("--stop", action="append", metavar="TEXT", help="end before this text; repeatable"),
     option("--grammar", metavar="FILE", help="the answer is what this GBNF grammar allows"),

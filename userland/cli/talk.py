@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, TypedDict
 
-from llmasos.kernel import paths
+from llmasos.kernel import limits, paths
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland.line import Line
@@ -22,7 +22,7 @@ from llmasos.userland.line import Line
 from .progress import follow
 
 MODEL = "smollm2"
-_SEEDS = 2**32 - 1  # what the kernel takes
+_SEEDS = limits.SEED_MAX + 1
 _SAMPLING = ("max_tokens", "temperature", "repeat_penalty", "seed", "stop", "logprobs")
 
 

@@ -1,0 +1,28 @@
+"""What no client can time: a process that goes while a message to it is being written."""
+
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from llmasos.kernel.mailbox import Mailboxes
+from llmasos.kernel.process import Process
+from llmasos.kernel.store import Store
+from llmasos.kernel.values import Send
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_mail_to_a_process_that_goes_meanwhile_goes_with_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    boxes = Mailboxes(store)
+    process = Process(1, 0, "root", "app", "echo", 0.0, True, ())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(boxes.send, process, Send(1, "hello"), "root")
+        await checkpoint()  # it is queued, and nobody has heard that it is written
+        await boxes.drop(process)
+    assert boxes.held == 0
+    assert store.peek("owners/root/mail.db", "SELECT count(*) FROM mail") == [(0,)]
+    store.close()
+    assert Mailboxes(Store(tmp_path)).held == 0
