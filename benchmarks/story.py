@@ -1,8 +1,9 @@
-"""The story at the README's end, told by the machine: a hundred turns, a document, questions.
+"""The story in the README, told by the machine: a hundred turns, a document, a question.
 
-    python benchmarks/story.py > benchmarks/results/story.txt && make readme
+    python benchmarks/story.py [SEED] > benchmarks/results/story.txt && make readme
 
-Everything stands in a temporary directory and goes with it.
+Everything stands in a temporary directory and goes with it. With the same seed it is the same story
+on the same day: what comes back carries its date.
 """
 
 import os
@@ -15,11 +16,12 @@ from pathlib import Path
 from llmasos.userland.bench.planted import FACTS, conversation
 
 TOLD = FACTS[:8]  # in the first minutes
-WHY = 0  # which of them is looked at closely
-ASK = """while read -r question; do
-  pid=$(llmasos fork 1); echo "> $question"
-  llmasos chat --pid $pid --max-tokens 24 --temperature 0 {0}<<< "$question" | head -1
-done < questions.txt"""
+ANSWERS = ("Bello", "flower pot", "Trieste", "4471", "walnut", "6:42", "Thursday", "10W-40")
+SEED = 3
+CLOSELY = 7  # which of them the reader sees
+SCHEMA = """{"type": "object", "properties": {"answer": {"type": "string", "maxLength": 80}},
+ "required": ["answer"]}"""
+HOW = "--schema answer.json --temperature 0 --repeat-penalty 1 --max-tokens 40"
 CHAPTERS = 56  # of about a page each
 SENTENCES = 12
 THINGS = ("harbour", "lamp", "keeper", "storm", "boat", "ledger", "rope", "tower", "gull", "bell")
@@ -52,15 +54,47 @@ def _sentence(dice: random.Random, year: int) -> str:
     return f"The {what} of the {side} {other} was {fate} in the {season} of {year}."
 
 
-def run(command: str, home: Path, *, shown: bool = True) -> None:
-    done = subprocess.run(
+def done(command: str, home: Path) -> str:
+    """What a command prints."""
+    ended = subprocess.run(
         ["bash", "-c", command], cwd=home, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        sys.exit(f"{command}: {done.returncode}\n{done.stderr}")
-    print(f"$ {command}")
-    if shown:
-        print(done.stdout.rstrip() + "\n")
+    if ended.returncode:
+        sys.exit(f"{command}: {ended.returncode}\n{ended.stderr}")
+    return ended.stdout.rstrip()
+
+
+def show(command: str, home: Path) -> None:
+    said = done(command, home)
+    print(f"$ {command}\n{said}\n" if said else f"$ {command}")
+
+
+def right(home: Path, flags: str) -> int:
+    """How many of the first facts are answered, each in a fork that has heard no other question."""
+    count = 0
+    for (_, question), answer in zip(TOLD, ANSWERS, strict=True):
+        said = done(f'llmasos chat --pid $(llmasos fork 1) {flags} $HOW <<< "{question}"', home)
+        count += answer.lower() in said.lower()
+    return count
+
+
+def tell(home: Path, seed: int) -> None:
+    (home / "hundred.txt").write_text(hundred(), encoding="utf-8")
+    (home / "lighthouse.md").write_text(lighthouse(), encoding="utf-8")
+    (home / "answer.json").write_text(SCHEMA, encoding="utf-8")
+    done("llmasos daemon start --mount false; llmasos mount smollm2 --deterministic", home)
+    print(f"$ llmasos mount smollm2 --deterministic\n$ cat answer.json\n{SCHEMA}\n")
+    print(f"$ llmasos chat --max-tokens 40 --seed {seed} < hundred.txt")
+    done(f"llmasos chat --max-tokens 40 --seed {seed} < hundred.txt", home)
+    show("llmasos mem map 1 lighthouse.md", home)
+    show("llmasos mem 1 --map", home)
+    asked = f'$HOW <<< "{TOLD[CLOSELY][1]}"'
+    found, alone = right(home, ""), right(home, "--no-recall")
+    print(f'$ HOW="{HOW}"')
+    show(f"llmasos chat --pid $(llmasos fork 1) --no-recall {asked}", home)
+    show(f"llmasos chat --pid 1 {asked}", home)
+    show(f"llmasos mem why 1:{2 * CLOSELY}", home)  # a turn is two pages
+    print(f"# answered right of the {len(TOLD)} facts told first: {found}, without recall {alone}")
 
 
 def main() -> None:
@@ -68,20 +102,10 @@ def main() -> None:
         home = Path(directory)
         for name in ("RUNTIME", "STATE", "CONFIG"):
             os.environ[f"LLMASOS_{name}_DIR"] = str(home / name.lower())
+        os.environ["HOW"] = HOW
         os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        (home / "hundred.txt").write_text(hundred(), encoding="utf-8")
-        (home / "lighthouse.md").write_text(lighthouse(), encoding="utf-8")
         try:
-            run("llmasos chat --max-tokens 40 --seed 1 < hundred.txt", home, shown=False)
-            run("llmasos mem map 1 lighthouse.md", home)
-            run("llmasos mem 1 --map", home)
-            questions = "".join(f"{question}\n" for _, question in TOLD)
-            (home / "questions.txt").write_text(questions, encoding="utf-8")
-            run(ASK.format(""), home)
-            run(ASK.format("--no-recall "), home)
-            question = TOLD[WHY][1]
-            run(f'llmasos chat --pid 1 --max-tokens 24 --temperature 0 <<< "{question}"', home)
-            run(f"llmasos mem why 1:{2 * WHY}", home)  # each turn is two pages
+            tell(home, int(sys.argv[1]) if len(sys.argv) > 1 else SEED)
         finally:
             subprocess.run(["llmasos", "daemon", "stop"], capture_output=True, check=False)
 
