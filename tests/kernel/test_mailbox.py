@@ -17,12 +17,12 @@ pytestmark = pytest.mark.anyio
 async def test_mail_to_a_process_that_goes_meanwhile_goes_with_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
     boxes = Mailboxes(store)
-    process = Process(1, 0, "root", "app", "echo", 0.0, True, ())
+    process = Process(1, 0, "ann", "app", "echo", 0.0, True, ())
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(boxes.send, process, Send(1, "hello"), "root")
+        tasks.start_soon(boxes.send, process, Send(1, "hello"), "ann")
         await checkpoint()  # it is queued, and nobody has heard that it is written
         await boxes.drop(process)
     assert boxes.held == 0
-    assert store.peek("owners/root/mail.db", "SELECT count(*) FROM mail") == [(0,)]
+    assert store.peek("owners/ann/mail.db", "SELECT count(*) FROM mail") == [(0,)]
     store.close()
     assert Mailboxes(Store(tmp_path)).held == 0
