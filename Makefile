@@ -11,10 +11,10 @@ export PROMPT
 run: setup
 	@$(BIN)/llmasos run "$$PROMPT"
 
-# Bytecode first, as most tests start processes; three workers, as most of them wait.
+# Bytecode first: most tests start processes.
 test: setup
 	@$(BIN)/python -m compileall -q kernel drivers userland policies
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 setup:
 	@$(PYTHON) userland/bootstrap.py

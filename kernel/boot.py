@@ -164,8 +164,7 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
     )
     if plan.embedder:
         image = images.get(plan.embedder)
-        which = image.url or image.path.stat().st_size  # of two files of one name
-        meaning.embedder = f"{image.name} {which}", partial(machine.embed, image.name)
+        meaning.embedder = f"{image.name} {image.likeness()}", partial(machine.embed, image.name)
     return machine
 
 

@@ -294,6 +294,10 @@ class Recall(Protocol):
         """Vectors of a space, in any order, also again: found when it returns; Chroma follows."""
         ...
 
+    def ahead(self, question: str) -> None:
+        """A search for this text follows soon: it may be embedded meanwhile. Never raises."""
+        ...
+
     async def search(
         self, owner: Path, question: str | bytes, reaches: Sequence[Reach], also: Sequence[int]
     ) -> Likeness:

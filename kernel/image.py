@@ -36,6 +36,7 @@ SCHEMA = Schema(
     ),
 )
 REMOTE = "remote"  # the driver of every image that is a url
+_END_BYTES = 1024 * 1024  # of a file, at each end: header and weights
 _DIGEST_CHARS = 16  # of a digest, in the name of what was made of a file
 
 
@@ -68,6 +69,17 @@ class Image:
                 if made.path.is_file() and made.stamp == stamp(self.path):
                     return made.path
         return self.path
+
+    def likeness(self) -> str:
+        """Another word for another model behind the same name: its vectors are others."""
+        if self.url:
+            return f"{self.url} {self.options.get('model', '')}".strip()
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            ends = file.read(_END_BYTES)
+            file.seek(max(0, size - _END_BYTES))
+            ends += file.read()
+        return hashlib.blake2b(b"%d %s" % (size, ends), digest_size=8).hexdigest()
 
     def is_decided(self) -> bool:
         """It was tuned, or a person wants it as it is."""

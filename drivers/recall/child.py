@@ -90,6 +90,9 @@ class Desk:
             if word == frames.EMBED:
                 self._embedding.take(number, *values)
                 continue
+            if word == frames.AHEAD:
+                self._embedding.ahead(*values)
+                continue
             if word == frames.SEARCH and not arrivals.waits(number):
                 continue
             owner = os.fsdecode(values[0])

@@ -6,6 +6,7 @@ with the reason, and the child is started again. It then holds nothing, until it
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from llmasos.drivers.process import Line, Start, Supervisor, environment, launch
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Likeness, Option, Reach, RecallFacts, RecallListener
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.wire import build
 
 from . import frames
@@ -90,6 +91,10 @@ class ChromaRecall:
             numbers = _numbers(places[start : start + step])
             joined = b"".join(vectors[start : start + step])
             await link.ask([frames.ADD, 0, _name(owner), space, numbers, joined])
+
+    def ahead(self, question: str) -> None:
+        with suppress(DeviceFault):
+            self._child.running.send([frames.AHEAD, 0, question[: limits.EMBED_CHARS]])
 
     async def search(
         self, owner: Path, question: str | bytes, reaches: Sequence[Reach], also: Sequence[int]

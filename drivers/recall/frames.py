@@ -1,7 +1,8 @@
 """The words between the kernel's side of recall and its child process.
 
     to the child     LOAD first, then EMBED ADD SEARCH REMOVE RENEW STORED (answered by their
-                     number) and FORGET: whoever asked that number does not wait any more
+                     number); FORGET: whoever asked that number does not wait any more; AHEAD:
+                     this question will be searched for soon
     to the kernel    LIVES: something that takes long is still worked on
 
 Vectors and numbers of pages travel as bytes, owners as the bytes of their path. Imported by both
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from llmasos.drivers.frames import OWN
 
 NAME = "recall"  # in what people read
-LOAD, EMBED, ADD, SEARCH, REMOVE, RENEW, STORED, FORGET, LIVES = range(OWN, OWN + 9)
+LOAD, EMBED, ADD, SEARCH, REMOVE, RENEW, STORED, FORGET, LIVES, AHEAD = range(OWN, OWN + 10)
 
 
 @dataclass(frozen=True, slots=True)

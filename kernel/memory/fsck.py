@@ -11,6 +11,9 @@ from ..values import Checked
 from . import schema
 from .meaning import Meaning
 from .memory import Memory
+from .rows import digest
+
+_TEXTS = "SELECT id, text, hash FROM pages WHERE id >= ? ORDER BY id LIMIT ?"
 
 
 @dataclass(slots=True)
@@ -37,6 +40,7 @@ async def fsck(
     """What was found, and what was mended. Pages themselves are never changed."""
     check = _Check(memory, meaning, owner)
     await _file(check)
+    await _texts(check)
     await _tables(check, alive)
     for name, (look, make) in DERIVED.items():
         wrong = await look(check)
@@ -59,6 +63,16 @@ async def _file(check: _Check) -> None:
     for row in await check.memory.read(check.owner, "PRAGMA integrity_check(10)"):
         if row[0] != "ok":
             check.faults.append(f"pages.db: {row[0]!s}")
+
+
+async def _texts(check: _Check) -> None:
+    """Texts against the hashes that were written with them."""
+    at, wrong = 0, 0
+    while rows := await check.memory.read(check.owner, _TEXTS, at, schema.AT_ONCE):
+        wrong += sum(digest(str(text)) != held for _, text, held in rows)
+        at = int(rows[-1][0] or 0) + 1
+    if wrong:
+        check.faults.append(f"{wrong} pages are not what was written")
 
 
 async def _tables(check: _Check, alive: set[int]) -> None:
@@ -114,7 +128,7 @@ async def _vectors(check: _Check) -> list[str]:
 async def _new_vectors(check: _Check) -> None:
     await check.write([
         ("DELETE FROM vectors", ()),
-        ("DELETE FROM derived WHERE name = 'vectors'", ()),
+        ("DELETE FROM derived WHERE name IN ('vectors', 'numbers')", ()),
         ("INSERT OR IGNORE INTO todo SELECT id FROM pages", ()),
     ])  # fmt: skip
     spaces = await check.memory.read(check.owner, "SELECT space FROM spaces")

@@ -32,7 +32,8 @@ _STANDING = """SELECT (SELECT count(*) FROM todo),
 _KEEP = "INSERT OR REPLACE INTO vectors SELECT id, ? FROM pages WHERE id = ?"
 _DONE = "DELETE FROM todo WHERE id = ?"
 _VECTORS = "SELECT id, vector FROM vectors WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
-_MADE_BY = "INSERT OR IGNORE INTO derived VALUES('vectors', ?)"
+_MADE_BY = "INSERT OR IGNORE INTO derived VALUES('vectors', ?), ('numbers', ?)"
+_NUMBERS = "SELECT version FROM derived WHERE name = 'numbers'"
 _REBUILD = "`llmasos mem fsck --rebuild` makes them anew"
 Embed = Callable[[Sequence[str]], Awaitable[Sequence[bytes]]]
 
@@ -46,6 +47,7 @@ class Indexer:
     news: anyio.Event = field(default_factory=anyio.Event)
     coming: int = 0  # pages whose vectors are being kept and handed over
     running: bool = False
+    misfit: str = ""  # why new vectors cannot stand beside those that are there
 
 
 class Meaning:
@@ -126,6 +128,11 @@ class Meaning:
         if indexer is not None:
             indexer.news.set()
 
+    def ahead(self, question: str) -> None:
+        """A search for it follows, after words were looked for."""
+        if self._device is not None and self._facts is not None and self.embedder is None:
+            self._device.ahead(question)
+
     async def search(
         self, owner: Path, question: str, parts: Sequence[Reach], also: Sequence[int]
     ) -> Likeness:
@@ -138,8 +145,8 @@ class Meaning:
         with anyio.move_on_after(limits.RECALL_S):
             # Counted before the search: what comes meanwhile may be missed.
             waiting, refused = await self._standing(owner.name, indexer)
-            if refused:
-                return replace(nothing, note=refused)
+            if refused or indexer.misfit:
+                return replace(nothing, note=refused or indexer.misfit)
             try:
                 asked = await self._asked(question)
                 await self._load_all(owner.name, indexer, [part.space for part in parts])
@@ -199,6 +206,7 @@ class Meaning:
         texts = [str(row[1]) for row in rows]
         embed = self.embedder[1] if self.embedder is not None else self._device.embed
         vectors = await embed(texts)
+        await self._check_size(owner, indexer, len(vectors[0]) // 4)
         points.passed("index.embedded")
         ids = [int(row[0] or 0) for row in rows]
         indexer.coming = len(ids)  # they wait no more when they are kept, and are found a bit later
@@ -210,9 +218,20 @@ class Meaning:
         await self._memory.count_waiting()
         return True
 
+    async def _check_size(self, owner: str, indexer: Indexer, numbers: int) -> None:
+        """EINVAL: an embedder of the same name makes vectors of another size now."""
+        rows = await self._memory.read(owner, _NUMBERS)
+        indexer.misfit = ""
+        held = int(rows[0][0] or 0) if rows else numbers
+        if held != numbers:
+            words = f"vectors have {held} numbers, {self.made_by} makes {numbers} now"
+            indexer.misfit = f"recall is by words only: {words}; {_REBUILD}"
+            raise SyscallError(Errno.EINVAL, words, _REBUILD)
+
     async def _keep(self, owner: str, indexer: Indexer, made: dict[int, bytes]) -> None:
         """New vectors to the disk and to the device, but for pages that are gone meanwhile."""
-        statements: list[Statement] = [(_MADE_BY, (self.made_by,))]
+        numbers = len(next(iter(made.values()))) // 4
+        statements: list[Statement] = [(_MADE_BY, (self.made_by, numbers))]
         statements += [(_KEEP, (vector, page)) for page, vector in made.items()]
         statements += [(_DONE, (page,)) for page in made]
         async with indexer.lock:
@@ -242,13 +261,29 @@ class Meaning:
             await self._device.add(self._memory.directory(owner), space, places, vectors)
 
     async def _load_all(self, owner: str, indexer: Indexer, spaces: Sequence[int]) -> None:
-        """Hand over what the device does not hold: a space is held whole, or not at all."""
+        """Hand over what the device does not hold: a space is held whole, or not at all.
+
+        It goes on when who asks waits no longer, so that the next one finds it done.
+        """
         if indexer.loaded.issuperset(spaces):
             return
-        async with indexer.lock:
-            for space in spaces:
-                if space not in indexer.loaded:
-                    await self._load(owner, indexer, space)
+        ended, failed = anyio.Event(), list[SyscallError]()
+
+        async def load() -> None:
+            try:
+                async with indexer.lock:
+                    for space in spaces:
+                        if space not in indexer.loaded:
+                            await self._load(owner, indexer, space)
+            except SyscallError as error:
+                failed.append(error)
+            finally:
+                ended.set()
+
+        self._tasks.start_soon(load)
+        await ended.wait()
+        if failed:
+            raise failed[0]
 
     async def _load(self, owner: str, indexer: Indexer, space: int) -> None:
         """Hand over all vectors of a space."""

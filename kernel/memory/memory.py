@@ -238,7 +238,7 @@ class Memory:
             numbers = [number for number, _ in room]
             recalled = {n: parts for n, parts in turn.recalled.items() if table.page(n) is not None}
             turn = replace(turn, recalled=recalled)  # without what was forgotten meanwhile
-            statements += self._moved(table, turn)
+            statements += self._moved(table, turn, numbers)
             here = table.resident() | set(recalled)  # what was evicted meanwhile stays out
             window = without(turn.window, {n for p in turn.window for n in p.numbers()} - here)
             table.window = [*window, *rows.pieces(turn, numbers, message)]
@@ -270,10 +270,10 @@ class Memory:
         table.tokens += sum(one.tokens for one in pages)
         return [*statements, *schema.followed(ids[0], ids[-1])]
 
-    def _moved(self, table: Table, turn: Turn) -> list[Statement]:
+    def _moved(self, table: Table, turn: Turn, numbers: Sequence[int]) -> list[Statement]:
         """The moves of a turn, and the marks of what came back."""
         now = time.time()
-        moves = [Moved(a, b, "evicted", turn.why, turn.call) for a, b in runs(turn.evicted)]
+        moves = rows.left(turn, numbers)
         for number, parts in turn.recalled.items():
             mark = table.mark(number)
             mark.used, mark.uses = now, mark.uses + 1

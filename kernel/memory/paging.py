@@ -64,6 +64,17 @@ class Plan:
             "room for a request", self.sizes,
         )  # fmt: skip
 
+    def seen(self, written: Sequence[int]) -> list[int]:
+        """Numbers of the pages that the call saw; `written` are those of the turn, if it was kept.
+
+        Of a request larger than the window, not all are among them.
+        """
+        found, at = list(self.sizes), 0
+        for cuts, kept in zip(self.cuts, self.kept, strict=True):
+            found += [written[at + index] for index in kept if written]
+            at += len(cuts)
+        return [*found, *written[at:]]
+
 
 def _author(process: Process, role: Role) -> str:
     return process.app if role is Role.ASSISTANT else process.owner
@@ -113,6 +124,7 @@ class Pager:
             return []
         skip = draft.here() | {hit.page.number for hit in draft.back}
         best: dict[int, Hit] = {}
+        notes: list[str] = []
         for question in questions_of(draft.request.messages):
             wanted = Wanted(question, count=limits.BACK, skip=skip)
             found = await find(self._memory, self._meaning, table, wanted)
@@ -122,7 +134,8 @@ class Pager:
                 known = best.get(hit.page.id)
                 if known is None or known.ranked.score < hit.ranked.score:
                     best[hit.page.id] = hit
-            draft.notices = [found.note] if found.note and not self._meaning.off else []
+            notes += [found.note] if found.note and not self._meaning.off else []
+        draft.notices = list(dict.fromkeys(notes))
         ranked = sorted((hit.ranked for hit in best.values()), key=lambda one: -one.score)
         chosen = fill(ranked, room, LINE_TOKENS)
         if not chosen:  # the best alone may be larger than the share

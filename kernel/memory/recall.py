@@ -64,6 +64,8 @@ async def find(memory: Memory, meaning: Meaning, table: Table, wanted: Wanted) -
     ranges = table.reaches()
     if not ranges:
         return Found([])
+    if wanted.way in ("both", "meaning"):
+        meaning.ahead(wanted.question)
     lexically = wanted.way in ("both", "words")
     expression = lexical.match(wanted.question) if lexically else ""
     words = partial(_words, memory, table.owner, ranges, expression, wanted)

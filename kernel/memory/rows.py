@@ -115,6 +115,17 @@ def pieces(turn: Turn, numbers: Sequence[int], message: int) -> list[Piece]:
     return made
 
 
+def left(turn: Turn, numbers: Sequence[int]) -> list[Moved]:
+    """What went out of the window, and what of a request larger than it never came in."""
+    shown = {number for piece in pieces(turn, numbers, 0) for number in piece.pages}
+    beside = [number for number in numbers if number not in shown]
+    why = "the request is larger than the window"
+    return [
+        *(Moved(a, b, "evicted", turn.why, turn.call) for a, b in runs(turn.evicted)),
+        *(Moved(a, b, "beside", why, turn.call) for a, b in runs(beside)),
+    ]
+
+
 def mark(row: Row) -> Mark:
     _pid, _number, page, pinned, used, uses = row
     behind = None if page is None else int(page)
@@ -147,12 +158,17 @@ def saved(table: Table, *, window: bool, ranges: Sequence[Range] = ()) -> list[S
     ]
 
 
+def digest(text: str) -> bytes:
+    """What tells whether a page is still what was written."""
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
 def page_row(owner: str, page: int, one: Written, *, message: int = 0, call: int = 0) -> Statement:
     """A page of a message that is counted from `message` on."""
     now = time.time()
-    digest = blake2b(one.text.encode(), digest_size=16).digest()
     return schema.INSERT_PAGE, (
         page, message + one.message, owner, one.kind, one.author,
         now if one.time is None else one.time, one.session, one.key, one.tokens, one.text,
-        json.dumps(list(one.labels)), one.created or now, digest, call, 0, schema.signs(one.text),
+        json.dumps(list(one.labels)), one.created or now, digest(one.text), call, 0,
+        schema.signs(one.text),
     )  # fmt: skip

@@ -42,7 +42,7 @@ class Mark:
 
     page: int | None = None  # instead of the range's; GONE: none
     pinned: bool = False
-    used: float = 0.0  # Unix seconds: when it was last brought back, or read by name
+    used: float = 0.0  # Unix seconds: when a request last brought it back
     uses: int = 0  # times
 
 

@@ -45,7 +45,7 @@ async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
         m.tell_process(process, alarm)
     return v.Generated(
         process.pid, call.number, finish, seed, usage, pages,
-        window=[*plan.sizes, *pages], evicted=list(plan.evicted),
+        window=plan.seen(pages), evicted=list(plan.evicted),
         faults=[
             v.Fault(hit.page.number, round(hit.ranked.score, 3),
                     hit.page.number in account.hard_pages)

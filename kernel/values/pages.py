@@ -51,7 +51,7 @@ class Page:
     labels: list[str]
     pinned: bool
     where: Where
-    uses: int  # times it was brought back, or read by its number or key
+    uses: int  # times a request brought it back
     source: str  # what it was mapped from
 
 
@@ -200,7 +200,7 @@ class Move:
 
     time: float
     call: int  # that it was part of; 0: none
-    what: str  # written, replaced, shared, evicted, recalled, pinned, unpinned
+    what: str  # written, beside (the window), replaced, shared, evicted, recalled, (un)pinned
     why: str
     parts: dict[str, float]  # of the score that brought it back
 

@@ -1,6 +1,7 @@
 """What leaves the window, what of a large request stays, and how what came back is read."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -134,6 +135,8 @@ def test_what_came_back_stands_in_order_with_days_and_authors() -> None:
     ]  # fmt: skip
     assert recalled(pages[1:]) == "From earlier, on 1970-01-02:\nbob: sooner\n"
     assert recalled([]) == ""
+    summary = replace(stored(3, "of much"), kind="summary")
+    assert recalled([summary]) == "From earlier:\nann (summary): of much\n"
 
 
 def test_a_message_goes_with_the_last_of_its_pages() -> None:

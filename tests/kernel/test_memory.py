@@ -1,5 +1,6 @@
 """Pages under random changes, held against a model of twenty lines; and what each change leaves."""
 
+import os
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -183,6 +184,26 @@ async def test_random_changes_agree_with_a_plain_model(store: Store, seed: int) 
     await whole(memory)
     for table in ("pages", "tables", "ranges", "marks", "moves", "vectors", "todo", "spaces"):
         assert await memory.read(OWNER, f"SELECT count(*) FROM {table}") == [(0,)], table
+
+
+async def test_pages_are_acknowledged_when_the_disk_has_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 cannot tell: what was only written survives it, too."""
+    memory, synced, really = Memory(store), list[int](), os.fdatasync
+    one = process(1)
+    await say(memory, one, "before")
+    log = memory.database(OWNER).log
+
+    def sync(file: int) -> None:
+        synced.append(file)
+        really(file)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    await say(memory, one, "a turn")
+    assert synced == [log]
+    await memory.write(one, [page("a note")])
+    assert synced == [log, log]
 
 
 async def test_the_window_comes_back_after_a_restart(store: Store) -> None:

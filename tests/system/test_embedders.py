@@ -1,5 +1,8 @@
 """Another embedder: its vectors are not mixed with those of before, and the way on is named."""
 
+import sqlite3
+from contextlib import closing
+
 from llmasos.kernel import values as v
 from llmasos.userland.line import Line
 from tests.system.daemon import Machine
@@ -41,6 +44,27 @@ def test_a_changed_embedder_is_refused_until_the_vectors_are_made_anew(machine: 
         checked = line.call("fsck", v.Fsck(), v.Checked)
         assert checked.embedder.startswith("smollm2 ")
         assert (checked.vectors, checked.waiting, checked.faults) == (4, 0, [])
+    machine.stop()
+
+
+def test_vectors_of_another_size_are_refused_under_the_same_name_too(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+        line.call("write_mem", v.WriteMem(pid, TEXTS[0]), v.Written)
+        assert found(line, pid).note == ""
+    machine.stop()
+    [pages] = machine.paths.state.glob("owners/*/pages.db")
+    with closing(sqlite3.connect(pages)) as database, database:
+        database.execute("UPDATE derived SET version = '7' WHERE name = 'numbers'")
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        line.call("write_mem", v.WriteMem(pid, TEXTS[1]), v.Written)
+        refused = found(line, pid)
+        assert "vectors have 7 numbers" in refused.note
+        assert "makes 512 now" in refused.note
+        line.call("fsck", v.Fsck(rebuild=True), v.Checked)
+        assert found(line, pid).note == ""
     machine.stop()
 
 

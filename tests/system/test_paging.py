@@ -124,6 +124,9 @@ def test_a_request_larger_than_the_window_is_stored_whole_and_said(line: Line) -
     assert "".join(p.text for p in pages(line, pid) if p.kind is v.Kind.USER) == text
     assert reply.usage.prompt_tokens + 60 <= WINDOW
     assert said.startswith("Read this.")
+    beside = next(p.number for p in pages(line, pid) if p.number not in reply.window)
+    assert [what for what, _ in trace(line, pid, beside)] == ["written", "beside"]
+    assert set(reply.window) == resident(line, pid)
     with pytest.raises(SyscallError, match=f"the window has {WINDOW}") as caught:
         say(line, pid, text, overflow=v.Overflow.ERROR)
     assert caught.value.errno is Errno.E2BIG

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmasos.userland import bench
-from llmasos.userland.bench import SUITES, fairness, quiet, run
+from llmasos.userland.bench import SUITES, choices, fairness, quiet, run
 from llmasos.userland.bench.answers import Answer, crowded, longest_gap_s, step_s
 from llmasos.userland.bench.figures import (
     Attempt,
@@ -26,7 +26,7 @@ from llmasos.userland.bench.figures import (
     table,
 )
 from llmasos.userland.bench.peers import HOST, LLAMA, Absent, Server, llama_server
-from llmasos.userland.bench.rig import RigError
+from llmasos.userland.bench.rig import RigError, image, tuned
 from llmasos.userland.bench.texts import Chat
 
 BARS = (
@@ -40,7 +40,11 @@ def document(take: Take, *more: Attempt) -> Document:
     return Document.of(suite, [Attempt(take, 0.01), *more], {"cores": 2}, {}, tiny=False)
 
 
-@pytest.mark.parametrize("name", SUITES)
+# The tiny form of `choices` runs two dozen loops: its short form here is one pair of them.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (name == "choices")) for name in SUITES],
+)
 def test_each_suite_measures_every_figure_in_its_tiny_form(name: str) -> None:
     """P-12: every number is made again with one command. P-02: the whole path is compared."""
     measured = run(SUITES[name], tiny=True)
@@ -50,6 +54,15 @@ def test_each_suite_measures_every_figure_in_its_tiny_form(name: str) -> None:
         assert figure.id.partition(".")[0] == name
         assert figure.value is not None or absent
         assert figure.value is None or math.isfinite(figure.value)
+
+
+def test_a_choice_is_measured_against_the_other_way() -> None:
+    with tuned() as (_, client):
+        found = image(client)
+        loops = choices.Loops(found.tuned or found.path, 2, 3)
+        row = choices.ROWS[0]
+        chosen, other = (loops.rate(way, row.of) for way in (row.chosen, row.other))
+    assert min(chosen, other) > 0
 
 
 def test_a_figure_without_a_bar_is_told_and_never_missed() -> None:

@@ -367,6 +367,20 @@ def test_forgetting_says_how_many_pages_and_whose(cli: Cli, pid: str, other: str
     assert (some.code, some.out) == (exits.NOT_FOUND, f"forgot 1 page of process {pid}\n")
 
 
+def test_what_is_still_to_be_erased_is_said(cli: Cli, pid: str, box: Machine) -> None:
+    [owner] = (box.paths.state / "owners").iterdir()
+    stray = owner / "chroma"  # as a file it is not removed with all that is below it
+    stray.write_text("")
+    try:
+        told = cli("mem", "forget", "-y", pid, "0")
+        assert told.out == f"forgot 1 page of process {pid}\n"
+        assert f"{stray} cannot be removed" in told.err
+        told = cli("mem", "forget", "-y", pid, "1", "--json")
+        assert f"{stray} cannot be removed" in told.json["note"]
+    finally:
+        stray.unlink()
+
+
 def test_nothing_is_forgotten_where_nobody_can_be_asked(cli: Cli, pid: str, box: Machine) -> None:
     for stdin in ("", "y\n"):
         done = box.llmasos("mem", "forget", pid, "0", stdin=stdin, check=False)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from llmasos import Errno, LLMasOS, SyscallError
+from llmasos.kernel import values as v
 from llmasos.kernel.values import Kind
 from llmasos.userland.sdk import tools as tools_file
 from llmasos.userland.sdk.door import Process
-from llmasos.userland.sdk.tools import TOOLS, USUAL
+from llmasos.userland.sdk.tools import TOOLS, USUAL, listed
 from tests.conftest import Machine
 
 
@@ -118,6 +119,14 @@ def test_a_search_leaves_out_what_the_model_sees(process: Process) -> None:
     process.write_mem("The cabin's key lies below the blue pot.")
     (line,) = tools.call(search).splitlines()
     assert line.endswith("blue pot.")
+
+
+def test_a_summary_is_marked_as_one() -> None:
+    page = v.Page(
+        3, 0, "ann", Kind.SUMMARY, "chat", 0.0, "", "", 4, "They talked of tea.", [], False,
+        v.Where.STORE, 0, "",
+    )  # fmt: skip
+    assert listed([page]) == "page 3, chat (summary): They talked of tea."
 
 
 def test_a_name_that_is_no_tool_is_refused(process: Process) -> None:

@@ -33,11 +33,14 @@ def forget(arguments: Namespace) -> int:
     with connect() as line:
         done, failed = _forgotten(line, requests or [v.Forget(pid, key=key)])
     pages, pids = sum(one.pages for one in done), sorted({n for one in done for n in one.processes})
+    left = "; ".join(dict.fromkeys(one.note for one in done if one.note))
     if arguments.json:
-        document({"pid": pid, "pages": pages, "processes": pids})
+        document({"pid": pid, "pages": pages, "processes": pids, "note": left})
     elif pages:
         whose = ", ".join(map(str, pids))
         print(f"forgot {count(pages, 'page')} of process{'es' * (len(pids) != 1)} {whose}")
+    if left:
+        note(left)
     return exits.code(failed[0]) if failed else exits.OK
 
 

@@ -17,7 +17,11 @@ from .talk import clean
 _HEAD = ("PAGE", "WHERE", "KIND", "AUTHOR", "TIME (UTC)", "TOKENS", "USES", "TEXT")
 _NAME = 10  # columns of an author
 _EXCERPT = 76  # columns of a text that stands alone
-_MOVES = {"evicted": "left the window", "recalled": "came back"}
+_MOVES = {
+    "evicted": "left the window",
+    "recalled": "came back",
+    "beside": "stored beside the window",
+}
 
 
 def walk(line: Line, pid: int, *, key: str = "", texts: bool = True) -> Iterator[v.Page]:

@@ -67,7 +67,7 @@ async def _search(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
     # The question itself, and this call, stand in the window.
     options: SearchOptions = {"count": arguments.get("count", _HITS), "outside": True}
     found = await calls.search_mem(pid, arguments["question"], **options)
-    return _pages([hit.page for hit in found.hits]) or "nothing was found beside what you see"
+    return listed([hit.page for hit in found.hits]) or "nothing was found beside what you see"
 
 
 async def _read(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
@@ -77,7 +77,7 @@ async def _read(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
         found = await calls.read_mem(pid, key=arguments["key"])
     else:
         raise SyscallError(Errno.EINVAL, "nothing is named: give `page` or `key`")
-    return _pages(found.pages) or "there is no such page"
+    return listed(found.pages) or "there is no such page"
 
 
 async def _write(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
@@ -237,9 +237,11 @@ def _allowed(name: str, value: object, schema: Mapping[str, Any]) -> None:
         raise SyscallError(Errno.EINVAL, f"{name}={value!r}: it has to be {what}")
 
 
-def _pages(pages: Sequence[v.Page]) -> str:
+def listed(pages: Sequence[v.Page]) -> str:
+    """Pages as a model reads them."""
     lines: list[str] = []
     for page in pages:
         day = datetime.fromtimestamp(page.time, UTC).strftime(", %Y-%m-%d") if page.time else ""
-        lines.append(f"page {page.number}, {page.author}{day}: {page.text.strip()}")
+        mark = " (summary)" if page.kind is v.Kind.SUMMARY else ""
+        lines.append(f"page {page.number}, {page.author}{mark}{day}: {page.text.strip()}")
     return "\n".join(lines)
