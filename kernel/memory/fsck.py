@@ -131,6 +131,7 @@ async def _new_vectors(check: _Check) -> None:
         ("DELETE FROM derived WHERE name IN ('vectors', 'numbers')", ()),
         ("INSERT OR IGNORE INTO todo SELECT id FROM pages", ()),
     ])  # fmt: skip
+    await check.memory.count_waiting()
     spaces = await check.memory.read(check.owner, "SELECT space FROM spaces")
     await check.meaning.erased(check.owner, [int(row[0] or 0) for row in spaces])
 
