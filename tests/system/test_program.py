@@ -275,6 +275,7 @@ async def test_what_outlives_its_process_may_do_nothing(tmp_path: Path) -> None:
         open(sys.argv[1], "w").write("up")
         while os.path.exists(sys.argv[1]):
             time.sleep(0.02)
+        os._exit(0)  # the client's thread was not forked: nobody would end it
     """
     async with running(tmp_path) as (kernel, client):
         process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)

@@ -12,10 +12,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, median
 from typing import cast
@@ -74,7 +74,7 @@ class Asked:
 def read(path: Path) -> list[Talk]:
     """Conversations, one a line. RigError names the line and what is wrong with it."""
     found: list[Talk] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 found.append(_talk(json.loads(line)))
@@ -106,8 +106,20 @@ def _talk(fields: Mapping[str, object]) -> Talk:
 
 
 def when(turn: Turn) -> float:
-    """Unix seconds; 0: not told."""
-    return datetime.fromisoformat(turn.time).timestamp() if turn.time else 0.0
+    """Unix seconds; 0: not told. Without a zone it is UTC, as the kernel counts days."""
+    if not turn.time:
+        return 0.0
+    told = datetime.fromisoformat(turn.time)
+    return (told if told.tzinfo is not None else told.replace(tzinfo=UTC)).timestamp()
+
+
+def held(client: Line, pid: int) -> Iterator[v.Page]:
+    """All pages of a process, without their texts."""
+    at: int | None = 0
+    while at is not None:
+        part = client.call("read_mem", v.ReadMem(pid, at, texts=False), v.Pages)
+        yield from part.pages
+        at = part.next
 
 
 # --- asking ---------------------------------------------------------------------------------------
@@ -122,16 +134,15 @@ class Told:
         with rig.client() as client:
             self.pid = client.call("spawn", v.Spawn(model, app="bench"), v.Spawned).pid
             for turn in talk.turns:
-                page = v.WriteMem(
+                said = v.WriteMem(
                     self.pid, turn.text, kind=v.Kind.USER, author=turn.author[:64],
                     time=when(turn), session=turn.session[:64],
                 )  # fmt: skip
-                for number in client.call("write_mem", page, v.Written).pages:
+                for number in client.call("write_mem", said, v.Written).pages:
                     self._turn[number] = turn.id
-            sized = v.SearchMem(self.pid, "all", 1000, way="recency", texts=False)
-            for hit in client.call("search_mem", sized, v.Hits).hits:
-                name = self._turn[hit.page.number]
-                self._sizes[name] = self._sizes.get(name, 0) + hit.page.tokens
+            for page in held(client, self.pid):
+                name = self._turn[page.number]
+                self._sizes[name] = self._sizes.get(name, 0) + page.tokens
 
     def plainly(self) -> list[Ranking]:
         """Meaning alone for every question: each page by its own vector, nothing else."""
@@ -270,8 +281,8 @@ def take(tiny: bool) -> Take:
         "recall.evidence_2k": [both["2k"]],
         "recall.all_2k": [both["2k all"]],
         "recall.no_embedder_2k": [row(without, "both")["2k"]],
-        "recall.bm25_2k": [_as_hard("words", words["2k"])],
-        "recall.dense_2k": [_as_hard("dense", dense["2k"])],
+        "recall.bm25_2k": [as_hard("words", words["2k"])],
+        "recall.dense_2k": [as_hard("dense", dense["2k"])],
         "recall.zh_hit1": [round(mean(chinese), 4)],
         "recall.en_zh_hit1": [round(mean(english), 4)],
         "recall.p50_ms": [both["p50 ms"]],
@@ -293,7 +304,7 @@ def _shorter(one: Talk) -> Talk:
     return Talk(one.id, one.language, turns, questions[:5])
 
 
-def _as_hard(way: str, value: float) -> float:
+def as_hard(way: str, value: float) -> float:
     """The figure; 0, which no bar lets pass, when the questions are easier than real ones."""
     return value if value <= HARD[way][1] else 0.0
 
