@@ -9,6 +9,7 @@ id 0 answers a frame whose id could not be read.
 """
 
 import dataclasses
+import threading
 import types
 import typing
 from collections.abc import Iterator
@@ -55,7 +56,22 @@ def _plain(value: object) -> object:
 _readers: dict[type, tuple[tuple[str, ...], Any]] = {}
 
 
-_packer = _msgpack.Packer(default=_plain, autoreset=True)
+class _Idle(threading.local):
+    """A packer that this thread may take: two calls in the midst of one would mix their frames."""
+
+    packer: Any = None
+
+
+_idle = _Idle()
+
+
+def _packed(message: list[Any]) -> bytes:
+    # Taken out meanwhile: a signal handler may send, too. One that failed is not used again.
+    packer, _idle.packer = _idle.packer, None
+    packer = packer or _msgpack.Packer(default=_plain, autoreset=True)
+    body: bytes = packer.pack(message)
+    _idle.packer = packer
+    return body
 
 
 def call(number: int, name: str, request: object) -> bytes:
@@ -69,9 +85,8 @@ def pack(
 ) -> bytes:
     """One frame, header included. Raises TooBig when it is over `cap` bytes."""
     try:
-        body: bytes = _packer.pack(message)
+        body = _packed(message)
     except UnicodeEncodeError as error:
-        _packer.reset()
         raise ProtocolError("a text holds a lone surrogate: it is not valid Unicode") from error
     if len(body) > cap:
         raise TooBig(f"the call or its reply has {len(body)} bytes; {cap} are allowed", hint)

@@ -1,6 +1,9 @@
 """Frames: whatever comes in, the answer is a message or a ProtocolError, in bounded memory."""
 
 import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import msgpack
@@ -14,6 +17,37 @@ from llmasos.kernel.wire import Frames, ProtocolError, build, call, pack, unpack
 def body(message: object) -> bytes:
     packed: bytes = cast("Any", msgpack).packb(message)
     return packed
+
+
+def directly(act: Callable[[], object]) -> None:
+    act()
+
+
+def beside(act: Callable[[], object]) -> None:
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("meanwhile", [directly, beside], ids=["signal", "thread"])
+def test_a_frame_is_whole_whatever_is_packed_in_the_midst_of_it(
+    meanwhile: Callable[[Callable[[], object]], None],
+) -> None:
+    """By a signal handler, or by a thread that has a connection of its own."""
+    others: list[bytes] = []
+
+    @dataclass
+    class Interrupted:
+        text: str
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "text":
+                meanwhile(lambda: others.append(pack([1, "another"])))
+            return super().__getattribute__(name)
+
+    frame = pack([0, 7, "x", Interrupted("mine")])
+    assert unpack(frame[4:]) == [0, 7, "x", {"text": "mine"}]
+    assert [unpack(other[4:]) for other in others] == [[1, "another"]]
 
 
 def test_a_frame_survives_any_cut_of_the_stream() -> None:
