@@ -3,12 +3,15 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from llmasos.userland import bench
-from llmasos.userland.bench import recall
-from llmasos.userland.bench.talks import Turn
+from llmasos.userland.bench import conversations, recall, run, talks
+from llmasos.userland.bench.figures import table
+from llmasos.userland.bench.recall import Asked, Ranking
+from llmasos.userland.bench.talks import Question, Turn
 
 TURN = {"id": "t1", "author": "ann", "time": None, "session": "", "text": "The boat is red."}
 QUESTION = {"text": "Which colour has the boat?", "evidence": ["t1"], "category": "single"}
@@ -19,15 +22,20 @@ def written(path: Path, *lines: object) -> Path:
     return path
 
 
+def talk(*turns: object, **fields: object) -> str:
+    """A line with a conversation, some of it otherwise."""
+    return json.dumps({"id": "a", "turns": turns or [TURN], "questions": [QUESTION], **fields})
+
+
 def test_a_conversation_of_more_pages_than_a_reply_holds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = [{**TURN, "id": f"x{at}", "text": f"Row {at}."} for at in range(1100)]
-    talk = {"id": "long", "turns": [TURN, *more], "questions": [QUESTION]}
-    path = written(tmp_path / "long.jsonl", talk)
+    long = {"id": "long", "turns": [TURN, *more], "questions": [QUESTION, QUESTION]}
+    path = written(tmp_path / "long.jsonl", long)
     assert bench.main(["recall", str(path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["questions"] == 1
+    assert told["questions"] == 2
     assert told["tables"]["all"]["both"]["2k"] == 1
     assert told["tables"]["all"]["recency"]["2k"] == 0
 
@@ -35,22 +43,34 @@ def test_a_conversation_of_more_pages_than_a_reply_holds(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "Expecting property name"),
-        ('{"id": "a", "questions": []}', "turns"),
-        (json.dumps({"id": "a", "turns": [TURN],
-                     "questions": [{**QUESTION, "evidence": ["t9"]}]}), "is no turn"),
-        (json.dumps({"id": "a", "turns": [{**TURN, "time": "soon"}], "questions": []}), "soon"),
-        ("\udcff", "utf-8"),
+        ("{", "no JSON: Expecting property name enclosed in double quotes at character"),
+        ("", "no JSON: Expecting value"),
+        ("[" * 100_000, "too deeply nested"),
+        ("\udcff", "no UTF-8: invalid start byte at byte 1"),
+        ("[1]", "the line is not an object: [1]"),
+        ('{"id": "a", "questions": []}', "no field 'turns' in"),
+        (talk(turns=["hello"]), "one of 'turns' is not an object"),
+        (talk(turns=[{"id": "t1"}]), "no field 'time'"),
+        (talk({**TURN, "text": None}), "'text' is not a text"),
+        (talk({**TURN, "text": ""}), "the text of turn 't1' has 0 characters"),
+        (talk({**TURN, "text": "\ud800"}), "'text' is not Unicode"),
+        (talk({**TURN, "time": "soon"}), "soon"),
+        (talk({**TURN, "time": "1950-01-01"}), "is before 1970"),
+        (talk(TURN, TURN), "more than one turn has the id 't1'"),
+        (talk(questions=[]), "it asks no question"),
+        (talk(questions=[{**QUESTION, "text": ""}]), "the text of a question has 0 characters"),
+        (talk(questions=[{**QUESTION, "evidence": "t1"}]), "'evidence' is not a list"),
+        (talk(questions=[{**QUESTION, "evidence": []}]), "is no turn"),
+        (talk(questions=[{**QUESTION, "evidence": ["t9"]}]), "evidence ['t9'] of"),
+        (talk(questions=[{**QUESTION, "evidence": [["t1"]]}]), "evidence [['t1']] of"),
     ],
-    ids=["no JSON", "no turns", "evidence of nothing", "no time", "no UTF-8"],
-)  # fmt: skip
+)
 def test_a_line_that_makes_no_sense_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, words: str
 ) -> None:
-    good = json.dumps({"id": "a", "turns": [TURN], "questions": [QUESTION]})
     path = tmp_path / "talks.jsonl"
-    path.write_bytes(f"{good}\n{line}\n".encode(errors="surrogateescape"))
-    assert bench.main(["recall", str(path)]) == 1
+    path.write_bytes(f"{talk()}\n{line}\n".encode(errors="surrogateescape"))
+    assert bench.main(["recall", str(path)]) == 2
     told = capsys.readouterr().err
     assert f"{path}:2: not a conversation" in told
     assert words in told
@@ -59,21 +79,62 @@ def test_a_line_that_makes_no_sense_is_named(
 def test_a_file_without_a_conversation_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench.main(["recall", str(written(tmp_path / "none.jsonl"))]) == 1
+    assert bench.main(["recall", str(written(tmp_path / "none.jsonl"))]) == 2
     assert "holds no conversation" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_is_wrong_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main(["recall", str(tmp_path / "none.jsonl")]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_what_the_made_conversations_are_written_as_is_read(tmp_path: Path) -> None:
+    made = next(iter(talks.talks()))
+    (again,) = conversations.read(written(tmp_path / "made.jsonl", made.form()))
+    assert again.form() == made.form()
 
 
 def test_a_time_without_a_zone_is_utc() -> None:
     moment = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
     for told in ("2026-03-01T12:00:00", "2026-03-01T14:00:00+02:00", "2026-03-01T12:00:00Z"):
-        assert recall.when(Turn("t", "ann", told, "", "x")) == moment
+        assert conversations.when(Turn("t", "ann", told, "", "x")) == moment
 
 
-@pytest.mark.parametrize("way", recall.HARD)
-def test_questions_that_are_easier_or_harder_than_real_ones_fail_the_suite(way: str) -> None:
-    low, high = recall.HARD[way]
-    name = {"words": "recall.bm25_2k", "dense": "recall.dense_2k"}[way]
-    bar = next(bar for bar in recall.BARS if bar.id == name)
-    assert recall.as_hard(way, high) == high
-    assert recall.as_hard(way, high + 0.01) == 0.0
-    assert (bar.better, bar.bar) == ("higher", low)
+def answered(**shares: int) -> list[Asked]:
+    """A hundred questions: so many of them with what they need at the top, by way."""
+    question = Question("?", ("t1",), "single", ())
+    rankings = {True: Ranking([("t1", 10)], 0.0), False: Ranking([("t2", 10)], 0.0)}
+    return [
+        Asked(question, {way: rankings[at < share] for way, share in shares.items()})
+        for at in range(100)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "dense", "missed"),
+    [
+        (65, 55, ()),
+        (80, 75, ()),
+        (64, 60, ("recall.bm25_2k",)),
+        (81, 60, ("recall.bm25_2k",)),
+        (70, 54, ("recall.dense_2k",)),
+        (70, 76, ("recall.dense_2k",)),
+    ],
+)
+def test_questions_that_are_easier_or_harder_than_real_ones_fail_the_suite(
+    monkeypatch: pytest.MonkeyPatch, words: int, dense: int, missed: tuple[str, ...]
+) -> None:
+    def ask(*_: object, embedder: str) -> list[Asked]:
+        return answered(both=100, words=words, dense=dense)
+
+    monkeypatch.setattr(recall, "ask", ask)
+    monkeypatch.setattr(recall, "daemon", MagicMock())
+    monkeypatch.setattr(recall, "first_hits", MagicMock(return_value=([1.0], [1.0])))
+    document = run(recall.SUITE, tiny=True)
+    assert tuple(figure.id for figure in document.figures if not figure.good) == missed
+    assert document.good is not bool(missed)
+    told = [line for line in table(document).splitlines() if "MISSED" in line]
+    assert len(told) == len(missed)
+    assert all("not as hard as real ones" in line for line in told)

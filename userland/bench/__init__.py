@@ -17,6 +17,7 @@ from llmasos.kernel.errors import SyscallError
 
 from . import (
     choices,
+    conversations,
     exact,
     fairness,
     fault,
@@ -109,14 +110,22 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _files(files: Sequence[Path], options: argparse.Namespace) -> int:
-    """Conversations that somebody has, instead of those that are made here."""
-    for path in files:
+    """Conversations that somebody has, instead of those that are made here.
+
+    All files are read before one is asked: a mistake in the last is not told after an hour.
+    """
+    try:
+        held = {path: conversations.read(path) for path in files}
+    except (conversations.Malformed, OSError) as error:
+        print(f"llmasos bench: {error}", file=sys.stderr)
+        return 2
+    for path, some in held.items():
         try:
-            found, text = recall.file(path)
+            found, text = recall.figures(some)
         except (RigError, SyscallError, OSError) as error:
-            print(f"llmasos bench: {error}", file=sys.stderr)
+            print(f"llmasos bench: {path}: {error}", file=sys.stderr)
             return 1
-        print(json.dumps(found) if options.json else text, flush=True)
+        print(json.dumps({"file": path.name, **found}) if options.json else text, flush=True)
     return 0
 
 

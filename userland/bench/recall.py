@@ -15,8 +15,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from statistics import mean, median
 from typing import cast
 
@@ -25,9 +23,10 @@ from llmasos.userland.line import Line
 
 from . import talks
 from .chinese import first_hits
+from .conversations import when
 from .figures import Bar, Suite, Take
 from .rig import MODEL, Rig, RigError, daemon
-from .talks import Question, Talk, Turn
+from .talks import Question, Talk
 
 BUDGETS = (1_000, 2_000, 4_000)  # tokens
 DEPTHS = (5, 10, 20)
@@ -43,7 +42,8 @@ BARS = (
     Bar("recall.no_embedder_2k", "the evidence without any embedder", "", "higher", 0.86),
     Bar("recall.bm25_2k", "BM25 of single pages: 0.65 to 0.80, or the questions are not as hard as "
         "real ones", "", "higher", HARD["words"][0]),
-    Bar("recall.dense_2k", "meaning alone: 0.55 to 0.75", "", "higher", HARD["dense"][0]),
+    Bar("recall.dense_2k", "meaning alone: 0.55 to 0.75, or the questions are not as hard as "
+        "real ones", "", "higher", HARD["dense"][0]),
     Bar("recall.zh_hit1", "Chinese pages asked for in Chinese by a paraphrase, thirty in a pool, "
         "ten of its topic: first hit", "", "higher", 0.87),
     Bar("recall.en_zh_hit1", "the same asked in English", "", "higher", 0.87),
@@ -70,49 +70,7 @@ class Asked:
     found: Mapping[str, Ranking]
 
 
-# --- a file of conversations ----------------------------------------------------------------------
-def read(path: Path) -> list[Talk]:
-    """Conversations, one a line. RigError names the line and what is wrong with it."""
-    found: list[Talk] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                found.append(_talk(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise RigError(f"{path}:{number}: not a conversation: {error!r}") from error
-    if not found:
-        raise RigError(f"{path} holds no conversation")
-    return found
-
-
-def _talk(fields: Mapping[str, object]) -> Talk:
-    rows: Sequence[Mapping[str, str]] = fields["turns"]  # type: ignore[assignment]
-    turns = [
-        Turn(str(t["id"]), str(t["author"]), t["time"], str(t["session"]), str(t["text"]))
-        for t in rows
-    ]
-    for turn in turns:
-        when(turn)
-    known = {turn.id for turn in turns}
-    asked: Sequence[Mapping[str, Sequence[str]]] = fields["questions"]  # type: ignore[assignment]
-    questions: list[Question] = []
-    for one in asked:
-        strange = [turn for turn in one["evidence"] if turn not in known]
-        if strange or not one["evidence"]:
-            raise ValueError(f"evidence {strange} of {one['text']!r} is no turn")
-        evidence = tuple(one["evidence"])
-        questions.append(Question(str(one["text"]), evidence, str(one["category"]), ()))
-    return Talk(str(fields["id"]), "", turns, questions)
-
-
-def when(turn: Turn) -> float:
-    """Unix seconds; 0: not told. Without a zone it is UTC, as the kernel counts days."""
-    if not turn.time:
-        return 0.0
-    told = datetime.fromisoformat(turn.time)
-    return (told if told.tzinfo is not None else told.replace(tzinfo=UTC)).timestamp()
-
-
+# --- asking ---------------------------------------------------------------------------------------
 def held(client: Line, pid: int) -> Iterator[v.Page]:
     """All pages of a process, without their texts."""
     at: int | None = 0
@@ -122,7 +80,6 @@ def held(client: Line, pid: int) -> Iterator[v.Page]:
         at = part.next
 
 
-# --- asking ---------------------------------------------------------------------------------------
 class Told:
     """A conversation as the pages of a process."""
 
@@ -258,13 +215,11 @@ def printed(found: Mapping[str, Mapping[str, Mapping[str, float]]], count: int) 
     return "\n".join(lines)
 
 
-def file(path: Path) -> tuple[dict[str, object], str]:
-    """A file of conversations: the figures, and how they are printed."""
-    questions = ask(read(path), embedder="builtin")
+def figures(conversations: Sequence[Talk]) -> tuple[dict[str, object], str]:
+    """Of conversations that somebody has: as a document, and as they are printed."""
+    questions = ask(conversations, embedder="builtin")
     found = tables(questions)
-    return {"file": path.name, "questions": len(questions), "tables": found}, printed(
-        found, len(questions)
-    )
+    return {"questions": len(questions), "tables": found}, printed(found, len(questions))
 
 
 def take(tiny: bool) -> Take:

@@ -17,7 +17,7 @@ class Turn:
 
     id: str
     author: str
-    time: str | None  # ISO 8601
+    time: str | None  # ISO 8601; without a zone it is UTC
     session: str
     text: str
 
