@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmasos.kernel.abi import TABLE
+from llmasos.userland.bench.figures import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -39,15 +40,11 @@ def reached() -> str:
     lines = ["| figure | what | measured | bar |", "| --- | --- | ---: | ---: |"]
     for document, figure in _figures(found):
         if figure["bar"] is not None:
-            sign = "≥" if figure["better"] == "higher" else "≤"
-            missed = "" if _good(figure) else ", missed"
-            lines.append(f"{_cells(document, figure)} {sign} {figure['bar']:g}{missed} |")
+            judged = Figure(**figure)
+            wanted = judged.wanted.replace(">=", "≥").replace("<=", "≤")
+            missed = "" if judged.good else ", missed"
+            lines.append(f"{_cells(document, figure)} {wanted}{missed} |")
     return "\n".join([*lines, "", _measured(found)])
-
-
-def _good(figure: dict[str, Any]) -> bool:
-    value, bar = figure["value"], figure["bar"]
-    return value is not None and (value >= bar if figure["better"] == "higher" else value <= bar)
 
 
 def told() -> str:

@@ -1,16 +1,19 @@
 """The recall process below a daemon: it may die at any time, and a child has its parent's pages."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 
 from llmasos.kernel import values as v
 from llmasos.userland.line import Line
 from tests.system.daemon import Machine
+from tests.system.test_life import spawn, turn
 
 FACT, QUESTION = "My dog is afraid of thunder.", "What does my pet fear?"  # no word in common
 TALK = "Somebody spoke of rivers, chairs and bread, and of many other things, at length. " * 3
-DEADLINE_S = 60.0
+DEADLINE_S = 30.0
+PAGES = 40  # fewer than become vectors at once: none of them is counted on the way
 
 
 def search(line: Line, pid: int, question: str = QUESTION) -> v.Hits:
@@ -30,40 +33,43 @@ def texts(found: v.Hits) -> list[str]:
     return [hit.page.text for hit in found.hits]
 
 
-def say(line: Line, pid: int, text: str) -> v.Generated:
-    sampling = v.Sampling(temperature=0, max_tokens=20)
-    asked = v.Generate(pid, [v.Message(v.Role.USER, text)], sampling=sampling)
-    stream = line.stream("generate", asked, v.Delta, v.Generated)
-    for _ in stream:
-        pass
-    assert stream.reply is not None
-    return stream.reply
+def recall_child(line: Line) -> psutil.Process:
+    """The recall process of a daemon."""
+    found = psutil.Process(line.call("stat", v.Nothing(), v.Stat).os_pid).children()
+    [child] = [one for one in found if "llmasos.drivers.recall.child" in one.cmdline()]
+    return child
 
 
-def children(kernel: int) -> list[psutil.Process]:
-    """The recall processes of a daemon."""
-    found = psutil.Process(kernel).children()
-    return [one for one in found if "llmasos.drivers.recall.child" in one.cmdline()]
+def until_waiting(line: Line, wanted: int) -> None:
+    """Asks without a search: that would set off itself what should happen without one."""
+    until = time.monotonic() + DEADLINE_S
+    while (waiting := line.call("stat", v.Nothing(), v.Stat).pages_waiting) != wanted:
+        assert time.monotonic() < until, f"{waiting} pages wait"
+        time.sleep(0.01)
 
 
 def test_a_killed_recall_process_costs_no_page_and_comes_back(machine: Machine) -> None:
     machine.start("--mount", "false", "--window", "512")
     with Line(machine.paths.socket) as line:
-        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+        pid = spawn(line)
         line.call("write_mem", v.WriteMem(pid, FACT), v.Written)
-        for turn in range(6):
-            say(line, pid, f"{turn} {TALK}")
+        for number in range(6):
+            turn(line, pid, f"{number} {TALK}")
         assert FACT in texts(by_meaning(line, pid))
         before = line.call("read_mem", v.ReadMem(pid), v.Pages).pages
-        [process] = children(line.call("stat", v.Nothing(), v.Stat).os_pid)
+        process = recall_child(line)
+        process.suspend()  # while it does not answer, words are all there is, and that is said
+        found = search(line, pid, "thunder")
+        assert "by words only" in found.note
+        assert FACT in texts(found)
+        _, told = turn(line, pid, "Who is afraid of thunder?")
+        assert 0 in {fault.page for fault in told.faults}
+        assert any("by words only" in notice for notice in told.notices)
         process.kill()
         process.wait(DEADLINE_S)
-        while "by words only" not in (found := search(line, pid, "thunder")).note:
-            assert found.note == ""  # the kernel has not heard of it yet
-        assert FACT in texts(found)
-        told = say(line, pid, "Who is afraid of thunder?")
-        assert 0 in {fault.page for fault in told.faults}
-        assert FACT in texts(by_meaning(line, pid))
+        again = {hit.page.number: hit for hit in by_meaning(line, pid).hits}
+        assert again[0].page.text == FACT
+        assert again[0].parts["meaning"] > 0
         after = line.call("read_mem", v.ReadMem(pid), v.Pages).pages
         assert [page.text for page in after[: len(before)]] == [page.text for page in before]
 
@@ -71,7 +77,7 @@ def test_a_killed_recall_process_costs_no_page_and_comes_back(machine: Machine) 
 def test_a_child_finds_its_parents_pages_by_meaning_and_its_own(machine: Machine) -> None:
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
-        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+        pid = spawn(line)
         line.call("write_mem", v.WriteMem(pid, FACT), v.Written)
         (child,) = line.call("fork", v.Fork(pid), v.Forked).pids
         own = "Bread has to rest before it goes into the oven."
@@ -83,19 +89,33 @@ def test_a_child_finds_its_parents_pages_by_meaning_and_its_own(machine: Machine
 
 
 def test_pages_without_a_vector_are_counted_until_none_is_left(machine: Machine) -> None:
-    def waiting() -> int:
-        return line.call("stat", v.Nothing(), v.Stat).pages_waiting
-
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
-        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
-        for number in range(40):
+        pid = spawn(line)
+        for number in range(PAGES):
             line.call("write_mem", v.WriteMem(pid, f"{number} {TALK}"), v.Written)
-        assert waiting() > 0
+        until_waiting(line, PAGES)  # nobody needed the recall process yet
         by_meaning(line, pid)
-        assert waiting() == 0
-        line.call("fsck", v.Fsck(rebuild=True), v.Checked)
+        until_waiting(line, 0)
+
+
+def test_a_rebuild_has_all_pages_wait_and_is_followed_by_itself(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with ThreadPoolExecutor(1) as pool, Line(machine.paths.socket) as line:
+        pid = spawn(line)
+        for number in range(PAGES):
+            line.call("write_mem", v.WriteMem(pid, f"{number} {TALK}"), v.Written)
         by_meaning(line, pid)
-        assert waiting() == 0
+        until_waiting(line, 0)
+        child = recall_child(line)
+        child.suspend()  # else the pages might have their vectors again before anybody looks
+        with Line(machine.paths.socket) as other:
+            made = pool.submit(other.call, "fsck", v.Fsck(rebuild=True), v.Checked)
+            try:
+                until_waiting(line, PAGES)
+            finally:
+                child.resume()
+            assert "made anew: vectors" in made.result(DEADLINE_S).mended
+        until_waiting(line, 0)
         checked = line.call("fsck", v.Fsck(), v.Checked)
-        assert (checked.vectors, checked.faults) == (40, [])
+        assert (checked.vectors, checked.waiting, checked.faults) == (PAGES, 0, [])

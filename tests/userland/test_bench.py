@@ -249,7 +249,7 @@ def test_json_and_files_hold_the_whole_document(
     assert {"name", "date", "machine", "versions", "model", "figures", "raw"} <= said.keys()
     assert said["figures"][0] == {
         "id": "x.fast", "what": "how fast", "value": 99.0, "unit": "a second",
-        "better": "higher", "bar": 100,
+        "better": "higher", "bar": 100, "most": None,
     }  # fmt: skip
     assert said["raw"][0]["take"]["values"]["x.fast"] == [99.0]
     assert bench.main(["x", "--tiny", "--check"]) == 1

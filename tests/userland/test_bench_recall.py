@@ -3,15 +3,13 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 
 from llmasos.userland import bench
-from llmasos.userland.bench import conversations, recall, run, talks
-from llmasos.userland.bench.figures import table
-from llmasos.userland.bench.recall import Asked, Ranking
-from llmasos.userland.bench.talks import Question, Turn
+from llmasos.userland.bench import conversations, recall, talks
+from llmasos.userland.bench.figures import Attempt, Document, Take, table
+from llmasos.userland.bench.talks import Turn
 
 TURN = {"id": "t1", "author": "ann", "time": None, "session": "", "text": "The boat is red."}
 QUESTION = {"text": "Which colour has the boat?", "evidence": ["t1"], "category": "single"}
@@ -102,37 +100,24 @@ def test_a_time_without_a_zone_is_utc() -> None:
         assert conversations.when(Turn("t", "ann", told, "", "x")) == moment
 
 
-def answered(**shares: int) -> list[Asked]:
-    """A hundred questions: so many of them with what they need at the top, by way."""
-    question = Question("?", ("t1",), "single", ())
-    rankings = {True: Ranking([("t1", 10)], 0.0), False: Ranking([("t2", 10)], 0.0)}
-    return [
-        Asked(question, {way: rankings[at < share] for way, share in shares.items()})
-        for at in range(100)
-    ]
-
-
 @pytest.mark.parametrize(
     ("words", "dense", "missed"),
     [
-        (65, 55, ()),
-        (80, 75, ()),
-        (64, 60, ("recall.bm25_2k",)),
-        (81, 60, ("recall.bm25_2k",)),
-        (70, 54, ("recall.dense_2k",)),
-        (70, 76, ("recall.dense_2k",)),
+        (0.65, 0.55, ()),
+        (0.80, 0.75, ()),
+        (0.64, 0.60, ("recall.bm25_2k",)),
+        (0.81, 0.60, ("recall.bm25_2k",)),
+        (0.70, 0.54, ("recall.dense_2k",)),
+        (0.70, 0.76, ("recall.dense_2k",)),
     ],
 )
 def test_questions_that_are_easier_or_harder_than_real_ones_fail_the_suite(
-    monkeypatch: pytest.MonkeyPatch, words: int, dense: int, missed: tuple[str, ...]
+    words: float, dense: float, missed: tuple[str, ...]
 ) -> None:
-    def ask(*_: object, embedder: str) -> list[Asked]:
-        return answered(both=100, words=words, dense=dense)
-
-    monkeypatch.setattr(recall, "ask", ask)
-    monkeypatch.setattr(recall, "daemon", MagicMock())
-    monkeypatch.setattr(recall, "first_hits", MagicMock(return_value=([1.0], [1.0])))
-    document = run(recall.SUITE, tiny=True)
+    values = {bar.id: [bar.bar or 0.0] for bar in recall.BARS}
+    values |= {"recall.bm25_2k": [words], "recall.dense_2k": [dense]}
+    attempt = Attempt(Take(values), 0.0)
+    document = Document.of(recall.SUITE, [attempt], {}, {}, tiny=False)
     assert tuple(figure.id for figure in document.figures if not figure.good) == missed
     assert document.good is not bool(missed)
     told = [line for line in table(document).splitlines() if "MISSED" in line]

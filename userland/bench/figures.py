@@ -22,6 +22,7 @@ class Bar:
     unit: str
     better: Better
     bar: float | None = None
+    most: float | None = None  # beyond it, better is too good to be true
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +73,23 @@ class Figure:
     unit: str
     better: Better
     bar: float | None
+    most: float | None = None
 
     @property
     def good(self) -> bool:
         if self.bar is None:
             return True
-        if self.value is None:
+        if self.value is None or (self.most is not None and self.value > self.most):
             return False
         return self.value >= self.bar if self.better == "higher" else self.value <= self.bar
+
+    @property
+    def wanted(self) -> str:
+        """Its bar, for a person; empty when it has none."""
+        if self.bar is None:
+            return ""
+        sign = ">=" if self.better == "higher" else "<="
+        return f"{sign} {self.bar:g}" if self.most is None else f"{self.bar:g} to {self.most:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +142,7 @@ def quietest(attempts: Sequence[Attempt]) -> Attempt:
 
 def _figure(bar: Bar, repeats: Sequence[float]) -> Figure:
     value = float(f"{median(repeats):.4g}") if repeats else None
-    return Figure(bar.id, bar.what, value, bar.unit, bar.better, bar.bar)
+    return Figure(bar.id, bar.what, value, bar.unit, bar.better, bar.bar, bar.most)
 
 
 def table(document: Document) -> str:
@@ -151,8 +161,7 @@ def _line(figure: Figure) -> str:
     value = "missing" if figure.value is None else f"{figure.value:g}"
     verdict = ""
     if figure.bar is not None:
-        sign = ">=" if figure.better == "higher" else "<="
-        verdict = f"{sign} {figure.bar:<8g} {'ok' if figure.good else 'MISSED':6}"
+        verdict = f"{figure.wanted:11} {'ok' if figure.good else 'MISSED':6}"
     return f"  {figure.id:40} {value:>10} {figure.unit:9} {verdict:18}  {figure.what}"
 
 
