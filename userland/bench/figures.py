@@ -161,8 +161,8 @@ def _line(figure: Figure) -> str:
     value = "missing" if figure.value is None else f"{figure.value:g}"
     verdict = ""
     if figure.bar is not None:
-        verdict = f"{figure.wanted:11} {'ok' if figure.good else 'MISSED':6}"
-    return f"  {figure.id:40} {value:>10} {figure.unit:9} {verdict:18}  {figure.what}"
+        verdict = f"{figure.wanted:12} {'ok' if figure.good else 'MISSED':6}"
+    return f"  {figure.id:40} {value:>10} {figure.unit:9} {verdict:19}  {figure.what}"
 
 
 def _words(settings: Mapping[str, object]) -> str:
