@@ -10,7 +10,7 @@ import pytest
 from llmasos.kernel.boot import Drivers
 from llmasos.kernel.driver import Option
 from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.image import Images
+from llmasos.kernel.image import Image, Images
 from llmasos.kernel.store import Store
 from llmasos.kernel.values import ImageAdd
 from llmasos.userland.daemon import DRIVERS
@@ -97,3 +97,16 @@ def test_a_list_of_models_loads_only_the_drivers_that_it_needs(tmp_path: Path) -
     loaded = set(done.stdout.split())
     assert "llmasos.drivers.echo" in loaded
     assert not {"httpx", "llmasos.drivers.remote", "llmasos.drivers.llama"} & loaded
+
+
+def test_another_model_behind_the_same_name_is_told_apart(tmp_path: Path) -> None:
+    """By its bytes, not by its size alone; an endpoint by its url and the model there."""
+    file = tmp_path / "model.gguf"
+    found: set[str] = set()
+    for data in (b"one", b"two", b"one" * 2, b"x" * 3_000_000, b"x" * 2_999_999 + b"y"):
+        file.write_bytes(data)
+        found.add(Image("m", "llama", file, builtin=False).likeness())
+    for url, model in (("http://a", ""), ("http://b", ""), ("http://b", "large")):
+        image = Image("m", "remote", Path(), False, url, {"model": model})
+        found.add(image.likeness())
+    assert len(found) == 8

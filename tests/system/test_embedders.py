@@ -68,6 +68,23 @@ def test_vectors_of_another_size_are_refused_under_the_same_name_too(machine: Ma
     machine.stop()
 
 
+def test_a_page_that_is_not_what_was_written_is_told(machine: Machine) -> None:
+    machine.start("--mount", "false", "--memory-embedder", "none")
+    with Line(machine.paths.socket) as line:
+        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+        for text in TEXTS:
+            line.call("write_mem", v.WriteMem(pid, text), v.Written)
+        assert line.call("fsck", v.Fsck(), v.Checked).faults == []
+    machine.stop()
+    [pages] = machine.paths.state.glob("owners/*/pages.db")
+    with closing(sqlite3.connect(pages)) as database, database:
+        database.execute("UPDATE pages SET text = text || '!' WHERE id & 1")
+    machine.start("--mount", "false", "--memory-embedder", "none")
+    with Line(machine.paths.socket) as line:
+        assert "1 pages are not what was written" in line.call("fsck", v.Fsck(), v.Checked).faults
+    machine.stop()
+
+
 def test_a_search_by_meaning_finds_every_page_or_says_that_some_wait(machine: Machine) -> None:
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:

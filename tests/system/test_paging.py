@@ -353,6 +353,16 @@ def test_searches_are_filtered(line: Line) -> None:
     assert len(found(count=1)) == 1
 
 
+def test_a_large_request_is_told_of_also_when_the_window_was_full(line: Line) -> None:
+    """What is looked for again, after pages left, takes no notice away."""
+    pid = spawn(line)
+    chat(line, pid, 12)
+    filler = " ".join(f"Line {n} is about nothing much at all." for n in range(100))
+    _, reply = say(line, pid, f"{filler} What do you know about bread?")
+    assert reply.evicted
+    assert [notice for notice in reply.notices if "stored beside it" in notice]
+
+
 def test_a_process_that_thrashes_is_told(line: Line) -> None:
     pid = spawn(line)
     notices: list[str] = []
