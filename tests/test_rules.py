@@ -243,7 +243,7 @@ def test_no_file_holds_an_address_of_a_registry_or_a_path_of_one_machine() -> No
     places = ["/wo" + "rk/", "/ro" + "ot/"]
     rooms = (*ROOMS, "policies", "tests", "benchmarks", ".ci")
     files = [p for room in rooms for p in (ROOT / room).rglob("*") if p.is_file()]
-    files += [path for path in ROOT.iterdir() if path.is_file() and not path.is_symlink()]
+    files += [p for p in ROOT.iterdir() if p.is_file() and not p.is_symlink() and p.name != ".git"]
     found = [
         f"{path.relative_to(ROOT)}: {word}"
         for path in files
@@ -252,3 +252,57 @@ def test_no_file_holds_an_address_of_a_registry_or_a_path_of_one_machine() -> No
         if word.encode() in path.read_bytes()
     ]
     assert found == []
+
+
+# --- only source ------------------------------------------------------------------------------
+SUFFIXES = frozenset((
+    ".conf", ".csv", ".json", ".md", ".py", ".toml", ".txt", ".typed",
+))  # fmt: skip
+NAMED = frozenset((".ci/run", ".gitignore", "LICENSE", "Makefile"))
+DATABASES = "tests/kernel/data/"  # stores of earlier versions, for the tests of migrations
+FILE_BYTES = 512 * 1024
+
+
+def _refused(path: str, content: bytes) -> str:
+    """Why a file does not belong into the repository; "" if it does."""
+    if path.startswith(DATABASES) and path.endswith(".db"):
+        return ""
+    if path not in NAMED and Path(path).suffix not in SUFFIXES:
+        return f"{path}: {Path(path).suffix or 'no suffix'} is not a kind of source"
+    if len(content) > FILE_BYTES:
+        return f"{path}: {len(content)} bytes, {FILE_BYTES} are allowed"
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return f"{path}: not UTF-8 text"
+    return f"{path}: holds NUL bytes" if b"\0" in content else ""
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_only_source_text_and_small_data_are_in_the_repository() -> None:
+    """An archive of a third-party tool was committed to the root once."""
+    line = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(line, cwd=ROOT, capture_output=True, check=True).stdout
+    paths = [path for path in listed.decode().split("\0") if path]
+    found = [
+        _refused(path, (ROOT / path).read_bytes())
+        for path in paths
+        if (ROOT / path).is_file() and not (ROOT / path).is_symlink()
+    ]
+    assert paths
+    assert [reason for reason in found if reason] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("tool-2.0.tar.gz", b"\x1f\x8b"),
+        ("kernel/native.so", b"\x7fELF"),
+        ("tests/data/words.txt", b"\xff\xfe"),
+        ("tests/data/rows.json", b"[" + b"1," * FILE_BYTES + b"1]"),
+        ("tests/data/nul.txt", b"a\0b"),
+        ("core", b"text"),
+    ],
+)
+def test_a_file_that_is_no_source_is_refused(path: str, content: bytes) -> None:
+    assert _refused(path, content).startswith(path)
