@@ -29,7 +29,7 @@ BAD_FRAMES = 8  # malformed frames before a connection is closed
 
 # --- processes --------------------------------------------------------------------------------
 PROCESSES = 10_000
-ZOMBIES = 1_000  # the oldest are reaped above this
+ENDED = 1_000  # processes that have ended and are not waited for; above: the oldest are removed
 NICE_MIN, NICE_MAX = -20, 19
 NICE_STEP = 1.25  # one step of nice is this factor of weight
 NAME_CHARS = 64

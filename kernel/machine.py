@@ -302,9 +302,9 @@ class Machine:
         self.tell_process(process, f"exit {code} {reason}")
         for client in [client for client in self.clients if client.of(process)]:
             client.revised()  # a program that is left over may do nothing any more
-        for zombie in self.processes.surplus():
-            if zombie.idle.is_set():
-                await self.reap(zombie)
+        for oldest in self.processes.surplus():
+            if oldest.idle.is_set():
+                await self.reap(oldest)
 
     async def reap(self, process: Process) -> None:
         """Free what an ended process still holds: its row, its pages, and its contexts."""

@@ -27,9 +27,13 @@ SCHEMA = Schema(
         "ALTER TABLE processes ADD COLUMN keep INTEGER NOT NULL DEFAULT 1",
         # What was there before came from programs of the owner.
         "ALTER TABLE processes ADD COLUMN bounds TEXT NOT NULL DEFAULT 'r:careful'",
+        """ALTER TABLE processes ADD COLUMN ended REAL NOT NULL DEFAULT 0;
+             UPDATE processes SET state = 'ended', ended = strftime('%s', 'now')
+             WHERE state = 'zombie'""",
     ),
 )
-_COLUMNS = "pid, parent, owner, app, model, nice, created, state, code, reason, keep, bounds"
+_COLUMNS = """pid, parent, owner, app, model, nice, created, state, code, reason, keep, bounds,
+              ended"""
 
 
 @dataclass(slots=True)
@@ -47,6 +51,7 @@ class Process:
     nice: int = 0
     stopped: bool = False
     ending: Exit | None = None
+    ended_at: float = 0.0  # Unix seconds; 0: it is alive
     # Of this boot only.
     connection: int = 0  # that spawned it
     call: int = 0  # of the generate in flight; 0: none
@@ -97,7 +102,7 @@ class Process:
     @property
     def state(self) -> State:
         if self.ending is not None:
-            return State.ZOMBIE
+            return State.ENDED
         if self.stopped:
             return State.STOPPED
         if self.call:
@@ -109,7 +114,8 @@ class Process:
             pid=self.pid, parent=self.parent, owner=self.owner, app=self.app, model=self.model,
             state=self.state, nice=self.nice, created=self.created, window=window,
             context=context, generated=self.generated, rate=round(self.rate, 2),
-            code=self.ending.code if self.ending else None,
+            code=self.ending.code if self.ending else None, kept=self.keep,
+            ended=self.ended_at or None,
         )  # fmt: skip
 
 
@@ -133,7 +139,7 @@ class Processes:
         return list(self._table.values())
 
     def get(self, pid: int, owner: str) -> Process:
-        """Alive or zombie. ESRCH also for another owner's: who may not see it learns nothing."""
+        """Alive or ended. ESRCH also for another owner's: who may not see it learns nothing."""
         process = self.find(pid, owner)
         if process is None:
             hint = "`llmasos ps -a` lists what there is"
@@ -207,7 +213,7 @@ class Processes:
 
     async def add(self, processes: Sequence[Process]) -> None:
         """List them, once they are durable: all of them, or none."""
-        sql = f"INSERT INTO processes({_COLUMNS}) VALUES({','.join('?' * 12)})"
+        sql = f"INSERT INTO processes({_COLUMNS}) VALUES({','.join('?' * 13)})"
         await self._store.write(self._database, [(sql, _row(process)) for process in processes])
         self._table |= {process.pid: process for process in processes}
 
@@ -217,7 +223,7 @@ class Processes:
         process.nice = nice
 
     async def stop(self, process: Process, stopped: bool) -> None:
-        sql = "UPDATE processes SET state = ? WHERE pid = ? AND state != 'zombie'"
+        sql = "UPDATE processes SET state = ? WHERE pid = ? AND state != 'ended'"
         state = State.STOPPED if stopped else State.READY
         await self._store.write(self._database, [(sql, (state, process.pid))])
         if process.ending is not None:
@@ -228,13 +234,13 @@ class Processes:
         """End it. A second end changes nothing."""
         if process.ending is not None:
             return
-        ending = Exit(process.pid, code, reason)
-        sql = """UPDATE processes SET state = ?, code = ?, reason = ?
-                 WHERE pid = ? AND state != 'zombie'"""
-        values = (State.ZOMBIE, code, reason, process.pid)
+        ending, now = Exit(process.pid, code, reason), time.time()
+        sql = """UPDATE processes SET state = ?, code = ?, reason = ?, ended = ?
+                 WHERE pid = ? AND state != 'ended'"""
+        values = (State.ENDED, code, reason, now, process.pid)
         await self._store.write(self._database, [(sql, values)], frees=True)
         if process.ending is None:
-            process.ending = ending
+            process.ending, process.ended_at = ending, now
             process.ended.set()
             process.output.close()
 
@@ -246,9 +252,9 @@ class Processes:
             self._table.pop(process.pid, None)
 
     def surplus(self) -> list[Process]:
-        """Zombies beyond the limit, oldest first."""
-        zombies = [p for p in self._table.values() if p.ending is not None]
-        return zombies[: max(0, len(zombies) - limits.ZOMBIES)]
+        """Ended ones beyond the limit, oldest first."""
+        ended = [p for p in self._table.values() if p.ending is not None]
+        return ended[: max(0, len(ended) - limits.ENDED)]
 
 
 def _joined(parent: Process | None, bounds: Sequence[str]) -> tuple[str, ...]:
@@ -265,19 +271,20 @@ def _row(process: Process) -> tuple[Value, ...]:
     return (
         process.pid, process.parent, process.owner, process.app, process.model, process.nice,
         process.created, State.READY, None, "", int(process.keep),
-        " ".join(process.bounds),
+        " ".join(process.bounds), 0.0,
     )  # fmt: skip
 
 
 def _process(row: tuple[Value, ...]) -> Process:
-    pid, parent, owner, app, model, nice, created, state, code, reason, keep, bounds = row
+    pid, parent, owner, app, model, nice, created, state, code, reason, keep, bounds, ended = row
     process = Process(
         pid=int(pid or 0), parent=int(parent or 0), owner=str(owner), app=str(app),
         model=str(model), created=float(created or 0), keep=bool(keep), nice=int(nice or 0),
         stopped=state == State.STOPPED, bounds=tuple(str(bounds).split()),
     )  # fmt: skip
-    if state == State.ZOMBIE:
+    if state == State.ENDED:
         process.ending = Exit(process.pid, int(code or 0), str(reason))
+        process.ended_at = float(ended or 0)
         process.ended.set()
         process.output.close()
     return process

@@ -2,7 +2,7 @@
 
 Standard library only. Clients who race stand in line at a lock file; whoever comes first starts the
 daemon and waits for its word on a pipe, the others find it running. The daemon is nobody's child:
-it belongs to no terminal and no session, and leaves no zombie behind.
+it belongs to no terminal and no session, and nobody has to wait for it.
 """
 
 import fcntl

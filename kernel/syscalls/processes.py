@@ -95,7 +95,7 @@ def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
         for process in m.processes.all()
         if process.owner == owner
         and process.pid > request.after
-        and (request.zombies or process.ending is None)
+        and (request.ended or process.ending is None)
     ]
     more = mine[limits.PS_ROWS - 1].pid if len(mine) > limits.PS_ROWS else None
     return v.Processes([_info(m, process) for process in mine[: limits.PS_ROWS]], more)

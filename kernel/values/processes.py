@@ -88,7 +88,7 @@ class Renice:
 @dataclass(frozen=True, slots=True)
 class Ps:
     pid: Index = 0  # only this one; 0: all
-    zombies: bool = False
+    ended: bool = False  # those that have ended, too
     after: Index = 0
 
 
@@ -107,6 +107,8 @@ class ProcessInfo:
     generated: int  # tokens, since boot
     rate: float  # tokens a second of the call in flight
     code: int | None
+    kept: bool = True  # False: it ends with the connection that started it
+    ended: float | None = None  # Unix seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class State(StrEnum):
     RUNNING = "running"  # its call holds a slot
     WAITING = "waiting"  # its call waits: for the engine, its prompt, a slot
     STOPPED = "stopped"  # SIGSTOP: gets no tokens until SIGCONT
-    ZOMBIE = "zombie"  # ended, not yet waited for
+    ENDED = "ended"  # not yet waited for
 
 
 class Signal(StrEnum):

@@ -6,6 +6,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -16,6 +18,7 @@ from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.process import SCHEMA as PROCESSES
 from llmasos.kernel.process import Processes
 from llmasos.kernel.store import Store
+from llmasos.kernel.values import Exit, State
 
 pytestmark = pytest.mark.anyio
 ROWS = Schema("rows", ("CREATE TABLE rows(n INTEGER PRIMARY KEY, text TEXT NOT NULL)",))
@@ -158,19 +161,25 @@ async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
     """The file was written by version 1: processes did not end with a connection nor had bounds."""
     old = Path(__file__).parent / "data" / "processes.v1.db"
     shutil.copy(old, tmp_path / "processes.db")
+    with closing(sqlite3.connect(tmp_path / "processes.db")) as rows, rows:
+        rows.execute("UPDATE processes SET state = 'zombie', code = 143 WHERE pid = 7")
     store = Store(tmp_path)
     processes = Processes(store)
     assert [(p.pid, p.app, p.model, p.nice, p.keep, p.bounds) for p in processes.all()] == [
         (3, "coder", "smollm2", 5, True, ("r:careful",)),
         (7, "writer", "echo", 0, True, ("r:careful",)),
     ]
+    alive, ended = processes.all()
+    assert (alive.state, alive.ended_at) == (State.READY, 0)
+    assert (ended.state, ended.ending) == (State.ENDED, Exit(7, 143, ""))
+    assert time.time() - 60 < ended.ended_at <= time.time()
     copy = tmp_path / "processes.db.v1.copy"
     with sqlite3.connect(copy) as kept:
         assert kept.execute("PRAGMA user_version").fetchone() == (1,)
         assert kept.execute("SELECT count(*) FROM processes").fetchone() == (2,)
     kept.close()
     store.close()
-    assert len(PROCESSES.steps) == 3
+    assert len(PROCESSES.steps) == 4
 
 
 async def test_what_is_no_database_is_named(tmp_path: Path) -> None:

@@ -75,15 +75,15 @@ def test_the_turn_in_flight_is_not_part_of_a_fork(machine: Machine) -> None:
 def test_the_dead_and_the_unknown_are_not_forked(machine: Machine) -> None:
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
-        zombie = spawn(line)
-        kill(line, zombie)
-        for pid in (zombie, zombie + 1000):
+        ended = spawn(line)
+        kill(line, ended)
+        for pid in (ended, ended + 1000):
             with pytest.raises(SyscallError) as caught:
                 fork(line, pid)
             assert caught.value.errno is Errno.ESRCH
-        line.call("wait", v.Wait(zombie), v.Exit)
+        line.call("wait", v.Wait(ended), v.Exit)
         with pytest.raises(SyscallError) as caught:
-            fork(line, zombie)
+            fork(line, ended)
         assert caught.value.errno is Errno.ESRCH
         for count in (0, 65):
             with pytest.raises(SyscallError) as caught:

@@ -128,8 +128,8 @@ def check(line: Line, ledger: Ledger) -> None:
             assert known.doubt == "reap", f"{pid} was acknowledged and is lost ({known})"
             del ledger.processes[pid]
             continue
-        assert not known.ended or process.state is v.State.ZOMBIE, (process, known)
-        if process.state is v.State.ZOMBIE:
+        assert not known.ended or process.state is v.State.ENDED, (process, known)
+        if process.state is v.State.ENDED:
             assert known.ended or known.doubt == "end", (process, known)
             line.call("wait", v.Wait(pid, 5), v.Exit)
             del ledger.processes[pid]
@@ -146,7 +146,7 @@ def check(line: Line, ledger: Ledger) -> None:
 def listed(line: Line) -> Iterator[v.ProcessInfo]:
     after: int | None = 0
     while after is not None:
-        reply = line.call("ps", v.Ps(zombies=True, after=after), v.Processes)
+        reply = line.call("ps", v.Ps(ended=True, after=after), v.Processes)
         yield from reply.processes
         after = reply.next
 

@@ -104,8 +104,9 @@ def test_kill_9_keeps_processes_conversations_and_aliases(machine: Machine) -> N
         line.call("image_add", v.ImageAdd("gpt-3", image="echo"), v.ImageInfo)
         kept = spawn(line, "gpt-3", nice=3)
         bound = spawn(line, keep=False)
-        zombie = spawn(line)
-        kill(line, zombie)
+        ended = spawn(line)
+        kill(line, ended)
+        end_time = info(line, ended).ended
         turn(line, kept, "remember this")
         kill(line, kept, v.Signal.STOP)
         before = messages(line, kept)
@@ -114,13 +115,16 @@ def test_kill_9_keeps_processes_conversations_and_aliases(machine: Machine) -> N
     with Line(machine.paths.socket) as line:
         assert info(line, kept).nice == 3
         assert info(line, kept).state is v.State.STOPPED
-        assert info(line, zombie).state is v.State.ZOMBIE
+        assert info(line, ended).state is v.State.ENDED
+        assert end_time is not None
+        assert info(line, ended).ended == end_time
+        assert info(line, kept).kept
         assert messages(line, kept) == before
         with pytest.raises(SyscallError, match=f"no process {bound}"):
             info(line, bound)
         kill(line, kept, v.Signal.CONT)
         assert turn(line, kept, "and go on")[0] == "and go on"
-        assert spawn(line, "gpt-3") > zombie  # a pid is never given twice
+        assert spawn(line, "gpt-3") > ended  # a pid is never given twice
 
 
 def test_a_call_that_a_crash_cut_is_completed_in_the_journal(machine: Machine) -> None:

@@ -12,7 +12,7 @@ from tests.system.test_life import info, kill, messages, spawn, turn
 
 def states(machine: Machine) -> dict[int, tuple[str, int | None]]:
     with Line(machine.paths.socket) as line:
-        listed = line.call("ps", v.Ps(zombies=True), v.Processes).processes
+        listed = line.call("ps", v.Ps(ended=True), v.Processes).processes
         return {process.pid: (process.state, process.code) for process in listed}
 
 
@@ -43,7 +43,7 @@ def test_a_signal_behind_an_exit_does_not_undo_it(machine: Machine) -> None:
             for number in sent:
                 client.answer(number)
     before = states(machine)
-    assert {state for state, _ in before.values()} == {"zombie"}
+    assert {state for state, _ in before.values()} == {"ended"}
     machine.shoot()
     machine.start("--mount", "false")
     assert states(machine) == before

@@ -281,6 +281,6 @@ def test_a_spawn_whose_client_is_gone_leaves_nothing_behind(machine: Machine) ->
                     alive.add(event["pid"])
                 elif event["note"].startswith("exit"):
                     alive.discard(event["pid"])
-        for pid in (p["pid"] for p in client.call("ps", zombies=True)["processes"]):
+        for pid in (p["pid"] for p in client.call("ps", ended=True)["processes"]):
             client.answer(client.send("wait", pid=pid, timeout_s=20))  # being reaped
-        assert client.call("ps", zombies=True)["processes"] == []
+        assert client.call("ps", ended=True)["processes"] == []

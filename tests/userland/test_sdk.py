@@ -189,7 +189,7 @@ async def test_one_prompt_leaves_no_process_behind(client: AsyncLLMasOS) -> None
     assert await model.generate_text(prompt="hello", temperature=0) == "hello"
     talk = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "bye"}]
     assert await model.chat(talk, temperature=0) == "bye"
-    assert "model" not in {info.app for info in (await client.ps(zombies=True)).processes}
+    assert "model" not in {info.app for info in (await client.ps(ended=True)).processes}
 
 
 async def test_wrong_messages_and_options_are_named(client: AsyncLLMasOS) -> None:
@@ -257,7 +257,7 @@ async def test_an_answer_that_is_left_early_is_ended(slow: AsyncLLMasOS) -> None
     async with model.stream(LONG, temperature=0) as answer:
         async for _piece in answer:
             break
-    assert (await slow.ps(zombies=True)).processes == []
+    assert (await slow.ps(ended=True)).processes == []
 
 
 async def test_signals_reach_a_process_that_speaks(slow: AsyncLLMasOS) -> None:

@@ -37,8 +37,8 @@ def chat(arguments: Namespace) -> int:
 
 def _look(line: Line, pid: int) -> v.ProcessInfo:
     """ESRCH when there is no such process, or it has ended."""
-    info = line.call("ps", v.Ps(pid, zombies=True), v.Processes).processes[0]
-    if info.state is v.State.ZOMBIE:
+    info = line.call("ps", v.Ps(pid, ended=True), v.Processes).processes[0]
+    if info.state is v.State.ENDED:
         raise SyscallError(Errno.ESRCH, f"process {pid} has ended", "`llmasos ps` lists the others")
     return info
 

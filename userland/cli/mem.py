@@ -37,7 +37,7 @@ def mem(arguments: Namespace) -> int:
     with connect() as line:
         texts = arguments.json or arguments.view != "map"
         pages = list(walk(line, arguments.pid, texts=texts))
-        ps = v.Ps(arguments.pid, zombies=True)
+        ps = v.Ps(arguments.pid, ended=True)
         window = line.call("ps", ps, v.Processes).processes[0].window
         waiting = line.call("stat", v.Nothing(), v.Stat).pages_waiting
     if arguments.json:

@@ -15,12 +15,12 @@ from .show import complain, document, note, span, speak, table
 _HEAD = ("PID", "STATE", "NI", "MODEL", "CONTEXT", "TOKENS", "TOK/S", "AGE", "APP")
 
 
-def processes(line: Line, *, zombies: bool = False) -> list[v.ProcessInfo]:
+def processes(line: Line, *, ended: bool = False) -> list[v.ProcessInfo]:
     """All of them; a reply holds PS_ROWS."""
     found: list[v.ProcessInfo] = []
     after: int | None = 0
     while after is not None:
-        reply = line.call("ps", v.Ps(zombies=zombies, after=after), v.Processes)
+        reply = line.call("ps", v.Ps(ended=ended, after=after), v.Processes)
         found += reply.processes
         after = reply.next
     return found
@@ -41,7 +41,7 @@ def _row(one: v.ProcessInfo, now: float) -> tuple[object, ...]:
 
 def ps(arguments: Namespace) -> int:
     with connect() as line:
-        found = processes(line, zombies=arguments.all)
+        found = processes(line, ended=arguments.all)
     if arguments.json:
         document({"processes": found})
     else:

@@ -17,7 +17,7 @@ from unicodedata import east_asian_width
 
 from llmasos.kernel.errors import SyscallError
 
-_TIMES = frozenset({"created", "time"})  # Unix seconds
+_TIMES = frozenset({"created", "ended", "time"})  # Unix seconds
 _ESCAPE = "\x1b"
 _RED, _YELLOW, _GREEN = "31", "33", "32"
 COLOURS = {"ok": _GREEN, "warn": _YELLOW, "fail": _RED}

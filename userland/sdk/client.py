@@ -173,9 +173,9 @@ class AsyncLLMasOS(Calls):
         """Change a process's share: -20 (large) to 19 (small). ESRCH, EINVAL."""
         return await self._call("nice", v.Renice(pid, nice), v.Nothing)
 
-    async def ps(self, *, pid: int = 0, zombies: bool = False, after: int = 0) -> v.Processes:
+    async def ps(self, *, pid: int = 0, ended: bool = False, after: int = 0) -> v.Processes:
         """Processes by pid, at most PS_ROWS a reply: `next` is the `after` of the next call."""
-        return await self._call("ps", v.Ps(pid, zombies, after), v.Processes)
+        return await self._call("ps", v.Ps(pid, ended, after), v.Processes)
 
     async def stat(self) -> v.Stat:
         """Counters of the kernel."""
