@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import cast
 
 import anyio
-from anyio.abc import TaskGroup
 
 from . import garbage, limits, listen
 from .abi import TABLE
@@ -38,6 +37,7 @@ from .policy import OwnFile, Policy
 from .process import Processes
 from .scheduler import Scheduler
 from .store import Store
+from .supervisor import BackgroundJob, Supervisor
 from .suspect import Suspects
 from .tuning import Tuner
 from .users import Users
@@ -97,16 +97,17 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
         store = Store(plan.paths.state)  #                    2  the writer of every database
         try:
             async with anyio.create_task_group() as tasks:
-                machine = _assemble(plan, store, tasks)  #    3  policy, images, processes, memory
+                jobs = Supervisor(tasks)
+                machine = _assemble(plan, store, jobs)  #     3  policy, images, processes, memory
                 await machine.recover()  #                    4  complete what a crash left open
                 await _let_owner_in(machine)
                 servers = await listen.everywhere(plan.paths, machine, plan.doors)  # 5  doors open
                 machine.journal.append(Entry("boot", note=f"up {plan.system}"))
                 ready(machine)  #                             6  tell whoever started us
-                tasks.start_soon(_mount, machine, plan)  # 7  engines load meanwhile
-                tasks.start_soon(garbage.tend, machine)
+                jobs.run("mount", _mount, machine, plan)  #   7  engines load meanwhile
+                jobs.run("garbage", garbage.tend, machine)
                 if plan.private:
-                    tasks.start_soon(_leave_when_idle, machine, plan.idle_exit_s)
+                    jobs.run("idle exit", _leave_when_idle, machine, plan.idle_exit_s)
                 await machine.stopping.wait()  #              8  everything happens here
                 for server in servers:  #                     9  nobody new
                     server.close()
@@ -125,17 +126,17 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
             store.close()  #                                 12  what was queued is written
 
 
-def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
+def _assemble(plan: Plan, store: Store, jobs: Supervisor) -> Machine:
     users = Users(store)
     owner = users.by_uid(os.geteuid()) or user(os.geteuid())  # a login may have got another name
     drivers = Drivers(plan.drivers)
     images = Images(store, drivers, plan.images, plan.paths.cache / "models")
-    tuner = Tuner(images, drivers, tasks, automatic=plan.tune)
+    tuner = Tuner(images, drivers, jobs, automatic=plan.tune)
     if plan.first:
         tuner.expect(images.get(plan.first))
     events: Followers[Event] = Followers()
     memory = Memory(store)
-    meaning = Meaning(memory, _recall(plan), tasks)
+    meaning = Meaning(memory, _recall(plan), jobs)
     machine = Machine(
         store=store,
         journal=Journal(store, events.tell, total_bytes=plan.journal_bytes),
@@ -148,10 +149,10 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
         memory=memory,
         meaning=meaning,
         pager=Pager(memory, meaning),
-        sweeper=Sweeper(memory, meaning, tasks),
+        sweeper=Sweeper(memory, meaning, jobs),
         summaries=plan.summaries,
         mail=Mailboxes(store),
-        scheduler=Scheduler(Suspects(store), tasks, plan.idle_unload_s),
+        scheduler=Scheduler(Suspects(store), jobs, plan.idle_unload_s),
         drivers=drivers,
         defaults=plan.defaults,
         owner=owner,
@@ -160,12 +161,22 @@ def _assemble(plan: Plan, store: Store, tasks: TaskGroup) -> Machine:
         shared=plan.doors.shared,
         listens=bool(plan.doors.listen),
         places=plan.user_connections,
-        tasks=tasks,
+        jobs=jobs,
     )
+    jobs.report = partial(_journal_job, machine.journal)
     if plan.embedder:
         image = images.get(plan.embedder)
         meaning.embedder = f"{image.name} {image.likeness()}", partial(machine.embed, image.name)
     return machine
+
+
+def _journal_job(journal: Journal, job: BackgroundJob) -> None:
+    """A background job has failed, runs again, or has ended after that."""
+    failed = job.state in ("waiting", "failed")
+    journal.append(Entry(
+        "job", owner=job.owner, object="/kernel", errno=Errno.EIO if failed else 0,
+        note=f"{job.name} {job.state} {job.error if failed else ''}".strip(),
+    ))  # fmt: skip
 
 
 def _recall(plan: Plan) -> Recall | None:

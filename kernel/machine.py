@@ -16,7 +16,6 @@ from typing import Protocol
 
 import anyio
 from anyio import CancelScope, to_thread
-from anyio.abc import TaskGroup
 
 from . import limits
 from .breath import Breath
@@ -40,6 +39,7 @@ from .policy import Policy
 from .process import Process, Processes
 from .scheduler import Scheduler
 from .store import Store
+from .supervisor import Supervisor
 from .tuning import Tuner
 from .users import Users
 from .values import SIGNAL_NUMBERS, Checked, Event, Fork, Hardware, Progress, Signal
@@ -99,7 +99,7 @@ class Machine:
     system: str  # version
     shared: bool  # other users of the system may connect
     listens: bool  # over TCP
-    tasks: TaskGroup  # what outlives the call that began it
+    jobs: Supervisor  # what outlives the call that began it
     started: float = field(default_factory=time.monotonic)
     counters: Counters = field(default_factory=Counters)
     faults: Faults = field(default_factory=Faults)

@@ -42,7 +42,7 @@ async def start(
         with theirs:
             child = await _run(command, folder, environment, ours, theirs)
         machine.programs[child.pid] = process
-        machine.tasks.start_soon(_follow, machine, process, child)
+        machine.jobs.once("program", _follow, machine, process, child)
         loop = asyncio.get_running_loop()
         await loop.connect_accepted_socket(lambda: Connection(Trap(machine, process)), ours)
         pid = child.pid

@@ -10,23 +10,24 @@ import asyncio
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 
 import anyio
-from anyio.abc import TaskGroup
 
 from .device import Device, Mounting, Tell
 from .driver import Engine
-from .errors import Errno, SyscallError
+from .errors import DeviceFault, Errno, SyscallError
+from .supervisor import Supervisor
 from .suspect import Suspects
 
 
 class Scheduler:
     """Every device, by the image it runs."""
 
-    def __init__(self, suspects: Suspects, tasks: TaskGroup, unload_s: float) -> None:
+    def __init__(self, suspects: Suspects, jobs: Supervisor, unload_s: float) -> None:
         self.devices: dict[str, Device] = {}
         self._suspects = suspects
-        self._tasks = tasks  # what outlives the call that began it
+        self._jobs = jobs  # what outlives the call that began it
         self._unload_s = unload_s  # without a user; 0: devices stay
         self._timers: dict[Device, asyncio.TimerHandle] = {}
         self._leaving: dict[Device, asyncio.Event] = {}  # unmounted, their memory not free yet
@@ -40,7 +41,7 @@ class Scheduler:
     def mount(self, what: Mounting, engine: Engine, tell: Tell) -> Device:
         """A device that begins to load, for everybody who waits for it: nobody's cancel ends it."""
         device = self.devices[what.name] = Device(what, engine, self._suspects, tell)
-        self._tasks.start_soon(self._load, device)
+        self._jobs.once("load", self._load, device, failed=partial(self._load_failed, device))
         return device
 
     @contextmanager
@@ -82,7 +83,7 @@ class Scheduler:
 
     def _unload(self, device: Device, why: str) -> None:
         """Nobody can be waiting for it; who asks from now on mounts it anew."""
-        self._tasks.start_soon(self._stop, self._take(device, why))
+        self._jobs.once("unload", self._stop, self._take(device, why))
 
     def _take(self, device: Device, why: str) -> Device:
         """Off the table."""
@@ -113,6 +114,14 @@ class Scheduler:
             del self.devices[device.name]
             device.fail(self._explained(refusal))
             await device.engine.stop()
+
+    def _load_failed(self, device: Device) -> None:
+        """In an unforeseen way: whoever waits for it gets an error."""
+        if self.devices.get(device.name) is device:
+            del self.devices[device.name]
+        if device.state == "loading":
+            message = f"loading {device.name} failed inside the kernel"
+            device.fail(DeviceFault(message, "`llmasos daemon logs` has the traceback"))
 
     async def _room(self, device: Device) -> bool:
         """Free memory for a device. False when nothing more can go."""

@@ -10,6 +10,8 @@ import socket
 import ssl
 from pathlib import Path
 
+import anyio
+
 from . import limits
 from .connection import Connection
 from .door import Place, far
@@ -41,22 +43,24 @@ class Server:
 
     def __init__(self, machine: Machine, listener: socket.socket, tls: ssl.SSLContext) -> None:
         self._machine, self._listener, self._tls = machine, listener, tls
-        self._accepting = asyncio.ensure_future(self._accept())
+        self._scope = anyio.CancelScope()
+        machine.jobs.run("accept", self._accept)
 
     def close(self) -> None:
-        self._accepting.cancel()
+        self._scope.cancel()
         self._listener.close()
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(self._listener)
-            except OSError as error:
-                log.warning("nobody can come over TCP: %s", error)
-                await asyncio.sleep(limits.ACCEPT_PAUSE_S)
-                continue
-            self._admit(connection)
+        with self._scope:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(self._listener)
+                except OSError as error:
+                    log.warning("no connection over TCP can be accepted: %s", error)
+                    await anyio.sleep(limits.ACCEPT_PAUSE_S)
+                    continue
+                self._admit(connection)
 
     def _admit(self, connection: socket.socket) -> None:
         try:
@@ -65,7 +69,12 @@ class Server:
             self._turn_away(error)
             connection.close()
             return
-        self._machine.tasks.start_soon(self._greet, connection, place)
+
+        def failed() -> None:
+            place.leave()
+            connection.close()
+
+        self._machine.jobs.once("handshake", self._greet, connection, place, failed=failed)
 
     async def _greet(self, connection: socket.socket, place: Place) -> None:
         """The handshake; from then on the trap has the place."""

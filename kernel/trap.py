@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import iscoroutinefunction
 from itertools import count
 from typing import Any
@@ -57,7 +58,7 @@ class Trap:
         self._machine = machine
         self._process = process
         self._place = place
-        self._tasks = machine.tasks
+        self._jobs = machine.jobs
         self._number = next(_numbers)
         self._caller: Caller | None = None
         self._owner = ""  # until it is known
@@ -93,7 +94,7 @@ class Trap:
         if self._caller is not None:
             self._machine.users.connections[self._caller.owner] -= 1
             if not self._machine.stopping.is_set():  # else recovery ends what was to end with it
-                self._tasks.start_soon(self._hangup)
+                self._jobs.run("hangup", self._hangup)
 
     async def _hangup(self) -> None:
         """After its last call: a spawn on its way would be missed."""
@@ -253,7 +254,8 @@ class Trap:
         call = Call(caller, begin, begun, self._send(number), self._connection.writable)
         self._flights[number] = Flight(anyio.CancelScope(), given, entry.pid)
         self._machine.owe(_is_work(row))
-        self._tasks.start_soon(self._run, number, row, request, entry, call)
+        failed = partial(self._broke, number, row, self._flights)
+        self._jobs.once("call", self._run, number, row, request, entry, call, failed=failed)
 
     async def _run(
         self, number: int, row: Syscall, request: object, entry: Entry, call: Call
@@ -286,6 +288,14 @@ class Trap:
             self._reply(number, reply)
         else:
             self._fail(number, error)
+        self._machine.owe(-_is_work(row))
+
+    def _broke(self, number: int, row: Syscall, flights: dict[int, Flight]) -> None:
+        """The call failed outside its handler: it ends all the same."""
+        flights.pop(number, None)
+        self._quiet.set()
+        if flights is self._flights:
+            self._fail(number, _inside(row.name))
         self._machine.owe(-_is_work(row))
 
     async def _close(
@@ -353,6 +363,10 @@ def _as(entry: Entry, kind: str, call: int = 0, error: SyscallError | None = Non
 
 def _unforeseen(name: str) -> SyscallError:
     log.exception("%s failed in a way nobody foresaw", name)
+    return _inside(name)
+
+
+def _inside(name: str) -> SyscallError:
     return SyscallError(
         Errno.EIO, f"{name} failed inside the kernel", "`llmasos daemon logs` has the traceback"
     )

@@ -10,14 +10,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-
-from anyio.abc import TaskGroup
 
 from . import limits
 from .driver import Driver, Tuning
 from .errors import Errno, SyscallError
 from .image import Image, Images
+from .supervisor import Supervisor
 from .values import ImageTune, Progress, Quality, Tuned
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,9 @@ class Tuner:
     """What is made of images. `automatic`: at the first use of those that are built in, too."""
 
     def __init__(
-        self, images: Images, drivers: Mapping[str, Driver], tasks: TaskGroup, *, automatic: bool
+        self, images: Images, drivers: Mapping[str, Driver], jobs: Supervisor, *, automatic: bool
     ) -> None:
-        self._images, self._drivers, self._tasks = images, drivers, tasks
+        self._images, self._drivers, self._supervisor = images, drivers, jobs
         self._automatic = automatic
         self._jobs: dict[str, Job] = {}  # by image
         self._notices: dict[str, str] = {}  # by image
@@ -99,7 +99,8 @@ class Tuner:
             return
         if image.name not in self._jobs:
             self._jobs[image.name] = Job()
-            self._tasks.start_soon(self._first, image, log)
+            failed = partial(self._gave_up, image, "see `llmasos daemon logs`")
+            self._supervisor.once("tune", self._first, image, log, failed=failed)
         job = self._jobs[image.name]
         if tell is not None:
             job.ears.append(tell)
@@ -125,12 +126,15 @@ class Tuner:
             if not there:
                 self._done(made.after, image, time.monotonic() - begin)
         except (SyscallError, OSError) as error:
-            self._notices.pop(name, None)
-            self.complaints[name] = f"used as it was shipped, tuning it failed: {_words(error)}"
-            log.warning("%s is %s", name, self.complaints[name])
+            self._gave_up(image, _words(error))
         finally:
             del self._jobs[name]
             job.ended.set()
+
+    def _gave_up(self, image: Image, why: str) -> None:
+        self._notices.pop(image.name, None)
+        self.complaints[image.name] = f"used as it was shipped, tuning it failed: {why}"
+        log.warning("%s is %s", image.name, self.complaints[image.name])
 
     def _going(self, image: Image, request: ImageTune) -> str:
         return (

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
-from anyio.abc import TaskGroup
 
 from .. import limits, points
 from ..database import Statement
 from ..driver import Likeness, Reach, Recall, RecallFacts
 from ..errors import DeviceFault, Errno, SyscallError
+from ..supervisor import Supervisor
 from . import schema
 from .memory import Memory
 
@@ -53,9 +53,9 @@ class Indexer:
 class Meaning:
     """The recall device and what it holds. Without a device, all is found by words."""
 
-    def __init__(self, memory: Memory, device: Recall | None, tasks: TaskGroup) -> None:
+    def __init__(self, memory: Memory, device: Recall | None, jobs: Supervisor) -> None:
         self._memory = memory
-        self._device, self._tasks = device, tasks
+        self._device, self._jobs = device, jobs
         self._indexers: dict[str, Indexer] = {}
         self._facts: RecallFacts | None = None
         self._started = False
@@ -115,12 +115,12 @@ class Meaning:
             self._started = True
             self._tried = anyio.Event()
             self.trouble = "recall is by words only for a moment: its process is starting"
-            self._tasks.start_soon(self._start)
+            self._jobs.run("recall", self._start)
         indexer = self._indexers.setdefault(owner, Indexer())
         indexer.news.set()
         if not indexer.running:
             indexer.running = True
-            self._tasks.start_soon(self._follow, owner, indexer)
+            self._jobs.run("index", self._follow, owner, indexer, owner=owner)
 
     def written(self, owner: str) -> None:
         """There are new pages."""
@@ -280,7 +280,10 @@ class Meaning:
             finally:
                 ended.set()
 
-        self._tasks.start_soon(load)
+        def broke() -> None:
+            failed.append(DeviceFault("handing over vectors failed", "see `llmasos daemon logs`"))
+
+        self._jobs.once("load vectors", load, failed=broke)
         await ended.wait()
         if failed:
             raise failed[0]

@@ -9,11 +9,11 @@ disk, and the next boot goes on. `forget` does not wait for any of this.
 import logging
 
 import anyio
-from anyio.abc import TaskGroup
 
 from .. import limits
 from ..database import Statement
 from ..errors import SyscallError
+from ..supervisor import Supervisor
 from . import schema
 from .meaning import Meaning
 from .memory import Memory
@@ -28,8 +28,8 @@ MERGED: tuple[Statement, ...] = (
 class Sweeper:
     """Of the machine."""
 
-    def __init__(self, memory: Memory, meaning: Meaning, tasks: TaskGroup) -> None:
-        self._memory, self._meaning, self._tasks = memory, meaning, tasks
+    def __init__(self, memory: Memory, meaning: Meaning, jobs: Supervisor) -> None:
+        self._memory, self._meaning, self._jobs = memory, meaning, jobs
         self._due: dict[str, anyio.CancelScope] = {}  # by owner: the wait before the sweep
         for owner in memory.owners():
             if memory.now(owner, schema.IS_DIRTY):
@@ -40,7 +40,7 @@ class Sweeper:
         if owner in self._due:
             self._due[owner].cancel()
         scope = self._due[owner] = anyio.CancelScope()
-        self._tasks.start_soon(self._later, owner, scope)
+        self._jobs.run("sweep", self._later, owner, scope, owner=owner)
 
     async def _later(self, owner: str, scope: anyio.CancelScope) -> None:
         """Until it is done: what fails is tried again after growing pauses."""

@@ -31,7 +31,18 @@ def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
         hard_faults=m.faults.total.hard, evictions=m.faults.total.evicted,
         thrashes=m.faults.total.thrashes, mail=m.mail.held,
         pages_waiting=0 if m.meaning.off else m.memory.waiting,
+        job_failures=m.jobs.failures, jobs=_jobs(m, call.caller.owner),
     )  # fmt: skip
+
+
+def _jobs(m: Machine, caller: str) -> list[v.JobInfo]:
+    """What a caller may see: the jobs of other owners only if the machine is theirs."""
+    seen = [job for job in m.jobs.jobs() if caller in (job.owner, m.owner) or not job.owner]
+    seen.sort(key=lambda job: job.failures == 0)
+    return [
+        v.JobInfo(job.name, job.owner, job.state, job.failures, job.error, round(job.retry_s, 1))
+        for job in seen[: limits.JOB_ROWS]
+    ]
 
 
 async def watch(m: Machine, call: Call, request: v.Watch) -> v.Nothing:

@@ -38,7 +38,7 @@ async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
     seed = work.sampling.seed or 0
     finish = work.finish or v.Finish.CANCELLED
     if m.summaries and plan.evicted:
-        m.tasks.start_soon(summary.make, m, process, list(plan.evicted))
+        m.jobs.once("summary", summary.make, m, process, list(plan.evicted))
     usage = work.usage()
     account, alarm = m.faults.charge(process.pid, plan, usage.cached_tokens, window)
     if alarm:

@@ -12,6 +12,18 @@ class Nothing:
 
 
 @dataclass(frozen=True, slots=True)
+class JobInfo:
+    """A background job of the kernel."""
+
+    name: str
+    owner: str  # whose data it works on; empty: nobody's
+    state: str  # running, waiting (to run again), failed, ended (after a failure)
+    failures: int
+    error: str  # of the last failure
+    retry_s: float  # until the next try; 0 unless it waits for one
+
+
+@dataclass(frozen=True, slots=True)
 class Stat:
     system: str
     os_pid: int
@@ -38,6 +50,8 @@ class Stat:
     thrashes: int = 0  # calls of processes that computed their windows again and again
     pages_waiting: int = 0  # for their vectors
     mail: int = 0  # messages that wait in mailboxes
+    job_failures: int = 0  # of background jobs, since boot
+    jobs: list[JobInfo] = field(default_factory=list[JobInfo])  # those that failed come first
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +71,7 @@ class Event:
 
     seq: int
     time: float
-    kind: str  # begin, end, call, refused, process, device, boot, gap
+    kind: str  # begin, end, call, refused, process, device, job, boot, gap
     pid: int
     owner: str
     call: int  # seq of the call's begin

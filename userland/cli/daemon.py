@@ -82,11 +82,27 @@ def status(arguments: Namespace) -> int:
         document({**plain(stat), "up": True, "socket": str(where.socket)})
         return exits.OK
     card({
-        **{name: one for name, one in asdict(stat).items() if name not in _MEMORY},
+        **{name: one for name, one in asdict(stat).items() if name not in (*_MEMORY, "jobs")},
         "uptime_s": span(stat.uptime_s), "rss_bytes": size(stat.rss_bytes),
-        "journal_bytes": size(stat.journal_bytes), **_memory(stat), "socket": where.socket,
+        "journal_bytes": size(stat.journal_bytes), **_memory(stat), "jobs": _jobs(stat),
+        "socket": where.socket,
     })  # fmt: skip
     return exits.OK
+
+
+def _jobs(stat: v.Stat) -> str:
+    """Its background jobs: how many run, and each that failed."""
+    running = sum(job.state == "running" for job in stat.jobs)
+    failed = [failure(job) for job in stat.jobs if job.failures]
+    return "; ".join([f"{running} running", *failed])
+
+
+def failure(job: v.JobInfo) -> str:
+    """What is known of a background job that failed."""
+    times = "once" if job.failures == 1 else f"{job.failures} times"
+    now = f"tried again in {job.retry_s:g} s" if job.state == "waiting" else f"now {job.state}"
+    whose = f" of {job.owner}" if job.owner else ""
+    return f"{job.name}{whose} failed {times}, {now}: {job.error}"
 
 
 def _memory(stat: v.Stat) -> dict[str, str]:

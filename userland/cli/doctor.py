@@ -22,6 +22,7 @@ from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland import start as starter
 
 from . import exits
+from .daemon import failure
 from .door import connect
 from .show import COLOURS, cell, document, paint, size
 
@@ -185,6 +186,20 @@ def _daemon() -> Finding:
     return Finding("ok", f"pid {stat.os_pid}, up {stat.uptime_s:.0f} s, devices: {len(devices)}")
 
 
+def _jobs() -> Finding:
+    """Background jobs of the daemon that cannot do their work now."""
+    try:
+        with connect() as line:
+            stat = line.call("stat", v.Nothing(), v.Stat)
+    except SyscallError:
+        return Finding("ok", "none: the daemon does not answer")  # `daemon` says why
+    waiting = [job for job in stat.jobs if job.state == "waiting"]
+    if waiting:
+        words = "; ".join(failure(job) for job in waiting)
+        return Finding("warn", words, "`llmasos daemon logs` has the traceback")
+    return Finding("ok", f"{len(stat.jobs)}, {stat.job_failures} failures since the start")
+
+
 def _existing(path: Path) -> Path:
     """The path, or its nearest parent that exists."""
     return next(one for one in (path, *path.parents) if one.exists())
@@ -194,7 +209,7 @@ CHECKS: Sequence[tuple[str, Callable[[], Finding]]] = (
     ("python", _python), ("packages", _packages), ("compiler", _compiler),
     ("processor", _processor), ("graphics", _graphics), ("memory", _memory), ("disk", _disk),
     ("model", _model), ("directories", _directories), ("file system", _file_system),
-    ("socket", _socket), ("settings", _settings), ("daemon", _daemon),
+    ("socket", _socket), ("settings", _settings), ("daemon", _daemon), ("jobs", _jobs),
 )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ _ROWS = (
         option("-n", "--lines", type=between(int, 0, 10**6), metavar="N", help="the last N"),
         option("--since", type=between(int, 0, 2**53), metavar="N", help="after event number N"),
         option("--kind", action="append", default=[], metavar="KIND",
-               help="begin, end, call, refused, process, device, boot; repeatable"),
+               help="begin, end, call, refused, process, device, job, boot; repeatable"),
         JSON, option("pid", nargs="?", default=0, metavar="PID", type=between(int, 1, 2**53)),
     )),
     Verb("models list", ".models:list_", "installed models", (JSON,)),

@@ -1,0 +1,141 @@
+"""Background jobs of the kernel: runs them, restarts those that fail, and shows how they are.
+
+`run` is for work that can be repeated: an unforeseen exception is logged with its traceback, and
+the job runs again after a pause that doubles with each failure. `once` is for work that must not be
+repeated: it is logged, and `failed` is called so that nobody waits for it in vain. A Panic is no
+Exception and stops the kernel. It owns the task group, and knows nothing of what a job does.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from traceback import extract_tb
+from typing import Literal, TypeVarTuple
+
+import anyio
+from anyio.abc import TaskGroup
+
+from . import limits, points
+
+log = logging.getLogger(__name__)
+Args = TypeVarTuple("Args")
+Body = Callable[[], Awaitable[object]]
+
+
+@dataclass(slots=True)
+class BackgroundJob:
+    """One job, as the supervisor sees it."""
+
+    name: str
+    owner: str  # whose data it works on; empty: nobody's
+    state: Literal["running", "waiting", "failed", "ended"] = "running"  # waiting: to run again
+    failures: int = 0
+    error: str = ""  # of the last failure: its type and place, no text that it may quote
+    failed_at: float = 0.0  # monotonic seconds
+    pause_s: float = 0.0  # between the last failure and the next try
+
+    @property
+    def retry_s(self) -> float:
+        """Seconds until the next try; 0 unless it waits for one."""
+        if self.state != "waiting":
+            return 0.0
+        return max(0.0, self.failed_at + self.pause_s - time.monotonic())
+
+
+class Supervisor:
+    """Every background job of a machine."""
+
+    def __init__(self, tasks: TaskGroup) -> None:
+        self._tasks = tasks
+        self._jobs: dict[int, BackgroundJob] = {}  # those of `run`, by a number
+        self._number = 0
+        self._ended: deque[BackgroundJob] = deque(maxlen=limits.JOBS_ENDED)  # after a failure
+        self.failures = 0  # of all jobs, since boot
+        self.report: Callable[[BackgroundJob], None] = _nothing  # called at each change of state
+
+    def run(
+        self, name: str, body: Callable[[*Args], Awaitable[object]], *args: *Args,
+        owner: str = "",
+    ) -> None:  # fmt: skip
+        """Run a job until it returns; after an unforeseen exception run it again."""
+        self._number += 1
+        self._jobs[self._number] = BackgroundJob(name, owner)
+        self._tasks.start_soon(self._keep, self._number, partial(body, *args))
+
+    def once(
+        self, name: str, body: Callable[[*Args], Awaitable[object]], *args: *Args,
+        failed: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Run a job; after an unforeseen exception call `failed`."""
+        self._tasks.start_soon(self._attempt_once, name, partial(body, *args), failed)
+
+    def jobs(self) -> list[BackgroundJob]:
+        """The jobs that run or wait, then those that have ended after a failure."""
+        return [*self._jobs.values(), *self._ended]
+
+    async def _keep(self, number: int, body: Body) -> None:
+        job = self._jobs[number]
+        try:
+            while not await self._attempt(job, body):
+                await anyio.sleep(job.pause_s)
+                job.state = "running"
+                self.report(job)
+        finally:
+            del self._jobs[number]
+        if job.failures:
+            job.state = "ended"
+            self._ended.append(job)
+            self.report(job)
+
+    async def _attempt(self, job: BackgroundJob, body: Body) -> bool:
+        """Run it to its end. False after a failure."""
+        begun = time.monotonic()
+        try:
+            points.passed(f"job.{job.name}")
+            await body()
+        except Exception as error:
+            now = time.monotonic()
+            first = job.pause_s == 0 or now - begun > limits.JOB_STEADY_S
+            job.pause_s = limits.JOB_RETRY_FIRST_S if first else 2 * job.pause_s
+            job.pause_s = min(job.pause_s, limits.JOB_RETRY_LAST_S)
+            self._note(job, error, "waiting")
+            return False
+        return True
+
+    async def _attempt_once(self, name: str, body: Body, failed: Callable[[], None] | None) -> None:
+        try:
+            points.passed(f"job.{name}")
+            await body()
+        except Exception as error:
+            job = BackgroundJob(name, "")
+            self._note(job, error, "failed")
+            self._ended.append(job)
+            if failed is not None:
+                failed()
+
+    def _note(
+        self, job: BackgroundJob, error: Exception, state: Literal["waiting", "failed"]
+    ) -> None:
+        self.failures += 1
+        job.failures += 1
+        job.state, job.failed_at = state, time.monotonic()
+        job.error = _place(error)
+        again = f", runs again in {job.pause_s:g} s" if state == "waiting" else ""
+        log.error("the background job %s failed%s", job.name, again, exc_info=error)
+        self.report(job)
+
+
+def _place(error: Exception) -> str:
+    """Its type and where it was raised; the operating system's message, if it is from there."""
+    frames = extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    words = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+    return f"{type(error).__name__}{place}{words}"
+
+
+def _nothing(_: BackgroundJob) -> None:
+    return
