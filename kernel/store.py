@@ -252,9 +252,12 @@ class Store:
             return SyscallError(Errno.EIO, self._broken, "see `llmasos daemon logs`, then restart")
         try:
             room = os.statvfs(database.path.parent)
-        except OSError as error:
-            self._broken = f"{database.path.parent}: {error.strerror}"
-            return SyscallError(Errno.EIO, self._broken, "the state directory is gone: restart")
+        except OSError as error:  # for a moment, as on a network file system: the next write asks
+            return SyscallError(
+                Errno.EIO,
+                f"{database.path.parent}: {error.strerror}; nothing was written",
+                "make the state directory readable again, then repeat the command",
+            )
         free = room.f_bavail * room.f_frsize
         if free >= self._reserve:
             return None

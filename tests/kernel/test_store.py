@@ -202,6 +202,22 @@ async def test_a_nearly_full_disk_refuses_writes_but_lets_go(tmp_path: Path) -> 
     store.close()
 
 
+async def test_a_directory_that_cannot_be_examined_fails_only_the_writes_of_that_time(
+    tmp_path: Path,
+) -> None:
+    directory, aside = tmp_path / "state", tmp_path / "aside"
+    store = Store(directory)
+    database = store.open("rows.db", ROWS)
+    directory.rename(aside)
+    with pytest.raises(SyscallError, match="nothing was written") as caught:
+        await store.write(database, [(INSERT, (1, "x"))])
+    assert caught.value.errno is Errno.EIO
+    aside.rename(directory)
+    await store.write(database, [(INSERT, (2, "x"))])
+    assert store.read(database, "SELECT n FROM rows") == [(2,)]
+    store.close()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 async def test_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
