@@ -3,15 +3,18 @@
 It must not know what the rows mean.
 """
 
+import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import Errno, SyscallError
 
+log = logging.getLogger(__name__)
 Value = str | int | float | bytes | None
 Row = tuple[Value, ...]
 Statement = tuple[str, Sequence[Value]]
@@ -30,67 +33,163 @@ class Schema:
 
 
 class Database:
-    """One SQLite file. `write` belongs to the writer thread, `read` to whoever holds the lock."""
+    """One SQLite file. `write` belongs to the writer thread, `read` to whoever holds the lock.
+
+    SQLite's locks are POSIX locks, and a process loses all of those that it has on a file when it
+    closes any descriptor of it. So nothing in this process may open the file by itself while a
+    connection is open: other programs would take the database for unused, and delete its log.
+    """
 
     def __init__(self, path: Path, schema: Schema) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _refuse_newer(path, schema)
+        if path.exists():
+            _refuse_newer(path, schema)
+        else:
+            _create(path)
         self.path = path
-        self.write = self._connect(schema)
-        self.write.execute("PRAGMA journal_mode=WAL")
-        self._migrate(schema)
-        self.read = self._connect(schema)
-        self.read.execute("PRAGMA query_only=ON")
         self.lock = threading.Lock()
-        # SQLite takes no locks on the log, so a second descriptor cannot drop any.
-        self.log = os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT, 0o600)
+        self._syncing = threading.Lock()  # nobody closes the log meanwhile
+        self._schema = schema
+        self._connect()
 
-    def _connect(self, schema: Schema) -> sqlite3.Connection:
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+    def _connect(self) -> None:
+        self.write = self._connection()
+        try:
+            self.write.execute("PRAGMA journal_mode=WAL")
+            self._migrate(self._schema)
+        except BaseException:
+            self.write.close()
+            raise
+        self.read = self._connection()
+        self.read.execute("PRAGMA query_only=ON")
+        # SQLite takes no locks on the log, so a second descriptor cannot drop any.
+        self._log = os.open(self._beside("-wal"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._named = False  # the log is in its directory, also after a power cut
+        self._files = self._identities()
+
+    def _connection(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA secure_delete=ON")
         connection.execute("PRAGMA foreign_keys=ON")
-        for name, function in schema.functions.items():
+        for name, function in self._schema.functions.items():
             connection.create_function(name, 1, function, deterministic=True)
         return connection
 
     def _migrate(self, schema: Schema) -> None:
         (version,) = self.write.execute("PRAGMA user_version").fetchone()
         if version > len(schema.steps):  # a crash left it in the log, beyond the header
-            self.write.close()
             raise _newer(self.path, version, schema)
         if version == len(schema.steps):
             return
         if version > 0:
-            copy = self.path.with_name(f"{self.path.name}.v{version}.copy")
-            with sqlite3.connect(copy) as target:
-                self.write.backup(target)
-            target.close()
+            self._copy(self.path.with_name(f"{self.path.name}.v{version}.copy"))
         for step in range(version, len(schema.steps)):
             self.write.executescript(
                 f"BEGIN IMMEDIATE; {schema.steps[step]}; PRAGMA user_version={step + 1}; COMMIT"
             )
 
+    def _copy(self, path: Path) -> None:
+        """A copy under a name that it has only when it is whole and on disk."""
+        part = _new(path)
+        with closing(sqlite3.connect(part)) as target:
+            self.write.backup(target)
+        _sync(part)
+        part.rename(path)
+        _sync(path.parent)
+
+    def _beside(self, end: str) -> Path:
+        return self.path.with_name(self.path.name + end)
+
+    # --- what stays ---------------------------------------------------------------------------
+    def sync(self) -> None:
+        """Flush the log: what was committed before outlives a power cut. OSError."""
+        with self._syncing:
+            os.fdatasync(self._log)
+            if not self._named:
+                _sync(self.path.parent)
+                self._named = True
+
+    def keep(self) -> None:
+        """Make sure that what was committed is in files that still have their names.
+
+        A log that was deleted or replaced by somebody else would take it along; it is copied into
+        the database, and a new log is begun. For the writer thread. EIO when the database itself
+        is not there any more, sqlite3.Error or OSError when the copy fails.
+        """
+        found = self._identities()
+        if found == self._files:
+            return
+        if found[0] != self._files[0]:
+            raise SyscallError(
+                Errno.EIO,
+                f"{self.path} was removed or replaced while it was open",
+                "`llmasos daemon stop`, put the file back, then `llmasos daemon start`",
+            )
+        log.warning("the log of %s was removed or replaced; a new one is begun", self.path)
+        with self.lock, self._syncing:
+            row = self.write.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+            if row[0]:
+                raise sqlite3.OperationalError("its log was removed, and a reader keeps it in use")
+            self.read.close()
+            self.write.close()
+            os.close(self._log)
+            self._connect()
+
+    def _identities(self) -> list[tuple[int, int] | None]:
+        """Which files stand under the three names now."""
+        found: list[tuple[int, int] | None] = []
+        for path in (self.path, self._beside("-wal"), self._beside("-shm")):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                found.append(None)
+            else:
+                found.append((status.st_dev, status.st_ino))
+        return found
+
     @property
     def bytes(self) -> int:
-        files = [self.path, self.path.with_name(f"{self.path.name}-wal")]
+        files = [self.path, self._beside("-wal")]
         return sum(file.stat().st_size for file in files if file.exists())
 
     def close(self) -> None:
         with self.lock:
             self.read.close()
         self.write.close()
-        os.close(self.log)
+        os.close(self._log)
+
+
+def _create(path: Path) -> None:
+    """An empty file that others may not read. It has no name while this process closes it."""
+    _new(path).rename(path)
+    _sync(path.parent)
+    _sync(path.parent.parent)  # it may be the first file in its directory
+
+
+def _new(path: Path) -> Path:
+    """An empty file that is to be renamed to `path`."""
+    part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)  # of a run that ended in the midst of this
+    os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    return part
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_newer(path: Path, schema: Schema) -> None:
-    """Look at the version in the file's header, so that a newer store stays untouched."""
-    try:
-        with path.open("rb") as file:
-            header = file.read(64)
-    except FileNotFoundError:
-        return
+    """Look at the version in the file's header, so that a newer store stays untouched.
+
+    Before the first connection only: it opens and closes the file.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
     known = header.startswith(b"SQLite format 3\0") and len(header) == 64
     version = int.from_bytes(header[60:64], "big") if known else 0
     if version > len(schema.steps):

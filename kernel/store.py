@@ -163,7 +163,7 @@ class Store:
             answers: list[tuple[Done, SyscallError | None]] = []
             for database in dict.fromkeys(job.database for job in jobs):
                 mine = [job for job in jobs if job.database is database]
-                for job, error in self._commit(database, mine):
+                for job, error in self._kept(database, self._commit(database, mine)):
                     if error is None and job.durable:
                         written.append(job)
                     else:
@@ -202,6 +202,22 @@ class Store:
         except sqlite3.Error:
             return self._commit_each(database, jobs)  # one bad write must not take the others along
         return [(job, None) for job in jobs]
+
+    def _kept(
+        self, database: Database, outcome: list[tuple[_Job, SyscallError | None]]
+    ) -> list[tuple[_Job, SyscallError | None]]:
+        """The outcome of a commit, once its rows are where the next run will look for them."""
+        try:
+            database.keep()
+        except SyscallError as error:
+            fault = error
+        except sqlite3.Error as error:
+            fault = translate(error, database.path)
+        except OSError as error:
+            fault = SyscallError(Errno.EIO, f"{database.path}: {error.strerror}")
+        else:
+            return outcome
+        return [(job, error or fault) for job, error in outcome]
 
     def _commit_each(
         self, database: Database, jobs: list[_Job]
@@ -285,7 +301,7 @@ class Store:
             error: SyscallError | None = None
             try:
                 for database in {job.database for job in jobs}:
-                    os.fdatasync(database.log)
+                    database.sync()
                 points.passed("store.synced")
             except OSError as fault:
                 # A failed flush may have dropped the pages: nothing written since is certain.

@@ -193,10 +193,11 @@ async def test_pages_are_acknowledged_when_the_disk_has_them(
     memory, synced, really = Memory(store), list[int](), os.fdatasync
     one = process(1)
     await say(memory, one, "before")
-    log = memory.database(OWNER).log
+    path = memory.database(OWNER).path
+    log = path.with_name(f"{path.name}-wal").stat().st_ino
 
     def sync(file: int) -> None:
-        synced.append(file)
+        synced.append(os.fstat(file).st_ino)
         really(file)
 
     monkeypatch.setattr(os, "fdatasync", sync)

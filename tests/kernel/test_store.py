@@ -19,6 +19,7 @@ from llmasos.kernel.process import SCHEMA as PROCESSES
 from llmasos.kernel.process import Processes
 from llmasos.kernel.store import Store
 from llmasos.kernel.values import Exit, State
+from tests.system import foreign
 
 pytestmark = pytest.mark.anyio
 ROWS = Schema("rows", ("CREATE TABLE rows(n INTEGER PRIMARY KEY, text TEXT NOT NULL)",))
@@ -104,6 +105,7 @@ import anyio, sys
 from pathlib import Path
 from llmasos.kernel.database import Schema
 from llmasos.kernel.store import Store
+from tests.system import foreign
 async def main():
     store = Store(Path(sys.argv[1]))
     table = "CREATE TABLE rows(n INTEGER PRIMARY KEY, text TEXT NOT NULL)"
@@ -155,6 +157,68 @@ async def test_a_newer_store_is_refused_and_stays_untouched(tmp_path: Path) -> N
     store.close()
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.db"]
+
+
+async def test_another_program_that_reads_leaves_the_log(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    database = store.open("rows.db", ROWS)
+    await store.write(database, [(INSERT, (1, "x"))])
+    assert store.peek("rows.db", "SELECT n FROM rows") == [(1,)]
+    log = (tmp_path / "rows.db-wal").stat().st_ino
+    foreign.read([tmp_path / "rows.db"])
+    assert (tmp_path / "rows.db-wal").stat().st_ino == log
+    store.close()
+
+
+@pytest.mark.parametrize("ends", [("-wal",), ("-shm",), ("-wal", "-shm")], ids="+".join)
+async def test_what_is_written_after_the_log_was_deleted_is_kept(
+    tmp_path: Path, ends: tuple[str, ...]
+) -> None:
+    store = Store(tmp_path)
+    database = store.open("rows.db", ROWS)
+    await store.write(database, [(INSERT, (1, "before"))])
+    for end in ends:
+        (tmp_path / f"rows.db{end}").unlink()
+    for n, durable in ((2, True), (3, False)):
+        await store.write(database, [(INSERT, (n, "after"))], durable=durable)
+    # As kill -9 would leave it: without what only open descriptors reach.
+    left = tmp_path / "left"
+    left.mkdir()
+    for path in tmp_path.glob("rows.db*"):
+        shutil.copy(path, left)
+    store.close()
+    again = Store(left)
+    assert again.read(again.open("rows.db", ROWS), "SELECT n FROM rows") == [(1,), (2,), (3,)]
+    again.close()
+
+
+async def test_writes_to_a_database_that_was_replaced_are_not_acknowledged(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    database = store.open("rows.db", ROWS)
+    await store.write(database, [(INSERT, (1, "x"))])
+    (tmp_path / "rows.db").rename(tmp_path / "aside.db")
+    with pytest.raises(SyscallError, match="removed or replaced") as caught:
+        await store.write(database, [(INSERT, (2, "x"))])
+    assert caught.value.errno is Errno.EIO
+    (tmp_path / "aside.db").rename(tmp_path / "rows.db")
+    await store.write(database, [(INSERT, (3, "x"))])
+    store.close()
+
+
+async def test_nobody_else_may_read_any_file_of_the_store(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parent / "data" / "processes.v1.db", tmp_path / "processes.db")
+    (tmp_path / "processes.db").chmod(0o600)
+    before = os.umask(0)
+    try:
+        store = Store(tmp_path)
+        Processes(store)  # makes a copy of the old version
+        await store.write(store.open("rows.db", ROWS), [(INSERT, (1, "x"))])
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert set(modes.values()) == {0o600}, modes
+    assert {"processes.db.v1.copy", "rows.db-wal"} <= set(modes)
+    store.close()
 
 
 async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""P-08: another program reads the databases, then kill -9: what was acknowledged is there."""
+
+from llmasos.kernel import values as v
+from llmasos.userland.line import Line
+from tests.system import foreign
+from tests.system.daemon import Machine
+
+START = ("--mount", "false", "--memory-embedder", "none")
+
+
+def write_some(line: Line, mark: str) -> tuple[int, dict[str, object]]:
+    """One of each: what the kernel should say of it after a restart."""
+    pid = line.call("spawn", v.Spawn("echo", app=mark), v.Spawned).pid
+    for number in range(3):
+        line.call("write_mem", v.WriteMem(pid, f"{mark} page {number}"), v.Written)
+    line.call("send", v.Send(pid, f"{mark} message"), v.Sent)
+    user = line.call("user_add", v.UserAdd(mark), v.UserInfo).name
+    key = line.call("key_create", v.KeyCreate(user), v.KeyCreated).id
+    return pid, {
+        "app": mark,
+        "pages": [f"{mark} page {number}" for number in range(3)],
+        "mail": f"{mark} message",
+        "user": user,
+        "keys": [key],
+    }
+
+
+def found(line: Line, pid: int, user: str) -> dict[str, object]:
+    [process] = line.call("ps", v.Ps(pid=pid), v.Processes).processes
+    pages = line.call("read_mem", v.ReadMem(pid, 0), v.Pages).pages
+    users = [one.name for one in line.call("user_list", v.Nothing(), v.Users).users]
+    return {
+        "app": process.app,
+        "pages": [page.text for page in pages],
+        "mail": line.call("recv", v.Recv(pid, 0.0), v.Mail).body,
+        "user": user if user in users else "",
+        "keys": [key.id for key in line.call("key_list", v.KeyList(user), v.Keys).keys],
+    }
+
+
+def test_a_reader_beside_the_daemon_costs_no_acknowledged_write(machine: Machine) -> None:
+    machine.start(*START)
+    with Line(machine.paths.socket, profile=v.Profile.OWNER) as line:
+        written = [write_some(line, "first")]
+        paths = foreign.databases(machine.paths.state)
+        assert {path.name for path in paths} >= {
+            "processes.db", "pages.db", "mail.db", "users.db", "counters.db", "00000001.db",
+        }  # fmt: skip
+        logs = {path: path.with_name(f"{path.name}-wal").stat().st_ino for path in paths}
+        for mark in ("second", "third"):
+            assert foreign.unlocked(paths, machine.pid) == []
+            foreign.read(paths)
+            written.append(write_some(line, mark))
+        after = {path: path.with_name(f"{path.name}-wal").stat().st_ino for path in paths}
+        assert after == logs
+    machine.shoot()
+    machine.start(*START)
+    with Line(machine.paths.socket, profile=v.Profile.OWNER) as line:
+        for pid, expected in written:
+            assert found(line, pid, str(expected["user"])) == expected
+    machine.stop()
