@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 from anyio.abc import TaskStatus
@@ -25,7 +25,7 @@ from anyio.abc import TaskStatus
 from llmasos import __version__
 from llmasos.kernel import boot, config, paths
 from llmasos.kernel.driver import Option
-from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.listen import Doors
 from llmasos.kernel.machine import Machine
 
@@ -151,8 +151,19 @@ def _leaves(group: BaseExceptionGroup[SyscallError]) -> Iterator[SyscallError]:
             yield from _leaves(error)
 
 
+class Parser(argparse.ArgumentParser):
+    """Raises what is wrong instead of printing it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise WrongUsage(Errno.EINVAL, message, f"`{self.prog} --help` lists the settings")
+
+
+class WrongUsage(SyscallError):
+    """Options that make no sense."""
+
+
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llmasos daemon", description=__doc__)
+    parser = Parser(prog="llmasos daemon", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in ("run", "config"):
         sub = verbs.add_parser(verb)
@@ -172,10 +183,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     where = paths.find()
-    flags = {k: v for k, v in vars(arguments).items() if k in config.Config.model_fields}
     try:
+        arguments = parser().parse_args(words)
+        flags = {k: v for k, v in vars(arguments).items() if k in config.Config.model_fields}
         settings, listed = config.load(where, flags)
         if arguments.verb == "run":
             run(arguments, settings, where)
@@ -184,16 +196,26 @@ def main(argv: Sequence[str] | None = None) -> int:
                 boot.rules(where)
             show(arguments, listed)
     except SyscallError as error:
-        print(f"llmasos daemon: {error}", file=sys.stderr)
-        return 1
+        _report(error, words)
+        return 2 if isinstance(error, WrongUsage) else 1
     except BaseExceptionGroup as group:
         known, rest = group.split(SyscallError)
         if rest is not None or known is None:
             raise
         for leaf in _leaves(known):
-            print(f"llmasos daemon: {leaf}", file=sys.stderr)
+            _report(leaf, words)
         return 1
     return 0
+
+
+def _report(error: SyscallError, words: Sequence[str]) -> None:
+    """On stderr; with --json as one object, as the command line does it."""
+    text = f"llmasos daemon: {error}"
+    if "--json" in words:
+        told = {"errno": error.errno.name, "number": int(error.errno), "message": error.message,
+                "hint": error.hint}  # fmt: skip
+        text = json.dumps(told, sort_keys=True, ensure_ascii=False)
+    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from llmasos.userland.bench.figures import (
 from llmasos.userland.bench.peers import HOST, LLAMA, Absent, Server, llama_server
 from llmasos.userland.bench.rig import RigError, image, tuned
 from llmasos.userland.bench.texts import Chat
+from llmasos.userland.cli.exits import Usage
 
 BARS = (
     Bar("x.fast", "how fast", "a second", "higher", 100),
@@ -233,9 +234,10 @@ def test_what_orphans_of_ours_compute_is_not_foreign() -> None:
     assert quiet.quietly(take, 1)[0].take.values["ticks"][0] >= 50
 
 
-def test_an_unknown_suite_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["nothing"]) == 2
-    assert "syscall, startup" in capsys.readouterr().err
+def test_an_unknown_suite_is_wrong_usage() -> None:
+    with pytest.raises(Usage, match="nothing") as caught:
+        bench.main(["nothing"])
+    assert "syscall, startup" in caught.value.hint
 
 
 def test_json_and_files_hold_the_whole_document(
@@ -252,4 +254,19 @@ def test_json_and_files_hold_the_whole_document(
         "better": "higher", "bar": 100, "most": None,
     }  # fmt: skip
     assert said["raw"][0]["take"]["values"]["x.fast"] == [99.0]
-    assert bench.main(["x", "--tiny", "--check"]) == 1
+    assert bench.main(["x", "--check"]) == 1
+    with pytest.raises(Usage, match="--check"):
+        bench.main(["x", "--tiny", "--check"])
+
+
+def test_a_tiny_pass_judges_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = Suite("x", BARS, lambda _tiny: Take({"x.fast": [99.0], "x.slow": [1.0]}))
+    monkeypatch.setitem(SUITES, "x", suite)
+    assert bench.main(["x", "--tiny"]) == 0
+    tiny = capsys.readouterr().out
+    assert bench.main(["x"]) == 0
+    whole = capsys.readouterr().out
+    assert ("MISSED" in whole, "NOISY" in tiny) == (True, False)
+    assert not any(word in tiny for word in (" ok", "MISSED", ">=", "<="))

@@ -10,6 +10,7 @@ from llmasos.userland import bench
 from llmasos.userland.bench import conversations, recall, talks
 from llmasos.userland.bench.figures import Attempt, Document, Take, table
 from llmasos.userland.bench.talks import Turn
+from llmasos.userland.cli.exits import Usage
 
 TURN = {"id": "t1", "author": "ann", "time": None, "session": "", "text": "The boat is red."}
 QUESTION = {"text": "Which colour has the boat?", "evidence": ["t1"], "category": "single"}
@@ -63,29 +64,23 @@ def test_a_conversation_of_more_pages_than_a_reply_holds(
         (talk(questions=[{**QUESTION, "evidence": [["t1"]]}]), "evidence [['t1']] of"),
     ],
 )
-def test_a_line_that_makes_no_sense_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, words: str
-) -> None:
+def test_a_line_that_makes_no_sense_is_named(tmp_path: Path, line: str, words: str) -> None:
     path = tmp_path / "talks.jsonl"
     path.write_bytes(f"{talk()}\n{line}\n".encode(errors="surrogateescape"))
-    assert bench.main(["recall", str(path)]) == 2
-    told = capsys.readouterr().err
-    assert f"{path}:2: not a conversation" in told
-    assert words in told
+    with pytest.raises(Usage) as caught:
+        bench.main(["recall", str(path)])
+    assert f"{path}:2: not a conversation" in caught.value.message
+    assert words in caught.value.message
 
 
-def test_a_file_without_a_conversation_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert bench.main(["recall", str(written(tmp_path / "none.jsonl"))]) == 2
-    assert "holds no conversation" in capsys.readouterr().err
+def test_a_file_without_a_conversation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Usage, match="holds no conversation"):
+        bench.main(["recall", str(written(tmp_path / "none.jsonl"))])
 
 
-def test_a_file_that_is_not_there_is_wrong_usage(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert bench.main(["recall", str(tmp_path / "none.jsonl")]) == 2
-    assert "No such file" in capsys.readouterr().err
+def test_a_file_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(Usage, match="No such file"):
+        bench.main(["recall", str(tmp_path / "none.jsonl")])
 
 
 def test_what_the_made_conversations_are_written_as_is_read(tmp_path: Path) -> None:

@@ -159,25 +159,6 @@ def test_wrong_usage_is_two(line: list[str], capsys: pytest.CaptureFixture[str])
 
 
 # --- without a daemon -------------------------------------------------------------------------
-@pytest.mark.parametrize("line", ["models alias parrot echo", "mount echo"])
-def test_what_needs_a_machine_starts_one(machine: Machine, line: str) -> None:
-    done = machine.llmasos(*line.split())
-    assert b"started a private daemon" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["ps", "top --once", "logs", "logs -f", "kill 1", "nice 1 1", "wait 1", "attach 1", "mem 1",
-     "mem why 1:0", "mem write 1 x", "mem fsck", "send 1 x", "recv 1",
-     "devices", "unmount echo", "daemon stop", "daemon status"],
-)  # fmt: skip
-def test_whoever_only_looks_never_starts_a_daemon(machine: Machine, line: str) -> None:
-    done = machine.llmasos(*line.split(), check=False)
-    assert done.returncode == exits.NO_DAEMON
-    assert b"llmasos daemon start" in done.stderr
-    assert not machine.paths.runtime.exists()
-
-
 def test_autostart_can_be_forbidden_to_run(machine: Machine) -> None:
     done = machine.llmasos("run", "-m", "echo", "hi", check=False, LLMASOS_AUTOSTART="0")
     assert done.returncode == exits.NO_DAEMON

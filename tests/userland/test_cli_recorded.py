@@ -218,19 +218,3 @@ def test_mistakes_are_shown_and_the_editor_comes_back(cli: Cli, box: Machine, ke
     os.close(ours)
     assert (child.returncode, json.loads(out)["added"]) == (exits.OK, [ROW])
     assert copies(kept) == []
-
-
-# --- without a daemon -------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "line",
-    ["policy list", "policy test u:a ps /proc", "policy explain 1", "policy learn x",
-     "policy reload", "policy simulate FILE", "users list", "keys list"],
-)  # fmt: skip
-def test_whoever_only_looks_starts_nothing(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
-) -> None:
-    monkeypatch.setenv("LLMASOS_RUNTIME_DIR", str(tmp_path / "nobody"))
-    (tmp_path / "rules").touch()
-    said = cli(*line.replace("FILE", str(tmp_path / "rules")).split())
-    assert (said.code, "`llmasos daemon start`" in said.err) == (exits.NO_DAEMON, True)
-    assert not (tmp_path / "nobody").exists()

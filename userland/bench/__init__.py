@@ -8,12 +8,13 @@ generations at once), `peers` and `bare` (what we are compared with). Suites ins
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.cli.arguments import Parser
+from llmasos.userland.cli.exits import Usage
 
 from . import (
     choices,
@@ -74,15 +75,16 @@ def run(suite: Suite, *, tiny: bool) -> Document:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llmasos bench", description="Measure this machine.")
+    parser = Parser(prog="llmasos bench", description="Measure this machine.")
     parser.add_argument(
         "suite",
         nargs="*",
         help=f"of: {', '.join(SUITES)}; none: all. `recall FILE.jsonl` asks conversations of yours",
     )
     parser.add_argument("--json", action="store_true", help="one document a line, no table")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
-    parser.add_argument("--tiny", action="store_true", help="a fast pass; its figures mean nothing")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
+    either.add_argument("--tiny", action="store_true", help="a fast pass that is not judged")
     parser.add_argument("--out", type=Path, help="also write DIR/SUITE.json", metavar="DIR")
     return parser
 
@@ -94,16 +96,13 @@ def main(args: Sequence[str] | None = None) -> int:
         return _files(files, options)
     unknown = [name for name in options.suite if name not in SUITES]
     if unknown:
-        print(f"llmasos bench: no suite {unknown[0]}; there are: {', '.join(SUITES)}",
-              file=sys.stderr)  # fmt: skip
-        return 2
+        raise Usage(f"there is no suite {unknown[0]!r}", f"there are: {', '.join(SUITES)}")
     good = True
     for name in options.suite or SUITES:
         try:
             document = run(SUITES[name], tiny=options.tiny)
         except (RigError, SyscallError) as error:
-            print(f"llmasos bench: {name}: {error}", file=sys.stderr)
-            return 1
+            raise _failure(name, error) from error
         show(document, options)
         good = good and document.good
     return 0 if good or not options.check else 1
@@ -117,16 +116,21 @@ def _files(files: Sequence[Path], options: argparse.Namespace) -> int:
     try:
         held = {path: conversations.read(path) for path in files}
     except (conversations.Malformed, OSError) as error:
-        print(f"llmasos bench: {error}", file=sys.stderr)
-        return 2
+        raise Usage(str(error)) from error
     for path, some in held.items():
         try:
             found, text = recall.figures(some)
         except (RigError, SyscallError, OSError) as error:
-            print(f"llmasos bench: {path}: {error}", file=sys.stderr)
-            return 1
+            raise _failure(str(path), error) from error
         print(json.dumps({"file": path.name, **found}) if options.json else text, flush=True)
     return 0
+
+
+def _failure(name: str, error: Exception) -> SyscallError:
+    """A measurement that did not come to its end."""
+    if isinstance(error, SyscallError):
+        return SyscallError(error.errno, f"{name}: {error.message}", error.hint)
+    return SyscallError(Errno.ECANCELED, f"{name}: {error}")
 
 
 def show(document: Document, options: argparse.Namespace) -> None:

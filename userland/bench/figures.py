@@ -147,22 +147,24 @@ def _figure(bar: Bar, repeats: Sequence[float]) -> Figure:
 
 def table(document: Document) -> str:
     """The document for a person."""
-    lines = [f"{document.name}  {document.date}" + ("  (tiny: means nothing)" * document.tiny)]
-    lines += [_line(figure) for figure in document.figures]
+    lines = [f"{document.name}  {document.date}" + ("  (tiny: not judged)" * document.tiny)]
+    lines += [_line(figure, judged=not document.tiny) for figure in document.figures]
     lines += [f"  missing: {gap.peer}; install it by: {gap.install}" for gap in document.missing]
     best = quietest(document.raw)
     lines += [f"  {side}: {_words(said)}" for side, said in best.take.settings.items()]
     told = "unknown" if best.foreign_share is None else f"{best.foreign_share:.1%}"
-    lines.append(f"  other programs took {told} of the CPU" + (": NOISY" * document.noisy))
+    noisy = document.noisy and not document.tiny
+    lines.append(f"  other programs took {told} of the CPU" + (": NOISY" * noisy))
     return "\n".join(lines)
 
 
-def _line(figure: Figure) -> str:
+def _line(figure: Figure, *, judged: bool) -> str:
     value = "missing" if figure.value is None else f"{figure.value:g}"
     verdict = ""
-    if figure.bar is not None:
+    if figure.bar is not None and judged:
         verdict = f"{figure.wanted:12} {'ok' if figure.good else 'MISSED':6}"
-    return f"  {figure.id:40} {value:>10} {figure.unit:9} {verdict:19}  {figure.what}"
+    verdict = f" {verdict:19} " * judged
+    return f"  {figure.id:40} {value:>10} {figure.unit:9}{verdict} {figure.what}"
 
 
 def _words(settings: Mapping[str, object]) -> str:

@@ -5,6 +5,7 @@ turn, which is why its module is named in the table and not imported here. What 
 stdout, everything else to stderr, and the exit code says what happened (see `exits`).
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import Any
 
-from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.errors import Errno, SyscallError
 
 from . import exits
+from .invocation import CURRENT
 from .table import GROUPS, VERBS, group_help, help_text, unknown
 from .verb import Verb
 
@@ -22,6 +24,7 @@ from .verb import Verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    CURRENT.reset(words)
     try:
         code = _act(words)
         sys.stdout.flush()
@@ -30,10 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _unread()
     except OSError as error:
-        print(f"llmasos: {error}", file=sys.stderr)
-        return exits.FAILED
+        return _complain(_of_the_system(error))
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        if CURRENT.json:
+            _complain(SyscallError(Errno.EINTR, "interrupted"))
+        else:
+            print(file=sys.stderr)
         return exits.INTERRUPTED
     return code
 
@@ -51,8 +56,7 @@ def _act(words: Sequence[str]) -> int:
             return exits.OK if rest else exits.USAGE
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name not in VERBS:
-        print(f"llmasos: {unknown(name)}", file=sys.stderr)
-        return exits.USAGE
+        raise exits.Usage(*unknown(name))
     return _run(VERBS[name], rest)
 
 
@@ -67,11 +71,12 @@ def _run(verb: Verb, words: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a letter that it cannot show is no error
             stream.reconfigure(errors="backslashreplace")
+    CURRENT.verb, CURRENT.starts = verb.words, verb.starts
     arguments: Any = words
     if not verb.rest:
         try:
             arguments = import_module(".arguments", __name__).read(verb, words)
-        except SystemExit as leave:  # argparse has said why
+        except SystemExit as leave:  # argparse has printed the help
             return int(leave.code or 0)
     module, _, function = verb.home.partition(":")
     act: Any = getattr(import_module(module, __name__), function)
@@ -82,6 +87,13 @@ def _complain(error: SyscallError) -> int:
     say = import_module(".show", __name__).complain
     say(error)
     return exits.code(error)
+
+
+def _of_the_system(error: OSError) -> SyscallError:
+    """What a file or the terminal answered, in our words."""
+    name = errno.errorcode.get(error.errno or 0, "")
+    known = Errno[name] if name in Errno.__members__ else Errno.EIO
+    return SyscallError(known, str(error), "look at the file or directory that is named")
 
 
 def _unread() -> int:

@@ -24,7 +24,7 @@ def chat(arguments: Namespace) -> int:
     if terminal:
         import readline as _  # noqa: F401  input() edits lines once it is loaded
     talk.sampling(arguments)  # a file that cannot be read is told before there is a process
-    with connect(start=True) as line:
+    with connect() as line:
         pid = arguments.pid or 0
         if pid:
             _look(line, pid)

@@ -61,7 +61,7 @@ def mount(arguments: Namespace) -> int:
     if arguments.deterministic:
         chosen["deterministic"] = True
     request = v.Mount(arguments.image, chosen, arguments.pin)
-    with connect(start=True) as line:
+    with connect() as line:
         device = follow(line.stream("mount", request, v.Progress, v.DeviceInfo))
     if arguments.json:
         document(device)

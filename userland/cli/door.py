@@ -1,4 +1,4 @@
-"""The way to the kernel: connect, and for verbs that need a machine start one if none answers."""
+"""The way to the kernel: connect, and start one if none answers and the verb's row says so."""
 
 from importlib import import_module
 
@@ -7,10 +7,11 @@ from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.values import Profile
 from llmasos.userland.line import Line
 
+from .invocation import CURRENT
 from .show import note
 
 
-def connect(*, start: bool = False, profile: Profile = Profile.OPERATOR) -> Line:
+def connect(*, profile: Profile = Profile.OPERATOR) -> Line:
     """A line to this user's kernel; who decides over others needs the profile owner.
 
     ECONNREFUSED when nobody answers.
@@ -18,7 +19,7 @@ def connect(*, start: bool = False, profile: Profile = Profile.OPERATOR) -> Line
     try:
         line = Line(client="cli", profile=profile)
     except SyscallError as error:
-        if error.errno is not Errno.ECONNREFUSED or not start:
+        if error.errno is not Errno.ECONNREFUSED or not CURRENT.starts:
             raise
         line = _started(profile)
     for notice in line.welcome.notices:

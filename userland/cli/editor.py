@@ -24,7 +24,7 @@ from .show import note
 
 def edit(arguments: Namespace) -> int:
     words = _editor()
-    with connect(start=True, profile=v.Profile.OWNER) as line:
+    with connect(profile=v.Profile.OWNER) as line:
         found = line.call("policy_list", v.PolicyList(text=True), v.Rules)
     with _copy(found.text) as copy:
         changed = _edited(words, copy, found, arguments)

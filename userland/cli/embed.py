@@ -10,7 +10,7 @@ from llmasos.kernel.errors import Errno, SyscallError
 
 from . import exits, talk
 from .door import connect
-from .show import document, note
+from .show import document
 
 _DIGITS = 7  # all that 32-bit floats hold
 
@@ -18,9 +18,8 @@ _DIGITS = 7  # all that 32-bit floats hold
 def embed(arguments: Namespace) -> int:
     model = talk.model(arguments.model)
     if not arguments.texts and sys.stdin.isatty():
-        note("llmasos embed: there is no text: say it as words, or pipe in lines")
-        return exits.USAGE
-    with connect(start=True) as line:
+        raise exits.Usage("there is no text", "give texts as words, or pipe in lines")
+    with connect() as line:
         for text in arguments.texts or _lines():
             request = v.Embed(model, [talk.clean(text, "the text")])
             [vector] = line.call("embed", request, v.Embedded).vectors

@@ -29,7 +29,16 @@ _CODES = {
 }
 
 
+class Usage(SyscallError):
+    """The command line makes no sense: nothing was done."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(Errno.EINVAL, message, hint)
+
+
 def code(error: SyscallError) -> int:
+    if isinstance(error, Usage):
+        return USAGE
     if isinstance(error, Denied) and error.asks:
         return ASK
     return _CODES.get(error.errno, FAILED)

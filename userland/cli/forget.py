@@ -18,8 +18,7 @@ from .talk import clean
 
 def forget(arguments: Namespace) -> int:
     if bool(arguments.pages) is bool(arguments.key):
-        note("llmasos mem forget: name pages, or a key")
-        return exits.USAGE
+        raise exits.Usage("name pages, or a key", "as in `llmasos mem forget 3 0-4`")
     pid: int = arguments.pid
     key = clean(arguments.key or "", "the key")
     ranges: Sequence[tuple[int, int]] = arguments.pages

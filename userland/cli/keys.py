@@ -18,7 +18,7 @@ _TIMES = ("expires", "used", "revoked")  # Unix seconds; elsewhere such names ar
 
 def create(arguments: Namespace) -> int:
     request = v.KeyCreate(arguments.user, arguments.expires)
-    with connect(start=True, profile=v.Profile.OWNER) as line:
+    with connect(profile=v.Profile.OWNER) as line:
         made = line.call("key_create", request, v.KeyCreated)
     if arguments.json:
         document(_plain(made))
@@ -64,7 +64,7 @@ def _all(line: Line, whose: str) -> list[v.KeyInfo]:
 
 def revoke(arguments: Namespace) -> int:
     id = _id(arguments.id)
-    with connect(start=True, profile=v.Profile.OWNER) as line:
+    with connect(profile=v.Profile.OWNER) as line:
         line.call("key_revoke", v.KeyRevoke(id), v.Nothing)
     if arguments.json:
         document({"id": id, "revoked": True})

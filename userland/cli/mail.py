@@ -15,8 +15,7 @@ from .stdin import said
 def send(arguments: Namespace) -> int:
     text = said(arguments.text, limits.MAIL_CHARS, "send it in parts")
     if not text:
-        note("llmasos send: there is no text: say it as words, or pipe it in")
-        return exits.USAGE
+        raise exits.Usage("there is no text", "give it as words, or pipe it in")
     with connect() as line:
         sent = line.call("send", v.Send(arguments.pid, text), v.Sent)
     if arguments.json:

@@ -109,8 +109,7 @@ def _texts(pages: Sequence[v.Page]) -> None:
 def read(arguments: Namespace) -> int:
     what, key = arguments.what, arguments.key or ""
     if bool(what) is bool(key):
-        note("llmasos mem read: name a page or a key")
-        return exits.USAGE
+        raise exits.Usage("name a page or a key", "as in `llmasos mem read 3:0`")
     with connect() as line:
         if what.isascii() and what.isdigit():
             pages = _numbered(line, arguments.pid, int(what))

@@ -13,7 +13,7 @@ from .show import card, document, note, size, table
 
 
 def _images() -> list[v.ImageInfo]:
-    with connect(start=True) as line:
+    with connect() as line:
         return line.call("images", v.Nothing(), v.Images).images
 
 
@@ -72,14 +72,14 @@ def alias(arguments: Namespace) -> int:
 
 
 def _add(request: v.ImageAdd, arguments: Namespace) -> int:
-    with connect(start=True) as line:
+    with connect() as line:
         image = line.call("image_add", request, v.ImageInfo)
     _one(image, arguments)
     return exits.OK
 
 
 def rm(arguments: Namespace) -> int:
-    with connect(start=True) as line:
+    with connect() as line:
         line.call("image_remove", v.ImageRemove(arguments.name), v.Nothing)
     if arguments.json:
         document({"name": arguments.name, "removed": True})

@@ -12,7 +12,7 @@ from llmasos.userland.line import Line
 from . import exits
 from .door import connect
 from .mem import count
-from .show import complain, document, note
+from .show import complain, document, failure, note
 from .stdin import WHOLE, said
 from .talk import clean
 
@@ -28,8 +28,7 @@ def numbered(first: int, last: int) -> str:
 def write(arguments: Namespace) -> int:
     text = said(arguments.text, limits.MESSAGE_CHARS, WHOLE)
     if not text:
-        note("llmasos mem write: there is no text: say it as words, or pipe it in")
-        return exits.USAGE
+        raise exits.Usage("there is no text", "give it as words, or pipe it in")
     request = v.WriteMem(
         arguments.pid, text, arguments.page, clean(arguments.key or "", "the key"),
         v.Kind(arguments.kind) if arguments.kind else None,
@@ -91,7 +90,7 @@ def _each(
                 failed[numbered(first, last)] = error
                 complain(error)
     if arguments.json:
-        wrong = [{"pages": name, "errno": error.errno.name} for name, error in failed.items()]
+        wrong = [{"pages": name, **failure(error)} for name, error in failed.items()]
         document({"pid": arguments.pid, "pages": done, "failed": wrong, **more})
     return next((exits.code(error) for error in failed.values()), exits.OK)
 
@@ -107,8 +106,7 @@ def map_(arguments: Namespace) -> int:
     source: str = arguments.source
     process = source.isascii() and source.isdigit()
     if arguments.pages and not process:
-        note("llmasos mem map: --pages are of a process; a document is mapped whole")
-        return exits.USAGE
+        raise exits.Usage("--pages are of a process", "leave them out: a document is mapped whole")
     first, last = arguments.pages or (0, -1)
     request = v.Mmap(
         arguments.pid, f"/proc/{source}/mem" if process else f"/files{_found(source)}",

@@ -66,12 +66,11 @@ def undo(arguments: Namespace) -> int:
 
 
 def reload(arguments: Namespace) -> int:
-    """A daemon that does not run reads the file when it starts."""
-    return _change(v.PolicyEdit(), arguments, start=False)
+    return _change(v.PolicyEdit(), arguments)
 
 
-def _change(request: v.PolicyEdit, arguments: Namespace, *, start: bool = True) -> int:
-    with connect(start=start, profile=v.Profile.OWNER) as line:
+def _change(request: v.PolicyEdit, arguments: Namespace) -> int:
+    with connect(profile=v.Profile.OWNER) as line:
         changed = line.call("policy_edit", request, v.PolicyChanged)
     return tell(changed, arguments)
 
@@ -105,8 +104,7 @@ def test(arguments: Namespace) -> int:
     """One word and the rule that decides; the exit code says it too."""
     wrong = _slip(arguments.words)
     if wrong:
-        note(f"llmasos policy test: {wrong}")
-        return exits.USAGE
+        raise exits.Usage(wrong)
     verdict = _verdict(_question(arguments.words))
     if arguments.json:
         document(verdict)
@@ -120,8 +118,7 @@ def explain(arguments: Namespace) -> int:
     number = int(words[0]) if len(words) == 1 and _digits(words[0]) else 0
     wrong = "" if number else _slip(words)
     if wrong:
-        note(f"llmasos policy explain: {wrong}; or the number of a call")
-        return exits.USAGE
+        raise exits.Usage(f"{wrong}; or the number of a call")
     verdict = _verdict(v.PolicyCheck(call=number) if number else _question(words))
     if arguments.json:
         document(verdict)

@@ -10,7 +10,7 @@ from llmasos.userland.line import Line
 
 from . import exits
 from .door import connect
-from .show import complain, document, note, span, speak, table
+from .show import complain, document, failure, note, span, speak, table
 
 _HEAD = ("PID", "STATE", "NI", "MODEL", "CONTEXT", "TOKENS", "TOK/S", "AGE", "APP")
 
@@ -75,7 +75,7 @@ def kill(arguments: Namespace) -> int:
                 failed[pid] = error
                 complain(error)
     if arguments.json:
-        wrong = [{"pid": pid, "errno": e.errno.name} for pid, e in failed.items()]
+        wrong = [{"pid": pid, **failure(error)} for pid, error in failed.items()]
         document({"signal": signal, "sent": sent, "failed": wrong})
     return next((exits.code(error) for error in failed.values()), exits.OK)
 

@@ -12,6 +12,7 @@ from llmasos.kernel import limits
 from llmasos.kernel.values import Progress
 from llmasos.userland.line import Stream
 
+from .invocation import CURRENT
 from .show import cell
 
 R = TypeVar("R")
@@ -23,6 +24,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._silent = CURRENT.json
         self._lock = Lock()  # the timer's thread shows it first
         self._timer: Timer | None = None
         self._last: Progress | None = None
@@ -40,7 +42,7 @@ class Meter:
 
     def _begin(self) -> None:
         with self._lock:
-            if self._last is not None:
+            if self._last is not None and not self._silent:
                 self._shown = True
                 self._draw(self._last)
 

@@ -14,10 +14,9 @@ from .show import document, note, speak
 def run(arguments: Namespace) -> int:
     prompt = _prompt(arguments.prompt)
     if not prompt:
-        note("llmasos run: there is no prompt: say it as words, or pipe it in")
-        return exits.USAGE
+        raise exits.Usage("there is no prompt", "give it as words, or pipe it in")
     sampling = talk.sampling(arguments)
-    with connect(start=True) as line:
+    with connect() as line:
         spawned = talk.spawn(line, arguments, "run", keep=arguments.keep)
         if arguments.keep or arguments.verbose:
             note(f"pid {spawned.pid}")

@@ -17,6 +17,9 @@ from unicodedata import east_asian_width
 
 from llmasos.kernel.errors import SyscallError
 
+from .exits import Usage
+from .invocation import CURRENT
+
 _TIMES = frozenset({"created", "ended", "time"})  # Unix seconds
 _ESCAPE = "\x1b"
 _RED, _YELLOW, _GREEN = "31", "33", "32"
@@ -53,17 +56,31 @@ def speak(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Something that is not data."""
+    """Something for people that is not data. With --json everything is in the documents."""
+    if CURRENT.json:
+        return
     sys.stdout.flush()
     print(harmless(text), file=sys.stderr, flush=True)
 
 
 def complain(error: SyscallError) -> None:
-    """What happened and what to do."""
-    head = paint(f"llmasos: {error.errno.name}:", _RED, sys.stderr.isatty())
-    hint = f"\n  {harmless(error.hint)}" if error.hint else ""
+    """What happened and what to do, on stderr; with --json as one object."""
     sys.stdout.flush()
+    if CURRENT.json:
+        print(packed(failure(error)), file=sys.stderr, flush=True)
+        return
+    words = f"llmasos: {error.errno.name}:"
+    if isinstance(error, Usage):
+        words = f"llmasos {CURRENT.verb}:" if CURRENT.verb else "llmasos:"
+    head = paint(words, _RED, sys.stderr.isatty())
+    hint = f"\n  {harmless(error.hint)}" if error.hint else ""
     print(f"{head} {harmless(error.message)}{hint}", file=sys.stderr, flush=True)
+
+
+def failure(error: SyscallError) -> dict[str, object]:
+    """An error as JSON."""
+    return {"errno": error.errno.name, "number": int(error.errno), "message": error.message,
+            "hint": error.hint}  # fmt: skip
 
 
 def paint(text: str, colour: str, terminal: bool) -> str:

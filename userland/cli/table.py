@@ -65,14 +65,14 @@ _ROWS = (
         option("--keep", action="store_true", help="the process stays, for `chat --pid`"),
         option("-v", "--verbose", action="store_true", help="the pid and the usage, on stderr"),
         JSON, option("prompt", nargs="*", metavar="PROMPT"),
-    )),
+    ), starts=True),
     Verb("chat", ".chat:chat", "talk to a model; its process keeps the conversation", (
         _MODEL, *_SAMPLING,
         option("--pid", type=between(int, 1, 2**53), help="go on with this process"), JSON,
-    )),
+    ), starts=True),
     Verb("embed", ".embed:embed", "texts, or the lines of stdin, as vectors: one JSON line each", (
         _MODEL, JSON, option("texts", nargs="*", metavar="TEXT"),
-    )),
+    ), starts=True),
     Verb("ps", ".processes:ps", "list processes", (
         option("-a", "--all", action="store_true", help="those that have ended, too"), JSON,
     )),
@@ -110,17 +110,17 @@ _ROWS = (
                help="begin, end, call, refused, process, device, job, boot; repeatable"),
         JSON, option("pid", nargs="?", default=0, metavar="PID", type=between(int, 1, 2**53)),
     )),
-    Verb("models list", ".models:list_", "installed models", (JSON,)),
+    Verb("models list", ".models:list_", "installed models", (JSON,), starts=True),
     Verb("models show", ".models:show", "one model: file, digest, licence",
-         (JSON, option("name", metavar="NAME"))),
+         (JSON, option("name", metavar="NAME")), starts=True),
     Verb("models add", ".models:add", "install a GGUF file, used in place, or an endpoint's url", (
         _SET, JSON, option("name", metavar="NAME"),
         option("file", metavar="FILE|URL", help="a url as https://api.example.com/v1"),
-    )),
+    ), starts=True),
     Verb("models alias", ".models:alias", "give a model a second name",
-         (JSON, option("name", metavar="NAME"), option("image", metavar="EXISTING"))),
+         (JSON, option("name", metavar="NAME"), option("image", metavar="EXISTING")), starts=True),
     Verb("models rm", ".models:rm", "forget a model or an alias; its file stays",
-         (JSON, option("name", metavar="NAME"))),
+         (JSON, option("name", metavar="NAME")), starts=True),
     Verb("models tune", ".tune:tune", "requantise a model for this machine, and measure it", (
         option("--small", action="store_true", help="Q4_K_M: smaller than the default Q8_0"),
         option("--to", type=str.upper, metavar="QUANT", default="",
@@ -129,7 +129,7 @@ _ROWS = (
         option("--off", action="store_true",
                help="use the original file again, and delete what was made"),
         JSON, option("name", metavar="NAME"),
-    )),
+    ), starts=True),
     Verb("devices", ".devices:devices", "what computes here, what is mounted and why there",
          (JSON,)),
     Verb("mount", ".devices:mount", "start a model's engine", (
@@ -138,7 +138,7 @@ _ROWS = (
         option("--deterministic", action="store_true",
                help="what runs beside a call changes nothing in it; slower"),
         JSON, option("image", metavar="MODEL"),
-    )),
+    ), starts=True),
     Verb("unmount", ".devices:unmount", "stop a model's engine; its processes keep their pages",
          (JSON, option("image", metavar="MODEL"))),
     Verb("daemon start", ".daemon:start",
@@ -165,54 +165,57 @@ _ROWS = (
                help="known by this number of the operating system; without it by keys only"),
         option("--role", choices=ROLES, default="user", help="what they may do (default user)"),
         JSON, _USER,
-    )),
-    Verb("users list", ".users:list_", "who may come, and who is here", (JSON,)),
+    ), starts=True),
+    Verb("users list", ".users:list_", "who may come, and who is here", (JSON,), starts=True),
     Verb("users rm", ".users:rm", "let a user in no more; their keys, processes and pages are gone",
-         (JSON, _USER)),
+         (JSON, _USER), starts=True),
     Verb("users role", ".users:role", "change what a user may do", (
         JSON, _USER, option("role", metavar="ROLE", choices=ROLES, help=", ".join(ROLES)),
-    )),
+    ), starts=True),
     Verb("keys create", ".keys:create", "make a user's key; it is printed this once", (
         option("--user", required=True, type=user, metavar="NAME", help="whose"),
         option("--expires", type=duration, metavar="TIME",
                help="from now, as 12h, 90d or 2w (default: never)"),
         JSON,
-    )),
+    ), starts=True),
     Verb("keys list", ".keys:list_", "keys, without what is secret in them", (
         option("--user", type=user, metavar="NAME", help="of this user only"), JSON,
-    )),
+    ), starts=True),
     Verb("keys revoke", ".keys:revoke", "end a key; its connections close",
-         (JSON, option("id", metavar="ID", help="as `keys list` shows it"))),
+         (JSON, option("id", metavar="ID", help="as `keys list` shows it")), starts=True),
     Verb("policy list", ".policy:list_", "the rules in force: who may do what", (
         option("--own", action="store_true", help="only those that you added"), JSON,
-    )),
+    ), starts=True),
     Verb("policy add", ".policy:add", "add rules; all of them, or none", (
         JSON, option("rows", nargs="+", metavar="ROW",
                       help="as `p, r:careful, spawn, /dev/image/big, deny`; quote each"),
-    )),
+    ), starts=True),
     Verb("policy rm", ".policy:rm", "remove rules; all of them, or none", (
         JSON, option("rows", nargs="+", metavar="ROW", help="as `policy list --own` shows it"),
-    )),
-    Verb("policy edit", ".editor:edit", "open your rules in $VISUAL or $EDITOR", (JSON,)),
-    Verb("policy undo", ".policy:undo", "go back to your rules before the last change", (JSON,)),
-    Verb("policy reload", ".policy:reload", "read the file of your rules again", (JSON,)),
+    ), starts=True),
+    Verb("policy edit", ".editor:edit", "open your rules in $VISUAL or $EDITOR", (JSON,),
+         starts=True),
+    Verb("policy undo", ".policy:undo", "go back to your rules before the last change", (JSON,),
+         starts=True),
+    Verb("policy reload", ".policy:reload", "read the file of your rules again", (JSON,),
+         starts=True),
     Verb("policy lint", ".lint:lint", "every mistake in a file of rules; needs no daemon", (
         JSON, option("file", nargs="?", metavar="FILE", help="default: your rules"),
     )),
     Verb("policy test", ".policy:test", "allow, ask or deny; exit code 0, 75 or 77", (
         JSON, option("words", nargs="+", metavar="WORD",
                       help="SUBJECT... ACTION OBJECT, as u:$USER r:careful spawn /dev/image/big"),
-    )),
+    ), starts=True),
     Verb("policy explain", ".policy:explain", "why, and what to change for another answer", (
         JSON, option("words", nargs="+", metavar="WORD",
                       help="the number that a refusal told, or SUBJECT... ACTION OBJECT"),
-    )),
+    ), starts=True),
     Verb("policy simulate", ".policy:simulate", "what other rules would do to recorded calls", (
         _SINCE, JSON, option("file", metavar="FILE", help="instead of your rules"),
-    )),
+    ), starts=True),
     Verb("policy learn", ".policy:learn", "the least rules that recorded calls needed", (
         _SINCE, JSON, option("who", metavar="PID|APP", help="whose calls"),
-    )),
+    ), starts=True),
     Verb("config list", ".daemon:config_list", "every setting and where its value came from",
          (JSON,)),
     Verb("config path", ".daemon:config_path", "where files live", (JSON,)),
@@ -234,7 +237,9 @@ def help_text() -> str:
         "usage: llmasos VERB [ARGUMENT ...]\n\n"
         "The operating system for language-model agents.\n\n"
         f"{_lines({row.words: row.summary for row in _ROWS})}\n\n"
-        "`llmasos VERB --help` tells more. Every verb takes --json."
+        "`llmasos VERB --help` tells more. Every verb takes --json; errors are JSON then, too.\n"
+        "run, chat, embed, mount and the verbs about models, users, keys and rules start a\n"
+        "private daemon when none answers; the others are about what runs, and start none."
     )
 
 
@@ -253,14 +258,14 @@ def group_help(group: str) -> str:
     )
 
 
-def unknown(words: str) -> str:
-    """What there is instead of a verb that is none."""
+def unknown(words: str) -> tuple[str, str]:
+    """What there is instead of a verb that is none: a message and a hint."""
     group = words.split()[0]
     if group not in GROUPS:
-        return f"there is no {words!r}; `llmasos --help` lists the verbs"
+        return f"there is no {words!r}", "`llmasos --help` lists the verbs"
     own = [VERBS[group].options[-1].settings["metavar"]] if group in VERBS else []
     names = [*own, *(one.split()[1] for one in _of(group))]
-    return f"there is no {words!r}; {group} takes {', '.join(names)}"
+    return f"there is no {words!r}", f"{group} takes {', '.join(names)}"
 
 
 def _of(group: str) -> list[str]:

@@ -15,7 +15,7 @@ _SMALL = "Q4_K_M"
 
 def tune(arguments: Namespace) -> int:
     request = _request(arguments)
-    with connect(start=True) as line:
+    with connect() as line:
         tuned = follow(line.stream("image_tune", request, v.Progress, v.Tuned))
     if arguments.json:
         document(tuned)

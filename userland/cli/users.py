@@ -13,7 +13,7 @@ from .show import document, iso, note, table
 
 def add(arguments: Namespace) -> int:
     request = v.UserAdd(arguments.name, arguments.uid, v.UserRole(arguments.role))
-    with connect(start=True, profile=v.Profile.OWNER) as line:
+    with connect(profile=v.Profile.OWNER) as line:
         user = line.call("user_add", request, v.UserInfo)
         stat = line.call("stat", v.Nothing(), v.Stat)
     _one(user, arguments)
@@ -37,7 +37,7 @@ def list_(arguments: Namespace) -> int:
 
 
 def rm(arguments: Namespace) -> int:
-    with connect(start=True, profile=v.Profile.OWNER) as line:
+    with connect(profile=v.Profile.OWNER) as line:
         line.call("user_remove", v.UserRemove(arguments.name), v.Nothing)
         left = _rows_about(line, arguments.name)
     if arguments.json:
@@ -59,7 +59,7 @@ def _rows_about(line: Line, name: str) -> list[str]:
 
 def role(arguments: Namespace) -> int:
     request = v.UserChange(arguments.name, v.UserRole(arguments.role))
-    with connect(start=True, profile=v.Profile.OWNER) as line:
+    with connect(profile=v.Profile.OWNER) as line:
         user = line.call("user_role", request, v.UserInfo)
     _one(user, arguments)
     return exits.OK

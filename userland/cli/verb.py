@@ -22,6 +22,7 @@ class Verb(NamedTuple):
     options: tuple[Option, ...] = ()
     rest: bool = False  # its arguments are handed over unread
     extra: bool = False  # what is not in `options` is handed over as `extra`
+    starts: bool = False  # it starts a private daemon when none answers
 
 
 def option(*flags: str, apart: str = "", **settings: Any) -> Option:
