@@ -17,7 +17,8 @@ from typing import Any
 
 from . import limits
 from .database import Database, Row, Schema, Statement
-from .errors import SyscallError
+from .errors import Errno, SyscallError
+from .identifiers import TABLE, Identifiers
 from .store import Done, Store, waiter
 from .values import Event
 
@@ -37,6 +38,7 @@ COUNTERS = Schema(
     (
         """CREATE TABLE counters(hour INTEGER, subject TEXT, syscall TEXT, object TEXT, rule TEXT,
              calls INTEGER NOT NULL, PRIMARY KEY(hour, subject, syscall, object, rule))""",
+        TABLE,  # the numbers of calls: it outlives every segment
     ),
 )
 _INSERT = "INSERT OR REPLACE INTO events VALUES(?,?,?,?,?,?,?,?,?,?,?)"
@@ -97,7 +99,10 @@ class Journal:
         self._segment = self._database(self._number)
         self._counters = store.open("counters.db", COUNTERS)
         newest = [int(seq) for (seq,) in self._newest("SELECT coalesce(max(seq), 0)")]
-        self._next = 1 + max(newest)
+        self._last = max(newest)
+        self._numbering = Identifiers(
+            store, self._counters, "calls", block=limits.CALL_BLOCK, last=self._last
+        )
         self._until_look = _SIZE_EVERY
 
     def _database(self, number: int) -> Database:
@@ -110,7 +115,7 @@ class Journal:
     @property
     def cursor(self) -> int:
         """The number of the newest event."""
-        return self._next - 1
+        return self._last
 
     @property
     def bytes(self) -> int:
@@ -119,6 +124,10 @@ class Journal:
             with suppress(FileNotFoundError):  # SQLite removes its own meanwhile
                 total += file.stat().st_size
         return total
+
+    async def start(self) -> None:
+        """Return when events can be appended. ENOSPC or EIO when they cannot be numbered."""
+        await self._numbering.ready()
 
     def unfinished(self) -> list[Event]:
         """At boot: the begins that never got an end."""
@@ -135,21 +144,16 @@ class Journal:
         return rows + self._store.read(self._segment, sql)
 
     def append(self, entry: Entry, done: Done | None = None) -> int:
-        """Number an event and queue it; `done` hears when it is written. Never waits."""
-        event = Event(
-            self._next, time.time(), entry.kind, entry.pid, entry.owner, entry.call,
-            entry.syscall, entry.object, entry.errno, entry.note, entry.subject,
-        )  # fmt: skip
-        self._next += 1
-        if event.kind == "begin":
-            self._open[event.seq] = event
-        elif event.kind == "end":
-            self._open.pop(event.call, None)
-        self._until_look -= 1
-        if self._until_look <= 0:
-            self._until_look = _SIZE_EVERY
-            if self._segment.bytes >= self._segment_bytes:
-                self._try_to_rotate()
+        """Number an event and queue it; `done` hears when it is written. Never waits.
+
+        0, and EIO for `done`, when no numbers could be reserved: then it is not written.
+        """
+        event = self._numbered(entry)
+        if event is None:
+            if done is not None:
+                asyncio.get_running_loop().call_soon(done, _unnumbered())
+            return 0
+        self._look_at_size()
 
         def written(error: SyscallError | None) -> None:
             if error is None:
@@ -161,6 +165,29 @@ class Journal:
         reserve = event.kind != "begin"
         self._store.submit(self._segment, [(_INSERT, _row(event))], written, frees=reserve)
         return event.seq
+
+    def _numbered(self, entry: Entry) -> Event | None:
+        """The event with its number and the time; None when no number is left."""
+        number = self._numbering.next()
+        if not number:
+            return None
+        self._last = number
+        event = Event(
+            number, time.time(), entry.kind, entry.pid, entry.owner, entry.call,
+            entry.syscall, entry.object, entry.errno, entry.note, entry.subject,
+        )  # fmt: skip
+        if event.kind == "begin":
+            self._open[event.seq] = event
+        elif event.kind == "end":
+            self._open.pop(event.call, None)
+        return event
+
+    def _look_at_size(self) -> None:
+        self._until_look -= 1
+        if self._until_look <= 0:
+            self._until_look = _SIZE_EVERY
+            if self._segment.bytes >= self._segment_bytes:
+                self._try_to_rotate()
 
     def turned_away(self, owner: str, error: SyscallError, *, greeted: bool = False) -> None:
         """Somebody was hung up on. Strangers get so many lines a second; the rest is counted."""
@@ -179,6 +206,7 @@ class Journal:
 
     async def written(self, entry: Entry) -> int:
         """Append and wait until kill -9 cannot take the event back."""
+        await self.start()
         number, future = self.note(entry)
         await future
         return number
@@ -269,6 +297,11 @@ class Journal:
         if rows:
             rows.append(("DELETE FROM counters WHERE hour < ?", (hour - limits.COUNTER_HOURS,)))
             self._store.submit(self._counters, rows, lambda _: None)
+
+
+def _unnumbered() -> SyscallError:
+    words = "the journal has no number left for this call: none could be reserved on disk"
+    return SyscallError(Errno.EIO, words, "`llmasos daemon logs` tells why; free disk space")
 
 
 def _name(number: int) -> str:

@@ -266,8 +266,9 @@ class Machine:
 
     async def fork(self, parent: Process, request: Fork, caller: Caller) -> list[Process]:
         """Children with the parent's committed pages: all of them, or none. EAGAIN."""
-        children = self.processes.children(parent, request, caller.connection, caller.bounds)
         with self.processes.reserve(request.count), CancelScope(shield=True):
+            await self.processes.pids.ready(request.count)
+            children = self.processes.children(parent, request, caller.connection, caller.bounds)
             # A crash between the two leaves pages without a process, which recovery erases.
             await self.memory.copy(parent, children)
             try:
@@ -372,6 +373,7 @@ class Machine:
     # --- after a crash --------------------------------------------------------------------------
     async def recover(self) -> None:
         """Complete what the last run left open, before anybody connects."""
+        await self.journal.start()
         for begin in self.journal.unfinished():
             done = self.memory.committed(begin.owner, begin.seq)
             self.journal.append(Entry(

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from . import limits
 from .database import Database, Schema
 from .errors import Errno, SyscallError, TooBig
-from .process import Process
+from .identifiers import TABLE, Identifiers
+from .process import Process, check_alive
 from .store import Store
 from .values import Mail, Recv, Send
 
@@ -27,6 +28,7 @@ SCHEMA = Schema(
              sender INTEGER NOT NULL, author TEXT NOT NULL, time REAL NOT NULL, body TEXT NOT NULL,
              labels TEXT NOT NULL);
            CREATE INDEX mail_by_pid ON mail(pid)""",
+        TABLE,
     ),
 )
 _INSERT = "INSERT INTO mail VALUES(?,?,?,?,?,?,?)"
@@ -54,7 +56,7 @@ class Mailboxes:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._boxes: dict[int, Mailbox] = {}
-        self._next: dict[str, int] = {}
+        self._numbers: dict[str, Identifiers] = {}  # by owner
         self._readers: dict[int, set[int]] = {}  # pids of whose messages a connection has some
         self._done: dict[str, list[int]] = {}  # dealt with, and still on disk: by owner
         self._flush: asyncio.TimerHandle | None = None
@@ -65,9 +67,12 @@ class Mailboxes:
 
     def _database(self, owner: str) -> Database:
         database = self._store.open(f"owners/{owner}/mail.db", SCHEMA)
-        if owner not in self._next:
+        if owner not in self._numbers:
             sql = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
-            self._next[owner] = int(self._store.read(database, sql)[0][0] or 0) + 1
+            last = int(self._store.read(database, sql)[0][0] or 0)
+            self._numbers[owner] = Identifiers(
+                self._store, database, "mail", block=limits.MAIL_BLOCK, last=last
+            )
         return database
 
     def _load(self, owner: str) -> None:
@@ -85,6 +90,9 @@ class Mailboxes:
 
     async def send(self, to: Process, request: Send, author: str) -> tuple[int, int]:
         """The message's number, and how many wait now. EAGAIN when the mailbox is full."""
+        database = self._database(to.owner)
+        await self._numbers[to.owner].ready()
+        check_alive(to)
         box = self._box(to.pid)
         held = len(box.waiting) + len(box.taken) + box.coming
         if held >= limits.MAIL:
@@ -95,9 +103,7 @@ class Mailboxes:
             )  # fmt: skip
         size = len(request.body.encode())
         self._check_room(to, box, size)
-        database = self._database(to.owner)
-        number = self._next[to.owner]
-        self._next[to.owner] += 1
+        number = self._numbers[to.owner].next()
         mail = Mail(number, request.sender, author, time.time(), request.body, request.labels, 0)
         labels = json.dumps(mail.labels)
         row = (number, to.pid, mail.sender, author, mail.time, mail.body, labels)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from . import limits
 from .database import Schema, Value
 from .errors import Errno, SyscallError
+from .identifiers import TABLE, Identifiers
 from .store import Store
 from .values import Exit, Fork, ProcessInfo, Spawn, State
 from .watch import Followers
@@ -30,6 +31,7 @@ SCHEMA = Schema(
         """ALTER TABLE processes ADD COLUMN ended REAL NOT NULL DEFAULT 0;
              UPDATE processes SET state = 'ended', ended = strftime('%s', 'now')
              WHERE state = 'zombie'""",
+        TABLE,
     ),
 )
 _COLUMNS = """pid, parent, owner, app, model, nice, created, state, code, reason, keep, bounds,
@@ -131,7 +133,9 @@ class Processes:
             process = _process(row)
             self._table[process.pid] = process
         last = store.read(self._database, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence")
-        self._next = int(last[0][0] or 0) + 1
+        self.pids = Identifiers(
+            store, self._database, "pids", block=limits.PID_BLOCK, last=int(last[0][0] or 0)
+        )
         self._coming = 0  # processes that have a place in the table and are not there yet
 
     def all(self) -> list[Process]:
@@ -163,10 +167,11 @@ class Processes:
     ) -> Process:
         """A new process, durable before it is listed. EAGAIN when the table is full."""
         with self.reserve(1):
+            await self.pids.ready()
             parent = self.living(request.parent, owner) if request.parent else None
             profile = (f"r:{request.profile}",) if request.profile else ()
             process = Process(
-                pid=self._number(), parent=request.parent, owner=owner,
+                pid=self.pids.next(), parent=request.parent, owner=owner,
                 app=request.app or request.model, model=model, created=time.time(),
                 keep=request.keep, nice=request.nice, connection=connection,
                 bounds=_joined(parent, (*bounds, *profile)),
@@ -191,19 +196,14 @@ class Processes:
         finally:
             self._coming -= count
 
-    def _number(self) -> int:
-        """A pid; none is given twice."""
-        self._next += 1
-        return self._next - 1
-
     def children(
         self, parent: Process, request: Fork, connection: int, bounds: Sequence[str]
     ) -> list[Process]:
-        """What a fork will add."""
+        """What a fork will add; so many pids are ready."""
         now = time.time()
         return [
             Process(
-                pid=self._number(), parent=parent.pid, owner=parent.owner,
+                pid=self.pids.next(), parent=parent.pid, owner=parent.owner,
                 app=request.app or parent.app, model=parent.model, created=now, keep=request.keep,
                 nice=parent.nice if request.nice is None else request.nice, connection=connection,
                 bounds=_joined(parent, bounds),
@@ -255,6 +255,12 @@ class Processes:
         """Ended ones beyond the limit, oldest first."""
         ended = [p for p in self._table.values() if p.ending is not None]
         return ended[: max(0, len(ended) - limits.ENDED)]
+
+
+def check_alive(process: Process) -> None:
+    """ESRCH: it was reaped, so nothing may be written for it any more."""
+    if process.reaped:
+        raise SyscallError(Errno.ESRCH, f"process {process.pid} is gone", pid=process.pid)
 
 
 def _joined(parent: Process | None, bounds: Sequence[str]) -> tuple[str, ...]:

@@ -50,6 +50,7 @@ class Store:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._syncs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._databases: dict[Path, Database] = {}
+        self._closing: list[Callable[[], None]] = []
         self._broken = ""  # why no write can be trusted any more
         self._threads = [
             threading.Thread(target=self._write_loop, name="store-write", daemon=True),
@@ -140,8 +141,14 @@ class Store:
         except sqlite3.Error as error:
             raise translate(error, database.path) from error
 
+    def at_close(self, last: Callable[[], None]) -> None:
+        """Call this before the store closes: what it submits is still written."""
+        self._closing.append(last)
+
     def close(self) -> None:
         """Finish what is queued, then close every database."""
+        for last in self._closing:
+            last()
         self._jobs.put(None)
         for thread in self._threads:
             thread.join()

@@ -19,7 +19,7 @@ from .. import limits
 from ..database import Database, Row, Statement, Value
 from ..driver import Cut
 from ..errors import SyscallError
-from ..process import Process
+from ..process import Process, check_alive
 from ..store import Store
 from ..values import Message, Role
 from . import rows, schema
@@ -27,7 +27,7 @@ from .layout import Stored
 from .rows import Change, Moved, Turn, Written, runs, stored
 from .schema import SCHEMA
 from .table import Piece, Range, Table, load, without
-from .tables import Tables, check_alive
+from .tables import Tables
 
 _STORED = f"SELECT {schema.COLUMNS} FROM pages WHERE id"
 _FEWER_MOVES = """DELETE FROM moves WHERE pid = ? AND seq <= (SELECT seq FROM moves WHERE pid = ?

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 import anyio
 
 from ..errors import Errno, SyscallError
-from ..process import Process
 from .table import Table
 
 
@@ -94,9 +93,3 @@ class Tables:
             finally:
                 if whole:
                     self.index(table)
-
-
-def check_alive(process: Process) -> None:
-    """ESRCH: it was reaped, so nothing may be written for it any more."""
-    if process.reaped:
-        raise SyscallError(Errno.ESRCH, f"process {process.pid} is gone", pid=process.pid)

@@ -6,6 +6,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
+from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.mailbox import Mailboxes
 from llmasos.kernel.process import Process
 from llmasos.kernel.store import Store
@@ -18,6 +19,7 @@ async def test_mail_to_a_process_that_goes_meanwhile_goes_with_it(tmp_path: Path
     store = Store(tmp_path)
     boxes = Mailboxes(store)
     process = Process(1, 0, "ann", "app", "echo", 0.0, True, ())
+    await boxes.send(process, Send(1, "one"), "ann")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(boxes.send, process, Send(1, "hello"), "ann")
         await checkpoint()  # it is queued, and nobody has heard that it is written
@@ -26,3 +28,25 @@ async def test_mail_to_a_process_that_goes_meanwhile_goes_with_it(tmp_path: Path
     assert store.peek("owners/ann/mail.db", "SELECT count(*) FROM mail") == [(0,)]
     store.close()
     assert Mailboxes(Store(tmp_path)).held == 0
+
+
+async def test_a_process_that_goes_while_its_first_message_is_numbered_gets_none(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path)
+    boxes = Mailboxes(store)
+    process = Process(1, 0, "ann", "app", "echo", 0.0, True, ())
+
+    async def send() -> None:
+        with pytest.raises(SyscallError, match="is gone") as caught:
+            await boxes.send(process, Send(1, "hello"), "ann")
+        assert caught.value.errno is Errno.ESRCH
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(send)
+        await checkpoint()
+        process.reaped = True
+        await boxes.drop(process)
+    assert boxes.held == 0
+    assert store.peek("owners/ann/mail.db", "SELECT count(*) FROM mail") == [(0,)]
+    store.close()

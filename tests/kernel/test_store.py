@@ -243,7 +243,7 @@ async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
         assert kept.execute("SELECT count(*) FROM processes").fetchone() == (2,)
     kept.close()
     store.close()
-    assert len(PROCESSES.steps) == 4
+    assert len(PROCESSES.steps) == 5
 
 
 async def test_what_is_no_database_is_named(tmp_path: Path) -> None:
