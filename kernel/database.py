@@ -32,6 +32,25 @@ class Schema:
     )
 
 
+class Transaction:
+    """What a function that runs on the writer thread can do; all of it is kept, or nothing."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def read(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+        return self._connection.execute(sql, values).fetchall()
+
+    def write(self, statements: Sequence[Statement]) -> None:
+        for sql, values in statements:
+            self._connection.execute(sql, values)
+
+    @property
+    def changes(self) -> int:
+        """Rows that were changed since the database was opened, those of text indexes included."""
+        return self._connection.total_changes
+
+
 class Database:
     """One SQLite file. `write` belongs to the writer thread, `read` to whoever holds the lock.
 

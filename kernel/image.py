@@ -15,6 +15,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from . import limits
 from .database import Schema, Statement
 from .driver import Driver, Option
 from .errors import Errno, SyscallError
@@ -102,6 +103,7 @@ class Images:
     ) -> None:  # fmt: skip
         self._store = store
         self.cache = cache  # where requantised files lie
+        self._threads = anyio.CapacityLimiter(limits.FILES)
         self._drivers = drivers
         self._database = store.open("images.db", SCHEMA)
         self._images = {
@@ -152,7 +154,9 @@ class Images:
         if image.url:
             return self._remote(image)
         file = image.file
-        facts = await anyio.to_thread.run_sync(self._drivers[image.driver].probe, file)
+        facts = await anyio.to_thread.run_sync(
+            self._drivers[image.driver].probe, file, limiter=self._threads
+        )
         return ImageInfo(
             name=image.name, driver=image.driver, digest=await self.digest(image),
             path=str(image.path) if image.path.name else "", bytes=facts.bytes,
@@ -186,7 +190,7 @@ class Images:
         known = self._store.read(self._database, sql, known_as)
         if known:
             return str(known[0][0])
-        digest = await anyio.to_thread.run_sync(_sha256, image.path)
+        digest = await anyio.to_thread.run_sync(_sha256, image.path, limiter=self._threads)
         sql = "INSERT OR REPLACE INTO digests VALUES(?,?,?)"
         await self._store.write(self._database, [(sql, (*known_as, digest))], durable=False)
         return digest
@@ -225,7 +229,7 @@ class Images:
             request.name, driver, path, builtin=False, url=request.url, options=request.options
         )
         # The driver's module may be loaded only now: that takes a while.
-        await anyio.to_thread.run_sync(self._check, image)
+        await anyio.to_thread.run_sync(self._check, image, limiter=self._threads)
         sql = "INSERT INTO images(name, driver, path, url, options) VALUES(?,?,?,?,?)"
         row = (image.name, driver, request.path, image.url, json.dumps(request.options))
         await self._store.write(self._database, [(sql, row)])
@@ -246,7 +250,9 @@ class Images:
             if name == REMOTE:  # it runs no files, and is not loaded to say so
                 continue
             try:
-                await anyio.to_thread.run_sync(self._drivers[name].probe, path)
+                await anyio.to_thread.run_sync(
+                    self._drivers[name].probe, path, limiter=self._threads
+                )
             except SyscallError as error:
                 complaint = complaint or error
             else:
@@ -274,7 +280,7 @@ class Images:
         ]
         await self._store.write(self._database, statements, frees=True)
         del self._images[name]
-        await anyio.to_thread.run_sync(self._discard, image.made)
+        await anyio.to_thread.run_sync(self._discard, image.made, limiter=self._threads)
         self._aliases = {alias: of for alias, of in self._aliases.items() if of != name}
 
     # --- what is made of files --------------------------------------------------------------------
@@ -290,7 +296,9 @@ class Images:
     async def quantisation(self, image: Image) -> str:
         """Of the file that it was installed with."""
         probe = self._drivers[image.driver].probe
-        return (await anyio.to_thread.run_sync(probe, image.path)).quantisation
+        return (
+            await anyio.to_thread.run_sync(probe, image.path, limiter=self._threads)
+        ).quantisation
 
     async def quality(self, image: Image) -> Quality:
         """Of the file in use; nothing is measured."""
@@ -305,7 +313,7 @@ class Images:
         await self._store.write(self._database, [statement], frees=not path.name)
         before, image.made = image.made, made
         if not path.name:
-            await anyio.to_thread.run_sync(self._discard, before)
+            await anyio.to_thread.run_sync(self._discard, before, limiter=self._threads)
 
     def _discard(self, made: Made | None) -> None:
         """Delete everything that was made of a file, but what other images use."""

@@ -41,6 +41,9 @@ COUNTERS = Schema(
         TABLE,  # the numbers of calls: it outlives every segment
     ),
 )
+# Of all segments, and of what has to be on disk before the calls' ends are: a follower gets events
+# in their order, and who may run an engine again is known before anybody can ask again.
+QUEUE = "journal"
 _INSERT = "INSERT OR REPLACE INTO events VALUES(?,?,?,?,?,?,?,?,?,?,?)"
 _COUNT = """INSERT INTO counters VALUES(?,?,?,?,?,?) ON CONFLICT
             DO UPDATE SET calls = calls + excluded.calls"""
@@ -106,7 +109,7 @@ class Journal:
         self._until_look = _SIZE_EVERY
 
     def _database(self, number: int) -> Database:
-        return self._store.open(_name(number), SCHEMA)
+        return self._store.open(_name(number), SCHEMA, queue=QUEUE)
 
     def _numbers(self) -> list[int]:
         files = (self._store.directory / "journal").glob("*.db")

@@ -27,6 +27,7 @@ from .identity import Caller
 from .image import Image, Images
 from .journal import Entry, Journal
 from .mailbox import Mailboxes
+from .memory.erasing import orphans
 from .memory.faults import Faults
 from .memory.forgetting import Forgotten, forget
 from .memory.fsck import fsck
@@ -41,6 +42,7 @@ from .scheduler import Scheduler
 from .store import Store
 from .supervisor import Supervisor
 from .tuning import Tuner
+from .turns import Turns
 from .users import Users
 from .values import SIGNAL_NUMBERS, Checked, Event, Fork, Hardware, Progress, Signal
 from .watch import Followers
@@ -115,9 +117,10 @@ class Machine:
     adopts: bool = False  # orphans of programs become its children
     clients: set[Client] = field(default_factory=set[Client])
     changing: anyio.Lock = field(default_factory=anyio.Lock)  # the rules, and who has which role
-    readers: anyio.CapacityLimiter = field(  # threads: the others are for changes
-        default_factory=lambda: anyio.CapacityLimiter(limits.READERS)
+    readers: Turns = field(  # by user: what reads the journal and the rules
+        default_factory=lambda: Turns(limits.USER_JOURNAL_READERS, limits.JOURNAL_READERS)
     )
+    listings: Turns = field(default_factory=lambda: Turns(1, limits.FILES))  # of images, by user
     busy: dict[str, anyio.Lock] = field(default_factory=dict[str, anyio.Lock])  # see summarising
     active: float = field(default_factory=time.monotonic)  # when a connection last closed
 
@@ -386,5 +389,5 @@ class Machine:
                 await self.reap(process)
         await self.memory.clear()
         alive = {process.pid for process in self.processes.all()}
-        for owner, pid in self.memory.orphans(alive):
+        for owner, pid in orphans(self.memory, alive):
             await self.memory.erase(owner, pid)

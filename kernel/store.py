@@ -1,45 +1,62 @@
-"""The databases of the machine: one writer thread, group commits, durability by class.
+"""The databases of the machine: a queue of writes each, group commits, durability by class.
 
-A write is a list of statements for one database; it is applied whole or
-not at all. The writer thread gathers what is queued into one transaction a database (WAL,
-synchronous=NORMAL): that survives kill -9. A durable write is acknowledged only after a second
-thread has synced the write-ahead log, so that others never wait for the disk's flush.
+A write is a list of statements for one database, or a function that runs in a transaction; it is
+applied whole or not at all. Each database has a queue of its own, and a few threads serve the
+queues in turn: what is queued for one database is applied in order, as one transaction where it can
+be (WAL, synchronous=NORMAL): that survives kill -9. A durable write is acknowledged after a second
+stage, with queues and threads of its own, has synced the write-ahead log.
+
+The kernel's own databases have threads that the owners' never take. Between two databases there is
+no order, but for those that were opened with the same queue: whoever needs one waits for the first
+acknowledgement before it submits the second write.
 
 It must not know what the rows mean.
 """
 
 import asyncio
 import os
-import queue
 import sqlite3
-import threading
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import anyio
 
 from . import limits, points
-from .database import Database, Row, Schema, Statement, Value, translate
+from .database import Database, Row, Schema, Statement, Transaction, Value, translate
 from .errors import Errno, SyscallError
+from .queues import Queues
+from .turns import Turns
 
 Done = Callable[[SyscallError | None], None]
+Result = TypeVar("Result")
+# Also of values that SQLite does not take: half of a surrogate pair, a number over 64 bits.
+_FAULTS = (sqlite3.Error, ValueError, OverflowError)
+_OWNERS = "owners/"  # what the names of their databases begin with
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Job:
     database: Database
-    statements: Sequence[Statement]
+    done: Done
     durable: bool
     frees: bool  # lets go of something, or says that: allowed when the disk is nearly full
-    done: Done
+    statements: Sequence[Statement] = ()
+    work: Callable[[Transaction], None] | None = None  # instead of statements
     empties: bool = False  # the write-ahead log, before anything else is written
+
+    @property
+    def joins(self) -> bool:
+        """Whether it may share a transaction with others."""
+        return self.work is None and not self.empties
 
 
 class Store:
-    """The writer. Made on the event loop, which hears every acknowledgement."""
+    """Made on the event loop, which gets every acknowledgement."""
 
     def __init__(self, directory: Path, *, reserve_bytes: int = limits.FREE_BYTES) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -47,20 +64,20 @@ class Store:
         self.directory = directory
         self._reserve = reserve_bytes
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._syncs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._databases: dict[Path, Database] = {}
         self._closing: list[Callable[[], None]] = []
-        self._broken = ""  # why no write can be trusted any more
-        self._threads = [
-            threading.Thread(target=self._write_loop, name="store-write", daemon=True),
-            threading.Thread(target=self._sync_loop, name="store-sync", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._broken: dict[Database, str] = {}  # why no write to it can be trusted any more
+        self._places: dict[Database, tuple[_Lane, str]] = {}  # where writes are queued
+        self._kernel = _Lane("kernel", 1, self._write, self._sync)
+        self._owners = _Lane("owners", limits.OWNER_WRITERS, self._write, self._sync)
+        self._slices = anyio.CapacityLimiter(limits.OWNER_SLICES)
+        self.readers = Turns(limits.OWNER_READERS, limits.READERS)  # by owner
 
-    def open(self, name: str, schema: Schema) -> Database:
-        """The database at `name` below the state directory; created or migrated at need."""
+    def open(self, name: str, schema: Schema, *, queue: str = "") -> Database:
+        """The database at `name` below the state directory; created or migrated at need.
+
+        `queue`: databases of the same one are written in the order of all their submissions.
+        """
         path = self.directory / name
         if path not in self._databases:
             try:
@@ -69,12 +86,16 @@ class Store:
                 raise translate(error, path) from error
             except OSError as error:
                 raise SyscallError(Errno.EIO, f"{path}: {error.strerror}") from error
+            lane = self._owners if name.startswith(_OWNERS) else self._kernel
+            self._places[self._databases[path]] = lane, queue or name
         return self._databases[path]
 
     def shut(self, name: str) -> None:
         """Close a database, if it is open. Nothing may be queued for it."""
         database = self._databases.pop(self.directory / name, None)
         if database is not None:
+            del self._places[database]
+            self._broken.pop(database, None)
             database.close()
 
     def forget(self, name: str) -> None:
@@ -102,7 +123,13 @@ class Store:
         frees: bool = False,
     ) -> None:
         """Queue a write; `done` is called on the event loop, in order of submission."""
-        self._jobs.put(_Job(database, statements, durable, frees, done))
+        self._queue(
+            _Job(database=database, done=done, durable=durable, frees=frees, statements=statements)
+        )
+
+    def _queue(self, job: _Job) -> None:
+        lane, queue = self._places[job.database]
+        lane.writes.put(queue, (job,))
 
     async def write(
         self,
@@ -126,15 +153,34 @@ class Store:
         with anyio.CancelScope(shield=True):
             await future
 
+    async def slice(
+        self, database: Database, work: Callable[[Transaction], Result], *, frees: bool = True
+    ) -> Result:
+        """One piece of long work: a function that takes milliseconds, in a transaction by itself.
+
+        Durable when it returns; other writes go between two pieces. No cancel point once it is
+        queued. Only some threads ever work on pieces, so that short writes find a free one.
+        """
+        results: list[Result] = []
+        async with self._slices:
+            future, done = waiter()
+            self._queue(_Job(
+                database=database, done=done, durable=True, frees=frees,
+                work=lambda transaction: results.append(work(transaction)),
+            ))  # fmt: skip
+            with anyio.CancelScope(shield=True):
+                await future
+        return results[0]
+
     async def empty_log(self, database: Database) -> None:
         """Nothing that was deleted before stays in the write-ahead log. EIO."""
         future, done = waiter()
-        self._jobs.put(_Job(database, [], True, True, done, empties=True))
+        self._queue(_Job(database=database, done=done, durable=True, frees=True, empties=True))
         with anyio.CancelScope(shield=True):
             await future
 
     def read(self, database: Database, sql: str, values: Sequence[Value] = ()) -> list[Row]:
-        """Rows as last committed. Blocks for the disk: call it in a thread, or for a few rows."""
+        """Rows as last committed. Blocks for the disk: call it by `readers`, or for a few rows."""
         try:
             with database.lock:
                 return cast("list[Row]", database.read.execute(sql, values).fetchall())
@@ -149,66 +195,47 @@ class Store:
         """Finish what is queued, then close every database."""
         for last in self._closing:
             last()
-        self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
+        for lane in (self._kernel, self._owners):
+            lane.writes.close()
+            lane.syncs.close()
         for database in self._databases.values():
             database.close()
         self._databases.clear()
+        self._places.clear()
 
-    # --- the writer thread ----------------------------------------------------------------------
-    def _write_loop(self) -> None:
-        try:
-            self._write_all()
-        finally:
-            self._syncs.put(None)
-
-    def _write_all(self) -> None:
-        while True:
-            jobs, last = self._gather()
+    # --- the threads that write -------------------------------------------------------------------
+    def _write(self, queue: str, jobs: list[_Job]) -> None:
+        answers: list[tuple[Done, SyscallError | None]] = []
+        for database, run in groupby(jobs, key=lambda job: job.database):
             written: list[_Job] = []
-            answers: list[tuple[Done, SyscallError | None]] = []
-            for database in dict.fromkeys(job.database for job in jobs):
-                mine = [job for job in jobs if job.database is database]
-                for job, error in self._kept(database, self._commit(database, mine)):
-                    if error is None and job.durable:
-                        written.append(job)
-                    else:
-                        answers.append((job.done, error))
-            self._answer(answers)
+            for job, error in self._kept(database, self._commit(database, list(run))):
+                if error is None and job.durable:
+                    written.append(job)
+                else:
+                    answers.append((job.done, error))
             if written:
-                self._syncs.put(written)
-            if last:
-                return
-
-    def _gather(self) -> tuple[list[_Job], bool]:
-        jobs: list[_Job] = []
-        job = self._jobs.get()
-        while job is not None:
-            jobs.append(job)
-            if len(jobs) >= limits.COMMIT_ROWS:
-                return jobs, False
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                return jobs, False
-        return jobs, True
+                self._places[database][0].syncs.put(database, written)
+        self._answer(answers)
 
     def _commit(
-        self, database: Database, jobs: list[_Job]
+        self, database: Database, jobs: Sequence[_Job]
     ) -> list[tuple[_Job, SyscallError | None]]:
+        """The outcome of each job, in order."""
         refusal = self._refusal(database)
-        if refusal is None and any(job.empties for job in jobs):
-            return self._commit_each(database, jobs)
         if refusal is not None:
-            late = [(job, refusal) for job in jobs if not job.frees or self._broken]
-            jobs = [job for job in jobs if job.frees and not self._broken]
-            return [*late, *(self._commit_each(database, jobs))]
-        try:
-            self._apply(database, [s for job in jobs for s in job.statements])
-        except sqlite3.Error:
-            return self._commit_each(database, jobs)  # one bad write must not take the others along
-        return [(job, None) for job in jobs]
+            broken = database in self._broken
+            return [
+                (job, refusal if broken or not job.frees else self._apply_one(database, job))
+                for job in jobs
+            ]
+        outcome: list[tuple[_Job, SyscallError | None]] = []
+        for joins, run in groupby(jobs, key=lambda job: job.joins):
+            some = list(run)
+            if joins and self._apply_all(database, some):
+                outcome += [(job, None) for job in some]
+            else:  # one bad write must not take the others along
+                outcome += [(job, self._apply_one(database, job)) for job in some]
+        return outcome
 
     def _kept(
         self, database: Database, outcome: list[tuple[_Job, SyscallError | None]]
@@ -226,39 +253,27 @@ class Store:
             return outcome
         return [(job, error or fault) for job, error in outcome]
 
-    def _commit_each(
-        self, database: Database, jobs: list[_Job]
-    ) -> list[tuple[_Job, SyscallError | None]]:
-        outcome: list[tuple[_Job, SyscallError | None]] = []
-        for job in jobs:
-            try:
-                self._apply(database, job.statements)
-                if job.empties:
-                    self._empty(database)
-            except sqlite3.Error as error:
-                outcome.append((job, translate(error, database.path)))
-            else:
-                outcome.append((job, None))
-        return outcome
-
-    def _apply(self, database: Database, statements: Sequence[Statement]) -> None:
-        connection = database.write
-        if len(statements) == 1:  # a transaction by itself, begun and committed in one
-            points.passed("store.commit")
-            connection.execute(*statements[0])
-            points.passed("store.written")
-            return
-        connection.execute("BEGIN IMMEDIATE")
+    def _apply_all(self, database: Database, jobs: Sequence[_Job]) -> bool:
+        """Whether all of them are written, in one transaction."""
         try:
-            for sql, values in statements:
-                connection.execute(sql, values)
-            points.passed("store.commit")
-            connection.execute("COMMIT")
-            points.passed("store.written")
-        except sqlite3.Error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+            _apply(database, [one for job in jobs for one in job.statements])
+        except _FAULTS:
+            return False
+        return True
+
+    def _apply_one(self, database: Database, job: _Job) -> SyscallError | None:
+        try:
+            if job.work is not None:
+                _transact(database, job.work)
+            else:
+                _apply(database, job.statements)
+            if job.empties:
+                self._empty(database)
+        except sqlite3.Error as error:
+            return translate(error, database.path)
+        except _FAULTS as error:
+            return SyscallError(Errno.EINVAL, f"{database.path} cannot hold this: {error}")
+        return None
 
     def _empty(self, database: Database) -> None:
         """Copy the log into the database and cut it off; readers are kept out meanwhile."""
@@ -271,8 +286,9 @@ class Store:
             raise sqlite3.OperationalError("somebody else reads the database: its log stays")
 
     def _refusal(self, database: Database) -> SyscallError | None:
-        if self._broken:
-            return SyscallError(Errno.EIO, self._broken, "see `llmasos daemon logs`, then restart")
+        broken = self._broken.get(database)
+        if broken is not None:
+            return SyscallError(Errno.EIO, broken, "see `llmasos daemon logs`, then restart")
         try:
             room = os.statvfs(database.path.parent)
         except OSError as error:  # for a moment, as on a network file system: the next write asks
@@ -290,35 +306,57 @@ class Store:
             "free disk space: `llmasos kill` and `wait` still work and remove what processes hold",
         )
 
-    # --- the sync thread ------------------------------------------------------------------------
-    def _sync_loop(self) -> None:
-        while (jobs := self._syncs.get()) is not None:
-            more = True
-            while more:  # one flush serves everything written before it begins
-                try:
-                    further = self._syncs.get_nowait()
-                except queue.Empty:
-                    more = False
-                else:
-                    if further is None:
-                        self._syncs.put(None)
-                        more = False
-                    else:
-                        jobs += further
-            error: SyscallError | None = None
-            try:
-                for database in {job.database for job in jobs}:
-                    database.sync()
-                points.passed("store.synced")
-            except OSError as fault:
-                # A failed flush may have dropped the pages: nothing written since is certain.
-                self._broken = f"the disk did not take a flush: {fault}"
-                error = SyscallError(Errno.EIO, self._broken)
-            self._answer([(job.done, error) for job in jobs])
+    # --- the threads that sync --------------------------------------------------------------------
+    def _sync(self, database: Database, jobs: list[_Job]) -> None:
+        """One flush serves everything that was written before it begins."""
+        error: SyscallError | None = None
+        try:
+            database.sync()
+            points.passed("store.synced")
+        except OSError as fault:
+            # A failed flush may have dropped the pages: nothing written since is certain.
+            self._broken[database] = f"{database.path}: the disk did not take a flush: {fault}"
+            error = SyscallError(Errno.EIO, self._broken[database])
+        self._answer([(job.done, error) for job in jobs])
 
     def _answer(self, answers: list[tuple[Done, SyscallError | None]]) -> None:
         if answers and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_tell, answers)
+
+
+class _Lane:
+    """Threads that write to some of the databases, and threads that sync them."""
+
+    def __init__(
+        self, name: str, threads: int, write: Callable[[str, list[_Job]], None],
+        sync: Callable[[Database, list[_Job]], None],
+    ) -> None:  # fmt: skip
+        turn = limits.COMMIT_ROWS
+        self.writes = Queues[str, _Job](f"{name}-write", write, threads=threads, turn=turn)
+        self.syncs = Queues[Database, _Job](f"{name}-sync", sync, threads=threads, turn=sys.maxsize)
+
+
+def _apply(database: Database, statements: Sequence[Statement]) -> None:
+    if len(statements) == 1:  # a transaction by itself, begun and committed in one
+        points.passed("store.commit")
+        database.write.execute(*statements[0])
+        points.passed("store.written")
+        return
+    _transact(database, lambda transaction: transaction.write(statements))
+
+
+def _transact(database: Database, work: Callable[[Transaction], None]) -> None:
+    connection = database.write
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        work(Transaction(connection))
+        points.passed("store.commit")
+        connection.execute("COMMIT")
+        points.passed("store.written")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _tell(answers: list[tuple[Done, SyscallError | None]]) -> None:

@@ -22,6 +22,7 @@ from . import limits
 from .database import Schema, Statement, Value
 from .driver import Prompt
 from .errors import Errno, SyscallError
+from .journal import QUEUE
 from .store import Store
 from .values import Sampling
 
@@ -95,7 +96,7 @@ class Suspects:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._database = store.open("suspects.db", SCHEMA)
+        self._database = store.open("suspects.db", SCHEMA, queue=QUEUE)
         self._secret = _bytes(store.read(self._database, "SELECT key FROM secret")[0][0])
         self._marks = Marks()
         rows = store.read(self._database, "SELECT * FROM marks ORDER BY since")
@@ -152,7 +153,7 @@ class Suspects:
         return cleared
 
     def _write(self, statements: Sequence[Statement]) -> None:
-        """Queued before the calls' ends are, so written before those are told."""
+        """Queued where the calls' ends are, and before them: written before those are told."""
         if not statements:
             return
         newest = "SELECT call FROM marks ORDER BY since DESC LIMIT ?"

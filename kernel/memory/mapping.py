@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
-import anyio.to_thread
-
 from .. import limits
 from ..database import Statement
 from ..driver import Cut
@@ -142,8 +140,9 @@ async def document(memory: Memory, table: Table, asked: Asked) -> tuple[Range, l
     What was skipped of a folder is told, and what is gone with the mapping before.
     """
     path = Path(asked.source.removeprefix("/files"))
-    documents, skipped = await anyio.to_thread.run_sync(read, path)
-    digest = await anyio.to_thread.run_sync(_digest, asked.model, documents)
+    files = memory.files
+    documents, skipped = await files.run(table.owner, read, path)
+    digest = await files.run(table.owner, _digest, asked.model, documents)
     if not await _known(memory, table.owner, asked.source, digest):
         await _store(memory, table.owner, (asked.source, digest), [
             page for m, one in enumerate(documents) for page in await _pages(one, m, asked.cut)
@@ -203,7 +202,7 @@ async def _store(
     for at in range(0, len(pages), limits.STORED_AT_ONCE):
         some = pages[at : at + limits.STORED_AT_ONCE]
         ids = [schema.page_id(space, at + index) for index in range(len(some))]
-        statements = await anyio.to_thread.run_sync(_rows, owner, ids, some)
+        statements = await memory.files.run(owner, _rows, owner, ids, some)
         await memory.store.write(database, [*statements, *schema.followed(ids[0], ids[-1])])
         memory.waiting += len(ids)
     known = "UPDATE spaces SET source = ?, digest = ?, count = ? WHERE space = ?"

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 
 from .. import limits, points
 from ..database import Statement
@@ -325,7 +324,7 @@ class Meaning:
             await self.renew(owner)
             return
         files = self._memory.directory(owner) / "chroma"
-        await anyio.to_thread.run_sync(partial(shutil.rmtree, files, ignore_errors=True))
+        await self._memory.files.run(owner, partial(shutil.rmtree, files, ignore_errors=True))
         if files.exists():
             raise SyscallError(Errno.EIO, f"{files} cannot be removed", "remove it by hand")
 

@@ -1,19 +1,18 @@
 """Every process's pages: written, read, shared and erased.
 
-An owner's data is one directory; a person's text stands in its database and nowhere else. A turn is
-one transaction: the pages of the request and of the answer, what the window became and why, with
-the call's number. Page tables are in memory and change at once, in the order in which the writes
-are queued; a write that fails leaves numbers that stand for nothing.
+An owner's data is one directory; a text stands in its database and nowhere else. A turn is one
+transaction: its pages, what the window became and why, with the call's number. Page tables are in
+memory and change at once, in the order in which the writes are queued; a write that fails leaves
+numbers that stand for nothing.
 """
 
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import anyio.to_thread
+from typing import TypeVar
 
 from .. import limits
 from ..database import Database, Row, Statement, Value
@@ -21,6 +20,7 @@ from ..driver import Cut
 from ..errors import SyscallError
 from ..process import Process, check_alive
 from ..store import Store
+from ..turns import Turns
 from ..values import Message, Role
 from . import rows, schema
 from .layout import Stored
@@ -29,6 +29,7 @@ from .schema import SCHEMA
 from .table import Piece, Range, Table, load, without
 from .tables import Tables
 
+Result = TypeVar("Result")
 _STORED = f"SELECT {schema.COLUMNS} FROM pages WHERE id"
 _FEWER_MOVES = """DELETE FROM moves WHERE pid = ? AND seq <= (SELECT seq FROM moves WHERE pid = ?
                   ORDER BY seq DESC LIMIT 1 OFFSET ?)"""
@@ -44,6 +45,7 @@ class Memory:
         self._spaces: dict[str, int] = {}  # last number, by owner
         self.unread: set[int] = set()  # pids whose window is still on disk
         self.forgets: Counter[str] = Counter()  # times, by owner: what was read before may be gone
+        self.files = Turns(limits.OWNER_FILES, limits.FILES)  # by owner: what maps files
         self.waiting = 0  # pages whose vectors are still to come; looked at when some were made
         owners = store.directory / "owners"
         owners.mkdir(mode=0o700, exist_ok=True)
@@ -152,7 +154,11 @@ class Memory:
 
     # --- reading ----------------------------------------------------------------------------------
     async def read(self, owner: str, sql: str, *values: Value) -> list[Row]:
-        return await anyio.to_thread.run_sync(self.store.read, self.database(owner), sql, values)
+        return await self.in_thread(owner, self.store.read, self.database(owner), sql, values)
+
+    async def in_thread(self, owner: str, do: Callable[..., Result], *values: object) -> Result:
+        """Call a function that reads the owner's database in a thread, in turn with others."""
+        return await self.store.readers.run(owner, do, *values)
 
     def now(self, owner: str, sql: str, *values: Value) -> list[Row]:
         """The same, for who is in a thread already."""
@@ -185,7 +191,7 @@ class Memory:
     async def by_id(self, owner: str, ids: Sequence[int]) -> list[Row]:
         if not ids:
             return []
-        return await anyio.to_thread.run_sync(self._by_id, self.database(owner), ids)
+        return await self.in_thread(owner, self._by_id, self.database(owner), ids)
 
     def _by_id(self, database: Database, ids: Sequence[int]) -> list[Row]:
         found: list[Row] = []
@@ -388,13 +394,3 @@ class Memory:
         """Whether a call's pages are on disk: then it succeeded, whatever the journal says."""
         sql = "SELECT 1 FROM pages WHERE call = ? AND call > 0 LIMIT 1"
         return bool(self.store.read(self.database(owner), sql, (call,)))
-
-    def orphans(self, alive: set[int]) -> list[tuple[str, int]]:
-        """(owner, pid) of pages whose process is gone: a crash came between the two."""
-        sql = "SELECT pid FROM tables UNION SELECT pid FROM spaces WHERE pid > 0"
-        return [
-            (owner, int(pid or 0))
-            for owner, database in self._owners.items()
-            for (pid,) in self.store.read(database, sql)
-            if pid not in alive
-        ]

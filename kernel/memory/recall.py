@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import anyio.to_thread
-
 from .. import limits
 from ..database import Value
 from ..driver import Likeness
@@ -69,7 +67,7 @@ async def find(memory: Memory, meaning: Meaning, table: Table, wanted: Wanted) -
     lexically = wanted.way in ("both", "words")
     expression = lexical.match(wanted.question) if lexically else ""
     words = partial(_words, memory, table.owner, ranges, expression, wanted)
-    turns, nears, newest = await anyio.to_thread.run_sync(words)
+    turns, nears, newest = await memory.in_thread(table.owner, words)
     near = Likeness((), (), 0, 0)
     if wanted.way in ("both", "meaning"):
         parts = [Part(one.space, one.place, one.place + one.count - 1) for one in ranges]
@@ -147,7 +145,7 @@ async def _held(
     pages = {page: stored(numbers[page] or 0, row) for page, row in held.items()}
     if not wanted.filters:
         return pages
-    fits = set(await anyio.to_thread.run_sync(_fitting, memory, table.owner, mine, wanted))
+    fits = set(await memory.in_thread(table.owner, _fitting, memory, table.owner, mine, wanted))
     return {page: one for page, one in pages.items() if page in fits}
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import anyio.to_thread
-
 from .. import values as v
 from ..abi import TABLE
 from ..breath import Breath
@@ -57,7 +55,7 @@ def _about_oneself(m: Machine, call: Call, subjects: Subjects) -> None:
 async def _event(m: Machine, call: Call, number: int) -> v.Event:
     """A call that the gate was asked about; another user's only for who may simulate. ENOENT."""
     await m.journal.settle()
-    event = await anyio.to_thread.run_sync(m.journal.event, number, limiter=m.readers)
+    event = await m.readers.run(call.caller.owner, m.journal.event, number)
     caller = call.caller
     others = m.policy.check(caller.subjects, "policy_simulate", "/kernel/policy").allowed
     hint = "`llmasos logs --kind refused` lists refusals"

@@ -5,18 +5,21 @@ from dataclasses import replace
 from .. import values as v
 from ..device import Device
 from ..errors import Errno, SyscallError
+from ..image import Image
 from ..machine import Machine
 from .call import Call
 
 
 async def images(m: Machine, call: Call, request: v.Nothing) -> v.Images:
-    found: list[v.ImageInfo] = []
-    for image in m.images.all():
-        try:
-            found.append(await m.images.info(image))
-        except (SyscallError, OSError) as error:
-            found.append(m.images.missing(image, str(error)))
-    return v.Images(found)
+    async with m.listings.turn(call.caller.owner):  # each file is read again
+        return v.Images([await _image(m, image) for image in m.images.all()])
+
+
+async def _image(m: Machine, image: Image) -> v.ImageInfo:
+    try:
+        return await m.images.info(image)
+    except (SyscallError, OSError) as error:
+        return m.images.missing(image, str(error))
 
 
 async def image_add(m: Machine, call: Call, request: v.ImageAdd) -> v.ImageInfo:
@@ -34,7 +37,8 @@ async def image_remove(m: Machine, call: Call, request: v.ImageRemove) -> v.Noth
 
 
 async def devices(m: Machine, call: Call, request: v.Look) -> v.Devices:
-    hardware = await m.hardware(look=request.hardware)
+    async with m.listings.turn(call.caller.owner):  # drivers look at the machine
+        hardware = await m.hardware(look=request.hardware)
     return v.Devices([device.info() for device in m.scheduler.each()], hardware)
 
 

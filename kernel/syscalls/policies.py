@@ -4,8 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-import anyio.to_thread
-
 from .. import limits
 from .. import values as v
 from ..breath import Breath
@@ -24,7 +22,7 @@ Kind = tuple[tuple[str, ...], str, str]  # of calls: who did what to which objec
 async def policy_list(m: Machine, call: Call, request: v.PolicyList) -> v.Rules:
     own = m.policy.own
     if request.text:
-        text = await anyio.to_thread.run_sync(own.read)
+        text = await m.readers.run(call.caller.owner, own.read)
         if len(text) > limits.POLICY_CHARS:
             words = f"{own.path} has {len(text)} characters, a reply takes {limits.POLICY_CHARS}"
             raise TooBig(words, "edit the file itself, then `llmasos policy reload`")
@@ -38,7 +36,7 @@ async def policy_list(m: Machine, call: Call, request: v.PolicyList) -> v.Rules:
 # --- changes ----------------------------------------------------------------------------------
 async def policy_edit(m: Machine, call: Call, request: v.PolicyEdit) -> v.PolicyChanged:
     async with m.changing:  # two changes at once would lose one
-        before = await anyio.to_thread.run_sync(m.policy.own.read)
+        before = await m.readers.run(call.caller.owner, m.policy.own.read)
         text = await _changed(m, request, before)
         mistakes = await _mistakes(m, call, text)
         added, removed = await _difference(m.policy.text, text)
@@ -59,7 +57,7 @@ async def _changed(m: Machine, request: v.PolicyEdit, before: str) -> str:
             words = f"{m.policy.own.path} was edited and never came into force: undo would lose it"
             hint = "`llmasos policy reload`, or put back what you do not want by hand"
             raise SyscallError(Errno.EBUSY, words, hint)
-        return await anyio.to_thread.run_sync(m.policy.own.earlier)
+        return await m.readers.run(m.owner, m.policy.own.earlier)
     if request.text is not None:
         return request.text
     if not (request.add or request.remove):
@@ -159,8 +157,8 @@ async def policy_simulate(m: Machine, call: Call, request: v.PolicySimulate) -> 
     judge = await m.policy.judged(request.text)
     since = time.time() - request.since_s
     await m.journal.settle()
-    recorded = await anyio.to_thread.run_sync(m.journal.recorded, since, limiter=m.readers)
-    kinds = await anyio.to_thread.run_sync(_kinds, recorded)
+    recorded = await m.readers.run(call.caller.owner, m.journal.recorded, since)
+    kinds = await m.readers.run(call.caller.owner, _kinds, recorded)
     blocked: list[v.Difference] = []
     allowed: list[v.Difference] = []
     breath = Breath()
@@ -205,9 +203,9 @@ async def policy_learn(m: Machine, call: Call, request: v.PolicyLearn) -> v.Lear
         raise SyscallError(Errno.EINVAL, "whose calls?", "`llmasos policy learn PID` or APP")
     since = time.time() - request.since_s
     await m.journal.settle()
-    recorded = await anyio.to_thread.run_sync(m.journal.recorded, since, limiter=m.readers)
+    recorded = await m.readers.run(call.caller.owner, m.journal.recorded, since)
     asked = f"app:{request.app}" if request.app else f"pid:{request.pid}"
-    app, needed = await anyio.to_thread.run_sync(_needed, recorded, asked)
+    app, needed = await m.readers.run(call.caller.owner, _needed, recorded, asked)
     process = next((one for one in m.processes.all() if one.pid == request.pid), None)
     who = f"app:{request.app or (process.app if process else app) or 'APP'}"
     rows = [f"p, {who}, {action}, {object_}, allow" for action, object_ in sorted(needed)]

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 
 import anyio
-import anyio.to_thread
 
 from .. import limits, machine
 from .. import values as v
@@ -75,8 +74,8 @@ async def watch(m: Machine, call: Call, request: v.Watch) -> v.Nothing:
 
 async def _history(m: Machine, call: Call, wants: Callable[[v.Event], bool], cursor: int) -> int:
     while True:
-        events = await anyio.to_thread.run_sync(
-            m.journal.history, cursor, limits.WATCH_BATCH, limiter=m.readers
+        events = await m.readers.run(
+            call.caller.owner, m.journal.history, cursor, limits.WATCH_BATCH
         )
         if not events:
             return cursor

@@ -11,6 +11,7 @@ from llmasos.kernel import limits
 from llmasos.kernel.driver import Cut
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.memory import reading
+from llmasos.kernel.memory.erasing import orphans
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.rows import Turn, Written
 from llmasos.kernel.process import Process, Processes
@@ -140,7 +141,7 @@ async def test_a_crash_between_pages_and_processes_leaves_orphans_that_are_found
     await memory.copy(parent, children)
     again = Memory(store)
     alive = {p.pid for p in Processes(store).all()}
-    assert sorted(again.orphans(alive)) == [("alice", child.pid) for child in children]
+    assert sorted(orphans(again, alive)) == [("alice", child.pid) for child in children]
 
 
 async def test_a_full_table_refuses_the_whole_count(

@@ -6,14 +6,16 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
-from llmasos.kernel.database import Schema
+from llmasos.kernel.database import Database, Schema, Transaction
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.process import SCHEMA as PROCESSES
 from llmasos.kernel.process import Processes
@@ -97,6 +99,129 @@ async def test_acknowledgements_come_in_order(tmp_path: Path) -> None:
     with anyio.fail_after(30):
         await last.wait()
     assert seen == list(range(500))
+    store.close()
+
+
+class Gate:
+    """A database whose writes can be held up, as a long job holds up its own."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.schema = Schema("rows", ROWS.steps, functions={"held": self._held})
+
+    def _held(self, text: str) -> str:
+        self.entered.release()
+        assert self.open.wait(30)
+        return text
+
+
+HELD = "INSERT INTO rows VALUES(?, held('x'))"
+
+
+async def test_a_long_write_of_one_owner_holds_nobody_else(tmp_path: Path) -> None:
+    store, gate = Store(tmp_path), Gate()
+    slow = store.open("owners/slow/pages.db", gate.schema)
+    others = [store.open(name, ROWS) for name in ("owners/other/pages.db", "processes.db")]
+    seen: list[int] = []
+    store.submit(slow, [(HELD, (1,))], lambda _: seen.append(1), durable=True)
+    store.submit(slow, [(INSERT, (2, "x"))], lambda _: seen.append(2), durable=True)
+    try:
+        with anyio.fail_after(30):
+            assert await anyio.to_thread.run_sync(gate.entered.acquire)
+            for database in others:
+                for n in range(10):
+                    await store.write(database, [(INSERT, (n, "x"))], durable=n % 2 == 0)
+            assert seen == []
+    finally:
+        gate.open.set()
+    await store.write(slow, [(INSERT, (3, "x"))])
+    assert seen == [1, 2]
+    store.close()
+
+
+async def test_long_work_of_many_owners_leaves_threads_for_short_writes(tmp_path: Path) -> None:
+    store, gate = Store(tmp_path), Gate()
+    busy = [store.open(f"owners/{n}/pages.db", gate.schema) for n in range(8)]
+    other = store.open("owners/other/pages.db", ROWS)
+
+    async def work(database: Database) -> None:
+        await store.slice(database, lambda transaction: transaction.write([(HELD, (1,))]))
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            for database in busy:
+                tasks.start_soon(work, database)
+            assert await anyio.to_thread.run_sync(gate.entered.acquire)
+            await store.write(other, [(INSERT, (1, "x"))])
+            assert all(store.read(database, "SELECT * FROM rows") == [] for database in busy)
+            gate.open.set()
+    assert all(len(store.read(database, "SELECT * FROM rows")) == 1 for database in busy)
+    store.close()
+
+
+async def test_other_writes_of_an_owner_go_between_pieces_of_long_work(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    database = store.open("owners/one/pages.db", ROWS)
+    counts: list[object] = []
+    wrote = anyio.Event()
+
+    async def long() -> None:
+        sql = "SELECT count(*) FROM rows"
+        for _ in range(3):
+            counts.append(await store.slice(database, lambda done: done.read(sql)[0][0]))
+            if len(counts) == 1:
+                await wrote.wait()
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(long)
+            await store.write(database, [(INSERT, (1, "x"))])
+            wrote.set()
+    assert counts in ([0, 1, 1], [1, 1, 1])
+    store.close()
+
+
+async def test_a_piece_of_long_work_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    database = store.open("owners/one/pages.db", ROWS)
+
+    def fails(transaction: Transaction) -> int:
+        transaction.write([(INSERT, (1, "x")), (INSERT, (1, "again"))])
+        return 1
+
+    with pytest.raises(SyscallError) as caught:
+        await store.slice(database, fails)
+    assert caught.value.errno is Errno.EIO
+    assert store.read(database, "SELECT * FROM rows") == []
+    store.close()
+
+
+async def test_databases_of_one_queue_are_written_in_the_order_of_submission(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path)
+    one, two = (store.open(name, ROWS, queue="both") for name in ("one.db", "two.db"))
+    seen: list[int] = []
+    for n in range(200):
+        database = two if n % 3 == 0 else one
+        store.submit(database, [(INSERT, (n, "x"))], lambda _, n=n: seen.append(n))  # type: ignore[misc]
+    await store.write(one, [], durable=False)
+    assert seen == list(range(200))
+    store.close()
+
+
+@pytest.mark.parametrize("value", ["half a pair: \ud800", 2**70], ids=["surrogate", "number"])
+async def test_a_value_that_sqlite_does_not_take_is_refused_and_the_writer_goes_on(
+    tmp_path: Path, value: str | int
+) -> None:
+    store = Store(tmp_path)
+    database = store.open("rows.db", ROWS)
+    with anyio.fail_after(30), pytest.raises(SyscallError) as caught:
+        await store.write(database, [("INSERT INTO rows VALUES(1, ?)", (value,))])
+    assert caught.value.errno is Errno.EINVAL
+    with anyio.fail_after(30):
+        await store.write(database, [(INSERT, (1, "x"))])
     store.close()
 
 
