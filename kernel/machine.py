@@ -269,6 +269,7 @@ class Machine:
 
     async def fork(self, parent: Process, request: Fork, caller: Caller) -> list[Process]:
         """Children with the parent's committed pages: all of them, or none. EAGAIN."""
+        children: list[Process] = []
         with self.processes.reserve(request.count), CancelScope(shield=True):
             await self.processes.pids.ready(request.count)
             children = self.processes.children(parent, request, caller.connection, caller.bounds)
