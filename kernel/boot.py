@@ -18,7 +18,7 @@ from typing import cast
 
 import anyio
 
-from . import garbage, limits, listen
+from . import disk, garbage, limits, listen
 from .abi import TABLE
 from .driver import Driver, Option, Recall, RecallDriver
 from .errors import Errno, SyscallError
@@ -94,7 +94,7 @@ class Drivers(Mapping[str, Driver]):
 async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
     """Run the machine until it is told to stop. Raises SyscallError when it cannot come up."""
     with _lock(plan):  #                                      1  nobody else runs here
-        store = Store(plan.paths.state)  #                    2  the writer of every database
+        store = _store(plan.paths.state)  #                   2  the writers of every database
         try:
             async with anyio.create_task_group() as tasks:
                 jobs = Supervisor(tasks)
@@ -179,6 +179,17 @@ def _journal_job(journal: Journal, job: BackgroundJob) -> None:
     ))  # fmt: skip
 
 
+def _store(state: Path) -> Store:
+    """EACCES, EROFS or ENOSPC when the directory cannot be used."""
+    try:
+        free = disk.check_room(state)
+        if free < limits.FREE_BYTES:
+            log.warning("%d bytes are free at %s: only reads and removals", free, state)
+        return Store(state)
+    except OSError as error:
+        raise disk.unusable(error) from error
+
+
 def _recall(plan: Plan) -> Recall | None:
     """The recall device, not started."""
     if not plan.recall:
@@ -203,25 +214,38 @@ def rules(paths: Paths) -> None:
 
 @contextmanager
 def _lock(plan: Plan) -> Generator[None]:
-    """One daemon for a socket, and one for a store: two sockets may share a state directory."""
+    """One daemon for a socket, and one for a store: two sockets may share a state directory.
+
+    EBUSY; EACCES, EROFS or ENOSPC when a directory cannot be used.
+    """
     paths = plan.paths
-    listen.own(paths.runtime, plan.doors)
-    paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as locks:
-        for file, what in ((paths.lock, paths.socket), (paths.state / "lock", paths.state)):
-            lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
-            locks.callback(os.close, lock)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pid = os.pread(lock, 32, 0).decode(errors="replace").strip() or "?"
-                raise SyscallError(
-                    Errno.EBUSY, f"a daemon runs already (pid {pid}) at {what}",
-                    "`llmasos daemon stop` ends it",
-                ) from None  # fmt: skip
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            listen.own(paths.runtime, plan.doors)
+            paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for file, what in ((paths.lock, paths.socket), (paths.state / "lock", paths.state)):
+                lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                locks.callback(os.close, lock)
+                _claim(lock, file, what)
+        except OSError as error:
+            raise disk.unusable(error) from error
         yield
+
+
+def _claim(lock: int, file: Path, what: Path) -> None:
+    """Lock a file and write our pid into it. EBUSY: somebody else has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(lock, 32, 0).decode(errors="replace").strip() or "?"
+        words = f"a daemon runs already (pid {pid}) at {what}"
+        raise SyscallError(Errno.EBUSY, words, "`llmasos daemon stop` ends it") from None
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        error.filename = str(file)
+        raise
 
 
 async def _mount(machine: Machine, plan: Plan) -> None:

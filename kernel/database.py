@@ -231,6 +231,9 @@ def translate(error: sqlite3.Error, path: Path) -> SyscallError:
         case sqlite3.SQLITE_FULL:
             hint = "free disk space, then try again; nothing was changed"
             return SyscallError(Errno.ENOSPC, f"the disk of {path.parent} is full", hint)
+        case sqlite3.SQLITE_READONLY:
+            hint = f"`findmnt -T {path.parent}` shows what to remount for writing"
+            return SyscallError(Errno.EROFS, f"{path} cannot be written: {error}", hint)
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
             hint = "put a copy back, or move the file away to begin anew"
             return SyscallError(Errno.EIO, f"{path} is not a readable database: {error}", hint)

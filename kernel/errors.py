@@ -25,6 +25,7 @@ class Errno(IntEnum):
     EEXIST = 17
     EINVAL = 22
     ENOSPC = 28
+    EROFS = 30
     EPIPE = 32
     ENOSYS = 38
     EPROTO = 71

@@ -183,6 +183,7 @@ OWNER_READERS = 1  # threads that read one database at once: it has one connecti
 SEGMENT_BYTES = 64 * 1024 * 1024
 JOURNAL_BYTES = 1024 * 1024 * 1024
 FREE_BYTES = 64 * 1024 * 1024  # below: only reads and removals
+START_BYTES = 4 * 1024 * 1024  # below: SQLite could not even open its files
 COUNTER_S = 10.0  # counters of class C calls reach the journal this often
 COUNTER_HOURS = 90 * 24  # counters of class C calls are kept this long
 WATCH_EVENTS = 1_024  # a follower this far behind gets a gap marker

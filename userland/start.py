@@ -15,7 +15,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmasos.kernel import limits
+from llmasos.kernel import disk, limits
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.paths import Paths
 
@@ -37,7 +37,7 @@ def ensure(where: Paths, *arguments: str) -> bool:
     kernel started: it has one.
 
     `arguments` go to the daemon. Raises ECONNREFUSED with the end of its log when it did not come
-    up within START_S, EACCES, EEXIST or ENOSPC when a directory cannot be used.
+    up within START_S, EACCES, EEXIST, EROFS or ENOSPC when a directory cannot be used.
     """
     if inherits():
         return False
@@ -49,21 +49,11 @@ def ensure(where: Paths, *arguments: str) -> bool:
                 return False
             _farewell(where)
             where.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            disk.check_room(where.state)
             _launch(where, arguments)
             return True
     except OSError as error:
-        raise _disk(error) from error
-
-
-def _disk(error: OSError) -> SyscallError:
-    """A directory or file of ours that cannot be used."""
-    known = {int(errno) for errno in Errno}
-    errno = Errno(error.errno) if error.errno in known else Errno.EACCES
-    return SyscallError(
-        errno,
-        f"{error.filename}: {error.strerror}",
-        "LLMASOS_RUNTIME_DIR and LLMASOS_STATE_DIR name directories of your own",
-    )
+        raise disk.unusable(error) from error
 
 
 def answers(where: Paths) -> bool:

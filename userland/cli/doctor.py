@@ -102,7 +102,8 @@ def _disk() -> Finding:
     place = _existing(paths.find().state)
     free = shutil.disk_usage(place).free
     if free < limits.FREE_BYTES:
-        return Finding("fail", f"{size(free)} free at {place}", "make room: nothing can be written")
+        what = f"{size(free)} free at {place}: only what frees space can be written"
+        return Finding("fail", what, f"free disk space: df -h {place}")
     return Finding("ok", f"{size(free)} free at {place}")
 
 
@@ -119,15 +120,16 @@ def _model() -> Finding:
 
 def _directories() -> Finding:
     where = paths.find()
-    for path in (where.runtime, where.state, where.config):
-        if not path.exists():
-            continue
+    for path in filter(Path.exists, (where.runtime, where.state, where.config)):
         status = path.stat()
         if status.st_uid != os.geteuid():
             hint = "LLMASOS_RUNTIME_DIR and its like name directories of your own"
             return Finding("fail", f"{path} belongs to user {status.st_uid}", hint)
         if path != where.config and stat.S_IMODE(status.st_mode) & 0o077:
             return Finding("fail", f"others may enter {path}", f"chmod 700 {path}")
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            hint = f"findmnt -T {path} shows what to remount for writing"
+            return Finding("fail", f"{path} is on a read-only file system", hint)
         if not os.access(path, os.W_OK | os.X_OK):
             return Finding("fail", f"{path} cannot be written", f"chmod u+wx {path}")
     return Finding("ok", f"{where.runtime}, {where.state}")
