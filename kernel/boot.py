@@ -18,7 +18,7 @@ from typing import cast
 
 import anyio
 
-from . import disk, garbage, limits, listen
+from . import collecting, disk, garbage, limits, listen
 from .abi import TABLE
 from .driver import Driver, Option, Recall, RecallDriver
 from .errors import Errno, SyscallError
@@ -61,6 +61,7 @@ class Plan:
     idle_exit_s: float
     journal_bytes: int
     idle_unload_s: float = limits.UNLOAD_S  # of models; 0: never
+    collect_after_s: float = limits.ENDED_S  # of processes that nobody waits for; 0: never
     pin: bool = False  # the image that is mounted at once
     tune: bool = True  # at the first use of a model that is built in
     doors: Doors = field(default_factory=Doors)
@@ -106,6 +107,8 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
                 ready(machine)  #                             6  tell whoever started us
                 jobs.run("mount", _mount, machine, plan)  #   7  engines load meanwhile
                 jobs.run("garbage", garbage.tend, machine)
+                if plan.collect_after_s:
+                    jobs.run("collect ended", collecting.collect, machine, plan.collect_after_s)
                 if plan.private:
                     jobs.run("idle exit", _leave_when_idle, machine, plan.idle_exit_s)
                 await machine.stopping.wait()  #              8  everything happens here

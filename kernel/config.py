@@ -41,6 +41,10 @@ class Config(BaseModel):
     idle_exit_s: Annotated[float, Field(ge=1)] = Field(
         limits.IDLE_EXIT_S, description="a private daemon without processes leaves after this"
     )
+    collect_after_s: Annotated[float, Field(ge=0)] = Field(
+        limits.ENDED_S,
+        description="processes that have ended are removed after this if nobody waits; 0: never",
+    )
     shared: bool = Field(False, description="users of the system that were added may connect")
     group: str = Field("", description="of a shared socket; empty: the owner's own group")
     user_connections: Annotated[int, Field(ge=1, le=limits.CONNECTIONS)] = Field(

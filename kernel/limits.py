@@ -34,6 +34,10 @@ BAD_FRAMES = 8  # malformed frames before a connection is closed
 # --- processes --------------------------------------------------------------------------------
 PROCESSES = 10_000
 ENDED = 1_000  # processes that have ended and are not waited for; above: the oldest are removed
+ENDED_S = 24 * 3600.0  # such a process is removed after this
+COLLECT_RETRY_S = 60.0  # one that could not be removed is tried again after this
+TITLE_CHARS = 60  # of what a user said first, shown by `ps`
+TITLE_PAGES = 16  # in which that is looked for
 NICE_MIN, NICE_MAX = -20, 19
 NICE_STEP = 1.25  # one step of nice is this factor of weight
 NAME_CHARS = 64

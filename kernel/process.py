@@ -111,13 +111,13 @@ class Process:
             return State.RUNNING if self.running else State.WAITING
         return State.READY
 
-    def info(self, window: int, context: int) -> ProcessInfo:
+    def info(self, window: int, context: int, title: str, used: float) -> ProcessInfo:
         return ProcessInfo(
             pid=self.pid, parent=self.parent, owner=self.owner, app=self.app, model=self.model,
             state=self.state, nice=self.nice, created=self.created, window=window,
             context=context, generated=self.generated, rate=round(self.rate, 2),
             code=self.ending.code if self.ending else None, kept=self.keep,
-            ended=self.ended_at or None,
+            ended=self.ended_at or None, title=title, used=max(used, self.created),
         )  # fmt: skip
 
 
@@ -136,6 +136,7 @@ class Processes:
         self.pids = Identifiers(
             store, self._database, "pids", block=limits.PID_BLOCK, last=int(last[0][0] or 0)
         )
+        self.another_ended = asyncio.Event()
         self._coming = 0  # processes that have a place in the table and are not there yet
 
     def all(self) -> list[Process]:
@@ -243,6 +244,7 @@ class Processes:
             process.ending, process.ended_at = ending, now
             process.ended.set()
             process.output.close()
+            self.another_ended.set()
 
     async def reap(self, process: Process) -> None:
         """Take an ended process off the table."""

@@ -72,6 +72,7 @@ def plan(arguments: argparse.Namespace, settings: config.Config, where: paths.Pa
         idle_exit_s=settings.idle_exit_s,
         journal_bytes=settings.journal_bytes,
         idle_unload_s=settings.idle_unload_s,
+        collect_after_s=settings.collect_after_s,
         pin=settings.pin,
         tune=settings.tune,
         doors=Doors(

@@ -105,6 +105,7 @@ def _forgotten(memory: Memory, table: Table, numbers: Sequence[int]) -> list[Sta
     for number in numbers:
         table.mark(number).page = GONE
     table.leave(numbers)
+    table.title = None  # it may hold words of theirs
     moves = [Moved(low, high, "forgotten", "it was asked for") for low, high in runs(numbers)]
     return [
         *(rows.mark_row(table, number) for number in numbers),

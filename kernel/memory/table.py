@@ -59,6 +59,17 @@ class Piece:
         return [*self.recalled, *self.pages]
 
 
+@dataclass(frozen=True, slots=True)
+class Title:
+    """What a conversation is called, and when it was used last."""
+
+    pages: int  # numbers that the table had when it was read
+    number: int  # of the page that it is from
+    page: int  # its id; 0: no user has said anything
+    words: str
+    used: float  # Unix seconds: when the newest page was written
+
+
 @dataclass(slots=True)
 class Table:
     """The address space of a process."""
@@ -75,6 +86,7 @@ class Table:
     window: list[Piece] = field(default_factory=list[Piece])
     sizes: dict[int, int] = field(default_factory=dict[int, int])  # tokens of the pages in it
     held: int = 0  # tokens in it; known before the window is read
+    title: Title | None = None  # read when `ps` asks for it
 
     # --- numbers and pages ----------------------------------------------------------------------
     def at(self, number: int) -> Range | None:

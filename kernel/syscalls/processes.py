@@ -1,13 +1,17 @@
 """Processes: they come, get signals, are listed, and go."""
 
+from collections.abc import Sequence
+
 import anyio
 
 from .. import limits
 from .. import values as v
+from ..breath import Breath
 from ..device import Device
 from ..driver import Facts
 from ..errors import Errno, SyscallError, TooBig
 from ..machine import Machine
+from ..memory import titles
 from ..process import Process
 from .call import Call
 
@@ -86,10 +90,10 @@ async def nice(m: Machine, call: Call, request: v.Renice) -> v.Nothing:
     return v.Nothing()
 
 
-def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
+async def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
     owner = call.caller.owner
     if request.pid:
-        return v.Processes([_info(m, m.processes.get(request.pid, owner))], None)
+        return v.Processes(await _listed(m, call, [m.processes.get(request.pid, owner)]), None)
     mine = [
         process
         for process in m.processes.all()
@@ -98,12 +102,30 @@ def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
         and (request.ended or process.ending is None)
     ]
     more = mine[limits.PS_ROWS - 1].pid if len(mine) > limits.PS_ROWS else None
-    return v.Processes([_info(m, process) for process in mine[: limits.PS_ROWS]], more)
+    return v.Processes(await _listed(m, call, mine[: limits.PS_ROWS]), more)
 
 
-def _info(m: Machine, process: Process) -> v.ProcessInfo:
+async def _listed(m: Machine, call: Call, some: Sequence[Process]) -> list[v.ProcessInfo]:
+    await titles.load(m.memory, call.caller.owner, [process.pid for process in some])
+    slices = Breath()
+    found: list[v.ProcessInfo] = []
+    for process in some:
+        found.append(_info(m, call, process))
+        await slices()
+    return found
+
+
+def _info(m: Machine, call: Call, process: Process) -> v.ProcessInfo:
+    """A title is a part of its pages: it is for callers that may read them."""
     table = m.memory.tables.get(process.pid)
-    return process.info(_window(m, process), table.held if table is not None else 0)
+    if table is None:
+        return process.info(_window(m, process), 0, "", 0.0)
+    title = table.title if titles.known(table) else None
+    words, used = (title.words, title.used) if title is not None else ("", 0.0)
+    readable = words and m.policy.check(
+        call.caller.subjects, "read_mem", f"/proc/{process.pid}/mem"
+    ).allowed  # fmt: skip
+    return process.info(_window(m, process), table.held, words if readable else "", used)
 
 
 def _window(m: Machine, process: Process) -> int:

@@ -109,6 +109,8 @@ class ProcessInfo:
     code: int | None
     kept: bool = True  # False: it ends with the connection that started it
     ended: float | None = None  # Unix seconds
+    title: str = ""  # the first words of what a user said; empty: nothing, or not to be read
+    used: float = 0.0  # Unix seconds: when its last page was written
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ WALK: dict[str, list[str]] = {
     "devices": [],
     "kill": ["{pid}"],
     "wait": ["{pid}"],
+    "rm": ["{forked}"],
+    "prune": ["-y"],
     "unmount": ["echo"],
     "mount": ["echo"],
     "daemon start": [],
@@ -107,6 +109,8 @@ def test_every_verb_prints_json_that_parses(machine: Machine) -> None:
     for verb, arguments in WALK.items():
         line = [*verb.split(), *(one.format(**words) for one in arguments), "--json"]
         done = machine.llmasos(*line, stdin="hello\n" if verb in TYPED else "", check=False)
+        if verb == "fork":
+            words["forked"] = documents(done)[0]["pids"][0]
         if verb == "keys create":
             words["key"] = documents(done)[0]["id"]
         if verb == "wait":

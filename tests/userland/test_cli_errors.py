@@ -15,7 +15,8 @@ from tests.conftest import Machine, documents
 FIELDS = {"errno", "number", "message", "hint"}
 # Arguments of the verbs that do not start a daemon and cannot do without one.
 LOOK = {
-    "ps": "", "top": "--once", "fork": "1", "kill": "1", "nice": "1 1", "wait": "1",
+    "ps": "", "top": "--once", "fork": "1", "kill": "1", "nice": "1 1", "wait": "1", "rm": "1",
+    "prune": "-y",
     "attach": "1", "mem": "1", "mem why": "1:0", "mem search": "1 x", "mem read": "1 0",
     "mem write": "1 x", "mem pin": "1 0", "mem evict": "1 0", "mem map": "1 2", "mem unmap": "1 0",
     "mem share": "1 2 0", "mem forget": "-y 1 0", "mem export": "1", "mem fsck": "", "send": "1 x",

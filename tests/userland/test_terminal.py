@@ -164,7 +164,7 @@ def test_a_chat_at_a_terminal_survives_ctrl_c_and_tells_how_to_go_on(slow: Machi
         child.send_signal(signal.SIGINT)  # forgets a line
         expect(master, b"/quit")
         os.write(master, b"/stat\n")
-        expect(master, b"chat\r\n")
+        expect(master, b"  chat  word word")
         os.write(master, b"/quit\n")
         expect(master, b"keeps this conversation")
         assert child.wait(LIMIT_S) == 0

@@ -1,6 +1,5 @@
 """`llmasos mem forget`: pages erased for good, when somebody at the terminal or -y says so."""
 
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
@@ -9,10 +8,11 @@ from llmasos.kernel.errors import SyscallError
 from llmasos.userland.line import Line
 
 from . import exits
+from .ask import confirmed
 from .door import connect
 from .mem import count
 from .pages import numbered
-from .show import complain, document, harmless, note
+from .show import complain, document, note
 from .talk import clean
 
 
@@ -22,10 +22,8 @@ def forget(arguments: Namespace) -> int:
     pid: int = arguments.pid
     key = clean(arguments.key or "", "the key")
     ranges: Sequence[tuple[int, int]] = arguments.pages
-    if not arguments.yes and not sys.stdin.isatty():
-        note("llmasos mem forget: nobody can be asked here: -y erases without a question")
-        return exits.USAGE
-    if not arguments.yes and not _sure(_what(pid, ranges, key)):
+    question = f"Erase {_what(pid, ranges, key)}, for everybody who has it? It cannot be undone."
+    if not confirmed(question, yes=arguments.yes):
         note("nothing was forgotten")
         return exits.FAILED
     requests = [v.Forget(pid, first, last + 1 - first) for first, last in ranges]
@@ -46,13 +44,6 @@ def forget(arguments: Namespace) -> int:
 def _what(pid: int, ranges: Sequence[tuple[int, int]], key: str) -> str:
     named = ", ".join(numbered(*one) for one in ranges)
     return f"page {named} of process {pid}" if named else f"key {key!r} of process {pid}"
-
-
-def _sure(what: str) -> bool:
-    question = f"Erase {what}, for everybody who has it? It cannot be undone. [y/N] "
-    sys.stderr.write(harmless(question))
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _forgotten(

@@ -1,4 +1,4 @@
-"""Verbs about processes: ps, fork, kill, nice, wait, attach."""
+"""Verbs about processes: ps, fork, kill, nice, attach."""
 
 import time
 from argparse import Namespace
@@ -9,10 +9,11 @@ from llmasos.kernel.errors import SyscallError
 from llmasos.userland.line import Line
 
 from . import exits
+from .columns import Column, fitted
 from .door import connect
-from .show import complain, document, failure, note, span, speak, table
+from .show import complain, document, failure, note, span, speak
 
-_HEAD = ("PID", "STATE", "NI", "MODEL", "CONTEXT", "TOKENS", "TOK/S", "AGE", "APP")
+_Info = Column[v.ProcessInfo]
 
 
 def processes(line: Line, *, ended: bool = False) -> list[v.ProcessInfo]:
@@ -26,17 +27,41 @@ def processes(line: Line, *, ended: bool = False) -> list[v.ProcessInfo]:
     return found
 
 
-def show_processes(found: Sequence[v.ProcessInfo]) -> None:
-    now = time.time()
-    table(_HEAD, [_row(one, now) for one in found])
+def show_processes(found: Sequence[v.ProcessInfo], *, whole: bool = False) -> None:
+    """What each of them is, by its conversation."""
+    fitted(_columns(time.time(), 0), found, whole=whole)
 
 
-def _row(one: v.ProcessInfo, now: float) -> tuple[object, ...]:
-    state = f"{one.state} {one.code}" if one.code is not None else one.state
-    context = f"{one.context}/{one.window}" if one.window else one.context
-    rate = f"{one.rate:.1f}" if one.rate else "-"
-    age = span(now - one.created)
-    return one.pid, state, one.nice, one.model, context, one.generated, rate, age, one.app
+def show_loads(found: Sequence[v.ProcessInfo]) -> None:
+    """The same with how fast they are before whose they are."""
+    fitted(_columns(time.time(), 10), found)
+
+
+def _columns(now: float, load: int) -> list[Column[v.ProcessInfo]]:
+    """`load` is taken from the rank of the columns about tokens."""
+    return [
+        _Info("PID", lambda one: one.pid),
+        _Info("PARENT", lambda one: one.parent or "-", 1),
+        _Info("OWNER", lambda one: one.owner, 2),
+        _Info("STATE", _state),
+        _Info("KEPT", lambda one: "yes" if one.kept else "no", 3),
+        _Info("AGE", lambda one: span(now - one.created)),
+        _Info("NI", lambda one: one.nice, max(1, 13 - load)),
+        _Info("MODEL", lambda one: one.model, 4),
+        _Info("CONTEXT", _context, max(1, 11 - load)),
+        _Info("TOKENS", lambda one: one.generated, max(1, 14 - load)),
+        _Info("TOK/S", lambda one: f"{one.rate:.1f}" if one.rate else "-", max(1, 12 - load)),
+        _Info("APP", lambda one: one.app, 5),
+        _Info("TITLE", lambda one: one.title or "-"),
+    ]
+
+
+def _state(one: v.ProcessInfo) -> str:
+    return f"{one.state} {one.code}" if one.code is not None else one.state
+
+
+def _context(one: v.ProcessInfo) -> object:
+    return f"{one.context}/{one.window}" if one.window else one.context
 
 
 def ps(arguments: Namespace) -> int:
@@ -44,8 +69,11 @@ def ps(arguments: Namespace) -> int:
         found = processes(line, ended=arguments.all)
     if arguments.json:
         document({"processes": found})
+    elif arguments.quiet:
+        for one in found:
+            print(one.pid)
     else:
-        show_processes(found)
+        show_processes(found, whole=arguments.long)
     return exits.OK
 
 
@@ -86,16 +114,6 @@ def nice(arguments: Namespace) -> int:
     if arguments.json:
         document({"pid": arguments.pid, "nice": arguments.nice})
     return exits.OK
-
-
-def wait(arguments: Namespace) -> int:
-    with connect() as line:
-        end = line.call("wait", v.Wait(arguments.pid, arguments.timeout), v.Exit)
-    if arguments.json:
-        document(end)
-    else:
-        note(f"process {end.pid} ended with {end.code} ({end.reason})")
-    return end.code & 0xFF
 
 
 def attach(arguments: Namespace) -> int:

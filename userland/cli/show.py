@@ -20,7 +20,7 @@ from llmasos.kernel.errors import SyscallError
 from .exits import Usage
 from .invocation import CURRENT
 
-_TIMES = frozenset({"created", "ended", "time"})  # Unix seconds
+_TIMES = frozenset({"created", "ended", "time", "used"})  # Unix seconds
 _ESCAPE = "\x1b"
 _RED, _YELLOW, _GREEN = "31", "33", "32"
 COLOURS = {"ok": _GREEN, "warn": _YELLOW, "fail": _RED}
@@ -139,14 +139,17 @@ def packed(value: object) -> str:
 
 
 # --- tables -----------------------------------------------------------------------------------
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns as wide as they need; numbers to the right."""
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], *, ends_in_text: bool = False
+) -> None:
+    """Columns as wide as they need; numbers to the right, but not in a last column of texts."""
     lines = [list(head), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     right = [
         len(lines) > 1 and all(line[i].lstrip("-")[:1] in _DIGITS for line in lines[1:])
         for i in range(len(head))
     ]
+    right[-1] = right[-1] and not ends_in_text
     for line in lines:
         padded = [
             text.rjust(width) if number else text.ljust(width)
@@ -160,7 +163,8 @@ def cut(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     lines = [list(head), *([cell(value) for value in row[:-1]] for row in rows)]
     taken = sum(max(len(line[i]) for line in lines) + 2 for i in range(len(head) - 1))
     room = max(_LEAST, columns() - taken)
-    table(head, [[*row[:-1], clip(str(row[-1]), room)] for row in rows])
+    rows = [[*row[:-1], clip(str(row[-1]), room)] for row in rows]
+    table(head, rows, ends_in_text=True)
 
 
 def clip(text: str, room: int) -> str:

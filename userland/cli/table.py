@@ -19,6 +19,7 @@ _USER = option("name", metavar="NAME", type=user)
 _NICE = between(int, limits.NICE_MIN, limits.NICE_MAX)
 _SECONDS = between(float, 0, 1e6)
 _MODEL = option("-m", "--model", help="a model's name or alias")
+_PIDS = option("pids", nargs="+", metavar="PID", type=between(int, 1, 2**53))
 _SET = option("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
               help="an option of its driver, as window=4096; repeatable")  # fmt: skip
 _SAMPLING = (
@@ -74,7 +75,9 @@ _ROWS = (
         _MODEL, JSON, option("texts", nargs="*", metavar="TEXT"),
     ), starts=True),
     Verb("ps", ".processes:ps", "list processes", (
-        option("-a", "--all", action="store_true", help="those that have ended, too"), JSON,
+        option("-a", "--all", action="store_true", help="those that have ended, too"),
+        option("-l", "--long", action="store_true", help="every column, however wide"),
+        option("-q", "--quiet", action="store_true", help="pids only"), JSON,
     )),
     Verb("top", ".top:top", "processes and devices, again and again", (
         option("--once", action="store_true", help="only once"),
@@ -89,15 +92,28 @@ _ROWS = (
         option("--nice", type=_NICE, metavar="N", help="else the parent's"), JSON, PID,
     )),
     Verb("kill", ".processes:kill", "send a signal to processes", (
-        *_SIGNAL, JSON,
-        option("pids", nargs="+", metavar="PID", type=between(int, 1, 2**53)),
+        *_SIGNAL, JSON, _PIDS,
     )),
     Verb("nice", ".processes:nice", "change a process's share", (
         JSON, option("nice", metavar="N", type=_NICE, help="-20 (large share) to 19 (small)"),
         PID,
     )),
-    Verb("wait", ".processes:wait", "wait for a process to end; its exit code is ours", (
-        option("--timeout", type=_SECONDS, metavar="S", help="seconds"), JSON, PID,
+    Verb("wait", ".ending:wait", "wait for processes to end; the first code over 0 is ours", (
+        option("--timeout", type=_SECONDS, metavar="S", help="seconds"), JSON, _PIDS,
+    )),
+    Verb("rm", ".ending:rm", "end processes, and remove them with their pages", (
+        option("-f", "--force", action="store_true", help="forget the turn in flight, too"),
+        JSON, _PIDS,
+    )),
+    Verb("prune", ".ending:prune", "remove processes that have ended, with their pages", (
+        option("--kept", action="store_true",
+               help="also conversations that were kept and that nobody is using"),
+        option("--older-than", type=duration, metavar="TIME",
+               help="only what ended, or was used last, so long ago: 12h, 30d"),
+        option("--dry-run", action="store_true", help="only say what would be removed"),
+        option("-y", "--yes", action="store_true",
+               help="do not ask; needed where there is no terminal"),
+        JSON,
     )),
     Verb("attach", ".processes:attach", "follow what a process says; ctrl-C detaches",
          (JSON, PID)),

@@ -14,7 +14,7 @@ from llmasos.userland.line import Line
 from . import exits
 from .devices import show_devices
 from .door import connect
-from .processes import processes, show_processes
+from .processes import processes, show_loads
 from .show import document, iso, size, span
 
 _CLEAR = "\x1b[H\x1b[2J"
@@ -48,5 +48,5 @@ def _sample(line: Line, arguments: Namespace) -> None:
     print()
     show_devices(devices)
     print()
-    show_processes(found)
+    show_loads(found)
     sys.stdout.flush()

@@ -1,0 +1,79 @@
+"""What a conversation is called: the first words of what a user said first.
+
+A person's text stands in the owner's database only, so a title is read from there when it is asked
+for, and kept in memory beside the page table. It names its page: when that page is forgotten or
+replaced, the title is gone with it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from .. import limits
+from ..values import Role
+from .memory import Memory
+from .table import Table, Title
+
+_SQL = """SELECT id, kind, created, substr(text, 1, ?) FROM pages
+          WHERE id IN (SELECT value FROM json_each(?))"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The pages of a table that are looked at."""
+
+    table: Table
+    first: Sequence[tuple[int, int]]  # numbers and ids
+    last: int | None  # id
+
+
+async def load(memory: Memory, owner: str, pids: Sequence[int]) -> None:
+    """Read the titles of an owner's processes that are not known, or not any more."""
+    tables = [table for pid in pids if (table := memory.tables.get(pid)) is not None]
+    asked = [_asked(table) for table in tables if not known(table)]
+    ids = {page for one in asked for _, page in one.first}
+    ids |= {one.last for one in asked if one.last is not None}
+    if not ids:
+        return
+    epoch = memory.forgets[owner]
+    found = await memory.read(owner, _SQL, limits.TITLE_CHARS * 4, json.dumps(sorted(ids)))
+    if memory.forgets[owner] != epoch:
+        return  # what was read may be of a page that is gone: the next one who asks reads again
+    rows = {int(page or 0): (kind, float(at or 0), str(text)) for page, kind, at, text in found}
+    for one in asked:
+        one.table.title = _title(one, rows)
+
+
+def known(table: Table) -> bool:
+    """Whether its title is that of the pages that it has now."""
+    title = table.title
+    if title is None or title.pages != table.next:
+        return False
+    return not title.page or table.page(title.number) == title.page
+
+
+def _asked(table: Table) -> _Asked:
+    first = list(islice(table.pages(0, table.next), limits.TITLE_PAGES))
+    newest = range(table.next - 1, max(-1, table.next - 1 - limits.TITLE_PAGES), -1)
+    last = next((page for n in newest if (page := table.page(n)) is not None), None)
+    return _Asked(table, first, last)
+
+
+def _title(one: _Asked, rows: Mapping[int, tuple[object, float, str]]) -> Title:
+    _, used, _ = rows.get(one.last or 0, ("", 0.0, ""))
+    for number, page in one.first:
+        kind, _, text = rows.get(page, ("", 0.0, ""))
+        if kind == Role.USER and text.strip():
+            return Title(one.table.next, number, page, shortened(text), used)
+    return Title(one.table.next, 0, 0, "", used)
+
+
+def shortened(text: str) -> str:
+    """The first words, on one line."""
+    flat = " ".join(text.split())
+    if len(flat) <= limits.TITLE_CHARS:
+        return flat
+    cut = flat[: limits.TITLE_CHARS - 1]
+    head, _, rest = cut.rpartition(" ")
+    return f"{head if head and len(rest) < limits.TITLE_CHARS // 2 else cut}…"
