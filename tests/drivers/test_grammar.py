@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from llmasos.drivers.llama import gbnf
+from llmasos.drivers.grammar import gbnf
 from llmasos.drivers.llama.cpp import lib
 from llmasos.drivers.llama.grammar import Grammars
 from llmasos.kernel import limits
@@ -323,31 +323,30 @@ def nested(depth: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
-        ('{"type": }', "is no JSON: Expecting value: line 1 column 10"),
-        ('{"type": "string"', "is no JSON: Expecting ',' delimiter: line 1 column 18"),
-        ("3", "is no JSON object"),
-        ("[]", "is no JSON object"),
-        ("false", "is no JSON object"),
-        ("9" * 5000, "is no JSON"),
-        ('{"type": "strin"}', "refused at /: Invalid type: strin"),
+        ('{"type": }', "is not JSON: Expecting value: line 1 column 10"),
+        ('{"type": "string"', "is not JSON: Expecting ',' delimiter: line 1 column 18"),
+        ("3", "is not a JSON object"),
+        ("[]", "is not a JSON object"),
+        ("false", "is not a JSON object"),
+        ("9" * 5000, "is not JSON"),
+        ('{"type": "strin"}', "refused at /: type is 'strin', not one of null"),
         ('{"properties": {"a/b": {"items": {"type": "foo"}}}}',
-         "refused at /properties/a~1b/items: Invalid type: foo"),
+         "refused at /properties/a~1b/items: type is 'foo'"),
         ('{"anyOf": [{"type": "null"}, {"type": "array", "uniqueItems": true}]}',
-         'refused at /anyOf/1: Unimplemented keys: ["uniqueItems"]'),
+         "refused at /anyOf/1: 'uniqueItems' is supported for items with an enum"),
         ('{"$ref": "#/$defs/a", "$defs": {"a": {"type": "string", "pattern": "(("}}}',
-         "refused at /$defs/a: regex parse error"),
+         "refused at /$defs/a: not a regular expression: unclosed group"),
         ('{"type": "string", "minLength": "x"}', "refused at /"),
-        ('{"$ref": "#/$defs/nowhere"}', "'/$defs/nowhere' does not exist"),
+        ('{"$ref": "#/$defs/nowhere"}', "'#/$defs/nowhere' does not exist"),
         ('{"$ref": "http://example.com/x"}', "http://example.com/x"),
-        ('{"enum": []}', "Unsatisfiable"),
-        ('{"type": "integer", "minimum": 5, "maximum": 3}', "Unsatisfiable"),
+        ('{"enum": []}', "can never be satisfied: at /, no value of enum"),
+        ('{"type": "integer", "minimum": 5, "maximum": 3}', "at /, minimum 5 is over maximum 3"),
         ('{"$ref": "#"}', "can never be satisfied"),
         ('{"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}',
          "can never be satisfied"),
         ('{"type": "array", "items": {"$ref": "#"}, "minItems": 1}', "can never be satisfied"),
         ('{"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"allOf": [{"$ref": "#"}]}}}',
          "can never be satisfied"),
-        (json.dumps(nested(200)), "recursion limit exceeded"),
         ('{"a":' * 10_000 + "1" + "}" * 10_000, "is nested too deeply"),
         ("[" * 60_000, "is nested too deeply"),
         ('{"enum": ["\\ud800"]}', "refused at /"),

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from llmasos.kernel import limits
 from llmasos.kernel.errors import Errno, SyscallError
 
+from .rules import settled
+
 ROOT = "root"
 _HINT = "GBNF is described in llama.cpp's grammars/README.md"
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
@@ -278,7 +280,7 @@ class _Reader:
             (name, number): {item.rule for item in way if item.needed and item.rule}
             for name, rule in self._rules.items() for number, way in enumerate(rule.ways)
         }  # fmt: skip
-        for known in self._rules.keys() & told.keys() - _settled(needed):
+        for known in self._rules.keys() & told.keys() - settled(needed):
             words = f"rule {told[known]!r} can never end: each way through it needs itself"
             raise self._wrong(words, self._rules[known].at)
 
@@ -288,26 +290,7 @@ class _Reader:
             (name, 0): {item.rule for way in rule.ways for item in way if item.rule}
             for name, rule in self._rules.items()
         }
-        return _settled(named) != self._rules.keys()
-
-
-def _settled(waits: dict[tuple[str, int], set[str]]) -> set[str]:
-    """Names that wait for nothing, or in one of their ways only for such names."""
-    waiting: dict[str, list[tuple[str, int]]] = {}
-    for key, names in waits.items():
-        for name in names:
-            waiting.setdefault(name, []).append(key)
-    ready = [name for (name, _), names in waits.items() if not names]
-    settled = set[str]()
-    while ready:
-        name = ready.pop()
-        if name not in settled:
-            settled.add(name)
-            for key in waiting.get(name, ()):
-                waits[key].discard(name)
-                if not waits[key]:
-                    ready.append(key[0])
-    return settled
+        return settled(named) != self._rules.keys()
 
 
 def _written(ways: _Ways) -> str:
