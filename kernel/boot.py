@@ -35,6 +35,7 @@ from .memory.sweeping import Sweeper
 from .paths import Paths
 from .policy import OwnFile, Policy
 from .process import Processes
+from .recovery import recover
 from .scheduler import Scheduler
 from .store import Store
 from .supervisor import BackgroundJob, Supervisor
@@ -100,7 +101,7 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
             async with anyio.create_task_group() as tasks:
                 jobs = Supervisor(tasks)
                 machine = _assemble(plan, store, jobs)  #     3  policy, images, processes, memory
-                await machine.recover()  #                    4  complete what a crash left open
+                await recover(machine)  #                     4  complete what a crash left open
                 await _let_owner_in(machine)
                 servers = await listen.everywhere(plan.paths, machine, plan.doors)  # 5  doors open
                 machine.journal.append(Entry("boot", note=f"up {plan.system}"))

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import Errno, SyscallError
+from .errors import Damaged, Errno, SyscallError
 
 log = logging.getLogger(__name__)
 Value = str | int | float | bytes | None
@@ -181,6 +181,10 @@ class Database:
 
 def _create(path: Path) -> None:
     """An empty file that others may not read. It has no name while this process closes it."""
+    for end in ("-wal", "-shm"):  # of a file that was moved away: they would be applied to this one
+        stale = path.with_name(path.name + end)
+        if stale.exists():
+            stale.rename(stale.with_name(f"{stale.name}.stale"))
     _new(path).rename(path)
     _sync(path.parent)
     _sync(path.parent.parent)  # it may be the first file in its directory
@@ -224,6 +228,15 @@ def _newer(path: Path, version: int, schema: Schema) -> SyscallError:
     )
 
 
+def damaged(path: Path, error: Exception) -> Damaged:
+    """A database that cannot be read, with what helps."""
+    return Damaged(
+        f"{path} is damaged: {error}",
+        f"`llmasos daemon stop`, put a copy of it back or begin anew (`mv {path} {path}.damaged`), "
+        "then `llmasos daemon start`",
+    )
+
+
 def translate(error: sqlite3.Error, path: Path) -> SyscallError:
     """SQLite's exception in our words."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -235,7 +248,6 @@ def translate(error: sqlite3.Error, path: Path) -> SyscallError:
             hint = f"`findmnt -T {path.parent}` shows what to remount for writing"
             return SyscallError(Errno.EROFS, f"{path} cannot be written: {error}", hint)
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
-            hint = "put a copy back, or move the file away to begin anew"
-            return SyscallError(Errno.EIO, f"{path} is not a readable database: {error}", hint)
+            return damaged(path, error)
         case _:
             return SyscallError(Errno.EIO, f"{path}: {error}", "see `llmasos daemon logs`")

@@ -46,5 +46,25 @@ def check_room(state: Path) -> int:
     return free
 
 
+def shortage(directory: Path, reserve: int) -> SyscallError | None:
+    """Why nothing but what frees space may be written to a directory now; None: all may."""
+    try:
+        room = os.statvfs(directory)
+    except OSError as error:  # for a moment, as on a network file system: the next write asks
+        return SyscallError(
+            Errno.EIO,
+            f"{directory}: {error.strerror}; nothing was written",
+            "make the state directory readable again, then repeat the command",
+        )
+    free = room.f_bavail * room.f_frsize
+    if free >= reserve:
+        return None
+    return SyscallError(
+        Errno.ENOSPC,
+        f"{_size(free)} are free at {directory}, {_size(reserve)} are kept in reserve",
+        f"free disk space (`df -h {directory}`): `llmasos kill`, `wait`, `mem forget` still work",
+    )
+
+
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB"

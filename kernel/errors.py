@@ -3,6 +3,7 @@
 SyscallError            what happened (with the numbers), a hint (what to do), an errno
 |-- Denied              EACCES: the gate said no; the message names the rule
 |-- TooBig              E2BIG: it does not fit the window or a limit
+|-- Damaged             EIO: a database of the machine cannot be read
 `-- DeviceFault         EIO: a device failed or died
 Panic                   a broken invariant: our bug. Never caught by handlers.
 """
@@ -64,6 +65,11 @@ class Denied(SyscallError):
 class TooBig(SyscallError):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(Errno.E2BIG, message, hint)
+
+
+class Damaged(SyscallError):
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(Errno.EIO, message, hint)
 
 
 class DeviceFault(SyscallError):

@@ -100,11 +100,14 @@ class Journal:
         numbers = self._numbers() or [1]
         self._number = numbers[-1]
         self._segment = self._database(self._number)
-        self._counters = store.open("counters.db", COUNTERS)
+        probe = "SELECT (SELECT sum(calls) FROM counters), (SELECT sum(next) FROM identifiers)"
+        self._counters, replaced = store.replaceable("counters.db", COUNTERS, probe)
         newest = [int(seq) for (seq,) in self._newest("SELECT coalesce(max(seq), 0)")]
         self._last = max(newest)
+        # What was reserved is not known any more: nobody has given so many numbers.
+        last = self._last + limits.CALLS_SKIPPED * replaced
         self._numbering = Identifiers(
-            store, self._counters, "calls", block=limits.CALL_BLOCK, last=self._last
+            store, self._counters, "calls", block=limits.CALL_BLOCK, last=last
         )
         self._until_look = _SIZE_EVERY
 

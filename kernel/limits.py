@@ -185,6 +185,7 @@ SLICE_S = 0.0005  # a reload gives way to traffic this often
 # --- store and journal ------------------------------------------------------------------------
 NOTE_CHARS = 200  # of an error, in the journal
 CALL_BLOCK = 65_536  # call numbers that are reserved ahead: a crash skips so many at most
+CALLS_SKIPPED = 2**32  # call numbers, when it is not known any more which ones are reserved
 PID_BLOCK = 64  # the same of pids
 MAIL_BLOCK = 1_024  # and of messages, for each owner
 COMMIT_ROWS = 64  # a group commit takes at most this many writes

@@ -27,7 +27,6 @@ from .identity import Caller
 from .image import Image, Images
 from .journal import Entry, Journal
 from .mailbox import Mailboxes
-from .memory.erasing import orphans
 from .memory.faults import Faults
 from .memory.forgetting import Forgotten, forget
 from .memory.fsck import fsck
@@ -176,7 +175,7 @@ class Machine:
             for process in self.processes.all():
                 if process.owner == owner:
                     await self.exit(process, HANGUP, "its user was removed")
-                    await self.reap(process)
+                    await self.try_to_reap(process)
 
     # --- devices --------------------------------------------------------------------------------
     @asynccontextmanager
@@ -309,11 +308,19 @@ class Machine:
             client.revised()  # a program that is left over may do nothing any more
         for oldest in self.processes.surplus():
             if oldest.idle.is_set():
-                await self.reap(oldest)
+                await self.try_to_reap(oldest)
+
+    async def try_to_reap(self, process: Process) -> None:
+        """Reap a process that nobody waits for."""
+        try:
+            await self.reap(process)
+        except SyscallError as error:
+            log.warning("process %d stays in the table: %s", process.pid, error)
 
     async def reap(self, process: Process) -> None:
-        """Free what an ended process still holds: its row, its pages, and its contexts."""
+        """Free what an ended process still holds: its row, its pages, and its contexts. EIO."""
         await process.idle.wait()
+        self.memory.database(process.owner)  # it can be read: else nothing changes
         device = self.scheduler.device(process.model)
         if device is not None:
             device.forget(process.pid)
@@ -370,25 +377,7 @@ class Machine:
             if process.connection == connection and not process.keep:
                 try:
                     await self.exit(process, HANGUP, "its connection closed")
-                    await self.reap(process)
                 except SyscallError as error:
                     log.warning("process %d stays: %s", process.pid, error)
-
-    # --- after a crash --------------------------------------------------------------------------
-    async def recover(self) -> None:
-        """Complete what the last run left open, before anybody connects."""
-        await self.journal.start()
-        for begin in self.journal.unfinished():
-            done = self.memory.committed(begin.owner, begin.seq)
-            self.journal.append(Entry(
-                "end", begin.pid, begin.owner, begin.seq, begin.syscall, begin.object,
-                0 if done else Errno.EINTR, "recovered" if done else "interrupted by a restart",
-            ))  # fmt: skip
-        for process in self.processes.all():
-            if not process.keep:
-                await self.processes.exit(process, HANGUP, "restart")
-                await self.reap(process)
-        await self.memory.clear()
-        alive = {process.pid for process in self.processes.all()}
-        for owner, pid in orphans(self.memory, alive):
-            await self.memory.erase(owner, pid)
+                else:
+                    await self.try_to_reap(process)

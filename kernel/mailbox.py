@@ -14,7 +14,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 
 from . import limits
-from .database import Database, Schema
+from .database import Database, Schema, damaged
 from .errors import Errno, SyscallError, TooBig
 from .identifiers import TABLE, Identifiers
 from .process import Process, check_alive
@@ -66,7 +66,7 @@ class Mailboxes:
             self._load(path.parent.name)
 
     def _database(self, owner: str) -> Database:
-        database = self._store.open(f"owners/{owner}/mail.db", SCHEMA)
+        database = self._store.open(_name(owner), SCHEMA)
         if owner not in self._numbers:
             sql = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
             last = int(self._store.read(database, sql)[0][0] or 0)
@@ -76,14 +76,31 @@ class Mailboxes:
         return database
 
     def _load(self, owner: str) -> None:
-        for row in self._store.read(self._database(owner), "SELECT * FROM mail ORDER BY number"):
+        """A database that cannot be read is its owner's misfortune, and nobody else's."""
+        try:
+            waiting = self._waiting(self._database(owner))
+        except (SyscallError, ValueError, TypeError) as error:
+            name = _name(owner)
+            path = self._store.directory / name
+            fault = error if isinstance(error, SyscallError) else damaged(path, error)
+            self._store.withhold(name, owner, fault)
+            return
+        for pid, mail in waiting:
+            self._box(pid).waiting.append(mail)
+            self._grown(pid, owner, len(mail.body.encode()))
+            self.held += 1
+
+    def _waiting(self, database: Database) -> list[tuple[int, Mail]]:
+        """Messages on disk, and for whom."""
+        found: list[tuple[int, Mail]] = []
+        for row in self._store.read(database, "SELECT * FROM mail ORDER BY number"):
             number, pid, sender, author, when, body, labels = row
-            self._box(int(pid or 0)).waiting.append(Mail(
+            mail = Mail(
                 int(number or 0), int(sender or 0), str(author), float(when or 0), str(body),
                 json.loads(str(labels)), 0,
-            ))  # fmt: skip
-            self._grown(int(pid or 0), owner, len(str(body).encode()))
-            self.held += 1
+            )  # fmt: skip
+            found.append((int(pid or 0), mail))
+        return found
 
     def _box(self, pid: int) -> Mailbox:
         return self._boxes.setdefault(pid, Mailbox())
@@ -250,3 +267,7 @@ class Mailboxes:
         box = self._boxes.get(process.pid)
         while box is not None and box.readers:
             self._wake(box)
+
+
+def _name(owner: str) -> str:
+    return f"owners/{owner}/mail.db"

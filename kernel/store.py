@@ -14,7 +14,6 @@ It must not know what the rows mean.
 """
 
 import asyncio
-import os
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
@@ -26,9 +25,10 @@ from typing import TypeVar, cast
 
 import anyio
 
-from . import limits, points
+from . import disk, limits, points
+from .damage import Damages
 from .database import Database, Row, Schema, Statement, Transaction, Value, translate
-from .errors import Errno, SyscallError
+from .errors import Damaged, Errno, SyscallError
 from .queues import Queues
 from .turns import Turns
 
@@ -65,6 +65,7 @@ class Store:
         self._reserve = reserve_bytes
         self._loop = asyncio.get_running_loop()
         self._databases: dict[Path, Database] = {}
+        self.damages = Damages(directory)
         self._closing: list[Callable[[], None]] = []
         self._broken: dict[Database, str] = {}  # why no write to it can be trusted any more
         self._places: dict[Database, tuple[_Lane, str]] = {}  # where writes are queued
@@ -77,8 +78,10 @@ class Store:
         """The database at `name` below the state directory; created or migrated at need.
 
         `queue`: databases of the same one are written in the order of all their submissions.
+        EIO, EINVAL for a newer one.
         """
         path = self.directory / name
+        self.damages.check(name)
         if path not in self._databases:
             try:
                 self._databases[path] = Database(path, schema)
@@ -89,6 +92,27 @@ class Store:
             lane = self._owners if name.startswith(_OWNERS) else self._kernel
             self._places[self._databases[path]] = lane, queue or name
         return self._databases[path]
+
+    def replaceable(
+        self, name: str, schema: Schema, probe: str, *, queue: str = ""
+    ) -> tuple[Database, bool]:
+        """`open` for what a machine can do without: a damaged file is set aside for a new one.
+
+        `probe`: a query that reads what will be needed. Also tells whether the file was replaced.
+        """
+        try:
+            database = self.open(name, schema, queue=queue)
+            self.read(database, probe)
+        except Damaged as error:
+            self.shut(name)
+            self.damages.set_aside(name, error)
+            return self.open(name, schema, queue=queue), True
+        return database, False
+
+    def withhold(self, name: str, owner: str, error: SyscallError) -> None:
+        """Do without an owner's database from now on: `open` raises the error."""
+        self.shut(name)
+        self.damages.withhold(name, owner, error)
 
     def shut(self, name: str) -> None:
         """Close a database, if it is open. Nothing may be queued for it."""
@@ -289,22 +313,7 @@ class Store:
         broken = self._broken.get(database)
         if broken is not None:
             return SyscallError(Errno.EIO, broken, "see `llmasos daemon logs`, then restart")
-        try:
-            room = os.statvfs(database.path.parent)
-        except OSError as error:  # for a moment, as on a network file system: the next write asks
-            return SyscallError(
-                Errno.EIO,
-                f"{database.path.parent}: {error.strerror}; nothing was written",
-                "make the state directory readable again, then repeat the command",
-            )
-        free = room.f_bavail * room.f_frsize
-        if free >= self._reserve:
-            return None
-        return SyscallError(
-            Errno.ENOSPC,
-            f"{free} bytes are free at {database.path.parent}, {self._reserve} are kept in reserve",
-            "free disk space: `llmasos kill` and `wait` still work and remove what processes hold",
-        )
+        return disk.shortage(database.path.parent, self._reserve)
 
     # --- the threads that sync --------------------------------------------------------------------
     def _sync(self, database: Database, jobs: list[_Job]) -> None:

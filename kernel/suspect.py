@@ -96,7 +96,8 @@ class Suspects:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._database = store.open("suspects.db", SCHEMA, queue=QUEUE)
+        probe = "SELECT key, (SELECT sum(since) FROM marks) FROM secret"
+        self._database, _ = store.replaceable("suspects.db", SCHEMA, probe, queue=QUEUE)
         self._secret = _bytes(store.read(self._database, "SELECT key FROM secret")[0][0])
         self._marks = Marks()
         rows = store.read(self._database, "SELECT * FROM marks ORDER BY since")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .. import limits
-from ..database import Database, Row, Statement, Value
+from ..database import Database, Row, Statement, Value, damaged
 from ..driver import Cut
 from ..errors import SyscallError
 from ..process import Process, check_alive
@@ -24,12 +24,14 @@ from ..turns import Turns
 from ..values import Message, Role
 from . import rows, schema
 from .layout import Stored
+from .loading import load_tables
 from .rows import Change, Moved, Turn, Written, runs, stored
 from .schema import SCHEMA
 from .table import Piece, Range, Table, load, without
 from .tables import Tables
 
 Result = TypeVar("Result")
+_FILE = "pages.db"
 _STORED = f"SELECT {schema.COLUMNS} FROM pages WHERE id"
 _FEWER_MOVES = """DELETE FROM moves WHERE pid = ? AND seq <= (SELECT seq FROM moves WHERE pid = ?
                   ORDER BY seq DESC LIMIT 1 OFFSET ?)"""
@@ -59,7 +61,7 @@ class Memory:
 
     def database(self, owner: str) -> Database:
         if owner not in self._owners:
-            database = self.store.open(f"owners/{owner}/pages.db", SCHEMA)
+            database = self.store.open(f"owners/{owner}/{_FILE}", SCHEMA)
             last = self.store.read(database, "SELECT max(space) FROM spaces")[0][0]
             sequence = self.store.read(
                 database, "SELECT seq FROM sqlite_sequence WHERE name = 'spaces'"
@@ -72,33 +74,32 @@ class Memory:
         return list(self._owners)
 
     def _load(self, owner: str) -> None:
-        database = self.database(owner)
-        sql = "SELECT pid, space, next, place, messages, tokens, held FROM tables"
-        for row in self.store.read(database, sql):
-            pid, space, after, place, messages, tokens, held = (int(one or 0) for one in row)
-            self.tables.add(Table(pid, owner, space, after, place, messages, tokens, held=held))
-            self.unread.add(pid)
-        for row in self.store.read(database, "SELECT * FROM ranges ORDER BY pid, first"):
-            pid, *numbers, writable = (int(one or 0) for one in row[:6])
-            table = self.tables.get(pid)
-            if table is not None:
-                first, count, space, place = numbers
-                table.ranges.append(Range(first, count, space, place, bool(writable), str(row[6])))
-        self.waiting += int(self.store.read(database, "SELECT count(*) FROM todo")[0][0] or 0)
-        for row in self.store.read(database, "SELECT * FROM marks"):
-            table = self.tables.get(int(row[0] or 0))
-            if table is not None:
-                table.marks[int(row[1] or 0)] = rows.mark(row)
-        for table in self.tables.of(owner):
-            self.tables.index(table)
+        """A database that cannot be read is its owner's misfortune, and nobody else's."""
+        try:
+            tables, waiting = load_tables(self.store, self.database(owner), owner)
+        except (SyscallError, ValueError, TypeError) as error:
+            path = self.directory(owner) / _FILE
+            self.withhold(owner, error if isinstance(error, SyscallError) else damaged(path, error))
+            return
+        self.waiting += waiting
+        for table in tables:
+            self.tables.add(table)
+            self.unread.add(table.pid)
 
-    async def clear(self) -> None:
+    def withhold(self, owner: str, error: SyscallError) -> None:
+        """Do without an owner's pages: whoever asks for them gets the error."""
+        for table in self.tables.of(owner):
+            self.tables.remove(table.pid)
+            self.unread.discard(table.pid)
+        self._owners.pop(owner, None)
+        self.store.withhold(f"owners/{owner}/{_FILE}", owner, error)
+
+    async def clear(self, owner: str) -> None:
         """At boot: spaces that nobody has, as the last run ended in the midst of something."""
-        for owner in self._owners:
-            for (space,) in await self.read(owner, "SELECT space FROM spaces WHERE pid = 0"):
-                if not self.tables.having(owner, int(space or 0)):
-                    _, statements = self.emptied(owner, int(space or 0))
-                    await self.store.write(self.database(owner), statements, frees=True)
+        for (space,) in await self.read(owner, "SELECT space FROM spaces WHERE pid = 0"):
+            if not self.tables.having(owner, int(space or 0)):
+                _, statements = self.emptied(owner, int(space or 0))
+                await self.store.write(self.database(owner), statements, frees=True)
 
     def new_space(self, owner: str) -> int:
         self.database(owner)

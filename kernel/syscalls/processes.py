@@ -17,6 +17,7 @@ from .call import Call
 
 
 async def spawn(m: Machine, call: Call, request: v.Spawn) -> v.Spawned:
+    m.memory.database(call.caller.owner)  # a process without pages would be of no use
     async with m.using(request.model, call.send) as (device, facts):
         return await _spawn(m, call, request, device, facts)
 

@@ -15,7 +15,7 @@ from .call import Call
 def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
     processes = m.processes.all()
     busy = [p for p in processes if p.call]
-    counters = m.counters
+    counters, owner = m.counters, call.caller.owner
     m.sizes.look(m.journal, counters)
     return v.Stat(
         system=m.system, os_pid=machine.OS_PID, uptime_s=round(time.monotonic() - m.started, 3),
@@ -29,6 +29,7 @@ def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
         hits=m.faults.total.hits, soft_faults=m.faults.total.soft,
         hard_faults=m.faults.total.hard, evictions=m.faults.total.evicted,
         thrashes=m.faults.total.thrashes, mail=m.mail.held,
+        damages=[one for one in m.store.damages.all if owner in (m.owner, one.owner)],
         pages_waiting=0 if m.meaning.off else m.memory.waiting,
         job_failures=m.jobs.failures, jobs=_jobs(m, call.caller.owner),
     )  # fmt: skip

@@ -24,6 +24,16 @@ class JobInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Damage:
+    """A file that cannot be read, or that was set aside because it could not."""
+
+    file: str
+    owner: str  # whose data it holds; empty: the kernel's
+    error: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stat:
     system: str
     os_pid: int
@@ -52,6 +62,7 @@ class Stat:
     mail: int = 0  # messages that wait in mailboxes
     job_failures: int = 0  # of background jobs, since boot
     jobs: list[JobInfo] = field(default_factory=list[JobInfo])  # those that failed come first
+    damages: list[Damage] = field(default_factory=list[Damage])  # one's own; the owner sees all
 
 
 @dataclass(frozen=True, slots=True)

@@ -374,10 +374,27 @@ async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
 async def test_what_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.db").write_bytes(b"hello" * 1000)
     store = Store(tmp_path)
-    with pytest.raises(SyscallError, match="not a readable database") as caught:
+    with pytest.raises(
+        SyscallError, match=r"rows\.db is damaged: file is not a database"
+    ) as caught:
         store.open("rows.db", ROWS)
     assert caught.value.errno is Errno.EIO
     store.close()
+
+
+async def test_a_log_that_was_left_behind_is_not_applied_to_a_new_database(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state")
+    await store.write(store.open("rows.db", ROWS), [(INSERT, (1, "old"))])
+    left = tmp_path / "left"
+    left.mkdir()
+    shutil.copy(tmp_path / "state" / "rows.db-wal", left)  # the database itself was moved away
+    store.close()
+    again = Store(left)
+    database = again.open("rows.db", ROWS)
+    assert again.read(database, "SELECT * FROM rows") == []
+    await again.write(database, [(INSERT, (1, "new"))])
+    assert (left / "rows.db-wal.stale").exists()
+    again.close()
 
 
 async def test_a_nearly_full_disk_refuses_writes_but_lets_go(tmp_path: Path) -> None:

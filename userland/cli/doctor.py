@@ -202,6 +202,19 @@ def _jobs() -> Finding:
     return Finding("ok", f"{len(stat.jobs)}, {stat.job_failures} failures since the start")
 
 
+def _databases() -> Finding:
+    """Files that the daemon cannot read, or that it has set aside."""
+    try:
+        with connect() as line:
+            damages = line.call("stat", v.Nothing(), v.Stat).damages
+    except SyscallError:
+        return Finding("ok", "not known: the daemon does not answer")  # `daemon` says why
+    if damages:
+        what = "; ".join(f"{one.file}: {one.error}" for one in damages)
+        return Finding("fail", what, "; ".join(one.advice for one in damages))
+    return Finding("ok", "none is damaged")
+
+
 def _existing(path: Path) -> Path:
     """The path, or its nearest parent that exists."""
     return next(one for one in (path, *path.parents) if one.exists())
@@ -212,6 +225,7 @@ CHECKS: Sequence[tuple[str, Callable[[], Finding]]] = (
     ("processor", _processor), ("graphics", _graphics), ("memory", _memory), ("disk", _disk),
     ("model", _model), ("directories", _directories), ("file system", _file_system),
     ("socket", _socket), ("settings", _settings), ("daemon", _daemon), ("jobs", _jobs),
+    ("databases", _databases),
 )  # fmt: skip
 
 
