@@ -5,9 +5,12 @@ open. An empty file says that the keyring of the owner's desktop holds it. The o
 which is loaded when a key is in it.
 """
 
+import fcntl
 import os
 import re
 import stat
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
@@ -51,15 +54,28 @@ def put(directory: Path, name: str, value: str, *, keyring: bool) -> None:
         except Exception as error:  # of whatever backend this desktop has
             raise _refused(error) from error
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = directory / f".{name}.{os.getpid()}"
-    fresh.unlink(missing_ok=True)
-    file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with _locked(directory) as folder:
+        fresh = directory / f".{name}.new"
+        fresh.unlink(missing_ok=True)  # its writer was killed
+        file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(file, b"" if keyring else value.encode())
+            os.fsync(file)
+        finally:
+            os.close(file)
+        fresh.replace(directory / name)
+        os.fsync(folder)
+
+
+@contextmanager
+def _locked(directory: Path) -> Generator[int]:
+    """One writer at a time. The descriptor of the directory."""
+    folder = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.write(file, b"" if keyring else value.encode())
-        os.fsync(file)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield folder
     finally:
-        os.close(file)
-    fresh.replace(directory / name)
+        os.close(folder)
 
 
 def _check_value(name: str, value: str) -> None:

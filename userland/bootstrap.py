@@ -251,6 +251,7 @@ def set_up() -> None:
     check_space()
     print("Setting up .venv, once. llama.cpp is compiled: about six minutes on two cores.")
     begun = time.monotonic()
+    STAMP.unlink(missing_ok=True)  # what is cut short is not taken for what was there before
     make_venv()
     LOG.write_text("", encoding="utf-8")
     install()

@@ -5,8 +5,10 @@
     chroma.lock       locked by the process that uses them: Chroma itself has no lock
     chroma.id         where a server keeps the vectors, the beginning of the collections' names
 
-A renewal that was cut short leaves a `chroma/` that is whole, or none: then it is made again from
-what is handed over. What is left of it is removed by the next who opens.
+A folder gets its name when it is complete, so a process that is killed leaves a `chroma/` with its
+mark, or none: then it is made again from what is handed over. What is left of the other two is
+removed by the next process that opens the files. A `chroma/` without a readable mark is of no use
+to anybody, as all of it is derived: it is made anew, too.
 """
 
 import fcntl
@@ -33,6 +35,10 @@ def _translated() -> Generator[None]:
     except OSError as error:
         words = f"{error.filename or 'a file'}: {error.strerror or error}"
         raise DeviceFault(words) from error
+
+
+class Newer(DeviceFault):
+    """The files are of a newer version, which may come back: they are not made anew by themselves."""
 
 
 class Folder:
@@ -65,13 +71,19 @@ class Folder:
             self._lock = -1
 
     def prepare(self) -> None:
-        """Files that Chroma may open: ours, and of no newer version."""
+        """Files that Chroma may open, new ones where there are none. Newer: of a newer version."""
         self.lock()
         with _translated():
             self._sweep()
-            if not self.path.exists():
-                _make(self.path)
-        _check(self.path)
+            found = _mark(self.path)
+            if found is None:
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(self.path)
+                _make(self._new)
+                self._new.rename(self.path)
+                _sync(self._owner)
+                return
+        _check(self.path, *found)
 
     def fresh(self) -> Path:
         """An empty directory for the files that `swap` puts in place."""
@@ -133,17 +145,21 @@ def _make(path: Path) -> None:
     _sync(path)
 
 
-def _check(path: Path) -> None:
-    """DeviceFault: somebody else's files, or of a version that we may not understand."""
+def _mark(path: Path) -> tuple[int, str] | None:
+    """The form of the files and Chroma's version; None when the mark is missing or damaged."""
     try:
-        told = json.loads((path / _MARK).read_text(encoding="utf-8"))
-        found, theirs = int(told["format"]), str(told["chroma"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DeviceFault(f"{path} is not of this system: {_MARK} in it cannot be read") from error
+        written = json.loads((path / _MARK).read_text(encoding="utf-8"))
+        return int(written["format"]), str(written["chroma"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check(path: Path, form: int, theirs: str) -> None:
+    """Newer: the files are of a version that this one may not understand."""
     ours = version("chromadb")
-    if found > _FORMAT or _parts(theirs) > _parts(ours):
-        words = f"{path} was written by Chroma {theirs} (form {found}), this is {ours} ({_FORMAT})"
-        raise DeviceFault(words)
+    if form > _FORMAT or _parts(theirs) > _parts(ours):
+        words = f"{path} was written by Chroma {theirs} (form {form}), this is {ours} ({_FORMAT})"
+        raise Newer(words)
 
 
 def _parts(told: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 Whatever goes wrong with an owner's store closes it, and its searches score every page meanwhile.
 It is tried again after a growing pause, from the beginning: opened, compared, brought up to date.
-Child process only.
+Files that stay unusable are made anew, as all in them is derived. Child process only.
 """
 
 import time
@@ -20,7 +20,7 @@ from llmasos.kernel import limits
 from llmasos.kernel.errors import DeviceFault
 
 from . import work
-from .folder import Folder
+from .folder import Folder, Newer
 from .frames import LIVES, Settings
 from .held import Held, Space
 from .rows import Places, Vectors
@@ -29,6 +29,7 @@ from .work import Chroma, Lost
 _WRITE_ROWS, _WRITE_BYTES = 256, 16 * 1024 * 1024  # at once; fewer cost more each
 _DELETE_ROWS = 1000  # at once
 _PRUNE_S = 5.0  # without a change: what Chroma has and nobody handed over is deleted
+_ANEW = 3  # tries that failed one after the other: then the files are made anew
 _SAME = 1e-5  # between a number and what Chroma gives back for it
 _REBUILD = "`llmasos mem fsck --rebuild` makes them anew"
 
@@ -39,6 +40,8 @@ class Trouble:
 
     pause_s: float
     due: float
+    tries: int = 1  # that failed, one after the other
+    newer: bool = False  # the files are of a newer version
 
 
 class Upkeep:
@@ -111,6 +114,23 @@ class Upkeep:
         if self._attempt(path, self._round):
             self.touch(path)
 
+    def _is_due_anew(self, path: str) -> bool:
+        trouble = self._troubles.get(path)
+        if trouble is None or trouble.newer or self._url:
+            return False
+        return trouble.tries >= _ANEW and time.monotonic() >= trouble.due
+
+    def _anew(self, path: str) -> None:
+        """New files instead of those that cannot be used."""
+        self._end()
+        try:
+            self._renew_files(path)
+        except DeviceFault:
+            self._end()  # with the new files, which it has open
+            raise
+        self._release(path)
+        self._troubles[path].tries = 0
+
     def _attempt(self, path: str, do: Callable[[str], bool]) -> bool:
         """Work on a store; what goes wrong is noted. True: something is left to be done."""
         try:
@@ -127,9 +147,7 @@ class Upkeep:
         return left
 
     def _fail(self, path: str, error: DeviceFault) -> None:
-        before = self._troubles.get(path)
-        pause_s = min(before.pause_s * 2, limits.CHROMA_RETRY_LAST_S) if before else self._first_s
-        self._troubles[path] = Trouble(pause_s, time.monotonic() + pause_s)
+        self._troubles[path] = self._next_try(path, newer=isinstance(error, Newer))
         what = f"the Chroma server {self._url}" if self._url else "Chroma's files"
         words = f"{what} cannot be used ({error.message}), so every page is scored"
         self._held.note(path, f"{words}; it is tried again, and {_REBUILD}")
@@ -138,6 +156,16 @@ class Upkeep:
             self._lost()
         else:
             self._shut(path)
+
+    def _next_try(self, path: str, *, newer: bool) -> Trouble:
+        """After a growing pause. What was asked for meanwhile, and failed too, changes nothing."""
+        now, before = time.monotonic(), self._troubles.get(path)
+        if before is None:
+            return Trouble(self._first_s, now + self._first_s, 1, newer)
+        if now < before.due:
+            return before
+        pause_s = min(before.pause_s * 2, limits.CHROMA_RETRY_LAST_S)
+        return Trouble(pause_s, now + pause_s, before.tries + 1, newer)
 
     def _lost(self) -> None:
         """The process has ended: every store is closed, and opened again when its turn comes."""
@@ -187,6 +215,8 @@ class Upkeep:
             dropped, spaces = list(owner.dropped), list(owner.spaces.items())
         if not dropped and not spaces:
             return False
+        if self._is_due_anew(path):
+            self._anew(path)
         place = self._opened(path)
         for number in dropped:
             self._chroma.ask(work.DROP, place, number)

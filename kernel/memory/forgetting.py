@@ -46,8 +46,9 @@ async def forget(
     try:
         await memory.store.write(database, MERGED, frees=True)
         await memory.store.empty_log(database)
-        for copy in memory.directory(owner).glob("*.copy"):
-            copy.unlink(missing_ok=True)
+        for pattern in ("*.copy", "*.part"):  # a migration's, whole or cut short
+            for copy in memory.directory(owner).glob(pattern):
+                copy.unlink(missing_ok=True)
         await meaning.erased(owner, [], ids)
         await meaning.sweep(owner)
         points.passed("forget.renewed")

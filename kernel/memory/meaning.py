@@ -323,10 +323,11 @@ class Meaning:
         if self._facts is not None and owner in self._indexers:
             await self.renew(owner)
             return
-        files = self._memory.directory(owner) / "chroma"
-        await self._memory.files.run(owner, partial(shutil.rmtree, files, ignore_errors=True))
-        if files.exists():
-            raise SyscallError(Errno.EIO, f"{files} cannot be removed", "remove it by hand")
+        for name in ("chroma", "chroma.new", "chroma.old"):  # a renewal may have been cut short
+            files = self._memory.directory(owner) / name
+            await self._memory.files.run(owner, partial(shutil.rmtree, files, ignore_errors=True))
+            if files.exists():
+                raise SyscallError(Errno.EIO, f"{files} cannot be removed", f"rm -r {files}")
 
     async def renew(self, owner: str) -> None:
         """Chroma's files anew, so that nothing of what is gone is left in them. EIO."""

@@ -350,6 +350,8 @@ async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
     """The file was written by version 1: processes did not end with a connection nor had bounds."""
     old = Path(__file__).parent / "data" / "processes.v1.db"
     shutil.copy(old, tmp_path / "processes.db")
+    part = tmp_path / ".processes.db.v1.copy.part"  # of a migration that was killed
+    part.write_bytes(b"half")
     with closing(sqlite3.connect(tmp_path / "processes.db")) as rows, rows:
         rows.execute("UPDATE processes SET state = 'zombie', code = 143 WHERE pid = 7")
     store = Store(tmp_path)
@@ -362,6 +364,7 @@ async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
     assert (alive.state, alive.ended_at) == (State.READY, 0)
     assert (ended.state, ended.ending) == (State.ENDED, Exit(7, 143, ""))
     assert time.time() - 60 < ended.ended_at <= time.time()
+    assert not part.exists()
     copy = tmp_path / "processes.db.v1.copy"
     with sqlite3.connect(copy) as kept:
         assert kept.execute("PRAGMA user_version").fetchone() == (1,)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import limits
+from llmasos.kernel import limits, secrets
 from llmasos.userland.cli import exits
 from tests.conftest import LIMIT_S, Machine, documents
 
@@ -38,6 +38,14 @@ def test_a_secret_is_kept_in_a_file_of_its_owner_alone(machine: Machine) -> None
     assert sorted(os.listdir(machine.paths.secrets)) == ["also"]
     # Files are all that it takes.
     assert not machine.paths.socket.exists()
+
+
+def test_what_a_killed_writer_left_behind_does_not_stay(tmp_path: Path) -> None:
+    left = tmp_path / ".mine.new"
+    left.write_text(KEY)
+    secrets.put(tmp_path, "mine", "another", keyring=False)
+    assert os.listdir(tmp_path) == ["mine"]
+    assert secrets.read(tmp_path, "mine") == "another"
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def _written(path: Path, *, force: bool) -> Generator[TextIO]:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
+        draft.unlink(missing_ok=True)  # of a process that was killed and had our number
         descriptor = os.open(draft, flags, 0o600)
     except OSError as error:
         errno = Errno.ENOENT if isinstance(error, FileNotFoundError) else Errno.EINVAL
