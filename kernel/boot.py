@@ -107,6 +107,7 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
                 machine.journal.append(Entry("boot", note=f"up {plan.system}"))
                 ready(machine)  #                             6  tell whoever started us
                 jobs.run("mount", _mount, machine, plan)  #   7  engines load meanwhile
+                jobs.run("recall start", machine.meaning.begin)
                 jobs.run("garbage", garbage.tend, machine)
                 if plan.collect_after_s:
                     jobs.run("collect ended", collecting.collect, machine, plan.collect_after_s)

@@ -38,7 +38,7 @@ def _translated() -> Generator[None]:
 
 
 class Newer(DeviceFault):
-    """The files are of a newer version, which may come back: they are not made anew by themselves."""
+    """The files are of a newer version, which may come back: only a renewal replaces them."""
 
 
 class Folder:

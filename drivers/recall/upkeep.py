@@ -29,7 +29,9 @@ from .work import Chroma, Lost
 _WRITE_ROWS, _WRITE_BYTES = 256, 16 * 1024 * 1024  # at once; fewer cost more each
 _DELETE_ROWS = 1000  # at once
 _PRUNE_S = 5.0  # without a change: what Chroma has and nobody handed over is deleted
-_ANEW = 3  # tries that failed one after the other: then the files are made anew
+# Tries that failed one after the other until the files are made anew, and until the next time:
+# it ends Chroma's process, which the other owners need, too.
+_ANEW, _ANEW_EVERY = 2, 3
 _SAME = 1e-5  # between a number and what Chroma gives back for it
 _REBUILD = "`llmasos mem fsck --rebuild` makes them anew"
 
@@ -118,7 +120,7 @@ class Upkeep:
         trouble = self._troubles.get(path)
         if trouble is None or trouble.newer or self._url:
             return False
-        return trouble.tries >= _ANEW and time.monotonic() >= trouble.due
+        return trouble.tries % _ANEW_EVERY == _ANEW and time.monotonic() >= trouble.due
 
     def _anew(self, path: str) -> None:
         """New files instead of those that cannot be used."""

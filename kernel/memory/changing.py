@@ -45,7 +45,7 @@ async def _instead(
     one = dataclasses.replace(one, created=created or None)
     row = rows.page_row(table.owner, page, one, message=int(message), call=int(call))
     table.tokens += one.tokens - int(tokens)
-    memory.waiting += 1
+    memory.lags.add(table.owner, 1)
     who = f"by {table.owner}{'' if found[4] == one.author else OTHERS}"
     return who, [row, *schema.followed(page, page)]
 

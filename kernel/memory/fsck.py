@@ -116,7 +116,7 @@ async def _new_words(check: _Check) -> None:
 # --- vectors --------------------------------------------------------------------------------------
 async def _vectors(check: _Check) -> list[str]:
     sql = """SELECT count(*) FROM pages WHERE id NOT IN (SELECT id FROM vectors)
-             AND id NOT IN (SELECT id FROM todo)"""
+             AND id NOT IN (SELECT id FROM todo) AND id NOT IN (SELECT id FROM refused)"""
     lost = await check.number(sql)
     spare = await check.number(
         "SELECT count(*) FROM vectors WHERE id NOT IN (SELECT id FROM pages)"
@@ -129,9 +129,10 @@ async def _new_vectors(check: _Check) -> None:
     await check.write([
         ("DELETE FROM vectors", ()),
         ("DELETE FROM derived WHERE name IN ('vectors', 'numbers')", ()),
-        ("INSERT OR IGNORE INTO todo SELECT id FROM pages", ()),
+        ("DELETE FROM refused", ()),
+        (f"INSERT OR IGNORE INTO todo SELECT id, {schema.NOW} FROM pages", ()),
     ])  # fmt: skip
-    await check.memory.count_waiting()
+    await check.memory.count_waiting(check.owner)
     spaces = await check.memory.read(check.owner, "SELECT space FROM spaces")
     await check.meaning.erased(check.owner, [int(row[0] or 0) for row in spaces])
 

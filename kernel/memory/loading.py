@@ -1,13 +1,14 @@
 """The page tables of an owner as they stand in the database, read once when the machine starts."""
 
-from ..database import Database
+from ..database import Database, Row
 from ..store import Store
 from . import rows
+from .lag import COUNTED
 from .table import Range, Table
 
 
-def load_tables(store: Store, database: Database, owner: str) -> tuple[list[Table], int]:
-    """An owner's tables, without their windows; and how many pages wait for their vectors.
+def load_tables(store: Store, database: Database, owner: str) -> tuple[list[Table], Row]:
+    """An owner's tables, without their windows; and how far the vectors lag behind.
 
     SyscallError, ValueError or TypeError when the database cannot be read.
     """
@@ -26,5 +27,4 @@ def load_tables(store: Store, database: Database, owner: str) -> tuple[list[Tabl
         table = tables.get(int(row[0] or 0))
         if table is not None:
             table.marks[int(row[1] or 0)] = rows.mark(row)
-    waiting = int(store.read(database, "SELECT count(*) FROM todo")[0][0] or 0)
-    return list(tables.values()), waiting
+    return list(tables.values()), store.read(database, COUNTED)[0]

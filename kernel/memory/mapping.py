@@ -204,7 +204,7 @@ async def _store(
         ids = [schema.page_id(space, at + index) for index in range(len(some))]
         statements = await memory.files.run(owner, _rows, owner, ids, some)
         await memory.store.write(database, [*statements, *schema.followed(ids[0], ids[-1])])
-        memory.waiting += len(ids)
+        memory.lags.add(owner, len(ids))
     known = "UPDATE spaces SET source = ?, digest = ?, count = ? WHERE space = ?"
     last = schema.page_id(space, len(pages) - 1)
     await memory.store.write(

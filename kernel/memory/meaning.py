@@ -1,14 +1,17 @@
-"""Pages become vectors behind everybody's back, and the recall device is kept informed.
+"""Pages become vectors in the background, and the recall device is kept informed.
 
 Vectors stand in the owner's database; the device holds copies, and whatever it forgets by dying is
-handed over again. It is started when somebody first needs it: a conversation within half of its
-window never does. Pages wait in the table `todo`, so that a crash loses none of them.
+handed over again. It is started soon after boot when there are pages, otherwise when somebody first
+needs it: a conversation within half of its window never does. Pages wait in the table `todo`, so
+that a crash loses none of them; those that the embedder refused stand in `refused`, until there is
+another embedder.
 """
 
 import logging
+import math
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +23,9 @@ from ..driver import Likeness, Reach, Recall, RecallFacts
 from ..errors import DeviceFault, Errno, SyscallError
 from ..supervisor import Supervisor
 from . import schema
+from .indexing import Embed, Indexer, embedded
 from .memory import Memory
+from .refusing import look_again, refuse
 
 log = logging.getLogger(__name__)
 # A document's name is a word to find it by, and says nothing of what a page of it means.
@@ -34,19 +39,6 @@ _VECTORS = "SELECT id, vector FROM vectors WHERE id BETWEEN ? AND ? ORDER BY id 
 _MADE_BY = "INSERT OR IGNORE INTO derived VALUES('vectors', ?), ('numbers', ?)"
 _NUMBERS = "SELECT version FROM derived WHERE name = 'numbers'"
 _REBUILD = "`llmasos mem fsck --rebuild` makes them anew"
-Embed = Callable[[Sequence[str]], Awaitable[Sequence[bytes]]]
-
-
-@dataclass(slots=True)
-class Indexer:
-    """What is known of one owner's vectors."""
-
-    loaded: set[int] = field(default_factory=set[int])  # spaces that the device holds
-    lock: anyio.Lock = field(default_factory=anyio.Lock)
-    news: anyio.Event = field(default_factory=anyio.Event)
-    coming: int = 0  # pages whose vectors are being kept and handed over
-    running: bool = False
-    misfit: str = ""  # why new vectors cannot stand beside those that are there
 
 
 class Meaning:
@@ -58,11 +50,13 @@ class Meaning:
         self._indexers: dict[str, Indexer] = {}
         self._facts: RecallFacts | None = None
         self._started = False
-        self._tried = anyio.Event()  # to start it
+        self._tried = anyio.Event()  # the first try to start it has ended
         self.embedder: tuple[str, Embed] | None = (
             None  # another one than the device's, with its name
         )
         self.off = device is None  # by configuration
+        if self.off:
+            self._tried.set()
         self.trouble = "recall is by words only: memory_embedder is none" if self.off else ""
 
     # --- what the device tells --------------------------------------------------------------------
@@ -106,6 +100,13 @@ class Meaning:
             await self._device.stop()
 
     # --- who needs it -----------------------------------------------------------------------------
+    async def begin(self) -> None:
+        """Soon after boot, for all who have pages: so that the first question finds it ready."""
+        await anyio.sleep(limits.RECALL_BOOT_S)
+        for owner in self._memory.owners():
+            if any(table.tokens for table in self._memory.tables.of(owner)):
+                self.want(owner)
+
     def want(self, owner: str) -> None:
         """From now on this owner's pages are found by meaning, too."""
         if self._device is None:
@@ -137,15 +138,19 @@ class Meaning:
     ) -> Likeness:
         """How near pages are to a question. What is missing is told in the note."""
         self.want(owner.name)
+        with anyio.move_on_after(limits.RECALL_FIRST_S):
+            await self._tried.wait()
         nothing = Likeness((), (), 0.0, 0.0, note=self.trouble)
         indexer = self._indexers.get(owner.name)
         if self._device is None or indexer is None or self._facts is None:
             return nothing
-        with anyio.move_on_after(limits.RECALL_S):
+        known = indexer.loaded.issuperset(part.space for part in parts)
+        patience_s = limits.RECALL_S if known else limits.RECALL_FIRST_S
+        with anyio.move_on_after(patience_s):
             # Counted before the search: what comes meanwhile may be missed.
-            waiting, refused = await self._standing(owner.name, indexer)
-            if refused or indexer.misfit:
-                return replace(nothing, note=refused or indexer.misfit)
+            waiting, indexer.other = await self._standing(owner.name, indexer)
+            if indexer.other or indexer.misfit:
+                return replace(nothing, note=indexer.other or indexer.misfit)
             try:
                 asked = await self._asked(question)
                 await self._load_all(owner.name, indexer, [part.space for part in parts])
@@ -159,7 +164,7 @@ class Meaning:
                 words = f"{waiting} pages are found by words only, for a moment"
                 return replace(found, note=words)
             return found
-        words = f"recall is by words only: no answer within {limits.RECALL_S:g} s"
+        words = f"recall is by words only: no answer within {patience_s:g} s"
         return replace(nothing, note=words)
 
     async def _asked(self, question: str) -> str | bytes:
@@ -181,41 +186,65 @@ class Meaning:
         return max(int(todo or 0), indexer.coming), refused
 
     async def _follow(self, owner: str, indexer: Indexer) -> None:
-        """Index whatever waits, as long as there is a device."""
+        """Index whatever waits, as long as there is a device; after a failure again, and later."""
+        pause_s = limits.INDEX_RETRY_FIRST_S
         while True:
             indexer.news = anyio.Event()
+            retry_s = math.inf
             try:
                 while self.made_by and await self._index_some(owner, indexer):
-                    pass
-            except DeviceFault as error:
-                log.info("indexing waits: %s", error)
+                    pause_s = limits.INDEX_RETRY_FIRST_S
+                indexer.stuck = ""
             except SyscallError as error:
-                log.warning("pages of %s are not indexed: %s", owner, error)
-            await indexer.news.wait()
+                log.warning("pages of %s are not indexed for now: %s", owner, error)
+                indexer.stuck = error.message
+                retry_s, pause_s = pause_s, min(2 * pause_s, limits.INDEX_RETRY_LAST_S)
+            with anyio.move_on_after(retry_s):
+                await indexer.news.wait()
 
     async def _index_some(self, owner: str, indexer: Indexer) -> bool:
         """A batch of pages. False: nothing waits, or nothing may be done."""
         if self._device is None or self._facts is None:
             return False
-        if (await self._standing(owner, indexer))[1]:
+        _, indexer.other = await self._standing(owner, indexer)
+        if indexer.other:
             return False
-        rows = await self._memory.read(owner, _WAITING, limits.INDEX_PAGES)
+        if indexer.looked != self.made_by:
+            await look_again(self._memory, owner, self.made_by)
+            indexer.looked = self.made_by
+        rows = await self._memory.read(owner, _WAITING, indexer.pace.pages)
         if not rows:
             return False
-        texts = [str(row[1]) for row in rows]
+        texts = {int(row[0] or 0): str(row[1]) for row in rows}
         embed = self.embedder[1] if self.embedder is not None else self._device.embed
-        vectors = await embed(texts)
-        await self._check_size(owner, indexer, len(vectors[0]) // 4)
-        points.passed("index.embedded")
-        ids = [int(row[0] or 0) for row in rows]
-        indexer.coming = len(ids)  # they wait no more when they are kept, and are found a bit later
-        try:
-            await self._keep(owner, indexer, dict(zip(ids, vectors, strict=True)))
-        finally:
-            indexer.coming = 0
-        points.passed("index.added")
-        await self._memory.count_waiting()
+        made = await embedded(embed, texts, indexer.pace)
+        if made.refused:
+            await refuse(self._memory, owner, self.made_by, made.refused)
+        if made.vectors:
+            await self._check_size(owner, indexer, len(next(iter(made.vectors.values()))) // 4)
+            points.passed("index.embedded")
+            indexer.coming = len(made.vectors)  # kept, they wait no more, and are found a bit later
+            try:
+                await self._keep(owner, indexer, made.vectors)
+            finally:
+                indexer.coming = 0
+            points.passed("index.added")
+        await self._memory.count_waiting(owner)
         return True
+
+    def state(self, owner: str) -> tuple[str, str]:
+        """How far this owner's vectors are: off, idle, current, running, stuck; and why."""
+        if self.off:
+            return "off", ""
+        if not self._memory.lags.of(owner).waiting:
+            return "current", ""
+        indexer = self._indexers.get(owner)
+        if not self._started or indexer is None:
+            return "idle", "nobody has searched yet"
+        if not self._tried.is_set():
+            return "running", "the recall process is starting"
+        why = self.trouble or indexer.other or indexer.misfit or indexer.stuck
+        return ("stuck", why) if why else ("running", "")
 
     async def _check_size(self, owner: str, indexer: Indexer, numbers: int) -> None:
         """EINVAL: an embedder of the same name makes vectors of another size now."""
@@ -227,7 +256,7 @@ class Meaning:
             indexer.misfit = f"recall is by words only: {words}; {_REBUILD}"
             raise SyscallError(Errno.EINVAL, words, _REBUILD)
 
-    async def _keep(self, owner: str, indexer: Indexer, made: dict[int, bytes]) -> None:
+    async def _keep(self, owner: str, indexer: Indexer, made: Mapping[int, bytes]) -> None:
         """New vectors to the disk and to the device, but for pages that are gone meanwhile."""
         numbers = len(next(iter(made.values()))) // 4
         statements: list[Statement] = [(_MADE_BY, (self.made_by, numbers))]
@@ -241,7 +270,7 @@ class Meaning:
             left = {page: vector for page, vector in made.items() if page in still}
             await self._hand_over(owner, indexer, left)
 
-    async def _hand_over(self, owner: str, indexer: Indexer, made: dict[int, bytes]) -> None:
+    async def _hand_over(self, owner: str, indexer: Indexer, made: Mapping[int, bytes]) -> None:
         """New vectors to the device; of a space that it does not know, all of them."""
         by_space: dict[int, list[int]] = {}
         for page in made:

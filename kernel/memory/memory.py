@@ -23,6 +23,7 @@ from ..store import Store
 from ..turns import Turns
 from ..values import Message, Role
 from . import rows, schema
+from .lag import COUNTED, Lags
 from .layout import Stored
 from .loading import load_tables
 from .rows import Change, Moved, Turn, Written, runs, stored
@@ -48,7 +49,7 @@ class Memory:
         self.unread: set[int] = set()  # pids whose window is still on disk
         self.forgets: Counter[str] = Counter()  # times, by owner: what was read before may be gone
         self.files = Turns(limits.OWNER_FILES, limits.FILES)  # by owner: what maps files
-        self.waiting = 0  # pages whose vectors are still to come; looked at when some were made
+        self.lags = Lags()  # pages that are not found by meaning yet
         owners = store.directory / "owners"
         owners.mkdir(mode=0o700, exist_ok=True)
         for directory in owners.iterdir():
@@ -76,12 +77,12 @@ class Memory:
     def _load(self, owner: str) -> None:
         """A database that cannot be read is its owner's misfortune, and nobody else's."""
         try:
-            tables, waiting = load_tables(self.store, self.database(owner), owner)
+            tables, lag = load_tables(self.store, self.database(owner), owner)
         except (SyscallError, ValueError, TypeError) as error:
             path = self.directory(owner) / _FILE
             self.withhold(owner, error if isinstance(error, SyscallError) else damaged(path, error))
             return
-        self.waiting += waiting
+        self.lags.counted(owner, lag)
         for table in tables:
             self.tables.add(table)
             self.unread.add(table.pid)
@@ -184,10 +185,9 @@ class Memory:
         found = {int(p or 0): int(t or 0) for p, t in await self.read(table.owner, sql, asked)}
         return {number: found[page] for number, page in ids.items() if page in found}
 
-    async def count_waiting(self) -> None:
+    async def count_waiting(self, owner: str) -> None:
         """How many pages wait for their vectors, counted anew."""
-        rows = [await self.read(owner, "SELECT count(*) FROM todo") for owner in self._owners]
-        self.waiting = sum(int(row[0][0] or 0) for row in rows)
+        self.lags.counted(owner, (await self.read(owner, COUNTED))[0])
 
     async def by_id(self, owner: str, ids: Sequence[int]) -> list[Row]:
         if not ids:
@@ -272,7 +272,7 @@ class Memory:
             rows.page_row(table.owner, page, one, message=table.messages, call=call)
             for page, one in zip(ids, pages, strict=True)
         ]
-        self.waiting += len(ids)
+        self.lags.add(table.owner, len(ids))
         table.messages += pages[-1].message + 1
         table.tokens += sum(one.tokens for one in pages)
         return [*statements, *schema.followed(ids[0], ids[-1])]

@@ -29,6 +29,7 @@ def signs_of(bits: int) -> Signs:
 
 COMING = "coming"  # the source of a space whose document is not whole yet
 SPAN = 32  # bits of a place
+NOW = "(julianday('now') - 2440587.5) * 86400.0"  # Unix seconds, on every SQLite
 NEAR = 2  # pages on each side that belong to a page's window
 _FIRST = """
   CREATE TABLE owner(key_id TEXT); INSERT INTO owner VALUES(NULL);
@@ -95,7 +96,16 @@ _HELD = """
   ALTER TABLE tables ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
   UPDATE tables SET held = tokens WHERE window IS NULL
 """
-SCHEMA = Schema("pages", (_FIRST, _SPACES, _HELD), functions={"indexed": indexed, "signs": signs})
+# Since when a page waits for its vector, and pages that an embedder refused.
+_REFUSED = f"""
+  ALTER TABLE todo ADD COLUMN since REAL NOT NULL DEFAULT 0;
+  UPDATE todo SET since = {NOW};
+  CREATE TABLE refused(id INTEGER PRIMARY KEY, made_by TEXT NOT NULL, why TEXT NOT NULL,
+    time REAL NOT NULL)
+"""
+SCHEMA = Schema(
+    "pages", (_FIRST, _SPACES, _HELD, _REFUSED), functions={"indexed": indexed, "signs": signs}
+)
 
 # Something of pages that are gone is left in an index.
 DIRTY: Statement = ("INSERT OR IGNORE INTO derived VALUES('dirty', '1')", ())
@@ -138,7 +148,7 @@ def followed(low: int, high: int) -> list[Statement]:
     return [
         (_TURNS_OF, (low, high)),
         *_windows(max(low - NEAR, low >> SPAN << SPAN), high - NEAR),
-        ("INSERT INTO todo SELECT id FROM pages WHERE id BETWEEN ? AND ?", (low, high)),
+        (f"INSERT INTO todo SELECT id, {NOW} FROM pages WHERE id BETWEEN ? AND ?", (low, high)),
     ]
 
 
@@ -164,7 +174,7 @@ def erased(low: int, high: int) -> list[Statement]:
         (_LEAVE_NEARS, (before[0], after[1])),
         (_LEAVE_TURNS, (low, high)),
         *((f"DELETE FROM {table} WHERE id BETWEEN ? AND ?", (low, high))
-          for table in ("pages", "vectors", "todo")),
+          for table in ("pages", "vectors", "todo", "refused")),
         ("DELETE FROM told WHERE summary BETWEEN ? AND ?", (low, high)),
         ("DELETE FROM told WHERE page BETWEEN ? AND ?", (low, high)),
         (_NEARS_OF, before),

@@ -15,7 +15,8 @@ from .call import Call
 def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
     processes = m.processes.all()
     busy = [p for p in processes if p.call]
-    counters, owner = m.counters, call.caller.owner
+    counters, owner, lag = m.counters, call.caller.owner, m.memory.lags.total()
+    indexing, why = m.meaning.state(owner)
     m.sizes.look(m.journal, counters)
     return v.Stat(
         system=m.system, os_pid=machine.OS_PID, uptime_s=round(time.monotonic() - m.started, 3),
@@ -30,7 +31,9 @@ def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
         hard_faults=m.faults.total.hard, evictions=m.faults.total.evicted,
         thrashes=m.faults.total.thrashes, mail=m.mail.held,
         damages=[one for one in m.store.damages.all if owner in (m.owner, one.owner)],
-        pages_waiting=0 if m.meaning.off else m.memory.waiting,
+        pages_waiting=0 if m.meaning.off else lag.waiting,
+        waiting_since=0.0 if m.meaning.off else lag.since,
+        pages_refused=lag.refused, indexing=indexing, indexing_note=why,
         job_failures=m.jobs.failures, jobs=_jobs(m, call.caller.owner),
     )  # fmt: skip
 

@@ -59,6 +59,10 @@ class Stat:
     evictions: int = 0
     thrashes: int = 0  # calls of processes that computed their windows again and again
     pages_waiting: int = 0  # for their vectors
+    waiting_since: float = 0.0  # Unix seconds, of the page that has waited longest; 0: none waits
+    indexing: str = ""  # of the caller's pages: off, idle, current, running, stuck
+    indexing_note: str = ""  # why it is so
+    pages_refused: int = 0  # by the embedder: they are found by words only
     mail: int = 0  # messages that wait in mailboxes
     job_failures: int = 0  # of background jobs, since boot
     jobs: list[JobInfo] = field(default_factory=list[JobInfo])  # those that failed come first

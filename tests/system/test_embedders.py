@@ -38,6 +38,9 @@ def test_a_changed_embedder_is_refused_until_the_vectors_are_made_anew(machine: 
         assert "llmasos mem fsck --rebuild" in refused.note
         assert all("meaning" not in hit.parts or not hit.parts["meaning"] for hit in refused.hits)
         line.call("write_mem", v.WriteMem(pid, "A page of later."), v.Written)
+        stat = line.call("stat", v.Nothing(), v.Stat)
+        assert (stat.pages_waiting, stat.indexing) == (1, "stuck")
+        assert "the embedder is smollm2" in stat.indexing_note
         line.call("fsck", v.Fsck(rebuild=True), v.Checked)
         anew = found(line, pid)
         assert anew.note == ""

@@ -10,7 +10,6 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -233,48 +232,3 @@ def test_no_acknowledged_page_is_lost_at_a_point_of_the_store(machine: Machine, 
         machine.stop()
     assert (ledger.pages_lost, ledger.ids_repeated) == (0, 0)
     assert ledger.count > 5
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("point", [p for p in points.POINTS if not p.startswith("store.")])
-def test_indexes_catch_up_after_a_crash_at_a_point(machine: Machine, point: str) -> None:
-    machine.start(*START)
-    with Line(machine.paths.socket) as line:
-        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
-    machine.stop()
-    machine.environment["LLMASOS_DIE_AT"] = point
-    machine.start(*START)
-    texts = ["The dog is called Bello.", "The vault opens with tangerine.", "Bread needs time."]
-    kept: list[str] = []
-    with pytest.raises(SyscallError) as caught, Line(machine.paths.socket) as line:
-        for text in texts:
-            line.call("write_mem", v.WriteMem(pid, text), v.Written)
-            kept.append(text)
-        while line.call("search_mem", v.SearchMem(pid, "pets"), v.Hits).note:
-            pass
-        line.call("forget", v.Forget(pid, 0), v.Forgotten)
-    assert caught.value.errno in DEAD
-    assert machine.reap() == -9
-    del machine.environment["LLMASOS_DIE_AT"]
-    machine.start(*START)
-    with Line(machine.paths.socket) as line:
-        found = list(read(line, pid).values())
-        gone = {texts[0]} if point.startswith("forget") else set[str]()
-        assert found == [text for text in kept if text not in gone]
-        while True:
-            reply = line.call("search_mem", v.SearchMem(pid, "Which fruit opens it?"), v.Hits)
-            if not reply.note:
-                break
-        assert {hit.page.text for hit in reply.hits} >= set(found)
-        assert all("meaning" in hit.parts for hit in reply.hits)
-        # Chroma's files are held for a moment by the process that was left over.
-        while line.call("fsck", v.Fsck(), v.Checked).faults == ["Chroma cannot be used"]:
-            pass
-        assert line.call("fsck", v.Fsck(), v.Checked).faults == []
-    machine.stop()
-    if gone:
-        assert not _anywhere(machine.paths.state, b"Bello")
-
-
-def _anywhere(root: Path, what: bytes) -> list[Path]:
-    return [path for path in root.rglob("*") if path.is_file() and what in path.read_bytes()]

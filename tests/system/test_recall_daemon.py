@@ -74,6 +74,32 @@ def test_a_killed_recall_process_costs_no_page_and_comes_back(machine: Machine) 
         assert [page.text for page in after[: len(before)]] == [page.text for page in before]
 
 
+def test_the_first_question_after_a_start_is_answered_by_meaning(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pid = spawn(line)
+        for text in (FACT, "Bread has to rest before it goes into the oven."):
+            line.call("write_mem", v.WriteMem(pid, text), v.Written)
+        by_meaning(line, pid)
+        until_waiting(line, 0)
+    machine.stop()
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        found = search(line, pid)
+        assert found.note == ""
+        assert found.hits[0].parts["meaning"] > 0
+
+
+def test_the_recall_process_starts_with_the_daemon_when_there_are_pages(machine: Machine) -> None:
+    machine.start("--mount", "false", "--memory-embedder", "none")
+    with Line(machine.paths.socket) as line:
+        line.call("write_mem", v.WriteMem(spawn(line), FACT), v.Written)
+    machine.stop()
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        until_waiting(line, 0)  # nobody has asked for anything
+
+
 def test_a_child_finds_its_parents_pages_by_meaning_and_its_own(machine: Machine) -> None:
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:

@@ -4,14 +4,18 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
+from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland.cli import exits, main, show
 from llmasos.userland.cli.table import VERBS, help_text
+from llmasos.userland.line import Line
 from tests.conftest import LIMIT_S, Machine, documents
 
 HEAVY = {"anyio", "asyncio", "pydantic", "subprocess", "sqlite3", "llama_cpp", "casbin"}
@@ -334,6 +338,31 @@ def test_doctor_finds_what_is_wrong_and_how_to_mend_it(machine: Machine) -> None
     checks = {one["name"]: one for one in json.loads(missing.stdout)["checks"]}
     assert checks["compiler"]["status"] == "warn"
     assert all(one["fix"] for one in checks.values() if one["status"] != "ok")
+
+
+def test_doctor_and_status_show_an_index_that_is_stuck(machine: Machine) -> None:
+    def index() -> dict[str, str]:
+        done = machine.llmasos("doctor", "--json", check=False)
+        checks: list[dict[str, str]] = json.loads(done.stdout)["checks"]
+        return next(one for one in checks if one["name"] == "index")
+
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+        line.call("write_mem", v.WriteMem(pid, "My dog is afraid of thunder."), v.Written)
+    assert index()["status"] == "ok"
+    machine.stop()
+    [pages] = machine.paths.state.glob("owners/*/pages.db")
+    with closing(sqlite3.connect(pages)) as database, database:
+        database.execute("INSERT OR REPLACE INTO derived VALUES('vectors', 'another')")
+        database.execute("INSERT OR REPLACE INTO todo SELECT id, time - 200 FROM pages")
+    machine.start("--mount", "false")
+    machine.llmasos("mem", "search", str(pid), "pets")
+    assert index()["status"] == "warn"
+    assert "1 page waits for its vector, for 3m" in index()["what"]
+    assert "the vectors are of another" in index()["what"]
+    status = documents(machine.llmasos("daemon", "status", "--json"))[0]
+    assert (status["pages_waiting"], status["indexing"]) == (1, "stuck")
 
 
 def test_tables_align_and_stay_on_their_lines(capsys: pytest.CaptureFixture[str]) -> None:

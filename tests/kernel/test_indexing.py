@@ -1,0 +1,158 @@
+"""One page that an embedder refuses keeps no other page from having its vector."""
+
+import struct
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import anyio
+import pytest
+
+from llmasos.drivers import recall
+from llmasos.kernel import limits
+from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.memory.indexing import Pace, embedded
+from llmasos.kernel.memory.lag import Lag
+from llmasos.kernel.memory.meaning import Meaning
+from llmasos.kernel.memory.memory import Memory
+from llmasos.kernel.memory.rows import Written
+from llmasos.kernel.process import Process
+from llmasos.kernel.store import Store
+from llmasos.kernel.supervisor import Supervisor
+
+pytestmark = pytest.mark.anyio
+OWNER = "alice"
+UNIT = struct.pack("<4f", 1, 0, 0, 0)
+DEADLINE_S = 60.0
+
+
+class Embedder:
+    """Refuses texts with certain words in them; `dies` as a process does that one text ends."""
+
+    def __init__(self, *, dies: int = 0) -> None:
+        self.calls = 0
+        self._dies = dies  # how often
+        self.down = False
+
+    async def __call__(self, texts: Sequence[str]) -> Sequence[bytes]:
+        self.calls += 1
+        if self.down:
+            raise DeviceFault("the embedder is down")
+        if any("poison" in text for text in texts):
+            self.down = True
+            raise DeviceFault("the embedder died")
+        if any("bad" in text for text in texts):
+            raise SyscallError(Errno.E2BIG, "the text has 9000 tokens, 2048 are allowed")
+        return [struct.pack("<4f", 0, 0, 0, 0) if "nothing" in t else UNIT for t in texts]
+
+
+async def all_of(embed: Embedder, texts: dict[int, str]) -> tuple[set[int], dict[int, str]]:
+    """Index everything as the kernel does, with an embedder that is started again when it died."""
+    pace, vectors, refused = Pace(), set[int](), dict[int, str]()
+    while left := [page for page in texts if page not in vectors and page not in refused]:
+        embed.down = False
+        try:
+            made = await embedded(embed, {p: texts[p] for p in left[: pace.pages]}, pace)
+        except SyscallError:
+            continue
+        vectors |= set(made.vectors)
+        refused |= made.refused
+    return vectors, refused
+
+
+@pytest.mark.parametrize("word", ["bad", "poison", "nothing"])
+@pytest.mark.parametrize("at", [{0}, {70}, {3, 4, 63}, set(range(100))])
+async def test_only_pages_at_fault_are_refused(word: str, at: set[int]) -> None:
+    texts = {page: f"{word if page in at else 'good'} {page}" for page in range(100)}
+    vectors, refused = await all_of(embed := Embedder(), texts)
+    assert set(refused) == at
+    assert vectors == set(texts) - at
+    assert embed.calls < 40 + 20 * len(at)
+
+
+async def test_an_embedder_that_makes_nothing_refuses_no_page() -> None:
+    async def broken(texts: Sequence[str]) -> Sequence[bytes]:
+        raise DeviceFault("no model")
+
+    async def empty(texts: Sequence[str]) -> Sequence[bytes]:
+        return [bytes(16) for _ in texts]
+
+    for embed in (broken, empty):
+        pace = Pace()
+        for count in (64, 1, 1, 1):
+            with pytest.raises(DeviceFault):
+                await embedded(embed, dict.fromkeys(range(count), "text"), pace)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    store = Store(tmp_path)
+    yield store
+    store.close()
+
+
+async def until(memory: Memory, wanted: Lag) -> None:
+    with anyio.fail_after(DEADLINE_S):
+        while (found := memory.lags.of(OWNER)) != wanted:
+            assert found.waiting >= wanted.waiting
+            await anyio.sleep(0.01)
+
+
+async def test_a_refused_page_is_recorded_and_tried_again_with_another_embedder(
+    store: Store, tmp_path: Path
+) -> None:
+    memory = Memory(store)
+    process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
+    pages = [Written(f"{word} page", 2, "note", OWNER) for word in ("good", "bad", "good", "fine")]
+    ids = [page for _, page in await memory.write(process, pages)]
+    assert memory.lags.of(OWNER).waiting == 4
+    device = recall.recall({"embedder": "none"}, tmp_path / "log")
+    async with anyio.create_task_group() as tasks:
+        meaning = Meaning(memory, device, Supervisor(tasks))
+        meaning.embedder = "first", Embedder()
+        assert meaning.state(OWNER) == ("idle", "nobody has searched yet")
+        meaning.want(OWNER)
+        await until(memory, Lag(0, 0.0, 1))
+        assert meaning.state(OWNER) == ("current", "")
+        held = await memory.read(OWNER, "SELECT id FROM vectors ORDER BY id")
+        assert [row[0] for row in held] == [ids[0], ids[2], ids[3]]
+        sql = "SELECT id, made_by, why FROM refused"
+        why = "the text has 9000 tokens, 2048 are allowed"
+        assert await memory.read(OWNER, sql) == [(ids[1], "first", why)]
+
+        async def takes_all(texts: Sequence[str]) -> Sequence[bytes]:
+            return [UNIT for _ in texts]
+
+        await store.write(memory.database(OWNER), [("DELETE FROM derived", ())])
+        meaning.embedder = "second", takes_all
+        meaning.want(OWNER)
+        await until(memory, Lag(0, 0.0, 0))
+        assert len(await memory.read(OWNER, "SELECT id FROM vectors")) == 4
+        tasks.cancel_scope.cancel()
+    await device.stop()
+
+
+async def test_a_failing_embedder_is_tried_again_without_new_pages(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "INDEX_RETRY_FIRST_S", 0.01)
+    memory = Memory(store)
+    process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
+    await memory.write(process, [Written("good page", 2, "note", OWNER)])
+    device = recall.recall({"embedder": "none"}, tmp_path / "log")
+    async with anyio.create_task_group() as tasks:
+        meaning = Meaning(memory, device, Supervisor(tasks))
+        failures = 5
+
+        async def fails_first(texts: Sequence[str]) -> Sequence[bytes]:
+            nonlocal failures
+            failures -= 1
+            if failures > 0:
+                assert failures == 4 or meaning.state(OWNER) == ("stuck", "no model")
+                raise DeviceFault("no model")
+            return [UNIT for _ in texts]
+
+        meaning.embedder = "first", fails_first
+        meaning.want(OWNER)
+        await until(memory, Lag(0, 0.0, 0))
+        tasks.cancel_scope.cancel()
+    await device.stop()

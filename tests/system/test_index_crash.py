@@ -1,0 +1,101 @@
+"""P-08: indexes always catch up, wherever between page and vector the daemon was killed.
+
+One crash for each point always runs; `-m long` does a hundred at each point of the index, every one
+on a machine without files, so that a kill may also meet what is made for the first time.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmasos.kernel import points
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.line import Line
+from tests.system.daemon import Machine
+
+DEAD = (Errno.EPIPE, Errno.ECONNREFUSED)
+START = ("--mount", "false", "--window", "512")
+TEXTS = ["The dog is called Bello.", "The vault opens with tangerine.", "Bread needs time."]
+DEADLINE_S = 120.0  # a guard against hangs
+LOOK_S = 0.05  # between two looks: nobody calls when an index is complete
+CRASHES = 100
+
+
+def eventually(look: Callable[[], object]) -> None:
+    """Until `look` has nothing to report."""
+    until = time.monotonic() + DEADLINE_S
+    while left := look():
+        assert time.monotonic() < until, left
+        time.sleep(LOOK_S)
+
+
+def crash(machine: Machine, point: str) -> tuple[int, list[str]]:
+    """A process and the texts of its pages that were acknowledged before the crash."""
+    kept: list[str] = []
+    machine.environment["LLMASOS_DIE_AT"] = point
+    machine.start(*START)
+    with Line(machine.paths.socket) as line:
+        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+        with pytest.raises(SyscallError) as caught:
+            for text in TEXTS:
+                line.call("write_mem", v.WriteMem(pid, text), v.Written)
+                kept.append(text)
+            eventually(lambda: line.call("search_mem", v.SearchMem(pid, "pets"), v.Hits).note)
+            line.call("forget", v.Forget(pid, 0), v.Forgotten)
+    assert caught.value.errno in DEAD
+    assert machine.reap() == -9
+    del machine.environment["LLMASOS_DIE_AT"]
+    return pid, kept
+
+
+def catches_up(machine: Machine, pid: int, kept: list[str]) -> None:
+    """The next run has all of these pages, by meaning too, and no index lacks any."""
+    machine.start(*START)
+    with Line(machine.paths.socket) as line:
+        pages = line.call("read_mem", v.ReadMem(pid), v.Pages).pages
+        assert [page.text for page in pages] == kept
+        asked = v.SearchMem(pid, "Which fruit opens it?")
+        eventually(lambda: line.call("search_mem", asked, v.Hits).note)
+        hits = line.call("search_mem", asked, v.Hits).hits
+        assert {hit.page.text for hit in hits} >= set(kept)
+        assert all("meaning" in hit.parts for hit in hits)
+        # Chroma's files are held for a moment by the process that was left over.
+        eventually(lambda: line.call("fsck", v.Fsck(), v.Checked).faults)
+        stat = line.call("stat", v.Nothing(), v.Stat)
+        assert (stat.pages_waiting, stat.indexing) == (0, "current")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("point", [p for p in points.POINTS if p.startswith(("index", "forget"))])
+def test_indexes_catch_up_after_a_crash_at_a_point(machine: Machine, point: str) -> None:
+    pid, kept = crash(machine, point)
+    if point.startswith("forget"):
+        kept.remove(TEXTS[0])
+    catches_up(machine, pid, kept)
+    machine.stop()
+    if point.startswith("forget"):
+        assert not _anywhere(machine.paths.state, b"Bello")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("point", [p for p in points.POINTS if p.startswith("index")])
+def test_indexes_catch_up_after_a_hundred_crashes_at_a_point(machine: Machine, point: str) -> None:
+    failed: list[str] = []
+    for number in range(CRASHES):
+        try:
+            catches_up(machine, *crash(machine, point))
+        except AssertionError as error:
+            failed.append(f"run {number}: {error}")
+        machine.shoot()
+        shutil.rmtree(machine.paths.state)
+    print(f"index.catch_up at {point}: {len(failed)} of {CRASHES}")
+    assert failed == []
+
+
+def _anywhere(root: Path, what: bytes) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file() and what in path.read_bytes()]
