@@ -35,6 +35,7 @@ __all__ = [
 
 T = TypeVar("T")
 _STACK_BYTES = 256 * 1024 * 1024  # address space; a text of GRAMMAR_CHARS needs a fifth of it
+_COMPILING = threading.Lock()  # the size of a stack is the process's
 _WORDS_CHARS = 300  # of the library's complaint
 # A step under a grammar stays within tens of milliseconds, a compiled one within 40 MB.
 _LIMITS = llguidance.LLParserLimits(
@@ -155,9 +156,10 @@ def _matches(pattern: str, text: str) -> bool:
 
 def _deeply(build: Callable[[], T]) -> T:
     """Run on a thread with a deep stack: the library follows chains of rules by recursion."""
-    before = threading.stack_size(_STACK_BYTES)
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(build).result()
-    finally:
-        threading.stack_size(before)
+    with _COMPILING:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(build).result()
+        finally:
+            threading.stack_size(before)

@@ -103,7 +103,11 @@ class Call:
         most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
         if (told := self.sampler.told) is not None:
             self._logprobs.append(told)
-        if self.scan.stopped or self.sampler.finished:
+        if self.scan.stopped:
+            # What a stop string cuts is not what the schema asks for.
+            structured = self.admission.sampling.schema is not None
+            self.finish = Finish.LENGTH if structured else Finish.STOP
+        elif self.sampler.finished:
             self.finish = Finish.STOP
         elif full or count >= most:
             self.finish = Finish.LENGTH

@@ -14,6 +14,7 @@ from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.values import Message, Sampling
 
 from .options import LLAMA, Settings
+from .structure import closed
 
 _STOPS = 4  # OpenAI takes so many; the others are looked for here
 _ASCII_CHARS = 4  # a token, in the usual text
@@ -41,7 +42,7 @@ def estimate_prompt(messages: list[Message], *, raw: bool) -> int:
 
 
 def check(settings: Settings, sampling: Sampling) -> None:
-    """ENOTSUP for what this dialect has no field for; EINVAL for a schema that is no JSON."""
+    """ENOTSUP for what this dialect has no field for."""
     for name, free in _LLAMA_ONLY.items():
         value = getattr(sampling, name)
         if settings.dialect != LLAMA and value not in free:
@@ -51,13 +52,12 @@ def check(settings: Settings, sampling: Sampling) -> None:
                 f"{name}{shown}: the OpenAI API has no such field",
                 "leave it out; a llama.cpp server takes it: `--set dialect=llama`",
             )
-    if sampling.schema is not None:
-        schema_of(sampling.schema)
 
 
 def schema_of(text: str) -> dict[str, object]:
+    """The schema that is sent. EINVAL when it is none."""
     try:
-        schema: object = json.loads(text)
+        schema = closed(json.loads(text.removeprefix("\ufeff")))
     except (ValueError, RecursionError) as error:
         raise SyscallError(Errno.EINVAL, f"the schema is not JSON: {error}") from error
     if not isinstance(schema, dict):

@@ -19,6 +19,7 @@ from llmasos.kernel.driver import Admission, Cut, Step
 from llmasos.kernel.errors import DeviceFault, SyscallError
 from llmasos.kernel.values import Finish
 
+from . import structure
 from .asking import estimate, request
 from .events import Events
 from .http import Endpoint, patiently
@@ -69,15 +70,36 @@ class Call:
 
     async def _run(self) -> None:
         try:
-            finish = await patiently(self._attempt, self._settings.retries)
+            await self._finish_with(await patiently(self._attempt, self._settings.retries))
         except SyscallError as error:
             fault = error if isinstance(error, DeviceFault) else None
             self._end(error=fault or DeviceFault(error.message, error.hint))
         except Exception as error:  # ours: the call must end all the same
             log.exception("a call to %s", self._settings.place)
             self._end(error=DeviceFault(f"the remote driver failed: {type(error).__name__}"))
-        else:
+
+    async def _finish_with(self, finish: Finish) -> None:
+        """The end, after a look at an answer that has to satisfy a schema."""
+        schema = self._admission.sampling.schema
+        if self._ended or schema is None or finish is not Finish.STOP:
             self._end(finish=finish)
+        elif self._scan.stopped:
+            self._end(finish=Finish.LENGTH)  # what a stop string cuts is not what was asked for
+        else:
+            self._show(self._scan.flush())
+            words = await asyncio.to_thread(structure.problem, schema, "".join(self._texts))
+            if words:
+                words = f"the answer does not satisfy the schema: {words}"
+                hint = "ask again, or use a model that keeps to schemas"
+                self._end(error=self._endpoint.refusal(words, hint))
+            else:
+                self._end(finish=finish)
+
+    def _show(self, text: str) -> None:
+        """Text that was held back."""
+        if text:
+            self._texts.append(text)
+            self._tell(Step(self._admission.call, text))
 
     async def _attempt(self) -> Finish:
         settings, admission = self._settings, self._admission

@@ -16,7 +16,7 @@ from llmasos.kernel.driver import Admission, Cut, Facts, Listener, Prompt, Step,
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError, TooBig
 from llmasos.kernel.values import Message, Sampling
 
-from . import asking, reading
+from . import asking, reading, structure
 from .call import Call
 from .http import Endpoint, patiently
 from .options import LLAMA, Settings
@@ -195,8 +195,14 @@ class RemoteEngine:
         return len(await self._tokens(text, special=True)) if text else 0
 
     async def check(self, sampling: Sampling) -> None:
-        """ENOTSUP for what the dialect lacks; a grammar is tried on the endpoint."""
+        """ENOTSUP for what the dialect lacks; EINVAL for what a schema cannot have checked.
+
+        A grammar is tried on the endpoint.
+        """
         asking.check(self._settings, sampling)
+        if sampling.schema is not None:
+            asking.schema_of(sampling.schema)
+            await asyncio.to_thread(structure.read, sampling.schema)
         vocab = self._facts.vocab if self._facts else 0
         for token in sampling.bias:
             if vocab and int(token) >= vocab:

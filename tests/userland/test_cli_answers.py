@@ -45,6 +45,32 @@ def test_an_answer_under_a_schema(model: Machine, tmp_path: Path) -> None:
     assert json.loads(text).keys() == {"wet"}
 
 
+@pytest.mark.parametrize("flag", ["--schema", "--grammar"])
+def test_a_cut_answer_with_a_form_is_a_failure(model: Machine, tmp_path: Path, flag: str) -> None:
+    file = tmp_path / "form"
+    schema = '{"type": "array", "items": {"type": "integer"}, "minItems": 50}'
+    file.write_text(schema if flag == "--schema" else 'root ::= "[" ([0-9]+ ","){50,} "]"')
+    words = ("run", "-m", "smollm2", "Count.", "--max-tokens", "5", flag, str(file))
+    done = model.llmasos(*words, check=False)
+    assert done.returncode == exits.FAILED
+    told = done.stderr.decode()
+    assert "the answer was cut after 5 tokens and does not satisfy the" in told
+    assert "--max-tokens" in told
+    done = model.llmasos(*words, "--json", check=False)
+    assert done.returncode == exits.FAILED
+    assert json.loads(done.stdout)["finish"] == "length"
+    assert json.loads(done.stderr)["errno"] == "EPROTO"
+
+
+def test_a_stop_string_in_an_answer_with_a_schema_cuts_it(model: Machine, tmp_path: Path) -> None:
+    file = tmp_path / "answer.json"
+    file.write_text('{"properties": {"wet": {"type": "boolean"}}, "required": ["wet"]}')
+    words = ("run", "-m", "smollm2", "Is it?", "--schema", str(file), "--stop", ":", "--json")
+    done = model.llmasos(*words, check=False)
+    assert done.returncode == exits.FAILED
+    assert json.loads(done.stdout)["finish"] == "length"
+
+
 def test_probabilities_and_bias(model: Machine) -> None:
     first = ask(model, "--logprobs", "2", "--max-tokens", "3")["logprobs"]
     assert len(first) == 3
@@ -68,7 +94,7 @@ def test_vectors_of_words_and_of_lines(model: Machine) -> None:
     ("content", "flag", "words"),
     [
         ("root ::= foo", "--grammar", "line 1, column 10: rule 'foo' is not defined"),
-        ('{"type": "foo"}', "--schema", "refused at /: Invalid type: foo"),
+        ('{"type": "foo"}', "--schema", "refused at /: type is 'foo'"),
         ("{", "--schema", "line 1 column 2"),
     ],
 )

@@ -115,6 +115,11 @@ class Talk:
         else:
             speak("\n")
             self._notice(turn)
+        try:
+            talk.whole(turn, request.sampling)
+        except SyscallError as error:
+            complain(error)
+            return exits.code(error)
         return exits.OK
 
     def _notice(self, turn: talk.Turn) -> None:

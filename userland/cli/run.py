@@ -29,6 +29,7 @@ def run(arguments: Namespace) -> int:
         _show(turn, spawned, arguments)
         if not arguments.keep:
             talk.end(line, spawned.pid)
+    talk.whole(turn, sampling)
     cut = turn.done is None or turn.done.finish is v.Finish.CANCELLED  # by us or by `kill`
     return exits.INTERRUPTED if cut or turn.interrupted else exits.OK
 
@@ -49,7 +50,7 @@ def _show(turn: talk.Turn, spawned: v.Spawned, arguments: Namespace) -> None:
         note(f"[{notice}]")
     if turn.done.finish is v.Finish.CANCELLED:
         note("[interrupted]")
-    if turn.done.finish is v.Finish.LENGTH:
+    if turn.done.finish is v.Finish.LENGTH and not (arguments.schema or arguments.grammar):
         tokens = turn.done.usage.completion_tokens
         note(f"[cut after {tokens} tokens; --max-tokens allows more]")
     if arguments.verbose:

@@ -139,6 +139,19 @@ def interrupting(act: Callable[[], object]) -> Generator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
+def whole(turn: Turn, sampling: v.Sampling) -> None:
+    """EPROTO when an answer that has to have a form was cut before its end."""
+    structured = sampling.schema is not None or sampling.grammar is not None
+    if structured and turn.done is not None and turn.done.finish is v.Finish.LENGTH:
+        what = "schema" if sampling.schema is not None else "grammar"
+        tokens = turn.done.usage.completion_tokens
+        raise SyscallError(
+            Errno.EPROTO,
+            f"the answer was cut after {tokens} tokens and does not satisfy the {what}",
+            f"allow more, as with `--max-tokens {max(2 * tokens, 2 * limits.MAX_TOKENS)}`",
+        )
+
+
 def end(line: Line, pid: int) -> None:
     """End a process and its pages. One that is gone already is fine."""
     try:
