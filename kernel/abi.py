@@ -88,6 +88,8 @@ _ROWS = (
             "change a process's share"),
     Syscall("ps", v.Ps, v.Processes, "/proc", _C, (_E.ESRCH,), "list processes"),
     Syscall("stat", v.Nothing, v.Stat, "/kernel", _C, (), "counters of the kernel"),
+    Syscall("settings", v.Nothing, v.Settings, "/kernel", _C, (),
+            "list the settings that the kernel was started with"),
     Syscall("watch", v.Watch, v.Nothing, "/journal", _C, (_E.EIO,), "follow the journal", v.Events),
     Syscall("attach", v.Attach, v.Exit, "/proc/{pid}/output", _C, (_E.ESRCH,),
             "follow what a process says", v.Output),

@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from typing import cast
 
 import anyio
 
-from . import collecting, disk, garbage, limits, listen
+from . import collecting, disk, garbage, lastrun, limits, listen
 from .abi import TABLE
 from .driver import Driver, Option, Recall, RecallDriver
 from .errors import Errno, SyscallError
@@ -42,7 +42,7 @@ from .supervisor import BackgroundJob, Supervisor
 from .suspect import Suspects
 from .tuning import Tuner
 from .users import Users
-from .values import Event
+from .values import Event, SettingInfo
 from .watch import Followers
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class Plan:
     collect_after_s: float = limits.ENDED_S  # of processes that nobody waits for; 0: never
     pin: bool = False  # the image that is mounted at once
     tune: bool = True  # at the first use of a model that is built in
+    settings: Sequence[SettingInfo] = ()  # all of them, with their origins
     doors: Doors = field(default_factory=Doors)
     user_connections: int = limits.USER_CONNECTIONS  # of each user but the owner
     recall: str = ""  # dotted module of the recall device; "": all is found by words
@@ -97,14 +98,16 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
     """Run the machine until it is told to stop. Raises SyscallError when it cannot come up."""
     with _lock(plan):  #                                      1  nobody else runs here
         store = _store(plan.paths.state)  #                   2  the writers of every database
+        run, before = lastrun.begin(plan.paths.state)
         try:
             async with anyio.create_task_group() as tasks:
                 jobs = Supervisor(tasks)
                 machine = _assemble(plan, store, jobs)  #     3  policy, images, processes, memory
+                _report_last_run(machine, before)
                 await recover(machine)  #                     4  complete what a crash left open
                 await _let_owner_in(machine)
                 servers = await listen.everywhere(plan.paths, machine, plan.doors)  # 5  doors open
-                machine.journal.append(Entry("boot", note=f"up {plan.system}"))
+                machine.journal.append(Entry("boot", note=_up(plan, before)))
                 ready(machine)  #                             6  tell whoever started us
                 jobs.run("mount", _mount, machine, plan)  #   7  engines load meanwhile
                 jobs.run("recall start", machine.meaning.begin)
@@ -126,9 +129,14 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
                 await machine.meaning.stop()
                 machine.journal.append(Entry("boot", note="down"))
                 machine.journal.flush()
+                run.why = machine.why
                 tasks.cancel_scope.cancel()
+        except BaseException as error:
+            run.why = lastrun.failed(error)
+            raise
         finally:
             store.close()  #                                 12  what was queued is written
+            lastrun.end(plan.paths.state, run)
 
 
 def _assemble(plan: Plan, store: Store, jobs: Supervisor) -> Machine:
@@ -166,6 +174,7 @@ def _assemble(plan: Plan, store: Store, jobs: Supervisor) -> Machine:
         shared=plan.doors.shared,
         listens=bool(plan.doors.listen),
         places=plan.user_connections,
+        settings=plan.settings,
         jobs=jobs,
     )
     jobs.report = partial(_journal_job, machine.journal)
@@ -173,6 +182,17 @@ def _assemble(plan: Plan, store: Store, jobs: Supervisor) -> Machine:
         image = images.get(plan.embedder)
         meaning.embedder = f"{image.name} {image.likeness()}", partial(machine.embed, image.name)
     return machine
+
+
+def _up(plan: Plan, before: str) -> str:
+    return f"up {plan.system}; the last run {before}" if before else f"up {plan.system}"
+
+
+def _report_last_run(machine: Machine, before: str) -> None:
+    machine.last_run = before
+    if before:
+        level = logging.INFO if lastrun.is_clean(before) else logging.WARNING
+        log.log(level, "the last run %s", before)
 
 
 def _journal_job(journal: Journal, job: BackgroundJob) -> None:
@@ -274,7 +294,7 @@ async def _leave_when_idle(machine: Machine, idle_exit_s: float) -> None:
             quiet_s = 0.0
         if quiet_s >= idle_exit_s:
             log.info("idle for %.0f s without processes: leaving", quiet_s)
-            machine.stop(drain=True)
+            machine.stop("was stopped by its idle timer", drain=True)
             return
         await anyio.sleep(idle_exit_s - quiet_s)
 

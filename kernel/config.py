@@ -68,6 +68,9 @@ class Config(BaseModel):
     )
 
 
+_FILES = ("tls_cert", "tls_key", "tls_clients")  # settings that name a file
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     name: str
@@ -76,17 +79,24 @@ class Setting:
     description: str
 
 
-def load(paths: Paths, flags: Mapping[str, Any]) -> tuple[Config, list[Setting]]:
-    """The configuration and where each value came from. EINVAL names the wrong value's origin."""
+def load(
+    paths: Paths, flags: Mapping[str, Any], directory: Path | None = None
+) -> tuple[Config, list[Setting]]:
+    """The configuration and where each value came from. EINVAL names the wrong value's origin.
+
+    Relative names of files are below the file's directory, or where they are flags and variables
+    below `directory`; None: below the current one.
+    """
+    here = directory or Path.cwd()
     origins: dict[str, tuple[Any, str]] = {}
     for name, value in _file(paths.config_file).items():
-        origins[name] = (value, str(paths.config_file))
+        origins[name] = (_placed(name, value, paths.config_file.parent), str(paths.config_file))
     for name in Config.model_fields:
         variable = f"LLMASOS_{name.upper()}"
         if variable in os.environ:
-            origins[name] = (os.environ[variable], variable)
+            origins[name] = (_placed(name, os.environ[variable], here), variable)
     for name, value in flags.items():
-        origins[name] = (value, "flag")
+        origins[name] = (_placed(name, value, here), "flag")
     try:
         config = Config.model_validate({name: value for name, (value, _) in origins.items()})
     except ValidationError as error:
@@ -104,6 +114,13 @@ def load(paths: Paths, flags: Mapping[str, Any]) -> tuple[Config, list[Setting]]
         for name, field in Config.model_fields.items()
     ]  # fmt: skip
     return config, settings
+
+
+def _placed(name: str, value: Any, directory: Path) -> Any:
+    """The name of a file with its directory; a home directory may be a ~."""
+    if name not in _FILES or not isinstance(value, str) or not value:
+        return value
+    return str(directory.absolute() / Path(value).expanduser())
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from .supervisor import Supervisor
 from .tuning import Tuner
 from .turns import Turns
 from .users import Users
-from .values import SIGNAL_NUMBERS, Checked, Event, Fork, Hardware, Progress, Signal
+from .values import SIGNAL_NUMBERS, Checked, Event, Fork, Hardware, Progress, SettingInfo, Signal
 from .watch import Followers
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,9 @@ class Machine:
     shared: bool  # other users of the system may connect
     listens: bool  # over TCP
     jobs: Supervisor  # what outlives the call that began it
+    last_run: str = ""  # how the run before this one ended
+    settings: Sequence[SettingInfo] = ()
+    why: str = ""  # this run ends
     started: float = field(default_factory=time.monotonic)
     counters: Counters = field(default_factory=Counters)
     faults: Faults = field(default_factory=Faults)
@@ -134,8 +137,9 @@ class Machine:
         else:
             self.settled.set()
 
-    def stop(self, *, drain: bool) -> None:
+    def stop(self, why: str, *, drain: bool) -> None:
         """Go down. A second time, or without `drain`, calls in flight are not waited for."""
+        self.why = self.why or why
         if self.stopping.is_set() or not drain:
             self.drain = False
             self.hurry()

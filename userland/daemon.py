@@ -26,8 +26,10 @@ from llmasos import __version__
 from llmasos.kernel import boot, config, paths
 from llmasos.kernel.driver import Option
 from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.lastrun import stopped_by
 from llmasos.kernel.listen import Doors
 from llmasos.kernel.machine import Machine
+from llmasos.kernel.values import SettingInfo
 
 log = logging.getLogger("llmasos.daemon")
 DRIVERS = {
@@ -51,7 +53,10 @@ def embedded() -> dict[str, tuple[str, Path]]:
     return images
 
 
-def plan(arguments: argparse.Namespace, settings: config.Config, where: paths.Paths) -> boot.Plan:
+def plan(
+    arguments: argparse.Namespace, settings: config.Config, listed: Sequence[config.Setting],
+    where: paths.Paths,
+) -> boot.Plan:  # fmt: skip
     images = embedded()
     said = settings.model_fields_set  # what nobody said is the driver's to choose
     shape: dict[str, Option] = {
@@ -73,6 +78,7 @@ def plan(arguments: argparse.Namespace, settings: config.Config, where: paths.Pa
         journal_bytes=settings.journal_bytes,
         idle_unload_s=settings.idle_unload_s,
         collect_after_s=settings.collect_after_s,
+        settings=[SettingInfo(one.name, one.value, one.origin) for one in listed],
         pin=settings.pin,
         tune=settings.tune,
         doors=Doors(
@@ -94,7 +100,7 @@ def plan(arguments: argparse.Namespace, settings: config.Config, where: paths.Pa
     )
 
 
-def run(arguments: argparse.Namespace, settings: config.Config, where: paths.Paths) -> None:
+def run(arguments: argparse.Namespace, planned: boot.Plan, where: paths.Paths) -> None:
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
@@ -113,7 +119,7 @@ def run(arguments: argparse.Namespace, settings: config.Config, where: paths.Pat
     async def main() -> None:
         async with anyio.create_task_group() as group:
             await group.start(_stop_on_signals, tasks)
-            await boot.boot(plan(arguments, settings, where), ready)
+            await boot.boot(planned, ready)
             group.cancel_scope.cancel()
 
     anyio.run(main, backend_options={"use_uvloop": find_spec("uvloop") is not None})
@@ -129,7 +135,7 @@ async def _stop_on_signals(
         async for number in signals:
             log.info("signal %d", number)
             for machine in machines:
-                machine.stop(drain=True)
+                machine.stop(stopped_by(number), drain=True)
             if not machines:
                 raise SystemExit(128 + number)
 
@@ -177,6 +183,9 @@ def parser() -> argparse.ArgumentParser:
                 **alone,
             )  # fmt: skip
         sub.add_argument("--private", action="store_true", help="leave when idle")
+        sub.add_argument(
+            "--directory", type=Path, help="relative names of files in flags and variables are here"
+        )
         sub.add_argument("--ready-fd", type=int, help="write a line here when ready")
         sub.add_argument("--json", action="store_true")
         sub.add_argument("--check", action="store_true", help="read the rules, too")
@@ -189,9 +198,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse_args(words)
         flags = {k: v for k, v in vars(arguments).items() if k in config.Config.model_fields}
-        settings, listed = config.load(where, flags)
+        settings, listed = config.load(where, flags, arguments.directory)
         if arguments.verb == "run":
-            run(arguments, settings, where)
+            run(arguments, plan(arguments, settings, listed, where), where)
         else:
             if arguments.check:
                 boot.rules(where)

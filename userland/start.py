@@ -109,7 +109,8 @@ def _launch(where: Paths, arguments: Sequence[str]) -> None:
     log = os.open(where.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         begin = os.fstat(log).st_size
-        run = [*command("run"), "--ready-fd", str(tell), *arguments]
+        here = ["--directory", _here()]  # it stands in / itself
+        run = [*command("run"), "--ready-fd", str(tell), *here, *arguments]
         subprocess.run(
             [*_DETACH, *run], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
             env=_environment(where), pass_fds=(tell,), start_new_session=True, check=True,
@@ -121,6 +122,14 @@ def _launch(where: Paths, arguments: Sequence[str]) -> None:
         for descriptor in (ready, tell, log):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def _here() -> str:
+    """The current directory, which may have been removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
 
 
 def _environment(where: Paths) -> dict[str, str]:

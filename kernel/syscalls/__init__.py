@@ -18,7 +18,7 @@ HANDLERS: Mapping[str, Handler] = {
         pages.read_mem, pages.write_mem, pages.search_mem, pages.pin, pages.evict, pages.mmap,
         pages.munmap, pages.share, pages.forget, pages.trace_mem, pages.fsck, mail.send, mail.recv,
         processes.wait, processes.kill, processes.nice, processes.ps,
-        system.stat, system.watch, system.attach,
+        system.stat, system.settings, system.watch, system.attach,
         models.images, models.image_add, models.image_remove, models.image_tune,
         models.devices, models.mount, models.unmount,
         users.user_add, users.user_list, users.user_remove, users.user_role,

@@ -34,8 +34,12 @@ def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
         pages_waiting=0 if m.meaning.off else lag.waiting,
         waiting_since=0.0 if m.meaning.off else lag.since,
         pages_refused=lag.refused, indexing=indexing, indexing_note=why,
-        job_failures=m.jobs.failures, jobs=_jobs(m, call.caller.owner),
+        last_run=m.last_run, job_failures=m.jobs.failures, jobs=_jobs(m, call.caller.owner),
     )  # fmt: skip
+
+
+def settings(m: Machine, call: Call, request: v.Nothing) -> v.Settings:
+    return v.Settings(list(m.settings))
 
 
 def _jobs(m: Machine, caller: str) -> list[v.JobInfo]:
@@ -122,5 +126,5 @@ async def attach(m: Machine, call: Call, request: v.Attach) -> v.Exit:
 
 
 def shutdown(m: Machine, call: Call, request: v.Shutdown) -> v.Nothing:
-    m.stop(drain=request.drain)
+    m.stop(f"was stopped by {call.caller.owner}", drain=request.drain)
     return v.Nothing()

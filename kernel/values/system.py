@@ -64,9 +64,24 @@ class Stat:
     indexing_note: str = ""  # why it is so
     pages_refused: int = 0  # by the embedder: they are found by words only
     mail: int = 0  # messages that wait in mailboxes
+    last_run: str = ""  # how the run before this one ended; empty: there was none
     job_failures: int = 0  # of background jobs, since boot
     jobs: list[JobInfo] = field(default_factory=list[JobInfo])  # those that failed come first
     damages: list[Damage] = field(default_factory=list[Damage])  # one's own; the owner sees all
+
+
+@dataclass(frozen=True, slots=True)
+class SettingInfo:
+    """A setting as the kernel was started with it."""
+
+    name: str
+    value: bool | int | float | str
+    origin: str  # "flag", a variable's name, the file, or "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    settings: list[SettingInfo]
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ async def running(
                 async with AsyncLLMasOS(socket=where.socket, profile="operator") as client:
                     yield kernels[0], client
             finally:
-                kernels[0].stop(drain=False)
+                kernels[0].stop("the test has ended", drain=False)
 
 
 async def mounted(client: AsyncLLMasOS) -> dict[str, v.DeviceInfo]:

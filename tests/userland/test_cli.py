@@ -65,6 +65,9 @@ WALK: dict[str, list[str]] = {
     "daemon status": [],
     "daemon logs": [],
     "config list": [],
+    "config set": ["window", "2048"],
+    "config get": ["window"],
+    "config unset": ["window"],
     "config path": [],
     "doctor": [],
     "bench": ["syscall", "--tiny"],
@@ -90,6 +93,7 @@ WALK: dict[str, list[str]] = {
     "policy explain": ["r:careful", "ps", "/proc"],
     "policy simulate": ["/dev/null"],
     "policy learn": ["run"],
+    "daemon restart": [],
     "daemon stop": [],
 }
 TYPED = {"chat", "secrets set"}  # what reads stdin

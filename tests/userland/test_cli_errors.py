@@ -24,7 +24,8 @@ LOOK = {
     "daemon status": "",
 }  # fmt: skip
 ALONE = {  # they need none, or are the daemon
-    "daemon start", "daemon run", "daemon logs", "config list", "config path", "doctor", "bench",
+    "daemon start", "daemon restart", "daemon run", "daemon logs", "config list", "config get",
+    "config set", "config unset", "config path", "doctor", "bench",
     "version", "secrets set", "secrets list", "secrets rm", "policy lint",
 }  # fmt: skip
 

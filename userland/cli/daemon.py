@@ -1,6 +1,5 @@
 """Verbs about the kernel's own process. It is started as a process and never imported."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,12 +8,13 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from llmasos.kernel import limits, paths
+from llmasos.kernel import lastrun, limits, paths
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland import start as starter
+from llmasos.userland.line import Line
 
-from . import exits
+from . import config, exits
 from .door import connect
 from .show import card, document, harmless, iso, note, plain, size, span
 
@@ -53,19 +53,52 @@ def run(words: Sequence[str]) -> int:
 
 def stop(arguments: Namespace) -> int:
     with connect() as line:
-        stat = line.call("stat", v.Nothing(), v.Stat)
-        os_pid, busy = stat.os_pid, stat.running + stat.waiting
-        if busy and not arguments.now:
-            note(f"waiting for calls in flight ({busy}), {limits.DRAIN_S:g} s at most")
-        line.call("shutdown", v.Shutdown(drain=not arguments.now), v.Nothing)
-        line.closed()
-    if not starter.gone(os_pid, 4 * limits.DRAIN_S):
-        words = f"the daemon (pid {os_pid}) has closed its socket and is still there"
-        raise SyscallError(Errno.ETIMEDOUT, words, "`llmasos daemon logs` tells what it does")
+        os_pid = _down(line, arguments)
     if arguments.json:
         document({"os_pid": os_pid, "stopped": True})
     else:
         note(f"the daemon (pid {os_pid}) is down")
+    return exits.OK
+
+
+def _down(line: Line, arguments: Namespace) -> int:
+    """Stop the daemon and wait for its end: its pid. ETIMEDOUT."""
+    stat = line.call("stat", v.Nothing(), v.Stat)
+    busy = stat.running + stat.waiting
+    if busy and not arguments.now:
+        note(f"waiting for calls in flight ({busy}), {limits.DRAIN_S:g} s at most")
+    line.call("shutdown", v.Shutdown(drain=not arguments.now), v.Nothing)
+    line.closed()
+    if not starter.gone(stat.os_pid, 4 * limits.DRAIN_S):
+        words = f"the daemon (pid {stat.os_pid}) has closed its socket and is still there"
+        raise SyscallError(Errno.ETIMEDOUT, words, "`llmasos daemon logs` tells what it does")
+    return stat.os_pid
+
+
+def restart(arguments: Namespace) -> int:
+    """Stop the daemon, if one runs, and start it with the flags that it had and those given."""
+    where = paths.find()
+    words: list[str] = []
+    before = 0
+    try:
+        with connect() as line:
+            if line.call("stat", v.Nothing(), v.Stat).private:
+                words.append("--private")
+            given = [*config.flags(config.of(line)), *arguments.extra]
+            config.read(given)  # what makes no sense is refused while there is a daemon still
+            before = _down(line, arguments)
+    except SyscallError as error:
+        if error.errno is not Errno.ECONNREFUSED:
+            raise
+        given = arguments.extra
+    starter.ensure(where, *words, *given)
+    with connect() as line:
+        stat = line.call("stat", v.Nothing(), v.Stat)
+    if arguments.json:
+        document({**plain(stat), "socket": str(where.socket), "before": before or None})
+    else:
+        what = f"was restarted (pid {before} before)" if before else "is up"
+        note(f"the daemon {what}: pid {stat.os_pid} at {where.socket}")
     return exits.OK
 
 
@@ -76,8 +109,12 @@ def status(arguments: Namespace) -> int:
         with connect() as line:
             stat = line.call("stat", v.Nothing(), v.Stat)
     except SyscallError as error:
+        last = lastrun.previous(where.state) if error.errno is Errno.ECONNREFUSED else ""
         if arguments.json:
-            document({"up": False, "socket": str(where.socket), "why": error.message})
+            told = {"up": False, "socket": str(where.socket), "why": error.message}
+            document({**told, "last_run": last})
+        elif last:
+            note(f"the last run {last}")
         raise
     if arguments.json:
         document({**plain(stat), "up": True, "socket": str(where.socket)})
@@ -144,32 +181,3 @@ def _lines(lines: Iterable[str], arguments: Namespace) -> None:
             document({"line": text})
         else:
             print(harmless(text), flush=arguments.follow)
-
-
-# --- configuration ----------------------------------------------------------------------------
-def config_list(arguments: Namespace) -> int:
-    """The daemon's module reads the configuration, so that there is one reader."""
-    words = ["--json"] if arguments.json else []
-    done = subprocess.run([*starter.command("config"), *words], capture_output=True, text=True)
-    if done.returncode:
-        sys.stderr.write(done.stderr)
-        return exits.FAILED
-    if arguments.json:
-        document({"settings": json.loads(done.stdout)})
-    else:
-        sys.stdout.write(done.stdout)
-    return exits.OK
-
-
-def config_path(arguments: Namespace) -> int:
-    where = paths.find()
-    places = {
-        "config": str(where.config_file), "policy": str(where.policy_file),
-        "socket": str(where.socket), "state": str(where.state), "cache": str(where.cache),
-        "log": str(where.log),
-    }  # fmt: skip
-    if arguments.json:
-        document(places)
-    else:
-        card(places)
-    return exits.OK

@@ -20,6 +20,7 @@ _NICE = between(int, limits.NICE_MIN, limits.NICE_MAX)
 _SECONDS = between(float, 0, 1e6)
 _MODEL = option("-m", "--model", help="a model's name or alias")
 _PIDS = option("pids", nargs="+", metavar="PID", type=between(int, 1, 2**53))
+_SETTING = option("name", metavar="SETTING", help="as `config list` shows it")
 _SET = option("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
               help="an option of its driver, as window=4096; repeatable")  # fmt: skip
 _SAMPLING = (
@@ -162,6 +163,10 @@ _ROWS = (
     Verb("daemon stop", ".daemon:stop", "stop the kernel; calls in flight get some seconds", (
         option("--now", action="store_true", help="do not wait for them"), JSON,
     )),
+    Verb("daemon restart", ".daemon:restart",
+         "stop the kernel and start it as it was; takes --SETTING VALUE", (
+        option("--now", action="store_true", help="do not wait for calls in flight"), JSON,
+    ), extra=True),
     Verb("daemon status", ".daemon:status", "ask the kernel how it is", (JSON,)),
     Verb("daemon logs", ".daemon:logs", "what the daemon wrote about itself", (
         option("-f", "--follow", action="store_true", help="wait for more"),
@@ -232,9 +237,15 @@ _ROWS = (
     Verb("policy learn", ".policy:learn", "the least rules that recorded calls needed", (
         _SINCE, JSON, option("who", metavar="PID|APP", help="whose calls"),
     ), starts=True),
-    Verb("config list", ".daemon:config_list", "every setting and where its value came from",
+    Verb("config list", ".config:list_",
+         "the settings of the daemon that runs, where they are from, and what waits for a restart",
          (JSON,)),
-    Verb("config path", ".daemon:config_path", "where files live", (JSON,)),
+    Verb("config get", ".config:get", "one setting", (JSON, _SETTING)),
+    Verb("config set", ".config:set_", "write a setting into config.toml, for the next start", (
+        JSON, _SETTING, option("value", metavar="VALUE"),
+    )),
+    Verb("config unset", ".config:unset", "take a setting out of config.toml", (JSON, _SETTING)),
+    Verb("config path", ".config:path", "where files live", (JSON,)),
     Verb("doctor", ".doctor:doctor", "look for what is wrong, and say how to mend it", (JSON,)),
     Verb("bench", "llmasos.userland.bench:main", "measure this machine", rest=True),
     Verb("version", ".version:version", "versions", (JSON,)),

@@ -181,6 +181,10 @@ class AsyncLLMasOS(Calls):
         """Counters of the kernel."""
         return await self._call("stat", v.Nothing(), v.Stat)
 
+    async def settings(self) -> v.Settings:
+        """The settings that the kernel was started with, and where each is from. Operators only."""
+        return await self._call("settings", v.Nothing(), v.Settings)
+
     def watch(
         self, *, since: int | None = None, follow: bool = True, pid: int = 0,
         kinds: list[str] | None = None, interval_s: float = 0.0,

@@ -326,6 +326,7 @@ class LLMasOS:
     nice = _door(AsyncLLMasOS.nice)
     ps = _door(AsyncLLMasOS.ps)
     stat = _door(AsyncLLMasOS.stat)
+    settings = _door(AsyncLLMasOS.settings)
     watch = _stream_door(AsyncLLMasOS.watch)
     attach = _stream_door(AsyncLLMasOS.attach)
     images = _door(AsyncLLMasOS.images)
