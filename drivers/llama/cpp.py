@@ -123,12 +123,31 @@ def _silent(_done: float) -> None:
     return
 
 
+def amx_kernels(build: str) -> bool:
+    """Whether a build of llama.cpp, by its system info, computes with Intel's AMX tiles.
+
+    Those kernels end the process on some processors: SIGSEGV where they load the tile
+    configuration, at the first batch of several tokens (llama.cpp of llama-cpp-python 0.3.36,
+    gcc 12, Sapphire Rapids).
+    """
+    return "AMX_INT8 = 1" in build
+
+
+def system_info() -> str:
+    """What this build of llama.cpp computes with."""
+    info: bytes = lib.llama_print_system_info()
+    return info.decode("utf-8", "replace")
+
+
 def load(settings: Settings, tell: Callable[[float], None] = _silent) -> Model:
     """DeviceFault when llama.cpp refuses the file; why is in the log. `tell` hears the share."""
     lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
     lib.llama_backend_init()
     parameters = lib.llama_model_default_params()
     parameters.n_gpu_layers = settings.gpu_layers
+    # AMX is one of the extra buffer types. Without them no weights are repacked either, so prompts
+    # take longer; our own build leaves the AMX kernels out instead.
+    parameters.use_extra_bufts = not amx_kernels(system_info())
     told = -_PROGRESS
 
     def progress(done: float, _: object) -> bool:

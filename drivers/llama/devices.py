@@ -115,6 +115,19 @@ def build_for_any() -> str:
     return f"{_commands(words, 'FLAG')}\n  where FLAG is {flags}"
 
 
+# The macro that selects llama.cpp's AMX kernels; see cpp.amx_kernels().
+NO_AMX = "-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__"
+
+
+def build_without_amx() -> str:
+    """How to make a llama.cpp without AMX kernels."""
+    words = (
+        "this build of llama.cpp has AMX kernels, which crash on some processors: prompts are "
+        "computed without them and without repacked weights; a build without AMX is made"
+    )
+    return _commands(words, NO_AMX)
+
+
 def _commands(words: str, flag: str) -> str:
     # pip keeps what it built before, and does not look at the flags.
     return (

@@ -15,7 +15,7 @@ from pathlib import Path
 from llmasos.kernel.values import Hardware
 
 from . import devices, gguf, options
-from .cpp import backend
+from .cpp import amx_kernels, backend, system_info
 from .frames import Settings
 
 _CPU, _GPU, _IGPU = 0, 1, 2  # enum ggml_backend_dev_type
@@ -60,12 +60,21 @@ def found() -> list[Hardware]:
     known = backends()
     return devices.named(
         [
-            *(_cpu(device, "" if known else devices.build_for_any()) for device in cpus[:1]),
+            *(_cpu(device, _cpu_note(known)) for device in cpus[:1]),
             *(_describe(device, f"gpu{number}", "gpu") for number, device in enumerate(gpus)),
         ],
         devices.seen(),
         known,
     )
+
+
+def _cpu_note(gpu_backends: frozenset[str]) -> str:
+    """What another build of llama.cpp would do better here."""
+    notes = [
+        devices.build_without_amx() if amx_kernels(system_info()) else "",
+        "" if gpu_backends else devices.build_for_any(),
+    ]
+    return "\n".join(filter(None, notes))
 
 
 def _cpu(device: int, note: str) -> Hardware:

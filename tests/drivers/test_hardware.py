@@ -6,9 +6,11 @@ import pytest
 
 from llmasos.drivers import llama
 from llmasos.drivers.llama import devices, gguf, options
+from llmasos.drivers.llama.cpp import amx_kernels, system_info
 from llmasos.drivers.llama.devices import Seen
 from llmasos.drivers.llama.placement import Placement, backends, choose, place, without
 from llmasos.kernel.values import Hardware
+from llmasos.userland import bootstrap
 from tests.drivers.default_model import MODEL
 
 CPU = Hardware("cpu0", "cpu", "a processor", 16 * 10**9, 8 * 10**9, usable=True, note="")
@@ -77,6 +79,25 @@ def test_a_card_that_this_build_cannot_use_is_listed_with_the_commands(
     assert f'CMAKE_ARGS="-DGGML_{flag}=on" PIP_NO_CACHE_DIR=1 make setup' in one.note
     assert f'CMAKE_ARGS="-DGGML_{flag}=on" pip install --force-reinstall' in one.note
     assert "--no-binary llama-cpp-python llama-cpp-python==" in one.note
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        ("CPU : AVX512 = 1 | AVX512_BF16 = 1 | AMX_INT8 = 1 | REPACK = 1 |", True),
+        ("CPU : AVX512 = 1 | AVX512_VNNI = 1 | REPACK = 1 |", False),
+        ("CPU : NEON = 1 | AMX_INT8 = 0 |", False),
+    ],
+)
+def test_a_build_with_amx_kernels_is_known_by_its_system_info(build: str, expected: bool) -> None:
+    assert amx_kernels(build) is expected
+
+
+def test_our_own_build_has_no_amx_kernels() -> None:
+    """They end the engine on some processors."""
+    assert not amx_kernels(system_info())
+    assert devices.NO_AMX in bootstrap.CMAKE_ARGS
+    assert devices.NO_AMX in devices.build_without_amx()
 
 
 def test_a_card_that_llama_cpp_found_is_listed_once() -> None:
