@@ -99,7 +99,7 @@ def _command(pid: int) -> bytes:
 def fresh(root: Path) -> Machine:
     machine = Machine(root)
     for name in [name for name in machine.environment if name.startswith("LLMASOS_")]:
-        if not name.endswith("_DIR"):
+        if not name.endswith("_DIR") and name != "LLMASOS_THREADS":
             del machine.environment[name]
     return machine
 

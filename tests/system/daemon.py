@@ -24,6 +24,8 @@ class Machine:
         self.environment = os.environ | {
             **{f"LLMASOS_{name.upper()}_DIR": str(root / name) for name in names},
             "LLMASOS_CACHE_DIR": str(cache),
+            # Beside the other worker's tests, threads that wait for each other only spin.
+            "LLMASOS_THREADS": "1",
         }
         self.under: list[str] = []  # words before its command line
         self._log = root / "log"
