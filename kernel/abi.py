@@ -31,6 +31,8 @@ class Syscall:
     summary: str
     item: type | None = None  # streams: what comes before the reply
     acts: bool = False  # the process itself does it: it needs the consent of all above it
+    second: str = ""  # another object that the gate checks, where its field is not 0
+    own: str = ""  # where all is refused: the part of the caller's application
 
 
 _A, _B, _C = Durability.A, Durability.B, Durability.C
@@ -40,7 +42,7 @@ _ROWS = (
             "agree on a version and a profile"),
     Syscall("spawn", v.Spawn, v.Spawned, "/dev/image/{model}", _A,
             (_E.ENOENT, _E.ESRCH, _E.E2BIG, _E.EAGAIN, _E.EIO, _E.ENOMEM, _E.ENOSPC),
-            "start a process", v.Progress),
+            "start a process", v.Progress, second="/proc/{parent}"),
     Syscall("generate", v.Generate, v.Generated, "/proc/{pid}/generate", _B,
             (_E.ESRCH, _E.E2BIG, _E.EAGAIN, _E.EIO, _E.ETIMEDOUT, _E.ECANCELED, _E.ENOMEM,
              _E.ENOSPC, _E.ENOTSUP, _E.EPOISON), "continue the conversation of a process", v.Delta,
@@ -65,11 +67,12 @@ _ROWS = (
             (_E.ESRCH, _E.ENOENT, _E.EBUSY, _E.ENOSPC), "take pages out of the window"),
     Syscall("mmap", v.Mmap, v.Mapped, "{source}", _A,
             (_E.ESRCH, _E.ENOENT, _E.E2BIG, _E.EIO, _E.ENOMEM, _E.ENOSPC),
-            "map a document, a folder or another process's pages"),
+            "map a document, a folder or another process's pages", second="/proc/{pid}/mem"),
     Syscall("munmap", v.Munmap, v.Nothing, "/proc/{pid}/mem", _A, (_E.ESRCH, _E.ENOENT),
             "take a mapping away"),
     Syscall("share", v.Share, v.Mapped, "/proc/{pid}/mem", _A,
-            (_E.ESRCH, _E.ENOENT, _E.ENOSPC), "give pages to another process"),
+            (_E.ESRCH, _E.ENOENT, _E.ENOSPC), "give pages to another process",
+            second="/proc/{to}/mem"),
     Syscall("forget", v.Forget, v.Forgotten, "/proc/{pid}/mem", _A,
             (_E.ESRCH, _E.ENOENT, _E.EIO), "erase pages and all that was derived of them"),
     Syscall("trace_mem", v.TraceMem, v.Trace, "/proc/{pid}/mem", _C, (_E.ESRCH, _E.ENOENT),
@@ -77,7 +80,7 @@ _ROWS = (
     Syscall("fsck", v.Fsck, v.Checked, "/kernel/memory", _A, (_E.EIO, _E.ENOSPC),
             "check the pages' indexes, or make them anew"),
     Syscall("send", v.Send, v.Sent, "/proc/{pid}/mail", _B, (_E.ESRCH, _E.E2BIG, _E.ENOSPC),
-            "send a message to a process"),
+            "send a message to a process", second="/proc/{sender}/mail"),
     Syscall("recv", v.Recv, v.Mail, "/proc/{pid}/mail", _C, (_E.ESRCH, _E.ETIMEDOUT),
             "receive a message"),
     Syscall("wait", v.Wait, v.Exit, "/proc/{pid}", _A, (_E.ESRCH, _E.ETIMEDOUT),
@@ -86,11 +89,13 @@ _ROWS = (
             "send TERM, KILL, INT, STOP or CONT"),
     Syscall("nice", v.Renice, v.Nothing, "/proc/{pid}", _B, (_E.ESRCH, _E.ENOSPC),
             "change a process's share"),
-    Syscall("ps", v.Ps, v.Processes, "/proc", _C, (_E.ESRCH,), "list processes"),
+    Syscall("ps", v.Ps, v.Processes, "/proc", _C, (_E.ESRCH,), "list processes",
+            own="/proc/own"),
     Syscall("stat", v.Nothing, v.Stat, "/kernel", _C, (), "counters of the kernel"),
     Syscall("settings", v.Nothing, v.Settings, "/kernel", _C, (),
             "list the settings that the kernel was started with"),
-    Syscall("watch", v.Watch, v.Nothing, "/journal", _C, (_E.EIO,), "follow the journal", v.Events),
+    Syscall("watch", v.Watch, v.Nothing, "/journal", _C, (_E.EIO,), "follow the journal", v.Events,
+            own="/journal/own"),
     Syscall("attach", v.Attach, v.Exit, "/proc/{pid}/output", _C, (_E.ESRCH,),
             "follow what a process says", v.Output),
     Syscall("images", v.Nothing, v.Images, "/dev/image", _C, (), "list installed models"),

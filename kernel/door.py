@@ -144,11 +144,22 @@ def greet(
 
 
 def _caller(visitor: Visitor, number: int, owner: str, hello: Hello, key: str) -> Caller:
-    """The user, the profile, and for a program what its process needs the consent of."""
-    above = visitor.process.subjects if visitor.process is not None else ()
+    """The user, the profile and the application, which a client names and may be any.
+
+    A program is what the kernel made it: it has the identity of its process, whatever it says, and
+    needs the consent of all above it.
+    """
+    process = visitor.process
+    if process is not None:
+        app, started_by, above = process.app, process.started_by, process.subjects
+    else:
+        app = hello.app or limits.UNNAMED_APP
+        started_by, above = (app,), (f"app:{app}",)
     subjects = tuple(dict.fromkeys((f"u:{owner}", f"r:{hello.profile}", *above)))
-    uid = None if key else visitor.uid
-    return Caller(number, owner, hello.profile, subjects, uid, key, " ".join(subjects))
+    return Caller(
+        number, owner, hello.profile, subjects, None if key else visitor.uid, key,
+        " ".join(subjects), app, started_by, process.pid if process is not None else 0,
+    )  # fmt: skip
 
 
 def reserved(hard: int) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import limits
 from .errors import Denied
-from .values import Profile
+from .values import Event, Profile
 
 # The word of the examples; people paste it before they read on.
 NO_KEY = "YOUR_API_KEY"
@@ -45,11 +45,25 @@ class Caller:
     uid: int | None = None  # that makes it this user; None: it came with a key, or is a program
     key: str = ""  # the id of the key that it came with
     told: str = ""  # the subjects, joined once: the journal has them with each call
+    app: str = limits.UNNAMED_APP  # the application, as the client says or the kernel gave it
+    started_by: tuple[str, ...] = ()  # applications whose the processes are that it starts
+    program: int = 0  # the process whose program it is; 0: a client
 
     @property
     def bounds(self) -> tuple[str, ...]:
         """What a process that it starts may not exceed."""
         return self.subjects[1:]
+
+    def made(self, event: Event) -> bool:
+        """Whether an event is of its application's calls, or of its processes.
+
+        A client's call has its application as the third subject, a process's event names all of
+        the applications that it is of. A program is known by its process.
+        """
+        told = event.subject.split()
+        if self.program:
+            return f"pid:{self.program}" in told
+        return f"app:{self.app}" in (told if event.kind == "process" else told[2:3])
 
 
 def peer(connection: socket.socket) -> Peer:

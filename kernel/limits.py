@@ -45,6 +45,7 @@ PS_ROWS = 1_000  # per reply
 KEYS_ROWS = 1_000  # keys per reply
 FORKS = 64  # children per fork
 BOUNDS = 128  # subjects whose consent a process needs: two a generation
+UNNAMED_APP = "unnamed"  # the application of all clients that give no name
 
 # --- memory -----------------------------------------------------------------------------------
 PAGE_TOKENS = 256

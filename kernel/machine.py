@@ -266,16 +266,17 @@ class Machine:
 
     # --- processes ------------------------------------------------------------------------------
     def tell_process(self, process: Process, note: str) -> None:
+        who, where, of = process.owner, f"/proc/{process.pid}", process.lineage
         self.journal.append(
-            Entry("process", process.pid, process.owner, object=f"/proc/{process.pid}", note=note)
-        )
+            Entry("process", process.pid, who, object=where, note=note, subject=of)
+        )  # fmt: skip
 
     async def fork(self, parent: Process, request: Fork, caller: Caller) -> list[Process]:
         """Children with the parent's committed pages: all of them, or none. EAGAIN."""
         children: list[Process] = []
         with self.processes.reserve(request.count), CancelScope(shield=True):
             await self.processes.pids.ready(request.count)
-            children = self.processes.children(parent, request, caller.connection, caller.bounds)
+            children = self.processes.children(parent, request, caller)
             # A crash between the two leaves pages without a process, which recovery erases.
             await self.memory.copy(parent, children)
             try:

@@ -14,6 +14,7 @@ from . import limits
 from .database import Schema, Value
 from .errors import Errno, SyscallError
 from .identifiers import TABLE, Identifiers
+from .identity import Caller
 from .store import Store
 from .values import Exit, Fork, ProcessInfo, Spawn, State
 from .watch import Followers
@@ -32,10 +33,12 @@ SCHEMA = Schema(
              UPDATE processes SET state = 'ended', ended = strftime('%s', 'now')
              WHERE state = 'zombie'""",
         TABLE,
+        # What was there before is of no application: nobody knows which one started it.
+        "ALTER TABLE processes ADD COLUMN started_by TEXT NOT NULL DEFAULT ''",
     ),
 )
 _COLUMNS = """pid, parent, owner, app, model, nice, created, state, code, reason, keep, bounds,
-              ended"""
+              ended, started_by"""
 
 
 @dataclass(slots=True)
@@ -49,6 +52,7 @@ class Process:
     created: float  # Unix seconds
     keep: bool  # False: ends with the connection that spawned it
     bounds: tuple[str, ...]  # subjects of the gate: whoever made it, and all above it
+    started_by: tuple[str, ...] = ()  # applications that started it, or a process above it
     # Changed by syscalls, each written to the table's database first.
     nice: int = 0
     stopped: bool = False
@@ -97,6 +101,23 @@ class Process:
         return (*self.bounds, f"app:{self.app}", f"pid:{self.pid}")
 
     @property
+    def lineage(self) -> str:
+        """Its applications, and the processes from the first above it to itself."""
+        above = [one for one in self.bounds if one.startswith("pid:")]
+        return " ".join([*(f"app:{one}" for one in self.started_by), *above, f"pid:{self.pid}"])
+
+    def is_own(self, caller: Caller) -> bool:
+        """Whether the caller's application started it, or a process above it.
+
+        A program has its own process, and those below.
+        """
+        if self.owner != caller.owner:
+            return False
+        if caller.program:
+            return self.pid == caller.program or f"pid:{caller.program}" in self.bounds
+        return caller.app in self.started_by
+
+    @property
     def weight(self) -> float:
         """Its share of tokens against a process at nice 0."""
         return limits.NICE_STEP**-self.nice
@@ -118,6 +139,7 @@ class Process:
             context=context, generated=self.generated, rate=round(self.rate, 2),
             code=self.ending.code if self.ending else None, kept=self.keep,
             ended=self.ended_at or None, title=title, used=max(used, self.created),
+            started_by=list(self.started_by),
         )  # fmt: skip
 
 
@@ -163,19 +185,18 @@ class Processes:
             raise SyscallError(Errno.ESRCH, words, f"`llmasos wait {pid}` reaps it", pid=pid)
         return process
 
-    async def spawn(
-        self, owner: str, request: Spawn, model: str, connection: int, bounds: Sequence[str]
-    ) -> Process:
+    async def spawn(self, caller: Caller, request: Spawn, model: str) -> Process:
         """A new process, durable before it is listed. EAGAIN when the table is full."""
         with self.reserve(1):
             await self.pids.ready()
-            parent = self.living(request.parent, owner) if request.parent else None
+            parent = self.living(request.parent, caller.owner) if request.parent else None
             profile = (f"r:{request.profile}",) if request.profile else ()
             process = Process(
-                pid=self.pids.next(), parent=request.parent, owner=owner,
-                app=request.app or request.model, model=model, created=time.time(),
-                keep=request.keep, nice=request.nice, connection=connection,
-                bounds=_joined(parent, (*bounds, *profile)),
+                pid=self.pids.next(), parent=request.parent, owner=caller.owner,
+                app=request.app or caller.app, model=model, created=time.time(),
+                keep=request.keep, nice=request.nice, connection=caller.connection,
+                bounds=_joined(parent, (*caller.bounds, *profile)),
+                started_by=_applications(parent, caller),
             )  # fmt: skip
             await self.add([process])
         return process
@@ -197,24 +218,23 @@ class Processes:
         finally:
             self._coming -= count
 
-    def children(
-        self, parent: Process, request: Fork, connection: int, bounds: Sequence[str]
-    ) -> list[Process]:
+    def children(self, parent: Process, request: Fork, caller: Caller) -> list[Process]:
         """What a fork will add; so many pids are ready."""
         now = time.time()
         return [
             Process(
                 pid=self.pids.next(), parent=parent.pid, owner=parent.owner,
                 app=request.app or parent.app, model=parent.model, created=now, keep=request.keep,
-                nice=parent.nice if request.nice is None else request.nice, connection=connection,
-                bounds=_joined(parent, bounds),
+                nice=parent.nice if request.nice is None else request.nice,
+                connection=caller.connection, bounds=_joined(parent, caller.bounds),
+                started_by=_applications(parent, caller),
             )
             for _ in range(request.count)
         ]  # fmt: skip
 
     async def add(self, processes: Sequence[Process]) -> None:
         """List them, once they are durable: all of them, or none."""
-        sql = f"INSERT INTO processes({_COLUMNS}) VALUES({','.join('?' * 13)})"
+        sql = f"INSERT INTO processes({_COLUMNS}) VALUES({','.join('?' * 14)})"
         await self._store.write(self._database, [(sql, _row(process)) for process in processes])
         self._table |= {process.pid: process for process in processes}
 
@@ -275,20 +295,28 @@ def _joined(parent: Process | None, bounds: Sequence[str]) -> tuple[str, ...]:
     return joined
 
 
+def _applications(parent: Process | None, caller: Caller) -> tuple[str, ...]:
+    """Whose own process a new one is: all of the parent's applications, and the caller's."""
+    above = parent.started_by if parent is not None else ()
+    return tuple(dict.fromkeys((*above, *caller.started_by)))
+
+
 def _row(process: Process) -> tuple[Value, ...]:
     return (
         process.pid, process.parent, process.owner, process.app, process.model, process.nice,
         process.created, State.READY, None, "", int(process.keep),
-        " ".join(process.bounds), 0.0,
+        " ".join(process.bounds), 0.0, " ".join(process.started_by),
     )  # fmt: skip
 
 
 def _process(row: tuple[Value, ...]) -> Process:
-    pid, parent, owner, app, model, nice, created, state, code, reason, keep, bounds, ended = row
+    pid, parent, owner, app, model, nice, created, state, code, reason, keep, *applied = row
+    bounds, ended, started_by = applied
     process = Process(
         pid=int(pid or 0), parent=int(parent or 0), owner=str(owner), app=str(app),
         model=str(model), created=float(created or 0), keep=bool(keep), nice=int(nice or 0),
         stopped=state == State.STOPPED, bounds=tuple(str(bounds).split()),
+        started_by=tuple(str(started_by).split()),
     )  # fmt: skip
     if state == State.ENDED:
         process.ending = Exit(process.pid, int(code or 0), str(reason))

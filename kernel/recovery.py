@@ -16,6 +16,7 @@ async def recover(machine: Machine) -> None:
         machine.journal.append(Entry(
             "end", begin.pid, begin.owner, begin.seq, begin.syscall, begin.object,
             0 if done else Errno.EINTR, "recovered" if done else "interrupted by a restart",
+            begin.subject,
         ))  # fmt: skip
     for process in machine.processes.all():
         if not process.keep:

@@ -195,7 +195,7 @@ class Trap:
         caller, notices = greeted
         self._owner = caller.owner
         who, path = caller.subjects[:1], f"/kernel/profile/{request.profile}"
-        permit.ask(machine, Permit(who, who[0], "hello", path), caller.owner)
+        permit.ask(machine, Permit(who, who[0], "hello", (path,)), caller.owner)
         if self._caller is not None:
             self._handed_over()
         elif self._visitor.far and self._place is not None:
@@ -206,7 +206,7 @@ class Trap:
         self._connection.greeted()
         self._reply(number, Welcome(
             limits.PROTOCOL_VERSION, machine.system, caller.owner, caller.profile,
-            [*notices, *machine.tuner.hear()],
+            [*notices, *machine.tuner.hear()], caller.app,
         ))  # fmt: skip
 
     def _handed_over(self) -> None:
@@ -234,7 +234,7 @@ class Trap:
             return
         journal = self._machine.journal
         if row.name not in _WAITS:
-            call = Call(caller, 0, None, self._send(number), self._connection.writable)
+            call = Call(caller, 0, None, self._send(number), self._connection.writable, given.own)
             reply = HANDLERS[row.name](self._machine, call, request)
             if row.durability is Durability.C:
                 self._count(row, given)
@@ -251,7 +251,7 @@ class Trap:
         begin, begun = 0, None
         if row.durability is not Durability.C and row.item is not None:
             begin, begun = journal.note(_as(entry, "begin"))
-        call = Call(caller, begin, begun, self._send(number), self._connection.writable)
+        call = Call(caller, begin, begun, self._send(number), self._connection.writable, given.own)
         self._flights[number] = Flight(anyio.CancelScope(), given, entry.pid)
         self._machine.owe(_is_work(row))
         failed = partial(self._broke, number, row, self._flights)
@@ -312,10 +312,8 @@ class Trap:
         return error
 
     def _count(self, row: Syscall, given: Permit) -> None:
-        """By kind: each process would be a row for months, so all of them are process 0."""
-        object_ = given.object
-        if "{pid}" in row.object:
-            object_ = row.object.replace("{pid}", "0")
+        """By kind."""
+        object_ = permit.counted(given.object)
         self._machine.journal.count(given.told, row.name, object_, given.rule)
 
     # --- answers ----------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ def syscalls() -> str:
              "| --- | --- | --- | --- | --- |"]  # fmt: skip
     for row in TABLE.values():
         errnos = " ".join(errno.name for errno in row.errnos)
-        lines.append(
-            f"| `{row.name}` | {row.summary} | `{row.object}` | {row.durability} | {errnos} |"
-        )
+        checked = " or ".join(f"`{path}`" for path in (row.object, row.own) if path)
+        checked += f" and `{row.second}`" if row.second else ""
+        lines.append(f"| `{row.name}` | {row.summary} | {checked} | {row.durability} | {errnos} |")
     return "\n".join(lines)
 
 

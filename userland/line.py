@@ -22,6 +22,7 @@ Item = TypeVar("Item")
 R = TypeVar("R")
 T = TypeVar("T")
 _CHUNK_BYTES = 1 << 18
+COMMAND = "llmasos"  # the application that the command line is
 
 GONE = "`llmasos daemon status` tells whether it runs, `llmasos daemon logs` why it left"
 
@@ -140,11 +141,12 @@ class Stream(Generic[Item, R]):
 class Line:
     """A connection that has said hello. `welcome` holds the kernel's answer and its notices.
 
-    Without a path it is the program's own, or goes to this user's kernel.
+    Without a path it is the program's own, or goes to this user's kernel. The application that it
+    says it is, is the command line.
     """
 
     def __init__(
-        self, path: Path | None = None, *, client: str = "", profile: Profile = Profile.OPERATOR,
+        self, path: Path | None = None, *, app: str = COMMAND, profile: Profile = Profile.OPERATOR,
         key: str | None = None,
     ) -> None:  # fmt: skip
         self._frames = wire.Frames()
@@ -155,7 +157,7 @@ class Line:
         self._socket = own() if path is None else connect(path)
         self._socket.settimeout(limits.START_S)  # a kernel that hangs does not hang its clients
         try:
-            hello = Hello(limits.PROTOCOL_VERSION, client, profile, key)
+            hello = Hello(limits.PROTOCOL_VERSION, app, profile, key)
             self.welcome = self.call("hello", hello, Welcome)
             self._socket.settimeout(None)
         except BaseException:

@@ -58,6 +58,21 @@ async def forget(
     return Forgotten(len(ids), pids)
 
 
+def holders(memory: Memory, table: Table, numbers: Iterable[int]) -> list[int]:
+    """The processes that have any of these pages of a process: shared, forked or mapped."""
+    pages = {page for number in numbers if (page := table.page(number)) is not None}
+    by_space: dict[int, list[int]] = {}
+    for page in pages:
+        by_space.setdefault(schema.space_of(page)[0], []).append(page)
+    found = {
+        other.pid
+        for space, some in by_space.items()
+        for other in memory.tables.having(table.owner, space)
+        if any(True for page in some for _ in other.numbers(page))
+    }
+    return sorted(found)
+
+
 async def _erased(memory: Memory, owner: str, asked: set[int]) -> tuple[list[int], list[int]]:
     """Off the database. The pages with all that tells of them, and who had any."""
     async with memory.tables.structure(owner), AsyncExitStack() as held:

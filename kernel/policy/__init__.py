@@ -4,8 +4,10 @@ rules.py is the language and its mistakes, judge.py hosts Casbin, own.py is the 
 gate.py is what the trap asks.
 """
 
+from .gate import ITSELF as ITSELF
 from .gate import Decision as Decision
 from .gate import Policy as Policy
+from .gate import about as about
 from .gate import model as model
 from .judge import Judge as Judge
 from .judge import Plain as Plain
@@ -13,4 +15,5 @@ from .judge import Ruling as Ruling
 from .own import OwnFile as OwnFile
 from .rules import Rule as Rule
 from .rules import canonical as canonical
+from .rules import own as own
 from .rules import under as under

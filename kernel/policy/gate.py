@@ -21,9 +21,14 @@ from ..errors import Denied, Errno, SyscallError
 from ..values import Effect
 from .judge import Judge, Ruling
 from .own import OwnFile
-from .rules import Mistake, Rule, canonical, read, refuse
+from .rules import Mistake, Rule, canonical, own, read, refuse
 
 _STRICT = {Effect.DENY: 0, Effect.ASK: 1, Effect.ALLOW: 2}
+
+
+# Among the subjects of a call: those behind it are of a process that acts itself, whoever made it
+# act. It is its own for them, and may be another application's for the caller.
+ITSELF = "|"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ class Policy:
     def decide(self, judge: Judge, subjects: Sequence[str], action: str, object_: str) -> Decision:
         """The strictest answer; not cached, by any rules."""
         strictest: Decision | None = None
-        for subject, ruling in self.voices(judge, subjects, action, object_):
+        for subject, _, ruling in self.voices(judge, subjects, action, object_):
             if isinstance(ruling, str):
                 return Decision(Effect.DENY, ruling, subject)
             if strictest is None or _STRICT[ruling.effect] < _STRICT[strictest.effect]:
@@ -123,12 +128,13 @@ class Policy:
 
     def voices(
         self, judge: Judge, subjects: Sequence[str], action: str, object_: str
-    ) -> Iterator[tuple[str, Ruling | str]]:
-        """Each subject that has something to say, and what, or why it cannot be told."""
-        for subject in subjects:
-            ruling = self.rule(judge, subject, action, object_)
+    ) -> Iterator[tuple[str, str, Ruling | str]]:
+        """Each subject that has something to say, of which object, and what, or why it cannot be
+        told."""
+        for subject, asked in about(subjects, object_):
+            ruling = self.rule(judge, subject, action, asked)
             if isinstance(ruling, str) or ruling.rule is not None or not judge.silent(subject):
-                yield subject, ruling
+                yield subject, asked, ruling
 
     def rule(self, judge: Judge, subject: str, action: str, object_: str) -> Ruling | str:
         """One subject's answer, or why there is none."""
@@ -150,11 +156,21 @@ class Policy:
         if action == "hello":
             action, named = "come as", named.rpartition("/")[2]
         what = "has to ask a person before it may" if asks else "may not"
+        who = " as ".join(one for one in subjects if one != ITSELF)
         return Denied(
-            f"{' as '.join(subjects)} {what} {action} {named}: {why}",
+            f"{who} {what} {action} {named}: {why}",
             f"`llmasos policy explain {call}` tells more, and how to change it",
             asks=asks,
         )
+
+
+def about(subjects: Sequence[str], object_: str) -> Iterator[tuple[str, str]]:
+    """Each subject with the name that the object has for it."""
+    for subject in subjects:
+        if subject == ITSELF:
+            object_ = own(object_)
+        else:
+            yield subject, object_
 
 
 class Building:

@@ -21,6 +21,7 @@ _ROLE = re.compile(r"r:[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _OBJECT = re.compile(r"(/[A-Za-z0-9._:+-]+)+")
 _PATTERN = re.compile(r"((/[A-Za-z0-9._:+-]+)+(/\*)?)|/\*")
 _WANT_MEMBER = "want u:NAME, r:NAME, app:NAME or pid:NUMBER in plain letters"
+_OWN = ("/proc/own", "/journal/own")  # what the caller's application started, and its events
 ROLE_DEPTH = 8  # above a role; Casbin follows nine in all, then forgets denies
 _EFFECTS = frozenset(Effect)
 SLICE = 32  # rows between two breaths of whoever drives a reading
@@ -63,17 +64,39 @@ def canonical(object_: str) -> bool:
     return plain and {".", ".."}.isdisjoint(object_.split("/"))
 
 
+def names(object_: str) -> tuple[str, ...]:
+    """The object, and for an own process its name without `own`.
+
+    /proc/own/7/mem is /proc/7/mem too, so that a rule about process 7, or about all processes,
+    holds for the application that started it as for every other one.
+    """
+    for own in _OWN:
+        if object_ == own or object_.startswith(f"{own}/"):
+            return object_, own.removesuffix("/own") + object_.removeprefix(own)
+    return (object_,)
+
+
+def own(object_: str) -> str:
+    """A process by the name that it has for the application that started it."""
+    if object_.startswith("/proc/") and not object_.startswith("/proc/own/"):
+        return object_.replace("/proc/", "/proc/own/", 1)
+    return object_
+
+
 def under(object_: str, pattern: str) -> bool:
-    """Equal, or below a pattern that ends in /*."""
+    """Equal, or below a pattern that ends in /*, by any name of the object."""
     if pattern.endswith("/*"):
-        return object_.startswith(pattern[:-1])
-    return object_ == pattern
+        return any(name.startswith(pattern[:-1]) for name in names(object_))
+    return pattern in names(object_)
 
 
 def patterns(object_: str) -> list[str]:
-    """Every pattern that the object is under."""
-    parts = object_.split("/")
-    return [object_, *("/".join([*parts[:end], "*"]) for end in range(1, len(parts)))]
+    """Every pattern that the object is under, each once."""
+    found = list[str]()
+    for name in names(object_):
+        parts = name.split("/")
+        found += [name, *("/".join([*parts[:end], "*"]) for end in range(1, len(parts)))]
+    return list(dict.fromkeys(found))
 
 
 def read(

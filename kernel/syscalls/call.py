@@ -15,3 +15,4 @@ class Call:
     begun: Awaitable[None] | None  # ends when that begin is written
     send: Callable[[object], None]  # never waits
     writable: Callable[[], Awaitable[None]]  # waits for a slow reader
+    own: bool = False  # of lists and of the journal, it is allowed its application's own part

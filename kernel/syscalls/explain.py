@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from .. import permit
 from .. import values as v
 from ..abi import TABLE
 from ..breath import Breath
 from ..errors import Denied, Errno, SyscallError
+from ..identity import Caller
 from ..machine import Machine
-from ..policy import Decision, Judge, Rule, Ruling, canonical, model, under
+from ..policy import ITSELF, Decision, Judge, Rule, Ruling, about, canonical, model, under
 from .call import Call
 
 Subjects = Sequence[str]
@@ -59,18 +61,25 @@ async def _event(m: Machine, call: Call, number: int) -> v.Event:
     caller = call.caller
     others = m.policy.check(caller.subjects, "policy_simulate", "/kernel/policy").allowed
     hint = "`llmasos logs --kind refused` lists refusals"
-    if event is None or not (others or event.owner in ("", caller.owner)):
+    mine = event is not None and event.owner in ("", caller.owner) and _sees(m, caller, event)
+    if event is None or not (others or mine):
         raise SyscallError(Errno.ENOENT, f"the journal has no call {number} of yours", hint)
-    if not event.subject:
+    if event.kind == "process" or not event.subject:
         words = f"the rules were not asked about {number}: {event.kind} {event.note}"
         raise SyscallError(Errno.ENOENT, words, hint)
     return event
 
 
+def _sees(m: Machine, caller: Caller, event: v.Event) -> bool:
+    """Who may not follow the calls of other applications may not ask about them either."""
+    all_ = m.policy.check(caller.subjects, "watch", "/journal").allowed
+    return all_ or permit.sees(m, caller, event)
+
+
 def _rulings(m: Machine, subjects: Subjects, action: str, object_: str) -> list[v.RulingInfo]:
     """Each subject's answer. Who has no voice consents, unless nobody else has one either."""
-    found = [_ruling(m, subject, action, object_) for subject in subjects]
-    loud = {one for one, _ in m.policy.voices(m.policy.judge, subjects, action, object_)}
+    found = [_ruling(m, subject, action, path) for subject, path in about(subjects, object_)]
+    loud = {one for one, _, _ in m.policy.voices(m.policy.judge, subjects, action, object_)}
     return [
         replace(one, effect=v.Effect.ALLOW) if loud and one.subject not in loud else one
         for one in found
@@ -93,7 +102,7 @@ async def _change(
     Each is tried on the rules that matter here, so that what is told works.
     """
     if decision.allowed:
-        lasting = [one for one in subjects if not one.startswith("pid:")] or subjects
+        lasting = [one for one in subjects if one[:4] not in ("pid:", ITSELF)] or subjects
         return [f"add `p, {lasting[-1]}, {action}, {object_}, deny`"]
     rules = await _matching(m, action, object_)
     found: list[str] = []
@@ -102,11 +111,11 @@ async def _change(
         refusal = _refusal(m, judge, subjects, action, object_)
         if refusal is None:
             return found
-        subject, ruling = refusal
+        subject, path, ruling = refusal
         if isinstance(ruling, str):  # whatever the rules say
             return [ruling]
         if ruling.rule is None:
-            rules.append(Rule("p", (subject, action, object_, "allow"), m.policy.own.name, 0))
+            rules.append(Rule("p", (subject, action, path, "allow"), m.policy.own.name, 0))
             found.append(f"add `{rules[-1].text}`")
             continue
         own = [one for one in (ruling.rule, *ruling.way) if one.file == m.policy.own.name]
@@ -137,13 +146,13 @@ async def _small(rules: Sequence[Rule]) -> Judge:
 
 def _refusal(
     m: Machine, judge: Judge, subjects: Subjects, action: str, object_: str
-) -> tuple[str, Ruling | str] | None:
-    """Who refuses first, and by which rule."""
+) -> tuple[str, str, Ruling | str] | None:
+    """Who refuses first, of which object, and by which rule."""
     voices = list(m.policy.voices(judge, subjects, action, object_))
-    heard = [(one, m.policy.rule(judge, one, action, object_)) for one in subjects[:1]]
-    for one, ruling in voices or heard:
+    heard = [(one, object_, m.policy.rule(judge, one, action, object_)) for one in subjects[:1]]
+    for one, path, ruling in voices or heard:
         if isinstance(ruling, str) or ruling.effect is not v.Effect.ALLOW:
-            return one, ruling
+            return one, path, ruling
     return None
 
 

@@ -11,7 +11,7 @@ from ..database import Value
 from ..driver import Cut
 from ..errors import Errno, SyscallError
 from ..machine import Machine
-from ..memory import changing, mapping, reading
+from ..memory import changing, forgetting, mapping, reading
 from ..memory.layout import Stored
 from ..memory.recall import Wanted, find
 from ..memory.rows import Written
@@ -172,10 +172,9 @@ async def munmap(m: Machine, call: Call, request: v.Munmap) -> v.Nothing:
 
 
 async def share(m: Machine, call: Call, request: v.Share) -> v.Mapped:
-    """Give pages to another process, which the gate is asked about as well."""
+    """Give pages to another process."""
     giver = m.processes.get(request.pid, call.caller.owner)
     taker = m.processes.living(request.to, call.caller.owner)
-    permit.also(m, call.caller, "share", f"/proc/{request.to}/mem")
     table = await m.memory.opened(taker)
     part = range(request.first, request.first + request.count)
     first, count = await _map(m, table, giver, part, writable=request.writable)
@@ -184,15 +183,23 @@ async def share(m: Machine, call: Call, request: v.Share) -> v.Mapped:
 
 async def forget(m: Machine, call: Call, request: v.Forget) -> v.Forgotten:
     process, table = await _opened(m, call, request.pid)
-    numbers: Sequence[int] = _numbers(request.first, request.count)
+    numbers = _numbers(request.first, request.count)
     if request.key:
         pages = list(table.pages(0, table.next))
         numbers = list(await m.memory.keyed(table, request.key, pages))
+    _ask_holders(m, call, table, numbers)
     done = await m.forget(process, table, numbers)
     if not done.pages:
         what = f"key {request.key!r}" if request.key else f"page {request.first}"
         raise SyscallError(Errno.ENOENT, f"process {request.pid} has no {what}", pid=request.pid)
     return v.Forgotten(done.pages, list(done.pids), done.left)
+
+
+def _ask_holders(m: Machine, call: Call, table: Table, numbers: Sequence[int]) -> None:
+    """What is forgotten leaves every process that has it: the gate is asked about each. EACCES."""
+    for pid in forgetting.holders(m.memory, table, numbers):
+        if pid != table.pid:
+            permit.also(m, call.caller, "forget", f"/proc/{pid}/mem")
 
 
 async def trace_mem(m: Machine, call: Call, request: v.TraceMem) -> v.Trace:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 
 from .. import limits
 from .. import values as v
+from ..abi import TABLE
 from ..breath import Breath
 from ..errors import Errno, SyscallError, TooBig
 from ..journal import Recorded
 from ..machine import Machine
-from ..policy import Judge
+from ..policy import ITSELF, Judge, about
 from .call import Call
 from .explain import rule_info
 
@@ -188,9 +189,8 @@ def _compare(m: Machine, judge: Judge, kind: Kind, calls: int) -> v.Difference |
     if before.effect is after.effect:
         return None
     subjects, action, object_ = kind
-    return v.Difference(
-        list(subjects), action, object_, calls, before.effect, after.effect, after.rule
-    )
+    who = [one for one in subjects if one != ITSELF]
+    return v.Difference(who, action, object_, calls, before.effect, after.effect, after.rule)
 
 
 async def policy_learn(m: Machine, call: Call, request: v.PolicyLearn) -> v.Learned:
@@ -221,11 +221,23 @@ def _needed(recorded: Iterable[Recorded], asked: str) -> tuple[str, Counter[tupl
             continue
         above = one.subjects[: one.subjects.index(asked)]
         app = next((name[4:] for name in reversed(above) if name.startswith("app:")), app)
-        needed[one.syscall, _any_process(one.object)] += one.calls
+        path = dict(about(one.subjects, one.object))[asked]
+        needed[one.syscall, _any_process(path)] += one.calls
+        # The journal has the first object of a call; the second is a process of its own, too.
+        if _has_second(one):
+            needed[one.syscall, "/proc/own/*"] += 0
     return app, needed
+
+
+def _has_second(one: Recorded) -> bool:
+    """A child is spawned by the consent of its parent, so the parent is among the subjects."""
+    below = one.syscall != "spawn" or any(name.startswith("pid:") for name in one.subjects)
+    return below and one.syscall in TABLE and TABLE[one.syscall].second != ""
 
 
 def _any_process(object_: str) -> str:
     """The next run has another pid: what holds of this one has to hold of its own then."""
     parts = object_.split("/")
+    if parts[1:3] == ["proc", "own"] and len(parts) > 3:
+        return "/proc/own/*"
     return "/proc/*" if parts[1:2] == ["proc"] and len(parts) > 2 else object_

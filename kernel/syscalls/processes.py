@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import anyio
 
-from .. import limits
+from .. import limits, permit
 from .. import values as v
 from ..breath import Breath
 from ..device import Device
@@ -30,10 +30,7 @@ async def _spawn(
     if prompt is not None and prompt.size >= facts.window:
         words = f"the system prompt has {prompt.size} tokens, the window {facts.window}"
         raise TooBig(words, "shorten it, or mount the model with a larger window")
-    caller = call.caller
-    process = await m.processes.spawn(
-        caller.owner, request, device.name, caller.connection, caller.bounds
-    )
+    process = await m.processes.spawn(call.caller, request, device.name)
     if prompt is not None:
         try:
             await m.memory.say(process, message, prompt.cuts[0])
@@ -99,6 +96,7 @@ async def ps(m: Machine, call: Call, request: v.Ps) -> v.Processes:
         process
         for process in m.processes.all()
         if process.owner == owner
+        and (process.is_own(call.caller) or not call.own)
         and process.pid > request.after
         and (request.ended or process.ending is None)
     ]
@@ -123,9 +121,8 @@ def _info(m: Machine, call: Call, process: Process) -> v.ProcessInfo:
         return process.info(_window(m, process), 0, "", 0.0)
     title = table.title if titles.known(table) else None
     words, used = (title.words, title.used) if title is not None else ("", 0.0)
-    readable = words and m.policy.check(
-        call.caller.subjects, "read_mem", f"/proc/{process.pid}/mem"
-    ).allowed  # fmt: skip
+    pages = permit.path(call.caller, process, "/mem")
+    readable = words and m.policy.check(call.caller.subjects, "read_mem", pages).allowed
     return process.info(_window(m, process), table.held, words if readable else "", used)
 
 

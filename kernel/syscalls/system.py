@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import anyio
 
-from .. import limits, machine
+from .. import limits, machine, permit
 from .. import values as v
 from ..machine import Machine
 from ..watch import Follower, gap
@@ -63,6 +63,7 @@ async def watch(m: Machine, call: Call, request: v.Watch) -> v.Nothing:
             (nobody or event.owner == caller.owner)
             and request.pid in (0, event.pid)
             and (not request.kinds or event.kind in request.kinds)
+            and (not call.own or permit.sees(m, caller, event))
         )
 
     follower: Follower[v.Event] = Follower(wants)

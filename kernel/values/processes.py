@@ -1,6 +1,6 @@
 """Connections and processes: hello, spawn, fork, signals, lists."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from .. import limits
@@ -10,7 +10,7 @@ from .words import Index, Name, Nice, OptionalName, Pid, Profile, Seconds, Signa
 @dataclass(frozen=True, slots=True)
 class Hello:
     version: int
-    client: Annotated[str, Span(0, 200)] = ""
+    app: OptionalName = ""  # the application that connects; the kernel's programs have theirs
     profile: Profile = Profile.CAREFUL
     key: Annotated[str, Span(0, 1000)] | None = None
 
@@ -22,12 +22,13 @@ class Welcome:
     owner: str
     profile: Profile
     notices: list[str]
+    app: str = ""  # the application that the connection acts as
 
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
     model: Name
-    app: OptionalName = ""
+    app: OptionalName = ""  # what it is called; empty: as the application that starts it
     parent: Index = 0
     nice: Nice = 0
     system: Annotated[str, Span(0, limits.MESSAGE_CHARS)] = ""  # system prompt; becomes a page
@@ -111,6 +112,7 @@ class ProcessInfo:
     ended: float | None = None  # Unix seconds
     title: str = ""  # the first words of what a user said; empty: nothing, or not to be read
     used: float = 0.0  # Unix seconds: when its last page was written
+    started_by: list[str] = field(default_factory=list[str])  # applications: it is theirs
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,9 @@ class Event:
     object: str
     errno: int  # 0: ok
     note: str
-    subject: str = ""  # who called: all subjects, by blanks
+    # Who called: all subjects, by blanks; behind | those of a process that acts itself. Where a
+    # process begins or ends: its applications, the processes above it, and itself.
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)

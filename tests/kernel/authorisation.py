@@ -34,6 +34,8 @@ HEAD = """\
 # user above, the profile that it came with below. At hello the user alone is asked.
 # own owner, opr operator, usr user, gst guest, car careful, rdr reader, wsp workspace, opn open
 #
+# /proc/own and /journal/own are of the caller's application: what it started, and those below.
+#
 # Written by `make readme`.
 """
 SHORT = {
@@ -60,8 +62,14 @@ def objects(action: str) -> list[str]:
     if action == "hello":
         return [f"/kernel/profile/{profile}" for profile in Profile]
     if action == "mmap":
-        return ["/proc/7/mem", "/files/home/alice/notes.md"]
-    return [re.sub("{(.*?)}", lambda field: _sample(action, field[1]), TABLE[action].object)]
+        return ["/proc/own/7/mem", "/proc/7/mem", "/files/home/alice/notes.md"]
+    row = TABLE[action]
+    paths = [re.sub("{(.*?)}", lambda field: _sample(action, field[1]), row.object)]
+    if action == "spawn":  # below a process
+        paths.append("/proc/7")
+    own = [row.own] if row.own else []
+    own += [path.replace("/proc/", "/proc/own/") for path in paths if path.startswith("/proc/")]
+    return [*own, *paths]
 
 
 def _sample(action: str, field: str) -> str:

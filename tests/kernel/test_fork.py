@@ -10,13 +10,14 @@ import pytest
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Cut
 from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.identity import Caller
 from llmasos.kernel.memory import reading
 from llmasos.kernel.memory.erasing import orphans
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.rows import Turn, Written
 from llmasos.kernel.process import Process, Processes
 from llmasos.kernel.store import Store
-from llmasos.kernel.values import Exit, Fork, Message, Page, ReadMem, Role, Spawn
+from llmasos.kernel.values import Exit, Fork, Message, Page, Profile, ReadMem, Role, Spawn
 
 pytestmark = pytest.mark.anyio
 
@@ -28,8 +29,12 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     store.close()
 
 
+def caller(connection: int = 1) -> Caller:
+    return Caller(connection, "alice", Profile.OPEN, ("u:alice",), started_by=("notes",))
+
+
 async def spawn(table: Processes, **fields: object) -> Process:
-    return await table.spawn("alice", Spawn("m", **fields), "m", 1, ())  # type: ignore[arg-type]
+    return await table.spawn(caller(), Spawn("m", **fields), "m")  # type: ignore[arg-type]
 
 
 async def say(memory: Memory, parent: Process, call: int, text: str) -> None:
@@ -51,7 +56,7 @@ async def test_a_child_is_like_its_parent_unless_it_is_said_otherwise(store: Sto
     table = Processes(store)
     parent = await spawn(table, app="chat", nice=3)
     like, other = (
-        (table.children(parent, fork, 7, ())[0])
+        (table.children(parent, fork, caller(7))[0])
         for fork in (Fork(parent.pid), Fork(parent.pid, app="critic", nice=-1, keep=False))
     )
     await table.add([like, other])
@@ -64,7 +69,7 @@ async def test_a_child_is_like_its_parent_unless_it_is_said_otherwise(store: Sto
 async def test_the_children_come_back_after_a_restart(store: Store) -> None:
     table = Processes(store)
     parent = await spawn(table)
-    children = table.children(parent, Fork(parent.pid, 5), 1, ())
+    children = table.children(parent, Fork(parent.pid, 5), caller(1))
     await table.add(children)
     assert [p.pid for p in Processes(store).all()] == [parent.pid, *(c.pid for c in children)]
 
@@ -76,7 +81,7 @@ async def test_children_see_the_parents_pages_which_are_stored_once(
     parent = await spawn(table)
     await memory.say(parent, Message(Role.SYSTEM, "be"), [Cut("be", 1)])
     await say(memory, parent, 77, "question")
-    children = table.children(parent, Fork(parent.pid, 3), 1, ())
+    children = table.children(parent, Fork(parent.pid, 3), caller(1))
     await memory.copy(parent, children)
     for child in children:
         assert memory.tokens(child.pid) == memory.tokens(parent.pid)
@@ -95,7 +100,7 @@ async def test_what_one_of_them_says_later_is_its_own(store: Store) -> None:
     table, memory = Processes(store), Memory(store)
     parent = await spawn(table)
     await say(memory, parent, 1, "before")
-    (child,) = table.children(parent, Fork(parent.pid), 1, ())
+    (child,) = table.children(parent, Fork(parent.pid), caller(1))
     await memory.copy(parent, [child])
     await say(memory, parent, 2, "parent")
     await say(memory, child, 3, "child")
@@ -121,7 +126,7 @@ async def test_a_turn_that_is_being_written_is_copied_whole_or_not_at_all(store:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(talk)
             for _ in range(20):
-                (child,) = table.children(parent, Fork(parent.pid), 1, ())
+                (child,) = table.children(parent, Fork(parent.pid), caller(1))
                 children.append(child)
                 await memory.copy(parent, [child])
     for child in children:
@@ -137,7 +142,7 @@ async def test_a_crash_between_pages_and_processes_leaves_orphans_that_are_found
     table, memory = Processes(store), Memory(store)
     parent = await spawn(table)
     await say(memory, parent, 1, "hello")
-    children = table.children(parent, Fork(parent.pid, 2), 1, ())
+    children = table.children(parent, Fork(parent.pid, 2), caller(1))
     await memory.copy(parent, children)
     again = Memory(store)
     alive = {p.pid for p in Processes(store).all()}
@@ -160,7 +165,7 @@ async def test_a_full_table_refuses_the_whole_count(
         await spawn(table)
         with pytest.raises(SyscallError, match="0 of these places are free"):
             await spawn(table)
-    await table.add(table.children(parent, Fork(parent.pid, 2), 1, ()))
+    await table.add(table.children(parent, Fork(parent.pid, 2), caller(1)))
     assert len(table.all()) == 4
 
 

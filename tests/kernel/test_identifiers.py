@@ -8,11 +8,12 @@ import pytest
 from llmasos.kernel.database import Schema
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.identifiers import TABLE, Identifiers
+from llmasos.kernel.identity import Caller
 from llmasos.kernel.journal import Entry, Journal
 from llmasos.kernel.mailbox import Mailboxes
 from llmasos.kernel.process import Process, Processes
 from llmasos.kernel.store import Store
-from llmasos.kernel.values import Send, Spawn
+from llmasos.kernel.values import Profile, Send, Spawn
 from tests.system.power import Power
 
 pytestmark = pytest.mark.anyio
@@ -76,11 +77,12 @@ async def test_messages_are_numbered_anew_behind_what_was_lost(lives: Lives) -> 
 
 async def test_pids_are_given_once_also_when_their_process_never_came(lives: Lives) -> None:
     given: list[int] = []
+    caller = Caller(0, "ann", Profile.OPEN, ("u:ann",))
     for _ in range(3):
         store = lives.begin()
         processes = Processes(store)
         for _ in range(3):
-            spawned = await processes.spawn("ann", Spawn("echo"), "echo", 0, ())
+            spawned = await processes.spawn(caller, Spawn("echo"), "echo")
             given += [spawned.pid]
         await processes.pids.ready(2)
         given += [processes.pids.next() for _ in range(2)]  # of a fork that did not come that far

@@ -14,7 +14,7 @@ import pytest
 
 from llmasos.kernel import limits
 from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.policy import Judge, Policy
+from llmasos.kernel.policy import ITSELF, Judge, Policy
 from llmasos.kernel.values import Effect
 from tests.kernel.gate import CAREFUL, NO_A, NO_B, OPERATOR, A, B, policy
 
@@ -80,7 +80,7 @@ def test_an_ask_reaches_whoever_has_the_role(tmp_path: Path) -> None:
 def test_an_ask_alone_is_enough_to_be_asked_and_never_allows(tmp_path: Path) -> None:
     gate = policy(tmp_path, "p, r:x, ps, /proc, ask\np, app:tool, ps, /proc, ask\n")
     for subjects in (("r:x",), ("app:tool",), ("u:alice", "r:x"), (*CAREFUL, "app:tool")):
-        decision = gate.check(subjects, "ps", "/proc")
+        decision = gate.check(subjects, "ps", "/proc/own")
         assert (decision.effect, decision.allowed) == (ASK, False)
 
 
@@ -106,7 +106,7 @@ def test_who_has_no_rule_stops_everybody_that_it_comes_with(tmp_path: Path) -> N
     gate = policy(tmp_path)
     for stranger in ("u:mallory", "r:nothing"):
         for subjects in permutations((*CAREFUL, stranger)):
-            decision = gate.check(subjects, "ps", "/proc")
+            decision = gate.check(subjects, "ps", "/proc/own")
             assert (decision.effect, decision.subject) == (DENY, stranger)
 
 
@@ -124,12 +124,12 @@ def test_a_process_or_an_app_without_rules_has_no_say_and_with_rules_only_takes_
 ) -> None:
     rows = f"p, {who}:7, kill, /proc/*, deny\np, {who}:8, unmount, /*, allow\n"
     gate = policy(tmp_path, rows + f"p, {who}:9, ps, /proc, ask\n")
-    assert gate.check((*CAREFUL, f"{who}:7"), "ps", "/proc").allowed
-    assert not gate.check((*CAREFUL, f"{who}:7"), "kill", "/proc/1").allowed
-    assert gate.check((*CAREFUL, f"{who}:70"), "kill", "/proc/1").allowed
+    assert gate.check((*CAREFUL, f"{who}:7"), "ps", "/proc/own").allowed
+    assert not gate.check((*CAREFUL, f"{who}:7"), "kill", "/proc/own/1").allowed
+    assert gate.check((*CAREFUL, f"{who}:70"), "kill", "/proc/own/1").allowed
     assert not gate.check((*CAREFUL, f"{who}:8"), "unmount", A).allowed
-    assert gate.check((*CAREFUL, f"{who}:9"), "ps", "/proc").effect is ASK
-    assert not gate.check((f"{who}:1",), "ps", "/proc").allowed
+    assert gate.check((*CAREFUL, f"{who}:9"), "ps", "/proc/own").effect is ASK
+    assert not gate.check((f"{who}:1",), "ps", "/proc/own").allowed
 
 
 @pytest.mark.parametrize("who", ["pid:7", "app:poet"])
@@ -182,7 +182,7 @@ def test_the_cache_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(limits, "DECISIONS", 10)
     gate = policy(tmp_path, "p, r:careful, kill, /proc/7, deny\n")
     for number in range(35):
-        assert gate.check(CAREFUL, "kill", f"/proc/{number}").allowed is (number != 7)
+        assert gate.check(CAREFUL, "kill", f"/proc/own/{number}").allowed is (number != 7)
         assert len(vars(gate)["_cache"]) <= 10
 
 
@@ -252,7 +252,7 @@ def test_a_bad_file_leaves_the_running_rules(tmp_path: Path) -> None:
     (tmp_path / "policy.csv").write_text("nonsense")
     with pytest.raises(SyscallError):
         gate.load()
-    assert gate.check(CAREFUL, "ps", "/proc").allowed
+    assert gate.check(CAREFUL, "ps", "/proc/own").allowed
     assert not gate.check(CAREFUL, "spawn", A).allowed
     assert (gate.epoch, gate.text) == (1, NO_A)
 
@@ -356,3 +356,49 @@ async def test_users_who_come_while_rules_are_read_are_there_at_the_next_change(
     await gate.reload(gate.text)
     assert gate.check(("u:bob",), "ps", "/proc").allowed
     assert not gate.check(CAREFUL, "spawn", A).allowed
+
+
+# --- processes of an application --------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("row", "own", "other"),
+    [
+        ("/proc/7/mem", True, True),
+        ("/proc/7/*", True, True),
+        ("/proc/*", True, True),
+        ("/*", True, True),
+        ("/proc/own/7/mem", True, False),
+        ("/proc/own/7/*", True, False),
+        ("/proc/own/*", True, False),
+        ("/proc/8/*", False, False),
+        ("/proc/own/8/*", False, False),
+        ("/proc/own", False, False),
+        ("/proc", False, False),
+    ],
+)
+def test_a_rule_about_a_process_holds_by_either_name_and_one_about_own_ones_for_these(
+    tmp_path: Path, row: str, own: bool, other: bool
+) -> None:
+    gate = policy(tmp_path, f"p, r:x, read_mem, {row}, allow\n")
+    assert gate.check(("r:x",), "read_mem", "/proc/own/7/mem").allowed is own
+    assert gate.check(("r:x",), "read_mem", "/proc/7/mem").allowed is other
+    gate = policy(tmp_path, f"p, r:open, read_mem, {row}, deny\n")
+    assert gate.check(("r:open",), "read_mem", "/proc/own/7/mem").allowed is not own
+    assert gate.check(("r:open",), "read_mem", "/proc/7/mem").allowed is not other
+
+
+def test_only_processes_and_the_journal_have_own_parts(tmp_path: Path) -> None:
+    gate = policy(tmp_path, "p, r:x, watch, /journal, allow\np, r:x, mmap, /files/x, allow\n")
+    assert gate.check(("r:x",), "watch", "/journal/own").allowed
+    assert not gate.check(("r:x",), "mmap", "/files/own/x").allowed
+    assert not gate.check(("r:x",), "watch", "/journal/own/x").allowed
+
+
+def test_a_process_that_acts_is_its_own_whoever_makes_it(tmp_path: Path) -> None:
+    gate, path = policy(tmp_path), "/proc/7/generate"
+    person, bounds = ("u:alice", "r:operator"), ("r:careful", "app:notes", "pid:7")
+    assert gate.check((*person, ITSELF, *bounds), "generate", path).allowed
+    assert not gate.check((*person, *bounds), "generate", path).allowed
+    assert not gate.check((*CAREFUL, ITSELF, "r:operator", "pid:7"), "generate", path).allowed
+    gate = policy(tmp_path, "p, pid:7, generate, /proc/own/*, deny\n")
+    assert not gate.check((*person, ITSELF, *bounds), "generate", path).allowed
+    assert ITSELF not in gate.refusal((*person, ITSELF, *bounds), "generate", path, 3).message

@@ -347,7 +347,7 @@ async def test_nobody_else_may_read_any_file_of_the_store(tmp_path: Path) -> Non
 
 
 async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
-    """The file was written by version 1: processes did not end with a connection nor had bounds."""
+    """The file was written by version 1: no end with a connection, no bounds, no application."""
     old = Path(__file__).parent / "data" / "processes.v1.db"
     shutil.copy(old, tmp_path / "processes.db")
     part = tmp_path / ".processes.db.v1.copy.part"  # of a migration that was killed
@@ -356,9 +356,11 @@ async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
         rows.execute("UPDATE processes SET state = 'zombie', code = 143 WHERE pid = 7")
     store = Store(tmp_path)
     processes = Processes(store)
-    assert [(p.pid, p.app, p.model, p.nice, p.keep, p.bounds) for p in processes.all()] == [
-        (3, "coder", "smollm2", 5, True, ("r:careful",)),
-        (7, "writer", "echo", 0, True, ("r:careful",)),
+    assert [
+        (p.pid, p.app, p.model, p.nice, p.keep, p.bounds, p.started_by) for p in processes.all()
+    ] == [
+        (3, "coder", "smollm2", 5, True, ("r:careful",), ()),
+        (7, "writer", "echo", 0, True, ("r:careful",), ()),
     ]
     alive, ended = processes.all()
     assert (alive.state, alive.ended_at) == (State.READY, 0)
@@ -371,7 +373,7 @@ async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
         assert kept.execute("SELECT count(*) FROM processes").fetchone() == (2,)
     kept.close()
     store.close()
-    assert len(PROCESSES.steps) == 5
+    assert len(PROCESSES.steps) == 6
 
 
 async def test_what_is_no_database_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""A client made of a socket and frames, for what no well-behaved client does."""
+"""A client made of a socket and frames, for what no well-behaved client does.
+
+It is of the command line's application, as `Line` is, so that a test may use both.
+"""
 
 import socket
 from collections.abc import Generator
@@ -8,6 +11,7 @@ from typing import Any
 
 from llmasos.kernel import limits
 from llmasos.kernel.wire import CALL, ERROR, ITEM, REPLY, Frames, pack, unpack
+from llmasos.userland.line import COMMAND
 
 
 class Raw:
@@ -58,7 +62,7 @@ class Raw:
 
 def hung_up_on(path: Path) -> list[str]:
     """Whom the kernel closed the door on and why, as the journal has it."""
-    with raw(path) as client:
+    with raw(path, "operator") as client:
         client.send("watch", since=0, kinds=["refused"], follow=False)
         kind, _, fields = client.receive()
         return [event["note"] for event in fields["events"]] if kind == ITEM else []
@@ -72,5 +76,5 @@ def raw(path: Path, profile: str | None = "careful") -> Generator[Raw]:
         connection.connect(str(path))
         client = Raw(connection)
         if profile is not None:
-            client.call("hello", version=limits.PROTOCOL_VERSION, profile=profile)
+            client.call("hello", version=limits.PROTOCOL_VERSION, profile=profile, app=COMMAND)
         yield client

@@ -178,7 +178,7 @@ def test_a_key_that_is_none_is_refused_and_journaled(machine: Machine, wrong: st
     machine.start("--mount", "false")
     with raw(machine.paths.socket, None) as client:
         assert wrong not in refused(client, key=wrong)["message"]
-    with raw(machine.paths.socket) as client:
+    with raw(machine.paths.socket, "operator") as client:
         client.send("watch", since=0, kinds=["refused"], follow=False)
         [event] = client.receive()[2]["events"]
     assert (event["syscall"], event["errno"]) == ("hello", Errno.EACCES)
@@ -269,7 +269,7 @@ def test_nobody_reads_of_others_what_is_not_theirs(shared: Machine) -> None:
             assert client.receive()[0] == REPLY  # not one event
             said = client.refused("policy_check", subjects=["u:root"], action="ps", object="/proc")
             assert said["errno"] == Errno.EACCES
-            mine = {"subjects": ["u:bob", "r:careful"], "action": "ps", "object": "/proc"}
+            mine = {"subjects": ["u:bob", "r:careful"], "action": "ps", "object": "/proc/own"}
             assert client.call("policy_check", **mine)["effect"] == "allow"
     assert any("aaaaaaaaaa" in note for note in hung_up_on(shared.paths.socket))
 
@@ -374,7 +374,7 @@ def test_recorded_calls_are_simulated_and_learned_from(machine: Machine) -> None
         found = root.call("policy_simulate", text="p, r:careful, shutdown, /kernel, allow\n")
         assert [one["action"] for one in found["allowed"]] == ["shutdown"]
         learned = root.call("policy_learn", pid=pid)
-        assert "p, app:poet, generate, /proc/*, allow" in learned["rules"]
+        assert "p, app:poet, generate, /proc/own/*, allow" in learned["rules"]
         assert not any("shutdown" in rule for rule in learned["rules"])
 
 
@@ -397,4 +397,4 @@ def test_counters_do_not_grow_with_every_process_that_was_asked_for(machine: Mac
     machine.stop()
     with closing(sqlite3.connect(machine.paths.state / "counters.db")) as counters:
         sql = "SELECT object, calls FROM counters WHERE syscall = 'read_mem'"
-        assert counters.execute(sql).fetchall() == [("/proc/0/mem", 3)]
+        assert counters.execute(sql).fetchall() == [("/proc/own/0/mem", 3)]

@@ -103,9 +103,11 @@ async def test_a_program_needs_no_path_and_no_secret(tmp_path: Path) -> None:
 
 async def test_a_program_may_not_do_what_its_process_may_not(tmp_path: Path) -> None:
     async with running(tmp_path) as (kernel, _):
-        async with AsyncLLMasOS(socket=tmp_path / "runtime" / "kernel.sock") as careful:
+        async with AsyncLLMasOS(
+            socket=tmp_path / "runtime" / "kernel.sock", app="maker"
+        ) as careful:
             process = kernel.processes.get((await careful.spawn("one")).pid, kernel.owner)
-        assert process.bounds == ("r:careful",)
+        assert process.bounds == ("r:careful", "app:maker")
         said = await run(kernel, process, tmp_path, SEES, "down")  # it asks for operator
         assert (said["mount"], said["shutdown"]) == ("EACCES", "EACCES")
 

@@ -89,7 +89,7 @@ WALK: dict[str, list[str]] = {
     "policy reload": [],
     "policy edit": [],
     "policy lint": [],
-    "policy test": ["r:careful", "ps", "/proc"],
+    "policy test": ["r:careful", "ps", "/proc/own"],
     "policy explain": ["r:careful", "ps", "/proc"],
     "policy simulate": ["/dev/null"],
     "policy learn": ["run"],

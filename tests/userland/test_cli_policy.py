@@ -44,7 +44,7 @@ def test_rules_are_listed_with_their_place(cli: Cli, me: str, box: Machine) -> N
     said = cli("policy", "list")
     assert (said.code, said.narrow) == (exits.OK, True)
     assert f"g, {me}, r:owner" in said.out
-    assert "careful.csv:4" in said.out
+    assert "careful.csv:5" in said.out
     assert str(box.paths.policy_file) in said.err
     assert cli("policy", "list", "--own").out == "RULE  WHERE\n"
     with raw(box.paths.socket, "owner") as owner:
@@ -247,7 +247,7 @@ QUESTIONS = [
      "ME r:careful shutdown /kernel", "ask"),
     ("an app with a role", "g, app:poet, r:poet", "ME r:careful app:poet pid:7 ps /proc", "deny"),
     ("who has no voice", "", "app:poet pid:7 ps /proc", "deny"),
-    ("allowed", "", "ME r:careful app:poet pid:7 ps /proc", "allow"),
+    ("allowed", "", "ME r:careful app:poet pid:7 ps /proc/own", "allow"),
     ("allowed to one", "", "ME mount /dev/image/echo", "allow"),
 ]  # fmt: skip
 
@@ -278,13 +278,13 @@ def test_explain_tells_rule_place_and_way(cli: Cli, me: str) -> None:
         f"{me} allow owner.csv:15: p, r:owner, *, /*, allow",
         "by way of r:owner (socket)",
         f"r:operator deny policy.csv:1: {PS}",
-        "by way of r:careful (operator.csv:13)",
+        "by way of r:careful (operator.csv:14)",
         "app:x allow no rule takes it away",
     ]
     told = cli("policy", "explain", me, "r:operator", "ps", "/proc", "--json").json
     assert told["change"] == [f"remove `{PS}` (policy.csv:1)"]
     assert told["rulings"][1]["rule"] == {"file": "policy.csv", "line": 1, "text": PS}
-    assert told["rulings"][1]["roles"][0]["line"] == 13
+    assert told["rulings"][1]["roles"][0]["line"] == 14
 
 
 @pytest.mark.parametrize(("effect", "code"), [("deny", exits.DENIED), ("ask", exits.ASK)])
@@ -296,7 +296,7 @@ def test_the_hint_of_a_refusal_explains_it(cli: Cli, effect: str, code: int) -> 
     hint = shlex.split(said.pasted())[1:]
     assert hint[:2] == ["policy", "explain"]
     said = cli(*hint)
-    assert said.out.startswith(f"{effect}  nice /proc/1\n")
+    assert said.out.startswith(f"{effect}  nice /proc/own/1\n")
     assert f'llmasos policy rm "{row}"  # policy.csv:1' in said.out
     assert cli(*hint, "--json").json["action"] == "nice"
     cli("policy", "rm", row)

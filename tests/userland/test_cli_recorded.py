@@ -61,7 +61,7 @@ def test_other_rules_are_tried_on_what_was_recorded(
     assert (said.code, said.narrow) == (exits.OK, True)
     lines = said.out.splitlines()
     at = next(n for n, line in enumerate(lines) if line.startswith("allow -> deny"))
-    assert f"generate /proc/{poet}/generate" in lines[at]
+    assert f"generate /proc/own/{poet}/generate" in lines[at]
     assert lines[at + 2] == "    new.csv:2: p, r:careful, generate, /proc/*, deny"
     assert "deny -> allow  1 x " in said.out
     assert "newly allowed: 1" in said.err
@@ -102,14 +102,14 @@ def test_what_is_no_file_of_rules_is_not_simulated(cli: Cli, tmp_path: Path) -> 
 def test_what_an_app_did_is_what_it_may_afterwards(cli: Cli, poet: int, by: str) -> None:
     who = "poet" if by == "poet" else str(poet)
     said = cli("policy", "learn", who)
-    assert said.out == "g, app:poet, r:learned\np, app:poet, generate, /proc/*, allow\n"
+    assert said.out == "g, app:poet, r:learned\np, app:poet, generate, /proc/own/*, allow\n"
     assert "app:poet may do this and nothing else" in said.err
     rules = cli("policy", "learn", "--since", "1h", "--json", who).json
     assert (rules["rules"], rules["calls"] > 0) == (said.out.splitlines(), True)
     assert cli("policy", "add", *rules["rules"]).code == exits.OK
     said = cli("fork", str(poet))
     assert (said.code, "no rule allows it to app:poet" in said.err) == (exits.DENIED, True)
-    assert cli("policy", "test", "app:poet", "generate", f"/proc/{poet}/generate").code == 0
+    assert cli("policy", "test", "app:poet", "generate", f"/proc/own/{poet}/generate").code == 0
 
 
 def test_a_process_that_is_gone_is_still_known(cli: Cli) -> None:

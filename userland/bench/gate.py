@@ -218,7 +218,7 @@ def compare(count: int, each: int, seed: int = 1) -> tuple[int, Counter[str]]:
 def stop_ms(rig: Rig, texts: Sequence[str], seconds: float) -> tuple[float, int]:
     """The longest round trip while the rules change again and again, and how often they did."""
     changes = 0
-    owner = Line(rig.socket, client="bench", profile=v.Profile.OWNER)
+    owner = Line(rig.socket, profile=v.Profile.OWNER)
     with owner, ThreadPoolExecutor(1) as pool:
         running = pool.submit(load, rig, 1, seconds, "stat")
         while not running.done():

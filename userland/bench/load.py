@@ -54,7 +54,7 @@ def whole(data: bytes) -> bool:
 def greet(path: Path) -> socket.socket:
     """A connection that has said hello."""
     connection = connect(path)
-    hello = v.Hello(limits.PROTOCOL_VERSION, "load", v.Profile.OPERATOR)
+    hello = v.Hello(limits.PROTOCOL_VERSION, "bench", v.Profile.OPERATOR)
     connection.sendall(wire.pack([wire.CALL, 1, "hello", hello]))
     data = b""
     while not whole(data):

@@ -76,7 +76,7 @@ class Rig:
     os_pid: int
 
     def client(self) -> Line:
-        return Line(self.socket, client="bench")
+        return Line(self.socket)
 
     def digest(self, model: str = MODEL) -> str:
         """Of the file behind a model."""

@@ -17,7 +17,7 @@ def connect(*, profile: Profile = Profile.OPERATOR) -> Line:
     ECONNREFUSED when nobody answers.
     """
     try:
-        line = Line(client="cli", profile=profile)
+        line = Line(profile=profile)
     except SyscallError as error:
         if error.errno is not Errno.ECONNREFUSED or not CURRENT.starts:
             raise
@@ -32,4 +32,4 @@ def _started(profile: Profile) -> Line:
     starter, where = import_module("llmasos.userland.start"), paths.find()
     if starter.allowed() and starter.ensure(where, "--private"):
         note(f"started a private daemon; it leaves when idle, and logs to {where.log}")
-    return Line(client="cli", profile=profile)
+    return Line(profile=profile)

@@ -19,6 +19,7 @@ from llmasos.kernel import limits
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 
+from . import application
 from .dial import dial
 from .link import Link, Stream
 from .process import AsyncModel, AsyncProcess, Calls, ForkOptions, Options, Prompt, request
@@ -31,12 +32,22 @@ _told = set[str]()  # notices that this program has shown
 class SpawnOptions(TypedDict, total=False):
     """What a new process may be given."""
 
-    app: str  # a name of your program, for `ps`
+    app: str  # what it is called in `ps` and in rules; without it, as this application
     system: str  # system prompt; becomes its first page
     nice: int  # -20 (large share) to 19 (small share)
     keep: bool  # False: it ends with this connection
     parent: int  # pid
     profile: v.Profile | None  # a further bound of what it may do
+
+
+class ConnectOptions(TypedDict, total=False):
+    """Where a client connects, and as what. See AsyncLLMasOS."""
+
+    socket: str | Path | None
+    profile: str
+    app: str
+    autostart: bool
+    tls: ssl.SSLContext | None
 
 
 class AsyncLLMasOS(Calls):
@@ -46,17 +57,18 @@ class AsyncLLMasOS(Calls):
     is started when none answers (`autostart=False` or LLMASOS_AUTOSTART=0 forbids that). It may be
     tls://HOST:PORT too, with a key; `tls` then says which certificates are trusted.
     `profile` is the most that it may do: "reader", "careful", "workspace", "open", "operator" or
-    "owner". Entering raises SyscallError: ECONNREFUSED without a daemon, EACCES for a profile that
-    the user may not have or a key that is none ("YOUR_API_KEY" counts as no key).
+    "owner". With "careful" that is the processes of its own application, which `app` names; without
+    a name it is the program's main module (application.py). Entering raises SyscallError:
+    ECONNREFUSED without a daemon, EACCES for a profile that the user may not have or a key that is
+    none ("YOUR_API_KEY" counts as no key).
     """
 
-    def __init__(
-        self, api_key: str | None = None, *, socket: str | Path | None = None,
-        profile: str = v.Profile.CAREFUL, autostart: bool = True, tls: ssl.SSLContext | None = None,
-    ) -> None:  # fmt: skip
-        self._socket, self._tls = socket, tls
-        self._hello = v.Hello(limits.PROTOCOL_VERSION, "sdk", v.Profile(profile), api_key)
-        self._autostart = autostart
+    def __init__(self, api_key: str | None = None, **options: Unpack[ConnectOptions]) -> None:
+        self._socket, self._tls = options.get("socket"), options.get("tls")
+        self._autostart = options.get("autostart", True)
+        app = options.get("app") or application.name()
+        profile = v.Profile(options.get("profile", v.Profile.CAREFUL))
+        self._hello = v.Hello(limits.PROTOCOL_VERSION, app, profile, api_key)
         self._open: Link | None = None
         self._stack = AsyncExitStack()
         self.welcome: v.Welcome | None = None  # the kernel's answer to hello

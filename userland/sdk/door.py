@@ -5,12 +5,10 @@ is only a door: what a method does stands in client.py and process.py. Threads m
 Ctrl-C in the calling thread cancels the call.
 """
 
-import ssl
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import wraps
-from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -19,7 +17,7 @@ from llmasos.kernel import paths
 from llmasos.kernel import values as v
 from llmasos.userland import start
 
-from .client import AsyncLLMasOS, SpawnOptions
+from .client import AsyncLLMasOS, ConnectOptions, SpawnOptions
 from .link import Stream
 from .memory import SearchOptions, WriteOptions
 from .process import AsyncAnswer, AsyncModel, AsyncProcess, ForkOptions, Options, Prompt, Reply
@@ -37,7 +35,7 @@ class There:
     def __init__(self, portal: BlockingPortal) -> None:
         self._portal = portal
 
-    def run(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(self, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call there, wait here. Whatever interrupts the wait cancels the call."""
 
         async def there() -> T:
@@ -50,7 +48,7 @@ class There:
             future.cancel()
             raise
 
-    def now(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def now(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call there what never waits."""
 
         async def there() -> T:
@@ -267,15 +265,14 @@ class LLMasOS:
     It closes at the end of its `with`, by `close()`, or at the end of the program.
     """
 
-    def __init__(
-        self, api_key: str | None = None, *, socket: str | Path | None = None,
-        profile: str = v.Profile.CAREFUL, autostart: bool = True, tls: ssl.SSLContext | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, api_key: str | None = None, **options: Unpack[ConnectOptions]) -> None:
         where = paths.find()
-        if socket is None and autostart and start.allowed() and not start.answers(where):
+        autostart = options.get("autostart", True) and options.get("socket") is None
+        if autostart and start.allowed() and not start.answers(where):
             # Here and not in the other thread: a helper thread of its would outlive the program.
             start.ensure(where, "--private")
-        self.core = AsyncLLMasOS(api_key, socket=socket, profile=profile, tls=tls, autostart=False)
+        options["autostart"] = False
+        self.core = AsyncLLMasOS(api_key, **options)
         with ExitStack() as stack:
             portal = stack.enter_context(start_blocking_portal())
             stack.enter_context(portal.wrap_async_context_manager(self.core))
