@@ -130,17 +130,27 @@ class Call:
         events = Events()
         async for piece in pieces:
             for data in events.feed(piece):
-                if data == _DONE:
-                    return self._finish or Finish.STOP
-                finish = await self._take(chunk(data))
+                finish = await self._event(data)
                 if finish is not None:
                     return finish
-        if self._finish is None:
+        for data in events.end():
+            finish = await self._event(data, whole=bool(events.document))
+            if finish is not None:
+                return finish
+        if self._finish is None and not events.document:
             raise Trouble(f"the stream was cut after {self._said} tokens")
-        return self._finish
+        return self._finish or Finish.STOP
+
+    async def _event(self, data: bytes, *, whole: bool = False) -> Finish | None:
+        """The finish when nothing more is wanted."""
+        if not data.strip():
+            return None
+        if data.strip() == _DONE:
+            return self._finish or Finish.STOP
+        return await self._take(chunk(data, whole=whole))
 
     async def _take(self, part: Chunk) -> Finish | None:
-        """One event. The finish when nothing more is wanted."""
+        """The finish when nothing more is wanted."""
         if part.usage is not None:
             self._usage = part.usage
         if (part.text or part.thought) and self._finish is None:

@@ -60,7 +60,7 @@ class RemoteEngine:
     async def _look(self) -> Facts:
         card = await self._card()
         meta = reading.fields(card.get("meta"))
-        told: dict[str, int | None] = {"window": reading.whole(card.get("max_model_len"))}
+        told: dict[str, int | None] = {"window": reading.whole_number(card.get("max_model_len"))}
         able = _OPENAI
         if self._settings.dialect == LLAMA:
             told, able = await self._props(), _LLAMA
@@ -71,7 +71,7 @@ class RemoteEngine:
         return Facts(
             slots, slots, window, slots * window, 0,
             f"remote: {self._settings.place}, model {self._endpoint.clean(self._settings.model)}",
-            able, vocab=reading.whole(meta.get("n_vocab")) or 0,
+            able, vocab=reading.whole_number(meta.get("n_vocab")) or 0,
         )  # fmt: skip
 
     async def _card(self) -> Mapping[str, object]:
@@ -114,8 +114,8 @@ class RemoteEngine:
         props = reading.fields(answer)
         made = reading.fields(props.get("default_generation_settings"))
         return {
-            "slots": reading.whole(props.get("total_slots")),
-            "window": reading.whole(made.get("n_ctx")),
+            "slots": reading.whole_number(props.get("total_slots")),
+            "window": reading.whole_number(made.get("n_ctx")),
         }
 
     async def _embeds(self) -> bool:
@@ -153,7 +153,9 @@ class RemoteEngine:
     async def _tokens(self, text: str, *, special: bool) -> list[int]:
         body = {"content": text, "add_special": special, "parse_special": special}
         answer = await self._endpoint.ask(f"{self._settings.root}/tokenize", body)
-        tokens = [reading.whole(one) for one in reading.items(reading.fields(answer).get("tokens"))]
+        tokens = [
+            reading.whole_number(one) for one in reading.items(reading.fields(answer).get("tokens"))
+        ]
         known = [token for token in tokens if token is not None]
         if len(known) < len(tokens) or (text and not known):
             raise self._endpoint.refusal("tokens that are none")
@@ -240,7 +242,7 @@ class RemoteEngine:
             vectors = await asyncio.to_thread(_vectors, answer, len(texts))
         except ValueError as error:
             raise self._endpoint.refusal(str(error)) from error
-        claimed = reading.whole(reading.fields(answer.get("usage")).get("prompt_tokens"))
+        claimed = reading.whole_number(reading.fields(answer.get("usage")).get("prompt_tokens"))
         most = sum(len(text.encode("utf-8", "replace")) + 2 for text in texts)
         tokens = sum(map(asking.estimate, texts)) if claimed is None else min(claimed, most)
         return Vectors(len(vectors[0]) // 4, vectors, tokens)
@@ -314,7 +316,7 @@ def _vectors(answer: Mapping[str, object], count: int) -> list[bytes]:
     """Of length 1, in the order of the texts. ValueError: they are none."""
     found: dict[int, bytes] = {}
     for place, one in enumerate(map(reading.fields, reading.items(answer.get("data")))):
-        index = reading.whole(one.get("index"))
+        index = reading.whole_number(one.get("index"))
         values = [reading.number(value) for value in reading.items(one.get("embedding"))]
         sound = [value for value in values if value is not None]
         length = math.hypot(*sound)

@@ -1,51 +1,85 @@
-"""Server-sent events out of bytes, strictly: what is none of theirs, or too much, is refused."""
+"""The events of an answer, out of bytes: server-sent events, or one JSON document.
 
+Not every endpoint streams when it is asked to, and errors often come as one document. What is
+neither, or too much, is refused.
+"""
+
+import re
 from collections.abc import Iterator
 
 from llmasos.kernel import limits
 
 from .trouble import Trouble
 
-_FIELDS = (b"event", b"id", b"retry")  # allowed, and of no use here
+_BOM = b"\xef\xbb\xbf"
+_LINE = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a \r at the end may be half of \r\n
+_FIELD = re.compile(rb"[A-Za-z][A-Za-z_-]{0,63}")  # a line that is not of this form is no event's
 
 
 class Events:
-    """One stream."""
+    """One answer."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._data: list[bytes] = []  # of the event that has begun
         self._size = 0  # bytes of it
-        self._bytes = 0  # of the stream
+        self._bytes = 0  # of the answer
+        self.document: bool | None = None  # one JSON document; None: nothing came yet
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
-        """The data of the events that are whole now. Trouble: it is no stream of events."""
+        """The data of the events that are whole now. Trouble: these are no events."""
         self._bytes += len(piece)
         if self._bytes > limits.REMOTE_ANSWER_BYTES:
             raise Trouble(f"an answer of more than {limits.REMOTE_ANSWER_BYTES} bytes")
         self._buffer += piece
+        if self.document is None:
+            self._look()
+        if self.document:
+            if len(self._buffer) > limits.REMOTE_BODY_BYTES:
+                raise Trouble(f"an answer of more than {limits.REMOTE_BODY_BYTES} bytes")
+        elif self.document is not None:
+            yield from self._lines()
+
+    def end(self) -> Iterator[bytes]:
+        """What has no end of its own, now that no more comes."""
+        if self.document:
+            yield bytes(self._buffer)
+        elif self.document is not None:
+            self._buffer += b"\n\n"
+            yield from self._lines()
+
+    def _look(self) -> None:
+        """Decide by the first byte that is no space."""
+        if len(self._buffer) < len(_BOM) and _BOM.startswith(self._buffer):
+            return
+        begin = bytes(self._buffer.removeprefix(_BOM).lstrip())
+        if begin:
+            self.document = begin[:1] in (b"{", b"[")
+            self._buffer[:] = begin
+
+    def _lines(self) -> Iterator[bytes]:
         start = 0
         try:
-            while (end := self._buffer.find(b"\n", start)) >= 0:
-                line = bytes(self._buffer[start:end]).removesuffix(b"\r")
-                start = end + 1
-                if not line and self._data:
+            while (found := _LINE.search(self._buffer, start)) is not None:
+                line = bytes(self._buffer[start : found.start()])
+                start = found.end()
+                if line:
+                    self._take(line)
+                elif self._data:
                     event = b"\n".join(self._data)
                     self._data, self._size = [], 0
                     yield event
-                elif line:
-                    self._take(line)
         finally:
             del self._buffer[:start]
         self._check_size(len(self._buffer))
 
     def _take(self, line: bytes) -> None:
-        name, colon, value = line.partition(b":")
-        if name == b"data" and colon:
+        name, _, value = line.partition(b":")
+        if name == b"data":
             self._data.append(value.removeprefix(b" "))
             self._size += len(line)
             self._check_size(self._size)
-        elif name and name not in _FIELDS:
+        elif name and not _FIELD.fullmatch(name):
             raise Trouble(f"not a stream of events: {line[:60]!r}")
 
     def _check_size(self, size: int) -> None:

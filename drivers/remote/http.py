@@ -23,7 +23,6 @@ from .reading import complaint, parse
 from .trouble import Refusal, Trouble
 
 _AGAIN = frozenset({408, 429, *range(500, 600)}) - {501}
-_OK = 200
 _SPARE = 8  # connections beside the slots: for tokens, vectors and checks
 _COMPLAINT_BYTES = 8 * 1024  # more of it than is shown, so that no half of a key is
 T = TypeVar("T")
@@ -69,7 +68,7 @@ class Endpoint:
 
     @asynccontextmanager
     async def open(self, url: str, body: object = None) -> AsyncGenerator[AsyncIterator[bytes]]:
-        """The bytes of an answer with status 200. Refusal for any other, and for none."""
+        """The bytes of an answer that is a success. Refusal for any other, and for none."""
         headers = {"accept-encoding": "identity", "content-type": "application/json"}
         if self._client is None:  # reading the authorities takes a while
             self._client = await asyncio.to_thread(_client, self.settings)
@@ -82,7 +81,7 @@ class Endpoint:
             async with self._client.stream(
                 method, url, content=content, headers=headers
             ) as response:
-                if response.status_code != _OK:
+                if not response.is_success:
                     raise await self._refused(response)
                 yield response.aiter_raw()
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:

@@ -14,6 +14,7 @@ from .trouble import Trouble
 _NO_TOKEN = -1  # an endpoint that tells no token ids
 _UNLIKELY = -9999.0  # what is out of every list
 _COUNT_MAX = 2**53
+_UNSEEN = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Chunk:
 def parse(data: bytes) -> object:
     """JSON. Trouble when it is none."""
     try:
-        return cast("object", json.loads(data.decode()))
+        return cast("object", json.loads(data.decode().removeprefix("\ufeff")))
     except UnicodeDecodeError as error:
         raise Trouble(f"not valid UTF-8 at byte {error.start} of an event") from error
     except (ValueError, RecursionError) as error:
@@ -48,7 +49,7 @@ def items(value: object) -> Sequence[object]:
     return cast("Sequence[object]", value) if isinstance(value, list) else ()
 
 
-def whole(value: object) -> int | None:
+def whole_number(value: object) -> int | None:
     """A count that can be one."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _COUNT_MAX:
         return value
@@ -69,10 +70,10 @@ def number(value: object) -> float | None:
 def complaint(data: bytes) -> str:
     """The words of an error, wherever this endpoint puts them."""
     try:
-        found = fields(parse(data))
+        found = parse(data)
     except Trouble:
         return data.decode("utf-8", "replace") or "no words"
-    return _words(found) or "no words"
+    return _words(fields(next(iter(items(found)), found))) or "no words"
 
 
 def _words(found: Mapping[str, object]) -> str:
@@ -81,27 +82,59 @@ def _words(found: Mapping[str, object]) -> str:
     return next((place for place in places if isinstance(place, str)), json.dumps(dict(found)))
 
 
-def chunk(data: bytes) -> Chunk:
-    """One event of a stream. Trouble for the endpoint's own error, and for what is no chunk."""
-    found = fields(parse(data))
-    if found.get("error"):
-        raise Trouble(_words(found))
-    usage = fields(found.get("usage"))
-    if not isinstance(found.get("choices"), list) and not usage:
+def _failed(found: Mapping[str, object]) -> bool:
+    """It is an error and no part of an answer."""
+    return bool(found.get("error")) or "error" in (found.get("object"), found.get("type"))
+
+
+def chunk(data: bytes, *, whole: bool = False) -> Chunk:
+    """One event of a stream, or a whole answer. Objects that are no part of an answer are skipped.
+
+    Trouble for the endpoint's own error, and for what makes no sense.
+    """
+    found = parse(data)
+    if whole:
+        found = next(iter(items(found)), found)  # some put an error into a list
+    event = fields(found)
+    if _failed(event):
+        raise Trouble(_words(event))
+    choices = event.get("choices")
+    if not isinstance(found, dict) or (choices is not None and not _is_list(choices)):
         raise Trouble(f"an event that is no part of an answer: {data[:60]!r}")
-    first = fields(next(iter(items(found.get("choices"))), None))
-    delta = fields(first.get("delta"))
-    text = first.get("text") if delta.get("content") is None else delta.get("content")
-    if text is not None and not isinstance(text, str):
-        raise Trouble(f"a text that is none: {text!r:.60}")
+    if whole and not choices:
+        raise Trouble(f"an answer without choices: {data[:60]!r}")
+    first = fields(next(iter(items(choices)), None))
+    message = fields(first.get("delta")) or fields(first.get("message"))
+    usage = fields(event.get("usage"))
+    content = message.get("content")
     return Chunk(
-        text=text or "",
-        thought=any(delta.get(name) for name in ("reasoning_content", "reasoning")),
+        text=_text(first.get("text") if content is None else content),
+        thought=any(message.get(name) for name in _UNSEEN),
         finish=str(first.get("finish_reason") or ""),
-        usage=whole(usage.get("completion_tokens")),
-        count=whole(fields(found.get("timings")).get("predicted_n")),
+        usage=whole_number(usage.get("completion_tokens")),
+        count=whole_number(fields(event.get("timings")).get("predicted_n")),
         logprobs=_logprobs(fields(first.get("logprobs"))),
     )
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list)
+
+
+def _text(content: object) -> str:
+    """A text, or the texts of a list of parts; parts of other kinds are left out."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not _is_list(content):
+        raise Trouble(f"a text that is none: {content!r:.60}")
+    texts: list[str] = []
+    for part in items(content):
+        text = part if isinstance(part, str) else fields(part).get("text")
+        if isinstance(text, str):
+            texts.append(text)
+        elif not isinstance(part, dict):
+            raise Trouble(f"a text that is none: {content!r:.60}")
+    return "".join(texts)
 
 
 def _logprobs(found: Mapping[str, object]) -> list[Logprob]:
@@ -117,7 +150,7 @@ def _logprobs(found: Mapping[str, object]) -> list[Logprob]:
 
 
 def _likely(one: Mapping[str, object]) -> Likely:
-    token, logprob = whole(one.get("id")), number(one.get("logprob"))
+    token, logprob = whole_number(one.get("id")), number(one.get("logprob"))
     text = str(one.get("token", "")).encode("utf-8", "replace").decode()
     return Likely(
         _NO_TOKEN if token is None else token,
