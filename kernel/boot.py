@@ -278,11 +278,12 @@ async def _mount(machine: Machine, plan: Plan) -> None:
     names = [plan.first, *machine.images.mounts()]  # others may be slow to answer, or far
     for name in filter(None, dict.fromkeys(names)):
         try:
-            async with machine.using(name) as (device, _):
-                if plan.pin and name == plan.first:
-                    machine.scheduler.pin(device)
+            device = await machine.load(name)
+            if plan.pin and name == plan.first:
+                machine.scheduler.pin(device)
         except SyscallError as error:
-            log.warning("%s was not mounted: %s", name, error)
+            if machine.scheduler.device(name) is None:  # else a mount by hand took its place
+                log.warning("%s was not mounted: %s", name, error)
 
 
 async def _leave_when_idle(machine: Machine, idle_exit_s: float) -> None:

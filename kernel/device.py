@@ -7,12 +7,12 @@ one turn. Nothing here waits for a device; a call's handler sleeps on the call's
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from . import limits
 from .decide import Admit, Claim, Grant, Park, Table, decide
-from .driver import Admission, Cut, Engine, Facts, Prompt, Step
+from .driver import Admission, Cut, Engine, Facts, Option, Prompt, Step
 from .errors import DeviceFault, SyscallError, TooBig
 from .process import Process
 from .suspect import Suspects
@@ -71,6 +71,7 @@ class Mounting:
     model: str  # another word when the model's file is another
     pin: bool = False
     remark: str = ""  # what `devices` says of it while all is well
+    options: Mapping[str, Option] = field(default_factory=dict[str, Option])
 
 
 class Device:
@@ -79,6 +80,7 @@ class Device:
     def __init__(self, what: Mounting, engine: Engine, suspects: Suspects, tell: Tell) -> None:
         self.name, self.driver, self._model = what.name, what.driver, what.model
         self.engine, self._remark = engine, what.remark
+        self.options = what.options
         self.pinned = what.pin  # never unloaded by itself
         self.users = 0  # calls that need it now
         self.used = time.monotonic()  # when the last of them left

@@ -43,7 +43,7 @@ from .supervisor import Supervisor
 from .tuning import Tuner
 from .turns import Turns
 from .users import Users
-from .values import SIGNAL_NUMBERS, Checked, Event, Fork, Hardware, Progress, SettingInfo, Signal
+from .values import SIGNAL_NUMBERS, Checked, Event, Fork, Progress, SettingInfo, Signal
 from .watch import Followers
 
 log = logging.getLogger(__name__)
@@ -188,21 +188,35 @@ class Machine:
 
         EIO, ENOMEM, ENOENT when it cannot be; `tell` hears how far a load is.
         """
-        image = self.images.get(model)
-        if self.scheduler.device(image.name) is None:
-            await self.tuner.prepare(image, self.log_of(image), tell)
-        device = self._device(image)
+        device = await self._at_need(self.images.get(model), tell)
         with self.scheduler.use(device):
             yield device, await device.wait_up(tell)
+
+    async def load(self, model: str) -> Device:
+        """As `using`, without a use: a mount with other options may take its place meanwhile."""
+        device = await self._at_need(self.images.get(model), None)
+        await device.wait_up(None)
+        return device
 
     async def mount(
         self, image: Image, options: Mapping[str, Option], *, pin: bool, tell: Tell = None
     ) -> Device:
-        """Mount an image that is not. EINVAL for its options, else as `using`."""
-        await self.tuner.prepare(image, self.log_of(image), tell)
-        if self.scheduler.device(image.name) is not None:
-            raise SyscallError(Errno.EBUSY, f"{image.name} was mounted meanwhile")
-        device = self._begin(image, options, pin=pin)
+        """Mount an image with these options; without any, as it is mounted already.
+
+        A device that nobody uses is mounted anew when its options are others. EBUSY while it is
+        used, EINVAL for the options, else as `using`.
+        """
+        if self.scheduler.device(image.name) is None:
+            await self.tuner.prepare(image, self.log_of(image), tell)
+        while (device := self.scheduler.device(image.name)) is not None:
+            if not options or device.options == self._chosen(image, options):
+                break
+            self.scheduler.check_unused(device)
+            await self.scheduler.unmount(image.name)
+        if device is None:
+            device = self._begin(image, options, pin=pin)
+        elif pin:
+            self.scheduler.pin(device)
         with self.scheduler.use(device):
             await device.wait_up(tell)
         return device
@@ -217,23 +231,30 @@ class Machine:
         usual = limits.REMOTE_WINDOW_TOKENS if image.url else limits.WINDOW_TOKENS
         return int({"window": usual, **self.defaults.get(image.driver, {}), **chosen}["window"])
 
-    def _device(self, image: Image) -> Device:
+    async def _at_need(self, image: Image, tell: Tell) -> Device:
         """Mounted, or mounted again as a person mounted it last."""
+        if self.scheduler.device(image.name) is None:
+            await self.tuner.prepare(image, self.log_of(image), tell)
         device = self.scheduler.device(image.name)
         if device is None:
             mount = self.images.mount(image.name)
             device = self._begin(image, mount.options, pin=mount.pin)
         return device
 
+    def _chosen(self, image: Image, options: Mapping[str, Option]) -> Mapping[str, Option]:
+        """The defaults of its driver, the options of the image, and those of a mount."""
+        return {**self.defaults.get(image.driver, {}), **image.chosen(options)}
+
     def _begin(self, image: Image, options: Mapping[str, Option], *, pin: bool) -> Device:
         """A device that begins to load."""
         driver = self.drivers[image.driver]
-        chosen = {**self.defaults.get(image.driver, {}), **image.chosen(options)}
+        chosen = self._chosen(image, options)
         driver.check(chosen)
         file = image.file
         engine = driver.engine(file, chosen, self.log_of(image))
         remark = self.tuner.complaints.get(image.name, "")
-        what = Mounting(image.name, image.driver, f"{image.name} {_stamp(file)}", pin, remark)
+        model = f"{image.name} {_stamp(file)}"
+        what = Mounting(image.name, image.driver, model, pin, remark, chosen)
         return self.scheduler.mount(what, engine, self._device_tell)
 
     def log_of(self, image: Image) -> Path:
@@ -241,20 +262,6 @@ class Machine:
         log = self.store.directory / "engines" / f"{image.name}.log"
         log.parent.mkdir(mode=0o700, exist_ok=True)
         return log
-
-    async def hardware(self, *, look: bool) -> list[Hardware]:
-        """All that computes, as a mounted engine found it; `look`: else as the drivers do."""
-        for device in self.scheduler.each():
-            if device.facts is not None and device.facts.hardware:
-                return list(device.facts.hardware)
-        found: list[Hardware] = []
-        if look:
-            for name in sorted({image.driver for image in self.images.all()}):
-                found += await to_thread.run_sync(self._hardware_of, name)
-        return found
-
-    def _hardware_of(self, driver: str) -> Sequence[Hardware]:
-        return self.drivers[driver].hardware()
 
     def _device_tell(self, device: Device, state: str, note: str) -> None:
         errno = Errno.EIO if state in ("restarting", "failed") else 0

@@ -61,6 +61,15 @@ class Scheduler:
         device.pinned = True
         self._disarm(device)
 
+    def check_unused(self, device: Device) -> None:
+        """EBUSY while calls use a device."""
+        if device.users:
+            used = f"{device.users} calls use it" if device.users > 1 else "a call uses it"
+            raise SyscallError(
+                Errno.EBUSY, f"{device.name} is mounted with other options, and {used}",
+                f"`llmasos unmount {device.name}` ends its calls; its processes keep their pages",
+            )  # fmt: skip
+
     async def unmount(self, name: str) -> None:
         device = self.devices.get(name)
         if device is None:

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+from anyio import to_thread
+
 from .. import values as v
-from ..device import Device
 from ..errors import Errno, SyscallError
 from ..image import Image
 from ..machine import Machine
@@ -38,32 +39,36 @@ async def image_remove(m: Machine, call: Call, request: v.ImageRemove) -> v.Noth
 
 async def devices(m: Machine, call: Call, request: v.Look) -> v.Devices:
     async with m.listings.turn(call.caller.owner):  # drivers look at the machine
-        hardware = await m.hardware(look=request.hardware)
-    return v.Devices([device.info() for device in m.scheduler.each()], hardware)
+        return v.Devices([d.info() for d in m.scheduler.each()], await _hardware(m, request))
+
+
+async def _hardware(m: Machine, request: v.Look) -> list[v.Hardware]:
+    """All that computes, as a mounted engine found it; else as the drivers do, if requested."""
+    for device in m.scheduler.each():
+        if device.facts is not None and device.facts.hardware:
+            return list(device.facts.hardware)
+    found: list[v.Hardware] = []
+    for name in sorted({image.driver for image in m.images.all()}) if request.hardware else ():
+        found += await to_thread.run_sync(m.drivers[name].hardware)
+    return found
 
 
 async def mount(m: Machine, call: Call, request: v.Mount) -> v.DeviceInfo:
     image = m.images.get(request.image)
-    device = m.scheduler.device(image.name)
-    if device is not None:
-        return await _pin(m, device, request)
+    before = m.scheduler.device(image.name)
     device = await m.mount(image, request.options, pin=request.pin, tell=call.send)
+    wanted = replace(request, image=image.name)
+    if (
+        device is before and not request.options
+    ):  # mounted already, in the way it was asked for then
+        last = m.images.mount(image.name)
+        wanted = replace(last, pin=last.pin or request.pin)
     try:
-        await m.images.remember(replace(request, image=image.name))
+        await m.images.remember(wanted)
     except SyscallError:
-        await m.scheduler.unmount(image.name)
+        if device is not before:
+            await m.scheduler.unmount(image.name)
         raise
-    return device.info()
-
-
-async def _pin(m: Machine, device: Device, request: v.Mount) -> v.DeviceInfo:
-    """What is mounted already can still be pinned."""
-    name = device.name
-    if request.options or not request.pin:
-        hint = f"`llmasos unmount {name}` first: its processes keep their pages"
-        raise SyscallError(Errno.EBUSY, f"{name} is mounted already", hint)
-    await m.images.remember(replace(m.images.mount(name), pin=True))
-    m.scheduler.pin(device)
     return device.info()
 
 

@@ -144,13 +144,39 @@ async def test_a_pinned_model_stays(tmp_path: Path) -> None:
         assert pinned.pinned
         await until(client, lambda found: set(found) == {"one", "three"})
         assert all(device.pinned for device in (await mounted(client)).values())
-        with pytest.raises(SyscallError) as caught:
-            await client.mount("one", pin=True, window=512)
-        assert caught.value.errno is Errno.EBUSY
     async with running(tmp_path, unload_s=0.1, first="two", pin=True) as (_, client):
         await until(client, lambda found: len(found) == 3 and found["two"].state == "up")
         found = await mounted(client)
         assert all(found[name].pinned for name in NAMES)
+
+
+async def test_a_model_that_is_mounted_already_is_no_error(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, client):
+        first = await client.mount("one", window=512)
+        for again in (await client.mount("one"), await client.mount("one", window=512)):
+            assert (again.os_pid, again.window) == (first.os_pid, 512)
+        await client.unmount("one")
+        assert (await client.mount("one")).window == 2048
+
+
+async def test_an_unused_model_is_mounted_anew_with_other_options(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, client):
+        process = await client.spawn("one")
+        assert (await client.mount("one", window=512)).window == 512
+        stream = client.generate(process.pid, "abc", ignore_eos=True, max_tokens=200)
+        await stream.__anext__()
+        with pytest.raises(SyscallError, match="mounted with other options, and a call") as caught:
+            await client.mount("one", window=1024)
+        assert caught.value.errno is Errno.EBUSY
+        assert "`llmasos unmount one`" in caught.value.hint
+        await stream.aclose()
+
+
+async def test_a_mount_takes_the_place_of_the_automatic_one(tmp_path: Path) -> None:
+    async with running(tmp_path, first="one", load_s=0.5) as (_, client):
+        assert (await mounted(client))["one"].state == "loading"
+        assert (await client.mount("one", window=512)).window == 512
+        assert (await mounted(client))["one"].window == 512
 
 
 async def test_memory_is_taken_from_whoever_was_used_least_recently(tmp_path: Path) -> None:
