@@ -9,6 +9,7 @@ until the next one. A token that ends the answer is never said and costs nothing
 import time
 
 from llmasos.drivers.pages import cut_answer
+from llmasos.drivers.spelling import Spelling
 from llmasos.drivers.stops import Scan
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Admission, Step
@@ -43,6 +44,7 @@ class Call:
         self._ends: list[int] = []  # characters whole after each of its tokens
         self._fresh: list[str] = []  # text since the last step
         self._logprobs: list[Logprob] = []  # since the last step
+        self._spelling = Spelling()
         self._tokens = self._fed = 0  # since the last step
 
     @property
@@ -96,13 +98,13 @@ class Call:
         self.held, self.next = None, token
         self.grant -= 1
         self._tokens += 1
+        if (told := self.sampler.told) is not None:
+            self._spelling.add(told)
         self._show(self.scan.feed(piece))
         self._ends.append(self.scan.seen)
         count = len(self._ends)
         full = len(self.admission.prompt.tokens) + count >= window
         most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
-        if (told := self.sampler.told) is not None:
-            self._logprobs.append(told)
         if self.scan.stopped:
             # What a stop string cuts is not what the schema asks for.
             structured = self.admission.sampling.schema is not None
@@ -113,6 +115,7 @@ class Call:
             self.finish = Finish.LENGTH
 
     def _show(self, text: str) -> None:
+        self._logprobs += self._spelling.show(text)
         if text:
             self._fresh.append(text)
             self._texts.append(text)
@@ -122,6 +125,7 @@ class Call:
         ended = self.finish is not None or error is not None
         if ended:
             self._show(self.scan.flush())
+            self._logprobs += self._spelling.end()
         elif not self._tokens and not self._fed and not self._cached:
             return None
         step = Step(

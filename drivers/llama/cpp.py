@@ -93,7 +93,11 @@ class Vocab:
         """A token's name, control tokens too."""
         if token is None or not 0 <= token < self.size:
             return ""
-        return self._read_piece(token, special=True).decode("utf-8", "replace")
+        return self.name(token).decode("utf-8", "replace")
+
+    def name(self, token: int) -> bytes:
+        """In bytes: a token may be part of a character."""
+        return self._read_piece(token, special=True)
 
     @property
     def end(self) -> int | None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from llmasos.drivers.spelling import spelled
 from llmasos.kernel.errors import DeviceFault, SyscallError
 from llmasos.kernel.values import Likely, Logprob, Sampling
 
@@ -218,7 +219,10 @@ def _logprob(raw: Floats, token: int, count: int, vocab: Vocab) -> Logprob:
     )
     ranked = sorted(tops.tolist(), key=lambda one: (-raw[one], one))
 
-    def likely(one: int) -> tuple[int, str, float]:
-        return one, vocab.text(one), float(raw[one]) - total
+    def likely(one: int) -> Likely:
+        text, part = spelled(vocab.name(one))
+        return Likely(one, text, float(raw[one]) - total, part)
 
-    return Logprob(*likely(token), [Likely(*likely(one)) for one in ranked])
+    chosen = likely(token)
+    text, part = spelled(vocab.piece(token))  # a control token says nothing
+    return Logprob(token, text, chosen.logprob, [likely(one) for one in ranked], part)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from llmasos.drivers.pages import cut_answer, cut_text
+from llmasos.drivers.spelling import Spelling
 from llmasos.drivers.stops import Scan
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Admission, Cut, Step
@@ -45,6 +46,7 @@ class Call:
         self._more = asyncio.Event()  # there are some
         self._clock = asyncio.timeout(None)
         self._scan = Scan(admission.sampling.stop)
+        self._spelling = Spelling()
         # An endpoint may cut between the halves of a surrogate pair.
         self._pairs = codecs.getincrementaldecoder("utf-16-le")("replace")
         self._left = admission.prompt.size  # tokens of the prompt that are not told yet
@@ -99,7 +101,7 @@ class Call:
         """Text that was held back."""
         if text:
             self._texts.append(text)
-            self._tell(Step(self._admission.call, text))
+            self._tell(Step(self._admission.call, text, logprobs=self._spelling.show(text)))
 
     async def _attempt(self) -> Finish:
         settings, admission = self._settings, self._admission
@@ -191,6 +193,8 @@ class Call:
         fresh = self._pairs.decode(part.text.encode("utf-16-le", "surrogatepass")).encode()
         before = self._scan.seen
         text = self._scan.feed(fresh)
+        for one in part.logprobs:
+            self._spelling.add(one)
         self._bytes += len(fresh)
         least = max(1, -(-len(part.text) // limits.REMOTE_TOKEN_CHARS))
         counted = min(part.count or 0, self._bytes + 1) - self._said
@@ -199,7 +203,8 @@ class Call:
         self._granted -= tokens
         self._texts.append(text)
         self._ends += [before] * (tokens - 1) + [self._scan.seen]
-        self._tell(Step(self._admission.call, text, tokens, logprobs=part.logprobs))
+        logprobs = self._spelling.show(text)
+        self._tell(Step(self._admission.call, text, tokens, logprobs=logprobs))
 
     def _end(self, *, finish: Finish | None = None, error: DeviceFault | None = None) -> None:
         """The last step, once."""
@@ -218,6 +223,7 @@ class Call:
                 finish=finish,
                 error=error,
                 cuts=self._cuts("".join([*self._texts, rest])),
+                logprobs=[*self._spelling.show(rest), *self._spelling.end()],
             )
         )
 

@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from llmasos.drivers.spelling import spelled
 from llmasos.kernel import limits
 from llmasos.kernel.values import Likely, Logprob
 
@@ -14,6 +16,8 @@ from .trouble import Trouble
 _NO_TOKEN = -1  # an endpoint that tells no token ids
 _UNLIKELY = -9999.0  # what is out of every list
 _COUNT_MAX = 2**53
+_TOKEN_BYTES = 4 * limits.REMOTE_TOKEN_CHARS
+_ESCAPED = re.compile(r"bytes:(\\x[0-9a-f]{2})+")
 _UNSEEN = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
 
 
@@ -145,18 +149,30 @@ def _logprobs(found: Mapping[str, object]) -> list[Logprob]:
         top = [_likely(fields(other)) for other in items(one.get("top_logprobs"))]
         likely = _likely(one)
         best = sorted(top[: limits.LOGPROBS], key=lambda other: -other.logprob)
-        told.append(Logprob(likely.token, likely.text, likely.logprob, best))
+        told.append(Logprob(likely.token, likely.text, likely.logprob, best, likely.bytes))
     return told
 
 
 def _likely(one: Mapping[str, object]) -> Likely:
     token, logprob = whole_number(one.get("id")), number(one.get("logprob"))
-    text = str(one.get("token", "")).encode("utf-8", "replace").decode()
+    name = str(one.get("token", "")).encode("utf-8", "replace").decode()
+    text, part = spelled(_bytes(one.get("bytes"), name)) if name else ("", list[int]())
     return Likely(
         _NO_TOKEN if token is None else token,
         text[: limits.REMOTE_TOKEN_CHARS],
         _UNLIKELY if logprob is None else logprob,
+        part,
     )
+
+
+def _bytes(value: object, name: str) -> bytes:
+    """What a token is, in the forms in which endpoints say that it is part of a character."""
+    numbers = [one for one in map(whole_number, items(value)) if one is not None and one < 256]
+    if numbers and len(numbers) == len(items(value)) and len(numbers) <= _TOKEN_BYTES:
+        return bytes(numbers)
+    if _ESCAPED.fullmatch(name):  # as OpenAI's completions say it
+        return bytes.fromhex(name.removeprefix("bytes:").replace("\\x", ""))
+    return name.encode()
 
 
 def _older(found: Mapping[str, object]) -> list[Mapping[str, object]]:

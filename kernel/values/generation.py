@@ -59,16 +59,22 @@ class Likely:
     token: int
     text: str
     logprob: float
+    # Where the token is part of a character, which its text cannot say; else empty.
+    bytes: list[int] = field(default_factory=list[int])
 
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """A token that was chosen, and the likeliest ones in its place, the likeliest first."""
+    """A token that was chosen, and the likeliest ones in its place, the likeliest first.
+
+    The tokens of an answer join to its text, in bytes; a stop string cuts both.
+    """
 
     token: int
     text: str
     logprob: float
     top: list[Likely]
+    bytes: list[int] = field(default_factory=list[int])  # as above
 
 
 @dataclass(frozen=True, slots=True)

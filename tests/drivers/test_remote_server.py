@@ -117,6 +117,19 @@ async def test_a_grammar_is_obeyed_and_a_bad_one_refused(server: str) -> None:
             assert error.value.errno == Errno.EINVAL
 
 
+async def test_logprobs_spell_characters_of_several_tokens(server: str) -> None:
+    """This server tells one probability for all tokens of a character."""
+    grammar = 'root ::= "a 🦊 字 END b"'
+    async with Rig(remote, Path(), Path(), url=server, **LLAMA) as rig:
+        prompt = await rig.ask("Go.")
+        outcome = await rig.run(prompt, max_tokens=40, logprobs=1, grammar=grammar, stop=["END"])
+        told = [one for step in outcome.steps for one in step.logprobs]
+        assert outcome.text == "a 🦊 字 "
+        assert b"".join(bytes(one.bytes) or one.text.encode() for one in told).decode() == (
+            outcome.text
+        )
+
+
 @pytest.mark.parametrize("raw", [False, True])
 async def test_logprobs_come_with_their_tokens(server: str, raw: bool) -> None:
     async with Rig(remote, Path(), Path(), url=server, **LLAMA) as rig:

@@ -217,3 +217,51 @@ async def test_both_forms_of_logprobs_are_read_without_trust() -> None:
     assert (told[0].text, told[0].logprob, told[0].token) == ("a", -0.5, -1)
     assert [other.text for other in told[0].top] == ["a", "b"]
     assert all(math.isfinite(x.logprob) for x in told)
+
+
+def pieces(*tokens: dict[str, object], text: str) -> dict[str, object]:
+    return {"choices": [{"delta": {"content": text}, "logprobs": {"content": list(tokens)}}]}
+
+
+async def test_logprobs_spell_the_text_that_was_shown() -> None:
+    """A character of two tokens comes with its last byte; a stop string cuts both."""
+    first = {"token": "\\xf0\\x9f", "bytes": [0xF0, 0x9F], "logprob": -1}
+    second = {"token": "\\xa6\\x8a", "bytes": [0xA6, 0x8A], "logprob": -1, "top_logprobs": [first]}
+
+    async def chat(request: Request) -> None:
+        request.head()
+        request.event(pieces({"token": "a", "logprob": -1}, first, text="a"))
+        request.event(pieces(second, {"token": " EN", "logprob": -1}, text="🦊 EN"))
+        request.event(pieces({"token": "D b", "logprob": -1}, text="D b"))
+        await request.gone()
+
+    outcome = await one(chat, stop=["END"], logprobs=1)
+    told = [x for step in outcome.steps for x in step.logprobs]
+    assert outcome.text == "a🦊 "
+    assert b"".join(bytes(x.bytes) or x.text.encode() for x in told) == outcome.text.encode()
+    assert [x.bytes for x in told] == [[], [0xF0, 0x9F], [0xA6, 0x8A], []]
+    assert told[2].top[0].bytes == [0xF0, 0x9F]
+    assert [len(step.logprobs) for step in outcome.steps if step.text] == [1, 2]
+
+
+@pytest.mark.parametrize("junk", [[-1], [256], ["a"], "ab", {"a": 1}, [1] * 10_000, None])
+async def test_bytes_of_tokens_are_read_without_trust(junk: object) -> None:
+    async def chat(request: Request) -> None:
+        request.head()
+        request.event(pieces({"token": "ab", "logprob": -1, "bytes": junk}, text="ab"))
+        request.finish()
+
+    told = [x for step in (await one(chat, logprobs=0)).steps for x in step.logprobs]
+    assert [(x.text, x.bytes) for x in told] == [("ab", [])]
+
+
+async def test_the_bytes_of_older_completions_are_read() -> None:
+    async def chat(request: Request) -> None:
+        request.head()
+        names = ["bytes:\\xf0\\x9f", "bytes:\\xa6\\x8a"]
+        logprobs = {"tokens": names, "token_logprobs": [-1, -2]}
+        request.event({"choices": [{"text": "🦊", "logprobs": logprobs}]})
+        request.finish()
+
+    told = [x for step in (await one(chat, logprobs=0)).steps for x in step.logprobs]
+    assert bytes(told[0].bytes + told[1].bytes).decode() == "🦊"

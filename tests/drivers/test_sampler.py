@@ -322,6 +322,18 @@ async def test_every_token_is_told_once_with_its_probability(rig: Rig) -> None:
 
 
 @pytest.mark.anyio
+async def test_logprobs_spell_the_text_that_was_shown(rig: Rig) -> None:
+    """A character of several tokens comes with its last byte; a stop string cuts both."""
+    prompt = await rig.prompt()
+    grammar = 'root ::= "a 🦊 字 END b"'
+    outcome = await rig.run(prompt, max_tokens=40, logprobs=1, grammar=grammar, stop=["END"])
+    told = logprobs(outcome)
+    assert outcome.text == "a 🦊 字 "
+    assert b"".join(bytes(one.bytes) or one.text.encode() for one in told).decode() == outcome.text
+    assert any(one.bytes for one in told)
+
+
+@pytest.mark.anyio
 async def test_a_token_that_was_held_back_is_told_when_it_is_said(rig: Rig) -> None:
     prompt = await rig.prompt()
     whole = await rig.run(prompt, max_tokens=5, ignore_eos=True, logprobs=1)
