@@ -230,12 +230,13 @@ class Journal:
         await self._store.write(self._segment, [], durable=False, frees=True)
         await self._store.write(self._counters, [], durable=False, frees=True)
 
-    def history(self, since: int, most: int) -> list[Event]:
-        """Up to `most` events after `since`, oldest first. Blocks: call it in a thread."""
-        sql = "SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+    def history(self, since: int, most: int, not_before: float = 0.0) -> list[Event]:
+        """Up to `most` events after the number `since`, oldest first, none of them older than a
+        time (Unix seconds). Blocks: call it in a thread."""
+        sql = "SELECT * FROM events WHERE seq > ? AND time >= ? ORDER BY seq LIMIT ?"
         found: dict[int, Event] = {}
         for number in self._numbers():
-            rows = self._store.peek(_name(number), sql, (since, most))
+            rows = self._store.peek(_name(number), sql, (since, not_before, most))
             found |= {event.seq: event for event in map(_event, rows)}
             if len(found) >= most:
                 break

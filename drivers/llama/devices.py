@@ -108,13 +108,6 @@ def build(vendor: str) -> str:
     return _commands(f"one for {_NAMES[vendor]} is made", _BUILDS[vendor][1])
 
 
-def build_for_any() -> str:
-    """The same for whoever has none yet."""
-    flags = ", ".join(f"{flag} ({_NAMES[vendor]})" for vendor, (_, flag) in _BUILDS.items())
-    words = "this build of llama.cpp computes on the CPU alone; one for a GPU is made"
-    return f"{_commands(words, 'FLAG')}\n  where FLAG is {flags}"
-
-
 # The macro that selects llama.cpp's AMX kernels; see cpp.amx_kernels().
 NO_AMX = "-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__"
 

@@ -57,24 +57,19 @@ def found() -> list[Hardware]:
     every = [get(index) for index in range(count())]
     cpus = [device for device in every if kind(device) == _CPU]
     gpus = [device for device in every if kind(device) in (_GPU, _IGPU)]
-    known = backends()
     return devices.named(
         [
-            *(_cpu(device, _cpu_note(known)) for device in cpus[:1]),
+            *(_cpu(device, _cpu_note()) for device in cpus[:1]),
             *(_describe(device, f"gpu{number}", "gpu") for number, device in enumerate(gpus)),
         ],
         devices.seen(),
-        known,
+        backends(),
     )
 
 
-def _cpu_note(gpu_backends: frozenset[str]) -> str:
+def _cpu_note() -> str:
     """What another build of llama.cpp would do better here."""
-    notes = [
-        devices.build_without_amx() if amx_kernels(system_info()) else "",
-        "" if gpu_backends else devices.build_for_any(),
-    ]
-    return "\n".join(filter(None, notes))
+    return devices.build_without_amx() if amx_kernels(system_info()) else ""
 
 
 def _cpu(device: int, note: str) -> Hardware:

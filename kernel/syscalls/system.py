@@ -64,6 +64,7 @@ async def watch(m: Machine, call: Call, request: v.Watch) -> v.Nothing:
             and request.pid in (0, event.pid)
             and (not request.kinds or event.kind in request.kinds)
             and (not call.own or permit.sees(m, caller, event))
+            and event.time >= (request.not_before or 0)
         )
 
     follower: Follower[v.Event] = Follower(wants)
@@ -73,7 +74,7 @@ async def watch(m: Machine, call: Call, request: v.Watch) -> v.Nothing:
             await m.journal.settle()
         cursor = m.journal.cursor if request.since is None else request.since
         if request.since is not None:
-            cursor = await _history(m, call, wants, cursor)
+            cursor = await _history(m, call, wants, (cursor, request.not_before or 0.0))
         if request.follow:
             await _follow(call, follower, cursor, request.interval_s)
     finally:
@@ -81,10 +82,13 @@ async def watch(m: Machine, call: Call, request: v.Watch) -> v.Nothing:
     return v.Nothing()
 
 
-async def _history(m: Machine, call: Call, wants: Callable[[v.Event], bool], cursor: int) -> int:
+async def _history(
+    m: Machine, call: Call, wants: Callable[[v.Event], bool], begin: tuple[int, float]
+) -> int:
+    cursor, not_before = begin
     while True:
         events = await m.readers.run(
-            call.caller.owner, m.journal.history, cursor, limits.WATCH_BATCH
+            call.caller.owner, m.journal.history, cursor, limits.WATCH_BATCH, not_before
         )
         if not events:
             return cursor

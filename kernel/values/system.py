@@ -93,6 +93,7 @@ class Watch:
     pid: Index = 0
     kinds: Annotated[list[Name], Span(0, 16)] = field(default_factory=list[str])
     interval_s: Annotated[float, Span(0, 3600)] = 0.0  # at most one frame in this time
+    not_before: Annotated[float, Span(0, 10**11)] | None = None  # Unix seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from llmasos.drivers import llama
 from llmasos.drivers.llama import devices, gguf, options
 from llmasos.drivers.llama.cpp import amx_kernels, system_info
 from llmasos.drivers.llama.devices import Seen
-from llmasos.drivers.llama.placement import Placement, backends, choose, place, without
+from llmasos.drivers.llama.placement import Placement, choose, place, without
 from llmasos.kernel.values import Hardware
 from llmasos.userland import bootstrap
 from tests.drivers.default_model import MODEL
@@ -37,9 +37,7 @@ def test_the_processor_is_found_and_everything_has_a_name_of_its_own() -> None:
     names = [one.name for one in found]
     assert len(set(names)) == len(names)
     assert all(one.note for one in found if not one.usable)
-    if not backends():
-        for flag in ("GGML_CUDA", "GGML_HIP", "GGML_VULKAN", "GGML_METAL"):
-            assert flag in found[0].note
+    assert "GGML_" not in found[0].note  # how to build for a GPU is told of a GPU that is there
 
 
 def test_a_machine_without_a_card_shows_none(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ WALK: dict[str, list[str]] = {
     "keys create": ["--user", "bob"],
     "keys list": [],
     "keys revoke": ["{key}"],
-    "users rm": ["bob"],
+    "users rm": ["-y", "bob"],
     "policy list": [],
     "policy add": ["p, r:x, ps, /proc, deny"],
     "policy rm": ["p, r:x, ps, /proc, deny"],
@@ -159,7 +159,7 @@ def test_every_verb_explains_itself(words: list[str], capsys: pytest.CaptureFixt
     [
         [], ["nonsense"], ["models"], ["models", "nonsense"], ["kill"], ["kill", "-s", "HUP", "1"],
         ["ps", "extra"], ["nice", "50", "1"], ["run", "--temperature", "-5", "x"], ["wait", "-3"],
-        ["run", "--max-tokens", "0", "x"], ["logs", "--since", "-1"],
+        ["run", "--max-tokens", "0", "x"], ["logs", "--after", "-1"], ["logs", "--since", "5"],
         ["run", "--bias", "7", "x"], ["run", "--bias", "7=101", "x"], ["run", "--bias", "x=1", "x"],
         ["run", "--logprobs", "21", "x"],
     ],

@@ -383,7 +383,7 @@ def test_nothing_is_forgotten_where_nobody_can_be_asked(cli: Cli, pid: str, box:
     for stdin in ("", "y\n"):
         done = box.llmasos("mem", "forget", pid, "0", stdin=stdin, check=False)
         assert (done.returncode, done.stdout) == (exits.USAGE, b"")
-        assert b"-y erases without a question" in done.stderr
+        assert b"-y does it without a question" in done.stderr
     assert len(cli("mem", pid, "--json").json["pages"]) == 2
 
 

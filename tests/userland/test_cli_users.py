@@ -48,7 +48,7 @@ def cli(
     yield run
     without_rules(box)
     for user in run("users", "list", "--json").json["users"]:
-        run("users", "rm", user["name"])  # the owner stays
+        run("users", "rm", "-y", user["name"])  # the owner stays
 
 
 @pytest.fixture
@@ -84,12 +84,12 @@ def test_users_come_change_and_go(cli: Cli, me: str) -> None:
     assert (said.narrow, [line.split()[0] for line in said.out.splitlines()[1:]]) == (
         True, sorted(["alice", "robot", me]),
     )  # fmt: skip
-    said = cli("users", "rm", "alice")
+    said = cli("users", "rm", "-y", "alice")
     assert (said.code, said.err) == (
         exits.OK,
         "alice may come no more, and has no keys and no processes left\n",
     )
-    assert cli("users", "rm", "robot", "--json").json == {
+    assert cli("users", "rm", "-y", "robot", "--json").json == {
         "name": "robot", "removed": True, "rules": [],
     }  # fmt: skip
     assert cli("keys", "list", "--json").json["keys"] == []
@@ -118,7 +118,7 @@ def test_what_is_taken_is_not_given_twice(cli: Cli, me: str) -> None:
 @pytest.mark.parametrize("name", ["a b", "", ".a", "-", "ä", "a/b", "a:b", "x" * 33, "a\n"])
 def test_a_name_is_plain(cli: Cli, name: str) -> None:
     for line in (
-        ["users", "add", "--", name], ["users", "rm", "--", name],
+        ["users", "add", "--", name], ["users", "rm", "-y", "--", name],
         ["users", "role", "--", name, "user"],
         ["keys", "list", f"--user={name}"], ["keys", "create", f"--user={name}"],
     ):  # fmt: skip
@@ -139,14 +139,14 @@ def test_wrong_words_are_wrong_usage(cli: Cli, line: str) -> None:
 
 
 def test_who_is_not_there_is_not_found(cli: Cli, me: str) -> None:
-    for line in ("users rm bob", "users role bob user", "keys create --user bob"):
+    for line in ("users rm -y bob", "users role bob user", "keys create --user bob"):
         said = cli(*line.split())
         assert (said.code, f"no user bob; there are: {me}" in said.err) == (exits.NOT_FOUND, True)
         assert said.pasted() == "llmasos users add bob"
 
 
 def test_the_owner_of_the_socket_stays_its_owner(cli: Cli, me: str) -> None:
-    for line in (["rm", me], ["role", me, "guest"]):
+    for line in (["rm", "-y", me], ["role", me, "guest"]):
         said = cli("users", *line)
         assert (said.code, "stays its owner" in said.err) == (exits.FAILED, True)
 
@@ -154,7 +154,7 @@ def test_the_owner_of_the_socket_stays_its_owner(cli: Cli, me: str) -> None:
 def test_rules_that_outlive_their_user_are_told(cli: Cli) -> None:
     cli("users", "add", "alice")
     cli("policy", "add", "p, u:alice, shutdown, /kernel, allow", "p, u:al, ps, /proc, deny")
-    said = cli("users", "rm", "alice")
+    said = cli("users", "rm", "-y", "alice")
     assert "another alice would have these rules:\n  p, u:alice, shutdown" in said.err
     assert "u:al," not in said.err
 
@@ -319,7 +319,7 @@ def test_who_is_let_in_is_known_by_number_or_by_key(cli: Cli, box: Machine) -> N
         client.call("stat")
         cli("users", "role", "bob", "guest")
         client.refused("stat")
-        cli("users", "rm", "bob")
+        cli("users", "rm", "-y", "bob")
         closed(client)
 
 

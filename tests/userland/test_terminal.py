@@ -91,7 +91,7 @@ def test_a_timeout_is_124_and_what_was_said_stands(slow: Machine) -> None:
 
 
 def test_logs_follow_what_happens(shared: Machine, pid: int) -> None:
-    logs = shared.begin("logs", "-f", "--json", "--since", "0", str(pid))
+    logs = shared.begin("logs", "-f", "--json", "--after", "0", str(pid))
     assert logs.stdout is not None
     first = json.loads(logs.stdout.readline())
     shared.llmasos("nice", "4", str(pid))
@@ -188,7 +188,7 @@ def test_colour_is_for_terminals_that_want_it(shared: Machine) -> None:
 
 
 def test_a_reader_who_leaves_is_no_error(shared: Machine, pid: int) -> None:
-    script = f"{sys.executable} -m llmasos logs --since 0 --json | head -n 1"
+    script = f"{sys.executable} -m llmasos logs --after 0 --json | head -n 1"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", script], env=shared.environment, capture_output=True
     )

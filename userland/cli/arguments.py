@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .exits import Usage
-from .verb import Verb
+from .verb import Place, Verb
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,7 +34,51 @@ def read(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
     """Raises Usage when the words make no sense, SystemExit after printing the help."""
     reader = parser(verb)
     if not verb.extra:
-        return reader.parse_intermixed_args(words)  # `run Why --seed 1 not` is fine
+        return _placed(reader.parse_intermixed_args(words))  # `run Why --seed 1 not` is fine
     arguments, extra = reader.parse_known_args(words)
     arguments.extra = extra
     return arguments
+
+
+def _placed(arguments: argparse.Namespace) -> argparse.Namespace:
+    """PID:PAGES taken apart: the pages go where the others are that were named."""
+    where: object = getattr(arguments, "pid", None)
+    if not isinstance(where, Place):
+        return arguments
+    arguments.pid = where.pid
+    given = where.pages
+    if isinstance(getattr(arguments, "pages", None), list):
+        rest = [_of(where.pid, one) for one in arguments.pages]
+        arguments.pages = [*([given] if given else []), *rest]
+        if not arguments.pages and not getattr(arguments, "key", None):
+            raise Usage("which pages are meant is missing", "as 3:12, or 3:12-40, or 3 12 40-42")
+    elif hasattr(arguments, "pages"):
+        arguments.pages = _one(arguments.pages or None, given)
+    elif hasattr(arguments, "page"):
+        only = _single(given)
+        arguments.page = only if arguments.page is None else _one(arguments.page, only)
+    elif given is not None:  # of `mem read`
+        arguments.what = _one(arguments.what or None, str(_single(given)))
+    return arguments
+
+
+def _of(pid: int, one: tuple[int, int] | Place) -> tuple[int, int]:
+    if not isinstance(one, Place):
+        return one
+    if one.pid != pid or one.pages is None:
+        raise Usage(f"pages of process {pid} are wanted", "one process at a time")
+    return one.pages
+
+
+def _one(named: Any, given: Any) -> Any:
+    """What was named once, in either place."""
+    if (named is None) is (given is None):
+        words = "which page is meant is missing" if named is None else "pages are named twice"
+        raise Usage(words, "as 3:12, or 3 12")
+    return given if named is None else named
+
+
+def _single(given: tuple[int, int] | None) -> int | None:
+    if given is not None and given[0] != given[1]:
+        raise Usage(f"{given[0]}-{given[1]}: one page is wanted", "as 3:12")
+    return None if given is None else given[0]

@@ -23,9 +23,9 @@ def devices(arguments: Namespace) -> int:
     for device in found.devices:
         for text in filter(None, (device.placement, device.note)):
             note(f"{device.name}: {text}")
-    for one in found.hardware:
-        if one.note:
-            note(f"{one.name}: {one.note}")
+    for text in dict.fromkeys(one.note for one in found.hardware if one.note):
+        names = ", ".join(one.name for one in found.hardware if one.note == text)
+        note(f"{names}: {text}")
     return exits.OK
 
 

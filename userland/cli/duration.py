@@ -32,6 +32,14 @@ def patience(text: str) -> float:
     return seconds
 
 
+def interval(text: str) -> float:
+    """Seconds between two looks, for argparse."""
+    seconds = patience(text)
+    if not 0.1 <= seconds <= 3600:
+        raise ValueError(text)
+    return seconds
+
+
 def since(text: str) -> float:
     """Unix seconds, for argparse: so long ago, or a date."""
     return _moment(text, 0)
@@ -57,5 +65,6 @@ def _moment(text: str, day: float) -> float:
 
 
 duration.__name__ = "duration (as 30m, 12h, 90d or 2w)"
+interval.__name__ = "time from 0.1 s to 1 h (seconds, or as 30s or 5m)"
 patience.__name__ = "time (seconds, or as 30m or 12h)"
 since.__name__ = until.__name__ = "time (12h, 30d: so long ago; or as 2026-11-03T14:00)"

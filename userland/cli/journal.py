@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno
@@ -15,22 +16,25 @@ _TAIL = 10
 
 
 def logs(arguments: Namespace) -> int:
-    follow, since = arguments.follow, arguments.since
-    if follow and since is None and arguments.lines is None:
-        arguments.lines = _TAIL  # as tail -f does
-    since = since or 0
-    request = v.Watch(since=since, follow=follow, pid=arguments.pid, kinds=arguments.kind)
+    follow, lines = arguments.follow, arguments.lines
+    begins = arguments.after is not None or arguments.since is not None
+    if follow and lines is None and not begins:
+        lines = _TAIL  # as tail -f does
+    request = v.Watch(
+        since=arguments.after or 0, follow=follow, pid=arguments.pid, kinds=arguments.kind,
+        not_before=arguments.since,
+    )  # fmt: skip
     with connect() as line:
-        if arguments.lines is not None:
-            past = v.Watch(since=since, follow=False, pid=arguments.pid, kinds=arguments.kind)
-            cursor = since or 0
-            last: deque[v.Event] = deque(maxlen=arguments.lines)
+        if lines is not None:
+            last: deque[v.Event] = deque(maxlen=lines)
+            cursor = request.since or 0
+            past = replace(request, follow=False)
             for batch in line.stream("watch", past, v.Events, v.Nothing):
                 last.extend(batch.events)
                 cursor = batch.cursor
             _show(last, arguments)
-            request = v.Watch(cursor, follow, arguments.pid, arguments.kind)
-        if follow or arguments.lines is None:
+            request = replace(request, since=cursor)
+        if follow or lines is None:
             for batch in line.stream("watch", request, v.Events, v.Nothing):
                 _show(batch.events, arguments)
     return exits.OK

@@ -145,8 +145,16 @@ def _missing(pid: int, what: str) -> SyscallError:
     return SyscallError(Errno.ENOENT, words, f"`llmasos mem {pid}` lists its pages", pid=pid)
 
 
+def named(arguments: Namespace) -> int:
+    """The one page that is meant."""
+    if arguments.page is None:
+        raise exits.Usage("which page is meant is missing", "as 3:12, or 3 12")
+    number: int = arguments.page
+    return number
+
+
 def why(arguments: Namespace) -> int:
-    pid, number = arguments.spot
+    pid, number = arguments.pid, named(arguments)
     with connect() as line:
         trace = line.call("trace_mem", v.TraceMem(pid, number), v.Trace)
     if arguments.json:

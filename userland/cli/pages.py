@@ -1,6 +1,7 @@
 """`llmasos mem`: pages written, pinned, evicted, mapped and given away."""
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,10 +12,11 @@ from llmasos.userland.line import Line
 
 from . import exits
 from .door import connect
-from .mem import count
+from .mem import count, named
 from .show import complain, document, failure, note
 from .stdin import WHOLE, said
 from .talk import clean
+from .verb import pages
 
 _AT_ONCE = 1000  # pages of one call
 
@@ -104,7 +106,12 @@ def _parts(first: int, last: int) -> Iterator[tuple[int, int]]:
 # --- mapped -----------------------------------------------------------------------------------
 def map_(arguments: Namespace) -> int:
     source: str = arguments.source
-    process = source.isascii() and source.isdigit()
+    process = re.fullmatch(r"[0-9]+(:[0-9]+(-[0-9]+)?)?", source) is not None
+    if process and ":" in source:
+        source, _, some = source.partition(":")
+        if arguments.pages:
+            raise exits.Usage("pages are named twice", "as 3:12-40, or with --pages 12-40")
+        arguments.pages = _range(some)
     if arguments.pages and not process:
         raise exits.Usage("--pages are of a process", "leave them out: a document is mapped whole")
     first, last = arguments.pages or (0, -1)
@@ -121,6 +128,13 @@ def map_(arguments: Namespace) -> int:
     for name in mapped.skipped:
         note(f"skipped {name}")
     return exits.OK
+
+
+def _range(text: str) -> tuple[int, int]:
+    try:
+        return pages(text)
+    except ValueError:
+        raise exits.Usage(f"{text} is no PAGE or FIRST-LAST", "as in 3:12-40") from None
 
 
 def _found(path: str) -> str:
@@ -149,10 +163,11 @@ def _show(mapped: v.Mapped) -> None:
 
 
 def unmap(arguments: Namespace) -> int:
+    page = named(arguments)
     with connect() as line:
-        line.call("munmap", v.Munmap(arguments.pid, arguments.page), v.Nothing)
+        line.call("munmap", v.Munmap(arguments.pid, page), v.Nothing)
     if arguments.json:
-        document({"pid": arguments.pid, "page": arguments.page})
+        document({"pid": arguments.pid, "page": page})
     return exits.OK
 
 

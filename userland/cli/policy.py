@@ -3,6 +3,7 @@
 Who changes them or looks at recorded calls connects as `owner`; who only asks, as an operator.
 """
 
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -214,7 +215,7 @@ def _command(change: str) -> str:
 
 # --- what was recorded ------------------------------------------------------------------------
 def simulate(arguments: Namespace) -> int:
-    request = v.PolicySimulate(read(arguments.file), arguments.since)
+    request = v.PolicySimulate(read(arguments.file), _ago(arguments.since))
     with connect(profile=v.Profile.OWNER) as line:
         try:
             found = line.call("policy_simulate", request, v.Simulated)
@@ -237,6 +238,11 @@ def simulate(arguments: Namespace) -> int:
     return exits.OK
 
 
+def _ago(moment: float) -> float:
+    """Seconds since then."""
+    return max(1.0, time.time() - moment)
+
+
 def _of(one: v.Difference, path: str) -> v.Difference:
     return replace(one, rule=placed(one.rule, path))
 
@@ -253,7 +259,7 @@ def _count(differences: Sequence[v.Difference]) -> str:
 def learn(arguments: Namespace) -> int:
     who: str = arguments.who
     pid = int(who) if _digits(who) else 0
-    request = v.PolicyLearn(pid, "" if pid else who, arguments.since)
+    request = v.PolicyLearn(pid, "" if pid else who, _ago(arguments.since))
     with connect(profile=v.Profile.OWNER) as line:
         learned = line.call("policy_learn", request, v.Learned)
     if arguments.json:

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from llmasos.kernel import limits
 
 from . import table_memory
-from .duration import duration
+from .duration import duration, interval, since
+from .table_memory import AGO, TIMEOUT
 from .verb import JSON, PID, Verb, between, bias, option, user
 
 SIGNALS = ("TERM", "KILL", "INT", "STOP", "CONT")
 ROLES = ("owner", "operator", "user", "guest")  # of users
 _USER = option("name", metavar="NAME", type=user)
 _NICE = between(int, limits.NICE_MIN, limits.NICE_MAX)
-_SECONDS = between(float, 0, 1e6)
 _MODEL = option("-m", "--model", help="a model's name or alias")
 _PIDS = option("pids", nargs="+", metavar="PID", type=between(int, 1, 2**53))
 _SETTING = option("name", metavar="SETTING", help="as `config list` shows it")
@@ -45,13 +45,13 @@ _SAMPLING = (
     option("--nice", type=_NICE, default=0, metavar="N",
            help="-20 (large share) to 19 (small); counts when more answer than the engine seats"),
     option("--system", default="", metavar="TEXT", help="system prompt"),
-    option("--timeout", type=between(float, 0.001, 1e6), metavar="S", help="seconds"),
+    TIMEOUT,
     option("--overflow", choices=table_memory.OVERFLOW, default="page",
            help="what does not fit the window is paged (default), or an error"),
     option("--no-recall", action="store_true", help="bring no earlier pages back into the window"),
 )  # fmt: skip
-_SINCE = option("--since", type=duration, default="7d", metavar="TIME",
-                help="calls of the last TIME, as 12h or 30d (default 7d)")  # fmt: skip
+_SINCE = option("--since", type=since, default="7d", metavar="TIME",
+                help=f"calls not older: {AGO} (default 7d)")  # fmt: skip
 _SIGNAL = (
     option("-s", "--signal", type=str.upper, choices=SIGNALS, default="TERM",
            help="TERM ends it, KILL forgets the turn in flight, INT ends only its call"),
@@ -82,8 +82,8 @@ _ROWS = (
     )),
     Verb("top", ".top:top", "processes and devices, again and again", (
         option("--once", action="store_true", help="only once"),
-        option("--interval", type=between(float, 0.1, 3600), default=2.0, metavar="S",
-               help="seconds (default 2)"),
+        option("--interval", type=interval, default=2.0, metavar="TIME",
+               help="between two looks: seconds, or as 1m (default 2)"),
         JSON,
     )),
     Verb("fork", ".processes:fork", "start children that go on from what a process has said", (
@@ -100,7 +100,7 @@ _ROWS = (
         PID,
     )),
     Verb("wait", ".ending:wait", "wait for processes to end; the first code over 0 is ours", (
-        option("--timeout", type=_SECONDS, metavar="S", help="seconds"), JSON, _PIDS,
+        TIMEOUT, JSON, _PIDS,
     )),
     Verb("rm", ".ending:rm", "end processes, and remove them with their pages", (
         option("-f", "--force", action="store_true", help="forget the turn in flight, too"),
@@ -122,7 +122,8 @@ _ROWS = (
     Verb("logs", ".journal:logs", "the journal: every call and its outcome", (
         option("-f", "--follow", action="store_true", help="wait for more"),
         option("-n", "--lines", type=between(int, 0, 10**6), metavar="N", help="the last N"),
-        option("--since", type=between(int, 0, 2**53), metavar="N", help="after event number N"),
+        option("--since", type=since, metavar="TIME", help=f"not older: {AGO}"),
+        option("--after", type=between(int, 0, 2**53), metavar="N", help="after event number N"),
         option("--kind", action="append", default=[], metavar="KIND",
                help="begin, end, call, refused, process, device, job, boot; repeatable"),
         JSON, option("pid", nargs="?", default=0, metavar="PID", type=between(int, 1, 2**53)),
@@ -188,8 +189,11 @@ _ROWS = (
         JSON, _USER,
     ), starts=True),
     Verb("users list", ".users:list_", "who may come, and who is here", (JSON,), starts=True),
-    Verb("users rm", ".users:rm", "let a user in no more; their keys, processes and pages are gone",
-         (JSON, _USER), starts=True),
+    Verb("users rm", ".users:rm",
+         "let a user in no more; their keys, processes and pages are gone", (
+        option("-y", "--yes", action="store_true",
+               help="do not ask; needed where there is no terminal"), JSON, _USER,
+    ), starts=True),
     Verb("users role", ".users:role", "change what a user may do", (
         JSON, _USER, option("role", metavar="ROLE", choices=ROLES, help=", ".join(ROLES)),
     ), starts=True),

@@ -3,13 +3,18 @@
 from llmasos.kernel import limits
 
 from .duration import patience, since, until
-from .verb import JSON, PID, Verb, between, named, option, pages, spot
+from .verb import JSON, PID, Verb, between, named, option, pages, place, places
 
 KINDS = ("system", "user", "assistant", "tool", "document", "note", "summary")  # of pages
 OVERFLOW = ("page", "error")
 
+AGO = "12h, 30d: so long ago; or as 2026-11-03T14:00 in UTC"
+TIMEOUT = option("--timeout", type=patience, metavar="TIME",
+                 help="wait no longer: seconds, or as 30s or 5m")  # fmt: skip
 _INDEX = between(int, 0, 2**53)
-_PAGES = option("pages", nargs="+", metavar="PAGE[-PAGE]", type=pages)
+_PAGES = option("pages", nargs="*", metavar="PAGE[-PAGE]", type=places)
+_PLACE = option("pid", metavar="PID[:PAGE[-PAGE]]", type=place)
+_PAGE = option("page", nargs="?", metavar="PAGE", type=_INDEX, help="if not behind the pid")
 _TEXT = option("text", nargs="*", metavar="TEXT", help="else what is piped in")
 _KEY = option("--key", metavar="KEY", type=named, help="what this key stands for")
 ROWS = (
@@ -21,7 +26,7 @@ ROWS = (
         JSON, PID,
     )),
     Verb("mem why", ".mem:why", "why a page is in the window, or is not", (
-        JSON, option("spot", metavar="PID:PAGE", type=spot),
+        JSON, option("pid", metavar="PID:PAGE", type=place), _PAGE,
     )),
     Verb("mem search", ".mem:search", "find pages by words and meaning; filters are all to be met",
          (
@@ -31,7 +36,7 @@ ROWS = (
                help="the best that have so many tokens together"),
         option("--author", default="", metavar="NAME", help="who wrote it"),
         option("--since", type=since, metavar="TIME",
-               help="not older: 12h, 30d: so long ago; or as 2026-11-03T14:00 in UTC"),
+               help=f"not older: {AGO}"),
         option("--until", type=until, metavar="TIME", help="not newer"),
         option("--label", default="", metavar="LABEL", help="that it has; one only"),
         option("--kind", action="append", default=[], choices=KINDS, dest="kinds",
@@ -41,8 +46,8 @@ ROWS = (
         JSON, PID, option("question", nargs="+", metavar="QUESTION"),
     )),
     Verb("mem read", ".mem:read", "the text of a page, or of a key, and nothing else", (
-        _KEY, JSON, PID, option("what", nargs="?", default="", metavar="PAGE|KEY",
-                                help="a number is a page"),
+        _KEY, JSON, _PLACE, option("what", nargs="?", default="", metavar="PAGE|KEY",
+                                   help="a number is a page"),
     )),
     Verb("mem write", ".pages:write", "write a text as pages, outside the window", (
         option("--key", metavar="KEY", type=named, help="in place of what this key stood for"),
@@ -51,30 +56,30 @@ ROWS = (
         option("--label", action="append", default=[], dest="labels", metavar="LABEL",
                help="repeatable"),
         option("--kind", choices=KINDS, help="default note; with --page, what that page was"),
-        JSON, PID, _TEXT,
+        JSON, option("pid", metavar="PID[:PAGE]", type=place), _TEXT,
     )),
     Verb("mem pin", ".pages:pin", "keep pages in the window", (
-        option("--off", action="store_true", help="no longer"), JSON, PID, _PAGES,
+        option("--off", action="store_true", help="no longer"), JSON, _PLACE, _PAGES,
     )),
     Verb("mem evict", ".pages:evict",
-         "take pages out of the window; they come back when they are needed", (JSON, PID, _PAGES)),
+         "take pages out of the window; they come back when they are needed",
+         (JSON, _PLACE, _PAGES)),
     Verb("mem map", ".pages:map_", "a document, a folder or another process's pages as pages", (
         option("--read-only", action="store_true",
                help="a change is refused, not made in a page of its own"),
         option("--pages", type=pages, metavar="FIRST-LAST", help="these pages of a process only"),
-        JSON, PID, option("source", metavar="PATH|PID", help="./3 is a file"),
+        JSON, PID, option("source", metavar="PATH|PID[:PAGE[-PAGE]]", help="./3 is a file"),
     )),
     Verb("mem unmap", ".pages:unmap", "take away what was mapped at a page", (
-        JSON, PID, option("page", metavar="PAGE", type=_INDEX, help="any one of the mapping"),
+        JSON, option("pid", metavar="PID[:PAGE]", type=place), _PAGE,
     )),
     Verb("mem share", ".pages:share", "give pages to another process, as they are now", (
-        JSON, PID, option("to", metavar="TO", type=between(int, 1, 2**53), help="its pid"),
-        option("pages", metavar="PAGE[-PAGE]", type=pages),
+        JSON, _PLACE, option("to", metavar="TO", type=between(int, 1, 2**53), help="its pid"),
+        option("pages", nargs="?", default=(), metavar="PAGE[-PAGE]", type=pages),
     )),
     Verb("mem forget", ".forget:forget", "erase pages for everybody who has them, for good", (
         _KEY, option("-y", "--yes", action="store_true",
-                     help="do not ask; needed where there is no terminal"), JSON, PID,
-        option("pages", nargs="*", metavar="PAGE[-PAGE]", type=pages),
+                     help="do not ask; needed where there is no terminal"), JSON, _PLACE, _PAGES,
     )),
     Verb("mem export", ".export:export", "all pages, one JSON line each", (
         option("--force", action="store_true", help="overwrite the file"),
@@ -85,8 +90,7 @@ ROWS = (
     )),
     Verb("send", ".mail:send", "send a message to a process", (JSON, PID, _TEXT)),
     Verb("recv", ".mail:recv", "receive a process's oldest message; waits for one", (
-        option("--timeout", type=patience, metavar="TIME",
-               help="seconds, or as 5m; 0 does not wait"),
+        TIMEOUT,
         option("-f", "--follow", action="store_true", help="one after the other"), JSON, PID,
     )),
 )  # fmt: skip

@@ -7,6 +7,7 @@ from llmasos.kernel import values as v
 from llmasos.userland.line import Line
 
 from . import exits, policy
+from .ask import confirmed
 from .door import connect
 from .show import document, iso, note, table
 
@@ -37,7 +38,13 @@ def list_(arguments: Namespace) -> int:
 
 
 def rm(arguments: Namespace) -> int:
+    question = f"Remove {arguments.name}, with all keys, processes and pages? It cannot be undone."
     with connect(profile=v.Profile.OWNER) as line:
+        known = {user.name for user in line.call("user_list", v.Nothing(), v.Users).users}
+        # One that is not there is the kernel's to refuse: there is nothing to ask about.
+        if arguments.name in known and not confirmed(question, yes=arguments.yes):
+            note("nobody was removed")
+            return exits.FAILED
         line.call("user_remove", v.UserRemove(arguments.name), v.Nothing)
         left = _rows_about(line, arguments.name)
     if arguments.json:

@@ -66,10 +66,22 @@ def named(text: str) -> str:
     return text
 
 
-def spot(text: str) -> tuple[int, int]:
-    """PID:PAGE, for argparse."""
-    pid, _, page = text.partition(":")
-    return _number(pid, 1), _number(page)
+class Place(NamedTuple):
+    """Where pages are: a process, and the first and the last of them if they were named."""
+
+    pid: int
+    pages: tuple[int, int] | None
+
+
+def place(text: str) -> Place:
+    """PID, PID:PAGE or PID:FIRST-LAST, for argparse."""
+    pid, colon, some = text.partition(":")
+    return Place(_number(pid, 1), pages(some) if colon else None)
+
+
+def places(text: str) -> tuple[int, int] | Place:
+    """PAGE or FIRST-LAST, maybe with the process before it again, for argparse."""
+    return place(text) if ":" in text else pages(text)
 
 
 def pages(text: str) -> tuple[int, int]:
@@ -92,8 +104,10 @@ PAGES = 1_000_000  # named at once
 bias.__name__ = "ID=VALUE"
 user.__name__ = "user name (up to 32 letters, digits and ._-, a letter or digit first)"
 named.__name__ = "name (it is empty)"
-spot.__name__ = "PID:PAGE (as 3:12)"
-pages.__name__ = f"PAGE or FIRST-LAST (as 12 or 12-40, upwards, {PAGES} pages at most)"
+place.__name__ = "PID or PID:PAGE (as 3, 3:12 or 3:12-40)"
+places.__name__ = pages.__name__ = (
+    f"PAGE or FIRST-LAST (as 12 or 12-40, upwards, {PAGES} pages at most)"
+)
 
 JSON = option("--json", action="store_true", help="print JSON")
 PID = option("pid", metavar="PID", type=between(int, 1, 2**53))
