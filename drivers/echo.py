@@ -195,6 +195,8 @@ class EchoEngine:
         for slot in self._slots:
             if slot.call is None:
                 slot.tokens, slot.history = [], None
+        for call in self._calls.values():
+            call.tainted |= call.admission.domain == domain
 
     def admit(self, admission: Admission) -> None:
         if not self._up:
@@ -330,7 +332,7 @@ class EchoEngine:
         self._ready.pop(number, None)
         if call.slot is not None:
             slot = self._slots[call.slot]
-            slot.call, slot.tokens = None, call.tokens
+            slot.call, slot.tokens = None, [] if call.tainted else call.tokens
         rest = call.scan.flush()
         whole = "".join([*call.texts, rest])
         return Step(

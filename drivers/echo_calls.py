@@ -102,6 +102,7 @@ class Call:
         self.ends: list[int] = []  # characters whole after each token of the answer
         self.finish: Finish | None = None
         self.deadly = False  # the engine dies when its answer begins
+        self.tainted = False  # its domain was purged meanwhile: what it leaves is for nobody
 
     @property
     def left(self) -> int:

@@ -28,6 +28,9 @@ class Work:
     prompt: Prompt
     sampling: Sampling
     asked: float  # monotonic seconds
+    pages: frozenset[int] = frozenset()  # ids of the stored pages in its prompt
+    forgot: bool = False  # one of these was forgotten: nothing of its answer is kept or shown
+    sent: bool = False  # somebody has read a part of its answer
     hash: bytes = b""  # of what it makes the engine do
     admitted: float = 0.0
     first: float = 0.0  # first answer token
@@ -176,9 +179,9 @@ class Device:
             work.unread += step.tokens
             work.process.generated += step.tokens
             work.process.rate = work.tokens / max(now - work.first, 1e-3) if work.tokens > 1 else 0
-        if step.text:
+        if step.text and not work.forgot:
             work.texts.append(step.text)
-        work.logprobs += step.logprobs
+            work.logprobs += step.logprobs
         # Without a text there is nothing to read, so nobody could be behind.
         claim.behind = bool(work.texts) and work.unread >= limits.STREAM_TOKENS
         if step.finish is not None or step.error is not None:
@@ -257,6 +260,13 @@ class Device:
         else:
             self.engine.cancel(call)
 
+    def withdraw(self, work: Work) -> None:
+        """A page of its prompt was forgotten: end the call, at the next step where it computes."""
+        work.forgot, work.cuts = True, ()
+        work.texts.clear()
+        work.logprobs = []
+        self.cancel(work.claim.call)
+
     def stop(self, process: Process) -> None:
         """Follow the process's stopped flag."""
         for work in self._work.values():
@@ -290,6 +300,7 @@ class Device:
         """What the stream holds, at once; None when it is empty."""
         if not work.texts:
             return None
+        work.sent = True
         delta = Delta("".join(work.texts), work.unread, work.logprobs)
         work.texts.clear()
         work.logprobs = []

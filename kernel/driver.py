@@ -179,7 +179,10 @@ class Engine(Protocol):
         ...
 
     def purge(self, domain: str) -> None:
-        """Something of this domain was forgotten: drop all that is kept of it and not in use."""
+        """Something of this domain was forgotten: drop all that is kept of it and not in use.
+
+        What a call uses, parked or not, is shared with no other call and dropped with that call.
+        """
         ...
 
     def admit(self, admission: Admission) -> None:

@@ -350,9 +350,11 @@ class Machine:
     async def forget(self, process: Process, table: Table, numbers: Sequence[int]) -> Forgotten:
         """Erase pages for everybody who has them, and what engines keep of them."""
 
-        def purge() -> None:
-            for device in self.scheduler.each():
-                device.purge(process.domain)
+        def purge(ids: Sequence[int], pids: Sequence[int]) -> None:
+            self.scheduler.purge(process, ids)
+            for one in self.processes.all():
+                if one.pid in pids:
+                    one.output.drop()
 
         done = Forgotten(0, [])
         with CancelScope(shield=True):  # what was begun is ended, whoever hangs up

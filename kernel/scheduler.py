@@ -8,15 +8,16 @@ one timer for each device that nobody uses.
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from functools import partial
 
 import anyio
 
-from .device import Device, Mounting, Tell
+from .device import Device, Mounting, Tell, Work
 from .driver import Engine
 from .errors import DeviceFault, Errno, SyscallError
+from .process import Process
 from .supervisor import Supervisor
 from .suspect import Suspects
 
@@ -30,6 +31,7 @@ class Scheduler:
         self._jobs = jobs  # what outlives the call that began it
         self._unload_s = unload_s  # without a user; 0: devices stay
         self._timers: dict[Device, asyncio.TimerHandle] = {}
+        self._flights: dict[int, tuple[Device, Work]] = {}  # until they are kept; by call
         self._leaving: dict[Device, asyncio.Event] = {}  # unmounted, their memory not free yet
 
     def device(self, image: str) -> Device | None:
@@ -55,6 +57,23 @@ class Scheduler:
             device.users -= 1
             device.used = time.monotonic()
             self._arm(device)
+
+    @contextmanager
+    def flight(self, device: Device, work: Work) -> Generator[None]:
+        """From before it is submitted until its answer is kept: so that `purge` can stop it."""
+        self._flights[work.claim.call] = device, work
+        try:
+            yield
+        finally:
+            del self._flights[work.claim.call]
+
+    def purge(self, process: Process, pages: Collection[int]) -> None:
+        """Pages that a process has were forgotten: so are calls and contexts that hold them."""
+        for device, work in list(self._flights.values()):
+            if work.process.owner == process.owner and not work.pages.isdisjoint(pages):
+                device.withdraw(work)
+        for device in self.each():
+            device.purge(process.domain)
 
     def pin(self, device: Device) -> None:
         """Never unload it by itself."""

@@ -90,13 +90,11 @@ async def _said(m: Machine, process: Process, told: Sequence[Stored], device: De
         ended=asyncio.Event(), output=Followers[str](),
     )  # fmt: skip
     claim = Claim(number, apart.pid, apart.weight, prompt.size, prompt.size + limits.SUMMARY_TOKENS)
-    work = Work(claim, apart, prompt, sampling, asked=time.monotonic())
-    device.submit(work)
+    pages = frozenset(page.id for page in told)
+    work = Work(claim, apart, prompt, sampling, asked=time.monotonic(), pages=pages)
     try:
-        while not work.done:
-            work.ready.clear()
-            await work.ready.wait()
-            device.take(work)
+        with m.scheduler.flight(device, work):
+            await _until_done(device, work)
     finally:
         with anyio.CancelScope(shield=True):
             device.cancel(number)
@@ -104,3 +102,11 @@ async def _said(m: Machine, process: Process, told: Sequence[Stored], device: De
             await m.journal.written(replace(entry, kind="end", call=number))
     said = work.finish in (Finish.STOP, Finish.LENGTH)
     return "".join(cut.text for cut in work.cuts).strip() if said else ""
+
+
+async def _until_done(device: Device, work: Work) -> None:
+    device.submit(work)
+    while not work.done:
+        work.ready.clear()
+        await work.ready.wait()
+        device.take(work)

@@ -31,6 +31,11 @@ class Follower(Generic[T]):
         self._queue.append(item)
         self._ready.set()
 
+    def drop(self) -> None:
+        """What was not read yet is not shown any more."""
+        self.missed += len(self._queue)
+        self._queue.clear()
+
     def close(self) -> None:
         """No more will come: `batch` returns what is left, then nothing."""
         self._closed = True
@@ -54,6 +59,10 @@ class Followers(Generic[T]):
         for follower in self._followers:
             if follower.wants(item):
                 follower.push(item)
+
+    def drop(self) -> None:
+        for follower in self._followers:
+            follower.drop()
 
     def add(self, follower: Follower[T]) -> None:
         self._followers.add(follower)

@@ -28,11 +28,6 @@ from .sampler import Bounds, Candidates, sampler
 from .slots import Slots
 from .threads import Threads
 
-_LET_GO: dict[int, Callable[[Slots, Any], None]] = {
-    frames.FORGET: Slots.forget,
-    frames.PURGE: Slots.purge,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Sides:
@@ -130,8 +125,8 @@ class Engine:
                 call = self._calls[number]
                 call.finish = Finish.CANCELLED
                 self._report(call)
-            case [int(kind), whose] if kind in _LET_GO:
-                _LET_GO[kind](self._slots, whose)
+            case [(frames.FORGET | frames.PURGE) as kind, whose]:
+                self._let_go(kind, whose)
             case [frames.EMBED, int(number), tokens]:
                 self._embedder.take(number, tokens)
             case _:
@@ -200,6 +195,16 @@ class Engine:
         slot.prompt, slot.call = list(admission.prompt.tokens), admission.call
         call.slot = slot
         self._forget_saved(call)
+
+    def _let_go(self, kind: int, whose: Any) -> None:
+        """Of a process, or of a domain: then what parked calls had is for nobody but them."""
+        if kind == frames.FORGET:
+            self._slots.forget(whose)
+            return
+        self._slots.purge(whose)
+        for call in self._calls.values():
+            if call.saved is not None and call.admission.domain == whose:
+                call.saved.tainted = True
 
     def _forget_saved(self, call: Call) -> None:
         if call.saved is not None:

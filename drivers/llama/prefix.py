@@ -22,6 +22,7 @@ class Saved:
     exact: int  # of its first tokens: computed in the fixed pieces of a deterministic engine
     domain: str = ""
     history: int | None = None  # whose it is alone; None: a beginning that several share
+    tainted: bool = False  # its domain was purged since: for the call that it belongs to alone
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -25,7 +25,7 @@ class Slot:
     domain: str = ""  # who may share them
     history: int | None = None  # whose they are; None: of a process that is gone
     call: int | None = None  # who computes here; None: free
-    tainted: bool = False  # what lies here was purged while somebody computed
+    tainted: bool = False  # its domain was purged while somebody computed: not for others
     prompt: list[int] = field(default_factory=list[int])  # of that call: what will lie here
 
 
@@ -69,6 +69,8 @@ class Slots:
         for other in self._slots:
             if other is slot or other.call is None or other.domain != slot.domain:
                 continue
+            if other.tainted:
+                continue
             same = common(other.prompt, slot.prompt)
             shared = self._usable(same, same, slot.prompt)
             ahead = (len(other.tokens), -other.call) > (len(slot.tokens), -(slot.call or 0))
@@ -101,7 +103,7 @@ class Slots:
         return best, most
 
     def _same(self, slot: Slot, domain: str, prompt: list[int]) -> int:
-        if slot.domain != domain:
+        if slot.domain != domain or slot.tainted:
             return 0
         return self._usable(common(slot.tokens, prompt), slot.exact, prompt)
 
@@ -134,7 +136,8 @@ class Slots:
     # --- whole contexts ---------------------------------------------------------------------------
     def save(self, slot: Slot) -> Saved:
         state = self._context.save(slot.number) if slot.tokens else bytearray()
-        return Saved(state, list(slot.tokens), slot.exact, slot.domain, slot.history)
+        tokens, tainted = list(slot.tokens), slot.tainted
+        return Saved(state, tokens, slot.exact, slot.domain, slot.history, tainted)
 
     def load(self, slot: Slot, saved: Saved, tokens: int) -> None:
         """Put the first `tokens` of a saved context into a slot, in place of what it holds."""
@@ -144,6 +147,7 @@ class Slots:
             self._context.load(slot.number, saved.state)
             kept = self._context.keep(slot.number, tokens)
             slot.tokens, slot.exact = saved.tokens[:kept], min(saved.exact, kept)
+            slot.tainted = saved.tainted
 
     def clear(self, slot: Slot) -> None:
         self._context.keep(slot.number, 0)
@@ -160,7 +164,8 @@ class Slots:
     def purge(self, domain: str) -> None:
         """What idle processes of a domain left is dropped: something of it was forgotten.
 
-        What lies where somebody computes is dropped when that call ends.
+        What lies where somebody computes is shared with nobody from now on, and dropped when that
+        call ends.
         """
         self._kept.purge(domain)
         for slot in self._slots:

@@ -20,6 +20,8 @@ from .rows import Moved, runs
 from .sweeping import MERGED
 from .table import GONE, Table
 
+Purge = Callable[[Sequence[int], Sequence[int]], None]  # ids of pages, and pids that had them
+
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
@@ -32,15 +34,18 @@ class Forgotten:
 
 async def forget(
     memory: Memory, meaning: Meaning, table: Table, numbers: Iterable[int],
-    purge: Callable[[], None],
+    purge: Purge,
 ) -> Forgotten:  # fmt: skip
-    """Erase pages for everybody who has them. `purge` drops what engines hold of the owner."""
+    """Erase pages for everybody who has them.
+
+    `purge` ends calls that see them and drops what engines hold of the owner. It is called while
+    nothing can be written to the tables that had them, so no answer of such a call is kept.
+    """
     owner = table.owner
     asked = {page for number in numbers if (page := table.page(number)) is not None}
-    ids, pids = await _erased(memory, owner, asked)
+    ids, pids = await _erased(memory, owner, asked, purge)
     if not ids:
         return Forgotten(0, [])
-    purge()
     points.passed("forget.erased")
     database = memory.database(owner)
     try:
@@ -73,7 +78,9 @@ def holders(memory: Memory, table: Table, numbers: Iterable[int]) -> list[int]:
     return sorted(found)
 
 
-async def _erased(memory: Memory, owner: str, asked: set[int]) -> tuple[list[int], list[int]]:
+async def _erased(
+    memory: Memory, owner: str, asked: set[int], purge: Purge
+) -> tuple[list[int], list[int]]:
     """Off the database. The pages with all that tells of them, and who had any."""
     async with memory.tables.structure(owner), AsyncExitStack() as held:
         ids = sorted(await _with_summaries(memory, owner, asked))
@@ -100,6 +107,8 @@ async def _erased(memory: Memory, owner: str, asked: set[int]) -> tuple[list[int
         if ids:
             database = memory.database(owner)
             await memory.store.write(database, [*statements, schema.DIRTY], frees=True)
+            memory.forgets[owner] += 1  # again: what was read while it was written may be gone
+            purge(ids, pids)
     return ids, pids
 
 

@@ -240,6 +240,8 @@ class Memory:
         """Write a turn, durable when it returns. The numbers of its pages."""
         table = await self.opened(process)
         async with self.tables.changing(table, whole=False):
+            if turn.is_void():
+                return []
             message = table.messages
             room, statements = self._appended(table, turn.pages, turn.call)
             numbers = [number for number, _ in room]

@@ -49,6 +49,7 @@ class Plan:
         default_factory=dict[int, int]
     )  # tokens of the old pages in it
     notices: Sequence[str] = ()
+    pages: frozenset[int] = frozenset()  # ids of the stored pages in the prompt
 
     def turn(self, process: Process, call: int, answer: Sequence[Cut]) -> Turn:
         """What the call leaves behind when it has answered."""
@@ -269,9 +270,12 @@ class _Draft:
         wanted = self.request.sampling.max_tokens
         back = {hit.page.number: hit.page.tokens for hit in self.back}
         sizes = {n: self._held[n].tokens for p in self.pieces for n in p.numbers()}
+        pages = {self._held[n].id for p in self.pieces for n in p.numbers()}
+        pages.update(hit.page.id for hit in self.back)
         return Plan(
             prompt, self.request.messages, wanted or min(limits.MAX_TOKENS, room), self.pieces,
             self.kept, self.cuts, self.back, self.evicted, sizes | back, self.notices,
+            frozenset(pages),
         )  # fmt: skip
 
     def too_big(self, prompt: int) -> TooBig:

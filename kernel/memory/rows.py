@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -63,6 +63,7 @@ class Turn:
     evicted: Sequence[int]
     why: str  # they left
     sizes: Mapping[int, int] = field(default_factory=dict[int, int])  # tokens of what was recalled
+    is_void: Callable[[], bool] = lambda: False  # asked when it is written: what it saw is gone
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,8 @@ async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
     process = m.processes.living(request.pid, call.caller.owner)
     process.begin(call.number)
     try:
-        async with AsyncExitStack() as held:
-            with anyio.fail_after(request.timeout_s):
-                device, plan = await _prepare(m, call, process, request, held)
-                work = _work(call.number, process, plan, request)
-                device.submit(work)
-                pages = await _relay(m, call, device, work, plan)
-                window = device.facts.window if device.facts is not None else 1
+        with anyio.fail_after(request.timeout_s):
+            work, plan, pages, window = await _answered(m, call, process, request)
     except TimeoutError:
         kept = "; what was said is kept" if process.keep else ""
         words = f"the call did not end within {request.timeout_s:g} s{kept}"
@@ -53,6 +48,33 @@ async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
         ],
         notices=[*plan.notices, *filter(None, [alarm])],
     )  # fmt: skip
+
+
+async def _answered(
+    m: Machine, call: Call, process: Process, request: v.Generate
+) -> tuple[Work, Plan, list[int], int]:
+    """The answer, the pages that it became, and the tokens of the engine's window.
+
+    A call that saw a page which was forgotten meanwhile is composed again, unless a part of its
+    answer was read: ECANCELED.
+    """
+    while True:
+        epoch = m.memory.forgets[process.owner]
+        async with AsyncExitStack() as held:
+            device, plan = await _prepare(m, call, process, request, held)
+            work = _work(call.number, process, plan, request)
+            if m.memory.forgets[process.owner] != epoch:
+                continue  # it may hold a page that was forgotten while it was composed
+            with m.scheduler.flight(device, work):
+                device.submit(work)
+                pages = await _relay(m, call, device, work, plan)
+            if not work.forgot:
+                return work, plan, pages, device.facts.window if device.facts is not None else 1
+        if work.sent:
+            words = f"a page that process {process.pid} was answering from was forgotten"
+            raise SyscallError(
+                Errno.ECANCELED, f"{words}; the answer is not kept", "ask again", pid=process.pid
+            )
 
 
 async def _prepare(
@@ -89,7 +111,9 @@ def _work(number: int, process: Process, plan: Plan, request: v.Generate) -> Wor
         number, process.pid, process.weight, prompt, prompt + plan.max_tokens,
         stopped=process.stopped,
     )  # fmt: skip
-    return Work(claim, process, plan.prompt, sampling, asked=time.monotonic())
+    return Work(
+        claim, process, plan.prompt, sampling, asked=time.monotonic(), pages=plan.pages
+    )  # fmt: skip
 
 
 async def _relay(m: Machine, call: Call, device: Device, work: Work, plan: Plan) -> list[int]:
@@ -120,11 +144,12 @@ async def _relay(m: Machine, call: Call, device: Device, work: Work, plan: Plan)
 async def _keep(m: Machine, call: Call, work: Work, plan: Plan) -> list[int]:
     """A turn that ended, or was cut short after it said something, becomes pages."""
     said = bool(work.cuts) or work.finish in (v.Finish.STOP, v.Finish.LENGTH)
-    if work.error is not None or work.process.discard or not said:
+    if work.error is not None or work.process.discard or work.forgot or not said:
         return []
     pages: list[int] = []
     with anyio.CancelScope(shield=True):  # written and counted, or neither
         turn = plan.turn(work.process, call.number, work.cuts)
+        turn = replace(turn, is_void=lambda: work.forgot)
         pages += await m.memory.commit(work.process, turn)
         m.meaning.written(work.process.owner)
     return pages

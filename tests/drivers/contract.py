@@ -415,6 +415,40 @@ async def nothing_of_a_purged_domain_is_gone_on_from(rig: Rig) -> None:
     assert other.fed == 1
 
 
+async def begun(rig: Rig, text: str, slot: int, history: int) -> tuple[int, Sequence[int]]:
+    """A call of judy's that has read its prompt and goes on when it is granted more."""
+    tokens = await rig.prompt(f"{text} {STORY}", raw=True)
+    number = rig.admit(tokens, slot, history, domain="judy", max_tokens=100, ignore_eos=True)
+    rig.engine.grant(number, len(tokens) + 2)
+    await rig.say(number, 1)
+    return number, tokens
+
+
+@needs("park")
+async def what_calls_of_a_purged_domain_leave_is_gone_on_from_by_nobody(rig: Rig) -> None:
+    running, read = await begun(rig, "Running.", 0, 1_000_040)
+    parked, also_read = await begun(rig, "Parked.", 1, 1_000_041)
+    rig.engine.park(parked)
+    rig.engine.purge("judy")
+    rig.engine.unpark(parked, 1)
+    for number in (running, parked):
+        rig.engine.cancel(number)
+        await rig.end(number)
+    for slot, history, tokens in ((0, 1_000_040, read), (1, 1_000_041, also_read)):
+        again = await rig.run(tokens, slot, history, domain="judy")
+        assert again.fed == len(tokens)
+
+
+@needs("share")
+async def a_call_of_a_purged_domain_shares_nothing_while_it_runs(rig: Rig) -> None:
+    running, read = await begun(rig, "Shared.", 0, 1_000_050)
+    rig.engine.purge("judy")
+    beside = await rig.run(read, 1, 1_000_051, domain="judy")
+    assert beside.fed == len(read)
+    rig.engine.cancel(running)
+    await rig.end(running)
+
+
 @needs("share")
 async def who_waits_for_a_beginning_does_not_wait_for_a_stopped_call(rig: Rig) -> None:
     tokens = await rig.prompt(f"{STORY}Wait.", raw=True)
@@ -456,6 +490,9 @@ PROMISES: list[Promise] = [
     nothing_is_shared_across_domains,
     a_context_survives_the_loss_of_its_slot,
     what_a_gone_process_had_saved_is_forgotten,
+    nothing_of_a_purged_domain_is_gone_on_from,
+    what_calls_of_a_purged_domain_leave_is_gone_on_from_by_nobody,
+    a_call_of_a_purged_domain_shares_nothing_while_it_runs,
     who_waits_for_a_beginning_does_not_wait_for_a_stopped_call,
 ]
 SMALL_PROMISES: list[Promise] = [a_full_window_ends_the_answer, no_step_is_wider_than_the_width]

@@ -1,0 +1,180 @@
+"""Forgetting holds for calls in flight: none answers from a forgotten page, or keeps what it said.
+
+The echo engine repeats the last user message, and a page that comes back stands in that message: so
+an answer shows what the call saw.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.line import Line
+from tests.system.daemon import Machine
+from tests.system.test_forgetting import SECRET, holding
+from tests.system.test_life import ENDLESS, GREEDY, kill, turn
+
+DEADLINE_S = 30.0  # a guard against hangs
+LOOK_S = 0.01  # between two looks
+
+
+def until(look: Callable[[], bool]) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not look():
+        assert time.monotonic() < end
+        time.sleep(LOOK_S)
+
+
+class Asked(threading.Thread):
+    """A generate on a connection of its own: what it said and how it ended."""
+
+    def __init__(self, machine: Machine, pid: int, sampling: v.Sampling) -> None:
+        super().__init__()
+        self._socket, self._pid, self._sampling = machine.paths.socket, pid, sampling
+        self.said = ""
+        self.reply: v.Generated | None = None
+        self.error: SyscallError | None = None
+        self.start()
+
+    def run(self) -> None:
+        request = v.Generate(
+            self._pid, [v.Message(v.Role.USER, "What is the word?")], sampling=self._sampling
+        )
+        with Line(self._socket) as line:
+            stream = line.stream("generate", request, v.Delta, v.Generated)
+            try:
+                for delta in stream:
+                    self.said += delta.text
+                self.reply = stream.reply
+            except SyscallError as error:
+                self.error = error
+
+    def wait(self) -> None:
+        self.join(DEADLINE_S)
+        assert not self.is_alive()
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine with one slot."""
+    machine = Machine(tmp_path_factory.mktemp("calls"))
+    machine.start("--mount", "false", "--memory-embedder", "none")
+    with Line(machine.paths.socket) as line:
+        options: dict[str, bool | int | float | str] = {"slots": 1, "rate": 200}
+        line.call("mount", v.Mount("echo", options), v.DeviceInfo)
+    yield machine
+    machine.shoot()
+
+
+@pytest.fixture
+def line(box: Machine) -> Iterator[Line]:
+    with Line(box.paths.socket) as line:
+        yield line
+
+
+@pytest.fixture
+def pid(line: Line) -> int:
+    """A process whose first page is pinned, and comes back with each request."""
+    pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+    line.call("write_mem", v.WriteMem(pid, f"The word is {SECRET}."), v.Written)
+    line.call("pin", v.Pin(pid, 0), v.Nothing)
+    return pid
+
+
+def waiting(line: Line) -> int:
+    return sum(one.waiting for one in line.call("devices", v.Nothing(), v.Devices).devices)
+
+
+def texts(line: Line, pid: int) -> list[str]:
+    return [page.text for page in line.call("read_mem", v.ReadMem(pid), v.Pages).pages]
+
+
+def nothing_is_left(box: Machine, line: Line, *pids: int) -> None:
+    for pid in pids:
+        assert SECRET not in turn(line, pid, "And now?")[0]
+        assert SECRET not in " ".join(texts(line, pid))
+    assert holding(box, SECRET.encode()) == set()
+
+
+def test_an_answer_shows_what_a_call_saw(line: Line, pid: int) -> None:
+    assert SECRET in turn(line, pid, "What is the word?")[0]  # so that the others can fail
+    for number in range(len(texts(line, pid))):
+        line.call("forget", v.Forget(pid, number), v.Forgotten)
+
+
+@pytest.mark.parametrize("whose", ["its own", "its parent's"])
+def test_a_call_that_waits_for_a_slot_is_composed_again(
+    box: Machine, line: Line, pid: int, whose: str
+) -> None:
+    asks = pid if whose == "its own" else line.call("fork", v.Fork(pid), v.Forked).pids[0]
+    other = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+    busy = Asked(box, other, ENDLESS)
+    until(lambda: bool(busy.said))
+    asked = Asked(box, asks, GREEDY)
+    until(lambda: waiting(line) == 1)
+    line.call("forget", v.Forget(pid, 0), v.Forgotten)
+    kill(line, other, v.Signal.INT)
+    busy.wait()
+    asked.wait()
+    assert asked.reply is not None, asked.error
+    assert asked.said == "What is the word?"
+    assert asked.reply.faults == []
+    nothing_is_left(box, line, pid, asks)
+
+
+def test_a_stopped_call_without_a_word_is_composed_again(
+    box: Machine, line: Line, pid: int
+) -> None:
+    kill(line, pid, v.Signal.STOP)
+    asked = Asked(box, pid, GREEDY)
+    until(lambda: waiting(line) == 1)
+    line.call("forget", v.Forget(pid, 0), v.Forgotten)
+    kill(line, pid, v.Signal.CONT)
+    asked.wait()
+    assert asked.said == "What is the word?", asked.error
+    nothing_is_left(box, line, pid)
+
+
+def ends_without_a_trace(box: Machine, line: Line, pid: int, asked: Asked) -> None:
+    asked.wait()
+    assert asked.error is not None
+    assert asked.error.errno is Errno.ECANCELED
+    assert "was forgotten; the answer is not kept" in asked.error.message
+    assert texts(line, pid) == []
+    nothing_is_left(box, line, pid)
+
+
+def test_a_call_that_answers_ends_and_nothing_of_it_is_kept(
+    box: Machine, line: Line, pid: int
+) -> None:
+    asked = Asked(box, pid, ENDLESS)
+    until(lambda: SECRET in asked.said)
+    line.call("forget", v.Forget(pid, 0), v.Forgotten)
+    ends_without_a_trace(box, line, pid, asked)
+
+
+def test_a_parked_call_ends_and_nothing_of_it_is_kept(box: Machine, line: Line, pid: int) -> None:
+    asked = Asked(box, pid, ENDLESS)
+    until(lambda: SECRET in asked.said)
+    kill(line, pid, v.Signal.STOP)
+    other = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+    assert turn(line, other, "me too")[0] == "me too"  # it has the only slot now
+    line.call("forget", v.Forget(pid, 0), v.Forgotten)
+    kill(line, pid, v.Signal.CONT)
+    ends_without_a_trace(box, line, pid, asked)
+
+
+def test_other_calls_of_the_owner_go_on(box: Machine, line: Line, pid: int) -> None:
+    other = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+    asked = Asked(box, other, ENDLESS)
+    until(lambda: bool(asked.said))
+    line.call("forget", v.Forget(pid, 0), v.Forgotten)
+    before = len(asked.said)
+    until(lambda: len(asked.said) > before)
+    kill(line, other, v.Signal.INT)
+    asked.wait()
+    assert asked.reply is not None
+    assert asked.reply.finish is v.Finish.CANCELLED
