@@ -9,9 +9,8 @@ library and kernel only: both sides import this.
 
 from typing import Any
 
-from llmasos.kernel import limits
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.wire import pack, unpack
+from llmasos.kernel.wire import pack, unpack_reply
 
 FRAME_BYTES = 64 * 1024 * 1024
 UP, ANSWER, REFUSED = range(3)
@@ -25,7 +24,7 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(body: bytes) -> Frame:
-    return unpack(body, limits.REPLY_ITEMS)
+    return unpack_reply(body)
 
 
 def refusal(number: int, error: SyscallError) -> Frame:

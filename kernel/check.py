@@ -13,8 +13,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from . import limits
 from .abi import TABLE
-from .errors import Errno, SyscallError
+from .errors import Errno, SyscallError, TooBig
 from .values import Shape, Span
 
 T = TypeVar("T")
@@ -107,8 +108,19 @@ def request(syscall: str, fields: object) -> object:
     try:
         return validator(fields)
     except ValidationError as error:
+        if any(_over(dict(e)) for e in error.errors()):
+            most = limits.MESSAGE_CHARS
+            words = f"{syscall}: a text has more than the {most} characters that are allowed"
+            hint = "send it in parts; `llmasos mem map PID FILE` takes a whole file"
+            raise TooBig(words, hint) from error
         wrong = "; ".join(_complaint(dict(e)) for e in error.errors()[:5])
         raise SyscallError(Errno.EINVAL, f"{syscall}: {wrong}", call=syscall) from error
+
+
+def _over(error: Mapping[str, Any]) -> bool:
+    """Whether a message or a page is too long, which is no mistake of its form."""
+    longest: object = error.get("ctx", {}).get("max_length")
+    return error["type"] == "string_too_long" and bool(longest == limits.MESSAGE_CHARS)
 
 
 def _complaint(error: Mapping[str, Any]) -> str:

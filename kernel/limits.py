@@ -5,13 +5,21 @@ Nothing else in the tree holds a number that a person might want to change. Stan
 
 # --- wire -------------------------------------------------------------------------------------
 PROTOCOL_VERSION = 1
-FRAME_BYTES = 1024 * 1024  # one frame, header not counted
-FRAME_DEPTH = 16  # nesting of arrays and maps in a frame
-FRAME_ITEMS = 65_536  # arrays and maps of one frame together
-ARRAY_ITEMS = 4_096  # one array of a request
-REPLY_ITEMS = 262_144  # one array of a reply: the tokens of a long text
-MAP_ITEMS = 256  # one map
+REQUEST_BYTES = 8 * 1024 * 1024  # one frame of a client, header not counted
+REPLY_BYTES = 64 * 1024 * 1024  # one frame of the kernel
+HELLO_BYTES = 16 * 1024  # one frame before hello has been accepted
+SMALL_BYTES = 4 * 1024  # a frame up to here is not counted against its user
+SKIP_BYTES = 1024**3  # a refused frame up to here is read and dropped; above, it is fatal
+FRAME_DEPTH = 16  # nesting of arrays and maps in a frame of a client
+FRAME_ITEMS = 65_536  # values in all arrays and maps of such a frame together
+ARRAY_ITEMS = 4_096  # one array of it
+MAP_ITEMS = 256  # one map of it
 CALLS_IN_FLIGHT = 32  # per connection
+USER_CALLS = 4_096  # in flight on all connections of one user
+USER_REQUEST_BYTES = 64 * 1024 * 1024  # of one user's requests that have not ended
+USER_REPLY_BYTES = 32 * 1024 * 1024  # of one user's unread replies: above, readers get no more
+USER_READS = 4  # calls of one user that read at the same time: each makes a reply of any size
+TURN_BYTES = 256 * 1024  # of requests of one connection, before the other connections' turn
 CONNECTIONS = 1_024
 USER_CONNECTIONS = 64  # of each user but the socket's owner
 OWNER_CONNECTIONS = 16  # of all of them, kept for the owner of the socket
@@ -26,9 +34,10 @@ USER_JOURNAL_READERS = 1  # of them, for one user at once
 FILES = 4  # threads that read the files of images, and threads that read what is mapped
 OWNER_FILES = 2  # of these, for one owner at once
 HELLO_S = 2.0  # from connect to hello
-BODY_S = 5.0  # from a frame's first byte to its last
+BODY_S = 5.0  # a frame that has begun goes on by PROGRESS_BYTES, or ends, within this
+PROGRESS_BYTES = 64 * 1024  # within BODY_S or KICK_S: a slow peer, and not one that has stopped
 WRITE_BUFFER_HIGH_BYTES = 256 * 1024  # above: the connection's streams and reads pause
-KICK_S = 10.0  # paused for this long without a break: the connection is dropped
+KICK_S = 10.0  # a reader that is behind and takes no PROGRESS_BYTES in this time is disconnected
 BAD_FRAMES = 8  # malformed frames before a connection is closed
 
 # --- processes --------------------------------------------------------------------------------
@@ -49,7 +58,7 @@ UNNAMED_APP = "unnamed"  # the application of all clients that give no name
 
 # --- memory -----------------------------------------------------------------------------------
 PAGE_TOKENS = 256
-MESSAGES = 256  # per generate
+MESSAGES = 4_096  # per generate
 MESSAGE_CHARS = 1_000_000
 READ_MEM_BYTES = 512 * 1024  # text per read_mem reply
 COMPACT_SHARE = 0.5  # of the window, that a compaction frees at least
@@ -85,7 +94,6 @@ HITS = 1_000  # pages per search
 MAIL = 1_000  # messages that wait in a mailbox
 MAIL_CHARS = 500_000
 MAIL_DONE_S = 0.1  # messages that were dealt with leave the disk after this
-MAIL_BYTES = FRAME_BYTES - 64 * 1024  # of a body: a reply has to carry it
 OWNER_MAIL_BYTES = 64 * 1024 * 1024  # of all bodies that wait for processes of one owner
 MAILBOX_BYTES = 16 * 1024 * 1024  # of the bodies that wait in one mailbox
 MATCH_TERMS = 96  # of a question, looked up in the text index
@@ -118,7 +126,8 @@ SCHEMA_RULES = 20_000  # different kinds of values in one schema
 SCHEMA_CHECKS = 1_000_000  # comparisons of parts of one answer with parts of its schema
 GRAMMARS = 32  # compiled ones that an engine keeps
 LOGPROBS = 20  # alternatives told beside each token
-EMBED_TEXTS = 64  # per call
+BIASES = 262_144  # of one call: the largest vocabularies
+EMBED_TEXTS = 64  # per call; the SDK makes several calls of more
 EMBED_TOKENS = 2_048  # of a text that becomes a vector, where the model's window is not smaller
 STREAM_TOKENS = 256  # a reader this far behind gets no further quantum
 

@@ -18,6 +18,7 @@ import anyio
 from anyio import CancelScope, to_thread
 
 from . import limits
+from .backpressure import Loads
 from .breath import Breath
 from .counters import Counters, Sizes
 from .device import Device, Mounting
@@ -115,6 +116,7 @@ class Machine:
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # none is
     places: int = limits.USER_CONNECTIONS  # connections of each user but the owner
     visitors: Counter[str] = field(default_factory=Counter[str])  # connections, by whose they are
+    loads: Loads = field(default_factory=Loads)
     programs: dict[int, Process] = field(default_factory=dict[int, Process])  # by OS pid
     adopts: bool = False  # orphans of programs become its children
     clients: set[Client] = field(default_factory=set[Client])

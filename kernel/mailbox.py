@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from . import limits
 from .database import Database, Schema, damaged
-from .errors import Errno, SyscallError, TooBig
+from .errors import Errno, SyscallError
 from .identifiers import TABLE, Identifiers
 from .process import Process, check_alive
 from .store import Store
@@ -143,10 +143,7 @@ class Mailboxes:
         return number, len(box.waiting)
 
     def _check_room(self, to: Process, box: Mailbox, size: int) -> None:
-        """E2BIG: no reply can carry it. EAGAIN: so many bytes wait already."""
-        if size > limits.MAIL_BYTES:
-            words = f"a message of {size} bytes, {limits.MAIL_BYTES} are allowed"
-            raise TooBig(words, "send it in parts, or write pages and share them")
+        """EAGAIN: so many bytes wait already."""
         for held, most, whose in (
             (box.bytes, limits.MAILBOX_BYTES, f"process {to.pid}"),
             (self._bytes[to.owner], limits.OWNER_MAIL_BYTES, f"processes of {to.owner}"),

@@ -113,8 +113,8 @@ class Suspects:
         """
         ways = [
             image, prompt.raw, [(m.role, m.content) for m in prompt.messages], sampling.stop,
-            sampling.grammar, sampling.schema, sampling.bias, sampling.logprobs,
-            sampling.temperature > 0,
+            sampling.grammar, sampling.schema, blake2b(sampling.bias).hexdigest(),
+            sampling.logprobs, sampling.temperature > 0,
         ]  # fmt: skip
         digest = blake2b(json.dumps(ways).encode(), key=self._secret, digest_size=16)
         digest.update(array("q", prompt.tokens).tobytes())

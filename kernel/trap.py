@@ -7,7 +7,6 @@ becomes EIO for that call alone, with its traceback in the daemon's log.
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, replace
 from functools import partial
 from inspect import iscoroutinefunction
 from itertools import count
@@ -17,9 +16,11 @@ import anyio
 
 from . import check, door, limits, permit
 from .abi import TABLE, Durability, Syscall
+from .backpressure import Load, Received
 from .connection import Connection
 from .door import Place, Visitor
 from .errors import Denied, Errno, SyscallError
+from .flight import Flight, as_kind, entry_of, inside, is_work, unforeseen
 from .identity import Caller
 from .journal import Entry
 from .machine import Machine
@@ -27,23 +28,28 @@ from .permit import Permit
 from .process import Process
 from .syscalls import HANDLERS, Call
 from .values import Hello, Welcome
-from .wire import CALL, CANCEL, ERROR, ITEM, REPLY, ProtocolError, pack, unpack
+from .wire import (
+    CALL,
+    CANCEL,
+    ITEM,
+    REPLY,
+    ProtocolError,
+    call_number,
+    is_number,
+    pack,
+    pack_error,
+    unpack,
+)
 
 log = logging.getLogger(__name__)
 _SOON_S = 0.01
-_WORDS_CHARS = 10_000  # of an error: it may quote what a client sent
 _numbers = count(1)
 _WAITS = frozenset(name for name, handler in HANDLERS.items() if iscoroutinefunction(handler))
-
-
-@dataclass(slots=True)
-class Flight:
-    """A call on its way."""
-
-    scope: anyio.CancelScope
-    permit: Permit
-    pid: int  # that it is about
-    refusal: Denied | None = None  # it was allowed, and is not any more
+# They read what is stored, and their replies may be large; what waits for an event or an engine
+# would keep the others from reading.
+_READS = frozenset(name for name in _WAITS if TABLE[name].durability is Durability.C) - {
+    "recv", "watch", "attach", "tokenize", "embed", "devices"
+}  # fmt: skip
 
 
 class Trap:
@@ -67,6 +73,8 @@ class Trap:
         self._expiry: asyncio.TimerHandle | None = None  # of the key it came with
         self._visitor: Visitor | None = None  # None: it was turned away
         self._bad = 0
+        self._load: Load | None = None  # of its user, from hello on
+        self._counted = 0  # bytes of the frame in hand, in the load
 
     # --- the connection's life --------------------------------------------------------------------
     def opened(self, connection: Connection) -> None:
@@ -93,6 +101,7 @@ class Trap:
             flight.scope.cancel()
         if self._caller is not None:
             self._machine.users.connections[self._caller.owner] -= 1
+            self._leave_load()
             if not self._machine.stopping.is_set():  # else recovery ends what was to end with it
                 self._jobs.run("hangup", self._hangup)
 
@@ -135,23 +144,39 @@ class Trap:
         return self._visitor is not None and self._visitor.process is process
 
     # --- frames -----------------------------------------------------------------------------------
-    def frame(self, body: bytes) -> None:
+    def frame(self, received: Received) -> None:
+        self._counted = received.counted
+        try:
+            if received.error is not None:
+                self._fail(received.number, received.error)
+            else:
+                self._frame(received.body)
+        finally:
+            if self._load is not None:
+                self._load.requests -= self._counted  # 0 when a call has taken it over
+            self._counted = 0
+
+    def _frame(self, body: bytes) -> None:
         try:
             message = unpack(body)
         except ProtocolError as error:
-            self._complain(error)
+            self._complain(error, call_number(body))
             return
         match message:
-            case [kind, int(number), str(name), fields] if kind == CALL and 0 < number < 2**53:
+            case [kind, number, str(name), fields] if kind == CALL and is_number(number):
                 self._call(number, name, fields)
             case [kind, int(number)] if kind == CANCEL:
                 if number in self._flights:
                     self._flights[number].scope.cancel()
             case _:
-                self._complain(ProtocolError("neither a call nor a cancel"))
+                self._complain(ProtocolError("neither a call nor a cancel"), call_number(body))
 
-    def _complain(self, error: ProtocolError) -> None:
-        """A frame that makes no sense costs an answer; a client that sends only such is dropped."""
+    def _complain(self, error: ProtocolError, number: int) -> None:
+        """A frame that makes no sense costs an answer, to its call where its id can be read; a
+        client that sends frames without an id is dropped."""
+        if number:
+            self._fail(number, error)
+            return
         self._bad += 1
         if self._bad > limits.BAD_FRAMES:
             self._connection.refuse(ProtocolError(f"{self._bad} malformed frames", fatal=True))
@@ -176,7 +201,7 @@ class Trap:
         except SyscallError as error:
             self._fail(number, error)
         except Exception:
-            self._fail(number, _unforeseen(name))
+            self._fail(number, unforeseen(name))
 
     def _hello(self, number: int, request: Hello) -> None:
         if self._caller is not None and self._process is None:
@@ -202,6 +227,8 @@ class Trap:
             self._place.move(f"user:{caller.owner}")  # it was its address's until now
         self._caller = caller
         machine.users.connections[caller.owner] += 1
+        self._load = machine.loads.enter(caller.owner)
+        self._connection.count_in(self._load)
         self._watch_key()
         self._connection.greeted()
         self._reply(number, Welcome(
@@ -215,6 +242,11 @@ class Trap:
             flight.scope.cancel()
         self._flights = {}  # their numbers begin anew
         self._machine.users.connections[self._owner] -= 1
+        self._leave_load()
+
+    def _leave_load(self) -> None:
+        if self._load is not None:
+            self._machine.loads.leave(self._load)
 
     def _watch_key(self) -> None:
         """A key that expires ends the connections that came with it, whatever clocks do."""
@@ -229,8 +261,8 @@ class Trap:
 
     # --- dispatch ---------------------------------------------------------------------------------
     def _dispatch(self, number: int, row: Syscall, request: object, given: Permit) -> None:
-        caller = self._caller
-        if caller is None:
+        caller, load = self._caller, self._load
+        if caller is None or load is None:
             return
         journal = self._machine.journal
         if row.name not in _WAITS:
@@ -239,21 +271,24 @@ class Trap:
             if row.durability is Durability.C:
                 self._count(row, given)
             else:
-                journal.append(_entry(caller, request, given))
+                journal.append(entry_of(caller, request, given))
             self._reply(number, reply)
             return
         if len(self._flights) >= limits.CALLS_IN_FLIGHT:
             words = f"{len(self._flights)} calls of this connection are in flight"
             raise SyscallError(Errno.EAGAIN, words, "wait for one, or open a connection")
+        load.check_calls()
         if self._machine.stopping.is_set():
             raise SyscallError(Errno.ECANCELED, "the machine is going down", "try again later")
-        entry = _entry(caller, request, given)
+        entry = entry_of(caller, request, given)
         begin, begun = 0, None
         if row.durability is not Durability.C and row.item is not None:
-            begin, begun = journal.note(_as(entry, "begin"))
+            begin, begun = journal.note(as_kind(entry, "begin"))
         call = Call(caller, begin, begun, self._send(number), self._connection.writable, given.own)
-        self._flights[number] = Flight(anyio.CancelScope(), given, entry.pid)
-        self._machine.owe(_is_work(row))
+        self._flights[number] = Flight(anyio.CancelScope(), given, entry.pid, self._counted)
+        self._counted = 0
+        load.calls += 1
+        self._machine.owe(is_work(row))
         failed = partial(self._broke, number, row, self._flights)
         self._jobs.once("call", self._run, number, row, request, entry, call, failed=failed)
 
@@ -267,12 +302,11 @@ class Trap:
         flight = flights[number]
         with flight.scope:
             try:
-                handler: Any = HANDLERS[row.name]
-                reply = await handler(self._machine, call, request)
+                reply = await self._handle(row, request, call)
             except SyscallError as refusal:
                 error = refusal
             except Exception:
-                error = _unforeseen(row.name)
+                error = unforeseen(row.name)
         if reply is None:  # else it is done, whatever may come now
             error = flight.refusal or error
             error = error or SyscallError(Errno.ECANCELED, f"{row.name} was cancelled")
@@ -280,23 +314,40 @@ class Trap:
         error = await self._close(row, entry, call.number, error)
         if row.durability is Durability.C and error is None:
             self._count(row, flight.permit)
-        flights.pop(number, None)
-        self._quiet.set()
+        self._landed(number, flights)
         if flights is not self._flights:
             pass  # who asked has handed the connection over
         elif error is None:
             self._reply(number, reply)
         else:
             self._fail(number, error)
-        self._machine.owe(-_is_work(row))
+        self._machine.owe(-is_work(row))
+
+    async def _handle(self, row: Syscall, request: object, call: Call) -> object:
+        """A call that reads starts once its caller reads the replies to those before."""
+        handler: Any = HANDLERS[row.name]
+        if row.name not in _READS or self._load is None:
+            return await handler(self._machine, call, request)
+        await self._load.begin_read(self._connection)
+        try:
+            return await handler(self._machine, call, request)
+        finally:
+            self._load.end_read()
 
     def _broke(self, number: int, row: Syscall, flights: dict[int, Flight]) -> None:
         """The call failed outside its handler: it ends all the same."""
-        flights.pop(number, None)
-        self._quiet.set()
+        self._landed(number, flights)
         if flights is self._flights:
-            self._fail(number, _inside(row.name))
-        self._machine.owe(-_is_work(row))
+            self._fail(number, inside(row.name))
+        self._machine.owe(-is_work(row))
+
+    def _landed(self, number: int, flights: dict[int, Flight]) -> None:
+        """A call is no longer in flight."""
+        flight = flights.pop(number, None)
+        if flight is not None and self._load is not None:
+            self._load.calls -= 1
+            self._load.requests -= flight.counted
+        self._quiet.set()
 
     async def _close(
         self, row: Syscall, entry: Entry, begin: int, error: SyscallError | None
@@ -304,7 +355,7 @@ class Trap:
         """Write the outcome; an outcome that cannot be written is an error of its own."""
         if row.durability is Durability.C:
             return error
-        outcome = _as(entry, "end" if begin else "call", begin, error)
+        outcome = as_kind(entry, "end" if begin else "call", begin, error)
         try:
             await self._machine.journal.written(outcome)
         except SyscallError as fault:
@@ -330,41 +381,4 @@ class Trap:
             self._fail(number, error)
 
     def _fail(self, number: int, error: SyscallError) -> None:
-        fields = {
-            "errno": int(error.errno), "message": error.message[:_WORDS_CHARS],
-            "hint": error.hint[:_WORDS_CHARS], "call": error.call, "pid": error.pid,
-            "needs_approval": isinstance(error, Denied) and error.asks,
-        }  # fmt: skip
-        try:
-            frame = pack([ERROR, number, fields])
-        except ProtocolError:  # words that are no UTF-8, as a file's name may be
-            words = {name: ascii(fields[name])[:_WORDS_CHARS] for name in ("message", "hint")}
-            frame = pack([ERROR, number, {**fields, **words}])
-        self._connection.send(frame)
-
-
-def _entry(caller: Caller, request: object, given: Permit) -> Entry:
-    return Entry(
-        "call", getattr(request, "pid", 0), caller.owner, syscall=given.action,
-        object=given.object, subject=given.told,
-    )  # fmt: skip
-
-
-def _is_work(row: Syscall) -> bool:
-    """Worth waiting for when the machine goes down: `wait` waits for what may never come."""
-    return row.durability is not Durability.C and row.name != "wait"
-
-
-def _as(entry: Entry, kind: str, call: int = 0, error: SyscallError | None = None) -> Entry:
-    return replace(entry, kind=kind, call=call, errno=int(error.errno) if error else 0)
-
-
-def _unforeseen(name: str) -> SyscallError:
-    log.exception("%s failed in a way nobody foresaw", name)
-    return _inside(name)
-
-
-def _inside(name: str) -> SyscallError:
-    return SyscallError(
-        Errno.EIO, f"{name} failed inside the kernel", "`llmasos daemon logs` has the traceback"
-    )
+        self._connection.send(pack_error(number, error))

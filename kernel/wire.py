@@ -3,12 +3,14 @@
     client to kernel   [CALL, id, syscall, {fields}]      [CANCEL, id]
     kernel to client   [ITEM, id, {fields}]*  then  [REPLY, id, {fields}]  or  [ERROR, id, {...}]
 
-Every length is capped before anything is allocated for it, and a whole frame is at hand before it
-is decoded: msgpack's streaming Unpacker trusts announced lengths and is never used. An error with
-id 0 answers a frame whose id could not be read.
+A frame from a client has at most REQUEST_BYTES, one from the kernel at most REPLY_BYTES. Every
+length is capped before anything is allocated for it, and a whole frame is at hand before it is
+decoded. A frame that is refused is answered by its id where that can be read; an error with id 0
+is about the connection.
 """
 
 import dataclasses
+import re
 import threading
 import types
 import typing
@@ -20,11 +22,12 @@ from typing import Any, TypeVar, cast
 import msgpack
 
 from . import limits
-from .errors import Errno, SyscallError, TooBig
+from .errors import Denied, DeviceFault, Errno, SyscallError, TooBig
 
 CALL, CANCEL, REPLY, ITEM, ERROR = range(5)
 T = TypeVar("T")
 HEADER = 4
+HEAD_BYTES = 16  # of a body: the array's header, the kind and the id
 
 
 # msgpack has no types of its own: the one cast.
@@ -34,8 +37,10 @@ _msgpack = cast("Any", msgpack)
 class ProtocolError(SyscallError):
     """A frame that cannot be understood. `fatal`: the stream itself is lost."""
 
-    def __init__(self, message: str, *, fatal: bool = False) -> None:
-        super().__init__(Errno.EPROTO, message, "see kernel/wire.py for the form of a frame")
+    def __init__(
+        self, message: str, *, errno: Errno = Errno.EPROTO, hint: str = "", fatal: bool = False
+    ) -> None:
+        super().__init__(errno, message, hint or "see kernel/wire.py for the form of a frame")
         self.fatal = fatal
 
 
@@ -75,73 +80,149 @@ def _packed(message: list[Any]) -> bytes:
 
 
 def call(number: int, name: str, request: object) -> bytes:
-    """The frame of a call. TooBig says what to do with a text that is over a frame."""
-    hint = "say it in parts; `llmasos mem map PID FILE` takes a whole file"
-    return pack([CALL, number, name, request], hint=hint)
+    """The frame of a call. Raises what the kernel would answer to a frame over its limits: E2BIG
+    for a request over REQUEST_BYTES or a list over ARRAY_ITEMS, EINVAL for what cannot be sent."""
+    hint = "send less in one call; `llmasos mem map PID FILE` takes a whole file"
+    frame = pack([CALL, number, name, request], limits.REQUEST_BYTES, hint=hint)
+    if len(frame) > 2 * limits.MAP_ITEMS:  # a shorter one cannot hold too many items
+        unpack(frame[HEADER:])
+    return frame
 
 
 def pack(
-    message: list[Any], cap: int = limits.FRAME_BYTES, *, hint: str = "ask for less at once"
+    message: list[Any], cap: int = limits.REPLY_BYTES, *, hint: str = "ask for less at once"
 ) -> bytes:
-    """One frame, header included. Raises TooBig when it is over `cap` bytes."""
+    """One frame, header included. Raises TooBig when it is over `cap` bytes, EINVAL for values that
+    no frame can carry."""
     try:
         body = _packed(message)
     except UnicodeEncodeError as error:
-        raise ProtocolError("a text holds a lone surrogate: it is not valid Unicode") from error
+        words = "a text holds a lone surrogate: it is not valid Unicode"
+        raise SyscallError(Errno.EINVAL, words, "replace it first") from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        words = f"the call cannot be sent: {error or type(error).__name__}"
+        raise SyscallError(Errno.EINVAL, words, "send texts, numbers, lists and maps") from error
     if len(body) > cap:
         raise TooBig(f"the call or its reply has {len(body)} bytes; {cap} are allowed", hint)
     return len(body).to_bytes(HEADER, "big") + body
 
 
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a map names a key twice")
-    return out
+def pack_error(number: int, error: SyscallError) -> bytes:
+    """The frame that ends a call, or a connection (0), with an error."""
+    fields = {
+        "errno": int(error.errno), "message": error.message[:_ERROR_CHARS],
+        "hint": error.hint[:_ERROR_CHARS], "call": error.call, "pid": error.pid,
+        "needs_approval": isinstance(error, Denied) and error.asks,
+        "engine": isinstance(error, DeviceFault),
+    }  # fmt: skip
+    try:
+        return pack([ERROR, number, fields])
+    except SyscallError:  # a text that is not UTF-8, as a file's name may be
+        plain = {name: ascii(fields[name])[:_ERROR_CHARS] for name in ("message", "hint")}
+        return pack([ERROR, number, {**fields, **plain}])
+
+
+_ERROR_CHARS = 10_000  # of a message: it may quote what a client sent
+
+
+class _Decoding:
+    """The limits of one frame while it is decoded: what is over them ends the decoding at once."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = limits.FRAME_ITEMS
+
+    def array(self, items: list[Any]) -> list[Any]:
+        self._count(len(items))
+        return items
+
+    def pairs(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        self._count(len(pairs))
+        out = dict(pairs)
+        if len(out) != len(pairs):
+            raise ValueError("a map has a key twice")
+        return out
+
+    def _count(self, items: int) -> None:
+        self._left -= 1 + items
+        if self._left < 0:
+            raise ValueError(f"a frame has more than {limits.FRAME_ITEMS} items")
 
 
 def _no_ext(code: int, data: bytes) -> object:
     raise ValueError(f"extension type {code}")
 
 
-def unpack(body: bytes, array_items: int = limits.ARRAY_ITEMS) -> list[Any]:
-    """The message of a frame's body. Raises ProtocolError; never allocates beyond the caps.
+def unpack(body: bytes) -> list[Any]:
+    """The message of a client's frame. Raises ProtocolError; never allocates beyond the limits."""
+    decoding = _Decoding()
+    options = {
+        "list_hook": decoding.array, "object_pairs_hook": decoding.pairs,
+        "max_array_len": limits.ARRAY_ITEMS, "max_map_len": limits.MAP_ITEMS,
+    }  # fmt: skip
+    message = _unpacked(body, **options)
+    _check_depth(message)
+    return message
 
-    A client, who trusts its kernel, reads with REPLY_ITEMS.
-    """
+
+def unpack_reply(body: bytes) -> list[Any]:
+    """The message of a frame from the kernel, whose lists may have any length. ProtocolError."""
+    return _unpacked(body)
+
+
+def _unpacked(body: bytes, **options: Any) -> list[Any]:
     try:
         message: list[Any] = _msgpack.unpackb(
-            body,
-            raw=False,
-            strict_map_key=True,
-            object_pairs_hook=_unique,
-            ext_hook=_no_ext,
-            max_array_len=array_items,
-            max_map_len=limits.MAP_ITEMS,
-            max_ext_len=0,
+            body, raw=False, strict_map_key=True, ext_hook=_no_ext, max_ext_len=0, **options
         )
     except UnicodeDecodeError as error:
         raise ProtocolError(f"a text is not valid UTF-8 at its byte {error.start}") from error
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise ProtocolError(f"not a msgpack frame: {error or type(error).__name__}") from error
+        raise _undecoded(error) from error
     if type(message) is not list or not message:
         raise ProtocolError("a frame is an array that begins with its kind")
-    _measure(message)
     return message
 
 
-def _measure(frame: list[Any]) -> None:
-    """Caps on depth and on the number of containers: a megabyte of empty maps costs 0.4 s."""
-    left = limits.FRAME_ITEMS
+_LIMIT = re.compile(r"(\d+) exceeds max_(array|map)_len\((\d+)\)")
+
+
+def _undecoded(error: Exception) -> ProtocolError:
+    words = str(error) or type(error).__name__
+    if over := _LIMIT.search(words):
+        items, kind, most = over.groups()
+        what = {"array": "list", "map": "map"}[kind]
+        words = f"a {what} of the call has {items} items; {most} are allowed"
+        return ProtocolError(words, errno=Errno.E2BIG, hint="send them in several calls")
+    return ProtocolError(f"not a msgpack frame: {words}")
+
+
+def call_number(head: bytes | bytearray) -> int:
+    """The id of the call whose frame begins with `head`; 0 when it cannot be read."""
+    unpacker = _msgpack.Unpacker(
+        max_array_len=4, max_map_len=0, max_str_len=0, max_bin_len=0, max_ext_len=0
+    )
+    unpacker.feed(head[:HEAD_BYTES])
+    try:
+        items, kind, number = unpacker.read_array_header(), unpacker.unpack(), unpacker.unpack()
+    except (ValueError, _msgpack.UnpackException):
+        return 0
+    return number if items == 4 and kind == CALL and is_number(number) else 0
+
+
+def is_number(value: object) -> bool:
+    """Whether this can be the id of a call."""
+    return type(value) is int and 0 < value < 2**53
+
+
+def _check_depth(frame: list[Any]) -> None:
     level: list[Any] = [frame]
     for _ in range(limits.FRAME_DEPTH):
         below: list[Any] = []
         for container in level:
             inside = cast("Any", container.values() if type(container) is dict else container)
             below += [value for value in inside if type(value) in (dict, list)]
-        left -= len(below)
-        if left < 0:
-            raise ProtocolError(f"a frame holds more than {limits.FRAME_ITEMS} containers")
         if not below:
             return
         level = below
@@ -149,11 +230,11 @@ def _measure(frame: list[Any]) -> None:
 
 
 class Frames:
-    """Cuts a byte stream into bodies."""
+    """Cuts a byte stream from the kernel, or from a process of its own, into bodies."""
 
     __slots__ = ("_buffer", "_cap")
 
-    def __init__(self, cap: int = limits.FRAME_BYTES) -> None:
+    def __init__(self, cap: int = limits.REPLY_BYTES) -> None:
         self._buffer = bytearray()
         self._cap = cap
 

@@ -225,7 +225,7 @@ class Line:
         if not data:
             raise SyscallError(Errno.EPIPE, "the daemon closed the connection", GONE)
         for body in self._frames.feed(data):
-            frame = wire.unpack(body, limits.REPLY_ITEMS)
+            frame = wire.unpack_reply(body)
             if frame[0] == wire.ERROR and frame[1] == 0:
                 raise failure(frame[2], "")
             if frame[1] in self._kept:

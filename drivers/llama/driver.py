@@ -13,8 +13,8 @@ from pathlib import Path
 from llmasos.drivers.process import Supervisor
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Admission, Facts, Listener, Option, Prompt, Vectors
-from llmasos.kernel.errors import Errno, SyscallError, TooBig
-from llmasos.kernel.values import Message, Sampling
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.values import Message, Sampling, check_biased
 
 from . import frames
 from .gguf import read
@@ -67,10 +67,7 @@ class LlamaEngine:
 
     async def check(self, sampling: Sampling) -> None:
         """Grammars are compiled once here, in the child, before the call gets a slot. ETIMEDOUT."""
-        for token in sampling.bias:
-            if not 0 <= int(token) < self._child.running.facts.vocab:
-                last = self._child.running.facts.vocab - 1
-                raise SyscallError(Errno.EINVAL, f"bias of token {token}: 0 to {last} exist")
+        check_biased(sampling.bias, self._child.running.facts.vocab)
         if sampling.grammar is None and sampling.schema is None:
             return
         try:
@@ -89,7 +86,6 @@ class LlamaEngine:
             vector, [count] = await self._child.running.ask([frames.EMBED, 0, text, name])
             vectors.append(vector)
             tokens += count
-            _check_reply(len(texts), len(vector))
         return Vectors(len(vectors[0]) // 4 if vectors else 0, vectors, tokens)
 
     # --- commands: dropped while the engine is down -------------------------------------------
@@ -120,11 +116,3 @@ class LlamaEngine:
     def unpark(self, call: int, slot: int) -> None:
         if (link := self._child.line) is not None:
             link.unpark(call, slot)
-
-
-def _check_reply(texts: int, size: int) -> None:
-    """E2BIG when so many vectors of so many bytes are more than a reply holds."""
-    most = (limits.FRAME_BYTES - 1024) // (size + 8)
-    if texts > most:
-        words = f"{texts} vectors of {size} bytes are more than a reply holds ({most})"
-        raise TooBig(words, "embed fewer texts a call")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from llmasos.drivers.spelling import spelled
 from llmasos.kernel.errors import DeviceFault, SyscallError
-from llmasos.kernel.values import Likely, Logprob, Sampling
+from llmasos.kernel.values import Likely, Logprob, Sampling, unpack_bias
 
 from .cpp import Context, Floats, Vocab, lib
 from .grammar import Grammars, Matcher
@@ -147,9 +147,9 @@ class Sampler:
         # When the end is to be ignored, no token that ends an answer is ever chosen.
         ends = bounds.vocab.ends if sampling.ignore_eos else ()
         self._banned = np.fromiter(ends, np.intp)
-        self._biased = np.fromiter(map(int, sampling.bias), np.intp)
-        self._added = np.fromiter(sampling.bias.values(), np.float32)
-        if any(not 0 <= token < bounds.vocab.size for token in self._biased):
+        tokens, values = unpack_bias(sampling.bias)
+        self._biased, self._added = np.array(tokens, np.intp), np.array(values, np.float32)
+        if self._biased.max(initial=-1) >= bounds.vocab.size:
             raise DeviceFault(f"a biased token is not 0 to {bounds.vocab.size - 1}")
         self._tops = sampling.logprobs
         self.told: Logprob | None = None  # of the last choice

@@ -11,7 +11,7 @@ from typing import cast
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Prompt
 from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.values import Message, Sampling
+from llmasos.kernel.values import Message, Sampling, unpack_bias
 
 from .options import LLAMA, Settings
 from .structure import closed
@@ -102,7 +102,8 @@ def _changed(sampling: Sampling) -> dict[str, object]:
         if getattr(sampling, name) != usual[name]
     }
     if sampling.bias:
-        body["logit_bias"] = dict(sampling.bias)
+        tokens, values = unpack_bias(sampling.bias)
+        body["logit_bias"] = dict(zip(map(str, tokens), values, strict=True))
     return body
 
 

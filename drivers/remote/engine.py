@@ -14,7 +14,7 @@ from llmasos.drivers.pages import cut_text
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Admission, Cut, Facts, Listener, Prompt, Step, Vectors
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError, TooBig
-from llmasos.kernel.values import Message, Sampling
+from llmasos.kernel.values import Message, Sampling, check_biased
 
 from . import asking, reading, structure
 from .call import Call
@@ -206,9 +206,8 @@ class RemoteEngine:
             asking.schema_of(sampling.schema)
             await asyncio.to_thread(structure.read, sampling.schema)
         vocab = self._facts.vocab if self._facts else 0
-        for token in sampling.bias:
-            if vocab and int(token) >= vocab:
-                raise SyscallError(Errno.EINVAL, f"bias of token {token}: 0 to {vocab - 1} exist")
+        if vocab:
+            check_biased(sampling.bias, vocab)
         if self._settings.dialect == LLAMA and (sampling.grammar or sampling.schema):
             await self._try(sampling)
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import anyio
 
-from .. import limits, summary
+from .. import summary
 from .. import values as v
 from ..decide import Claim
 from ..device import Device, Work
-from ..errors import Errno, SyscallError, TooBig
+from ..errors import Errno, SyscallError
 from ..machine import Machine
 from ..memory.paging import Plan
 from ..process import Process
@@ -95,6 +95,7 @@ async def _prepare(
                 f"deterministic=true, but {device.name} is not mounted so",
                 f"`llmasos unmount {device.name}`, `llmasos mount {device.name} --deterministic`",
             )
+        v.check_bias(request.sampling.bias)
         await device.engine.check(request.sampling)
         plan = await m.pager.prepare(process, request, device.engine, facts)
         process.patience = None
@@ -158,10 +159,6 @@ async def _keep(m: Machine, call: Call, work: Work, plan: Plan) -> list[int]:
 async def tokenize(m: Machine, call: Call, request: v.Tokenize) -> v.Tokens:
     async with m.using(request.model) as (device, _):
         tokens = list(await device.engine.tokenize(request.text))
-    most = (limits.FRAME_BYTES - 1024) // 5  # a token takes five bytes at most
-    if len(tokens) > most:
-        words = f"{len(tokens)} tokens are more than a reply holds ({most})"
-        raise TooBig(words, "tokenize the text in parts")
     return v.Tokens(tokens)
 
 

@@ -3,6 +3,7 @@
 Frozen slotted dataclasses of the standard library, one file a noun; read them as `values.NAME`.
 """
 
+from .bias import *  # noqa: F403
 from .generation import *  # noqa: F403
 from .mail import *  # noqa: F403
 from .models import *  # noqa: F403

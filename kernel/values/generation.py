@@ -4,10 +4,8 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from .. import limits
-from .words import Finish, Name, Overflow, Pid, Role, Shape, Span, Stops
-
-TokenId = Annotated[str, Shape("[0-9]{1,9}", "the number of a token")]  # a map's key is a text
-Bias = Annotated[float, Span(-100, 100)]
+from .bias import BIAS_BYTES
+from .words import Finish, Name, Overflow, Pid, Role, Span, Stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Sampling:
     # At most one of the two; both are checked before the call gets a slot.
     grammar: Annotated[str, Span(1, limits.GRAMMAR_CHARS)] | None = None  # GBNF
     schema: Annotated[str, Span(1, limits.GRAMMAR_CHARS)] | None = None  # JSON schema, as JSON
-    bias: dict[TokenId, Bias] = field(default_factory=dict[str, float])  # added to scores
+    bias: Annotated[bytes, Span(0, BIAS_BYTES * limits.BIASES)] = b""  # see pack_bias
     logprobs: Annotated[int, Span(0, limits.LOGPROBS)] | None = None  # alternatives to tell
 
 

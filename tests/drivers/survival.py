@@ -24,7 +24,7 @@ from llmasos.drivers.llama.frames import Settings
 from llmasos.drivers.llama.grammar import Grammars
 from llmasos.drivers.llama.sampler import Bounds, Candidates, Chain, Sampler, sampler
 from llmasos.kernel.errors import SyscallError
-from llmasos.kernel.values import Sampling
+from llmasos.kernel.values import Sampling, pack_bias
 
 SMALL: dict[str, bool | int | float | str] = {"slots": 4, "window": 256, "batch": 32}
 
@@ -207,7 +207,7 @@ def scores_without_a_finite_one(b: Bench) -> object:
 
 
 def a_bias_on_a_token_that_is_not_there(b: Bench) -> object:
-    return b.sampler(bias={str(b.vocab.size): 1.0})
+    return b.sampler(bias=pack_bias({b.vocab.size: 1.0}))
 
 
 # --- grammars ---------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def every_end_banned_and_nothing_else_allowed(b: Bench) -> object:
 
 
 def a_bias_on_thousands_of_tokens(b: Bench) -> object:
-    bias = {str(token): -100.0 for token in range(2_000)}
+    bias = pack_bias(dict.fromkeys(range(2_000), -100.0))
     return b.sampler(temperature=1.0, bias=bias).choose(b.context, b.feed(1)) >= 0
 
 

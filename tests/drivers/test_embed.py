@@ -7,8 +7,6 @@ import anyio
 import pytest
 
 from llmasos.drivers import llama
-from llmasos.drivers.llama import driver
-from llmasos.kernel import limits
 from llmasos.kernel.driver import Vectors
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from tests.drivers.default_model import MODEL
@@ -116,15 +114,6 @@ async def test_many_at_once_each_get_their_own(rig: Rig) -> None:
         for word in words:
             group.start_soon(one, word)
     assert [together[word] for word in words] == alone
-
-
-def test_more_vectors_than_a_reply_holds_are_refused_with_the_numbers() -> None:
-    size = 4 * 8192
-    most = limits.FRAME_BYTES // size - 1
-    driver._check_reply(most, size)  # pyright: ignore[reportPrivateUsage]
-    with pytest.raises(SyscallError, match=f"64 vectors of {size} bytes .*{most}") as error:
-        driver._check_reply(64, size)  # pyright: ignore[reportPrivateUsage]
-    assert error.value.errno is Errno.E2BIG
 
 
 async def test_an_engine_that_is_down_has_no_vectors(

@@ -11,7 +11,7 @@ from llmasos.drivers.remote import asking, options
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Option, Prompt
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Message, Role, Sampling
+from llmasos.kernel.values import Message, Role, Sampling, pack_bias
 from tests.drivers.default_model import MODEL
 from tests.drivers.endpoint import Answer, Endpoint, Request, refuse, statuses
 
@@ -40,7 +40,7 @@ async def test_only_what_openai_knows_is_sent_to_it() -> None:
     assert {"top_k", "min_p", "repeat_penalty", "cache_prompt"} <= set(
         await body("llama", sampling)
     )
-    full = Sampling(seed=3, stop=list("abcdef"), bias={"5": -100.0}, logprobs=2,
+    full = Sampling(seed=3, stop=list("abcdef"), bias=pack_bias({5: -100.0}), logprobs=2,
                     frequency_penalty=1.0, schema='{"type": "object"}')  # fmt: skip
     sent = await body("openai", full)
     assert sent["stop"] == list("abcd")

@@ -16,7 +16,7 @@ from llmasos.drivers import remote
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Option
 from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.values import Finish, Sampling
+from llmasos.kernel.values import Finish, Sampling, pack_bias
 from tests.drivers import contract
 from tests.drivers.contract import Promise
 from tests.drivers.default_model import MODEL
@@ -86,7 +86,7 @@ async def test_what_the_server_says_of_itself_is_taken(server: str) -> None:
             await rig.engine.embed(["hello"])
         assert error.value.errno == Errno.ENOTSUP
         with pytest.raises(SyscallError) as error:
-            await rig.engine.check(Sampling(bias={"49152": 1.0}))
+            await rig.engine.check(Sampling(bias=pack_bias({49152: 1.0})))
         assert error.value.errno == Errno.EINVAL
 
 

@@ -16,7 +16,7 @@ from llmasos.drivers.llama.cpp import Floats
 from llmasos.drivers.llama.sampler import Bounds, Candidates, Chain, sampler
 from llmasos.kernel import limits
 from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.values import Finish, Logprob, Sampling
+from llmasos.kernel.values import Finish, Logprob, Sampling, pack_bias
 from tests.drivers.default_model import MODEL
 from tests.drivers.rig import PLENTY, Outcome, Rig
 from tests.drivers.vocabulary import grammars, model, tokens
@@ -108,11 +108,11 @@ def test_penalties_of_a_cold_chain_are_greedy() -> None:
 
 def test_bias_moves_a_choice_and_may_ban_it() -> None:
     [a], [b], [c] = tokens("a"), tokens("b"), tokens("c")
-    assert choose(Scores(a, b), bias={str(a): -100}) == b
-    assert choose(Scores(a, b), bias={str(c): 100}) == c
-    assert choose(Scores(a, b), bias={str(b): 0.5}) == a
-    assert choose(Scores(a, b), bias={str(b): 1.5}) == b
-    assert choose(Scores(a, b), bias={str(b): 100}, grammar='root ::= "a"') == a
+    assert choose(Scores(a, b), bias=pack_bias({a: -100})) == b
+    assert choose(Scores(a, b), bias=pack_bias({c: 100})) == c
+    assert choose(Scores(a, b), bias=pack_bias({b: 0.5})) == a
+    assert choose(Scores(a, b), bias=pack_bias({b: 1.5})) == b
+    assert choose(Scores(a, b), bias=pack_bias({b: 100}), grammar='root ::= "a"') == a
 
 
 # --- probabilities ----------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_probabilities_are_those_of_the_model_before_anything_was_changed() -> N
     raw = scores.rows.astype(np.float64)
     expected = raw - np.log(np.exp(raw).sum())
     changed: dict[str, Any] = {
-        "bias": {str(a): -100},
+        "bias": pack_bias({a: -100}),
         "grammar": "root ::= [bc]",
         "temperature": 5.0,
         "top_k": 1,
@@ -257,7 +257,7 @@ async def test_a_grammar_that_cannot_go_on_ends_its_call_only(rig: Rig) -> None:
         ({"schema": '{"items": {"type": "foo"}}'}, "at /items"),
         ({"schema": "{"}, "line 1 column 2"),
         ({"grammar": 'root ::= "a"', "schema": "{}"}, "a grammar and a schema"),
-        ({"bias": {"49152": 1.0}}, "bias of token 49152: 0 to 49151 exist"),
+        ({"bias": pack_bias({49152: 1.0})}, "bias of token 49152: 0 to 49151 exist"),
     ],
 )
 async def test_what_is_wrong_is_told_before_there_is_a_slot(
@@ -267,7 +267,7 @@ async def test_what_is_wrong_is_told_before_there_is_a_slot(
         await rig.engine.check(Sampling(**fields))
     assert error.value.errno is Errno.EINVAL
     assert words in error.value.message
-    await rig.engine.check(Sampling(grammar='root ::= "a"', bias={"49151": -100}))
+    await rig.engine.check(Sampling(grammar='root ::= "a"', bias=pack_bias({49151: -100})))
     await rig.engine.check(Sampling())
 
 
@@ -350,7 +350,7 @@ async def test_a_token_that_was_held_back_is_told_when_it_is_said(rig: Rig) -> N
 async def test_bias_changes_an_answer(rig: Rig) -> None:
     prompt = await rig.prompt()
     first = (await rig.engine.tokenize((await rig.run(prompt, max_tokens=1)).text))[0]
-    other = await rig.run(prompt, max_tokens=8, bias={str(first): -100.0}, logprobs=0)
+    other = await rig.run(prompt, max_tokens=8, bias=pack_bias({first: -100.0}), logprobs=0)
     assert first not in [one.token for one in logprobs(other)]
-    loop = await rig.run(prompt, max_tokens=3, bias={str(first): 100.0}, logprobs=0)
+    loop = await rig.run(prompt, max_tokens=3, bias=pack_bias({first: 100.0}), logprobs=0)
     assert [one.token for one in logprobs(loop)] == [first] * 3

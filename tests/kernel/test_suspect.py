@@ -11,7 +11,7 @@ from llmasos.kernel.driver import Prompt
 from llmasos.kernel.errors import Errno
 from llmasos.kernel.store import Store
 from llmasos.kernel.suspect import Marks, Suspects
-from llmasos.kernel.values import Message, Role, Sampling
+from llmasos.kernel.values import Message, Role, Sampling, pack_bias
 
 
 @dataclass
@@ -247,7 +247,7 @@ async def test_a_call_is_known_by_what_it_makes_the_engine_do(tmp_path: Path) ->
         known.hash("m", Prompt([], (), [Message(Role.USER, "hi")]), SAMPLING),
         known.hash("m", PROMPT, replace(SAMPLING, grammar="root ::= 'a'")),
         known.hash("m", PROMPT, replace(SAMPLING, temperature=0.0)),
-        known.hash("m", PROMPT, replace(SAMPLING, bias={"1": 2.0})),
+        known.hash("m", PROMPT, replace(SAMPLING, bias=pack_bias({1: 2.0}))),
     ]
     assert len({hash_, *others}) == 1 + len(others)
     store.close()

@@ -10,8 +10,18 @@ import msgpack
 import pytest
 
 from llmasos.kernel import limits, values
-from llmasos.kernel.errors import TooBig
-from llmasos.kernel.wire import Frames, ProtocolError, build, call, pack, unpack
+from llmasos.kernel.errors import Errno, SyscallError, TooBig
+from llmasos.kernel.wire import (
+    CALL,
+    Frames,
+    ProtocolError,
+    build,
+    call,
+    call_number,
+    pack,
+    unpack,
+    unpack_reply,
+)
 
 
 def body(message: object) -> bytes:
@@ -68,7 +78,7 @@ def test_a_frame_survives_any_cut_of_the_stream() -> None:
 def test_a_length_over_the_cap_is_fatal_before_any_body_comes() -> None:
     frames = Frames()
     with pytest.raises(ProtocolError) as caught:
-        list(frames.feed((limits.FRAME_BYTES + 1).to_bytes(4, "big")))
+        list(frames.feed((limits.REPLY_BYTES + 1).to_bytes(4, "big")))
     assert caught.value.fatal
 
 
@@ -89,12 +99,13 @@ def test_frames_before_a_bad_length_are_still_delivered() -> None:
         (body({"a": 1}), "array"),
         (body([]), "array"),
         (body([1, 2]) + b"x", "msgpack"),
-        (b"\xdd\xff\xff\xff\xff", "msgpack"),
+        (b"\xdd\xff\xff\xff\xff", "list .* 4294967295 items"),
         (b"\x92\x00\xa2\xff\xfe", "UTF-8"),
         (body([0, {1: 2}]), "msgpack"),
         (b"\x92\x00\x82\xa1a\x01\xa1a\x02", "twice"),
         (body([0, msgpack.ExtType(4, b"x")]), "msgpack"),
-        (body([0] * (limits.ARRAY_ITEMS + 1)), "msgpack"),
+        (body([0] * (limits.ARRAY_ITEMS + 1)), "list .* 4097 items; 4096"),
+        (body([0, {str(n): n for n in range(257)}]), "map .* 257 items; 256"),
     ],
 )
 def test_what_is_not_a_frame_says_why(bad: bytes, word: str) -> None:
@@ -110,7 +121,7 @@ def test_depth_and_number_of_containers_are_capped() -> None:
     with pytest.raises(ProtocolError, match="deeper"):
         unpack(body(deep))
     wide: Any = [[[] for _ in range(4000)] for _ in range(20)]
-    with pytest.raises(ProtocolError, match="containers"):
+    with pytest.raises(ProtocolError, match=f"more than {limits.FRAME_ITEMS} items"):
         unpack(body(wide))
 
 
@@ -131,15 +142,15 @@ def test_random_bytes_never_raise_anything_else() -> None:
 
 
 def test_a_lone_surrogate_cannot_leave() -> None:
-    with pytest.raises(ProtocolError, match="surrogate"):
+    with pytest.raises(SyscallError, match="surrogate"):
         pack([0, 1, "x", {"text": "\ud800"}])
     assert unpack(pack([1])[4:]) == [1]
 
 
 def test_a_call_over_the_cap_is_told_with_both_numbers_and_a_way() -> None:
-    with pytest.raises(TooBig, match=str(limits.FRAME_BYTES)) as caught:
-        call(7, "generate", {"text": "x" * (limits.FRAME_BYTES + 1)})
-    assert str(limits.FRAME_BYTES + 24) in caught.value.message
+    with pytest.raises(TooBig, match=str(limits.REQUEST_BYTES)) as caught:
+        call(7, "generate", {"text": "x" * (limits.REQUEST_BYTES + 1)})
+    assert str(limits.REQUEST_BYTES + 24) in caught.value.message
     assert "`llmasos mem map PID FILE`" in caught.value.hint
     assert len(pack(["x" * 900], cap=1_000)) < 1_000
     with pytest.raises(TooBig):
@@ -158,3 +169,36 @@ def test_values_come_back_as_they_were() -> None:
 
 def test_fields_of_a_newer_kernel_are_dropped() -> None:
     assert build(values.Tokens, {"tokens": [1], "colour": "red"}) == values.Tokens([1])
+
+
+@pytest.mark.parametrize(
+    ("request_", "errno"),
+    [
+        ({"list": [0] * (limits.ARRAY_ITEMS + 1)}, Errno.E2BIG),
+        ({"map": {str(n): 0 for n in range(limits.MAP_ITEMS + 1)}}, Errno.E2BIG),
+        ({"number": 2**70}, Errno.EINVAL),
+        ({"value": object()}, Errno.EINVAL),
+        ({"text": "\ud800"}, Errno.EINVAL),
+    ],
+)
+def test_a_call_that_no_frame_can_carry_is_refused_before_it_is_sent(
+    request_: dict[str, Any], errno: Errno
+) -> None:
+    with pytest.raises(SyscallError) as caught:
+        call(1, "mount", request_)
+    assert caught.value.errno is errno
+
+
+def test_the_id_of_a_call_is_read_from_the_beginning_of_its_frame() -> None:
+    for number in (1, 127, 128, 65_535, 2**31, 2**53 - 1):
+        whole = pack([CALL, number, "generate", {"text": "x" * 100}])[4:]
+        assert call_number(whole) == call_number(whole[:16]) == number
+    for none in (b"", b"\xff" * 16, b"\x94\x00", body([CALL, 2**53, "ps", 0]),
+                 body([CALL, "5", "ps", 0]), body([CALL, True, "ps", 0]), body([1, 5]),
+                 b"\x94\xdd\xff\xff\xff\xff", b"\x94\x00\xdb\xff\xff\xff\xff"):  # fmt: skip
+        assert call_number(none) == 0
+
+
+def test_a_reply_may_hold_more_than_a_call() -> None:
+    numbers = list(range(300_000))
+    assert unpack_reply(pack([2, 1, {"tokens": numbers}])[4:])[2]["tokens"] == numbers

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmasos.kernel import limits
-from llmasos.kernel.wire import CALL, ERROR, ITEM, REPLY, Frames, pack, unpack
+from llmasos.kernel.wire import CALL, ERROR, ITEM, REPLY, Frames, pack, unpack_reply
 from llmasos.userland.line import COMMAND
 
 
@@ -35,7 +35,7 @@ class Raw:
             data = self.socket.recv(65536)
             if not data:
                 raise EOFError
-            self._messages += [unpack(b, limits.REPLY_ITEMS) for b in self._frames.feed(data)]
+            self._messages += [unpack_reply(b) for b in self._frames.feed(data)]
         return self._messages.pop(0)
 
     def answer(self, number: int) -> list[Any]:

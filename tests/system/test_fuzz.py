@@ -1,7 +1,8 @@
 """Frames that make no sense, and frames that only look as if they did: the kernel answers on.
 
 Each connection sends malformed frames, well-formed ones with wrong semantics, and one good call,
-which must succeed. The short form always runs; `-m long` sends more than 200,000 frames.
+which must succeed. The short form always runs; `-m long` sends 700,000 frames, after which the
+kernel had grown by 160 MiB when each connection that had gone waited for a full garbage collection.
 """
 
 import dataclasses
@@ -18,12 +19,12 @@ import pytest
 
 from llmasos.kernel import limits
 from llmasos.kernel.abi import TABLE
-from llmasos.kernel.wire import CALL, CANCEL, ERROR, REPLY, Frames, pack, unpack
+from llmasos.kernel.wire import CALL, CANCEL, ERROR, REPLY, Frames, pack, unpack_reply
 from tests.system.daemon import Machine
 
 packb = cast("Any", msgpack).packb  # untyped
 GOOD = 2**40  # the id of the good call
-GROWTH_BYTES = 64 * 1024 * 1024
+GROWTH_BYTES = 24 * 1024 * 1024
 
 
 def frame(body: bytes) -> bytes:
@@ -108,7 +109,7 @@ def connection(path: Path, dice: random.Random) -> Iterator[int]:
         frames = Frames()
         while data := client.recv(65536):
             for body in frames.feed(data):
-                kind, number, *_rest = unpack(body, limits.REPLY_ITEMS)
+                kind, number, *_rest = unpack_reply(body)
                 if number == GOOD:
                     assert kind == REPLY, _rest
                     return
@@ -117,7 +118,7 @@ def connection(path: Path, dice: random.Random) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    "frames", [10_000, pytest.param(220_000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+    "frames", [15_000, pytest.param(700_000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
 )
 def test_the_wire_survives_nonsense(machine: Machine, frames: int) -> None:
     machine.start("--mount", "false")
@@ -128,7 +129,7 @@ def test_the_wire_survives_nonsense(machine: Machine, frames: int) -> None:
     while sent < frames:
         sent += sum(connection(machine.paths.socket, dice))
         connections += 1
-        if connections == 200:
+        if connections == 400:
             before = process.memory_info().rss
     growth = process.memory_info().rss - before
     print(f"{sent} frames on {connections} connections, the kernel grew by {growth >> 20} MiB")

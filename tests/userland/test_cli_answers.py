@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from llmasos import LLMasOS
+from llmasos.kernel import limits
 from llmasos.userland.cli import exits
 from tests.conftest import Machine, documents, fresh
 
@@ -80,6 +82,37 @@ def test_probabilities_and_bias(model: Machine) -> None:
     other = told["logprobs"]
     assert chosen not in [one["token"] for one in other]
     assert other[0]["top"] == []
+
+
+def test_a_bias_may_name_the_whole_vocabulary(model: Machine) -> None:
+    """Every token but one is banned."""
+    with _client(model) as client:
+        [token] = client.tokenize("smollm2", " wet").tokens
+        with client.spawn("smollm2", keep=False) as process:
+            bias = {one: -100.0 for one in range(49_152) if one != token}
+            reply = process.generate("Is water wet?", bias=bias, max_tokens=3, ignore_eos=True)
+    assert reply.text == " wet wet wet"
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        limits.EMBED_TEXTS + 6,
+        pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+    ],
+)
+def test_more_texts_than_one_call_takes_become_vectors(model: Machine, count: int) -> None:
+    texts = [f"word {number % 100}" for number in range(count)]
+    with _client(model) as client:
+        vectors = client.embed("smollm2", texts)
+        assert client.embed("smollm2", texts[-1]) == [pytest.approx(vectors[-1], abs=1e-3)]
+    assert len(vectors) == count
+    assert len({len(vector) for vector in vectors}) == 1
+
+
+def _client(model: Machine) -> LLMasOS:
+    model.llmasos("mount", "smollm2", check=False)  # it starts a daemon at need
+    return LLMasOS(socket=model.paths.socket, profile="operator")
 
 
 def test_vectors_of_words_and_of_lines(model: Machine) -> None:

@@ -107,7 +107,7 @@ def test_the_placeholder_key_counts_as_none(shared: Machine) -> None:
 def test_a_call_over_a_frame_is_e2big_and_the_line_goes_on(shared: Machine) -> None:
     with Line(shared.paths.socket) as line:
         with pytest.raises(SyscallError, match="mem map PID FILE") as caught:
-            line.call("send", v.Send(1, "x" * limits.FRAME_BYTES), v.Sent)
+            line.call("send", v.Send(1, "x" * limits.REQUEST_BYTES), v.Sent)
         assert caught.value.errno is Errno.E2BIG
         assert line.call("stat", v.Nothing(), v.Stat).os_pid
 

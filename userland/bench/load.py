@@ -47,7 +47,7 @@ def whole(data: bytes) -> bool:
     if len(data) <= KIND or len(data) < wire.HEADER + int.from_bytes(data[: wire.HEADER], "big"):
         return False
     if data[KIND] != wire.REPLY:
-        raise RigError(f"the kernel refused: {wire.unpack(data[wire.HEADER :])[-1]}")
+        raise RigError(f"the kernel refused: {wire.unpack_reply(data[wire.HEADER :])[-1]}")
     return True
 
 
@@ -142,7 +142,7 @@ def paced(clients: Sequence[socket.socket], rate: float, seconds: float) -> dict
         for fd, _event in poll.poll(wait_s):
             for body in incoming[fd].feed(sockets[fd].recv(65536)):
                 if body[1] != wire.REPLY:
-                    raise RigError(f"the kernel refused: {wire.unpack(body)[-1]}")
+                    raise RigError(f"the kernel refused: {wire.unpack_reply(body)[-1]}")
                 times.append(clock() - due[fd].popleft())
     return {**_cuts(times), "rate": 1e9 * len(times) / (clock() - start)}
 

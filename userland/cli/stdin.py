@@ -39,7 +39,7 @@ def said(words: Sequence[str], most: int, hint: str) -> str:
 
 def bounded(text: str, most: int, hint: str) -> str:
     """The same of a text that is at hand."""
-    size, room = len(text.encode()), limits.FRAME_BYTES - _BESIDE
+    size, room = len(text.encode()), limits.REQUEST_BYTES - _BESIDE
     if len(text) > most or size > room:
         words = f"the text has {len(text)} characters, {size} bytes; {most} and {room} are allowed"
         raise TooBig(words, hint)

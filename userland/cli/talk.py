@@ -63,7 +63,7 @@ def spawn(line: Line, arguments: Namespace, app: str, *, keep: bool) -> v.Spawne
 def sampling(arguments: Namespace) -> v.Sampling:
     """What was said on the command line; the kernel knows the rest."""
     said = {name: getattr(arguments, name) for name in _SAMPLING}
-    said["bias"] = dict(arguments.bias or ())
+    said["bias"] = v.pack_bias(dict(arguments.bias or ()))
     said |= {name: _text(getattr(arguments, name)) for name in ("grammar", "schema")}
     return v.Sampling(**{name: value for name, value in said.items() if value is not None})
 

@@ -42,13 +42,13 @@ def between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[st
     return read
 
 
-def bias(text: str) -> tuple[str, float]:
+def bias(text: str) -> tuple[int, float]:
     """ID=VALUE, for argparse."""
     token, _, value = text.partition("=")
     number = float(value)
     if not (token.isascii() and token.isdigit()) or not -100 <= number <= 100:
         raise ValueError(text)
-    return token, number
+    return int(token), number
 
 
 def user(text: str) -> str:

@@ -8,6 +8,7 @@ import os
 import ssl
 import struct
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from .link import Link, Stream
 from .process import AsyncModel, AsyncProcess, Calls, ForkOptions, Options, Prompt, request
 
 T = TypeVar("T")
+_BATCH_BYTES = limits.REQUEST_BYTES // 2  # of texts in one call
 WEEK_S = 7 * 24 * 3600.0
 _told = set[str]()  # notices that this program has shown
 
@@ -167,11 +169,18 @@ class AsyncLLMasOS(Calls):
         """The model's tokens of a text, without special ones. ENOENT, E2BIG, EIO."""
         return await self._call("tokenize", v.Tokenize(model, text), v.Tokens)
 
-    async def embed(self, model: str, texts: str | list[str]) -> list[list[float]]:
-        """Texts as vectors of length 1. ENOTSUP when the model cannot, E2BIG, ENOENT, EIO."""
-        asked = [texts] if isinstance(texts, str) else texts
-        found = await self._call("embed", v.Embed(model, asked), v.Embedded)
-        return [list(struct.unpack(f"<{found.dimensions}f", one)) for one in found.vectors]
+    async def embed(self, model: str, texts: str | Sequence[str]) -> list[list[float]]:
+        """Texts as vectors of length 1, one list of floats a text, in order.
+
+        Any number of texts: EMBED_TEXTS go in one call of the kernel. Raises NotFound for a model
+        that is not there, TooBig for one text over the model's window, ENOTSUP when it cannot.
+        """
+        vectors: list[list[float]] = []
+        for batch in _batches([texts] if isinstance(texts, str) else texts):
+            found = await self._call("embed", v.Embed(model, batch), v.Embedded)
+            form = struct.Struct(f"<{found.dimensions}f")
+            vectors += [list(form.unpack(one)) for one in found.vectors]
+        return vectors
 
     async def wait(self, pid: int, timeout_s: float | None = None) -> v.Exit:
         """Wait for a process to end, then reap it. ETIMEDOUT after `timeout_s` seconds."""
@@ -333,6 +342,21 @@ class AsyncLLMasOS(Calls):
     async def shutdown(self, *, drain: bool = True) -> v.Nothing:
         """Stop the kernel; `drain`: calls in flight get some seconds. Operators only."""
         return await self._call("shutdown", v.Shutdown(drain), v.Nothing)
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """So many texts, and so many bytes of them, as one call takes."""
+    batch: list[str] = []
+    room = _BATCH_BYTES
+    for text in texts:
+        size = len(text.encode(errors="replace"))
+        if batch and (len(batch) == limits.EMBED_TEXTS or size > room):
+            yield batch
+            batch, room = [], _BATCH_BYTES
+        batch.append(text)
+        room -= size
+    if batch:
+        yield batch
 
 
 def _file(path: str | Path) -> str:

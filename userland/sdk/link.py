@@ -141,7 +141,7 @@ class Link:
                     await self._stream.send(wire.pack([wire.CALL, 0x7FFF, "hello", hello]))
                 while True:
                     for body in self._frames.feed(await self._stream.receive()):
-                        kind, _number, fields = wire.unpack(body)
+                        kind, _number, fields = wire.unpack_reply(body)
                         if kind == wire.ERROR:
                             raise failure(fields, "hello")
                         return wire.build(Welcome, fields)
@@ -164,7 +164,7 @@ class Link:
         try:
             while True:
                 for body in self._frames.feed(await self._stream.receive()):
-                    self._deliver(wire.unpack(body, limits.REPLY_ITEMS))
+                    self._deliver(wire.unpack_reply(body))
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             self._lose(_gone("the daemon closed the connection"))
         except SyscallError as error:  # what it sent makes no sense, or ours did not

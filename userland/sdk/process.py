@@ -91,7 +91,7 @@ def request(pid: int, prompt: Prompt, options: Options) -> v.Generate:
     if "overflow" in own:
         own["overflow"] = _overflow(own["overflow"])
     if "bias" in rest:
-        rest["bias"] = {str(token): float(value) for token, value in rest["bias"].items()}
+        rest["bias"] = v.pack_bias(rest["bias"])
     if isinstance(rest.get("schema"), Mapping):
         rest["schema"] = json.dumps(rest["schema"])
     return v.Generate(pid, messages(prompt), sampling=v.Sampling(**rest), **own)
