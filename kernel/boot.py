@@ -124,7 +124,7 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
                 machine.events.close()
                 for device in machine.scheduler.each():  #   11  engines stop
                     await machine.scheduler.unmount(device.name)
-                machine.mail.flush()
+                machine.mail.close()
                 await machine.sweeper.close()
                 await machine.meaning.stop()
                 machine.journal.append(Entry("boot", note="down"))

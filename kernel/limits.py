@@ -94,6 +94,7 @@ HITS = 1_000  # pages per search
 MAIL = 1_000  # messages that wait in a mailbox
 MAIL_CHARS = 500_000
 MAIL_DONE_S = 0.1  # messages that were dealt with leave the disk after this
+MAIL_WIPE_S = 2.0  # and their bodies leave the write-ahead log after this
 OWNER_MAIL_BYTES = 64 * 1024 * 1024  # of all bodies that wait for processes of one owner
 MAILBOX_BYTES = 16 * 1024 * 1024  # of the bodies that wait in one mailbox
 MATCH_TERMS = 96  # of a question, looked up in the text index

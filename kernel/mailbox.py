@@ -4,11 +4,13 @@ A body stands in its receiver's owner's directory and nowhere else. A message is
 receiver and acknowledged to its sender when it is written (class B). It stays on disk until the
 receiver says that it is done, or asks for the next one on the same connection (which is written a
 moment later). Whoever hangs up or dies before that leaves it to the next who asks, with the same
-number.
+number. The body of a message that was dealt with stays in the write-ahead log until that is
+emptied, which happens some seconds later, and after each start.
 """
 
 import asyncio
 import json
+import logging
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
@@ -21,6 +23,7 @@ from .process import Process, check_alive
 from .store import Store
 from .values import Mail, Recv, Send
 
+log = logging.getLogger(__name__)
 SCHEMA = Schema(
     "mail",
     (
@@ -60,6 +63,7 @@ class Mailboxes:
         self._readers: dict[int, set[int]] = {}  # pids of whose messages a connection has some
         self._done: dict[str, list[int]] = {}  # dealt with, and still on disk: by owner
         self._flush: asyncio.TimerHandle | None = None
+        self._wipes: dict[str, asyncio.TimerHandle] = {}  # of the log, by owner
         self._bytes: Counter[str] = Counter()  # of bodies, by owner
         self.held = 0  # messages in all mailboxes
         for path in (store.directory / "owners").glob("*/mail.db"):
@@ -85,6 +89,7 @@ class Mailboxes:
             fault = error if isinstance(error, SyscallError) else damaged(path, error)
             self._store.withhold(name, owner, fault)
             return
+        self._wipe_later(owner, limits.MAIL_WIPE_S)  # the last run may have been killed
         for pid, mail in waiting:
             self._box(pid).waiting.append(mail)
             self._grown(pid, owner, len(mail.body.encode()))
@@ -245,7 +250,33 @@ class Mailboxes:
         for owner, numbers in self._done.items():
             rows = [(_DONE, (number,)) for number in numbers]
             self._store.submit(self._database(owner), rows, lambda _: None, frees=True)
+            self._wipe_later(owner, limits.MAIL_WIPE_S)
         self._done.clear()
+
+    def _wipe_later(self, owner: str, pause_s: float) -> None:
+        if owner not in self._wipes:
+            loop = asyncio.get_running_loop()
+            self._wipes[owner] = loop.call_later(pause_s, self._wipe, owner, pause_s)
+
+    def _wipe(self, owner: str, pause_s: float) -> None:
+        """Empty the log; after a failure, as when another program reads it, again and later."""
+
+        def wiped(error: SyscallError | None) -> None:
+            if error is not None:
+                log.warning("messages of %s that were dealt with are in its log: %s", owner, error)
+                self._wipe_later(owner, min(2 * pause_s, limits.SWEEP_LAST_S))
+
+        self._wipes.pop(owner).cancel()
+        try:
+            self._store.submit_empty(self._database(owner), wiped)
+        except SyscallError as error:  # it is damaged, and not used in this run
+            wiped(error)
+
+    def close(self) -> None:
+        """The machine goes down: what was dealt with leaves the disk now."""
+        self.flush()
+        for owner in list(self._wipes):
+            self._wipe(owner, limits.MAIL_WIPE_S)
 
     async def drop(self, process: Process) -> None:
         """The process is gone: nobody will ask."""
@@ -258,6 +289,7 @@ class Mailboxes:
             self._wake(box)
         statement = ("DELETE FROM mail WHERE pid = ?", (process.pid,))
         await self._store.write(self._database(process.owner), [statement], frees=True)
+        self._wipe_later(process.owner, limits.MAIL_WIPE_S)
 
     def interrupt(self, process: Process) -> None:
         """Whoever waits hears that the process has ended."""

@@ -196,10 +196,14 @@ class Store:
                 await future
         return results[0]
 
+    def submit_empty(self, database: Database, done: Done) -> None:
+        """Queue `empty_log`; `done` is called on the event loop."""
+        self._queue(_Job(database=database, done=done, durable=True, frees=True, empties=True))
+
     async def empty_log(self, database: Database) -> None:
         """Nothing that was deleted before stays in the write-ahead log. EIO."""
         future, done = waiter()
-        self._queue(_Job(database=database, done=done, durable=True, frees=True, empties=True))
+        self.submit_empty(database, done)
         with anyio.CancelScope(shield=True):
             await future
 
@@ -302,10 +306,7 @@ class Store:
     def _empty(self, database: Database) -> None:
         """Copy the log into the database and cut it off; readers are kept out meanwhile."""
         with database.lock:
-            (
-                busy,
-                *_,
-            ) = database.write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            busy = database.write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if busy:
             raise sqlite3.OperationalError("somebody else reads the database: its log stays")
 

@@ -1,6 +1,7 @@
 """Messages between processes: in order, bounded, kept over kill -9, and nobody's slot."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -208,3 +209,46 @@ def test_a_message_may_have_as_many_characters_in_any_script(line: Line) -> None
     wide = "\u6f22" * limits.MAIL_CHARS
     send(line, pid, wide)
     assert recv(line, pid).body == wide
+
+
+# --- what is left on the disk -------------------------------------------------------------------
+BODY = "the password is zanzibarquince"
+
+
+def until_gone(machine: Machine) -> None:
+    """The body leaves the disk by itself, some seconds after the message was dealt with."""
+    root = machine.paths.state
+    until = time.monotonic() + 10 * limits.MAIL_WIPE_S
+    while any(BODY.encode() in file.read_bytes() for file in root.glob("owners/*/mail.db*")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("end", ["dealt with", "its process is gone"])
+def test_a_body_leaves_the_disk_when_nobody_will_ask(
+    line: Line, machine: Machine, end: str
+) -> None:
+    pid = spawn(line)
+    send(line, pid, BODY)
+    if end == "dealt with":
+        line.call("recv", v.Recv(pid, done=recv(line, pid).number, take=False), v.Mail)
+    else:
+        line.call("kill", v.Kill(pid), v.Nothing)
+        line.call("wait", v.Wait(pid), v.Exit)
+    until_gone(machine)
+
+
+def test_a_body_that_was_dealt_with_leaves_the_disk_after_kill_9(machine: Machine) -> None:
+    machine.start("--mount", "false", "--memory-embedder", "none")
+    with Line(machine.paths.socket) as line:
+        pid, other = spawn(line), spawn(line)
+        send(line, other, "this one stays")
+        send(line, pid, BODY)
+        line.call("recv", v.Recv(pid, done=recv(line, pid).number, take=False), v.Mail)
+    machine.shoot()
+    [file] = machine.paths.state.glob("owners/*/mail.db-wal")
+    assert BODY.encode() in file.read_bytes()  # so that the test can fail
+    machine.start("--mount", "false", "--memory-embedder", "none")
+    until_gone(machine)
+    with Line(machine.paths.socket) as line:
+        assert recv(line, other).body == "this one stays"
