@@ -5,6 +5,7 @@ window, grants, reuse, parking, seeds) in the kernel's own process, on timers of
 """
 
 import asyncio
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ from pathlib import Path
 from llmasos.kernel import limits
 from llmasos.kernel.driver import (
     Admission,
+    Cause,
     Cut,
+    Death,
     Engine,
     Facts,
     ImageFacts,
@@ -36,6 +39,7 @@ from llmasos.kernel.values import (
 
 from .echo_calls import END, MARKS, Call, Slot, piece, tokenize, valid
 from .pages import cut_answer, cut_text
+from .restart import REQUESTED, Backoff
 
 _CONTEXT = limits.WINDOW_MAX
 MEMORY_MB = 1024  # what all echo engines together pretend to have
@@ -117,6 +121,8 @@ class EchoEngine:
         self._said = 0  # tokens, ever
         self._timer: asyncio.Handle | None = None
         self._up = False
+        self._rose = 0.0  # monotonic seconds
+        self._backoff = Backoff()
         self._listener: Listener | None = None
 
     async def start(self, listener: Listener) -> None:
@@ -136,7 +142,7 @@ class EchoEngine:
         self._rise()
 
     def _rise(self) -> None:
-        self._timer, self._up = None, True
+        self._timer, self._up, self._rose = None, True, time.monotonic()
         slots, window = len(self._slots), self._window
         told = frozenset({"tokenize", "seed", "template", "park", "exact_usage", "stop"})
         facts = Facts(slots, self._width, window, slots * window, 0, "echo: no model", told,
@@ -150,6 +156,17 @@ class EchoEngine:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def retry(self) -> None:
+        if not self._up and self._timer is not None:
+            self._timer.cancel()
+            self._rise()
+
+    async def restart(self) -> None:
+        self._backoff.reset()
+        if self._up:
+            self._lose(Death(REQUESTED, Cause.OUTSIDE))
+        self.retry()
 
     async def tokenize(self, text: str) -> Sequence[int]:
         self._check_up()
@@ -347,10 +364,16 @@ class EchoEngine:
         )
 
     def _die(self) -> None:
-        """Lose everything, and rise again after the first pause of a restart."""
+        self._backoff.died(time.monotonic() - self._rose)
+        self._lose(self._backoff.applied(Death("the echo engine died, as it was told")))
+
+    def _lose(self, death: Death) -> None:
+        """Lose everything, and rise again after a pause."""
         self._up = False
+        if self._timer is not None:
+            self._timer.cancel()
         self._calls, self._ready, self._steps = {}, {}, []
         self._slots = [Slot() for _ in self._slots]
         if self._listener is not None:
-            self._listener.down("the echo engine died, as it was told", final=False)
-        self._timer = asyncio.get_running_loop().call_later(limits.RESTART_FIRST_S, self._rise)
+            self._listener.down(death)
+        self._timer = asyncio.get_running_loop().call_later(death.retry_s, self._rise)

@@ -1,8 +1,9 @@
 """A child process of a driver as the kernel sees it: its start, its socket, its end, its successor.
 
 A `Line` is one child and is never used again after its end: a restart makes a new one, so no frame
-of a dead child can reach a living request. A `Supervisor` starts it again after a growing pause,
-until it has died too often. Nothing here polls: pauses and watches are timers of the event loop.
+of a dead child can reach a living request (restart.py does that). How a child ended is told from
+its exit: a signal that its own code causes, or one from outside. Nothing here polls: watches are
+timers of the event loop.
 """
 
 import asyncio
@@ -11,16 +12,15 @@ import os
 import signal
 import socket
 import sys
-import time
 from asyncio.subprocess import DEVNULL, Process
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from llmasos.kernel import limits
-from llmasos.kernel.errors import DeviceFault, SyscallError
+from llmasos.kernel.driver import Cause, Death
+from llmasos.kernel.errors import DeviceFault, SyscallError, why
 from llmasos.kernel.wire import Frames
 
 from . import frames
@@ -30,6 +30,10 @@ _TAIL_BYTES, _TAIL_LINES, _TAIL_CHARS = 4096, 3, 400
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH")
 _ENVIRONMENT_PREFIXES = ("OMP_", "GOMP_", "GGML_", "CUDA_", "HIP_", "ROCR_")
 # Lines of a stack dump, which say where and not why.
+_OWN_SIGNALS = frozenset({  # a fault in a process's own code ends it so
+    signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP,
+    signal.SIGSYS,
+})  # fmt: skip
 _DUMP = (" ", "Thread 0x", "Current thread", "Extension modules", "Stack (most")
 
 F = TypeVar("F")
@@ -66,7 +70,7 @@ class Line(asyncio.Protocol, Generic[F]):
     ) -> None:
         loop = asyncio.get_running_loop()
         self.up: asyncio.Future[F] = loop.create_future()
-        self.ended: asyncio.Future[str] = loop.create_future()
+        self.ended: asyncio.Future[Death] = loop.create_future()
         self.log: tuple[Path, int] | None = None  # the log, and where this child's part begins
         self._name, self._process, self._read_facts = name, process, facts
         self._hang_s = hang_s
@@ -75,7 +79,9 @@ class Line(asyncio.Protocol, Generic[F]):
         self._number = 0
         self._asked: dict[int, asyncio.Future[list[Any]]] = {}
         self._requests = Watchdog(hang_s, self.hang)
-        self._why = ""
+        self._why = ""  # it was killed by the kernel, as it did not work
+        self._closed = ""  # why it was ended, where that was not its fault
+        self._kills = memory_kills()
         self._killer: asyncio.TimerHandle | None = None
         self._burial: asyncio.Task[None] | None = None
 
@@ -159,6 +165,8 @@ class Line(asyncio.Protocol, Generic[F]):
     # --- the end ------------------------------------------------------------------------------
     def hang(self) -> None:
         """Something that is owed did not come in time."""
+        if is_stopped(self._process.pid):  # by a signal, so no call is the reason
+            self._closed = f"it was stopped from outside, no sign of life for {self._hang_s:g} s"
         self._die(f"it gave no sign of life for {self._hang_s:g} s")
 
     def _die(self, why: str) -> None:
@@ -172,8 +180,9 @@ class Line(asyncio.Protocol, Generic[F]):
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
-    async def close(self) -> None:
+    async def close(self, reason: str = "") -> None:
         """End it: the end of the socket tells it, a kill follows if it does not listen."""
+        self._closed = self._closed or reason
         if self._transport is not None:
             self._transport.abort()
         await asyncio.shield(self.ended)
@@ -188,13 +197,25 @@ class Line(asyncio.Protocol, Generic[F]):
         code = await self._process.wait()
         if self._killer is not None:
             self._killer.cancel()
-        fault = self._explained(DeviceFault(f"{self._name} {cause(code, self._why)}"))
+        death = self._death(code)
+        fault = self._explained(DeviceFault(death.reason))
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(DeviceFault(fault.message, fault.hint))
         if not self.up.done():
             self.up.set_exception(fault)
-        self.ended.set_result(fault.message)
+        self.ended.set_result(Death(fault.message, death.cause))
+
+    def _death(self, code: int) -> Death:
+        """How it ended. Only what its own code caused is held against the calls in it."""
+        if self._closed:
+            return Death(f"{self._name}: {self._closed}", Cause.OUTSIDE)
+        words = f"{self._name} {cause(code, self._why)}"
+        if self._why or code >= 0 or -code in _OWN_SIGNALS:
+            return Death(words, Cause.CRASH)
+        if -code == signal.SIGKILL and memory_kills() != self._kills is not None:
+            return Death(f"{words}: the system ran out of memory", Cause.MEMORY)
+        return Death(f"{words}, from outside", Cause.OUTSIDE)
 
     def _explained(self, error: SyscallError) -> DeviceFault:
         """The error with the last words of the log."""
@@ -210,6 +231,29 @@ def cause(code: int, why: str = "") -> str:
             words = f"was killed by {signal.Signals(-code).name}"
             return f"{words}: {why}" if why else words
     return f"ended with code {code}"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state in "Tt"
+
+
+def memory_kills() -> int | None:
+    """Processes that the system has killed for want of memory: here, or in our control group."""
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = Path("/proc/vmstat").read_text().splitlines()
+        for group in groups:
+            events = Path(f"/sys/fs/cgroup{group.split(':', 2)[2]}/memory.events")
+            if group.startswith("0:") and events.exists():
+                lines += events.read_text().splitlines()
+    except OSError:
+        return None
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
 def tail(path: Path, begin: int) -> str:
@@ -250,33 +294,38 @@ class Start:
 L = TypeVar("L", bound=Line[Any])
 
 
+async def _spawn(start: Start, opened: contextlib.ExitStack) -> tuple[socket.socket, Process, int]:
+    """Our end of its socket, the process, and where its part of the log begins."""
+    fd = open_log(start.log)
+    try:
+        begin = os.fstat(fd).st_size
+        ours, theirs = socket.socketpair()
+        opened.callback(ours.close)
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", start.module, str(theirs.fileno()), str(os.getpid()),
+                stdin=DEVNULL, stdout=fd, stderr=fd, pass_fds=[theirs.fileno()],
+                env=start.environment, cwd="/",
+            )  # fmt: skip
+    finally:
+        os.close(fd)
+    return ours, process, begin
+
+
 async def launch(start: Start, line: Callable[[Process], L]) -> L:
     """Start a child; returns when it is up. DeviceFault with the reason when it does not come up.
 
     A cancel point: the child is ended before the cancellation goes on.
     """
-    try:
-        fd = open_log(start.log)
-        begin = os.fstat(fd).st_size
-        ours, theirs = socket.socketpair()
-    except OSError as error:
-        raise DeviceFault(f"{start.name}'s process cannot be started: {error}") from error
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", start.module, str(theirs.fileno()), str(os.getpid()),
-            stdin=DEVNULL, stdout=fd, stderr=fd, pass_fds=[theirs.fileno()],
-            env=start.environment, cwd="/",
-        )  # fmt: skip
-    except OSError as error:
-        ours.close()
-        words = f"{start.name}'s process cannot be started: {error.strerror}"
-        raise DeviceFault(words) from error
-    finally:
-        os.close(fd)
-        theirs.close()
-    made = line(process)
-    made.log = start.log, begin
-    await asyncio.get_running_loop().create_unix_connection(lambda: made, sock=ours)
+    with contextlib.ExitStack() as opened:
+        try:
+            ours, process, begin = await _spawn(start, opened)
+        except OSError as error:
+            raise DeviceFault(f"{start.name}'s process cannot be started: {why(error)}") from error
+        made = line(process)
+        made.log = start.log, begin
+        await asyncio.get_running_loop().create_unix_connection(lambda: made, sock=ours)
+        opened.pop_all()
     made.send(start.load)
     try:
         async with asyncio.timeout(limits.READY_S):
@@ -288,73 +337,3 @@ async def launch(start: Start, line: Callable[[Process], L]) -> L:
         await made.close()
         raise
     return made
-
-
-class Down(Protocol):
-    def __call__(self, reason: str, *, final: bool) -> None: ...
-
-
-class Supervisor(Generic[L]):
-    """Keeps a child running: whatever ends it ends what was asked of it and nothing else."""
-
-    def __init__(self, name: str, launch: Callable[[], Awaitable[L]]) -> None:
-        self._name, self._launch = name, launch
-        self.line: L | None = None  # None while it is down
-        self._task: asyncio.Task[None] | None = None
-        self._deaths: deque[float] = deque()
-
-    @property
-    def running(self) -> L:
-        if self.line is None:
-            raise DeviceFault(f"{self._name} is down", "it is being started again: try later")
-        return self.line
-
-    async def start(self, up: Callable[[L], None], down: Down) -> None:
-        """Returns after `up`. DeviceFault with the reason."""
-        self._up, self._down = up, down
-        self.line = line = await self._launch()
-        up(line)
-        self._task = asyncio.create_task(self._supervise(line))
-
-    async def _supervise(self, line: L) -> None:
-        """Wait for its death, tell it, start it again."""
-        while True:
-            reason = await asyncio.shield(line.ended)
-            self.line = None
-            final = self._count_death()
-            self._down(reason, final=final)
-            while not final:
-                await asyncio.sleep(self._pause())
-                try:
-                    self.line = line = await self._launch()
-                    break
-                except SyscallError as error:
-                    final = self._count_death()
-                    if final:
-                        self._down(error.message, final=True)
-            if final:
-                return
-            self._up(line)
-
-    def _count_death(self) -> bool:
-        """True when it died too often to be started again."""
-        now = time.monotonic()
-        self._deaths.append(now)
-        while now - self._deaths[0] > limits.CRASHES_S:
-            self._deaths.popleft()
-        return len(self._deaths) > limits.CRASHES
-
-    def _pause(self) -> float:
-        doubled: float = limits.RESTART_FIRST_S * 2 ** (len(self._deaths) - 1)
-        return min(limits.RESTART_LAST_S, doubled)
-
-    async def stop(self) -> None:
-        """End the child: ask, then kill."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
-        if self.line is not None:
-            await self.line.close()
-            self.line = None

@@ -42,7 +42,7 @@ from .supervisor import BackgroundJob, Supervisor
 from .suspect import Suspects
 from .tuning import Tuner
 from .users import Users
-from .values import Event, SettingInfo
+from .values import RECALL, Event, SettingInfo
 from .watch import Followers
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
                     await machine.scheduler.unmount(device.name)
                 machine.mail.close()
                 await machine.sweeper.close()
-                await machine.meaning.stop()
+                await machine.meaning.power.stop()
                 machine.journal.append(Entry("boot", note="down"))
                 machine.journal.flush()
                 run.why = machine.why
@@ -178,6 +178,7 @@ def _assemble(plan: Plan, store: Store, jobs: Supervisor) -> Machine:
         jobs=jobs,
     )
     jobs.report = partial(_journal_job, machine.journal)
+    meaning.power.report = partial(_journal_recall, machine.journal)
     if plan.embedder:
         image = images.get(plan.embedder)
         meaning.embedder = f"{image.name} {image.likeness()}", partial(machine.embed, image.name)
@@ -213,6 +214,13 @@ def _store(state: Path) -> Store:
         return Store(state)
     except OSError as error:
         raise disk.unusable(error) from error
+
+
+def _journal_recall(journal: Journal, state: str, reason: str) -> None:
+    errno = Errno.EIO if state in ("restarting", "failed") else 0
+    first = reason.splitlines()[0] if reason else ""
+    note = f"{state} {first}".strip()[: limits.NOTE_CHARS]
+    journal.append(Entry("device", object=f"/dev/{RECALL}", errno=errno, note=note))
 
 
 def _recall(plan: Plan) -> Recall | None:

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import Damaged, Errno, SyscallError
+from .errors import DESCRIPTORS, Damaged, Errno, SyscallError, no_descriptor
 
 log = logging.getLogger(__name__)
 Value = str | int | float | bytes | None
@@ -249,5 +249,7 @@ def translate(error: sqlite3.Error, path: Path) -> SyscallError:
             return SyscallError(Errno.EROFS, f"{path} cannot be written: {error}", hint)
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
             return damaged(path, error)
+        case sqlite3.SQLITE_CANTOPEN if reason := no_descriptor():
+            return SyscallError(Errno.EAGAIN, f"{path} cannot be opened: {reason}", DESCRIPTORS)
         case _:
             return SyscallError(Errno.EIO, f"{path}: {error}", "see `llmasos daemon logs`")

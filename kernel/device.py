@@ -5,76 +5,21 @@ one turn. Nothing here waits for a device; a call's handler sleeps on the call's
 """
 
 import asyncio
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 from . import limits
-from .decide import Admit, Claim, Grant, Park, Table, decide
-from .driver import Admission, Cut, Engine, Facts, Option, Prompt, Step
-from .errors import DeviceFault, SyscallError, TooBig
+from .counters import Rate
+from .decide import Admit, Grant, Park, Table, decide
+from .driver import Admission, Death, Engine, Facts, Step
+from .errors import DeviceFault, Errno, SyscallError, TooBig, why
 from .process import Process
-from .suspect import Suspects
-from .values import Delta, DeviceInfo, Finish, Logprob, Progress, Sampling, Usage
+from .suspect import Accused, Suspects
+from .values import Delta, DeviceInfo, Finish, Progress
+from .work import Mounting, Work
 
-
-@dataclass(slots=True)
-class Work:
-    """One generate on a device: its claim, its bounded stream, its account."""
-
-    claim: Claim
-    process: Process
-    prompt: Prompt
-    sampling: Sampling
-    asked: float  # monotonic seconds
-    pages: frozenset[int] = frozenset()  # ids of the stored pages in its prompt
-    forgot: bool = False  # one of these was forgotten: nothing of its answer is kept or shown
-    sent: bool = False  # somebody has read a part of its answer
-    hash: bytes = b""  # of what it makes the engine do
-    admitted: float = 0.0
-    first: float = 0.0  # first answer token
-    ended: float = 0.0
-    cached: int = 0
-    tokens: int = 0
-    unread: int = 0  # tokens in the stream
-    texts: list[str] = field(default_factory=list[str])
-    logprobs: list[Logprob] = field(default_factory=list[Logprob])
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
-    finish: Finish | None = None
-    cuts: Sequence[Cut] = ()
-    error: SyscallError | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.finish is not None or self.error is not None
-
-    def usage(self) -> Usage:
-        admitted = self.admitted or self.ended
-        first = self.first or self.ended
-        return Usage(
-            prompt_tokens=self.prompt.size,
-            cached_tokens=self.cached,
-            completion_tokens=self.tokens,
-            queue_s=round(admitted - self.asked, 6),
-            prefill_s=round(first - admitted, 6),
-            decode_s=round(self.ended - first, 6),
-        )
-
-
+_LOGS = "`llmasos daemon logs` tells more"
 Tell = Callable[["Device", str, str], None]  # a device's new state, and why
-
-
-@dataclass(frozen=True, slots=True)
-class Mounting:
-    """What is mounted, and how."""
-
-    name: str  # of the image
-    driver: str
-    model: str  # another word when the model's file is another
-    pin: bool = False
-    remark: str = ""  # what `devices` says of it while all is well
-    options: Mapping[str, Option] = field(default_factory=dict[str, Option])
 
 
 class Device:
@@ -92,6 +37,9 @@ class Device:
         self.state = "loading"
         self.note = ""
         self.restarts = 0
+        self._death: Death | None = None  # the last one, while the engine is down
+        self._died_at = 0.0  # monotonic seconds
+        self._demanded = False  # a failed engine is being started for somebody who waits
         self.loaded = 0.0  # share of the model's file that has been read
         self.changed = asyncio.Event()  # set and replaced at each change of state or of `loaded`
         self._tell = tell
@@ -108,7 +56,7 @@ class Device:
     def up(self, facts: Facts) -> None:
         if self.state == "unmounted":  # while it was loading
             return
-        self.facts = facts
+        self.facts, self._death, self._demanded = facts, None, False
         self._table.slots, self._table.width = facts.slots, facts.width
         self._table.cells, self._table.can_park = facts.cells, "park" in facts.capabilities
         self._table.turn = facts.turn
@@ -124,27 +72,35 @@ class Device:
         self._rate.add(sum(step.tokens for step in steps), now)
         self.turn()
 
-    def down(self, reason: str, *, final: bool) -> None:
+    def down(self, death: Death) -> None:
+        if self.state == "unmounted":
+            return
         self.restarts += 1
+        self._death, self._died_at, self._demanded = death, time.monotonic(), False
         works = list(self._work.values())
         inside = [work for work in works if work.claim.slot is not None]
         parked = [work for work in works if work.claim.parked]
-        self._suspects.died([w.hash for w in inside], [w.hash for w in parked], reason)
-        for work in works if final else [*inside, *parked]:
-            words = f"the engine of {self.name} died: {reason}"
-            self._end(work, error=DeviceFault(words, self._hint(work, final)))
-        self._judge()
+        self._suspects.died(self._accused(inside), self._accused(parked), death)
+        for work in works if death.failed else [*inside, *parked]:
+            words = f"the engine of {self.name} died: {death.reason}"
+            self._end(work, error=DeviceFault(words, self._hint(work, death)))
+        self.judge()
         self._table.last.clear()
-        self._become("failed" if final else "restarting", reason)
+        self._become("failed" if death.failed else "restarting", death.reason)
 
-    def _hint(self, work: Work, final: bool) -> str:
+    def _accused(self, works: Sequence[Work]) -> list[Accused]:
+        return [Accused(work.hash, self.name, work.process.owner) for work in works]
+
+    def _hint(self, work: Work, death: Death) -> str:
         poison = self._suspects.poison(work.hash)
         if poison is not None:
             return f"it was alone in the engine, as before: {poison.hint}"
+        if death.failed:
+            return self._fault().hint
         alone = ", and this call then runs alone" if self._suspects.suspect(work.hash) else ""
-        return self._remount() if final else f"ask again: the engine restarts by itself{alone}"
+        return f"ask again: the engine restarts by itself{alone}"
 
-    def _judge(self) -> None:
+    def judge(self) -> None:
         """What is held against those who wait has changed."""
         for work in list(self._work.values()):
             poison = self._suspects.poison(work.hash)
@@ -161,9 +117,6 @@ class Device:
     def _news(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
-
-    def _remount(self) -> str:
-        return f"`llmasos daemon logs`, then `llmasos unmount {self.name}` and mount it again"
 
     def _charge(self, work: Work, step: Step, now: float) -> None:
         claim = work.claim
@@ -189,7 +142,7 @@ class Device:
             self._end(work, finish=step.finish, error=step.error)
             told = work.tokens > 0 or step.finish is not Finish.CANCELLED
             if claim.alone and told and self._suspects.ended(work.hash):
-                self._judge()
+                self.judge()
         elif step.text:
             work.ready.set()
 
@@ -201,7 +154,7 @@ class Device:
         except SyscallError as error:
             return error
         except OSError as error:
-            return DeviceFault(f"{self.name} did not start: {error}", self._remount())
+            return DeviceFault(f"{self.name} did not start: {why(error)}", _LOGS)
         return None
 
     def fail(self, refusal: SyscallError) -> None:
@@ -215,8 +168,9 @@ class Device:
         `tell` hears how far the load is, but not more often than every PROGRESS_S.
         """
         told = -limits.PROGRESS_S
+        self._demand()
         while self.facts is None or self.state != "up":
-            if self.state in ("failed", "unmounted"):
+            if self.state == "unmounted" or (self.state == "failed" and not self._demanded):
                 raise self._fault()
             now = time.monotonic()
             if tell is not None and now - told >= limits.PROGRESS_S:
@@ -225,10 +179,44 @@ class Device:
             await self.changed.wait()
         return self.facts
 
+    def _demand(self) -> None:
+        """Somebody needs it: a failed engine is started now, unless it died a moment ago."""
+        rested = time.monotonic() - self._died_at >= limits.DEMAND_S
+        if self.state == "failed" and self._death is not None and rested and not self._demanded:
+            self._demanded = True
+            self.engine.retry()
+
+    async def restart(self) -> None:
+        """End the engine, if it is up, and start it at once; returns when it is up. EBUSY, EIO."""
+        if self.state == "loading":
+            hint = "wait for it: `llmasos devices` shows how far it is"
+            raise SyscallError(Errno.EBUSY, f"{self.name} is loading", hint)
+        expected = self.restarts + (self.state == "up")  # times that it will have been down
+        self._become("restarting", "on request")
+        await self.engine.restart()
+        while self.state != "up":
+            if self.state == "unmounted" or self.restarts > expected:
+                raise self._fault()
+            await self.changed.wait()
+
+    @property
+    def retry_s(self) -> float:
+        """Seconds until a dead engine is started again; 0 when it is not dead."""
+        if self._death is None:
+            return 0.0
+        return max(0.0, self._died_at + self._death.retry_s - time.monotonic())
+
     def _fault(self) -> SyscallError:
         if self.refusal is not None:
             return self.refusal
-        return DeviceFault(f"the engine of {self.name} failed: {self.note}", self._remount())
+        if self._death is None or self.state == "unmounted":
+            return DeviceFault(self.note, f"`llmasos mount {self.name}` starts it")
+        times = "once" if self._death.deaths == 1 else f"{self._death.deaths} times in a row"
+        return DeviceFault(
+            f"the engine of {self.name} failed {times}, the last time: {self.note}; "
+            f"it is started again in {self.retry_s:.0f} s",
+            f"`llmasos devices restart {self.name}` starts it now, `llmasos daemon logs` says more",
+        )
 
     def submit(self, work: Work) -> None:
         """Take a call in. E2BIG at once when it can never fit, EPOISON when it may not."""
@@ -359,26 +347,7 @@ class Device:
             placement=facts.placement if facts else "",
             capabilities=sorted(facts.capabilities) if facts else [],
             rate=round(self._rate.value(time.monotonic()), 1), note=self.note or self._remark,
+            retry_s=round(self.retry_s, 1),
             pinned=self.pinned, loaded=self.loaded if self.state == "loading" else 1.0,
             deterministic=facts.deterministic if facts else False, on=facts.on if facts else "",
         )  # fmt: skip
-
-
-class Rate:
-    """Tokens a second over the last seconds, by exponential decay."""
-
-    _SPAN_S = 4.0
-
-    def __init__(self) -> None:
-        self._tokens = 0.0
-        self._at = 0.0
-
-    def value(self, now: float) -> float:
-        return self._left(now) * 0.6931 / self._SPAN_S  # ln 2: the mean life of a token's count
-
-    def add(self, tokens: int, now: float) -> None:
-        self._tokens = self._left(now) + tokens
-        self._at = now
-
-    def _left(self, now: float) -> float:
-        return self._tokens * math.exp2((self._at - now) / self._SPAN_S)

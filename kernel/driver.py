@@ -8,6 +8,7 @@ engine in two ways: `async def` where an answer is awaited, `def` for commands t
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -133,6 +134,25 @@ class Tuning:
     log: Path
 
 
+class Cause(StrEnum):
+    """What ended a device. Only a crash is held against the calls that were in it."""
+
+    CRASH = "crash"  # its own code: a fatal signal, an exit, a hang
+    MEMORY = "memory"  # the system killed it for want of memory
+    OUTSIDE = "outside"  # a signal from outside, or a restart on request
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a device ended, or was not started again, and what follows. It is always tried again."""
+
+    reason: str
+    cause: Cause = Cause.CRASH
+    failed: bool = False  # it died too often in a row: its calls end, others are refused
+    deaths: int = 1  # in a row
+    retry_s: float = 0.0  # until the next try
+
+
 class Listener(Protocol):
     """The kernel's ear for one engine. All are called on the kernel's event loop."""
 
@@ -142,8 +162,8 @@ class Listener(Protocol):
 
     def up(self, facts: Facts) -> None: ...
     def stepped(self, steps: Sequence[Step]) -> None: ...
-    def down(self, reason: str, *, final: bool) -> None:
-        """The engine died, every admitted call is lost. `final`: it will not come back."""
+    def down(self, death: Death) -> None:
+        """The engine died, or did not start again: every admitted call is lost."""
         ...
 
 
@@ -155,6 +175,14 @@ class Engine(Protocol):
         ...
 
     async def stop(self) -> None: ...
+
+    def retry(self) -> None:
+        """While it is down: start it now, and not after the pause. `up` or `down` follows."""
+        ...
+
+    async def restart(self) -> None:
+        """End it, if it is up, and start it at once: `down` and then `up` or `down` follow."""
+        ...
 
     async def tokenize(self, text: str) -> Sequence[int]: ...
 
@@ -269,8 +297,8 @@ class Likeness:
 
 class RecallListener(Protocol):
     def up(self, facts: RecallFacts) -> None: ...
-    def down(self, reason: str, *, final: bool) -> None:
-        """It died and holds nothing any more. `final`: it will not come back."""
+    def down(self, death: Death) -> None:
+        """It died and holds nothing any more, or it did not start again."""
         ...
 
 
@@ -286,6 +314,14 @@ class Recall(Protocol):
         ...
 
     async def stop(self) -> None: ...
+
+    def retry(self) -> None:
+        """As of an engine."""
+        ...
+
+    async def restart(self) -> None:
+        """As of an engine."""
+        ...
 
     async def embed(self, texts: Sequence[str]) -> Sequence[bytes]:
         """A vector of length 1 for each: little-endian 32-bit floats. ENOTSUP: no embedder."""

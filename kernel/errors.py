@@ -8,6 +8,9 @@ SyscallError            what happened (with the numbers), a hint (what to do), a
 Panic                   a broken invariant: our bug. Never caught by handlers.
 """
 
+import errno
+import os
+import resource
 from enum import IntEnum
 
 
@@ -52,6 +55,35 @@ class SyscallError(Exception):
 
     def __str__(self) -> str:
         return f"{self.errno.name}: {self.message}" + (f"\n  {self.hint}" if self.hint else "")
+
+
+DESCRIPTORS = "try again when connections have closed; `ulimit -Hn` shows what a daemon may have"
+
+
+def exhausted(error: Exception) -> SyscallError | None:
+    """EAGAIN, where the process or the machine has no free file descriptor."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return SyscallError(Errno.EAGAIN, why(error), DESCRIPTORS)
+    return None
+
+
+def no_descriptor() -> str:
+    """Why no file can be opened now; "" when one can."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return why(error)
+    return ""
+
+
+def why(error: OSError) -> str:
+    """The system's message, with the numbers where it has none."""
+    if error.errno == errno.EMFILE:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return f"all {limit} file descriptors of this process are in use"
+    if error.errno == errno.ENFILE:
+        return "all file descriptors of this machine are in use"
+    return error.strerror or str(error)
 
 
 class Denied(SyscallError):

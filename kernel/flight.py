@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import anyio
 
 from .abi import Durability, Syscall
-from .errors import Denied, Errno, SyscallError
+from .errors import Denied, Errno, SyscallError, exhausted
 from .identity import Caller
 from .journal import Entry
 from .permit import Permit
@@ -41,7 +41,11 @@ def as_kind(entry: Entry, kind: str, call: int = 0, error: SyscallError | None =
     return replace(entry, kind=kind, call=call, errno=int(error.errno) if error else 0)
 
 
-def unforeseen(name: str) -> SyscallError:
+def unforeseen(name: str, error: Exception) -> SyscallError:
+    """EIO, and a traceback in the log; EAGAIN for want of a descriptor."""
+    refusal = exhausted(error)
+    if refusal is not None:
+        return refusal
     log.exception("%s failed in a way nobody foresaw", name)
     return inside(name)
 

@@ -20,7 +20,7 @@ from .database import Schema, Statement
 from .driver import Driver, Option
 from .errors import Errno, SyscallError
 from .store import Store
-from .values import ImageAdd, ImageInfo, Mount, Quality
+from .values import RECALL, ImageAdd, ImageInfo, Mount, Quality
 
 SCHEMA = Schema(
     "images",
@@ -208,6 +208,8 @@ class Images:
                 if self.get(request.name).builtin and request.name in self._images
                 else f"`llmasos models rm {request.name}` frees the name",
             )
+        if request.name == RECALL:
+            raise SyscallError(Errno.EINVAL, f"{RECALL!r} names a device", "choose another name")
         if sum(map(bool, (request.path, request.image, request.url))) != 1:
             raise SyscallError(Errno.EINVAL, "image_add: give a path, a url or an image")
         if request.image:

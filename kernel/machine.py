@@ -21,7 +21,7 @@ from . import limits
 from .backpressure import Loads
 from .breath import Breath
 from .counters import Counters, Sizes
-from .device import Device, Mounting
+from .device import Device
 from .driver import Driver, Facts, Option
 from .errors import Errno, SyscallError
 from .identity import Caller
@@ -46,6 +46,7 @@ from .turns import Turns
 from .users import Users
 from .values import SIGNAL_NUMBERS, Checked, Event, Fork, Progress, SettingInfo, Signal
 from .watch import Followers
+from .work import Mounting
 
 log = logging.getLogger(__name__)
 OS_PID = os.getpid()

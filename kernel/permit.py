@@ -16,7 +16,7 @@ from .journal import Entry
 from .machine import Machine
 from .policy import ITSELF, Decision, own
 from .process import Process
-from .values import Event, Ps
+from .values import RECALL, Event, Ps
 
 # Files have names that rules cannot hold: each byte of an odd letter is +HH there.
 _ODD = re.compile(r"[^A-Za-z0-9._:/-]")
@@ -173,6 +173,11 @@ def _object(
         return path
     if path.startswith("/dev/image/"):
         return path[: path.index("{")] + machine.images.canonical(_field(path, request))
+    if path == "/dev/{device}":
+        name = _field(path, request)
+        return (
+            f"/dev/{RECALL}" if name == RECALL else f"/dev/image/{machine.images.canonical(name)}"
+        )
     if path == "{source}":
         path = file_object(_field(path, request))
     return _own(machine, caller, _filled(path, request), absent)

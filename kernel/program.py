@@ -18,7 +18,7 @@ from pathlib import Path
 from anyio import CancelScope, move_on_after
 
 from .connection import Connection
-from .errors import Errno, SyscallError
+from .errors import Errno, SyscallError, exhausted
 from .machine import Machine
 from .paths import FD
 from .process import Process
@@ -63,7 +63,8 @@ async def _run(
     except OSError as error:
         ours.close()
         errno = Errno.EACCES if isinstance(error, PermissionError) else Errno.ENOENT
-        raise SyscallError(errno, f"{command[0]} was not started: {error}") from error
+        refusal = SyscallError(errno, f"{command[0]} was not started: {error}")
+        raise exhausted(error) or refusal from error
 
 
 def _adopt_orphans(machine: Machine) -> None:

@@ -14,12 +14,13 @@ from functools import partial
 
 import anyio
 
-from .device import Device, Mounting, Tell, Work
+from .device import Device, Tell
 from .driver import Engine
 from .errors import DeviceFault, Errno, SyscallError
 from .process import Process
 from .supervisor import Supervisor
 from .suspect import Suspects
+from .work import Mounting, Work
 
 
 class Scheduler:
@@ -27,7 +28,7 @@ class Scheduler:
 
     def __init__(self, suspects: Suspects, jobs: Supervisor, unload_s: float) -> None:
         self.devices: dict[str, Device] = {}
-        self._suspects = suspects
+        self.suspects = suspects
         self._jobs = jobs  # what outlives the call that began it
         self._unload_s = unload_s  # without a user; 0: devices stay
         self._timers: dict[Device, asyncio.TimerHandle] = {}
@@ -42,9 +43,14 @@ class Scheduler:
 
     def mount(self, what: Mounting, engine: Engine, tell: Tell) -> Device:
         """A device that begins to load, for everybody who waits for it: nobody's cancel ends it."""
-        device = self.devices[what.name] = Device(what, engine, self._suspects, tell)
+        device = self.devices[what.name] = Device(what, engine, self.suspects, tell)
         self._jobs.once("load", self._load, device, failed=partial(self._load_failed, device))
         return device
+
+    def judge(self) -> None:
+        """What is held against calls has changed."""
+        for device in self.each():
+            device.judge()
 
     @contextmanager
     def use(self, device: Device) -> Generator[None]:

@@ -28,7 +28,7 @@ import anyio
 from . import disk, limits, points
 from .damage import Damages
 from .database import Database, Row, Schema, Statement, Transaction, Value, translate
-from .errors import Damaged, Errno, SyscallError
+from .errors import Damaged, Errno, SyscallError, exhausted
 from .queues import Queues
 from .turns import Turns
 
@@ -88,7 +88,8 @@ class Store:
             except sqlite3.Error as error:
                 raise translate(error, path) from error
             except OSError as error:
-                raise SyscallError(Errno.EIO, f"{path}: {error.strerror}") from error
+                refusal = SyscallError(Errno.EIO, f"{path}: {error.strerror}")
+                raise exhausted(error) or refusal from error
             lane = self._owners if name.startswith(_OWNERS) else self._kernel
             self._places[self._databases[path]] = lane, queue or name
         return self._databases[path]

@@ -16,7 +16,7 @@ import anyio
 
 from . import limits
 from .decide import Claim
-from .device import Device, Work
+from .device import Device
 from .driver import Facts
 from .errors import SyscallError
 from .journal import Entry
@@ -26,6 +26,7 @@ from .memory.rows import Written
 from .process import Process
 from .values import Finish, Kind, Message, Role, Sampling
 from .watch import Followers
+from .work import Work
 
 log = logging.getLogger(__name__)
 _ASK = "Summarise what is said above in at most five short sentences. Keep names and numbers."

@@ -1,9 +1,10 @@
 """Calls that may have killed their engine: who must run alone, and who may not run any more.
 
 A call is known by a keyed hash of what it makes an engine do, so that it is known again when it
-is asked again. Calls in flight when an engine dies become suspects. A suspect runs alone: when it
-ends, it is cleared; when the engine dies under it, it is poison and refused for POISON_S. So
-whoever only ran beside a poison is never refused.
+is asked again. Calls in flight when an engine crashes become suspects. A suspect runs alone: when
+it ends, it is cleared; when the engine crashes under it, it is poison and refused for POISON_S. So
+whoever only ran beside a poison is never refused. An engine that was killed from outside accuses
+nobody; one that was killed for want of memory makes suspects, but no poison.
 
 `Marks` is a plain table with a clock as argument; `Suspects` keeps one on disk, because a kernel
 that starts again must not be killed again. Texts do not stand here.
@@ -14,13 +15,13 @@ import logging
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 
 from . import limits
 from .database import Schema, Statement, Value
-from .driver import Prompt
+from .driver import Cause, Death, Prompt
 from .errors import Errno, SyscallError
 from .journal import QUEUE
 from .store import Store
@@ -33,9 +34,21 @@ SCHEMA = Schema(
         """CREATE TABLE secret(key BLOB NOT NULL); INSERT INTO secret VALUES(randomblob(32));
            CREATE TABLE marks(call BLOB PRIMARY KEY, poison INTEGER NOT NULL, since REAL NOT NULL,
              reason TEXT NOT NULL)""",
+        """ALTER TABLE marks ADD COLUMN model TEXT NOT NULL DEFAULT '';
+           ALTER TABLE marks ADD COLUMN owner TEXT NOT NULL DEFAULT ''""",
     ),
 )
 _REASON_CHARS = 200
+_ID_DIGITS = 12  # of a call's hash, that people name it by
+
+
+@dataclass(frozen=True, slots=True)
+class Accused:
+    """A call that was in an engine that died."""
+
+    call: bytes  # its hash
+    model: str
+    owner: str  # of its process
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +58,8 @@ class Mark:
     poison: bool
     since: float  # Unix seconds
     reason: str  # of the engine's death
+    model: str = ""
+    owner: str = ""  # of the process whose call it was
 
 
 @dataclass(slots=True)
@@ -60,18 +75,21 @@ class Marks:
         return mark if mark is not None and now - mark.since < self.life_s else None
 
     def died(
-        self, inside: Sequence[bytes], parked: Sequence[bytes], reason: str, now: float
+        self, inside: Sequence[Accused], parked: Sequence[Accused], death: Death, now: float
     ) -> list[bytes]:
         """An engine died with these calls in slots and beside them; returns what is marked now."""
         self._expire(now)
-        known = self.get(inside[0], now) if len(inside) == 1 else None
+        if death.cause is Cause.OUTSIDE:
+            return []
+        known = self.get(inside[0].call, now) if len(inside) == 1 else None
         if known is not None:  # it was alone, because it was a suspect
-            self._mark(inside[0], Mark(True, now, reason))
-            return [inside[0]]
-        fresh = [call for call in dict.fromkeys((*inside, *parked)) if call not in self.held]
-        for call in fresh:
-            self._mark(call, Mark(False, now, reason))
-        return [call for call in fresh if call in self.held]
+            poison = known.poison or death.cause is Cause.CRASH
+            self._mark(inside[0], Mark(poison, now, death.reason))
+            return [inside[0].call]
+        fresh = [one for one in dict.fromkeys((*inside, *parked)) if one.call not in self.held]
+        for one in fresh:
+            self._mark(one, Mark(False, now, death.reason))
+        return [one.call for one in fresh if one.call in self.held]
 
     def ended(self, call: bytes) -> bool:
         """It ended, and the engine lives. True when that clears it."""
@@ -81,9 +99,14 @@ class Marks:
         del self.held[call]
         return True
 
-    def _mark(self, call: bytes, mark: Mark) -> None:
-        self.held.pop(call, None)
-        self.held[call] = mark
+    def lift(self, calls: Sequence[bytes]) -> None:
+        """Nothing is held against these calls any more."""
+        for call in calls:
+            self.held.pop(call, None)
+
+    def _mark(self, accused: Accused, mark: Mark) -> None:
+        self.held.pop(accused.call, None)
+        self.held[accused.call] = replace(mark, model=accused.model, owner=accused.owner)
         if len(self.held) > self.most:
             del self.held[next(iter(self.held))]
 
@@ -101,8 +124,8 @@ class Suspects:
         self._secret = _bytes(store.read(self._database, "SELECT key FROM secret")[0][0])
         self._marks = Marks()
         rows = store.read(self._database, "SELECT * FROM marks ORDER BY since")
-        for call, poison, since, reason in rows:
-            mark = Mark(bool(poison), float(since or 0), str(reason))
+        for call, poison, since, reason, model, owner in rows:
+            mark = Mark(bool(poison), float(since or 0), str(reason), str(model), str(owner))
             self._marks.held[_bytes(call)] = mark
 
     def hash(self, image: str, prompt: Prompt, sampling: Sampling) -> bytes:
@@ -134,17 +157,30 @@ class Suspects:
             Errno.EPOISON,
             f"this call was alone in its engine when it died at {_stamp(mark.since)}, and in one "
             f"that died before: {mark.reason}",
-            f"change its prompt, or the model's file; mounting again does not help, and the same "
-            f"call is refused until {until}",
+            f"change its prompt, or let it run again: `llmasos poison lift {name(call)}`; else it "
+            f"is refused until {until}",
         )
 
-    def died(self, inside: Sequence[bytes], parked: Sequence[bytes], reason: str) -> None:
+    def died(self, inside: Sequence[Accused], parked: Sequence[Accused], death: Death) -> None:
         """An engine died, with these calls in it."""
-        first = reason.splitlines()[0][:_REASON_CHARS] if reason else ""
-        marked = self._marks.died(inside, parked, first, time.time())
-        sql = "INSERT OR REPLACE INTO marks VALUES(?,?,?,?)"
+        first = death.reason.splitlines()[0][:_REASON_CHARS] if death.reason else ""
+        marked = self._marks.died(inside, parked, replace(death, reason=first), time.time())
+        sql = "INSERT OR REPLACE INTO marks VALUES(?,?,?,?,?,?)"
         held = [(call, self._marks.held[call]) for call in marked]
-        self._write([(sql, (call, m.poison, m.since, m.reason)) for call, m in held])
+        self._write([
+            (sql, (call, m.poison, m.since, m.reason, m.model, m.owner)) for call, m in held
+        ])  # fmt: skip
+
+    def marks(self) -> dict[bytes, Mark]:
+        """What is held against calls now, by their hashes; the oldest first."""
+        now = time.time()
+        return {c: m for c, m in self._marks.held.items() if now - m.since < self._marks.life_s}
+
+    async def lift(self, calls: Sequence[bytes]) -> None:
+        """Nothing is held against these calls any more: on disk first. ENOSPC, EIO."""
+        statements: list[Statement] = [("DELETE FROM marks WHERE call = ?", (c,)) for c in calls]
+        await self._store.write(self._database, statements, frees=True)
+        self._marks.lift(calls)
 
     def ended(self, call: bytes) -> bool:
         """A call ended and its engine lives: true when that cleared it."""
@@ -160,6 +196,11 @@ class Suspects:
         newest = "SELECT call FROM marks ORDER BY since DESC LIMIT ?"
         bound: Statement = (f"DELETE FROM marks WHERE call NOT IN ({newest})", (limits.MARKS,))
         self._store.submit(self._database, [*statements, bound], _written, frees=True)
+
+
+def name(call: bytes) -> str:
+    """What people call a call by."""
+    return call.hex()[:_ID_DIGITS]
 
 
 def _bytes(value: Value) -> bytes:

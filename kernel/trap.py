@@ -200,8 +200,8 @@ class Trap:
             )
         except SyscallError as error:
             self._fail(number, error)
-        except Exception:
-            self._fail(number, unforeseen(name))
+        except Exception as error:
+            self._fail(number, unforeseen(name, error))
 
     def _hello(self, number: int, request: Hello) -> None:
         if self._caller is not None and self._process is None:
@@ -305,8 +305,8 @@ class Trap:
                 reply = await self._handle(row, request, call)
             except SyscallError as refusal:
                 error = refusal
-            except Exception:
-                error = unforeseen(row.name)
+            except Exception as fault:
+                error = unforeseen(row.name, fault)
         if reply is None:  # else it is done, whatever may come now
             error = flight.refusal or error
             error = error or SyscallError(Errno.ECANCELED, f"{row.name} was cancelled")

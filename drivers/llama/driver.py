@@ -2,7 +2,7 @@
 
 Whatever ends the child (a bad model, a segfault, an abort, the OOM killer, a hang) ends the calls
 in flight and nothing else: the listener hears `down` with the reason, and the child is started
-again (drivers/process.py).
+again (drivers/restart.py).
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmasos.drivers.process import Supervisor
+from llmasos.drivers.restart import Restarter
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Admission, Facts, Listener, Option, Prompt, Vectors
 from llmasos.kernel.errors import Errno, SyscallError
@@ -28,7 +28,7 @@ class LlamaEngine:
     def __init__(self, path: Path, options: Mapping[str, Option], log: Path) -> None:
         self._path, self._log = path, log
         self._options = dict(options)
-        self._child = Supervisor(frames.NAME, self._launch)
+        self._child = Restarter(frames.NAME, self._launch)
         self._trained = 0  # tokens; known once its file was read
 
     async def start(self, listener: Listener) -> None:
@@ -49,6 +49,12 @@ class LlamaEngine:
     async def stop(self) -> None:
         """End the child: ask, then kill. Calls in flight get no further step."""
         await self._child.stop()
+
+    def retry(self) -> None:
+        self._child.retry()
+
+    async def restart(self) -> None:
+        await self._child.restart()
 
     # --- texts --------------------------------------------------------------------------------
     async def tokenize(self, text: str) -> Sequence[int]:

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llmasos.drivers.process import Line, Start, Supervisor, environment, launch
+from llmasos.drivers.process import Line, Start, environment, launch
+from llmasos.drivers.restart import Restarter
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Likeness, Option, Reach, RecallFacts, RecallListener
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
@@ -47,7 +48,7 @@ class ChromaRecall:
     def __init__(self, options: Mapping[str, Option], log: Path) -> None:
         self._settings = settings(options)
         self._log = log
-        self._child = Supervisor(frames.NAME, self._launch)
+        self._child = Restarter(frames.NAME, self._launch)
 
     async def start(self, listener: RecallListener) -> None:
         """Returns after `listener.up`. DeviceFault with the reason."""
@@ -67,6 +68,12 @@ class ChromaRecall:
 
     async def stop(self) -> None:
         await self._child.stop()
+
+    def retry(self) -> None:
+        self._child.retry()
+
+    async def restart(self) -> None:
+        await self._child.restart()
 
     async def embed(self, texts: Sequence[str]) -> Sequence[bytes]:
         """Of a text over EMBED_CHARS, only its beginning counts; of a question, too."""

@@ -11,8 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from llmasos.drivers.pages import cut_text
+from llmasos.drivers.restart import Restarter
 from llmasos.kernel import limits
-from llmasos.kernel.driver import Admission, Cut, Facts, Listener, Prompt, Step, Vectors
+from llmasos.kernel.driver import (
+    Admission,
+    Cause,
+    Cut,
+    Death,
+    Facts,
+    Listener,
+    Prompt,
+    Step,
+    Vectors,
+)
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError, TooBig
 from llmasos.kernel.values import Message, Sampling, check_biased
 
@@ -27,6 +38,18 @@ _LLAMA = _OPENAI | {"tokenize", "exact_usage", "seed", "grammar"}
 _NOT_THERE = (404, 405, 501)
 
 
+class Contact:
+    """A look at the endpoint that found it. It ends when another one is requested."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.ended: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
+
+    async def close(self, reason: str = "") -> None:
+        if not self.ended.done():
+            self.ended.set_result(Death(reason, Cause.OUTSIDE))
+
+
 class RemoteEngine:
     """One endpoint and one of its models."""
 
@@ -36,6 +59,7 @@ class RemoteEngine:
         self._facts: Facts | None = None
         self._listener: Listener | None = None
         self._looking: asyncio.Task[Facts] | None = None
+        self._restarter = Restarter("the endpoint", self._connect)
         self._stopped = False
         self._calls: dict[int, Call] = {}
         self._closing: set[asyncio.Task[None]] = set()  # of calls that have ended
@@ -44,18 +68,39 @@ class RemoteEngine:
     # --- start and stop -------------------------------------------------------------------------
     async def start(self, listener: Listener) -> None:
         """A look at the endpoint: is it there, does it take the key, which model is it?"""
+        self._listener = listener
+        try:
+            await self._restarter.start(self._up, self._down)
+        except SyscallError:
+            await self._endpoint.close()
+            raise
+
+    async def _connect(self) -> "Contact":
         self._looking = asyncio.create_task(patiently(self._look, self._settings.retries))
         try:
-            found = await self._looking
+            return Contact(await self._looking)
         except asyncio.CancelledError:
             if not self._stopped:
                 raise
             raise self._endpoint.refusal("it was unmounted before it was up") from None
-        except SyscallError:
-            await self._endpoint.close()
-            raise
-        self._facts, self._listener = found, listener
-        listener.up(found)
+
+    def _up(self, contact: "Contact") -> None:
+        self._facts = contact.facts
+        if self._listener is not None:
+            self._listener.up(contact.facts)
+
+    def _down(self, death: Death) -> None:
+        """On request, or when the look that was requested failed."""
+        self._facts = None
+        self._drop_calls()
+        if self._listener is not None:
+            self._listener.down(death)
+
+    def retry(self) -> None:
+        self._restarter.retry()
+
+    async def restart(self) -> None:
+        await self._restarter.restart()
 
     async def _look(self) -> Facts:
         card = await self._card()
@@ -132,13 +177,18 @@ class RemoteEngine:
         self._listener, self._stopped = None, True
         if self._looking is not None:
             self._looking.cancel()
-        for call in list(self._calls.values()):
-            self._close(call)
-        self._calls.clear()
-        for task in self._closing:
-            task.cancel()
+        await self._restarter.stop()
+        self._drop_calls()
         await asyncio.gather(*self._closing, return_exceptions=True)
         await self._endpoint.close()
+
+    def _drop_calls(self) -> None:
+        for call in list(self._calls.values()):
+            self._close(call)
+            if call.task is not None:
+                call.task.cancel()
+        self._calls.clear()
+        self._steps.clear()
 
     # --- texts ----------------------------------------------------------------------------------
     async def tokenize(self, text: str) -> Sequence[int]:

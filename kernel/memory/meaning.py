@@ -19,12 +19,14 @@ import anyio
 
 from .. import limits, points
 from ..database import Statement
-from ..driver import Likeness, Reach, Recall, RecallFacts
+from ..driver import Death, Likeness, Reach, Recall, RecallFacts
 from ..errors import DeviceFault, Errno, SyscallError
 from ..supervisor import Supervisor
+from ..values import RecallInfo
 from . import schema
 from .indexing import Embed, Indexer, embedded
 from .memory import Memory
+from .power import Power
 from .refusing import look_again, refuse
 
 log = logging.getLogger(__name__)
@@ -49,26 +51,25 @@ class Meaning:
         self._device, self._jobs = device, jobs
         self._indexers: dict[str, Indexer] = {}
         self._facts: RecallFacts | None = None
-        self._started = False
-        self._tried = anyio.Event()  # the first try to start it has ended
+        self.power = Power(device, self, jobs)
         self.embedder: tuple[str, Embed] | None = (
             None  # another one than the device's, with its name
         )
         self.off = device is None  # by configuration
-        if self.off:
-            self._tried.set()
         self.trouble = "recall is by words only: memory_embedder is none" if self.off else ""
 
     # --- what the device tells --------------------------------------------------------------------
     def up(self, facts: RecallFacts) -> None:
         self._facts, self.trouble = facts, ""
+        self.power.up()
         for indexer in self._indexers.values():
             indexer.news.set()
 
-    def down(self, reason: str, *, final: bool) -> None:
+    def down(self, death: Death) -> None:
         self._facts = None
-        self.trouble = f"recall is by words only: {reason}"
-        log.warning("the recall process died: %s", reason)
+        self.trouble = f"recall is by words only: {death.reason}"
+        log.warning("the recall process is down: %s", death.reason)
+        self.power.down(death)
         for indexer in self._indexers.values():
             indexer.loaded.clear()
 
@@ -83,21 +84,8 @@ class Meaning:
             return self.embedder[0]
         return self._facts.embedder if self._facts is not None else ""
 
-    async def _start(self) -> None:
-        if self._device is None:
-            return
-        try:
-            await self._device.start(self)
-        except SyscallError as error:
-            self._started = False  # whoever needs it next tries again
-            self.trouble = f"recall is by words only: {error.message}"
-            log.warning("the recall process did not start: %s", error)
-        finally:
-            self._tried.set()
-
-    async def stop(self) -> None:
-        if self._device is not None and self._started:
-            await self._device.stop()
+    def info(self) -> RecallInfo:
+        return self.power.info(self.os_pid, self.made_by)
 
     # --- who needs it -----------------------------------------------------------------------------
     async def begin(self) -> None:
@@ -111,11 +99,8 @@ class Meaning:
         """From now on this owner's pages are found by meaning, too."""
         if self._device is None:
             return
-        if not self._started:
-            self._started = True
-            self._tried = anyio.Event()
+        if self.power.demand():
             self.trouble = "recall is by words only for a moment: its process is starting"
-            self._jobs.run("recall", self._start)
         indexer = self._indexers.setdefault(owner, Indexer())
         indexer.news.set()
         if not indexer.running:
@@ -139,7 +124,7 @@ class Meaning:
         """How near pages are to a question. What is missing is told in the note."""
         self.want(owner.name)
         with anyio.move_on_after(limits.RECALL_FIRST_S):
-            await self._tried.wait()
+            await self.power.tried.wait()
         nothing = Likeness((), (), 0.0, 0.0, note=self.trouble)
         indexer = self._indexers.get(owner.name)
         if self._device is None or indexer is None or self._facts is None:
@@ -239,9 +224,9 @@ class Meaning:
         if not self._memory.lags.of(owner).waiting:
             return "current", ""
         indexer = self._indexers.get(owner)
-        if not self._started or indexer is None:
+        if not self.power.begun or indexer is None:
             return "idle", "nobody has searched yet"
-        if not self._tried.is_set():
+        if not self.power.tried.is_set():
             return "running", "the recall process is starting"
         why = self.trouble or indexer.other or indexer.misfit or indexer.stuck
         return ("stuck", why) if why else ("running", "")
@@ -363,7 +348,7 @@ class Meaning:
         if self._device is None:
             return
         self.want(owner)
-        await self._tried.wait()
+        await self.power.tried.wait()
         if self._facts is None:
             raise DeviceFault(self.trouble or "the recall process is down", "try again later")
         try:

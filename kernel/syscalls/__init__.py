@@ -6,7 +6,7 @@ A `def` handler never waits and is answered at once; an `async def` handler may 
 
 from collections.abc import Callable, Mapping
 
-from . import explain, mail, models, pages, policies, processes, system, texts, users
+from . import explain, mail, models, pages, poison, policies, processes, system, texts, users
 from .call import Call as Call
 
 # What the trap dispatches to; hello is the trap's own. A test holds it against the table.
@@ -20,7 +20,8 @@ HANDLERS: Mapping[str, Handler] = {
         processes.wait, processes.kill, processes.nice, processes.ps,
         system.stat, system.settings, system.watch, system.attach,
         models.images, models.image_add, models.image_remove, models.image_tune,
-        models.devices, models.mount, models.unmount,
+        models.devices, models.mount, models.unmount, models.restart,
+        poison.poison_list, poison.poison_lift,
         users.user_add, users.user_list, users.user_remove, users.user_role,
         users.key_create, users.key_list, users.key_revoke,
         policies.policy_list, policies.policy_edit, explain.policy_check,

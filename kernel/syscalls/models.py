@@ -39,7 +39,9 @@ async def image_remove(m: Machine, call: Call, request: v.ImageRemove) -> v.Noth
 
 async def devices(m: Machine, call: Call, request: v.Look) -> v.Devices:
     async with m.listings.turn(call.caller.owner):  # drivers look at the machine
-        return v.Devices([d.info() for d in m.scheduler.each()], await _hardware(m, request))
+        hardware = await _hardware(m, request)
+    mounted = [device.info() for device in m.scheduler.each()]
+    return v.Devices(mounted, hardware, m.meaning.info())
 
 
 async def _hardware(m: Machine, request: v.Look) -> list[v.Hardware]:
@@ -79,6 +81,21 @@ async def unmount(m: Machine, call: Call, request: v.Unmount) -> v.Nothing:
         await m.scheduler.unmount(name)
     await m.images.forget(name)
     return v.Nothing()
+
+
+async def restart(m: Machine, call: Call, request: v.Restart) -> v.Restarted:
+    if request.device == v.RECALL:
+        await m.meaning.power.restart()
+        recall = m.meaning.info()
+        return v.Restarted(v.RECALL, recall.os_pid, recall.restarts)
+    name = m.images.canonical(request.device)
+    device = m.scheduler.device(name)
+    if device is None:
+        raise SyscallError(Errno.ENOENT, f"{name} is not mounted", f"`llmasos mount {name}`")
+    with m.scheduler.use(device):
+        await device.restart()
+        info = device.info()
+    return v.Restarted(name, info.os_pid, info.restarts)
 
 
 async def image_tune(m: Machine, call: Call, request: v.ImageTune) -> v.Tuned:

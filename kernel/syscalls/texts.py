@@ -10,11 +10,12 @@ import anyio
 from .. import summary
 from .. import values as v
 from ..decide import Claim
-from ..device import Device, Work
+from ..device import Device
 from ..errors import Errno, SyscallError
 from ..machine import Machine
 from ..memory.paging import Plan
 from ..process import Process
+from ..work import Work
 from .call import Call
 
 

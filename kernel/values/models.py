@@ -5,6 +5,8 @@ from typing import Annotated
 
 from .words import Name, OptionalName, Span
 
+RECALL = "recall"  # the name of the recall process among devices
+
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
@@ -58,7 +60,7 @@ class DeviceInfo:
     window: int  # tokens a slot
     width: int  # sequences in one step
     os_pid: int
-    restarts: int
+    restarts: int  # times that it was down
     placement: str  # where it runs, and why
     capabilities: list[str]
     rate: float  # generated tokens a second, last seconds
@@ -67,6 +69,7 @@ class DeviceInfo:
     loaded: float = 1.0  # while loading: share of the file that has been read
     deterministic: bool = False
     on: str = ""  # name of the hardware, as cpu0
+    retry_s: float = 0.0  # until a dead engine is started again
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +91,22 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallInfo:
+    """The process that finds pages by meaning."""
+
+    state: str  # off, idle (nobody needed it yet), starting, up, restarting, failed
+    os_pid: int  # 0: it does not run
+    embedder: str  # what makes its vectors; empty: not known
+    restarts: int  # times that it was down
+    note: str  # why it is down
+    retry_s: float  # until it is started again; 0 unless it is down
+
+
+@dataclass(frozen=True, slots=True)
 class Devices:
     devices: list[DeviceInfo]
     hardware: list[Hardware] = field(default_factory=list[Hardware])  # as far as it is known
+    recall: RecallInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +130,46 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class Unmount:
     image: Name
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    device: Name  # a mounted image, or RECALL
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """A device that is up again."""
+
+    device: str
+    os_pid: int  # 0: it has no process of its own
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoisonInfo:
+    """What is held against a call, which has no other name than a hash of what it asks."""
+
+    id: str
+    model: str
+    owner: str  # of the process whose call it was
+    refused: bool  # False: it runs alone
+    since: float  # Unix seconds
+    until: float
+    reason: str  # of the engine's death
+
+
+@dataclass(frozen=True, slots=True)
+class Poisons:
+    poisons: list[PoisonInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class PoisonLift:
+    """One call by its id, or by what the id begins with; or all of them."""
+
+    id: OptionalName = ""
+    all: bool = False
 
 
 @dataclass(frozen=True, slots=True)

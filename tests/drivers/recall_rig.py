@@ -11,7 +11,7 @@ from random import Random
 import anyio
 
 from llmasos.drivers import recall
-from llmasos.kernel.driver import Likeness, Option, Reach, RecallFacts
+from llmasos.kernel.driver import Death, Likeness, Option, Reach, RecallFacts
 
 DEADLINE_S = 60.0  # a guard against hangs, never a timing
 WIDTH = 16  # numbers of a vector, where it need not be an embedder's
@@ -25,7 +25,7 @@ class Ear:
 
     facts: RecallFacts | None = None
     ups: int = 0
-    downs: list[tuple[str, bool]] = field(default_factory=list[tuple[str, bool]])
+    downs: list[Death] = field(default_factory=list[Death])
     news: anyio.Event | None = None
 
     def up(self, facts: RecallFacts) -> None:
@@ -33,8 +33,8 @@ class Ear:
         self.ups += 1
         self._tell()
 
-    def down(self, reason: str, *, final: bool) -> None:
-        self.downs.append((reason, final))
+    def down(self, death: Death) -> None:
+        self.downs.append(death)
         self._tell()
 
     def _tell(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from llmasos.kernel import limits
-from llmasos.kernel.driver import Admission, Engine, Facts, Option, Prompt, Step
+from llmasos.kernel.driver import Admission, Death, Engine, Facts, Option, Prompt, Step
 from llmasos.kernel.values import Message, Role, Sampling
 
 DEADLINE_S = 90.0  # a guard against hangs, never a timing
@@ -26,7 +26,7 @@ class Ear:
     facts: Facts | None = None
     ups: int = 0
     frames: list[list[Step]] = field(default_factory=list[list[Step]])
-    downs: list[tuple[str, bool]] = field(default_factory=list[tuple[str, bool]])
+    downs: list[Death] = field(default_factory=list[Death])
     news: anyio.Event | None = None
 
     def loading(self, done: float) -> None:
@@ -41,8 +41,8 @@ class Ear:
         self.frames.append(list(steps))
         self._tell()
 
-    def down(self, reason: str, *, final: bool) -> None:
-        self.downs.append((reason, final))
+    def down(self, death: Death) -> None:
+        self.downs.append(death)
         self._tell()
 
     def _tell(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from llmasos.drivers import echo
 from llmasos.drivers.echo_calls import piece, tokenize
+from llmasos.kernel.driver import Cause
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Finish, Message, Role
 from tests.drivers import contract
@@ -92,7 +93,9 @@ async def test_the_engine_dies_once_and_rises(tmp_path: Path) -> None:
         number = rig.admit(await rig.prompt("a text that is long enough"))
         rig.engine.grant(number, PLENTY)
         await rig.ear.until(lambda: rig.ear.downs)
-        assert rig.ear.downs == [("the echo engine died, as it was told", False)]
+        [death] = rig.ear.downs
+        assert (death.reason, death.cause) == ("the echo engine died, as it was told", Cause.CRASH)
+        assert (death.failed, death.deaths) == (False, 1)
         with pytest.raises(DeviceFault):
             await rig.engine.tokenize("hello")
         rig.engine.grant(number, 1)

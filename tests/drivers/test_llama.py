@@ -13,6 +13,7 @@ import pytest
 from llmasos.drivers import llama
 from llmasos.drivers.llama import options
 from llmasos.kernel import limits
+from llmasos.kernel.driver import Cause
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Finish, Message, Role
 from tests.drivers import contract
@@ -111,9 +112,10 @@ async def test_a_dead_engine_is_reported_and_comes_back(death: signal.Signals, s
     with pytest.raises(DeviceFault):
         await small.engine.compose([Message(Role.USER, "hi " * 50_000)], raw=False, fresh=1)
     await small.ear.until(lambda: len(small.ear.downs) > downs)
-    reason, final = small.ear.downs[-1]
-    assert death.name in reason
-    assert not final
+    told = small.ear.downs[-1]
+    assert death.name in told.reason
+    assert told.cause is (Cause.OUTSIDE if death is signal.SIGKILL else Cause.CRASH)
+    assert not told.failed
     small.engine.grant(number, 1)
     small.engine.cancel(number)
     await small.ear.until(lambda: small.ear.ups > ups)
@@ -136,7 +138,8 @@ async def test_a_hanging_engine_is_killed(tmp_path: Path, monkeypatch: pytest.Mo
         freeze(rig.facts.os_pid)
         rig.engine.grant(rig.admit(tokens), PLENTY)
         await rig.ear.until(lambda: rig.ear.downs)
-        assert "no sign of life for 3 s" in rig.ear.downs[0][0]
+        assert "no sign of life for 3 s" in rig.ear.downs[0].reason
+        assert rig.ear.downs[0].cause is Cause.OUTSIDE  # it was stopped: no call is the reason
         await rig.ear.until(lambda: rig.ear.ups == 2)
         assert (await rig.run(tokens)).last.error is None
         freeze(rig.facts.os_pid)
@@ -144,19 +147,38 @@ async def test_a_hanging_engine_is_killed(tmp_path: Path, monkeypatch: pytest.Mo
             await rig.engine.tokenize("hello")
 
 
-async def test_an_engine_that_dies_too_often_has_failed(
+async def test_an_engine_that_dies_too_often_has_failed_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """P-08: after any number of deaths it is tried again: later, when asked, on request."""
     monkeypatch.setattr(limits, "CRASHES", 1)
     monkeypatch.setattr(limits, "RESTART_FIRST_S", 0.01)
     async with Rig(llama, MODEL, tmp_path / "log", **contract.SMALL) as rig:
         os.kill(rig.facts.os_pid, signal.SIGKILL)
         await rig.ear.until(lambda: rig.ear.ups == 2)
+        monkeypatch.setattr(limits, "RESTART_FIRST_S", 60.0)
+        monkeypatch.setattr(limits, "RESTART_LAST_S", 90.0)
         os.kill(rig.facts.os_pid, signal.SIGKILL)
         await rig.ear.until(lambda: len(rig.ear.downs) == 2)
-        assert [final for _, final in rig.ear.downs] == [False, True]
+        assert [(d.failed, d.deaths) for d in rig.ear.downs] == [(False, 1), (True, 2)]
+        assert rig.ear.downs[-1].retry_s == 90.0
         with pytest.raises(DeviceFault):
             await rig.prompt()
+        rig.engine.retry()
+        await rig.ear.until(lambda: rig.ear.ups == 3)
+        assert (await rig.run(await rig.prompt())).last.error is None
+        os.kill(rig.facts.os_pid, signal.SIGKILL)
+        await rig.ear.until(lambda: len(rig.ear.downs) == 3)
+        assert rig.ear.downs[-1].failed  # it had not run for long
+        await rig.engine.restart()
+        await rig.ear.until(lambda: rig.ear.ups == 4)
+        assert (await rig.run(await rig.prompt())).last.error is None
+        pid = rig.facts.os_pid
+        await rig.engine.restart()  # one that is up, too
+        await rig.ear.until(lambda: rig.ear.ups == 5)
+        assert rig.ear.downs[-1].cause is Cause.OUTSIDE
+        assert (rig.ear.downs[-1].failed, rig.facts.os_pid == pid) == (False, False)
+        assert (await rig.run(await rig.prompt())).last.error is None
 
 
 async def test_a_file_that_llama_cpp_refuses_is_a_fault_with_its_words(tmp_path: Path) -> None:

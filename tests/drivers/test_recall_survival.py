@@ -20,7 +20,7 @@ import anyio
 import pytest
 
 from llmasos.kernel import limits
-from llmasos.kernel.driver import Likeness
+from llmasos.kernel.driver import Cause, Likeness
 from llmasos.kernel.errors import DeviceFault
 from tests.drivers.recall_rig import (
     DEADLINE_S,
@@ -107,9 +107,10 @@ async def test_a_killed_child_is_told_and_comes_back_with_nothing(
         while True:
             await rig.search(owner, vector(Random(1)), whole(1))
     await rig.ear.until(lambda: len(rig.ear.downs) > downs)
-    reason, final = rig.ear.downs[-1]
-    assert death.name in reason
-    assert not final
+    told = rig.ear.downs[-1]
+    assert death.name in told.reason
+    assert told.cause is (Cause.OUTSIDE if death is signal.SIGKILL else Cause.CRASH)
+    assert not told.failed
     await rig.ear.until(lambda: rig.ear.ups > ups)
     assert rig.facts.os_pid != pid
     assert (await rig.search(owner, vector(Random(1)), whole(1))).unknown == [1]

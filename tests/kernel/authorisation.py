@@ -15,7 +15,14 @@ from llmasos.kernel.values import Effect, Profile, UserRole
 
 FILE = Path(__file__).with_name("authorisation.txt")
 MARKS = {Effect.ALLOW: "+", Effect.ASK: "?", Effect.DENY: "-"}
-SAMPLES = {"pid": "7", "model": "smollm2", "image": "smollm2", "user": "bob", "id": "k4xq"}
+SAMPLES = {
+    "pid": "7",
+    "model": "smollm2",
+    "image": "smollm2",
+    "device": "image/smollm2",
+    "user": "bob",
+    "id": "k4xq",
+}
 ABROAD = ("/kernel", "/proc/7", "/tool/shell", "/dev/../kernel")  # of other calls, or none at all
 PAIRS = (
     (UserRole.OWNER, Profile.CAREFUL),

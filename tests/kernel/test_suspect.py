@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 
 from llmasos.kernel.decide import Admit, Claim, Park, Table, decide
-from llmasos.kernel.driver import Prompt
+from llmasos.kernel.driver import Cause, Death, Prompt
 from llmasos.kernel.errors import Errno
 from llmasos.kernel.store import Store
-from llmasos.kernel.suspect import Marks, Suspects
+from llmasos.kernel.suspect import Accused, Marks, Suspects, name
 from llmasos.kernel.values import Message, Role, Sampling, pack_bias
+
+CRASH = Death("x")
+
+
+def accused(*calls: bytes) -> list[Accused]:
+    return [Accused(call, "m", "ann") for call in calls]
 
 
 @dataclass
@@ -54,7 +60,7 @@ def test_marks_are_what_a_slow_model_says() -> None:
             cut = dice.randint(0, len(picked))
             inside, parked = picked[:cut], picked[cut:]
             if dice.random() < 0.6:
-                marks.died(inside, parked, "x", now)
+                marks.died(accused(*inside), accused(*parked), CRASH, now)
                 slow.history.append((now, "died", inside, parked))
             elif inside:
                 marks.ended(inside[0])
@@ -68,18 +74,45 @@ def test_marks_are_what_a_slow_model_says() -> None:
 def test_the_table_is_bounded_and_the_oldest_go() -> None:
     marks = Marks(most=10)
     for n in range(50):
-        marks.died([bytes([n])], [], "x", float(n))
+        marks.died(accused(bytes([n])), [], CRASH, float(n))
     assert list(marks.held) == [bytes([n]) for n in range(40, 50)]
 
 
 def test_poison_is_forgotten_after_its_time() -> None:
     marks = Marks(life_s=100.0)
     for now in (0.0, 1.0):
-        marks.died([b"a"], [], "x", now)
+        marks.died(accused(b"a"), [], CRASH, now)
     mark = marks.get(b"a", 100.0)
     assert mark is not None
     assert mark.poison
     assert marks.get(b"a", 101.0) is None
+
+
+def test_a_kill_from_outside_accuses_nobody() -> None:
+    marks = Marks()
+    for cause in (Cause.OUTSIDE, Cause.OUTSIDE):
+        assert marks.died(accused(b"a"), accused(b"b"), Death("x", cause), 0.0) == []
+    assert marks.held == {}
+
+
+def test_a_suspect_whose_engine_is_killed_from_outside_stays_a_suspect() -> None:
+    marks = Marks()
+    marks.died(accused(b"a", b"b"), [], CRASH, 0.0)
+    for now in (1.0, 2.0):
+        marks.died(accused(b"a"), [], Death("x", Cause.OUTSIDE), now)
+    assert marks.held[b"a"].poison is False
+    marks.died(accused(b"a"), [], CRASH, 3.0)
+    assert marks.held[b"a"].poison is True
+
+
+def test_want_of_memory_makes_suspects_and_no_poison() -> None:
+    marks = Marks()
+    for now in (0.0, 1.0, 2.0):
+        marks.died(accused(b"a"), [], Death("x", Cause.MEMORY), now)
+        assert marks.held[b"a"].poison is False
+    marks.died(accused(b"a"), [], CRASH, 3.0)
+    marks.died(accused(b"a"), [], Death("x", Cause.MEMORY), 4.0)
+    assert marks.held[b"a"].poison is True
 
 
 # --- a simulated device -----------------------------------------------------------------------
@@ -131,8 +164,8 @@ class Device:
     def die(self, inside: list[Claim]) -> None:
         self.deaths += 1
         parked = [c for c in self.table.claims.values() if c.parked]
-        hashes = [bytes([c.call]) for c in inside], [bytes([c.call]) for c in parked]
-        self.marks.died(*hashes, "x", self.now)
+        first, second = [accused(*(bytes([c.call]) for c in some)) for some in (inside, parked)]
+        self.marks.died(first, second, CRASH, self.now)
         for claim in (*inside, *parked):
             self.table.drop(claim.call)
         for claim in self.table.claims.values():
@@ -211,10 +244,10 @@ async def test_suspects_and_poison_survive_a_restart(tmp_path: Path) -> None:
     suspects = Suspects(store)
     bystander = suspects.hash("m", Prompt([9], ()), SAMPLING)
     deadly = suspects.hash("m", PROMPT, SAMPLING)
-    suspects.died([deadly, bystander], [], "boom\nsecond line")
+    suspects.died(accused(deadly, bystander), [], Death("boom\nsecond line"))
     assert suspects.suspect(deadly)
     assert suspects.poison(deadly) is None
-    suspects.died([deadly], [], "boom again\nsecond line")
+    suspects.died(accused(deadly), [], Death("boom again\nsecond line"))
     store.close()
     store = Store(tmp_path)
     suspects = Suspects(store)
@@ -225,12 +258,21 @@ async def test_suspects_and_poison_survive_a_restart(tmp_path: Path) -> None:
     assert "boom again" in refusal.message
     assert "second line" not in refusal.message
     assert "prompt" in refusal.hint
+    assert f"`llmasos poison lift {name(deadly)}`" in refusal.hint
+    mark = suspects.marks()[deadly]
+    assert (mark.model, mark.owner, mark.poison) == ("m", "ann", True)
     assert suspects.suspect(bystander)
     assert suspects.ended(bystander)
     assert not suspects.ended(deadly)
     store.close()
     store = Store(tmp_path)
-    assert not Suspects(store).suspect(bystander)
+    suspects = Suspects(store)
+    assert not suspects.suspect(bystander)
+    await suspects.lift([deadly])
+    assert suspects.poison(deadly) is None
+    store.close()
+    store = Store(tmp_path)
+    assert Suspects(store).marks() == {}
     store.close()
 
 

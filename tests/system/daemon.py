@@ -31,6 +31,15 @@ class Machine:
         self._log = root / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
+    def limits(self, **values: float) -> None:
+        """Other limits for the daemons that are started from now on."""
+        folder = self.paths.state.parent / "limits"
+        folder.mkdir(exist_ok=True)
+        lines = [f"limits.{name} = {value!r}" for name, value in values.items()]
+        text = "\n".join(["from llmasos.kernel import limits", *lines, ""])
+        (folder / "sitecustomize.py").write_text(text)
+        self.environment["PYTHONPATH"] = str(folder)
+
     @property
     def pid(self) -> int:
         assert self._process is not None

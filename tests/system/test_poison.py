@@ -1,7 +1,10 @@
 """Calls that kill their engine: bystanders are answered, the killer is refused."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -12,6 +15,7 @@ from tests.system.daemon import Machine
 from tests.system.test_life import ENDLESS, kill, messages, spawn, turn
 
 POISON = "xyzzy"
+SHORT = v.Sampling(max_tokens=8, seed=1)
 Call = Stream[v.Delta, v.Generated]
 
 
@@ -91,29 +95,90 @@ def test_a_suspect_is_cleared_when_it_ends(machine: Machine) -> None:
             kill(line, process.pid)
 
 
-def test_a_real_engine_that_is_killed_twice_under_a_call_refuses_it(machine: Machine) -> None:
+def die(line: Line, other: Line, death: signal.Signals) -> None:
+    """The engine ends under a call that counts to a million."""
+    stream = ask(line, spawn(line, "smollm2"), "Count to a million.")
+    next(iter(stream))
+    device = other.call("devices", v.Nothing(), v.Devices).devices[0]
+    os.kill(device.os_pid, death)
+    assert ends(stream) is Errno.EIO
+
+
+def test_a_real_engine_that_crashes_twice_under_a_call_refuses_it_until_it_is_let_in(
+    machine: Machine,
+) -> None:
     machine.start()
     with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
         for _ in range(2):
-            stream = ask(line, spawn(line, "smollm2"), "Count to a million.")
-            next(iter(stream))
-            device = other.call("devices", v.Nothing(), v.Devices).devices[0]
-            os.kill(device.os_pid, signal.SIGKILL)
-            assert ends(stream) is Errno.EIO
+            die(line, other, signal.SIGSEGV)
         refused = ask(line, spawn(line, "smollm2"), "Count to a million.")
-        with pytest.raises(SyscallError, match="SIGKILL") as caught:
+        with pytest.raises(SyscallError, match="SIGSEGV") as caught:
             list(refused)
         assert caught.value.errno is Errno.EPOISON
-        assert turn(line, spawn(line, "smollm2"), "Count to ten.")[0]
+        assert turn(line, spawn(line, "smollm2"), "Count to ten.", SHORT)[0]
+        [poison] = other.call("poison_list", v.Nothing(), v.Poisons).poisons
+        assert (poison.model, poison.refused) == ("smollm2", True)
+        assert f"`llmasos poison lift {poison.id}`" in caught.value.hint
+        lifted = other.call("poison_lift", v.PoisonLift(poison.id), v.Poisons).poisons
+        assert lifted == [poison]
+        assert turn(line, spawn(line, "smollm2"), "Count to a million.", SHORT)[0]
 
 
-def test_a_call_whose_engine_was_killed_once_may_be_asked_again(machine: Machine) -> None:
+def test_an_engine_that_is_killed_from_outside_refuses_nobody(machine: Machine) -> None:
+    machine.limits(RESTART_FIRST_S=0.01)
+    machine.start()
+    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+        for _ in range(3):
+            die(line, other, signal.SIGKILL)
+            assert other.call("poison_list", v.Nothing(), v.Poisons).poisons == []
+        assert turn(line, spawn(line, "smollm2"), "Count to a million.", SHORT)[0]
+        events = list(other.stream("watch", v.Watch(0, follow=False, kinds=["device"]), v.Events,
+                                   v.Nothing))  # fmt: skip
+        notes = [event.note for batch in events for event in batch.events]
+        assert sum("was killed by SIGKILL, from outside" in note for note in notes) == 3
+
+
+def test_poison_is_listed_and_lifted_on_the_command_line(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    options: dict[str, bool | int | float | str] = {"poison": POISON}
+    with Line(machine.paths.socket) as line:
+        line.call("mount", v.Mount("echo", options), v.DeviceInfo)
+        pid = spawn(line)
+        for _ in range(2):
+            assert ends(ask(line, pid, f"say {POISON} please")) is Errno.EIO
+        with pytest.raises(SyscallError) as caught:
+            list(ask(line, pid, f"say {POISON} please"))
+        assert caught.value.errno is Errno.EPOISON
+        listed = json.loads(command(machine, "poison", "list", "--json").stdout)["poisons"]
+        assert [(one["model"], one["refused"]) for one in listed] == [("echo", True)]
+        assert "refused" in command(machine, "poison", "list").stdout
+        assert "an ID is wanted" in command(machine, "poison", "lift", code=2).stderr
+        assert (
+            "nothing is held" in command(machine, "poison", "lift", "ffffffffffff", code=3).stderr
+        )
+        words = caught.value.hint.split("`")[1].split()  # as printed
+        assert words[:3] == ["llmasos", "poison", "lift"]
+        assert "may run again" in command(machine, *words[1:]).stderr
+        line.call("unmount", v.Unmount("echo"), v.Nothing)  # that one would die again
+        line.call("mount", v.Mount("echo"), v.DeviceInfo)
+        assert ends(ask(line, pid, f"say {POISON} please", SHORT)) is None
+        assert "nothing is held" in command(machine, "poison", "lift", "--all").stderr
+
+
+def command(machine: Machine, *words: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, "-m", "llmasos", *words]
+    done = subprocess.run(line, env=machine.environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_a_call_whose_engine_crashed_once_may_be_asked_again(machine: Machine) -> None:
     machine.start()
     with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
         stream = ask(line, spawn(line, "smollm2"), "Count.")
         next(iter(stream))
         device = other.call("devices", v.Nothing(), v.Devices).devices[0]
-        os.kill(device.os_pid, signal.SIGKILL)
+        os.kill(device.os_pid, signal.SIGSEGV)
         with pytest.raises(SyscallError) as caught:
             list(stream)
         assert "runs alone" in caught.value.hint

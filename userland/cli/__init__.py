@@ -61,10 +61,13 @@ def _act(words: Sequence[str]) -> int:
 
 
 def _alone(name: str, rest: Sequence[str]) -> bool:
-    """Whether a group's name is meant as a verb of its own: `mem 3`, `mem --map 3`."""
+    """Whether a group's name is meant as a verb of its own: `mem 3`, `mem --map 3`, `devices`."""
     first = rest[0] if rest else ""
     option = first.startswith("-") and first not in ("-h", "--help")
-    return name in VERBS and (option or first[:1].isdigit())
+    if name not in VERBS:
+        return False
+    complete = not rest and "metavar" not in VERBS[name].options[-1].settings
+    return complete or option or first[:1].isdigit()
 
 
 def _run(verb: Verb, words: Sequence[str]) -> int:

@@ -20,13 +20,28 @@ def devices(arguments: Namespace) -> int:
     _show_hardware(found.hardware)
     print()
     show_devices(found.devices)
+    _show_recall(found.recall)
     for device in found.devices:
-        for text in filter(None, (device.placement, device.note)):
+        for text in filter(None, (device.placement, device.note, _again(device.retry_s))):
             note(f"{device.name}: {text}")
     for text in dict.fromkeys(one.note for one in found.hardware if one.note):
         names = ", ".join(one.name for one in found.hardware if one.note == text)
         note(f"{names}: {text}")
     return exits.OK
+
+
+def _show_recall(recall: v.RecallInfo | None) -> None:
+    """On a line of its own: it computes nothing for calls."""
+    if recall is None:
+        return
+    words = [f"{v.RECALL}: {recall.state}"]
+    words += [f"pid {recall.os_pid}"] * bool(recall.os_pid)
+    words += [f"{recall.restarts} restarts"] * bool(recall.restarts)
+    note(", ".join([*words, *filter(None, (recall.note, _again(recall.retry_s)))]))
+
+
+def _again(retry_s: float) -> str:
+    return f"started again in {retry_s:.0f} s" if retry_s else ""
 
 
 def _show_hardware(found: Sequence[v.Hardware]) -> None:
@@ -67,6 +82,17 @@ def mount(arguments: Namespace) -> int:
         document(device)
     else:
         show_devices([device])
+    return exits.OK
+
+
+def restart(arguments: Namespace) -> int:
+    with connect() as line:
+        again = line.call("restart", v.Restart(arguments.device), v.Restarted)
+    if arguments.json:
+        document(again)
+    else:
+        where = f", pid {again.os_pid}" if again.os_pid else ""
+        note(f"{again.device} is up again{where}")
     return exits.OK
 
 

@@ -177,15 +177,20 @@ def _daemon() -> Finding:
     try:
         with connect() as line:
             stat = line.call("stat", v.Nothing(), v.Stat)
-            devices = line.call("devices", v.Nothing(), v.Devices).devices
+            found = line.call("devices", v.Look(), v.Devices)
+            devices, recall = found.devices, found.recall
     except SyscallError as error:
         if error.errno is Errno.ECONNREFUSED:
             return Finding("ok", "not running; `llmasos run` starts one")
         return Finding("fail", error.message, error.hint)
     failed = [device for device in devices if device.state == "failed"]
     if failed:
-        hint = f"`llmasos unmount {failed[0].name}`, then `llmasos mount {failed[0].name}`"
-        return Finding("fail", f"the engine of {failed[0].name} failed: {failed[0].note}", hint)
+        words = f"the engine of {failed[0].name} failed: {failed[0].note}"
+        return Finding("fail", f"{words}; {failed[0].retry_s:.0f} s to the next try",
+                       f"`llmasos devices restart {failed[0].name}` tries now")  # fmt: skip
+    if recall is not None and recall.state in ("restarting", "failed"):
+        words = f"the recall process is down: {recall.note}; {recall.retry_s:.0f} s to the next try"
+        return Finding("fail", words, "`llmasos devices restart recall` tries now")
     return Finding("ok", f"pid {stat.os_pid}, up {stat.uptime_s:.0f} s, devices: {len(devices)}")
 
 

@@ -150,6 +150,15 @@ _ROWS = (
     ), starts=True),
     Verb("devices", ".devices:devices", "what computes here, what is mounted and why there",
          (JSON,)),
+    Verb("devices restart", ".devices:restart",
+         "end a model's engine, or recall, and start it again",
+         (JSON, option("device", metavar="NAME"))),
+    Verb("poison list", ".poison:list_", "calls that are refused, as they crashed their engine",
+         (JSON,)),
+    Verb("poison lift", ".poison:lift", "let such a call run again", (
+        option("--all", action="store_true", help="every one"),
+        JSON, option("id", metavar="ID", nargs="?", default=""),
+    )),
     Verb("mount", ".devices:mount", "start a model's engine", (
         _SET,
         option("--pin", action="store_true", help="never unload it by itself"),
@@ -280,7 +289,7 @@ def group_help(group: str) -> str:
     own = VERBS.get(group)
     if own is None:
         return f"{usage}\n\n{_lines(rows)}"
-    alone = f"{group} {own.options[-1].settings['metavar']}"
+    alone = " ".join(filter(None, (group, own.options[-1].settings.get("metavar"))))
     flags = {one.flags[0]: one.settings["help"] for one in own.options[:-1]}
     return (
         f"{usage}\n       llmasos {alone} [ARGUMENT ...]\n\n"
@@ -294,8 +303,8 @@ def unknown(words: str) -> tuple[str, str]:
     group = words.split()[0]
     if group not in GROUPS:
         return f"there is no {words!r}", "`llmasos --help` lists the verbs"
-    own = [VERBS[group].options[-1].settings["metavar"]] if group in VERBS else []
-    names = [*own, *(one.split()[1] for one in _of(group))]
+    own = VERBS[group].options[-1].settings.get("metavar") if group in VERBS else None
+    names = [*filter(None, [own]), *(one.split()[1] for one in _of(group))]
     return f"there is no {words!r}", f"{group} takes {', '.join(names)}"
 
 

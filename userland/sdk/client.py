@@ -261,6 +261,18 @@ class AsyncLLMasOS(Calls):
         """Stop a model's engine; its calls end. Operators only."""
         return await self._call("unmount", v.Unmount(image), v.Nothing)
 
+    async def restart(self, device: str) -> v.Restarted:
+        """End an engine, or "recall", and start it again; its calls end. Operators only."""
+        return await self._call("restart", v.Restart(device), v.Restarted)
+
+    async def poison_list(self) -> v.Poisons:
+        """Calls that are refused, or run alone, as their engine crashed. Operators only."""
+        return await self._call("poison_list", v.Nothing(), v.Poisons)
+
+    async def poison_lift(self, id: str = "", *, all: bool = False) -> v.Poisons:
+        """Let such calls run again. Operators only."""
+        return await self._call("poison_lift", v.PoisonLift(id, all), v.Poisons)
+
     # --- users and keys: owners only --------------------------------------------------------------
     async def user_add(
         self, name: str, *, uid: int | None = None, role: str = v.UserRole.USER
