@@ -51,6 +51,33 @@ class Transaction:
         return self._connection.total_changes
 
 
+class Checker:
+    """A connection for long reads: it changes nothing, and no write or other read waits for it.
+
+    It has a database `scratch` in memory to compute in.
+    """
+
+    def __init__(self, path: Path, schema: Schema) -> None:
+        self._path = path
+        self._connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None,
+            check_same_thread=False,
+        )  # fmt: skip
+        for name, function in schema.functions.items():
+            self._connection.create_function(name, 1, function, deterministic=True)
+        self._connection.execute("ATTACH ':memory:' AS scratch")
+
+    def read(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+        """EIO."""
+        try:
+            return self._connection.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+
 class Database:
     """One SQLite file. `write` belongs to the writer thread, `read` to whoever holds the lock.
 
@@ -119,6 +146,13 @@ class Database:
 
     def _beside(self, end: str) -> Path:
         return self.path.with_name(self.path.name + end)
+
+    def checker(self) -> Checker:
+        """Whoever asked closes it. EIO."""
+        try:
+            return Checker(self.path, self._schema)
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
 
     # --- what stays ---------------------------------------------------------------------------
     def sync(self) -> None:

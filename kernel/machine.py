@@ -28,9 +28,9 @@ from .identity import Caller
 from .image import Image, Images
 from .journal import Entry, Journal
 from .mailbox import Mailboxes
+from .memory.erasing import drop
 from .memory.faults import Faults
 from .memory.forgetting import Forgotten, forget
-from .memory.fsck import fsck
 from .memory.meaning import Meaning
 from .memory.memory import Memory
 from .memory.paging import Pager
@@ -44,7 +44,7 @@ from .supervisor import Supervisor
 from .tuning import Tuner
 from .turns import Turns
 from .users import Users
-from .values import SIGNAL_NUMBERS, Checked, Event, Fork, Progress, SettingInfo, Signal
+from .values import SIGNAL_NUMBERS, Event, Fork, Progress, SettingInfo, Signal
 from .watch import Followers
 from .work import Mounting
 
@@ -293,7 +293,7 @@ class Machine:
                 await self.processes.add(children)
             except SyscallError:
                 for child in children:
-                    await self.memory.drop(child)
+                    await drop(self.memory, child)
                 raise
         return children
 
@@ -343,7 +343,7 @@ class Machine:
         self.faults.forget(process.pid)
         await self.mail.drop(process)
         had = self.memory.tokens(process.pid)
-        gone = await self.memory.drop(process)
+        gone = await drop(self.memory, process)
         await self.processes.reap(process)
         await self.freed(process.owner, gone, [])
         if had:
@@ -380,11 +380,6 @@ class Machine:
         """Vectors of an installed model, where it is the embedder. ENOENT, ENOTSUP, E2BIG, EIO."""
         async with self.using(model) as (device, _):
             return (await device.engine.embed(texts)).vectors
-
-    async def fsck(self, owner: str, *, rebuild: bool) -> Checked:
-        """Look at an owner's pages and indexes; mend what is derived."""
-        alive = {process.pid for process in self.processes.all()}
-        return await fsck(self.memory, self.meaning, owner, alive, rebuild=rebuild)
 
     async def hangup(self, connection: int) -> None:
         """A connection closed: the processes that were to end with it do."""

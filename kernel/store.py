@@ -18,7 +18,6 @@ import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar, cast
@@ -26,33 +25,16 @@ from typing import TypeVar, cast
 import anyio
 
 from . import disk, limits, points
+from .commit import Done as Done
+from .commit import Job, commit
 from .damage import Damages
 from .database import Database, Row, Schema, Statement, Transaction, Value, translate
 from .errors import Damaged, Errno, SyscallError, exhausted
 from .queues import Queues
 from .turns import Turns
 
-Done = Callable[[SyscallError | None], None]
 Result = TypeVar("Result")
-# Also of values that SQLite does not take: half of a surrogate pair, a number over 64 bits.
-_FAULTS = (sqlite3.Error, ValueError, OverflowError)
 _OWNERS = "owners/"  # what the names of their databases begin with
-
-
-@dataclass(slots=True, kw_only=True)
-class _Job:
-    database: Database
-    done: Done
-    durable: bool
-    frees: bool  # lets go of something, or says that: allowed when the disk is nearly full
-    statements: Sequence[Statement] = ()
-    work: Callable[[Transaction], None] | None = None  # instead of statements
-    empties: bool = False  # the write-ahead log, before anything else is written
-
-    @property
-    def joins(self) -> bool:
-        """Whether it may share a transaction with others."""
-        return self.work is None and not self.empties
 
 
 class Store:
@@ -149,10 +131,10 @@ class Store:
     ) -> None:
         """Queue a write; `done` is called on the event loop, in order of submission."""
         self._queue(
-            _Job(database=database, done=done, durable=durable, frees=frees, statements=statements)
+            Job(database=database, done=done, durable=durable, frees=frees, statements=statements)
         )
 
-    def _queue(self, job: _Job) -> None:
+    def _queue(self, job: Job) -> None:
         lane, queue = self._places[job.database]
         lane.writes.put(queue, (job,))
 
@@ -178,28 +160,37 @@ class Store:
         with anyio.CancelScope(shield=True):
             await future
 
+    async def apply(
+        self, database: Database, work: Callable[[Transaction], Result], *, frees: bool = False
+    ) -> Result:
+        """Write with a function that runs in a transaction by itself; its result.
+
+        Durable when it returns. No cancel point, as `write`.
+        """
+        results: list[Result] = []
+        future, done = waiter()
+        self._queue(Job(
+            database=database, done=done, durable=True, frees=frees,
+            work=lambda transaction: results.append(work(transaction)),
+        ))  # fmt: skip
+        with anyio.CancelScope(shield=True):
+            await future
+        return results[0]
+
     async def slice(
         self, database: Database, work: Callable[[Transaction], Result], *, frees: bool = True
     ) -> Result:
-        """One piece of long work: a function that takes milliseconds, in a transaction by itself.
+        """One piece of long work, that takes milliseconds; other writes go between two pieces.
 
-        Durable when it returns; other writes go between two pieces. No cancel point once it is
-        queued. Only some threads ever work on pieces, so that short writes find a free one.
+        Only some threads ever work on pieces, so that short writes find a free one. Cancel point
+        before it is queued.
         """
-        results: list[Result] = []
         async with self._slices:
-            future, done = waiter()
-            self._queue(_Job(
-                database=database, done=done, durable=True, frees=frees,
-                work=lambda transaction: results.append(work(transaction)),
-            ))  # fmt: skip
-            with anyio.CancelScope(shield=True):
-                await future
-        return results[0]
+            return await self.apply(database, work, frees=frees)
 
     def submit_empty(self, database: Database, done: Done) -> None:
         """Queue `empty_log`; `done` is called on the event loop."""
-        self._queue(_Job(database=database, done=done, durable=True, frees=True, empties=True))
+        self._queue(Job(database=database, done=done, durable=True, frees=True, empties=True))
 
     async def empty_log(self, database: Database) -> None:
         """Nothing that was deleted before stays in the write-ahead log. EIO."""
@@ -233,11 +224,12 @@ class Store:
         self._places.clear()
 
     # --- the threads that write -------------------------------------------------------------------
-    def _write(self, queue: str, jobs: list[_Job]) -> None:
+    def _write(self, queue: str, jobs: list[Job]) -> None:
         answers: list[tuple[Done, SyscallError | None]] = []
         for database, run in groupby(jobs, key=lambda job: job.database):
-            written: list[_Job] = []
-            for job, error in self._kept(database, self._commit(database, list(run))):
+            written: list[Job] = []
+            refusal, broken = self._refusal(database), database in self._broken
+            for job, error in commit(database, list(run), refusal, broken=broken):
                 if error is None and job.durable:
                     written.append(job)
                 else:
@@ -246,71 +238,6 @@ class Store:
                 self._places[database][0].syncs.put(database, written)
         self._answer(answers)
 
-    def _commit(
-        self, database: Database, jobs: Sequence[_Job]
-    ) -> list[tuple[_Job, SyscallError | None]]:
-        """The outcome of each job, in order."""
-        refusal = self._refusal(database)
-        if refusal is not None:
-            broken = database in self._broken
-            return [
-                (job, refusal if broken or not job.frees else self._apply_one(database, job))
-                for job in jobs
-            ]
-        outcome: list[tuple[_Job, SyscallError | None]] = []
-        for joins, run in groupby(jobs, key=lambda job: job.joins):
-            some = list(run)
-            if joins and self._apply_all(database, some):
-                outcome += [(job, None) for job in some]
-            else:  # one bad write must not take the others along
-                outcome += [(job, self._apply_one(database, job)) for job in some]
-        return outcome
-
-    def _kept(
-        self, database: Database, outcome: list[tuple[_Job, SyscallError | None]]
-    ) -> list[tuple[_Job, SyscallError | None]]:
-        """The outcome of a commit, once its rows are where the next run will look for them."""
-        try:
-            database.keep()
-        except SyscallError as error:
-            fault = error
-        except sqlite3.Error as error:
-            fault = translate(error, database.path)
-        except OSError as error:
-            fault = SyscallError(Errno.EIO, f"{database.path}: {error.strerror}")
-        else:
-            return outcome
-        return [(job, error or fault) for job, error in outcome]
-
-    def _apply_all(self, database: Database, jobs: Sequence[_Job]) -> bool:
-        """Whether all of them are written, in one transaction."""
-        try:
-            _apply(database, [one for job in jobs for one in job.statements])
-        except _FAULTS:
-            return False
-        return True
-
-    def _apply_one(self, database: Database, job: _Job) -> SyscallError | None:
-        try:
-            if job.work is not None:
-                _transact(database, job.work)
-            else:
-                _apply(database, job.statements)
-            if job.empties:
-                self._empty(database)
-        except sqlite3.Error as error:
-            return translate(error, database.path)
-        except _FAULTS as error:
-            return SyscallError(Errno.EINVAL, f"{database.path} cannot hold this: {error}")
-        return None
-
-    def _empty(self, database: Database) -> None:
-        """Copy the log into the database and cut it off; readers are kept out meanwhile."""
-        with database.lock:
-            busy = database.write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:
-            raise sqlite3.OperationalError("somebody else reads the database: its log stays")
-
     def _refusal(self, database: Database) -> SyscallError | None:
         broken = self._broken.get(database)
         if broken is not None:
@@ -318,7 +245,7 @@ class Store:
         return disk.shortage(database.path.parent, self._reserve)
 
     # --- the threads that sync --------------------------------------------------------------------
-    def _sync(self, database: Database, jobs: list[_Job]) -> None:
+    def _sync(self, database: Database, jobs: list[Job]) -> None:
         """One flush serves everything that was written before it begins."""
         error: SyscallError | None = None
         try:
@@ -339,35 +266,12 @@ class _Lane:
     """Threads that write to some of the databases, and threads that sync them."""
 
     def __init__(
-        self, name: str, threads: int, write: Callable[[str, list[_Job]], None],
-        sync: Callable[[Database, list[_Job]], None],
+        self, name: str, threads: int, write: Callable[[str, list[Job]], None],
+        sync: Callable[[Database, list[Job]], None],
     ) -> None:  # fmt: skip
         turn = limits.COMMIT_ROWS
-        self.writes = Queues[str, _Job](f"{name}-write", write, threads=threads, turn=turn)
-        self.syncs = Queues[Database, _Job](f"{name}-sync", sync, threads=threads, turn=sys.maxsize)
-
-
-def _apply(database: Database, statements: Sequence[Statement]) -> None:
-    if len(statements) == 1:  # a transaction by itself, begun and committed in one
-        points.passed("store.commit")
-        database.write.execute(*statements[0])
-        points.passed("store.written")
-        return
-    _transact(database, lambda transaction: transaction.write(statements))
-
-
-def _transact(database: Database, work: Callable[[Transaction], None]) -> None:
-    connection = database.write
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        work(Transaction(connection))
-        points.passed("store.commit")
-        connection.execute("COMMIT")
-        points.passed("store.written")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
+        self.writes = Queues[str, Job](f"{name}-write", write, threads=threads, turn=turn)
+        self.syncs = Queues[Database, Job](f"{name}-sync", sync, threads=threads, turn=sys.maxsize)
 
 
 def _tell(answers: list[tuple[Done, SyscallError | None]]) -> None:

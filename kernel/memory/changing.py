@@ -8,6 +8,7 @@ from ..database import Statement
 from ..errors import Denied, Errno, SyscallError, TooBig
 from ..values import Role
 from . import rows, schema
+from .erasing import freed
 from .memory import Memory
 from .rows import OTHERS, REPLACED, Change, Moved, Written, runs
 from .table import GONE, Table
@@ -29,9 +30,10 @@ async def replace(
         page = table.mark(number).page = table.aside()
         why, statements = await _instead(memory, table, old, page, pages[0])
         table.sizes[number] = pages[0].tokens
-        free, erased = memory.let_go(table.owner, [old])
+        free, erased = freed(memory, table.owner, [old])
         move = Moved(number, number, REPLACED, why)
-        await memory.change(table, Change([move], marks=[number], more=[*statements, *erased]))
+        more = [*statements, *erased]
+        await memory.change(table, Change([move], [number], more=more, goes=bool(free)))
     return [number], free
 
 
@@ -68,10 +70,11 @@ async def put(
             table.mark(number).page = GONE
             table.tokens -= before[number]
         table.leave(list(before))
-        free, erased = memory.let_go(table.owner, old)
+        free, erased = freed(memory, table.owner, old)
         moves = [Moved(a, b, "evicted", "its key was written anew") for a, b in runs(before)]
+        more = [*statements, *erased]
         await memory.change(
-            table, Change(moves, list(before), table.ranges[-1:], [*statements, *erased])
+            table, Change(moves, list(before), table.ranges[-1:], more, goes=bool(free))
         )
     return [number for number, _ in room], free
 

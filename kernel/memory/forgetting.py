@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from .. import points
+from .. import limits, points
 from ..database import Statement
 from ..errors import SyscallError
-from . import rows, schema
+from . import rows, schema, words
 from .meaning import Meaning
 from .memory import Memory
 from .rows import Moved, runs
-from .sweeping import MERGED
 from .table import GONE, Table
 
 Purge = Callable[[Sequence[int], Sequence[int]], None]  # ids of pages, and pids that had them
@@ -42,25 +41,37 @@ async def forget(
     nothing can be written to the tables that had them, so no answer of such a call is kept.
     """
     owner = table.owner
-    asked = {page for number in numbers if (page := table.page(number)) is not None}
-    ids, pids = await _erased(memory, owner, asked, purge)
+    asked = sorted({page for number in numbers if (page := table.page(number)) is not None})
+    ids: list[int] = []
+    pids: set[int] = set()
+    for at in range(0, len(asked), limits.SLICE_ROWS):
+        gone, had = await _erased(memory, owner, set(asked[at : at + limits.SLICE_ROWS]), purge)
+        ids += gone
+        pids.update(had)
     if not ids:
         return Forgotten(0, [])
     points.passed("forget.erased")
-    database = memory.database(owner)
     try:
-        await memory.store.write(database, MERGED, frees=True)
-        await memory.store.empty_log(database)
-        for pattern in ("*.copy", "*.part"):  # a migration's, whole or cut short
-            for copy in memory.directory(owner).glob(pattern):
-                copy.unlink(missing_ok=True)
-        await meaning.erased(owner, [], ids)
-        await meaning.sweep(owner)
-        points.passed("forget.renewed")
-        await memory.store.write(database, schema.CLEAN, frees=True)
+        async with memory.upkeep(owner):
+            await _swept(memory, meaning, owner, ids)
     except (SyscallError, OSError) as error:
-        return Forgotten(len(ids), pids, f"indexes still hold something of it: {error}")
-    return Forgotten(len(ids), pids)
+        return Forgotten(len(ids), sorted(pids), f"indexes still hold something of it: {error}")
+    return Forgotten(len(ids), sorted(pids))
+
+
+async def _swept(memory: Memory, meaning: Meaning, owner: str, ids: Sequence[int]) -> None:
+    """Out of every copy that was derived of the pages."""
+    database = memory.database(owner)
+    await memory.store.write(database, [schema.SWEEPING], durable=False, frees=True)
+    await words.merge(memory, owner)
+    await memory.store.empty_log(database)
+    for pattern in ("*.copy", "*.part"):  # a migration's, whole or cut short
+        for copy in memory.directory(owner).glob(pattern):
+            copy.unlink(missing_ok=True)
+    await meaning.erased(owner, [], ids)
+    await meaning.sweep(owner)
+    points.passed("forget.renewed")
+    await memory.store.write(database, [schema.CLEAN], frees=True)
 
 
 def holders(memory: Memory, table: Table, numbers: Iterable[int]) -> list[int]:
@@ -81,7 +92,7 @@ def holders(memory: Memory, table: Table, numbers: Iterable[int]) -> list[int]:
 async def _erased(
     memory: Memory, owner: str, asked: set[int], purge: Purge
 ) -> tuple[list[int], list[int]]:
-    """Off the database. The pages with all that tells of them, and who had any."""
+    """Off the database, with all that tells of them. The pages, and who had any."""
     async with memory.tables.structure(owner), AsyncExitStack() as held:
         ids = sorted(await _with_summaries(memory, owner, asked))
         memory.forgets[owner] += 1

@@ -1,19 +1,23 @@
 """Are the pages whole, and do the indexes say what the pages say? Each index that is derived of the
 pages is in the table DERIVED below, with how it is looked at and how it is made anew.
+
+Looking takes place on a connection of its own, making in pieces: other calls of the owner go on.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from ..database import Statement
+from .. import limits
+from ..database import Checker, Row, Value
 from ..errors import SyscallError
 from ..values import Checked
-from . import schema
+from . import erasing, pieces, schema, words
 from .meaning import Meaning
 from .memory import Memory
 from .rows import digest
+from .table import Table
 
-_TEXTS = "SELECT id, text, hash FROM pages WHERE id >= ? ORDER BY id LIMIT ?"
+_TEXTS = "SELECT id, text, hash FROM pages WHERE id > ? ORDER BY id LIMIT ?"
 
 
 @dataclass(slots=True)
@@ -23,31 +27,39 @@ class _Check:
     memory: Memory
     meaning: Meaning
     owner: str
+    checker: Checker
     faults: list[str] = field(default_factory=list[str])
     mended: list[str] = field(default_factory=list[str])
 
-    async def number(self, sql: str) -> int:
-        rows = await self.memory.read(self.owner, sql)
-        return int(rows[0][0] or 0)
+    async def read(self, sql: str, *values: Value) -> list[Row]:
+        """In a thread that no other call of the owner waits for."""
+        return await self.memory.checks.run(self.owner, self.checker.read, sql, values)
 
-    async def write(self, statements: Sequence[Statement]) -> None:
-        await self.memory.store.write(self.memory.database(self.owner), statements, frees=True)
+    async def number(self, sql: str, *values: Value) -> int:
+        return int((await self.read(sql, *values))[0][0] or 0)
 
 
 async def fsck(
     memory: Memory, meaning: Meaning, owner: str, alive: set[int], *, rebuild: bool
 ) -> Checked:
-    """What was found, and what was mended. Pages themselves are never changed."""
-    check = _Check(memory, meaning, owner)
-    await _file(check)
-    await _texts(check)
-    await _tables(check, alive)
-    for name, (look, make) in DERIVED.items():
-        wrong = await look(check)
-        check.faults += wrong
-        if rebuild:
-            await make(check)
-            check.mended.append(f"made anew: {name}")
+    """What was found, and what was mended. Pages that somebody has are never changed."""
+    async with memory.upkeep(owner):
+        checker = await memory.checks.run(owner, memory.database(owner).checker)
+        try:
+            check = _Check(memory, meaning, owner, checker)
+            await _pages(check, alive, rebuild=rebuild)
+            for name, (look, make) in DERIVED.items():
+                check.faults += await look(check)
+                if rebuild:
+                    await make(check)
+                    check.mended.append(f"made anew: {name}")
+            return await _checked(check)
+        finally:
+            checker.close()
+
+
+async def _checked(check: _Check) -> Checked:
+    meaning = check.meaning
     return Checked(
         pages=await check.number("SELECT count(*) FROM pages"),
         spaces=await check.number("SELECT count(*) FROM spaces"),
@@ -58,32 +70,48 @@ async def fsck(
     )  # fmt: skip
 
 
+# --- pages ----------------------------------------------------------------------------------------
+async def _pages(check: _Check, alive: set[int], *, rebuild: bool) -> None:
+    await _file(check)
+    await _texts(check)
+    for table in check.memory.tables.of(check.owner):
+        await _table(check, table, alive)
+    await _lost(check, rebuild=rebuild)
+
+
 async def _file(check: _Check) -> None:
     """The database as SQLite sees it."""
-    for row in await check.memory.read(check.owner, "PRAGMA integrity_check(10)"):
+    for row in await check.read("PRAGMA main.integrity_check(10)"):
         if row[0] != "ok":
             check.faults.append(f"pages.db: {row[0]!s}")
 
 
 async def _texts(check: _Check) -> None:
     """Texts against the hashes that were written with them."""
-    at, wrong = 0, 0
-    while rows := await check.memory.read(check.owner, _TEXTS, at, schema.AT_ONCE):
-        wrong += sum(digest(str(text)) != held for _, text, held in rows)
-        at = int(rows[-1][0] or 0) + 1
+
+    def some(after: int) -> tuple[int, int | None]:
+        found = check.checker.read(_TEXTS, (after, limits.CHECKED_AT_ONCE))
+        wrong = sum(digest(str(text)) != held for _, text, held in found)
+        return wrong, int(found[-1][0] or 0) if found else None
+
+    after: int | None = -1
+    wrong = 0
+    while after is not None:
+        more, after = await check.memory.checks.run(check.owner, some, after)
+        wrong += more
     if wrong:
         check.faults.append(f"{wrong} pages are not what was written")
 
 
-async def _tables(check: _Check, alive: set[int]) -> None:
-    """Page tables and what stands behind them."""
-    for table in check.memory.tables.of(check.owner):
-        if table.pid not in alive:
-            check.faults.append(f"pages of process {table.pid}, which is gone")
+async def _table(check: _Check, table: Table, alive: set[int]) -> None:
+    """A page table and what stands behind it, while nobody changes it."""
+    if table.pid not in alive:
+        check.faults.append(f"pages of process {table.pid}, which is gone")
+    async with check.memory.tables.lock(table.pid):
         for one in table.ranges:
             first = schema.page_id(one.space, one.place)
-            sql = f"SELECT count(*) FROM pages WHERE id BETWEEN {first} AND {first + one.count - 1}"
-            holes = one.count - await check.number(sql)
+            sql = "SELECT count(*) FROM pages WHERE id BETWEEN ? AND ?"
+            holes = one.count - await check.number(sql, first, first + one.count - 1)
             known = sum(1 for n, m in table.marks.items()
                         if m.page is not None and one.first <= n < one.end)  # fmt: skip
             if holes > known:
@@ -93,24 +121,47 @@ async def _tables(check: _Check, alive: set[int]) -> None:
                 )
 
 
+async def _lost(check: _Check, *, rebuild: bool) -> None:
+    """Pages that no process has: they can neither be read nor forgotten."""
+    pages = await erasing.lost(check.memory, check.owner)
+    if not pages:
+        return
+    check.faults.append(f"{pages} pages belong to no process")
+    if rebuild:
+        await erasing.let_go_lost(check.memory, check.owner)
+        check.mended.append("erased: pages that belong to no process")
+
+
 # --- words ----------------------------------------------------------------------------------------
 async def _words(check: _Check) -> list[str]:
+    """Both text indexes against the pages, as they were at one moment."""
+    if check.owner in check.memory.filling:
+        return ["the text indexes are not complete: making them anew was interrupted"]
     wrong: list[str] = []
-    for index in ("turns", "nears"):
-        try:
-            # The second form compares the index with what it is made of.
-            sql = f"INSERT INTO {index}({index}, rank) VALUES('integrity-check', 1)"
-            await check.write([(sql, ())])
-        except SyscallError:
-            wrong.append(f"the text index {index} is not what the pages say")
+    await check.read("BEGIN")
+    try:
+        for index in pieces.INDEXES:
+            try:
+                same = await _same(check, words.Comparison(check.checker, index))
+            except SyscallError as error:
+                wrong.append(f"the text index {index} cannot be read: {error.message}")
+            else:
+                wrong += [] if same else [f"the text index {index} is not what the pages say"]
+    finally:
+        check.checker.read("ROLLBACK")
     return wrong
 
 
+async def _same(check: _Check, comparison: words.Comparison) -> bool:
+    run = check.memory.checks.run
+    await run(check.owner, comparison.begin)
+    while await run(check.owner, comparison.some):
+        pass
+    return await run(check.owner, comparison.end)
+
+
 async def _new_words(check: _Check) -> None:
-    await check.write([
-        ("INSERT INTO turns(turns) VALUES('rebuild')", ()),
-        ("INSERT INTO nears(nears) VALUES('rebuild')", ()),
-    ])  # fmt: skip
+    await words.rebuild(check.memory, check.owner)
 
 
 # --- vectors --------------------------------------------------------------------------------------
@@ -126,24 +177,27 @@ async def _vectors(check: _Check) -> list[str]:
 
 
 async def _new_vectors(check: _Check) -> None:
-    await check.write([
-        ("DELETE FROM vectors", ()),
-        ("DELETE FROM derived WHERE name IN ('vectors', 'numbers')", ()),
-        ("DELETE FROM refused", ()),
-        (f"INSERT OR IGNORE INTO todo SELECT id, {schema.NOW} FROM pages", ()),
-    ])  # fmt: skip
-    await check.memory.count_waiting(check.owner)
-    spaces = await check.memory.read(check.owner, "SELECT space FROM spaces")
-    await check.meaning.erased(check.owner, [int(row[0] or 0) for row in spaces])
+    memory, owner = check.memory, check.owner
+    await memory.store.slice(memory.database(owner), pieces.begin_vectors)
+    await resume_vectors(memory, check.meaning, owner)
+
+
+async def resume_vectors(memory: Memory, meaning: Meaning, owner: str) -> None:
+    """Remove the vectors that are still there, as making them anew was interrupted."""
+    while await memory.store.slice(memory.database(owner), pieces.clear_vectors):
+        pass
+    await memory.count_waiting(owner)
+    spaces = await memory.read(owner, "SELECT space FROM spaces")
+    await meaning.erased(owner, [int(row[0] or 0) for row in spaces])
+    meaning.written(owner)
 
 
 # --- Chroma ---------------------------------------------------------------------------------------
 async def _chroma(check: _Check) -> list[str]:
     wrong: list[str] = []
     for space, there in await _stored(check):
-        first, last = schema.whole(space)
-        sql = f"SELECT count(*) FROM vectors WHERE id BETWEEN {first} AND {last}"
-        wanted = await check.number(sql)
+        sql = "SELECT count(*) FROM vectors WHERE id BETWEEN ? AND ?"
+        wanted = await check.number(sql, *schema.whole(space))
         if there < 0:
             return ["Chroma cannot be used"]
         if there != wanted:

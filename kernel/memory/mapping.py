@@ -5,24 +5,31 @@ so that whoever maps it again gets the same pages. A mapping shows what was ther
 mapped again by the same process, a document that has changed takes the place of what it was.
 """
 
+import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
+from anyio import CancelScope
+
 from .. import limits
-from ..database import Statement
+from ..database import Statement, Transaction
 from ..driver import Cut
 from ..errors import Errno, SyscallError, TooBig
 from ..values import Kind
 from . import rows, schema
+from .erasing import abandon, emptied, freed, unused
 from .memory import Memory
 from .rows import Change, Written
 from .table import Range, Table
 
+log = logging.getLogger(__name__)
 CutText = Callable[[str], Awaitable[Sequence[Cut]]]
 
 
@@ -143,17 +150,44 @@ async def document(memory: Memory, table: Table, asked: Asked) -> tuple[Range, l
     files = memory.files
     documents, skipped = await files.run(table.owner, read, path)
     digest = await files.run(table.owner, _digest, asked.model, documents)
-    if not await _known(memory, table.owner, asked.source, digest):
-        await _store(memory, table.owner, (asked.source, digest), [
-            page for m, one in enumerate(documents) for page in await _pages(one, m, asked.cut)
-        ])  # fmt: skip
-    async with memory.tables.structure(table.owner), memory.tables.changing(table):
-        found = await _known(memory, table.owner, asked.source, digest)
+    name = asked.source, digest
+    async with (
+        _stored(memory, table.owner, name, documents, asked.cut),
+        memory.tables.structure(table.owner),
+        memory.tables.changing(table),
+    ):
+        found = await _known(memory, table.owner, *name)
         if found is None:  # it was forgotten, or unmapped by its last user, meanwhile
             raise SyscallError(Errno.EAGAIN, f"{path} was let go meanwhile", "map it again")
         mapped, gone = await _placed(memory, table, asked, *found)
-        await memory.change(table, Change(ranges=[mapped], more=gone.statements))
+        await memory.change(table, Change(ranges=[mapped], more=gone.statements, goes=True))
     return mapped, skipped, gone
+
+
+@asynccontextmanager
+async def _stored(
+    memory: Memory, owner: str, name: tuple[str, bytes], documents: Sequence[Document],
+    cut: CutText,
+) -> AsyncGenerator[None]:  # fmt: skip
+    """Store a document that is not stored yet. It goes again when nobody has mapped it."""
+    if await _known(memory, owner, *name):
+        yield
+        return
+    pages = [page for m, one in enumerate(documents) for page in await _pages(one, m, cut)]
+    space = memory.new_space(owner)
+    memory.coming.add((owner, space))
+    try:
+        await _store(memory, owner, space, name, pages)
+        yield
+    finally:
+        with CancelScope(shield=True):
+            try:
+                await abandon(memory, owner, space)
+            except SyscallError as error:
+                log.warning("a document of %s that was not mapped stays until the next start: %s",
+                            owner, error)  # fmt: skip
+            finally:
+                memory.coming.discard((owner, space))
 
 
 async def _placed(
@@ -192,24 +226,28 @@ async def _known(memory: Memory, owner: str, source: str, digest: bytes) -> tupl
 
 
 async def _store(
-    memory: Memory, owner: str, name: tuple[str, bytes], pages: Sequence[Written]
+    memory: Memory, owner: str, space: int, name: tuple[str, bytes], pages: Sequence[Written]
 ) -> None:
     """A document's pages, piece by piece; it is known by its name when the last is there."""
     database = memory.database(owner)
-    space = memory.new_space(owner)
     coming = ("INSERT INTO spaces VALUES(?, 0, ?, x'', 0)", (space, schema.COMING))
     await memory.store.write(database, [coming])
-    for at in range(0, len(pages), limits.STORED_AT_ONCE):
-        some = pages[at : at + limits.STORED_AT_ONCE]
+    for at in range(0, len(pages), limits.SLICE_ROWS):
+        some = pages[at : at + limits.SLICE_ROWS]
         ids = [schema.page_id(space, at + index) for index in range(len(some))]
         statements = await memory.files.run(owner, _rows, owner, ids, some)
-        await memory.store.write(database, [*statements, *schema.followed(ids[0], ids[-1])])
+        statements += schema.followed(ids[0], ids[-1])
+        await memory.store.slice(database, partial(_write, statements), frees=False)
         memory.lags.add(owner, len(ids))
     known = "UPDATE spaces SET source = ?, digest = ?, count = ? WHERE space = ?"
     last = schema.page_id(space, len(pages) - 1)
     await memory.store.write(
         database, [*schema.sealed(last), (known, (*name, len(pages), space))]
     )  # fmt: skip
+
+
+def _write(statements: Sequence[Statement], transaction: Transaction) -> None:
+    transaction.write(statements)
 
 
 def _rows(owner: str, ids: Sequence[int], pages: Sequence[Written]) -> list[Statement]:
@@ -286,22 +324,22 @@ async def unmap(memory: Memory, table: Table, number: int) -> Gone:
     gone = Gone()
     async with memory.tables.structure(table.owner), memory.tables.changing(table):
         await _take(memory, table, table.mapping(number), gone)
-        await memory.change(table, Change(more=gone.statements, frees=True))
+        await memory.change(table, Change(more=gone.statements, goes=True, frees=True))
     return gone
 
 
 async def _take(memory: Memory, table: Table, found: Range, gone: Gone) -> None:
     """Off a table; what nobody has any more is added to what is gone."""
     table.tokens -= await _tokens(memory, table, found)
-    free, erased = memory.let_go(table.owner, table.unmap(found))
-    whole, emptied = memory.emptied(table.owner, found.space)
+    free, erased = freed(memory, table.owner, table.unmap(found))
+    whole, statements = emptied(memory, table.owner, found.space)
     gone.spaces += [found.space] if whole else []
     gone.pages += free if whole else [*free, *_holes(memory, table.owner, found)]
     gone.statements += [
         ("DELETE FROM ranges WHERE pid = ? AND first = ?", (table.pid, found.first)),
         ("DELETE FROM marks WHERE pid = ? AND number BETWEEN ? AND ?",
          (table.pid, found.first, found.end - 1)),
-        *erased, *emptied,
+        *erased, *statements,
     ]  # fmt: skip
 
 
@@ -310,6 +348,6 @@ def _holes(memory: Memory, owner: str, found: Range) -> list[int]:
     first, last = found.page(found.first), found.page(found.end - 1)
     return [
         page
-        for low, high in memory.unused(owner, found.space)
+        for low, high in unused(memory, owner, found.space)
         for page in range(max(low, first), min(high, last) + 1)
     ]

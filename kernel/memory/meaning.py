@@ -31,10 +31,13 @@ from .refusing import look_again, refuse
 
 log = logging.getLogger(__name__)
 # A document's name is a word to find it by, and says nothing of what a page of it means.
-_WAITING = """SELECT id, CASE kind WHEN 'document' THEN pages.text ELSE said.text END
-              FROM todo JOIN said USING(id) JOIN pages USING(id) ORDER BY id LIMIT ?"""
+WAITING = """SELECT id, CASE kind WHEN 'document' THEN pages.text ELSE said.text END
+              FROM todo JOIN said USING(id) JOIN pages USING(id)
+              WHERE NOT EXISTS (SELECT 1 FROM going WHERE id BETWEEN low AND high)
+              ORDER BY id LIMIT ?"""
 _STANDING = """SELECT (SELECT count(*) FROM todo),
-                      (SELECT version FROM derived WHERE name = 'vectors')"""
+                      (SELECT version FROM derived WHERE name = 'vectors'),
+                      (SELECT 1 FROM derived WHERE name = 'remake')"""
 _KEEP = "INSERT OR REPLACE INTO vectors SELECT id, ? FROM pages WHERE id = ?"
 _DONE = "DELETE FROM todo WHERE id = ?"
 _VECTORS = "SELECT id, vector FROM vectors WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
@@ -161,13 +164,15 @@ class Meaning:
     async def _standing(self, owner: str, indexer: Indexer) -> tuple[int, str]:
         """Pages whose vectors are to come, and why the others' are not used: vectors of another
         embedder are not mixed with ours."""
-        [(todo, version)] = await self._memory.read(owner, _STANDING)
+        [(todo, version, remake)] = await self._memory.read(owner, _STANDING)
         made_by = str(version or "")
         other = bool(made_by) and bool(self.made_by) and made_by != self.made_by
         refused = (
             f"recall is by words only: the vectors are of {made_by}, the embedder is "
             f"{self.made_by}; {_REBUILD}" if other else ""
         )  # fmt: skip
+        if remake:
+            refused = "recall is by words only: the vectors are being removed, to be made anew"
         return max(int(todo or 0), indexer.coming), refused
 
     async def _follow(self, owner: str, indexer: Indexer) -> None:
@@ -197,7 +202,7 @@ class Meaning:
         if indexer.looked != self.made_by:
             await look_again(self._memory, owner, self.made_by)
             indexer.looked = self.made_by
-        rows = await self._memory.read(owner, _WAITING, indexer.pace.pages)
+        rows = await self._memory.read(owner, WAITING, indexer.pace.pages)
         if not rows:
             return False
         texts = {int(row[0] or 0): str(row[1]) for row in rows}

@@ -14,19 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import anyio
+
 from .. import limits
-from ..database import Database, Row, Statement, Value, damaged
+from ..database import Database, Row, Statement, Transaction, Value, damaged
 from ..driver import Cut
 from ..errors import SyscallError
 from ..process import Process, check_alive
 from ..store import Store
 from ..turns import Turns
 from ..values import Message, Role
-from . import rows, schema
+from . import pieces, rows, schema
 from .lag import COUNTED, Lags
 from .layout import Stored
 from .loading import load_tables
-from .rows import Change, Moved, Turn, Written, runs, stored
+from .rows import Change, Moved, Turn, Written, stored
 from .schema import SCHEMA
 from .table import Piece, Range, Table, load, without
 from .tables import Tables
@@ -36,6 +38,10 @@ _FILE = "pages.db"
 _STORED = f"SELECT {schema.COLUMNS} FROM pages WHERE id"
 _FEWER_MOVES = """DELETE FROM moves WHERE pid = ? AND seq <= (SELECT seq FROM moves WHERE pid = ?
                   ORDER BY seq DESC LIMIT 1 OFFSET ?)"""
+
+
+def _nothing(_: str) -> None:
+    return
 
 
 class Memory:
@@ -50,6 +56,11 @@ class Memory:
         self.forgets: Counter[str] = Counter()  # times, by owner: what was read before may be gone
         self.files = Turns(limits.OWNER_FILES, limits.FILES)  # by owner: what maps files
         self.lags = Lags()  # pages that are not found by meaning yet
+        self.checks = Turns(1, limits.CHECKERS)  # by owner: what reads all pages
+        self._upkeep: dict[str, anyio.Lock] = {}
+        self.filling: set[str] = set()  # owners whose text indexes are being made anew
+        self.coming: set[tuple[str, int]] = set()  # spaces of documents that are being stored
+        self.left: Callable[[str], None] = _nothing  # called when an owner has pages to be erased
         owners = store.directory / "owners"
         owners.mkdir(mode=0o700, exist_ok=True)
         for directory in owners.iterdir():
@@ -95,12 +106,9 @@ class Memory:
         self._owners.pop(owner, None)
         self.store.withhold(f"owners/{owner}/{_FILE}", owner, error)
 
-    async def clear(self, owner: str) -> None:
-        """At boot: spaces that nobody has, as the last run ended in the midst of something."""
-        for (space,) in await self.read(owner, "SELECT space FROM spaces WHERE pid = 0"):
-            if not self.tables.having(owner, int(space or 0)):
-                _, statements = self.emptied(owner, int(space or 0))
-                await self.store.write(self.database(owner), statements, frees=True)
+    def upkeep(self, owner: str) -> anyio.Lock:
+        """Held while an owner's pages are checked, swept, or their indexes are made anew."""
+        return self._upkeep.setdefault(owner, anyio.Lock())
 
     def new_space(self, owner: str) -> int:
         self.database(owner)
@@ -304,12 +312,25 @@ class Memory:
             *self._rows(table, what.moves),
             *self.saved(table, ranges=what.ranges),
         ]
-        await self._commit(table, statements, frees=what.frees)
+        if what.goes:
+            await self.let_go(table.owner, statements, frees=what.frees)
+        else:
+            await self._commit(table, statements)
 
-    async def _commit(
-        self, table: Table, statements: Sequence[Statement], *, frees: bool = False
+    async def let_go(
+        self, owner: str, statements: Sequence[Statement], *, frees: bool = False
     ) -> None:
-        await self.store.write(self.database(table.owner), statements, frees=frees)
+        """Write that pages are going; a few are erased at once, the others soon."""
+
+        def work(transaction: Transaction) -> bool:
+            transaction.write(statements)
+            return pieces.erase(transaction)[1]
+
+        if await self.store.apply(self.database(owner), work, frees=frees):
+            self.left(owner)
+
+    async def _commit(self, table: Table, statements: Sequence[Statement]) -> None:
+        await self.store.write(self.database(table.owner), statements)
 
     # --- sharing and going ------------------------------------------------------------------------
     async def copy(self, parent: Process, children: Sequence[Process]) -> None:
@@ -331,67 +352,6 @@ class Memory:
                 for own in born:
                     self.tables.remove(own.pid)
                 raise
-
-    def let_go(self, owner: str, pages: Iterable[int]) -> tuple[list[int], list[Statement]]:
-        """Those of some pages that nobody has any more, and how they are erased."""
-        free = [
-            page
-            for page in pages
-            if all(one.number(page) is None
-                   for one in self.tables.having(owner, schema.space_of(page)[0]))
-        ]  # fmt: skip
-        statements = [one for low, high in runs(free) for one in schema.erased(low, high)]
-        statements += [schema.unknown(space) for space in {schema.space_of(p)[0] for p in free}]
-        return free, [*statements, schema.DIRTY] if free else []
-
-    async def drop(self, process: Process) -> list[int]:
-        """Free a reaped process's pages, but for those that others have."""
-        return await self.erase(process.owner, process.pid)
-
-    async def erase(self, owner: str, pid: int) -> list[int]:
-        """A process's rows, and the pages that nobody has any more. The spaces that are gone."""
-        async with self.tables.structure(owner), self.tables.lock(pid):
-            table = self.tables.remove(pid)
-            self.unread.discard(pid)
-            sql = """SELECT space FROM ranges WHERE pid = ?1 UNION
-                     SELECT space FROM spaces WHERE pid = ?1"""
-            spaces = {int(row[0] or 0) for row in await self.read(owner, sql, pid)}
-            if table is not None:
-                spaces |= table.spaces()
-            statements = [*schema.gone(pid), ("UPDATE spaces SET pid = 0 WHERE pid = ?", (pid,))]
-            empty: list[int] = []
-            for space in sorted(spaces):
-                gone, erased = self.emptied(owner, space)
-                statements += erased
-                empty += [space] if gone else []
-            await self.store.write(self.database(owner), statements, frees=True)
-        self.tables.unlock([pid])
-        return empty
-
-    def emptied(self, owner: str, space: int) -> tuple[bool, list[Statement]]:
-        """Erase what nobody has of a space. Whether that is all of it."""
-        holes = self.unused(owner, space)
-        statements = [one for low, high in holes for one in schema.erased(low, high)]
-        whole = holes[:1] == [schema.whole(space)]
-        if whole:
-            statements.append(("DELETE FROM spaces WHERE space = ?", (space,)))
-        return whole, [*statements, schema.unknown(space), schema.DIRTY] if holes else []
-
-    def unused(self, owner: str, space: int) -> list[tuple[int, int]]:
-        """Ids of a space that no table reaches: first and last of each run."""
-        mine = self.tables.having(owner, space)
-        used = sorted(part for table in mine for part in table.holds(space))
-        writer = next((table for table in mine if table.space == space), None)
-        holes: list[tuple[int, int]] = []
-        at = 0
-        for first, end in used:
-            if first > at:
-                holes.append((schema.page_id(space, at), schema.page_id(space, first - 1)))
-            at = max(at, end)
-        end = (1 << schema.SPAN) - 1 if writer is None else writer.place - 1  # more may come
-        if end >= at:
-            holes.append((schema.page_id(space, at), schema.page_id(space, end)))
-        return holes
 
     def committed(self, owner: str, call: int) -> bool:
         """Whether a call's pages are on disk: then it succeeded, whatever the journal says."""

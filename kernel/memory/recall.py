@@ -26,6 +26,7 @@ _MATCHES = """SELECT rowid, -rank FROM {0} WHERE {0} MATCH ? AND rowid BETWEEN ?
               ORDER BY rank LIMIT ?"""
 _FILTERED = """SELECT {0}.rowid, -{0}.rank FROM {0} JOIN pages ON pages.id = {0}.rowid
                WHERE {0} MATCH ? AND {0}.rowid BETWEEN ? AND ? AND {1} ORDER BY {0}.rank LIMIT ?"""
+_FILLING = "the text indexes are being made anew: some pages are not found by their words yet"
 _NEWEST = "SELECT id FROM pages WHERE id BETWEEN ? AND ? AND {0} ORDER BY id DESC LIMIT ?"
 
 
@@ -87,7 +88,8 @@ async def find(memory: Memory, meaning: Meaning, table: Table, wanted: Wanted) -
     ranked = _ranked(wanted, candidates, among)
     ranked, note = _filled(wanted, ranked)
     clear = fuse.clear(candidates)
-    notes = "; ".join(filter(None, [note, near.note]))
+    filling = _FILLING if lexically and table.owner in memory.filling else ""
+    notes = "; ".join(filter(None, [note, near.note, filling]))
     return Found([Hit(held[one.page], one) for one in ranked[: wanted.count]], clear, notes)
 
 

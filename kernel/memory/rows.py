@@ -74,6 +74,7 @@ class Change:
     marks: Iterable[int] = ()  # numbers
     ranges: Sequence[Range] = ()
     more: Sequence[Statement] = ()
+    goes: bool = False  # `more` says that pages go
     frees: bool = False
 
 

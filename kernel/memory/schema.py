@@ -27,6 +27,7 @@ def signs_of(bits: int) -> Signs:
     return Signs(asks=bool(bits & ASKS), timed=bool(bits & TIMED))
 
 
+TOKENIZE = "porter unicode61"  # of the text indexes
 COMING = "coming"  # the source of a space whose document is not whole yet
 SPAN = 32  # bits of a place
 NOW = "(julianday('now') - 2440587.5) * 86400.0"  # Unix seconds, on every SQLite
@@ -77,9 +78,9 @@ _SPACES = f"""
   CREATE VIEW near_view AS SELECT p.id, indexed((SELECT group_concat(text, ' ') FROM said
     WHERE id BETWEEN p.id - {NEAR} AND p.id + {NEAR})) AS near FROM pages p WHERE p.near;
   CREATE VIRTUAL TABLE turns USING fts5(turn, content='turn_view', content_rowid='id',
-    tokenize='porter unicode61');
+    tokenize='{TOKENIZE}');
   CREATE VIRTUAL TABLE nears USING fts5(near, content='near_view', content_rowid='id',
-    tokenize='porter unicode61');
+    tokenize='{TOKENIZE}');
   INSERT INTO spaces SELECT DISTINCT pid, pid, '', x'', 0 FROM old;
   INSERT INTO pages SELECT (pid << {SPAN}) + number, message, owner, kind, author, time, '', '',
     tokens, text, labels, time, hash, call, number + {NEAR} <= (SELECT max(number) FROM old AS o
@@ -103,22 +104,30 @@ _REFUSED = f"""
   CREATE TABLE refused(id INTEGER PRIMARY KEY, made_by TEXT NOT NULL, why TEXT NOT NULL,
     time REAL NOT NULL)
 """
+# Pages that nobody has any more, and that are erased in pieces: first and last id.
+_GOING = "CREATE TABLE going(low INTEGER PRIMARY KEY, high INTEGER NOT NULL)"
 SCHEMA = Schema(
-    "pages", (_FIRST, _SPACES, _HELD, _REFUSED), functions={"indexed": indexed, "signs": signs}
-)
+    "pages", (_FIRST, _SPACES, _HELD, _REFUSED, _GOING),
+    functions={"indexed": indexed, "signs": signs},
+)  # fmt: skip
 
-# Something of pages that are gone is left in an index.
-DIRTY: Statement = ("INSERT OR IGNORE INTO derived VALUES('dirty', '1')", ())
-CLEAN: Sequence[Statement] = (("DELETE FROM derived WHERE name = 'dirty'", ()),)
-IS_DIRTY = "SELECT 1 FROM derived WHERE name = 'dirty'"
+# Something of pages that are gone is left in an index: set when they go, reset when a sweep begins,
+# removed when it has ended and nothing was set meanwhile.
+DIRTY: Statement = ("INSERT OR REPLACE INTO derived VALUES('dirty', '1')", ())
+SWEEPING: Statement = ("UPDATE derived SET version = '0' WHERE name = 'dirty'", ())
+CLEAN: Statement = ("DELETE FROM derived WHERE name = 'dirty' AND version = '0'", ())
 INSERT_PAGE = f"INSERT INTO pages VALUES({','.join('?' * 16)})"
 COLUMNS = "id, message, owner, kind, author, time, session, key, tokens, text, labels, signs"
-_TURNS_OF = "INSERT INTO turns(rowid, turn) SELECT id, turn FROM turn_view WHERE id BETWEEN ? AND ?"
-_NEARS_OF = "INSERT INTO nears(rowid, near) SELECT id, near FROM near_view WHERE id BETWEEN ? AND ?"
-_LEAVE_TURNS = """INSERT INTO turns(turns, rowid, turn)
-                  SELECT 'delete', id, turn FROM turn_view WHERE id BETWEEN ? AND ?"""
-_LEAVE_NEARS = """INSERT INTO nears(nears, rowid, near)
-                  SELECT 'delete', id, near FROM near_view WHERE id BETWEEN ? AND ?"""
+LAST = (1 << 63) - 1  # the greatest id that there can be
+# While the text indexes are made anew, pages beyond this one are not in them yet.
+_HERE = f"""BETWEEN ? AND min(?, coalesce((SELECT CAST(version AS INTEGER) FROM derived
+            WHERE name = 'words'), {LAST}))"""
+_TURNS_OF = f"INSERT INTO turns(rowid, turn) SELECT id, turn FROM turn_view WHERE id {_HERE}"
+_NEARS_OF = f"INSERT INTO nears(rowid, near) SELECT id, near FROM near_view WHERE id {_HERE}"
+_LEAVE_TURNS = f"""INSERT INTO turns(turns, rowid, turn)
+                   SELECT 'delete', id, turn FROM turn_view WHERE id {_HERE}"""
+_LEAVE_NEARS = f"""INSERT INTO nears(nears, rowid, near)
+                   SELECT 'delete', id, near FROM near_view WHERE id {_HERE}"""
 
 
 def unknown(space: int) -> Statement:
@@ -162,6 +171,19 @@ def _windows(first: int, last: int) -> list[Statement]:
         ("UPDATE pages SET near = 1 WHERE id BETWEEN ? AND ?", (first, last)),
         (_NEARS_OF, (first, last)),
     ]
+
+
+def entered(low: int, high: int) -> list[Statement]:
+    """Pages, with their windows, into text indexes that have none of them."""
+    return [(_TURNS_OF, (low, high)), (_NEARS_OF, (low, high))]
+
+
+def going(low: int, high: int) -> Statement:
+    """Pages that nobody has any more; ids without a page are left out."""
+    sql = """INSERT INTO going SELECT ?1, ?2 WHERE EXISTS
+             (SELECT 1 FROM pages WHERE id BETWEEN ?1 AND ?2)
+             ON CONFLICT(low) DO UPDATE SET high = max(high, excluded.high)"""
+    return sql, (low, high)
 
 
 def erased(low: int, high: int) -> list[Statement]:

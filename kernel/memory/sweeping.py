@@ -1,28 +1,36 @@
-"""What is left of pages that are gone, after their processes were reaped.
+"""What is left of pages that are gone: the sweeper removes it, owner by owner, in the background.
 
-The rows are erased at once; words of theirs stay in old segments of the text indexes, and vectors
-in Chroma's files, until both are made anew. That takes as long as the indexes are large, so it is
-done once for many, a while after the last; an owner who has something to sweep is marked so on
-disk, and the next boot goes on. `forget` does not wait for any of this.
+Their rows are erased at once, as fast as pieces go. Words of theirs stay in old segments of the
+text indexes, and vectors in Chroma's files, until these are merged and made anew. That takes as
+long as the indexes are large, so it is done for many at once: SWEEP_S after the first of them has
+gone, however many go meanwhile. What is left stands on disk, and the next boot goes on; so it does
+with indexes whose making was interrupted. `forget` does not wait for any of this.
 """
 
 import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 import anyio
 
 from .. import limits
-from ..database import Statement
-from ..errors import SyscallError
+from ..errors import Damaged, SyscallError
 from ..supervisor import Supervisor
-from . import schema
+from . import erasing, pieces, schema, words
+from .fsck import resume_vectors
 from .meaning import Meaning
 from .memory import Memory
 
 log = logging.getLogger(__name__)
-MERGED: tuple[Statement, ...] = (
-    ("INSERT INTO turns(turns) VALUES('optimize')", ()),
-    ("INSERT INTO nears(nears) VALUES('optimize')", ()),
-)
+
+
+@dataclass(slots=True)
+class Due:
+    """What has to be done for an owner."""
+
+    erase: anyio.Event = field(default_factory=anyio.Event)  # set: there are pages to be erased
+    sweep: bool = True  # something of pages that are gone is left in an index
 
 
 class Sweeper:
@@ -30,44 +38,99 @@ class Sweeper:
 
     def __init__(self, memory: Memory, meaning: Meaning, jobs: Supervisor) -> None:
         self._memory, self._meaning, self._jobs = memory, meaning, jobs
-        self._due: dict[str, anyio.CancelScope] = {}  # by owner: the wait before the sweep
+        self._due: dict[str, Due] = {}  # by owner; each has a job
+        memory.left = self.left
         for owner in memory.owners():
-            if memory.now(owner, schema.IS_DIRTY):
-                self.dirty(owner)
+            try:
+                self._look(owner)
+            except Damaged as error:  # its owner does without it, nobody else
+                memory.withhold(owner, error)
+
+    def _look(self, owner: str) -> None:
+        """At boot: what the last run left."""
+        if self._memory.now(owner, pieces.FILLING):
+            self._memory.filling.add(owner)
+        if self._memory.now(owner, pieces.UNFINISHED):
+            self.left(owner)
 
     def dirty(self, owner: str) -> None:
-        """Pages of this owner are gone: sweep soon, unless more go before."""
-        if owner in self._due:
-            self._due[owner].cancel()
-        scope = self._due[owner] = anyio.CancelScope()
-        self._jobs.run("sweep", self._later, owner, scope, owner=owner)
+        """Pages of this owner are gone: their indexes are swept within SWEEP_S from now."""
+        due = self._due.get(owner)
+        if due is not None:
+            due.sweep = True
+            return
+        self._due[owner] = Due()
+        self._jobs.run("sweep", self._work, owner, owner=owner)
 
-    async def _later(self, owner: str, scope: anyio.CancelScope) -> None:
-        """Until it is done: what fails is tried again after growing pauses."""
-        pause_s = limits.SWEEP_S
-        while not scope.cancel_called:
-            with scope:
-                await anyio.sleep(pause_s)
-            if scope.cancel_called or await self.sweep(owner):
-                break
-            pause_s = min(2 * pause_s, limits.SWEEP_LAST_S)
-        if self._due.get(owner) is scope:
-            del self._due[owner]
+    def left(self, owner: str) -> None:
+        """There are pages to be erased, or an index to be made: begin now."""
+        self.dirty(owner)
+        self._due[owner].erase.set()
+
+    async def _work(self, owner: str) -> None:
+        """Until nothing is left. What fails is tried again after growing pauses."""
+        due, pause_s = self._due[owner], limits.SWEEP_S
+        while due.sweep:
+            await self._wait(owner, due, pause_s)
+            begun = time.monotonic()
+            if await self._swept(owner, due):
+                took_s = time.monotonic() - begun
+                pause_s = max(limits.SWEEP_S, min(limits.SWEEP_SHARE * took_s, limits.SWEEP_MOST_S))
+            else:
+                pause_s = min(2 * pause_s, limits.SWEEP_LAST_S)
+        del self._due[owner]
+
+    async def _swept(self, owner: str, due: Due) -> bool:
+        """Sweep; whatever keeps it from being done, it stays due."""
+        done, due.sweep = False, False
+        try:
+            done = await self.sweep(owner)
+        finally:
+            due.sweep = due.sweep or not done
+        return done
+
+    async def _wait(self, owner: str, due: Due, pause_s: float) -> None:
+        """The pause before a sweep; pages that have to be erased meanwhile are."""
+        with anyio.move_on_after(pause_s):
+            while True:
+                await due.erase.wait()
+                due.erase = anyio.Event()
+                await self._attempt(owner, self._finish)
 
     async def close(self) -> None:
         """The machine goes down: what is due is done now."""
         for owner in list(self._due):
-            self._due.pop(owner).cancel()
             await self.sweep(owner)
 
     async def sweep(self, owner: str) -> bool:
         """Whether all of it is done."""
+        return await self._attempt(owner, self._sweep)
+
+    async def _attempt(self, owner: str, do: Callable[[str], Awaitable[None]]) -> bool:
         try:
-            await self._meaning.sweep(owner)
-            database = self._memory.database(owner)
-            await self._memory.store.write(database, [*MERGED, *schema.CLEAN], frees=True)
-            await self._memory.store.empty_log(database)
+            async with self._memory.upkeep(owner):
+                await do(owner)
         except (SyscallError, OSError) as error:
             log.warning("pages of %s that are gone are not swept: %s", owner, error)
             return False
         return True
+
+    async def _finish(self, owner: str) -> None:
+        """Erase what is going, and make the indexes that are not complete."""
+        memory = self._memory
+        erased = await erasing.finish(memory, owner)
+        if erased:  # also vectors that were made meanwhile
+            await self._meaning.erased(owner, [], erased)
+            await memory.count_waiting(owner)
+        await words.resume(memory, owner)
+        if memory.now(owner, pieces.REMAKE):
+            await resume_vectors(memory, self._meaning, owner)
+
+    async def _sweep(self, owner: str) -> None:
+        memory, database = self._memory, self._memory.database(owner)
+        await memory.store.write(database, [schema.SWEEPING], durable=False, frees=True)
+        await self._finish(owner)
+        await self._meaning.sweep(owner)
+        await words.merge(memory, owner)
+        await memory.store.write(database, [schema.CLEAN], frees=True)
+        await memory.store.empty_log(database)

@@ -208,7 +208,14 @@ async def trace_mem(m: Machine, call: Call, request: v.TraceMem) -> v.Trace:
 
 
 async def fsck(m: Machine, call: Call, request: v.Fsck) -> v.Checked:
-    return await m.fsck(call.caller.owner, rebuild=request.rebuild)
+    """Look at an owner's pages and indexes; mend what is derived."""
+    owner = call.caller.owner
+    alive = {process.pid for process in m.processes.all()}
+    try:
+        return await checking.fsck(m.memory, m.meaning, owner, alive, rebuild=request.rebuild)
+    except BaseException:  # whatever it began is ended without the caller
+        m.sweeper.left(owner)
+        raise
 
 
 def _numbers(first: int, count: int) -> list[int]:

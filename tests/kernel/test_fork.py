@@ -12,7 +12,7 @@ from llmasos.kernel.driver import Cut
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.identity import Caller
 from llmasos.kernel.memory import reading
-from llmasos.kernel.memory.erasing import orphans
+from llmasos.kernel.memory.erasing import drop, orphans
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.rows import Turn, Written
 from llmasos.kernel.process import Process, Processes
@@ -107,9 +107,9 @@ async def test_what_one_of_them_says_later_is_its_own(store: Store) -> None:
     texts = {p.pid: [page.text for page in await pages_of(memory, p)] for p in (parent, child)}
     assert texts[parent.pid] == ["before", "BEFORE", "parent", "PARENT"]
     assert texts[child.pid] == ["before", "BEFORE", "child", "CHILD"]
-    await memory.drop(parent)
+    await drop(memory, parent)
     assert len(await pages_of(memory, child)) == 4
-    await memory.drop(child)
+    await drop(memory, child)
     assert await memory.read("alice", "SELECT count(*) FROM pages") == [(0,)]
 
 

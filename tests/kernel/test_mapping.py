@@ -9,6 +9,7 @@ import pytest
 from llmasos.kernel.driver import Cut
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.memory import changing, mapping
+from llmasos.kernel.memory.erasing import drop
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.rows import Turn
 from llmasos.kernel.memory.table import Table
@@ -166,7 +167,7 @@ async def test_a_document_some_pages_of_which_are_gone_is_mapped_whole_again(
         gone = await mapping.unmap(memory, table, 0)
         assert (gone.spaces, len(gone.pages)) == ([], 2)
     elif whose == "reaped":
-        await memory.drop(one)
+        await drop(memory, one)
     await mapped(memory, await memory.opened(third), book)
     assert await texts_of(memory, third) == {0: "one\n", 1: "two\n", 2: "three\n"}
     await whole(memory)

@@ -10,6 +10,7 @@ import pytest
 
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.memory import changing, mapping, reading
+from llmasos.kernel.memory.erasing import drop
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.rows import Turn, Written
 from llmasos.kernel.memory.table import Table
@@ -124,7 +125,7 @@ class Both:
 
     async def drop(self, pid: int, _text: str) -> None:
         if len(self.alive) > 1:
-            await self.memory.drop(self.alive.pop(pid))
+            await drop(self.memory, self.alive.pop(pid))
             del self.model.texts[pid]
 
     async def map(self, pid: int, _text: str) -> None:
@@ -180,7 +181,7 @@ async def test_random_changes_agree_with_a_plain_model(store: Store, seed: int) 
         if step % 10 == 9:
             await both.agree(Memory(store))
     for one in both.alive.values():
-        await memory.drop(one)
+        await drop(memory, one)
     await whole(memory)
     for table in ("pages", "tables", "ranges", "marks", "moves", "vectors", "todo", "spaces"):
         assert await memory.read(OWNER, f"SELECT count(*) FROM {table}") == [(0,)], table
@@ -247,7 +248,7 @@ async def test_an_unmapped_part_is_free_for_nobody_else(store: Store) -> None:
     await memory.write(one, [page("a"), page("b", message=1)])
     table = await memory.opened(other)
     await mapping.process(memory, table, await memory.opened(one), range(2), writable=True)
-    await memory.drop(one)  # its pages live on where they are mapped
+    await drop(memory, one)  # its pages live on where they are mapped
     assert await texts_of(memory, other) == {0: "a", 1: "b"}
     gone = await mapping.unmap(memory, table, 1)
     assert len(gone.spaces) == 1
@@ -369,7 +370,7 @@ async def test_what_could_not_be_written_has_not_happened(store: Store) -> None:
     await changing.put(memory, table, "colour", [page("green", key="colour")])
     assert "green" in (await texts_of(memory, one)).values()
     await whole(memory)
-    await memory.drop(one)
+    await drop(memory, one)
     assert await memory.read(OWNER, "SELECT count(*) FROM pages") == [(0,)]
 
 
@@ -405,7 +406,7 @@ async def test_nothing_is_written_for_a_process_that_was_reaped(store: Store) ->
     await memory.write(one, [page("a")])
     table = await memory.opened(one)
     one.reaped = True
-    await memory.drop(one)
+    await drop(memory, one)
     for change in (
         lambda: memory.write(one, [page("b")]),
         lambda: changing.put(memory, table, "key", [page("b", key="key")]),
