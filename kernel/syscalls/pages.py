@@ -12,6 +12,7 @@ from ..driver import Cut
 from ..errors import Errno, SyscallError
 from ..machine import Machine
 from ..memory import changing, forgetting, mapping, reading
+from ..memory import fsck as checking
 from ..memory.layout import Stored
 from ..memory.recall import Wanted, find
 from ..memory.rows import Written
