@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,3 +125,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     machine.start("--mount", "false")
     yield machine
     machine.down()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """machine.pem and machine.key for localhost, and another pair that nobody knows."""
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl, which makes certificates, is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    for name in ("machine", "stranger"):
+        line = [
+            program, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+            "-nodes", "-days", "1", "-subj", f"/CN={name}",
+            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+            "-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem"),
+        ]  # fmt: skip
+        subprocess.run(line, check=True, capture_output=True, timeout=60)
+    return folder

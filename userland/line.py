@@ -138,23 +138,30 @@ class Stream(Generic[Item, R]):
         self._line.cancel(self._number)
 
 
+def _opened(place: Path | socket.socket | None) -> socket.socket:
+    if isinstance(place, socket.socket):
+        return place
+    return own() if place is None else connect(place)
+
+
 class Line:
     """A connection that has said hello. `welcome` holds the kernel's answer and its notices.
 
-    Without a path it is the program's own, or goes to this user's kernel. The application that it
-    says it is, is the command line.
+    `place`: the path of a kernel's socket, or a connection that is there already; without it, it is
+    the program's own, or goes to this user's kernel. The application that it says it is, is the
+    command line.
     """
 
     def __init__(
-        self, path: Path | None = None, *, app: str = COMMAND, profile: Profile = Profile.OPERATOR,
-        key: str | None = None,
+        self, place: Path | socket.socket | None = None, *, app: str = COMMAND,
+        profile: Profile = Profile.OPERATOR, key: str | None = None,
     ) -> None:  # fmt: skip
         self._frames = wire.Frames()
         self._kept: dict[int, deque[list[Any]]] = {}
         self._outbox: deque[bytes] = deque()
         self._writing = False
         self._last = 0
-        self._socket = own() if path is None else connect(path)
+        self._socket = _opened(place)
         self._socket.settimeout(limits.START_S)  # a kernel that hangs does not hang its clients
         try:
             hello = Hello(limits.PROTOCOL_VERSION, app, profile, key)

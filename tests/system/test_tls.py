@@ -1,9 +1,7 @@
 """TCP: only with TLS 1.3, only with a key, off unless asked for."""
 
-import shutil
 import socket
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,24 +11,6 @@ from llmasos.kernel import limits
 from llmasos.kernel.errors import Errno, SyscallError
 from tests.system.daemon import Machine
 from tests.system.raw import Raw, hung_up_on, raw
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """machine.pem and machine.key for localhost, and another pair that nobody knows."""
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("openssl, which makes certificates, is not installed")
-    folder = tmp_path_factory.mktemp("tls")
-    for name in ("machine", "stranger"):
-        line = [
-            program, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-            "-nodes", "-days", "1", "-subj", f"/CN={name}",
-            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-            "-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem"),
-        ]  # fmt: skip
-        subprocess.run(line, check=True, capture_output=True, timeout=60)
-    return folder
 
 
 def port() -> int:

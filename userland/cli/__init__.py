@@ -24,7 +24,7 @@ from .verb import Verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    CURRENT.reset(words)
+    words = CURRENT.begin(words)
     try:
         code = _act(words)
         sys.stdout.flush()
@@ -74,7 +74,11 @@ def _run(verb: Verb, words: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a letter that it cannot show is no error
             stream.reconfigure(errors="backslashreplace")
-    CURRENT.verb, CURRENT.starts = verb.words, verb.starts
+    CURRENT.verb, CURRENT.starts, CURRENT.local = verb.words, verb.starts, verb.local
+    if CURRENT.missing:
+        raise exits.Usage(f"{CURRENT.missing} has no value", "as in --host box.example.com:7000")
+    if CURRENT.remote and verb.local:
+        raise exits.Usage("this is about the machine that it runs on", "leave --host out")
     arguments: Any = words
     if not verb.rest:
         try:

@@ -15,7 +15,7 @@ from llmasos.userland import start as starter
 from llmasos.userland.line import Line
 
 from . import config, exits
-from .door import connect
+from .door import connect, is_far, place
 from .show import card, document, harmless, iso, note, plain, size, span
 
 _MEMORY = {  # counters, in words: of one, of many
@@ -69,7 +69,7 @@ def _down(line: Line, arguments: Namespace) -> int:
         note(f"waiting for calls in flight ({busy}), {limits.DRAIN_S:g} s at most")
     line.call("shutdown", v.Shutdown(drain=not arguments.now), v.Nothing)
     line.closed()
-    if not starter.gone(stat.os_pid, 4 * limits.DRAIN_S):
+    if not is_far() and not starter.gone(stat.os_pid, 4 * limits.DRAIN_S):
         words = f"the daemon (pid {stat.os_pid}) has closed its socket and is still there"
         raise SyscallError(Errno.ETIMEDOUT, words, "`llmasos daemon logs` tells what it does")
     return stat.os_pid
@@ -104,20 +104,20 @@ def restart(arguments: Namespace) -> int:
 
 def status(arguments: Namespace) -> int:
     """A real probe: connect, hello, stat."""
-    where = paths.find()
     try:
         with connect() as line:
             stat = line.call("stat", v.Nothing(), v.Stat)
     except SyscallError as error:
-        last = lastrun.previous(where.state) if error.errno is Errno.ECONNREFUSED else ""
+        down = error.errno is Errno.ECONNREFUSED and not is_far()
+        last = lastrun.previous(paths.find().state) if down else ""
         if arguments.json:
-            told = {"up": False, "socket": str(where.socket), "why": error.message}
+            told = {"up": False, "socket": place(), "why": error.message}
             document({**told, "last_run": last})
         elif last:
             note(f"the last run {last}")
         raise
     if arguments.json:
-        document({**plain(stat), "up": True, "socket": str(where.socket)})
+        document({**plain(stat), "up": True, "socket": place()})
         return exits.OK
     apart = (*_MEMORY, "jobs", "waiting_since")
     told = {name: one for name, one in asdict(stat).items() if name not in apart}
@@ -126,7 +126,7 @@ def status(arguments: Namespace) -> int:
         **({"waiting_since": iso(stat.waiting_since)} if stat.waiting_since else {}),
         "uptime_s": span(stat.uptime_s), "rss_bytes": size(stat.rss_bytes),
         "journal_bytes": size(stat.journal_bytes), **_memory(stat), "jobs": _jobs(stat),
-        "socket": where.socket,
+        "socket": place(),
     })  # fmt: skip
     return exits.OK
 

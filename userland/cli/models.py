@@ -8,7 +8,7 @@ from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 
 from . import exits, options
-from .door import connect
+from .door import connect, is_far
 from .show import card, document, note, size, table
 
 
@@ -62,7 +62,7 @@ def add(arguments: Namespace) -> int:
     if "://" in arguments.file:
         request = v.ImageAdd(arguments.name, url=arguments.file, options=chosen)
     else:  # the daemon does not know our directory
-        path = os.path.abspath(arguments.file)
+        path = arguments.file if is_far() else os.path.abspath(arguments.file)
         request = v.ImageAdd(arguments.name, path=path, options=chosen)
     return _add(request, arguments)
 

@@ -11,7 +11,7 @@ from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland.line import Line
 
 from . import exits
-from .door import connect
+from .door import connect, is_far
 from .mem import count, named
 from .show import complain, document, failure, note
 from .stdin import WHOLE, said
@@ -138,7 +138,15 @@ def _range(text: str) -> tuple[int, int]:
 
 
 def _found(path: str) -> str:
-    """A path without links, as the kernel wants it. ENOENT; EINVAL: it names no folder."""
+    """A path without links, as the kernel wants it. ENOENT; EINVAL: it names no folder.
+
+    One of another machine is taken as it is named.
+    """
+    if is_far():
+        if not path.startswith(os.sep):
+            words = f"{path} is relative, and the kernel is on another machine"
+            raise SyscallError(Errno.EINVAL, words, "name it from / on")
+        return os.path.normpath(path)
     try:
         os.stat(clean(path, "the path"))
     except (OSError, ValueError) as error:

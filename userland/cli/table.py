@@ -169,28 +169,30 @@ _ROWS = (
     Verb("unmount", ".devices:unmount", "stop a model's engine; its processes keep their pages",
          (JSON, option("image", metavar="MODEL"))),
     Verb("daemon start", ".daemon:start",
-         "start the kernel in the background; takes --SETTING VALUE", (JSON,), extra=True),
+         "start the kernel in the background; takes --SETTING VALUE", (JSON,), extra=True,
+         local=True),
     Verb("daemon stop", ".daemon:stop", "stop the kernel; calls in flight get some seconds", (
         option("--now", action="store_true", help="do not wait for them"), JSON,
     )),
     Verb("daemon restart", ".daemon:restart",
          "stop the kernel and start it as it was; takes --SETTING VALUE", (
         option("--now", action="store_true", help="do not wait for calls in flight"), JSON,
-    ), extra=True),
+    ), extra=True, local=True),
     Verb("daemon status", ".daemon:status", "ask the kernel how it is", (JSON,)),
     Verb("daemon logs", ".daemon:logs", "what the daemon wrote about itself", (
         option("-f", "--follow", action="store_true", help="wait for more"),
         option("-n", "--lines", type=between(int, 0, 10**6), default=100, metavar="N",
                help="the last N (default 100)"),
         JSON,
-    )),
-    Verb("daemon run", ".daemon:run", "run the kernel here", rest=True),
+    ), local=True),
+    Verb("daemon run", ".daemon:run", "run the kernel here", rest=True, local=True),
     Verb("secrets set", ".secrets:set_", "keep a key of an endpoint; it is read from stdin", (
         option("--keyring", action="store_true", help="in the desktop's keyring, not in a file"),
         JSON, option("name", metavar="NAME"),
-    )),
-    Verb("secrets list", ".secrets:list_", "names of the keys that are kept", (JSON,)),
-    Verb("secrets rm", ".secrets:rm", "forget a key", (JSON, option("name", metavar="NAME"))),
+    ), local=True),
+    Verb("secrets list", ".secrets:list_", "names of the keys that are kept", (JSON,), local=True),
+    Verb("secrets rm", ".secrets:rm", "forget a key", (JSON, option("name", metavar="NAME")),
+         local=True),
     Verb("users add", ".users:add", "let somebody in", (
         option("--uid", type=between(int, 0, 2**32 - 2), metavar="N",
                help="known by this number of the operating system; without it by keys only"),
@@ -235,7 +237,7 @@ _ROWS = (
          starts=True),
     Verb("policy lint", ".lint:lint", "every mistake in a file of rules; needs no daemon", (
         JSON, option("file", nargs="?", metavar="FILE", help="default: your rules"),
-    )),
+    ), local=True),
     Verb("policy test", ".policy:test", "allow, ask or deny; exit code 0, 75 or 77", (
         JSON, option("words", nargs="+", metavar="WORD",
                       help="SUBJECT... ACTION OBJECT, as u:$USER r:careful spawn /dev/image/big"),
@@ -252,16 +254,18 @@ _ROWS = (
     ), starts=True),
     Verb("config list", ".config:list_",
          "the settings of the daemon that runs, where they are from, and what waits for a restart",
-         (JSON,)),
-    Verb("config get", ".config:get", "one setting", (JSON, _SETTING)),
+         (JSON,), local=True),
+    Verb("config get", ".config:get", "one setting", (JSON, _SETTING), local=True),
     Verb("config set", ".config:set_", "write a setting into config.toml, for the next start", (
         JSON, _SETTING, option("value", metavar="VALUE"),
-    )),
-    Verb("config unset", ".config:unset", "take a setting out of config.toml", (JSON, _SETTING)),
-    Verb("config path", ".config:path", "where files live", (JSON,)),
-    Verb("doctor", ".doctor:doctor", "look for what is wrong, and say how to mend it", (JSON,)),
-    Verb("bench", "llmasos.userland.bench:main", "measure this machine", rest=True),
-    Verb("version", ".version:version", "versions", (JSON,)),
+    ), local=True),
+    Verb("config unset", ".config:unset", "take a setting out of config.toml", (JSON, _SETTING),
+         local=True),
+    Verb("config path", ".config:path", "where files live", (JSON,), local=True),
+    Verb("doctor", ".doctor:doctor", "look for what is wrong, and say how to mend it", (JSON,),
+         local=True),
+    Verb("bench", "llmasos.userland.bench:main", "measure this machine", rest=True, local=True),
+    Verb("version", ".version:version", "versions", (JSON,), local=True),
 )  # fmt: skip
 VERBS = {row.words: row for row in _ROWS}
 GROUPS = frozenset(row.words.split()[0] for row in _ROWS if " " in row.words)
@@ -279,7 +283,10 @@ def help_text() -> str:
         f"{_lines({row.words: row.summary for row in _ROWS})}\n\n"
         "`llmasos VERB --help` tells more. Every verb takes --json; errors are JSON then, too.\n"
         "run, chat, embed, mount and the verbs about models, users, keys and rules start a\n"
-        "private daemon when none answers; the others are about what runs, and start none."
+        "private daemon when none answers; the others are about what runs, and start none.\n"
+        "--host HOST:PORT, or LLMASOS_HOST, asks a kernel on another machine: --ca FILE is the\n"
+        "certificate that is trusted, --key-file FILE has your key (or LLMASOS_KEY); --cert FILE\n"
+        "and --cert-key FILE are your own certificate, where one is asked for."
     )
 
 

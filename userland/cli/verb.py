@@ -23,6 +23,7 @@ class Verb(NamedTuple):
     rest: bool = False  # its arguments are handed over unread
     extra: bool = False  # what is not in `options` is handed over as `extra`
     starts: bool = False  # it starts a private daemon when none answers
+    local: bool = False  # it is about this machine, and asks no kernel elsewhere
 
 
 def option(*flags: str, apart: str = "", **settings: Any) -> Option:

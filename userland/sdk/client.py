@@ -19,9 +19,10 @@ import anyio
 from llmasos.kernel import limits
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.remote import Remote
 
 from . import application
-from .dial import dial
+from .dial import dial, target
 from .link import Link, Stream
 from .process import AsyncModel, AsyncProcess, Calls, ForkOptions, Options, Prompt, request
 
@@ -46,6 +47,7 @@ class ConnectOptions(TypedDict, total=False):
     """Where a client connects, and as what. See AsyncLLMasOS."""
 
     socket: str | Path | None
+    host: str
     profile: str
     app: str
     autostart: bool
@@ -56,8 +58,10 @@ class AsyncLLMasOS(Calls):
     """A connection: `async with AsyncLLMasOS() as client: ...`. Many tasks may use it at once.
 
     `socket` names a kernel's socket; without it the user's own kernel is meant, and a private one
-    is started when none answers (`autostart=False` or LLMASOS_AUTOSTART=0 forbids that). It may be
-    tls://HOST:PORT too, with a key; `tls` then says which certificates are trusted.
+    is started when none answers (`autostart=False` or LLMASOS_AUTOSTART=0 forbids that).
+    `host`, or LLMASOS_HOST, is the HOST:PORT of a kernel on another machine, with a key: `api_key`,
+    LLMASOS_KEY, or the file LLMASOS_KEY_FILE. `tls`, or the files LLMASOS_CA, LLMASOS_CLIENT_CERT
+    and LLMASOS_CLIENT_KEY, say which certificates are trusted and shown.
     `profile` is the most that it may do: "reader", "careful", "workspace", "open", "operator" or
     "owner". With "careful" that is the processes of its own application, which `app` names; without
     a name it is the program's main module (application.py). Entering raises SyscallError:
@@ -66,7 +70,10 @@ class AsyncLLMasOS(Calls):
     """
 
     def __init__(self, api_key: str | None = None, **options: Unpack[ConnectOptions]) -> None:
-        self._socket, self._tls = options.get("socket"), options.get("tls")
+        self._socket = target(options.get("host"), options.get("socket"))
+        self._tls = options.get("tls")
+        if api_key is None and isinstance(self._socket, Remote):
+            api_key = self._socket.key()
         self._autostart = options.get("autostart", True)
         app = options.get("app") or application.name()
         profile = v.Profile(options.get("profile", v.Profile.CAREFUL))

@@ -3,7 +3,6 @@
 import ssl
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
@@ -13,12 +12,21 @@ from llmasos.kernel import paths
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland import start
 from llmasos.userland.line import check, inherited, refusal
+from llmasos.userland.remote import Remote, address, chosen
+from llmasos.userland.remote import refusal as far_refusal
+
+
+def target(host: str | None, place: str | Path | None) -> str | Path | Remote | None:
+    """Where a client connects: what it names, or what LLMASOS_HOST names. EINVAL."""
+    return place if place is not None and not host else chosen(host)
 
 
 async def dial(
-    place: str | Path | None, tls: ssl.SSLContext | None, *, autostart: bool
+    place: str | Path | Remote | None, tls: ssl.SSLContext | None, *, autostart: bool
 ) -> ByteStream:
     """A stream to the kernel at `place`, or to this user's own, started if need be."""
+    if isinstance(place, Remote):
+        return await _far(place.address, tls or await anyio.to_thread.run_sync(place.trusted))
     if str(place).startswith("tls://"):
         return await _far(str(place), tls)
     given = inherited() if place is None else None
@@ -44,25 +52,13 @@ async def _near(path: Path) -> ByteStream:
         raise refusal(path, cause if isinstance(cause, OSError) else error) from error
 
 
-async def _far(address: str, tls: ssl.SSLContext | None) -> ByteStream:
+async def _far(place: str, tls: ssl.SSLContext | None) -> ByteStream:
     """Over TCP with TLS, and nothing else: plain TCP would show the key to everybody between."""
-    wrong = SyscallError(Errno.EINVAL, f"{address} is not tls://HOST:PORT")
-    try:
-        url = urlsplit(address)
-        host, port = url.hostname, url.port
-    except ValueError as error:
-        raise wrong from error
-    if not host or not port:
-        raise wrong
+    host, port = address(place)
     try:
         return await anyio.connect_tcp(
             host, port, tls_standard_compatible=False,
             ssl_context=tls or ssl.create_default_context(),
         )  # fmt: skip
-    except UnicodeError as error:  # no name of a host may be so
-        raise wrong from error
-    except ssl.SSLError as error:
-        words, hint = f"{address}: {error}", "give `tls` a context that trusts its certificate"
-        raise SyscallError(Errno.EACCES, words, hint) from error
-    except OSError as error:
-        raise SyscallError(Errno.ECONNREFUSED, f"{address}: {error}", "is it listening?") from error
+    except (OSError, UnicodeError) as error:
+        raise far_refusal(place, error) from error

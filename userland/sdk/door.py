@@ -18,6 +18,7 @@ from llmasos.kernel import values as v
 from llmasos.userland import start
 
 from .client import AsyncLLMasOS, ConnectOptions, SpawnOptions
+from .dial import target
 from .link import Stream
 from .memory import SearchOptions, WriteOptions
 from .process import AsyncAnswer, AsyncModel, AsyncProcess, ForkOptions, Options, Prompt, Reply
@@ -267,8 +268,8 @@ class LLMasOS:
 
     def __init__(self, api_key: str | None = None, **options: Unpack[ConnectOptions]) -> None:
         where = paths.find()
-        autostart = options.get("autostart", True) and options.get("socket") is None
-        if autostart and start.allowed() and not start.answers(where):
+        near = target(options.get("host"), options.get("socket")) is None
+        if near and options.get("autostart", True) and start.allowed() and not start.answers(where):
             # Here and not in the other thread: a helper thread of its would outlive the program.
             start.ensure(where, "--private")
         options["autostart"] = False
