@@ -95,6 +95,10 @@ def hardware() -> Sequence[Hardware]:
     return ()
 
 
+async def models(options: Mapping[str, Option]) -> Sequence[str]:
+    raise SyscallError(Errno.ENOTSUP, "the echo driver has no endpoints")
+
+
 async def tune(request: Tuning, tell: Callable[[Progress], None]) -> tuple[Quality, Quality]:
     raise SyscallError(Errno.ENOTSUP, "the echo driver has no files to tune")
 

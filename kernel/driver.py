@@ -249,6 +249,14 @@ class Driver(Protocol):
         """EINVAL for an unknown option or a bad value, with what is allowed."""
         ...
 
+    async def models(self, options: Mapping[str, Option]) -> Sequence[str]:
+        """The models that the endpoint of these options lists, after a look at it.
+
+        None: it has no list, and the options name a model. DeviceFault: it cannot be reached, it
+        refuses, or it lacks the model that the options name. ENOTSUP: this driver has no endpoints.
+        """
+        ...
+
     def engine(self, path: Path, options: Mapping[str, Option], log: Path) -> Engine:
         """An engine that is not started. `log` takes what its process prints."""
         ...

@@ -20,7 +20,7 @@ from .database import Schema, Statement
 from .driver import Driver, Option
 from .errors import Errno, SyscallError
 from .store import Store
-from .values import RECALL, ImageAdd, ImageInfo, Mount, Quality
+from .values import RECALL, ImageAdd, ImageInfo, ImageProbe, Mount, Quality
 
 SCHEMA = Schema(
     "images",
@@ -225,18 +225,29 @@ class Images:
     async def _install(self, request: ImageAdd) -> Image:
         path = Path(request.path)
         driver = REMOTE if request.url else await self._choose(path)
-        if driver not in self._drivers:
-            raise SyscallError(Errno.ENOTSUP, f"no driver can run {request.url}")
         image = Image(
             request.name, driver, path, builtin=False, url=request.url, options=request.options
         )
-        # The driver's module may be loaded only now: that takes a while.
-        await anyio.to_thread.run_sync(self._check, image, limiter=self._threads)
+        await self._checked(image)
         sql = "INSERT INTO images(name, driver, path, url, options) VALUES(?,?,?,?,?)"
         row = (image.name, driver, request.path, image.url, json.dumps(request.options))
         await self._store.write(self._database, [(sql, row)])
         self._images[image.name] = image
         return image
+
+    async def probe(self, request: ImageProbe) -> list[str]:
+        """The models that an endpoint lists. What `add` refuses is refused; EIO: no answer."""
+        image = Image(
+            request.name, REMOTE, Path(), builtin=False, url=request.url, options=request.options
+        )
+        await self._checked(image)
+        return list(await self._drivers[REMOTE].models(image.chosen(image.options)))
+
+    async def _checked(self, image: Image) -> None:
+        if image.driver not in self._drivers:
+            raise SyscallError(Errno.ENOTSUP, f"no driver can run {image.url}")
+        # The driver's module may be loaded only now: that takes a while.
+        await anyio.to_thread.run_sync(self._check, image, limiter=self._threads)
 
     def _check(self, image: Image) -> None:
         self._drivers[image.driver].check(image.chosen(image.options))

@@ -4,10 +4,11 @@
 Only the child loads llama.cpp; this module and what it imports never do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llmasos.kernel.driver import Engine, ImageFacts, Option
+from llmasos.kernel.errors import Errno, SyscallError
 
 from . import devices, gguf, options, tuning
 from .driver import LlamaEngine
@@ -20,6 +21,10 @@ tune = tuning.tune
 def probe(path: Path) -> ImageFacts:
     """Read a GGUF header with bounds. EINVAL with the reason; may block."""
     return gguf.probe(path)
+
+
+async def models(options: Mapping[str, Option]) -> Sequence[str]:
+    raise SyscallError(Errno.ENOTSUP, "the llama driver has no endpoints")
 
 
 def engine(path: Path, options: Mapping[str, Option], log: Path) -> Engine:

@@ -1,7 +1,8 @@
 """An OpenAI-compatible endpoint as an engine: vLLM, SGLang, llama.cpp's server, a paid service.
 
-`engine.py` answers the kernel, `call.py` is one request on its way, `asking.py` and `reading.py`
-are the two directions of the API, `http.py` is the wire.
+`engine.py` answers the kernel, `about.py` asks what the endpoint is, `call.py` is one request,
+`asking.py` and `reading.py` are the two directions of the API, `structure.py` checks answers
+against schemas, `http.py` is the wire.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,9 @@ from llmasos.kernel.driver import Engine, ImageFacts, Option, Tuning
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.values import Hardware, Progress, Quality
 
+from .about import About
 from .engine import RemoteEngine
+from .http import Endpoint
 from .options import settings
 
 
@@ -28,6 +31,15 @@ def check(options: Mapping[str, Option]) -> None:
     chosen = settings(options)
     if chosen.secret:
         secrets.check_kept(paths.find().secrets, chosen.secret)
+
+
+async def models(options: Mapping[str, Option]) -> Sequence[str]:
+    """What the endpoint lists. DeviceFault says why it cannot be used as it is."""
+    endpoint = Endpoint(settings(options))
+    try:
+        return await About(endpoint).models()
+    finally:
+        await endpoint.close()
 
 
 def engine(path: Path, options: Mapping[str, Option], log: Path) -> Engine:

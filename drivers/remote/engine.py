@@ -8,7 +8,6 @@ import asyncio
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from llmasos.drivers.pages import cut_text
 from llmasos.drivers.restart import Restarter
@@ -28,6 +27,7 @@ from llmasos.kernel.errors import DeviceFault, Errno, SyscallError, TooBig
 from llmasos.kernel.values import Message, Sampling, check_biased
 
 from . import asking, reading, structure
+from .about import NOT_THERE, About
 from .call import Call
 from .http import Endpoint, patiently
 from .options import LLAMA, Settings
@@ -35,7 +35,6 @@ from .trouble import Refusal
 
 _OPENAI = frozenset({"template", "stop", "bias", "logprobs", "embed"})
 _LLAMA = _OPENAI | {"tokenize", "exact_usage", "seed", "grammar"}
-_NOT_THERE = (404, 405, 501)
 
 
 class Contact:
@@ -103,12 +102,14 @@ class RemoteEngine:
         await self._restarter.restart()
 
     async def _look(self) -> Facts:
-        card = await self._card()
+        about = About(self._endpoint)
+        card = await about.card()
+        self._settings = self._endpoint.settings
         meta = reading.fields(card.get("meta"))
         told: dict[str, int | None] = {"window": reading.whole_number(card.get("max_model_len"))}
         able = _OPENAI
         if self._settings.dialect == LLAMA:
-            told, able = await self._props(), _LLAMA
+            told, able = await about.props(), _LLAMA
             if not await self._embeds():
                 able -= {"embed"}
         window = self._window(told.get("window") or 0)
@@ -119,49 +120,12 @@ class RemoteEngine:
             able, vocab=reading.whole_number(meta.get("n_vocab")) or 0,
         )  # fmt: skip
 
-    async def _card(self) -> Mapping[str, object]:
-        """What the endpoint says of its model; chooses the model when nobody did."""
-        settings = self._settings
-        try:
-            answer = await self._endpoint.ask(f"{settings.url}/models")
-        except Refusal as refusal:
-            if refusal.status in _NOT_THERE and settings.model:
-                return {}  # it has no list
-            raise
-        cards = [reading.fields(one) for one in reading.items(reading.fields(answer).get("data"))]
-        names = [name for card in cards if isinstance(name := card.get("id"), str) and name]
-        if not settings.model:
-            if len(names) != 1:
-                some = self._endpoint.clean(", ".join(names[:20])) or "none"
-                raise self._endpoint.refusal(
-                    f"which model? it lists {len(names)}: {some}", "`--set model=NAME`"
-                )
-            self._settings = self._endpoint.settings = replace(settings, model=names[0])
-        mine = (card for card in cards if card.get("id") == self._settings.model)
-        return next(mine, reading.fields(None))
-
     def _window(self, told: int) -> int:
         asked = self._settings.window
         if told and asked > told:
             words = f"a window of {asked} tokens; {self._settings.place} has {told}"
             raise SyscallError(Errno.EINVAL, words, "mount it with a smaller window")
         return asked or min(told or limits.REMOTE_WINDOW_TOKENS, limits.WINDOW_MAX)
-
-    async def _props(self) -> dict[str, int | None]:
-        """What llama.cpp's server says of itself."""
-        try:
-            answer = await self._endpoint.ask(f"{self._settings.root}/props")
-        except Refusal as refusal:
-            if refusal.status in _NOT_THERE:
-                words = "this is not llama.cpp's server"
-                raise self._endpoint.refusal(words, "leave out `dialect=llama`") from refusal
-            raise
-        props = reading.fields(answer)
-        made = reading.fields(props.get("default_generation_settings"))
-        return {
-            "slots": reading.whole_number(props.get("total_slots")),
-            "window": reading.whole_number(made.get("n_ctx")),
-        }
 
     async def _embeds(self) -> bool:
         try:
@@ -282,7 +246,7 @@ class RemoteEngine:
         try:
             answer = reading.fields(await self._endpoint.ask(f"{settings.url}/embeddings", body))
         except Refusal as refusal:
-            if refusal.status in _NOT_THERE:
+            if refusal.status in NOT_THERE:
                 raise SyscallError(Errno.ENOTSUP, refusal.message, refusal.hint) from refusal
             if "too large" in refusal.message or "context" in refusal.message:
                 raise TooBig(refusal.message, "give shorter texts") from refusal

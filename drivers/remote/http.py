@@ -123,7 +123,9 @@ class Endpoint:
         again = status in _AGAIN and after_s <= limits.REMOTE_RETRY_AFTER_S
         if after_s:
             words += f" (asks for a pause of {after_s:g} s)"
-        return Refusal(words, _hint(status), status=status, again=again, after_s=after_s)
+        return Refusal(
+            words, _hint(status, self.settings), status=status, again=again, after_s=after_s
+        )
 
 
 def _client(settings: Settings) -> httpx.AsyncClient:
@@ -151,10 +153,12 @@ def _seconds(text: str) -> float:
     return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0.0
 
 
-def _hint(status: int) -> str:
+def _hint(status: int, settings: Settings) -> str:
     match status:
         case 401 | 403:
             return "`llmasos secrets set NAME`, and add the model with `--set secret=NAME`"
+        case 404 if not settings.url.endswith("/v1"):
+            return f"is the url right? many end in /v1, as {settings.url}/v1"
         case 404:
             return "are the url and `--set model=` right?"
         case 429:

@@ -15,6 +15,7 @@ _CHOICES = {
     "dialect": (OPENAI, LLAMA),  # llama: the server is llama.cpp's, which takes and tells more
     "limit": ("max_tokens", "max_completion_tokens"),  # the field that newer models insist on
 }
+_PATHS = ("/chat/completions", "/completions", "/embeddings", "/models")
 _TEXTS = ("url", "model", "secret")
 _WHOLE = {
     "slots": (1, limits.SLOTS_MAX),  # requests at once
@@ -116,6 +117,10 @@ def _host(url: str) -> str:
             "the url holds a user, a password or a query: keys do not belong there",
             "`llmasos secrets set NAME`, then `--set secret=NAME`",
         )
+    path = next((path for path in _PATHS if parts.path.endswith(path)), "")
+    if path:
+        words = f"the url goes on to {path}, which is added where it is needed"
+        raise SyscallError(Errno.EINVAL, words, f"give it without {path}")
     return parts.hostname
 
 

@@ -19,7 +19,7 @@ HANDLERS: Mapping[str, Handler] = {
         pages.munmap, pages.share, pages.forget, pages.trace_mem, pages.fsck, mail.send, mail.recv,
         processes.wait, processes.kill, processes.nice, processes.ps,
         system.stat, system.settings, system.watch, system.attach,
-        models.images, models.image_add, models.image_remove, models.image_tune,
+        models.images, models.image_add, models.image_probe, models.image_remove, models.image_tune,
         models.devices, models.mount, models.unmount, models.restart,
         poison.poison_list, poison.poison_lift,
         users.user_add, users.user_list, users.user_remove, users.user_role,

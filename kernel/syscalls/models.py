@@ -27,6 +27,10 @@ async def image_add(m: Machine, call: Call, request: v.ImageAdd) -> v.ImageInfo:
     return await m.images.info(await m.images.add(request))
 
 
+async def image_probe(m: Machine, call: Call, request: v.ImageProbe) -> v.Endpoint:
+    return v.Endpoint(request.url, await m.images.probe(request))
+
+
 async def image_remove(m: Machine, call: Call, request: v.ImageRemove) -> v.Nothing:
     used = [p.pid for p in m.processes.all() if p.model == request.name and p.ending is None]
     if used or m.scheduler.device(request.name) is not None:

@@ -44,6 +44,23 @@ class ImageAdd:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageProbe:
+    """An endpoint that may become a model."""
+
+    name: Name
+    url: Annotated[str, Span(1, 2048)]
+    options: dict[Name, bool | int | float | str] = field(
+        default_factory=dict[str, bool | int | float | str]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    url: str
+    models: list[str]  # that it lists; none: it has no list, and the options name one
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRemove:
     name: Name
 

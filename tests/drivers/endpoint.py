@@ -100,12 +100,16 @@ class Endpoint:
     def rig(self, **options: Option) -> Rig:
         return Rig(remote, Path(), Path(), **{"url": self.url, **QUICK, **options})
 
+    def list(self, request: Request) -> None:
+        """Answer the request for the list of models."""
+        request.json(self.models)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             request = await _read(reader, writer)
             self.requests.append(request)
             if request.path.endswith("/models"):
-                request.json(self.models)
+                self.list(request)
             else:
                 await self.answer(request)
             await writer.drain()

@@ -16,6 +16,8 @@ def test_every_syscall_has_a_validator_that_makes_its_request() -> None:
         "hello": {"version": 1}, "spawn": {"model": "m"}, "tokenize": {"model": "m", "text": ""},
         "generate": {"pid": 1, "messages": [USER]}, "nice": {"pid": 1, "nice": 0},
         "image_add": {"name": "n"}, "image_remove": {"name": "n"},
+        "restart": {"device": "d"},
+        "image_probe": {"name": "n", "url": "http://127.0.0.1/v1"},
         "mount": {"image": "m"}, "unmount": {"image": "m"}, "image_tune": {"name": "n"},
         "embed": {"model": "m", "texts": ["t"]},
         "user_add": {"name": "u"}, "user_remove": {"name": "u"},

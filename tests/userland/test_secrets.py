@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -138,8 +139,10 @@ def test_without_a_keyring_that_is_said(machine: Machine, tmp_path: Path) -> Non
 class Parrot(BaseHTTPRequestHandler):
     """It repeats what it was asked, to whoever has the key, and blurts the key out to others."""
 
+    models: ClassVar = ["parrot-1"]
+
     def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": "parrot-1"}]})
+        self._send(200, {"data": [{"id": name} for name in self.models]})
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -207,6 +210,53 @@ def test_an_endpoint_is_a_model_and_its_key_is_nowhere(machine: Machine, parrot:
     assert all(KEY.encode() not in done.stdout + done.stderr for done in said)
 
 
+@pytest.fixture
+def choice(parrot: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An endpoint of several models."""
+    monkeypatch.setattr(Parrot, "models", ["parrot-1", "parrot-2", "cockatoo"])
+    return parrot
+
+
+def test_which_model_of_an_endpoint_is_meant_has_to_be_said(shared: Machine, choice: str) -> None:
+    line = ["models", "add", "far", choice]
+    done = shared.llmasos(*line, check=False)
+    assert done.returncode == exits.USAGE
+    told = done.stderr.decode()
+    assert f"which model? {choice} has 3: parrot-1, parrot-2, cockatoo" in told
+    assert "--set model=NAME" in told
+    done = shared.llmasos(*line, "--set", "model=parrot", check=False)
+    assert done.returncode == exits.ENGINE
+    assert b"it has no model 'parrot', it lists parrot-1, parrot-2, cockatoo" in done.stderr
+    assert b"far" not in shared.llmasos("models", "list").stdout
+    added = documents(shared.llmasos(*line, "--set", "model=cockatoo", "--json"))[0]
+    assert added["options"] == {"model": "cockatoo"}
+    shared.llmasos("models", "rm", "far")
+
+
+@pytest.mark.parametrize(
+    ("answer", "model"), [("2", "parrot-2"), ("cockatoo", "cockatoo"), ("4", ""), ("", "")]
+)
+def test_at_a_terminal_the_model_is_asked_for(
+    shared: Machine, choice: str, answer: str, model: str
+) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "llmasos", "models", "add", "far", choice], env=shared.environment,
+        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        os.close(theirs)
+        os.write(ours, f"{answer}\n".encode())
+        _, told = child.communicate(timeout=LIMIT_S)
+    os.close(ours)
+    assert b"   2 parrot-2\n   3 cockatoo\nwhich one? (number or name) " in told
+    assert child.returncode == (exits.OK if model else exits.USAGE)
+    if model:
+        assert f"model={model}".encode() in shared.llmasos("models", "show", "far").stdout
+        shared.llmasos("models", "rm", "far")
+    else:
+        assert b"is none of them" in told
+
+
 def test_a_mount_s_options_go_over_the_image_s(machine: Machine, parrot: str) -> None:
     machine.start("--mount", "false")
     machine.llmasos("models", "add", "far", parrot, "--set", "slots=3", "--set", "window=512")
@@ -245,7 +295,12 @@ def test_what_makes_no_sense_is_refused_when_it_is_added(
 
 def test_an_endpoint_that_is_not_there_is_told_at_the_mount(machine: Machine) -> None:
     machine.start("--mount", "false")
-    machine.llmasos("models", "add", "far", "http://127.0.0.1:1/v1", "--set", "retries=0")
+    line = ["models", "add", "far", "http://127.0.0.1:1/v1", "--set", "retries=0"]
+    done = machine.llmasos(*line, check=False)
+    assert done.returncode == exits.ENGINE
+    assert b"127.0.0.1:1 cannot be reached" in done.stderr
+    assert b"far" not in machine.llmasos("models", "list").stdout
+    machine.llmasos(*line, "--no-check")
     done = machine.llmasos("mount", "far", check=False)
     assert done.returncode == exits.ENGINE
     assert b"127.0.0.1:1 cannot be reached" in done.stderr

@@ -1,6 +1,7 @@
-"""Questions to the person at the terminal before something cannot be undone."""
+"""Questions to the person at the terminal."""
 
 import sys
+from collections.abc import Sequence
 
 from .exits import Usage
 from .show import harmless
@@ -15,3 +16,15 @@ def confirmed(question: str, *, yes: bool) -> bool:
     sys.stderr.write(harmless(f"{question} [y/N] "))
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def one_of(question: str, names: Sequence[str]) -> str:
+    """A name, or its number from 1. Usage: it is neither."""
+    sys.stderr.write(harmless(f"{question} "))
+    sys.stderr.flush()
+    said = sys.stdin.readline().strip()
+    if said in names:
+        return said
+    if said.isdecimal() and len(said) < 7 and 1 <= int(said) <= len(names):
+        return names[int(said) - 1]
+    raise Usage(f"{said!r:.80} is none of them", "give one of the names, or its number")

@@ -1,15 +1,18 @@
 """Verbs about models: what is installed, and what is made of it."""
 
 import os
+import sys
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 
-from . import exits, options
+from . import ask, exits, options
 from .door import connect, is_far
 from .show import card, document, note, size, table
+
+_LISTED = 20  # names of an endpoint's models in a message
 
 
 def _images() -> list[v.ImageInfo]:
@@ -60,11 +63,37 @@ def _one(image: v.ImageInfo, arguments: Namespace) -> None:
 def add(arguments: Namespace) -> int:
     chosen = options.read(arguments.options)
     if "://" in arguments.file:
-        request = v.ImageAdd(arguments.name, url=arguments.file, options=chosen)
+        return _endpoint(v.ImageAdd(arguments.name, url=arguments.file, options=chosen), arguments)
     else:  # the daemon does not know our directory
         path = arguments.file if is_far() else os.path.abspath(arguments.file)
         request = v.ImageAdd(arguments.name, path=path, options=chosen)
     return _add(request, arguments)
+
+
+def _endpoint(request: v.ImageAdd, arguments: Namespace) -> int:
+    """Added when it answers and it is clear which of its models is meant."""
+    if not arguments.no_check:
+        asked = v.ImageProbe(request.name, request.url, request.options)
+        with connect() as line:
+            found = line.call("image_probe", asked, v.Endpoint)
+        if len(found.models) > 1 and "model" not in request.options:
+            chosen = {**request.options, "model": _choose(found)}
+            request = replace(request, options=chosen)
+    return _add(request, arguments)
+
+
+def _choose(found: v.Endpoint) -> str:
+    """One of the models of an endpoint. Usage: there is nobody to ask."""
+    names = found.models
+    if not sys.stdin.isatty():
+        shown = ", ".join(names[:_LISTED])
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        words = f"which model? {found.url} has {len(names)}: {shown}{more}"
+        raise exits.Usage(words, "`--set model=NAME` chooses one")
+    note(f"{found.url} has {len(names)} models:")
+    for number, name in enumerate(names, 1):
+        note(f"{number:4} {name}")
+    return ask.one_of("which one? (number or name)", names)
 
 
 def alias(arguments: Namespace) -> int:

@@ -132,8 +132,8 @@ _ROWS = (
     Verb("models show", ".models:show", "one model: file, digest, licence",
          (JSON, option("name", metavar="NAME")), starts=True),
     Verb("models add", ".models:add", "install a GGUF file, used in place, or an endpoint's url", (
-        _SET, JSON, option("name", metavar="NAME"),
-        option("file", metavar="FILE|URL", help="a url as https://api.example.com/v1"),
+        _SET, JSON, option("--no-check", action="store_true", help="do not look at the endpoint"),
+        option("name", metavar="NAME"), option("file", metavar="FILE|URL", help="a url as https://api.example.com/v1"),
     ), starts=True),
     Verb("models alias", ".models:alias", "give a model a second name",
          (JSON, option("name", metavar="NAME"), option("image", metavar="EXISTING")), starts=True),

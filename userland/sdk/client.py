@@ -250,6 +250,13 @@ class AsyncLLMasOS(Calls):
         asked = v.ImageTune(name, quantisation, measure, off)
         return Stream(self._link, self._link.begin("image_tune", asked), v.Progress, v.Tuned)
 
+    async def image_probe(
+        self, name: str, url: str, options: dict[str, bool | int | float | str] | None = None
+    ) -> v.Endpoint:
+        """Ask an endpoint which models it has, before it is added. EIO: it cannot be used."""
+        return await self._call("image_probe", v.ImageProbe(name, url, options or {}),
+                                v.Endpoint)  # fmt: skip
+
     async def image_remove(self, name: str) -> v.Nothing:
         """Forget a model or an alias; the file stays. EBUSY while it is used. Operators only."""
         return await self._call("image_remove", v.ImageRemove(name), v.Nothing)

@@ -329,6 +329,7 @@ class LLMasOS:
     attach = _stream_door(AsyncLLMasOS.attach)
     images = _door(AsyncLLMasOS.images)
     image_add = _door(AsyncLLMasOS.image_add)
+    image_probe = _door(AsyncLLMasOS.image_probe)
     image_tune = _stream_door(AsyncLLMasOS.image_tune)
     image_remove = _door(AsyncLLMasOS.image_remove)
     devices = _door(AsyncLLMasOS.devices)
