@@ -152,7 +152,7 @@ def _assemble(plan: Plan, store: Store, jobs: Supervisor) -> Machine:
     meaning = Meaning(memory, _recall(plan), jobs)
     machine = Machine(
         store=store,
-        journal=Journal(store, events.tell, total_bytes=plan.journal_bytes),
+        journal=Journal(store, events.tell, owner=owner, total_bytes=plan.journal_bytes),
         events=events,
         policy=Policy(TABLE, owner, plan.paths.policy_file, plan.paths.state / "policy.csv"),
         users=users,

@@ -1,8 +1,10 @@
 """Calls and outcomes, written down: what `logs` shows and what recovery reads after a crash.
 
-Events stand in segments, one SQLite file each, oldest deleted when the total passes its limit; the
-begins of calls without an end are carried into each new segment first, so the newest segment alone
-tells what was in flight. Calls of class C get no event but a counter an hour.
+Every user has a stream of segments (segments.py) and a share of the space, so that nobody's calls
+evict another's; strangers have one, and the kernel's own events stand in the stream of the owner.
+The begins of calls without an end are carried into each new segment first, so the newest segments
+alone tell what was in flight. Numbers are given once, for all streams together. Calls of class C
+get no event but a counter an hour (tallies.py).
 
 A person's text never stands here: events hold names, numbers and rules.
 """
@@ -10,44 +12,25 @@ A person's text never stands here: events hold names, numbers and rules.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from . import limits
-from .database import Database, Row, Schema, Statement
-from .errors import Errno, SyscallError
-from .identifiers import TABLE, Identifiers
+from .database import Database, Row
+from .errors import Damaged, Errno, SyscallError
+from .identifiers import Identifiers
+from .refusals import Refusals
+from .segments import Segments, share
 from .store import Done, Store, waiter
+from .tallies import Tallies
 from .values import Event
 
 log = logging.getLogger(__name__)
-SCHEMA = Schema(
-    "journal",
-    (
-        """CREATE TABLE events(seq INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL,
-             pid INTEGER NOT NULL, owner TEXT NOT NULL, call INTEGER NOT NULL,
-             syscall TEXT NOT NULL, object TEXT NOT NULL, errno INTEGER NOT NULL,
-             note TEXT NOT NULL)""",
-        "ALTER TABLE events ADD COLUMN subject TEXT NOT NULL DEFAULT ''",
-    ),
-)
-COUNTERS = Schema(
-    "counters",
-    (
-        """CREATE TABLE counters(hour INTEGER, subject TEXT, syscall TEXT, object TEXT, rule TEXT,
-             calls INTEGER NOT NULL, PRIMARY KEY(hour, subject, syscall, object, rule))""",
-        TABLE,  # the numbers of calls: it outlives every segment
-    ),
-)
-# Of all segments, and of what has to be on disk before the calls' ends are: a follower gets events
-# in their order, and who may run an engine again is known before anybody can ask again.
-QUEUE = "journal"
+_MACHINE, _STRANGERS, _USERS = "journal", "journal/strangers", "journal/users"  # folders
 _INSERT = "INSERT OR REPLACE INTO events VALUES(?,?,?,?,?,?,?,?,?,?,?)"
-_COUNT = """INSERT INTO counters VALUES(?,?,?,?,?,?) ON CONFLICT
-            DO UPDATE SET calls = calls + excluded.calls"""
-_SIZE_EVERY = 256  # events between two looks at the segment's size
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,45 +61,60 @@ class Recorded:
 
 
 class Journal:
-    """Appends to the newest segment. `tell` hears each event after it is written."""
+    """Appends to the newest segment of a stream. `tell` gets each event after it is written.
+
+    `owner`: whose machine it is; the stream of the kernel's own events is that user's.
+    """
 
     def __init__(
         self,
         store: Store,
         tell: Callable[[Event], None],
         *,
+        owner: str = "",
         segment_bytes: int = limits.SEGMENT_BYTES,
         total_bytes: int = limits.JOURNAL_BYTES,
     ) -> None:
-        self._store = store
-        self._tell = tell
-        self._total_bytes = total_bytes
+        self._store, self._tell, self._owner = store, tell, owner
+        self._segment_bytes, self._total_bytes = segment_bytes, total_bytes
         self._open: dict[int, Event] = {}  # begins without an end, by call
-        self._counts: dict[tuple[str, str, str, str], int] = {}
-        self._flush: asyncio.TimerHandle | None = None
-        self._second, self._turned = 0, 0  # strangers who were turned away in this second
-        (store.directory / "journal").mkdir(mode=0o700, exist_ok=True)
-        self._segment_bytes = min(segment_bytes, total_bytes // 4)
-        numbers = self._numbers() or [1]
-        self._number = numbers[-1]
-        self._segment = self._database(self._number)
-        probe = "SELECT (SELECT sum(calls) FROM counters), (SELECT sum(next) FROM identifiers)"
-        self._counters, replaced = store.replaceable("counters.db", COUNTERS, probe)
-        newest = [int(seq) for (seq,) in self._newest("SELECT coalesce(max(seq), 0)")]
-        self._last = max(newest)
-        # What was reserved is not known any more: nobody has given so many numbers.
-        last = self._last + limits.CALLS_SKIPPED * replaced
+        self._order: deque[int] = deque()  # numbers of events that nobody was told of
+        self._settled: dict[int, Event | None] = {}  # of those: written, or not to be
+        self._tallies = Tallies(store)
+        self._refusals = Refusals()
+        self._counted: asyncio.TimerHandle | None = None
+        self._streams: dict[str, Segments] = {}
+        for folder in (_MACHINE, _STRANGERS):
+            self._stream(folder)
+        users = store.directory / _USERS
+        users.mkdir(mode=0o700, exist_ok=True)
+        for path in users.iterdir():
+            self._stream(f"{_USERS}/{path.name}")
+        self._last = max(int(row[0] or 0) for row in self._newest("SELECT max(seq)", ((0,),)))
+        # Where it is not known any more what was reserved: nobody has given so many numbers.
+        last = self._last + limits.CALLS_SKIPPED * self._tallies.replaced
         self._numbering = Identifiers(
-            store, self._counters, "calls", block=limits.CALL_BLOCK, last=last
+            store, self._tallies.database, "calls", block=limits.CALL_BLOCK, last=last
         )
-        self._until_look = _SIZE_EVERY
 
-    def _database(self, number: int) -> Database:
-        return self._store.open(_name(number), SCHEMA, queue=QUEUE)
+    # --- streams ----------------------------------------------------------------------------------
+    def _stream(self, folder: str) -> Segments:
+        if folder not in self._streams:
+            self._streams[folder] = Segments(self._store, folder)
+        return self._streams[folder]
 
-    def _numbers(self) -> list[int]:
-        files = (self._store.directory / "journal").glob("*.db")
-        return sorted(int(file.stem) for file in files if file.stem.isdigit())
+    def _folder(self, owner: str, kind: str) -> str:
+        """Where an event belongs."""
+        if owner and owner != self._owner:
+            return f"{_USERS}/{owner}"
+        return _STRANGERS if kind == "refused" and not owner else _MACHINE
+
+    def _seen_by(self, owner: str | None) -> Iterable[Segments]:
+        """Streams with events that a user may see; None: all."""
+        if owner is None:
+            return list(self._streams.values())
+        folders = dict.fromkeys((_MACHINE, _STRANGERS, self._folder(owner, "call")))
+        return [self._streams[folder] for folder in folders if folder in self._streams]
 
     @property
     def cursor(self) -> int:
@@ -125,11 +123,7 @@ class Journal:
 
     @property
     def bytes(self) -> int:
-        total = 0
-        for file in (self._store.directory / "journal").iterdir():
-            with suppress(FileNotFoundError):  # SQLite removes its own meanwhile
-                total += file.stat().st_size
-        return total
+        return sum(stream.bytes for stream in self._streams.values())
 
     async def start(self) -> None:
         """Return when events can be appended. ENOSPC or EIO when they cannot be numbered."""
@@ -137,20 +131,23 @@ class Journal:
 
     def unfinished(self) -> list[Event]:
         """At boot: the begins that never got an end."""
-        ended = {call for (call,) in self._newest("SELECT call", "WHERE kind = 'end'")}
-        for event in map(_event, self._newest("SELECT *", "WHERE kind = 'begin'")):
+        ended = {row[0] for row in self._newest("SELECT call", where="WHERE kind = 'end'")}
+        for event in map(_event, self._newest("SELECT *", where="WHERE kind = 'begin'")):
             if event.seq not in ended:
                 self._open[event.seq] = event
         return list(self._open.values())
 
-    def _newest(self, select: str, where: str = "") -> list[Any]:
+    def _newest(self, select: str, extra: Sequence[Row] = (), *, where: str = "") -> list[Any]:
         """Rows of the last two segments: a crash may have come before the last one's first row."""
-        sql = f"{select} FROM events {where}"
-        rows = self._store.peek(_name(self._number - 1), sql)
-        return rows + self._store.read(self._segment, sql)
+        sql, rows = f"{select} FROM events {where}", list(extra)
+        for stream in self._streams.values():
+            for number in stream.numbers()[-2:]:
+                rows += stream.rows(number, sql)
+        return rows
 
+    # --- events -----------------------------------------------------------------------------------
     def append(self, entry: Entry, done: Done | None = None) -> int:
-        """Number an event and queue it; `done` hears when it is written. Never waits.
+        """Number an event and queue it; `done` is called when it is written. Never waits.
 
         0, and EIO for `done`, when no numbers could be reserved: then it is not written.
         """
@@ -159,17 +156,11 @@ class Journal:
             if done is not None:
                 asyncio.get_running_loop().call_soon(done, _unnumbered())
             return 0
-        self._look_at_size()
-
-        def written(error: SyscallError | None) -> None:
-            if error is None:
-                self._tell(event)
-            if done is not None:
-                done(error)
-
-        # What has happened may be written from the reserve; what only begins may not.
-        reserve = event.kind != "begin"
-        self._store.submit(self._segment, [(_INSERT, _row(event))], written, frees=reserve)
+        folder = self._folder(event.owner, event.kind)
+        stream = self._stream(folder)
+        if stream.is_full(self._most(folder)):
+            self._try_to_rotate(folder)
+        self._submit(folder, event, done, again=True)
         return event.seq
 
     def _numbered(self, entry: Entry) -> Event | None:
@@ -186,29 +177,39 @@ class Journal:
             self._open[event.seq] = event
         elif event.kind == "end":
             self._open.pop(event.call, None)
+        self._order.append(number)
         return event
 
-    def _look_at_size(self) -> None:
-        self._until_look -= 1
-        if self._until_look <= 0:
-            self._until_look = _SIZE_EVERY
-            if self._segment.bytes >= self._segment_bytes:
-                self._try_to_rotate()
+    def _submit(self, folder: str, event: Event, done: Done | None, *, again: bool) -> None:
+        def written(error: SyscallError | None) -> None:
+            if again and isinstance(error, Damaged) and self._left(folder, database):
+                self._submit(folder, event, done, again=False)
+                return
+            self._settle(event, error)
+            if done is not None:
+                done(error)
 
-    def turned_away(self, owner: str, error: SyscallError, *, greeted: bool = False) -> None:
-        """Somebody was hung up on. Strangers get so many lines a second; the rest is counted."""
-        second = int(time.monotonic())
-        if second != self._second:
-            more = self._turned - limits.TURNED_AWAY
-            self._second, self._turned = second, 0
-            if more > 0:
-                self.append(Entry("refused", object="/kernel", note=f"{more} more strangers"))
-        self._turned += not greeted
-        if greeted or self._turned <= limits.TURNED_AWAY:
-            self.append(Entry(
-                "refused", owner=owner, syscall="" if greeted else "hello", object="/kernel",
-                errno=error.errno, note=error.message[: limits.NOTE_CHARS],
-            ))  # fmt: skip
+        try:
+            database = self._streams[folder].database
+        except SyscallError as error:
+            again = False
+            asyncio.get_running_loop().call_soon(written, error)
+            return
+        # What has happened may be written from the reserve; what only begins may not.
+        reserve = event.kind != "begin"
+        self._store.submit(database, [(_INSERT, _row(event))], written, frees=reserve)
+
+    def _left(self, folder: str, damaged: Database) -> bool:
+        """Whether events of a stream go to another segment than this one now."""
+        return self._streams[folder].database is not damaged or self._try_to_rotate(folder)
+
+    def _settle(self, event: Event, error: SyscallError | None) -> None:
+        """Tell followers, in the order of the numbers: streams are written beside one another."""
+        self._settled[event.seq] = event if error is None else None
+        while self._order and self._order[0] in self._settled:
+            told = self._settled.pop(self._order.popleft())
+            if told is not None:
+                self._tell(told)
 
     async def written(self, entry: Entry) -> int:
         """Append and wait until kill -9 cannot take the event back."""
@@ -226,20 +227,64 @@ class Journal:
 
     async def settle(self) -> None:
         """Wait until everything that was appended or counted can be read."""
-        self.flush()
-        await self._store.write(self._segment, [], durable=False, frees=True)
-        await self._store.write(self._counters, [], durable=False, frees=True)
+        self._write_counted()
+        await self._tallies.settle()
+        for stream in self._streams.values():
+            if stream.opened:
+                await self._store.write(stream.database, [], durable=False, frees=True)
 
-    def history(self, since: int, most: int, not_before: float = 0.0) -> list[Event]:
+    # --- refusals ---------------------------------------------------------------------------------
+    def refuse(self, entry: Entry) -> int:
+        """Append a refusal, or only count it when there are too many (refusals.py).
+
+        The number of the row that tells of it; 0 when none does.
+        """
+        now = time.monotonic()
+        question = entry.subject, entry.syscall, entry.object, f"{entry.errno} {entry.note}"
+        number = self._refusals.repeated(entry.owner, question, now)
+        if not number and self._refusals.admits(entry.owner, entry.subject, now):
+            number = self.append(entry)
+            self._refusals.wrote(entry.owner, question, number, now)
+            return number
+        if self._counted is None:
+            loop = asyncio.get_running_loop()
+            self._counted = loop.call_later(limits.REFUSAL_COUNT_S, self._write_counted)
+        return number
+
+    def _write_counted(self) -> None:
+        """Say how many refusals were only counted."""
+        if self._counted is not None:
+            self._counted.cancel()
+            self._counted = None
+        for owner, subject, many in self._refusals.counted():
+            who = f" of {subject}" if subject else ""
+            self.append(Entry("refused", owner=owner, object="/kernel",
+                              note=f"and {many} more{who}"[: limits.NOTE_CHARS]))  # fmt: skip
+
+    def turned_away(self, owner: str, error: SyscallError, *, greeted: bool = False) -> None:
+        """A connection was closed with a reason, or refused."""
+        self.refuse(Entry(
+            "refused", owner=owner, syscall="" if greeted else "hello", object="/kernel",
+            errno=error.errno, note=error.message[: limits.NOTE_CHARS],
+        ))  # fmt: skip
+
+    # --- reading ----------------------------------------------------------------------------------
+    def history(
+        self, since: int, most: int, not_before: float = 0.0, owner: str | None = None
+    ) -> list[Event]:
         """Up to `most` events after the number `since`, oldest first, none of them older than a
-        time (Unix seconds). Blocks: call it in a thread."""
+        time (Unix seconds), of streams that a user may see. Blocks: call it in a thread.
+        """
         sql = "SELECT * FROM events WHERE seq > ? AND time >= ? ORDER BY seq LIMIT ?"
         found: dict[int, Event] = {}
-        for number in self._numbers():
-            rows = self._store.peek(_name(number), sql, (since, not_before, most))
-            found |= {event.seq: event for event in map(_event, rows)}
-            if len(found) >= most:
-                break
+        for stream in self._seen_by(owner):
+            mine: dict[int, Event] = {}
+            for number in stream.numbers():
+                rows = stream.rows(number, sql, (since, not_before, most))
+                mine |= {event.seq: event for event in map(_event, rows)}
+                if len(mine) >= most:
+                    break
+            found |= mine
         return sorted(found.values(), key=lambda event: event.seq)[:most]
 
     def event(self, number: int) -> Event | None:
@@ -249,70 +294,74 @@ class Journal:
 
     def recorded(self, since: float) -> list[Recorded]:
         """The calls since a time (Unix seconds), the newest RECORDED kinds. Blocks."""
+        rows = islice(self._recorded_rows(since), limits.RECORDED)
+        return [_recorded(row) for row in rows]
+
+    def _recorded_rows(self, since: float) -> Iterable[Row]:
         sql = """SELECT subject, syscall, object, errno, pid, count(*) FROM events
                  WHERE time >= ? AND subject != '' AND kind IN ('begin', 'call', 'refused')
                  GROUP BY subject, syscall, object, errno, pid LIMIT ?"""
-        counters = """SELECT subject, syscall, object, 0, 0, sum(calls) FROM counters
-                      WHERE hour >= ? GROUP BY subject, syscall, object LIMIT ?"""
-        rows = self._store.peek("counters.db", counters, (int(since // 3600), limits.RECORDED))
-        for number in reversed(self._numbers()):
-            rows += self._store.peek(_name(number), sql, (since, limits.RECORDED))
-            if len(rows) >= limits.RECORDED:
-                break
-        return [_recorded(row) for row in rows[: limits.RECORDED]]
+        yield from self._tallies.recorded(since)
+        for stream in self._seen_by(None):
+            for number in reversed(stream.numbers()):
+                yield from stream.rows(number, sql, (since, limits.RECORDED))
 
-    # --- segments -------------------------------------------------------------------------------
-    def _try_to_rotate(self) -> None:
+    # --- segments ---------------------------------------------------------------------------------
+    def _most(self, folder: str) -> int:
+        """Bytes of one segment of a stream."""
+        return min(self._segment_bytes, self._share(folder) // 4)
+
+    def _share(self, folder: str) -> int:
+        others = len(self._streams) - 1
+        return share(self._total_bytes, first=folder == _MACHINE, others=others)
+
+    def _try_to_rotate(self, folder: str) -> bool:
         """A segment that cannot be begun is no reason to lose the event: the old one goes on."""
         try:
-            self._rotate()
+            self._rotate(folder)
         except (OSError, SyscallError):
-            log.exception("the journal stays in segment %d", self._number)
+            log.exception("the stream %s stays in its segment", folder)
+            return False
+        return True
 
-    def _rotate(self) -> None:
-        self._segment = self._database(self._number + 1)
-        self._number += 1
-        if self._open:
-            carried = [(_INSERT, _row(event)) for event in self._open.values()]
-            self._store.submit(self._segment, carried, lambda _: None, frees=True)
-        # The segment just left may still have writes queued: those before it are at rest.
-        older = self._numbers()[:-2]
-        for number in older:
-            self._store.shut(_name(number))
-        while older and self.bytes > self._total_bytes:
-            self._store.forget(_name(older.pop(0)))
+    def _rotate(self, folder: str) -> None:
+        stream = self._streams[folder]
+        stream.rotate()
+        carried = [
+            (_INSERT, _row(event))
+            for event in self._open.values()
+            if self._folder(event.owner, event.kind) == folder
+        ]
+        if carried:
+            self._store.submit(stream.database, carried, lambda _: None, frees=True)
+        while stream.bytes > self._share(folder) and stream.drop():
+            pass
+        self._trim()
 
-    # --- counters of class C --------------------------------------------------------------------
+    def _trim(self) -> None:
+        """Other streams may have grown while there were fewer: the one that is most over goes."""
+        over = {f: one.bytes - self._share(f) for f, one in self._streams.items()}
+        while self.bytes > self._total_bytes and over:
+            most = max(over, key=lambda folder: over[folder])
+            if self._streams[most].drop():
+                over[most] = self._streams[most].bytes - self._share(most)
+            else:
+                del over[most]
+
+    # --- counters of class C ----------------------------------------------------------------------
     def count(self, subject: str, syscall: str, object_: str, rule: str) -> None:
         """One more call of class C; reaches the disk within COUNTER_S."""
-        key = (subject, syscall, object_, rule)
-        self._counts[key] = self._counts.get(key, 0) + 1
-        if self._flush is None:
-            loop = asyncio.get_running_loop()
-            self._flush = loop.call_later(limits.COUNTER_S, self.flush)
+        self._tallies.count(subject, syscall, object_, rule)
 
     def flush(self) -> None:
-        """Write the counters now."""
-        if self._flush is not None:
-            self._flush.cancel()
-            self._flush = None
-        hour = int(time.time() // 3600)
-        rows: list[Statement] = [
-            (_COUNT, (hour, *key, calls)) for key, calls in self._counts.items()
-        ]
-        self._counts.clear()
-        if rows:
-            rows.append(("DELETE FROM counters WHERE hour < ?", (hour - limits.COUNTER_HOURS,)))
-            self._store.submit(self._counters, rows, lambda _: None)
+        """Write what was only counted now."""
+        self._write_counted()
+        self._tallies.flush()
 
 
 def _unnumbered() -> SyscallError:
     words = "the journal has no number left for this call: none could be reserved on disk"
     return SyscallError(Errno.EIO, words, "`llmasos daemon logs` tells why; free disk space")
-
-
-def _name(number: int) -> str:
-    return f"journal/{number:08d}.db"
 
 
 def _recorded(row: Row) -> Recorded:

@@ -26,7 +26,6 @@ OWNER_CONNECTIONS = 16  # of all of them, kept for the owner of the socket
 DESCRIPTORS_RESERVED = 64  # kept free for databases and engines
 ANCESTORS = 64  # processes of the system above one that connects
 KEY_LOOK_S = 60.0  # whether a key has expired is looked at this often: clocks are set
-TURNED_AWAY = 20  # visitors a second who get a line of their own in the journal
 ACCEPT_PAUSE_S = 1.0  # after an accept that failed: there may be no descriptor left
 READERS = 8  # threads that read databases for clients
 JOURNAL_READERS = 4  # threads that read the journal for clients
@@ -203,6 +202,15 @@ RECORDED = 100_000  # recorded calls that a simulation looks at
 SLICE_S = 0.0005  # a reload gives way to traffic this often
 
 # --- store and journal ------------------------------------------------------------------------
+REFUSAL_ROWS = 20  # refusals of one subject that are listed at once, the others are counted
+USER_REFUSAL_ROWS = 100  # and of all subjects of a user, and of all strangers
+REFUSAL_S = 20.0  # after this, so many can be listed again
+REFUSAL_SAME_S = 60.0  # a refusal that repeats one that is listed is counted for this long
+REFUSALS_SAME = 256  # listed refusals of a user that are remembered for that
+REFUSAL_SUBJECTS = 64  # subjects of a user whose refusals are counted apart
+REFUSAL_COUNT_S = 10.0  # the count of those that were not listed is written this often
+JOURNAL_SHARES = 4  # users have equal parts of half of the journal, one of so many at most
+COUNTER_ROWS = 1_000  # kinds of class C calls of one user that are counted apart in an hour
 NOTE_CHARS = 200  # of an error, in the journal
 CALL_BLOCK = 65_536  # call numbers that are reserved ahead: a crash skips so many at most
 CALLS_SKIPPED = 2**32  # call numbers, when it is not known any more which ones are reserved

@@ -98,7 +98,7 @@ def _refused(
     """The refusal, journaled. `about`: whose call it is, and the process in it."""
     owner, pid = about
     machine.counters.refused += 1
-    number = machine.journal.append(Entry(
+    number = machine.journal.refuse(Entry(
         "refused", pid, owner, syscall=asked.action, object=object_, errno=Errno.EACCES,
         note=decision.rule or f"no rule for {decision.subject}", subject=asked.told,
     ))  # fmt: skip

@@ -7,6 +7,7 @@ one timer for each device that nobody uses.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from .process import Process
 from .supervisor import Supervisor
 from .suspect import Suspects
 from .work import Mounting, Work
+
+log = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -80,6 +83,13 @@ class Scheduler:
                 device.withdraw(work)
         for device in self.each():
             device.purge(process.domain)
+
+    async def marked(self) -> None:
+        """Return when it is on disk which calls may have killed an engine, or cannot be."""
+        try:
+            await self.suspects.settle()
+        except SyscallError as error:
+            log.warning("suspects were not written down: %s", error)
 
     def pin(self, device: Device) -> None:
         """Never unload it by itself."""

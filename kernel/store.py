@@ -112,12 +112,15 @@ class Store:
             (self.directory / f"{name}{end}").unlink(missing_ok=True)
 
     def peek(self, name: str, sql: str, values: Sequence[Value] = ()) -> list[Row]:
-        """Rows of a database, open here or not; none if it is gone. Blocks."""
+        """Rows of a database, open here or not; none if it is gone. Blocks. Damaged."""
         uri = f"{(self.directory / name).as_uri()}?mode=ro"
         try:
             with closing(sqlite3.connect(uri, uri=True)) as connection:
                 return cast("list[Row]", connection.execute(sql, values).fetchall())
-        except sqlite3.Error:
+        except sqlite3.Error as error:
+            fault = translate(error, self.directory / name)
+            if isinstance(fault, Damaged):
+                raise fault from error
             return []
 
     def submit(

@@ -23,7 +23,6 @@ from . import limits
 from .database import Schema, Statement, Value
 from .driver import Cause, Death, Prompt
 from .errors import Errno, SyscallError
-from .journal import QUEUE
 from .store import Store
 from .values import Sampling
 
@@ -120,7 +119,7 @@ class Suspects:
     def __init__(self, store: Store) -> None:
         self._store = store
         probe = "SELECT key, (SELECT sum(since) FROM marks) FROM secret"
-        self._database, _ = store.replaceable("suspects.db", SCHEMA, probe, queue=QUEUE)
+        self._database, _ = store.replaceable("suspects.db", SCHEMA, probe)
         self._secret = _bytes(store.read(self._database, "SELECT key FROM secret")[0][0])
         self._marks = Marks()
         rows = store.read(self._database, "SELECT * FROM marks ORDER BY since")
@@ -189,8 +188,12 @@ class Suspects:
             self._write([("DELETE FROM marks WHERE call = ?", (call,))])
         return cleared
 
+    async def settle(self) -> None:
+        """Return when every mark so far is on disk."""
+        await self._store.write(self._database, [], durable=False, frees=True)
+
     def _write(self, statements: Sequence[Statement]) -> None:
-        """Queued where the calls' ends are, and before them: written before those are told."""
+        """Queued; `settle` waits for it before the calls' ends are told."""
         if not statements:
             return
         newest = "SELECT call FROM marks ORDER BY since DESC LIMIT ?"

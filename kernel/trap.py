@@ -355,6 +355,8 @@ class Trap:
         """Write the outcome; an outcome that cannot be written is an error of its own."""
         if row.durability is Durability.C:
             return error
+        if error is not None and error.errno is Errno.EIO:  # it may have killed its engine
+            await self._machine.scheduler.marked()
         outcome = as_kind(entry, "end" if begin else "call", begin, error)
         try:
             await self._machine.journal.written(outcome)

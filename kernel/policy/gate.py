@@ -6,6 +6,7 @@ well. A decision depends on the rules alone and is cached until they change. A c
 judged apart and comes into force by one assignment.
 """
 
+import shlex
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -148,18 +149,23 @@ class Policy:
             return f"the rules could not be judged: {error}"
 
     def refusal(self, subjects: tuple[str, ...], action: str, object_: str, call: int) -> Denied:
-        """A refusal that names the rule, and the command that explains it."""
+        """A refusal that names the rule, and the command that explains it.
+
+        `call`: the number of its row in the journal; 0: it has none.
+        """
         decision = self.check(subjects, action, object_)
         asks = decision.effect is Effect.ASK
         why = decision.rule or f"no rule allows it to {decision.subject}"
         named = object_ if canonical(object_) else f"{object_!a:.100}"  # it may hold anything
+        asked = action
         if action == "hello":
             action, named = "come as", named.rpartition("/")[2]
         what = "has to ask a person before it may" if asks else "may not"
         who = " as ".join(one for one in subjects if one != ITSELF)
+        question = str(call) if call else shlex.join((*subjects, asked, object_))
         return Denied(
             f"{who} {what} {action} {named}: {why}",
-            f"`llmasos policy explain {call}` tells more, and how to change it",
+            f"`llmasos policy explain {question}` tells more, and how to change it",
             asks=asks,
         )
 

@@ -88,7 +88,12 @@ async def _history(
     cursor, not_before = begin
     while True:
         events = await m.readers.run(
-            call.caller.owner, m.journal.history, cursor, limits.WATCH_BATCH, not_before
+            call.caller.owner,
+            m.journal.history,
+            cursor,
+            limits.WATCH_BATCH,
+            not_before,
+            call.caller.owner,
         )
         if not events:
             return cursor

@@ -1,12 +1,19 @@
 """The journal: what was begun is known after a crash, the oldest goes first, nobody is held up."""
 
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
 
-from llmasos.kernel.journal import COUNTERS, Entry, Journal
+from llmasos.kernel import limits
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.journal import Entry, Journal
 from llmasos.kernel.store import Store
+from llmasos.kernel.tallies import SCHEMA as COUNTERS
 from llmasos.kernel.values import Event
 from llmasos.kernel.watch import Follower, Followers, gap
 
@@ -29,7 +36,7 @@ async def test_a_call_without_an_end_is_found_after_a_restart(tmp_path: Path) ->
 
 async def test_old_segments_go_and_unfinished_calls_are_carried_forward(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    journal = Journal(store, lambda _: None, segment_bytes=100_000, total_bytes=500_000)
+    journal = Journal(store, lambda _: None, owner="alice", total_bytes=500_000)
     begun = await journal.written(Entry("begin", 1, "alice", syscall="generate", note="first"))
     for _ in range(40):
         async with anyio.create_task_group() as tasks:
@@ -37,13 +44,138 @@ async def test_old_segments_go_and_unfinished_calls_are_carried_forward(tmp_path
                 tasks.start_soon(journal.written, Entry("call", 2, "alice", note="x" * 100))
     segments = sorted((tmp_path / "journal").glob("*.db"))
     assert segments[0].name != "00000001.db"
-    assert journal.bytes < 1_000_000
+    assert journal.bytes < 500_000
     oldest = journal.history(0, 10)
     assert oldest[0].seq == begun  # carried, with its number
     assert oldest[1].seq > begun + 1  # its neighbours are gone
     store.close()
     store = Store(tmp_path)
     assert [event.note for event in Journal(store, lambda _: None).unfinished()] == ["first"]
+    store.close()
+
+
+async def flood(journal: Journal, owner: str, rows: int) -> None:
+    """Many calls of a user, a connection's worth at once."""
+    for _ in range(rows // 256):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(256):
+                tasks.start_soon(journal.written, Entry("call", 2, owner, note="x" * 100))
+
+
+async def test_a_user_who_floods_the_journal_evicts_nobody_else(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    journal = Journal(store, lambda _: None, owner="ann", total_bytes=1_000_000)
+    for owner in ("", "ann", "bob"):
+        await journal.written(Entry("call", owner=owner, note="kept"))
+    journal.turned_away("", SyscallError(Errno.EACCES, "kept"))
+    await flood(journal, "eve", 8_192)
+    await journal.settle()
+    for owner in ("", "ann", "bob"):
+        assert [one.owner for one in journal.history(0, 100_000) if one.note == "kept"].count(
+            owner
+        ) == (2 if owner == "" else 1)
+    hers = [event for event in journal.history(0, 100_000, owner="eve") if event.owner == "eve"]
+    assert 0 < len(hers) < 2_000  # her own, the newest
+    assert journal.bytes < 1_000_000
+    assert {event.owner for event in journal.history(0, 100_000, owner="bob")} == {"", "ann", "bob"}
+    store.close()
+
+
+async def test_the_journal_stays_within_its_room_when_users_come(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    journal = Journal(store, lambda _: None, owner="ann", total_bytes=4_000_000)
+    for number in range(10):
+        await flood(journal, f"user{number}", 3_072 if number < 2 else 512)
+    await journal.settle()
+    assert journal.bytes < 4_500_000
+    events = Counter(event.owner for event in journal.history(0, 100_000))
+    assert all(events[f"user{number}"] >= 128 for number in range(2, 10))
+    assert all(0 < events[f"user{number}"] < 3_072 for number in range(2)), events
+    store.close()
+
+
+async def test_refusals_in_a_loop_are_counted(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    journal = Journal(store, lambda _: None)
+    await journal.start()
+    subject = "u:eve r:careful"
+    same = Entry("refused", 0, "eve", syscall="nice", object="/proc/1", subject=subject)
+    assert {journal.refuse(same) for _ in range(10_000)} == {1}
+    numbers = [journal.refuse(replace(same, object=f"/proc/{n + 2}")) for n in range(100_000)]
+    await journal.settle()
+    events = journal.history(0, 200_000)
+    listed = [event for event in events if event.object.startswith("/proc/")]
+    assert len(listed) <= 1 + limits.USER_REFUSAL_ROWS
+    assert [n for n in numbers if n] == [event.seq for event in listed[1:]]
+    [counted] = [event for event in events if event.note.startswith("and ")]
+    assert counted.note == f"and {110_000 - len(listed)} more of {subject}"
+    assert counted.owner == "eve"
+    store.close()
+
+
+@pytest.mark.parametrize("owner", ["ann", "eve"])
+async def test_a_damaged_segment_is_set_aside_and_the_others_are_read(
+    tmp_path: Path, owner: str
+) -> None:
+    store = Store(tmp_path)
+    journal = Journal(store, lambda _: None, owner="ann", total_bytes=4_000_000)
+    while len(segments := sorted((tmp_path / "journal").rglob("0*.db"))) < 3:
+        await flood(journal, owner, 256)
+    store.close()
+    before = {event.seq for event in Journal(Store(tmp_path), lambda _: None).history(0, 100_000)}
+    for path in (segments[0], segments[-1]):  # an old one and the newest
+        path.write_bytes(b"no database" * 1000)
+    store = Store(tmp_path)
+    journal = Journal(store, lambda _: None, owner="ann", total_bytes=4_000_000)
+    assert len(store.damages.all) == 2
+    assert all(one.file.endswith(".damaged") for one in store.damages.all)
+    number = await journal.written(Entry("call", owner=owner))
+    assert number > max(before)
+    after = {event.seq for event in journal.history(0, 100_000)}
+    assert number in after
+    assert 0 < len(after) < len(before)
+    store.close()
+
+
+async def test_a_segment_that_breaks_while_it_is_used_is_left_for_a_new_one(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path)
+    journal = Journal(store, lambda _: None, owner="ann")
+    await journal.written(Entry("call", owner="ann", note="before"))
+    path = tmp_path / "journal" / "00000001.db"
+    with closing(sqlite3.connect(path)) as other:  # its log goes into the file
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    with path.open("r+b") as file:
+        file.write(b"x" * path.stat().st_size)
+    numbers = [await journal.written(Entry("call", owner="ann")) for _ in range(3)]
+    assert [event.seq for event in journal.history(0, 10)] == numbers
+    store.close()
+
+
+async def test_followers_get_events_of_all_users_in_their_order(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    told: list[int] = []
+    journal = Journal(store, lambda event: told.append(event.seq), owner="ann")
+    async with anyio.create_task_group() as tasks:
+        for number in range(600):
+            owner = ("ann", "bob", "eve")[number % 3]
+            tasks.start_soon(journal.written, Entry("call", owner=owner))
+    assert told == list(range(1, 601))
+    store.close()
+
+
+async def test_counters_of_one_user_have_a_bound(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    journal = Journal(store, lambda _: None)
+    for number in range(3 * limits.COUNTER_ROWS):
+        journal.count(f"u:eve app:{number}", "read_mem", "/proc/0/mem", "default.csv:1")
+    journal.count("u:bob r:careful", "ps", "/proc", "default.csv:1")
+    await journal.settle()
+    counters = store.open("counters.db", COUNTERS)
+    rows = store.read(counters, "SELECT count(*), sum(calls) FROM counters")
+    assert rows == [(limits.COUNTER_ROWS + 2, 3 * limits.COUNTER_ROWS + 1)]
+    assert store.read(counters, "SELECT calls FROM counters WHERE syscall = 'ps'") == [(1,)]
     store.close()
 
 

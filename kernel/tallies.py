@@ -1,0 +1,85 @@
+"""Calls of class C: no event each, but one counter an hour for each kind of call.
+
+How many rows one user can make is bounded: beyond, calls are counted without their objects.
+"""
+
+import asyncio
+import time
+from collections import Counter
+
+from . import limits
+from .database import Row, Schema, Statement
+from .identifiers import TABLE
+from .store import Store
+
+SCHEMA = Schema(
+    "counters",
+    (
+        """CREATE TABLE counters(hour INTEGER, subject TEXT, syscall TEXT, object TEXT, rule TEXT,
+             calls INTEGER NOT NULL, PRIMARY KEY(hour, subject, syscall, object, rule))""",
+        TABLE,  # the numbers of calls: it outlives every segment
+    ),
+)
+PROBE = "SELECT (SELECT sum(calls) FROM counters), (SELECT sum(next) FROM identifiers)"
+_COUNT = """INSERT INTO counters VALUES(?,?,?,?,?,?) ON CONFLICT
+            DO UPDATE SET calls = calls + excluded.calls"""
+Key = tuple[str, str, str, str]  # subjects, syscall, object, rule
+
+
+class Tallies:
+    """Counts in memory, and writes within COUNTER_S."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.database, self.replaced = store.replaceable("counters.db", SCHEMA, PROBE)
+        self._counts: Counter[Key] = Counter()
+        self._hour = 0
+        self._kinds: dict[str, set[Key]] = {}  # seen in this hour, by user
+        self._timer: asyncio.TimerHandle | None = None
+
+    def count(self, subject: str, syscall: str, object_: str, rule: str) -> None:
+        """One more call of class C."""
+        self._counts[self._key((subject, syscall, object_, rule))] += 1
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(limits.COUNTER_S, self.flush)
+
+    def _key(self, key: Key) -> Key:
+        """The row to count in: of a user with too many, the one for all such calls."""
+        hour = int(time.time() // 3600)
+        if hour != self._hour:
+            self._hour = hour
+            self._kinds.clear()
+        user, _, _ = key[0].partition(" ")
+        kinds = self._kinds.setdefault(user, set())
+        if key in kinds:
+            return key
+        if len(kinds) >= limits.COUNTER_ROWS:
+            return user, key[1], "/", ""
+        kinds.add(key)
+        return key
+
+    def flush(self) -> None:
+        """Write the counters now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        hour = int(time.time() // 3600)
+        rows: list[Statement] = [
+            (_COUNT, (hour, *key, calls)) for key, calls in self._counts.items()
+        ]
+        self._counts.clear()
+        if rows:
+            rows.append(("DELETE FROM counters WHERE hour < ?", (hour - limits.COUNTER_HOURS,)))
+            self._store.submit(self.database, rows, lambda _: None)
+
+    def recorded(self, since: float) -> list[Row]:
+        """Subjects, syscall, object, no errno, no process, calls. Blocks: call it in a thread."""
+        sql = """SELECT subject, syscall, object, 0, 0, sum(calls) FROM counters
+                 WHERE hour >= ? GROUP BY subject, syscall, object LIMIT ?"""
+        return self._store.peek("counters.db", sql, (int(since // 3600), limits.RECORDED))
+
+    async def settle(self) -> None:
+        """Wait until everything that was counted can be read."""
+        self.flush()
+        await self._store.write(self.database, [], durable=False, frees=True)
