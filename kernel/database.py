@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from .errors import DESCRIPTORS, Damaged, Errno, SyscallError, no_descriptor
 
@@ -287,3 +288,16 @@ def translate(error: sqlite3.Error, path: Path) -> SyscallError:
             return SyscallError(Errno.EAGAIN, f"{path} cannot be opened: {reason}", DESCRIPTORS)
         case _:
             return SyscallError(Errno.EIO, f"{path}: {error}", "see `llmasos daemon logs`")
+
+
+def peek(path: Path, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+    """Rows of a database, open somewhere or not; none if it is gone. Blocks. Damaged."""
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            return cast("list[Row]", connection.execute(sql, values).fetchall())
+    except sqlite3.Error as error:
+        fault = translate(error, path)
+        if isinstance(fault, Damaged):
+            raise fault from error
+        return []

@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from . import limits
-from .database import Schema, Statement
+from .database import Schema, Statement, peek
 from .driver import Driver, Option
 from .errors import Errno, SyscallError
 from .store import Store
@@ -39,6 +39,20 @@ SCHEMA = Schema(
 REMOTE = "remote"  # the driver of every image that is a url
 _END_BYTES = 1024 * 1024  # of a file, at each end: header and weights
 _DIGEST_CHARS = 16  # of a digest, in the name of what was made of a file
+
+
+def installed(state: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """The files of installed images by name (empty: it is a url), and what aliases stand for.
+
+    For who looks without a machine that runs; those that are built in are not among them.
+    """
+    database = state / "images.db"
+    files = {
+        str(name): Path() if url else Path(str(path))
+        for name, path, url in peek(database, "SELECT name, path, url FROM images")
+    }
+    aliases = {str(name): str(image) for name, image in peek(database, "SELECT * FROM aliases")}
+    return files, aliases
 
 
 @dataclass(frozen=True, slots=True)

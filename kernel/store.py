@@ -17,7 +17,6 @@ import asyncio
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar, cast
@@ -28,7 +27,7 @@ from . import disk, limits, points
 from .commit import Done as Done
 from .commit import Job, commit
 from .damage import Damages
-from .database import Database, Row, Schema, Statement, Transaction, Value, translate
+from .database import Database, Row, Schema, Statement, Transaction, Value, peek, translate
 from .errors import Damaged, Errno, SyscallError, exhausted
 from .queues import Queues
 from .turns import Turns
@@ -113,15 +112,7 @@ class Store:
 
     def peek(self, name: str, sql: str, values: Sequence[Value] = ()) -> list[Row]:
         """Rows of a database, open here or not; none if it is gone. Blocks. Damaged."""
-        uri = f"{(self.directory / name).as_uri()}?mode=ro"
-        try:
-            with closing(sqlite3.connect(uri, uri=True)) as connection:
-                return cast("list[Row]", connection.execute(sql, values).fetchall())
-        except sqlite3.Error as error:
-            fault = translate(error, self.directory / name)
-            if isinstance(fault, Damaged):
-                raise fault from error
-            return []
+        return peek(self.directory / name, sql, values)
 
     def submit(
         self,

