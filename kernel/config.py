@@ -64,7 +64,8 @@ class Config(BaseModel):
         "", description="of a Chroma server; empty: Chroma runs in this machine"
     )
     journal_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
-        limits.JOURNAL_BYTES, description="all segments of the journal together"
+        limits.JOURNAL_BYTES,
+        description="the whole journal: half for the owner, the rest for all other users",
     )
 
 

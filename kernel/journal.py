@@ -1,7 +1,7 @@
 """Calls and outcomes, written down: what `logs` shows and what recovery reads after a crash.
 
 Every user has a stream of segments (segments.py) and a share of the space, so that nobody's calls
-evict another's; strangers have one, and the kernel's own events stand in the stream of the owner.
+evict another's; strangers and devices have one, and the kernel's other events stand in the owner's.
 The begins of calls without an end are carried into each new segment first, so the newest segments
 alone tell what was in flight. Numbers are given once, for all streams together. Calls of class C
 get no event but a counter an hour (tallies.py).
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import anyio
+
 from . import limits
 from .database import Database, Row
 from .errors import Damaged, Errno, SyscallError
@@ -29,7 +31,8 @@ from .tallies import Tallies
 from .values import Event
 
 log = logging.getLogger(__name__)
-_MACHINE, _STRANGERS, _USERS = "journal", "journal/strangers", "journal/users"  # folders
+_MACHINE, _USERS = "journal", "journal/users"  # folders: the owner's and the kernel's, the users'
+_STRANGERS, _DEVICES = "journal/strangers", "journal/devices"
 _INSERT = "INSERT OR REPLACE INTO events VALUES(?,?,?,?,?,?,?,?,?,?,?)"
 
 
@@ -84,7 +87,7 @@ class Journal:
         self._refusals = Refusals()
         self._counted: asyncio.TimerHandle | None = None
         self._streams: dict[str, Segments] = {}
-        for folder in (_MACHINE, _STRANGERS):
+        for folder in (_MACHINE, _STRANGERS, _DEVICES):
             self._stream(folder)
         users = store.directory / _USERS
         users.mkdir(mode=0o700, exist_ok=True)
@@ -107,13 +110,17 @@ class Journal:
         """Where an event belongs."""
         if owner and owner != self._owner:
             return f"{_USERS}/{owner}"
-        return _STRANGERS if kind == "refused" and not owner else _MACHINE
+        if owner:
+            return _MACHINE
+        # Anybody who may mount a model, or connect, makes such events.
+        return {"refused": _STRANGERS, "device": _DEVICES}.get(kind, _MACHINE)
 
     def _seen_by(self, owner: str | None) -> Iterable[Segments]:
         """Streams with events that a user may see; None: all."""
         if owner is None:
             return list(self._streams.values())
-        folders = dict.fromkeys((_MACHINE, _STRANGERS, self._folder(owner, "call")))
+        shared = (_MACHINE, _STRANGERS, _DEVICES)
+        folders = dict.fromkeys((*shared, self._folder(owner, "call")))
         return [self._streams[folder] for folder in folders if folder in self._streams]
 
     @property
@@ -229,9 +236,15 @@ class Journal:
         """Wait until everything that was appended or counted can be read."""
         self._write_counted()
         await self._tallies.settle()
+        waits: list[asyncio.Future[None]] = []
         for stream in self._streams.values():
             if stream.opened:
-                await self._store.write(stream.database, [], durable=False, frees=True)
+                future, done = waiter()
+                self._store.submit(stream.database, [], done, frees=True)
+                waits.append(future)
+        with anyio.CancelScope(shield=True):
+            for future in waits:
+                await future
 
     # --- refusals ---------------------------------------------------------------------------------
     def refuse(self, entry: Entry) -> int:

@@ -25,6 +25,20 @@ def write_some(line: Line, mark: str) -> tuple[int, dict[str, object]]:
     }
 
 
+def look_around(line: Line) -> None:
+    """What opens databases by other ways than the kernel's own connections."""
+    for _ in line.stream("watch", v.Watch(0, follow=False), v.Events, v.Nothing):
+        pass
+    line.call("policy_simulate", v.PolicySimulate(""), v.Simulated)
+    line.call("fsck", v.Fsck(rebuild=True), v.Checked)
+    pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+    line.call("write_mem", v.WriteMem(pid, "to be forgotten"), v.Written)
+    line.call("forget", v.Forget(pid, 0), v.Forgotten)
+    line.call("kill", v.Kill(pid, v.Signal.KILL), v.Nothing)
+    line.call("wait", v.Wait(pid, 5), v.Exit)
+    line.call("stat", v.Nothing(), v.Stat)
+
+
 def found(line: Line, pid: int, user: str) -> dict[str, object]:
     [process] = line.call("ps", v.Ps(pid=pid), v.Processes).processes
     pages = line.call("read_mem", v.ReadMem(pid, 0), v.Pages).pages
@@ -48,6 +62,7 @@ def test_a_reader_beside_the_daemon_costs_no_acknowledged_write(machine: Machine
         }  # fmt: skip
         logs = {path: path.with_name(f"{path.name}-wal").stat().st_ino for path in paths}
         for mark in ("second", "third"):
+            look_around(line)
             assert foreign.unlocked(paths, machine.pid) == []
             foreign.read(paths)
             written.append(write_some(line, mark))
