@@ -158,7 +158,7 @@ def _assemble(plan: Plan, store: Store, jobs: Supervisor) -> Machine:
         users=users,
         images=images,
         tuner=tuner,
-        processes=Processes(store),
+        processes=Processes(store, owner),
         memory=memory,
         meaning=meaning,
         pager=Pager(memory, meaning),

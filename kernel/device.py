@@ -15,6 +15,7 @@ from .driver import Admission, Death, Engine, Facts, Step
 from .errors import DeviceFault, Errno, SyscallError, TooBig, why
 from .process import Process
 from .suspect import Accused, Suspects
+from .turns import Turns
 from .values import Delta, DeviceInfo, Finish, Progress
 from .work import Mounting, Work
 
@@ -31,6 +32,7 @@ class Device:
         self.options = what.options
         self.pinned = what.pin  # never unloaded by itself
         self.users = 0  # calls that need it now
+        self.embeds = Turns(1, limits.EMBED_TURNS)  # by owner
         self.used = time.monotonic()  # when the last of them left
         self._suspects = suspects
         self.facts: Facts | None = None

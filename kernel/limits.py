@@ -41,7 +41,10 @@ BAD_FRAMES = 8  # malformed frames before a connection is closed
 
 # --- processes --------------------------------------------------------------------------------
 PROCESSES = 10_000
+USER_PROCESSES = 1_000  # of each user but the machine's owner
+OWNER_PROCESSES = 1_000  # of all of them, kept for the machine's owner
 ENDED = 1_000  # processes that have ended and are not waited for; above: the oldest are removed
+USER_ENDED = 200  # the same of each user but the machine's owner
 ENDED_S = 24 * 3600.0  # such a process is removed after this
 COLLECT_RETRY_S = 60.0  # one that could not be removed is tried again after this
 TITLE_CHARS = 60  # of what a user said first, shown by `ps`
@@ -93,6 +96,7 @@ LABELS = 16  # of a page
 KEY_CHARS = 200
 HITS = 1_000  # pages per search
 MAIL = 1_000  # messages that wait in a mailbox
+OWNER_MAIL = 20_000  # messages that wait for processes of one owner
 MAIL_CHARS = 500_000
 MAIL_DONE_S = 0.1  # messages that were dealt with leave the disk after this
 MAIL_WIPE_S = 2.0  # and their bodies leave the write-ahead log after this
@@ -130,6 +134,8 @@ GRAMMARS = 32  # compiled ones that an engine keeps
 LOGPROBS = 20  # alternatives told beside each token
 BIASES = 262_144  # of one call: the largest vocabularies
 EMBED_TEXTS = 64  # per call; the SDK makes several calls of more
+EMBED_TURN = 8  # texts of one user that are embedded before another's turn
+EMBED_TURNS = 2  # of them in an engine at once
 EMBED_TOKENS = 2_048  # of a text that becomes a vector, where the model's window is not smaller
 STREAM_TOKENS = 256  # a reader this far behind gets no further quantum
 
@@ -191,6 +197,7 @@ GGUF_HEADER_BYTES = 256 * 1024 * 1024
 
 # --- policy -----------------------------------------------------------------------------------
 DECISIONS = 20_000  # cached static decisions
+USER_DECISIONS = 4_000  # of them, for one user
 RULES = 100_000  # rows of all files
 RULE_CHARS = 400  # one row
 OBJECT_CHARS = 400  # one path
@@ -229,6 +236,7 @@ START_BYTES = 4 * 1024 * 1024  # below: SQLite could not even open its files
 COUNTER_S = 10.0  # counters of class C calls reach the journal this often
 COUNTER_HOURS = 90 * 24  # counters of class C calls are kept this long
 WATCH_EVENTS = 1_024  # a follower this far behind gets a gap marker
+USER_FOLLOWERS = 64  # calls of `watch` and `attach` that follow, of one user
 WATCH_BATCH = 256  # events per frame
 
 # --- daemon -----------------------------------------------------------------------------------

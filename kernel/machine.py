@@ -45,7 +45,7 @@ from .tuning import Tuner
 from .turns import Turns
 from .users import Users
 from .values import SIGNAL_NUMBERS, Event, Fork, Progress, SettingInfo, Signal
-from .watch import Followers
+from .watch import Followers, Following
 from .work import Mounting
 
 log = logging.getLogger(__name__)
@@ -116,6 +116,7 @@ class Machine:
     owed: int = 0  # answers to calls of class A and B that are on their way
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # none is
     places: int = limits.USER_CONNECTIONS  # connections of each user but the owner
+    following: Following = field(default_factory=Following)
     visitors: Counter[str] = field(default_factory=Counter[str])  # connections, by whose they are
     loads: Loads = field(default_factory=Loads)
     programs: dict[int, Process] = field(default_factory=dict[int, Process])  # by OS pid
@@ -284,7 +285,7 @@ class Machine:
     async def fork(self, parent: Process, request: Fork, caller: Caller) -> list[Process]:
         """Children with the parent's committed pages: all of them, or none. EAGAIN."""
         children: list[Process] = []
-        with self.processes.reserve(request.count), CancelScope(shield=True):
+        with self.processes.reserve(request.count, parent.owner), CancelScope(shield=True):
             await self.processes.pids.ready(request.count)
             children = self.processes.children(parent, request, caller)
             # A crash between the two leaves pages without a process, which recovery erases.
@@ -321,7 +322,7 @@ class Machine:
         self.tell_process(process, f"exit {code} {reason}")
         for client in [client for client in self.clients if client.of(process)]:
             client.revised()  # a program that is left over may do nothing any more
-        for oldest in self.processes.surplus():
+        for oldest in self.processes.surplus(process.owner):
             if oldest.idle.is_set():
                 await self.try_to_reap(oldest)
 

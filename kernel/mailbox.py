@@ -65,6 +65,7 @@ class Mailboxes:
         self._flush: asyncio.TimerHandle | None = None
         self._wipes: dict[str, asyncio.TimerHandle] = {}  # of the log, by owner
         self._bytes: Counter[str] = Counter()  # of bodies, by owner
+        self._counts: Counter[str] = Counter()  # of messages, the same
         self.held = 0  # messages in all mailboxes
         for path in (store.directory / "owners").glob("*/mail.db"):
             self._load(path.parent.name)
@@ -125,6 +126,7 @@ class Mailboxes:
             )  # fmt: skip
         size = len(request.body.encode())
         self._check_room(to, box, size)
+        self._check_count(to)
         number = self._numbers[to.owner].next()
         mail = Mail(number, request.sender, author, time.time(), request.body, request.labels, 0)
         labels = json.dumps(mail.labels)
@@ -137,7 +139,7 @@ class Mailboxes:
             if self._boxes.get(to.pid) is not box:
                 return  # the process is gone, and its mail with it
             if error is not None:
-                self._grown(to.pid, to.owner, -size)
+                self._grown(to.pid, to.owner, -size, -1)
                 return
             box.waiting.append(mail)
             self.held += 1
@@ -158,9 +160,21 @@ class Mailboxes:
                 hint = "try again when some were received"
                 raise SyscallError(Errno.EAGAIN, words, hint, pid=to.pid)
 
-    def _grown(self, pid: int, owner: str, size: int) -> None:
+    def _check_count(self, to: Process) -> None:
+        """EAGAIN: so many messages wait for the owner's processes, however short they are."""
+        held = self._counts[to.owner]
+        if held >= limits.OWNER_MAIL:
+            words = (
+                f"{held} messages wait for processes of {to.owner}, {limits.OWNER_MAIL} are allowed"
+            )
+            hint = "try again when some were received"
+            raise SyscallError(Errno.EAGAIN, words, hint, pid=to.pid)
+
+    def _grown(self, pid: int, owner: str, size: int, count: int = 1) -> None:
+        """So many more messages wait, with so many bytes together; or fewer."""
         self._box(pid).bytes += size
         self._bytes[owner] += size
+        self._counts[owner] += count
 
     async def receive(self, process: Process, request: Recv, connection: int) -> Mail:
         """The oldest message; waits for one. ETIMEDOUT. It holds nothing while it waits."""
@@ -235,7 +249,8 @@ class Mailboxes:
         self.held -= len(done)
         gone = [mail for mail in box.waiting if mail.number in done]
         gone += [box.taken.pop(number)[1] for number in done if number in box.taken]
-        self._grown(process.pid, process.owner, -sum(len(mail.body.encode()) for mail in gone))
+        size = sum(len(mail.body.encode()) for mail in gone)
+        self._grown(process.pid, process.owner, -size, -len(gone))
         box.waiting = deque(mail for mail in box.waiting if mail.number not in done)
         self._done.setdefault(process.owner, []).extend(done)
         if self._flush is None:
@@ -285,6 +300,7 @@ class Mailboxes:
             return
         self.held -= len(box.waiting) + len(box.taken)
         self._bytes[process.owner] -= box.bytes
+        self._counts[process.owner] -= len(box.waiting) + len(box.taken) + box.coming
         while box.readers:
             self._wake(box)
         statement = ("DELETE FROM mail WHERE pid = ?", (process.pid,))

@@ -16,10 +16,11 @@ from .journal import Entry
 from .machine import Machine
 from .policy import ITSELF, Decision, own
 from .process import Process
-from .values import RECALL, Event, Ps
+from .values import RECALL, Event, Fork, Ps, Spawn
 
 # Files have names that rules cannot hold: each byte of an odd letter is +HH there.
 _ODD = re.compile(r"[^A-Za-z0-9._:/-]")
+_NEW = "/proc/own/0"  # a process that is about to be made
 _PROCESS = re.compile(r"/proc/([0-9]+)(?=/|$)")
 
 
@@ -53,6 +54,7 @@ def of(machine: Machine, caller: Caller, row: Syscall, request: object) -> Permi
         if row.own and _narrows(machine, caller, asked, row, request):
             asked.objects, asked.own = (row.own,), True
         ask(machine, asked, caller.owner, getattr(request, "pid", 0))
+        _check_nice(machine, caller, asked, request)
         for pid in absent:  # it must not come between this question and the call
             machine.processes.get(pid, caller.owner)
         return asked
@@ -71,6 +73,23 @@ def ask(machine: Machine, asked: Permit, owner: str, pid: int = 0) -> Permit:
         if number == 0:
             asked.rule = decision.rule
     return asked
+
+
+def _check_nice(machine: Machine, caller: Caller, asked: Permit, request: object) -> None:
+    """A child with a larger share than it would have by itself takes the right to `nice`. EACCES.
+
+    It is asked about a process that is not there yet: the caller's own process 0.
+    """
+    match request:
+        case Spawn(nice=wanted):
+            usual = 0
+        case Fork(nice=int(wanted), pid=pid):
+            parent = machine.processes.find(pid, caller.owner)
+            usual = parent.nice if parent is not None else 0
+        case _:
+            return
+    if wanted < usual:
+        ask(machine, Permit(asked.subjects, asked.told, "nice", (_NEW,)), caller.owner)
 
 
 def also(machine: Machine, caller: Caller, action: str, path: str) -> None:

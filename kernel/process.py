@@ -6,6 +6,7 @@ written first and applied after, so a write that fails changes nothing.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -146,8 +147,9 @@ class Process:
 class Processes:
     """The process table."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, owner: str) -> None:
+        """`owner`: the user whose machine this is; places are kept for them."""
+        self._store, self._owner = store, owner
         self._database = store.open("processes.db", SCHEMA)
         self._table: dict[int, Process] = {}
         rows = store.read(self._database, f"SELECT {_COLUMNS} FROM processes ORDER BY pid")
@@ -159,7 +161,9 @@ class Processes:
             store, self._database, "pids", block=limits.PID_BLOCK, last=int(last[0][0] or 0)
         )
         self.another_ended = asyncio.Event()
-        self._coming = 0  # processes that have a place in the table and are not there yet
+        # Entries by owner, those that are on their way included; and of these, who has ended.
+        self._taken = Counter(process.owner for process in self._table.values())
+        self._ended = Counter(p.owner for p in self._table.values() if p.ending is not None)
 
     def all(self) -> list[Process]:
         """By pid."""
@@ -187,7 +191,7 @@ class Processes:
 
     async def spawn(self, caller: Caller, request: Spawn, model: str) -> Process:
         """A new process, durable before it is listed. EAGAIN when the table is full."""
-        with self.reserve(1):
+        with self.reserve(1, caller.owner):
             await self.pids.ready()
             parent = self.living(request.parent, caller.owner) if request.parent else None
             profile = (f"r:{request.profile}",) if request.profile else ()
@@ -202,21 +206,33 @@ class Processes:
         return process
 
     @contextmanager
-    def reserve(self, count: int) -> Generator[None]:
-        """Places in the table for processes to come. EAGAIN when there are not so many."""
-        free = limits.PROCESSES - len(self._table) - self._coming
-        if count > free:
-            raise SyscallError(
-                Errno.EAGAIN,
-                f"{count} more processes: this machine holds {limits.PROCESSES} at most, and "
-                f"{free} of these places are free",
-                "`llmasos ps -a` lists them; `llmasos kill` and `llmasos wait` make room",
-            )
-        self._coming += count
+    def reserve(self, count: int, owner: str) -> Generator[None]:
+        """Entries of the table for processes to come; `add` makes them lasting. EAGAIN."""
+        self._check_room(count, owner)
+        self._taken[owner] += count
         try:
             yield
         finally:
-            self._coming -= count
+            self._taken[owner] -= count
+
+    def _check_room(self, count: int, owner: str) -> None:
+        """EAGAIN: all entries are taken, but for those of the machine's owner; or this user's."""
+        free = limits.PROCESSES - self._taken.total()
+        if owner == self._owner:
+            words = f"this machine holds {limits.PROCESSES} at most, and {free} are free"
+        else:
+            free -= max(0, limits.OWNER_PROCESSES - self._taken[self._owner])
+            words = f"{max(0, free)} entries of the process table are free for users"
+            own = limits.USER_PROCESSES - self._taken[owner]
+            if own < free:
+                free = own
+                words = f"{owner} has {self._taken[owner]}, {limits.USER_PROCESSES} are allowed"
+        if count > free:
+            raise SyscallError(
+                Errno.EAGAIN,
+                f"{count} more process{'es' * (count > 1)}: {words}",
+                "`llmasos ps -a` lists yours; `llmasos kill` and `llmasos wait` make room",
+            )
 
     def children(self, parent: Process, request: Fork, caller: Caller) -> list[Process]:
         """What a fork will add; so many pids are ready."""
@@ -237,6 +253,7 @@ class Processes:
         sql = f"INSERT INTO processes({_COLUMNS}) VALUES({','.join('?' * 14)})"
         await self._store.write(self._database, [(sql, _row(process)) for process in processes])
         self._table |= {process.pid: process for process in processes}
+        self._taken.update(process.owner for process in processes)
 
     async def renice(self, process: Process, nice: int) -> None:
         sql = "UPDATE processes SET nice = ? WHERE pid = ?"
@@ -262,6 +279,7 @@ class Processes:
         await self._store.write(self._database, [(sql, values)], frees=True)
         if process.ending is None:
             process.ending, process.ended_at = ending, now
+            self._ended[process.owner] += 1
             process.ended.set()
             process.output.close()
             self.another_ended.set()
@@ -271,12 +289,17 @@ class Processes:
         if process.pid in self._table:
             sql = "DELETE FROM processes WHERE pid = ?"
             await self._store.write(self._database, [(sql, (process.pid,))], frees=True)
-            self._table.pop(process.pid, None)
+            if self._table.pop(process.pid, None) is not None:
+                self._taken[process.owner] -= 1
+                self._ended[process.owner] -= process.ending is not None
 
-    def surplus(self) -> list[Process]:
-        """Ended ones beyond the limit, oldest first."""
-        ended = [p for p in self._table.values() if p.ending is not None]
-        return ended[: max(0, len(ended) - limits.ENDED)]
+    def surplus(self, owner: str) -> list[Process]:
+        """A user's ended ones beyond the limit, oldest first."""
+        most = limits.ENDED if owner == self._owner else limits.USER_ENDED
+        if self._ended[owner] <= most:
+            return []
+        ended = [p for p in self._table.values() if p.owner == owner and p.ending is not None]
+        return ended[: max(0, len(ended) - most)]
 
 
 def check_alive(process: Process) -> None:

@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -37,6 +38,11 @@ SCHEMA = Schema(
            ALTER TABLE marks ADD COLUMN owner TEXT NOT NULL DEFAULT ''""",
     ),
 )
+# As Marks: the oldest of the owner who has most goes.
+_FEWER = """DELETE FROM marks WHERE call IN (
+              SELECT call FROM marks WHERE owner = (SELECT owner FROM marks GROUP BY owner
+                ORDER BY count(*) DESC LIMIT 1) ORDER BY since
+              LIMIT max(0, (SELECT count(*) FROM marks) - ?))"""
 _REASON_CHARS = 200
 _ID_DIGITS = 12  # of a call's hash, that people name it by
 
@@ -63,7 +69,10 @@ class Mark:
 
 @dataclass(slots=True)
 class Marks:
-    """Marks by the hash of a call, the oldest first; at most `most`, each for `life_s`."""
+    """Marks by the hash of a call, the oldest first; at most `most`, each for `life_s`.
+
+    When there are too many, the oldest of the owner who has most of them goes.
+    """
 
     most: int = limits.MARKS
     life_s: float = limits.POISON_S
@@ -107,7 +116,8 @@ class Marks:
         self.held.pop(accused.call, None)
         self.held[accused.call] = replace(mark, model=accused.model, owner=accused.owner)
         if len(self.held) > self.most:
-            del self.held[next(iter(self.held))]
+            ((most, _),) = Counter(one.owner for one in self.held.values()).most_common(1)
+            del self.held[next(call for call, one in self.held.items() if one.owner == most)]
 
     def _expire(self, now: float) -> None:
         self.held = {c: m for c, m in self.held.items() if now - m.since < self.life_s}
@@ -196,9 +206,9 @@ class Suspects:
         """Queued; `settle` waits for it before the calls' ends are told."""
         if not statements:
             return
-        newest = "SELECT call FROM marks ORDER BY since DESC LIMIT ?"
-        bound: Statement = (f"DELETE FROM marks WHERE call NOT IN ({newest})", (limits.MARKS,))
-        self._store.submit(self._database, [*statements, bound], _written, frees=True)
+        self._store.submit(
+            self._database, [*statements, (_FEWER, (limits.MARKS,))], _written, frees=True
+        )
 
 
 def name(call: bytes) -> str:

@@ -27,6 +27,12 @@ class Turns:
             return await to_thread.run_sync(work, *values, limiter=self._together)
 
     @asynccontextmanager
+    async def place(self, user: str) -> AsyncGenerator[None]:
+        """One of the things that all do at once: for work that needs no thread."""
+        async with self.turn(user), self._together:
+            yield
+
+    @asynccontextmanager
     async def turn(self, user: str) -> AsyncGenerator[None]:
         """One of the things that this user does at once."""
         limiter, count = self._users.get(user) or (CapacityLimiter(self._each), 0)

@@ -5,11 +5,13 @@ journal still has them. Nobody who follows slows what is followed.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from . import limits
+from .errors import Errno, SyscallError
 from .values import Event
 
 T = TypeVar("T")
@@ -73,6 +75,26 @@ class Followers(Generic[T]):
     def close(self) -> None:
         for follower in self._followers:
             follower.close()
+
+
+class Following:
+    """How many calls of each user follow something: every event takes time for each of them."""
+
+    def __init__(self) -> None:
+        self._calls: Counter[str] = Counter()
+
+    @contextmanager
+    def one(self, user: str) -> Generator[None]:
+        """One more call, to its end. EAGAIN."""
+        taken, most = self._calls[user], limits.USER_FOLLOWERS
+        if taken >= most:
+            words = f"{taken} calls of {user} follow the journal or a process, {most} are allowed"
+            raise SyscallError(Errno.EAGAIN, words, "end some of `llmasos logs -f` and `attach`")
+        self._calls[user] += 1
+        try:
+            yield
+        finally:
+            self._calls[user] -= 1
 
 
 def gap(missed: int, cursor: int) -> Event:

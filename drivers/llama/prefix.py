@@ -4,9 +4,11 @@ A prompt may go on from whatever was computed for its domain (one owner, one set
 lies in a slot, or a context that was saved. Both are found by their first SHARE_TOKENS tokens, so
 that of thousands only those that agree at all are compared; exact tokens decide, never hashes.
 A saved context is whole: it is loaded into a slot, and what the prompt does not share is cut off
-there. The least recently used are dropped when the limit of bytes is reached.
+there. When the limit of bytes is reached, the least recently used of the domain that holds most are
+dropped, so nobody drops another's.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +46,7 @@ class Kept:
         self._most = most_bytes
         self._saved: dict[int, Saved] = {}  # by id, the least recently used first
         self._begins: dict[tuple[str, tuple[int, ...]], list[Saved]] = {}
+        self._domains: Counter[str] = Counter()  # bytes by domain
         self.bytes = 0
 
     def put(self, saved: Saved) -> None:
@@ -55,10 +58,12 @@ class Kept:
             if same_kind and common(other.tokens, saved.tokens) == len(other.tokens):
                 self._drop(other)
         while self.bytes + len(saved.state) > self._most:
-            self._drop(next(iter(self._saved.values())))
+            most = max(self._domains, key=lambda domain: self._domains[domain])
+            self._drop(next(one for one in self._saved.values() if one.domain == most))
         self._saved[id(saved)] = saved
         self._begins.setdefault(_key(saved.domain, saved.tokens), []).append(saved)
         self.bytes += len(saved.state)
+        self._domains[saved.domain] += len(saved.state)
 
     def find(self, domain: str, tokens: Sequence[int]) -> Iterable[Saved]:
         """Those that may be shared: same domain, same first tokens."""
@@ -82,6 +87,9 @@ class Kept:
     def _drop(self, saved: Saved) -> None:
         del self._saved[id(saved)]
         self.bytes -= len(saved.state)
+        self._domains[saved.domain] -= len(saved.state)
+        if not self._domains[saved.domain]:
+            del self._domains[saved.domain]
         key = _key(saved.domain, saved.tokens)
         self._begins[key].remove(saved)
         if not self._begins[key]:

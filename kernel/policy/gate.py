@@ -24,6 +24,7 @@ from .judge import Judge, Ruling
 from .own import OwnFile
 from .rules import Mistake, Rule, canonical, own, read, refuse
 
+Question = tuple[tuple[str, ...], str, str]  # subjects, action, object
 _STRICT = {Effect.DENY: 0, Effect.ASK: 1, Effect.ALLOW: 2}
 
 
@@ -58,7 +59,8 @@ class Policy:
         self._actions = actions
         self._members = [Rule("g", (f"u:{owner}", "r:owner"), "socket", 0)]
         self._shipped = _shipped(actions)
-        self._cache: dict[tuple[tuple[str, ...], str, str], Decision] = {}
+        self._cache: dict[str, dict[Question, Decision]] = {}  # by user: nobody can clear another's
+        self._cached = 0  # decisions in it, or fewer
         self.load()
 
     # --- rules come into force ------------------------------------------------------------------
@@ -95,7 +97,7 @@ class Policy:
 
     def _swap(self, judge: Judge, text: str) -> None:
         self.judge, self.text = judge, text
-        self._cache = {}
+        self._cache, self._cached = {}, 0
         self.epoch += 1
 
     def members(self, roles: Iterable[tuple[str, str]]) -> None:
@@ -106,14 +108,26 @@ class Policy:
     # --- decisions ------------------------------------------------------------------------------
     def check(self, subjects: tuple[str, ...], action: str, object_: str) -> Decision:
         """The decision for a caller who is all of `subjects`. Anything unclear is a deny."""
+        mine = self._cache.get(subjects[0]) if subjects else {}
         key = (subjects, action, object_)
-        decision = self._cache.get(key)
+        decision = mine.get(key) if mine else None
         if decision is None:
             decision = self.decide(self.judge, subjects, action, object_)
-            if len(self._cache) >= limits.DECISIONS:
-                self._cache.clear()
-            self._cache[key] = decision
+            self._keep(key, decision)
         return decision
+
+    def _keep(self, key: "Question", decision: Decision) -> None:
+        """Cache a decision. Of a user who has too many, all go; so they do of who has most."""
+        mine = self._cache.setdefault(key[0][0] if key[0] else "", {})
+        if len(mine) >= limits.USER_DECISIONS:
+            mine.clear()
+        mine[key] = decision
+        self._cached += 1
+        if self._cached > limits.DECISIONS:  # counted anew: some were cleared meanwhile
+            self._cached = sum(map(len, self._cache.values()))
+            if self._cached > limits.DECISIONS:
+                most = max(self._cache, key=lambda user: len(self._cache[user]))
+                self._cached -= len(self._cache.pop(most))
 
     def decide(self, judge: Judge, subjects: Sequence[str], action: str, object_: str) -> Decision:
         """The strictest answer; not cached, by any rules."""

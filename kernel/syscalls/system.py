@@ -68,17 +68,18 @@ async def watch(m: Machine, call: Call, request: v.Watch) -> v.Nothing:
         )
 
     follower: Follower[v.Event] = Follower(wants)
-    m.events.add(follower)  # before history is read, so that nothing falls between the two
-    try:
-        if not request.follow:  # nobody would bring what is still on its way to the disk
-            await m.journal.settle()
-        cursor = m.journal.cursor if request.since is None else request.since
-        if request.since is not None:
-            cursor = await _history(m, call, wants, (cursor, request.not_before or 0.0))
-        if request.follow:
-            await _follow(call, follower, cursor, request.interval_s)
-    finally:
-        m.events.remove(follower)
+    with m.following.one(caller.owner):
+        m.events.add(follower)  # before history is read, so that nothing falls between the two
+        try:
+            if not request.follow:  # nobody would bring what is still on its way to the disk
+                await m.journal.settle()
+            cursor = m.journal.cursor if request.since is None else request.since
+            if request.since is not None:
+                cursor = await _history(m, call, wants, (cursor, request.not_before or 0.0))
+            if request.follow:
+                await _follow(call, follower, cursor, request.interval_s)
+        finally:
+            m.events.remove(follower)
     return v.Nothing()
 
 
@@ -120,18 +121,19 @@ async def _follow(call: Call, follower: Follower[v.Event], cursor: int, interval
 async def attach(m: Machine, call: Call, request: v.Attach) -> v.Exit:
     process = m.processes.get(request.pid, call.caller.owner)
     follower: Follower[str] = Follower(lambda _: True)
-    process.output.add(follower)
-    if process.ending is not None:
-        follower.close()
-    try:
-        while texts := await follower.batch(limits.WATCH_BATCH):
-            if follower.missed:
-                texts.insert(0, f"\n[{follower.missed} pieces were not shown]\n")
-                follower.missed = 0
-            call.send(v.Output("".join(texts), process.state))
-            await call.writable()
-    finally:
-        process.output.remove(follower)
+    with m.following.one(call.caller.owner):
+        process.output.add(follower)
+        if process.ending is not None:
+            follower.close()
+        try:
+            while texts := await follower.batch(limits.WATCH_BATCH):
+                if follower.missed:
+                    texts.insert(0, f"\n[{follower.missed} pieces were not shown]\n")
+                    follower.missed = 0
+                call.send(v.Output("".join(texts), process.state))
+                await call.writable()
+        finally:
+            process.output.remove(follower)
     return process.ending or v.Exit(process.pid, 0, "")
 
 

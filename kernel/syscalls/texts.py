@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import anyio
 
-from .. import summary
+from .. import limits, summary
 from .. import values as v
 from ..decide import Claim
 from ..device import Device
@@ -164,6 +164,13 @@ async def tokenize(m: Machine, call: Call, request: v.Tokenize) -> v.Tokens:
 
 
 async def embed(m: Machine, call: Call, request: v.Embed) -> v.Embedded:
+    """A few texts at a time: between them it is another user's turn."""
+    dimensions, tokens, vectors = 0, 0, list[bytes]()
     async with m.using(request.model) as (device, _):
-        found = await device.engine.embed(request.texts)
-    return v.Embedded(device.name, found.dimensions, list(found.vectors), found.tokens)
+        for at in range(0, len(request.texts), limits.EMBED_TURN):
+            some = request.texts[at : at + limits.EMBED_TURN]
+            async with device.embeds.place(call.caller.owner):
+                found = await device.engine.embed(some)
+            dimensions, tokens = found.dimensions, tokens + found.tokens
+            vectors += found.vectors
+    return v.Embedded(device.name, dimensions, vectors, tokens)

@@ -53,7 +53,7 @@ async def pages_of(memory: Memory, process: Process) -> list[Page]:
 
 
 async def test_a_child_is_like_its_parent_unless_it_is_said_otherwise(store: Store) -> None:
-    table = Processes(store)
+    table = Processes(store, "alice")
     parent = await spawn(table, app="chat", nice=3)
     like, other = (
         (table.children(parent, fork, caller(7))[0])
@@ -67,17 +67,20 @@ async def test_a_child_is_like_its_parent_unless_it_is_said_otherwise(store: Sto
 
 
 async def test_the_children_come_back_after_a_restart(store: Store) -> None:
-    table = Processes(store)
+    table = Processes(store, "alice")
     parent = await spawn(table)
     children = table.children(parent, Fork(parent.pid, 5), caller(1))
     await table.add(children)
-    assert [p.pid for p in Processes(store).all()] == [parent.pid, *(c.pid for c in children)]
+    assert [p.pid for p in Processes(store, "alice").all()] == [
+        parent.pid,
+        *(c.pid for c in children),
+    ]
 
 
 async def test_children_see_the_parents_pages_which_are_stored_once(
     store: Store, tmp_path: Path
 ) -> None:
-    table, memory = Processes(store), Memory(store)
+    table, memory = Processes(store, "alice"), Memory(store)
     parent = await spawn(table)
     await memory.say(parent, Message(Role.SYSTEM, "be"), [Cut("be", 1)])
     await say(memory, parent, 77, "question")
@@ -97,7 +100,7 @@ async def test_children_see_the_parents_pages_which_are_stored_once(
 
 
 async def test_what_one_of_them_says_later_is_its_own(store: Store) -> None:
-    table, memory = Processes(store), Memory(store)
+    table, memory = Processes(store, "alice"), Memory(store)
     parent = await spawn(table)
     await say(memory, parent, 1, "before")
     (child,) = table.children(parent, Fork(parent.pid), caller(1))
@@ -114,7 +117,7 @@ async def test_what_one_of_them_says_later_is_its_own(store: Store) -> None:
 
 
 async def test_a_turn_that_is_being_written_is_copied_whole_or_not_at_all(store: Store) -> None:
-    table, memory = Processes(store), Memory(store)
+    table, memory = Processes(store, "alice"), Memory(store)
     parent = await spawn(table)
     children: list[Process] = []
 
@@ -139,13 +142,13 @@ async def test_a_turn_that_is_being_written_is_copied_whole_or_not_at_all(store:
 async def test_a_crash_between_pages_and_processes_leaves_orphans_that_are_found(
     store: Store,
 ) -> None:
-    table, memory = Processes(store), Memory(store)
+    table, memory = Processes(store, "alice"), Memory(store)
     parent = await spawn(table)
     await say(memory, parent, 1, "hello")
     children = table.children(parent, Fork(parent.pid, 2), caller(1))
     await memory.copy(parent, children)
     again = Memory(store)
-    alive = {p.pid for p in Processes(store).all()}
+    alive = {p.pid for p in Processes(store, "alice").all()}
     assert sorted(orphans(again, "alice", alive)) == [child.pid for child in children]
 
 
@@ -153,24 +156,24 @@ async def test_a_full_table_refuses_the_whole_count(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "PROCESSES", 4)
-    table = Processes(store)
+    table = Processes(store, "alice")
     parent = await spawn(table)
     with (
-        pytest.raises(SyscallError, match="3 of these places are free") as caught,
-        table.reserve(4),
+        pytest.raises(SyscallError, match="holds 4 at most, and 3 are free") as caught,
+        table.reserve(4, "alice"),
     ):
         pass
     assert caught.value.errno is Errno.EAGAIN
-    with table.reserve(2):  # a fork on its way
+    with table.reserve(2, "alice"):  # a fork on its way
         await spawn(table)
-        with pytest.raises(SyscallError, match="0 of these places are free"):
+        with pytest.raises(SyscallError, match="and 0 are free"):
             await spawn(table)
     await table.add(table.children(parent, Fork(parent.pid, 2), caller(1)))
     assert len(table.all()) == 4
 
 
 async def test_the_dead_do_not_fork(store: Store) -> None:
-    table = Processes(store)
+    table = Processes(store, "alice")
     parent = await spawn(table)
     await table.exit(parent, 0, "TERM")
     assert parent.ending == Exit(parent.pid, 0, "TERM")

@@ -80,7 +80,7 @@ async def test_pids_are_given_once_also_when_their_process_never_came(lives: Liv
     caller = Caller(0, "ann", Profile.OPEN, ("u:ann",))
     for _ in range(3):
         store = lives.begin()
-        processes = Processes(store)
+        processes = Processes(store, "alice")
         for _ in range(3):
             spawned = await processes.spawn(caller, Spawn("echo"), "echo")
             given += [spawned.pid]

@@ -336,7 +336,7 @@ async def test_nobody_else_may_read_any_file_of_the_store(tmp_path: Path) -> Non
     before = os.umask(0)
     try:
         store = Store(tmp_path)
-        Processes(store)  # makes a copy of the old version
+        Processes(store, "alice")  # makes a copy of the old version
         await store.write(store.open("rows.db", ROWS), [(INSERT, (1, "x"))])
         modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     finally:
@@ -355,7 +355,7 @@ async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "processes.db")) as rows, rows:
         rows.execute("UPDATE processes SET state = 'zombie', code = 143 WHERE pid = 7")
     store = Store(tmp_path)
-    processes = Processes(store)
+    processes = Processes(store, "alice")
     assert [
         (p.pid, p.app, p.model, p.nice, p.keep, p.bounds, p.started_by) for p in processes.all()
     ] == [

@@ -92,6 +92,34 @@ def closed(client: Raw) -> None:
 
 # --- the two forms ----------------------------------------------------------------------------
 @AS_BOB
+def test_a_larger_share_from_the_start_takes_the_right_to_nice(shared: Machine) -> None:
+    with owner(shared) as boss:
+        boss.call("user_add", name="bob", uid=BOB, role="guest")
+        with bob(shared) as guest:
+            hello(guest, profile="operator")
+            guest.send("spawn", model="echo", nice=-1)
+            kind, _, error = guest.receive()
+            assert (kind, error["errno"]) == (ERROR, Errno.EACCES)
+            assert "may not nice" in error["message"]
+            pid = guest.call("spawn", model="echo", nice=5)["pid"]
+            assert guest.call("ps", pid=pid)["processes"][0]["nice"] == 5
+        boss.call("user_role", name="bob", role="user")
+        with bob(shared) as user:
+            hello(user, profile="operator")
+            parent = user.call("spawn", model="echo", nice=-20)["pid"]
+            child = user.call("fork", pid=parent, nice=-20)["pids"][0]
+            assert user.call("ps", pid=child)["processes"][0]["nice"] == -20
+        boss.call("policy_edit", add=["p, u:bob, nice, /proc/*, deny"])
+        with bob(shared) as user:
+            hello(user, profile="operator")
+            user.send("fork", pid=pid, nice=4)
+            kind, _, error = user.receive()
+            assert (kind, error["errno"]) == (ERROR, Errno.EACCES)
+            user.call("fork", pid=pid, nice=5)
+            user.call("fork", pid=parent)  # as its parent is
+
+
+@AS_BOB
 def test_a_private_machine_is_its_owner_s_alone(machine: Machine) -> None:
     machine.start("--mount", "false")
     assert machine.paths.socket.stat().st_mode & 0o777 == 0o600
