@@ -35,7 +35,7 @@ from .memory.sweeping import Sweeper
 from .paths import Paths
 from .policy import OwnFile, Policy
 from .process import Processes
-from .recovery import recover
+from .recovery import check_processes, recover
 from .scheduler import Scheduler
 from .store import Store
 from .supervisor import BackgroundJob, Supervisor
@@ -149,6 +149,7 @@ def _assemble(plan: Plan, store: Store, jobs: Supervisor) -> Machine:
         tuner.expect(images.get(plan.first))
     events: Followers[Event] = Followers()
     memory = Memory(store)
+    check_processes(store, memory)
     meaning = Meaning(memory, _recall(plan), jobs)
     machine = Machine(
         store=store,

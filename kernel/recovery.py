@@ -4,6 +4,21 @@ from .errors import Errno, SyscallError
 from .journal import Entry
 from .machine import HANGUP, Machine
 from .memory import erasing
+from .memory.memory import Memory
+from .store import Store
+
+
+def check_processes(store: Store, memory: Memory) -> None:
+    """EIO: the process table is gone, so every page would be taken for one that nobody has."""
+    path = store.directory / "processes.db"
+    if memory.unread and not path.exists():
+        owners, many = store.directory / "owners", len(memory.unread)
+        whose = f"{many} process{'es' * (many > 1)}"
+        raise SyscallError(
+            Errno.EIO,
+            f"{path} is missing, and there are pages of {whose}",
+            f"put a copy of it back, or begin anew without these pages: `mv {owners} {owners}.old`",
+        )
 
 
 async def recover(machine: Machine) -> None:

@@ -42,18 +42,19 @@ def damages(line: Line) -> list[v.Damage]:
     return line.call("stat", v.Nothing(), v.Stat).damages
 
 
-@pytest.mark.parametrize("name", ["pages.db", "mail.db"])
-def test_another_owner_does_not_notice(machine: Machine, name: str) -> None:
-    spoil(machine.paths.state / "owners" / "bob" / name)
+def test_another_owner_does_not_notice(machine: Machine) -> None:
+    spoiled = {"owners/bob/pages.db": "bob", "owners/eve/mail.db": "eve"}
+    for name in spoiled:
+        spoil(machine.paths.state / name)
     machine.start(*START)
     with Line(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
         line.call("write_mem", v.WriteMem(pid, "a page"), v.Written)
         line.call("send", v.Send(pid, "a message"), v.Sent)
-        [damage] = damages(line)
-        assert (damage.file, damage.owner) == (f"owners/bob/{name}", "bob")
-    assert doctor(machine)["status"] == "fail"
-    assert f"owners/bob/{name}" in doctor(machine)["what"]
+        assert {one.file: one.owner for one in damages(line)} == spoiled
+    said = doctor(machine)
+    assert said["status"] == "fail"
+    assert all(name in said["what"] for name in spoiled)
     machine.stop()
 
 
@@ -95,6 +96,37 @@ def test_the_owner_of_damaged_pages_is_told_what_helps(
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
         assert pid > other
         line.call("write_mem", v.WriteMem(pid, "anew"), v.Written)
+    machine.stop()
+
+
+def refused(machine: Machine) -> str:
+    """What a daemon says that does not start."""
+    line = [sys.executable, "-m", "llmasos.userland.daemon", "run", *START]
+    done = subprocess.run(line, env=machine.environment, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    return done.stderr.decode()
+
+
+def test_what_a_machine_cannot_do_without_is_named(machine: Machine) -> None:
+    machine.start(*START)
+    with Line(machine.paths.socket) as line:
+        pid = line.call("spawn", v.Spawn("echo", keep=True), v.Spawned).pid
+        line.call("write_mem", v.WriteMem(pid, "a page"), v.Written)
+    machine.stop()
+    path = machine.paths.state / "processes.db"
+    whole = path.read_bytes()
+    spoil(path)
+    assert f"mv {path} {path}.damaged" in refused(machine)
+    path.rename(f"{path}.damaged")
+    for _ in range(2):  # its pages are not taken for pages of nobody
+        said = refused(machine)
+        assert "there are pages of 1 process" in said
+        assert f"mv {machine.paths.state}/owners {machine.paths.state}/owners.old" in said
+    path.write_bytes(whole)
+    machine.start(*START)
+    with Line(machine.paths.socket) as line:
+        assert [p.text for p in line.call("read_mem", v.ReadMem(pid), v.Pages).pages] == ["a page"]
     machine.stop()
 
 
