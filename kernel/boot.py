@@ -139,6 +139,13 @@ async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
             lastrun.end(plan.paths.state, run)
 
 
+def _private(plan: Plan) -> tuple[Path, ...]:
+    """The folders of this machine, and the key of its certificate."""
+    where = plan.paths
+    key = (plan.doors.key,) if plan.doors.key.name else ()
+    return (where.runtime, where.state, where.cache, where.config, *key)
+
+
 def _assemble(plan: Plan, store: Store, jobs: Supervisor) -> Machine:
     users = Users(store)
     owner = users.by_uid(os.geteuid()) or user(os.geteuid())  # a login may have got another name
@@ -170,6 +177,7 @@ def _assemble(plan: Plan, store: Store, jobs: Supervisor) -> Machine:
         drivers=drivers,
         defaults=plan.defaults,
         owner=owner,
+        private_paths=_private(plan),
         private=plan.private,
         system=plan.system,
         shared=plan.doors.shared,

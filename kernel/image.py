@@ -7,18 +7,22 @@ An image may be a url instead, an engine elsewhere: then nothing about its model
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
 
-from . import limits
+from . import limits, probing
 from .database import Schema, Statement, peek
 from .driver import Driver, Option
 from .errors import Errno, SyscallError
+from .filesystem import Access
+from .probing import REMOTE
 from .store import Store
 from .values import RECALL, ImageAdd, ImageInfo, ImageProbe, Mount, Quality
 
@@ -36,7 +40,7 @@ SCHEMA = Schema(
            quantisation TEXT NOT NULL, stamp TEXT NOT NULL)""",
     ),
 )
-REMOTE = "remote"  # the driver of every image that is a url
+T = TypeVar("T")
 _END_BYTES = 1024 * 1024  # of a file, at each end: header and weights
 _DIGEST_CHARS = 16  # of a digest, in the name of what was made of a file
 
@@ -209,10 +213,13 @@ class Images:
         await self._store.write(self._database, [(sql, (*known_as, digest))], durable=False)
         return digest
 
-    async def add(self, request: ImageAdd) -> Image:
-        """Install a file or a url, or give an image a second name.
+    async def add(
+        self, request: ImageAdd, access: Access, claim: Callable[[], None] = lambda: None
+    ) -> Image:
+        """Install a file or a url, or give an image a second name. `claim` is called once the
+        options of a url make sense, and may refuse it.
 
-        EEXIST, ENOENT, EINVAL, ENOTSUP.
+        EEXIST, ENOENT, EACCES, EINVAL, ENOTSUP.
         """
         if request.name in self._images or request.name in self._aliases:
             raise SyscallError(
@@ -234,57 +241,53 @@ class Images:
             await self._store.write(self._database, [(sql, (request.name, image.name))])
             self._alias(request.name, image.name)
             return image
-        return await self._install(request)
+        return await self._install(request, access, claim)
 
-    async def _install(self, request: ImageAdd) -> Image:
+    async def _install(self, request: ImageAdd, access: Access, claim: Callable[[], None]) -> Image:
         path = Path(request.path)
-        driver = REMOTE if request.url else await self._choose(path)
+        driver = REMOTE if request.url else await self._choose(path, access)
         image = Image(
             request.name, driver, path, builtin=False, url=request.url, options=request.options
         )
-        await self._checked(image)
+        await self._checked(image, claim)
         sql = "INSERT INTO images(name, driver, path, url, options) VALUES(?,?,?,?,?)"
         row = (image.name, driver, request.path, image.url, json.dumps(request.options))
         await self._store.write(self._database, [(sql, row)])
         self._images[image.name] = image
         return image
 
-    async def probe(self, request: ImageProbe) -> list[str]:
+    async def probe(
+        self, request: ImageProbe, claim: Callable[[], None] = lambda: None
+    ) -> list[str]:
         """The models that an endpoint lists. What `add` refuses is refused; EIO: no answer."""
         image = Image(
             request.name, REMOTE, Path(), builtin=False, url=request.url, options=request.options
         )
-        await self._checked(image)
+        await self._checked(image, claim)
         return list(await self._drivers[REMOTE].models(image.chosen(image.options)))
 
-    async def _checked(self, image: Image) -> None:
+    async def _checked(self, image: Image, claim: Callable[[], None]) -> None:
         if image.driver not in self._drivers:
             raise SyscallError(Errno.ENOTSUP, f"no driver can run {image.url}")
         # The driver's module may be loaded only now: that takes a while.
-        await anyio.to_thread.run_sync(self._check, image, limiter=self._threads)
+        await self._in_thread(lambda: self._check(image))
+        await self._in_thread(claim)
 
     def _check(self, image: Image) -> None:
         self._drivers[image.driver].check(image.chosen(image.options))
 
-    async def _choose(self, path: Path) -> str:
+    async def _choose(self, path: Path, access: Access) -> str:
         """The driver whose probe accepts the file; the first complaint when none does."""
         if not path.is_absolute():
             raise SyscallError(Errno.EINVAL, f"{str(path)!r} is not an absolute path")
-        if not await anyio.Path(path).is_file():
-            raise SyscallError(Errno.ENOENT, f"there is no file {path}", "check the path")
-        complaint: SyscallError | None = None
-        for name in self._drivers:
-            if name == REMOTE:  # it runs no files, and is not loaded to say so
-                continue
-            try:
-                await anyio.to_thread.run_sync(
-                    self._drivers[name].probe, path, limiter=self._threads
-                )
-            except SyscallError as error:
-                complaint = complaint or error
-            else:
-                return name
-        raise complaint or SyscallError(Errno.ENOTSUP, f"no driver can run {path}")
+        file, _ = await self._in_thread(lambda: access.run(lambda opener: opener.file(path)))
+        try:
+            return await self._in_thread(lambda: probing.first(self._drivers, path, file))
+        finally:
+            os.close(file)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await anyio.to_thread.run_sync(work, limiter=self._threads)
 
     async def remove(self, name: str) -> None:
         """Forget an alias, or an installed image with its aliases. The file stays."""

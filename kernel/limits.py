@@ -72,6 +72,7 @@ QUESTION_CHARS = 4_000  # of a request, that pages are looked for with
 SUMMARY_TOKENS = 160  # of a summary
 THRASH_CALLS, THRASH_WINDOWS = 8, 3.0  # so many windows computed again in so many calls: thrashing
 DOCUMENT_BYTES = 16 * 1024 * 1024  # one file that is mapped
+FOLDER_FILES = 50_000  # of a folder that is mapped, texts or not
 DOCUMENTS, FOLDER_CHARS = 2_000, 64_000_000  # of a folder that is mapped
 SKIPPED = 100  # files of a folder that are named because they hold no text
 CUT_CHARS = 200_000  # of a document, cut into pages at once

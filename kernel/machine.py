@@ -98,6 +98,7 @@ class Machine:
     drivers: Mapping[str, Driver]
     defaults: Mapping[str, Mapping[str, Option]]  # mount options, by driver
     owner: str
+    private_paths: tuple[Path, ...]  # whose files no caller is given
     private: bool
     system: str  # version
     shared: bool  # other users of the system may connect

@@ -5,6 +5,7 @@ above it: that is how a rule tells an application's own processes from the other
 refusal is journaled, and its number is what `llmasos policy explain` takes.
 """
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -204,7 +205,7 @@ def _object(
 
 def file_object(path: str) -> str:
     """A path as rules have it."""
-    return _ODD.sub(lambda odd: "".join(f"+{byte:02x}" for byte in odd[0].encode()), path)
+    return _ODD.sub(lambda odd: "".join(f"+{byte:02x}" for byte in os.fsencode(odd[0])), path)
 
 
 def path(caller: Caller, process: Process, rest: str = "") -> str:

@@ -1,8 +1,9 @@
 """Keys of other services, by name. Each is asked for where it is used, and kept nowhere else.
 
 `secrets/NAME` below the configuration directory holds the key, in a file that only its owner may
-open. An empty file says that the keyring of the owner's desktop holds it. The only host of keyring,
-which is loaded when a key is in it.
+open. An empty file says that the keyring of the owner's desktop holds it. `secrets/.NAME.url` holds
+the one endpoint that the key is sent to. The only host of keyring, which is loaded when a key is in
+it.
 """
 
 import fcntl
@@ -10,10 +11,11 @@ import os
 import re
 import stat
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
+from urllib.parse import urlsplit
 
 from . import limits
 from .errors import Errno, SyscallError
@@ -44,10 +46,15 @@ def check_name(name: str) -> None:
         raise SyscallError(Errno.EINVAL, words, "letters, digits and . _ + - make a name")
 
 
-def put(directory: Path, name: str, value: str, *, keyring: bool) -> None:
-    """Keep a key. EINVAL for what cannot travel in a header."""
+def put(directory: Path, name: str, value: str, *, keyring: bool, url: str = "") -> None:
+    """Keep a key, for the endpoint at a URL. Without one it is for that of the key before it, or
+    else for the first model that is added with it.
+
+    EINVAL for what cannot travel in a header, or no URL.
+    """
     check_name(name)
     _check_value(name, value)
+    place = origin(url) if url else ""
     if keyring:
         try:
             _keyring().set_password(SERVICE, name, value)
@@ -55,16 +62,75 @@ def put(directory: Path, name: str, value: str, *, keyring: bool) -> None:
             raise _refused(error) from error
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(directory) as folder:
-        fresh = directory / f".{name}.new"
-        fresh.unlink(missing_ok=True)  # its writer was killed
-        file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(file, b"" if keyring else value.encode())
-            os.fsync(file)
-        finally:
-            os.close(file)
-        fresh.replace(directory / name)
+        if place:  # never the key of one URL with another
+            _bound_file(directory, name).unlink(missing_ok=True)
+        _write(directory / name, b"" if keyring else value.encode())
+        if place:
+            _write(_bound_file(directory, name), place.encode())
         os.fsync(folder)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all, for its owner alone."""
+    fresh = path.with_name(f".{path.name.lstrip('.')}.new")
+    fresh.unlink(missing_ok=True)  # its writer was killed
+    file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(file, data)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    fresh.replace(path)
+
+
+# --- the one endpoint that a key is for -----------------------------------------------------------
+def origin(url: str) -> str:
+    """Scheme, host and port of a URL: what a key is bound to. EINVAL. The URL is not repeated."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"https": 443, "http": 80}[parts.scheme]
+    except (ValueError, KeyError) as error:
+        hint = "as in https://api.example.com/v1"
+        raise SyscallError(Errno.EINVAL, "the url is not http:// or https://", hint) from error
+    host = parts.hostname or ""
+    if not host or "@" in parts.netloc:
+        raise SyscallError(Errno.EINVAL, "the url has no host, or a user", "as in https://HOST/v1")
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def bound(directory: Path, name: str) -> str:
+    """The origin that a key is for; "" while that is open."""
+    with suppress(FileNotFoundError):
+        return _bound_file(directory, name).read_text(encoding="ascii", errors="replace").strip()
+    return ""
+
+
+def claim(directory: Path, name: str, url: str) -> None:
+    """Its owner gives a key to a model at a URL: from now on it is for that one. ENOENT; EACCES
+    when it is for another."""
+    check_kept(directory, name)
+    with _locked(directory) as folder:
+        if not bound(directory, name):
+            _write(_bound_file(directory, name), origin(url).encode())
+            os.fsync(folder)
+    check_bound(directory, name, url)
+
+
+def check_bound(directory: Path, name: str, url: str, *, owner: bool = True) -> None:
+    """EACCES unless a key is for the endpoint at a URL. Who does not own it learns no more."""
+    check_name(name)
+    place, kept = origin(url), bound(directory, name)
+    if kept == place:
+        return
+    if not owner:
+        words = f"no secret of that name is for {place}"
+        raise SyscallError(Errno.EACCES, words, "ask the owner of this kernel to add the model")
+    words = f"the secret {name} is for {kept or 'no url yet'}, and is not sent to {place}"
+    raise SyscallError(Errno.EACCES, words, f"`llmasos secrets set {name} --url {place}`")
+
+
+def _bound_file(directory: Path, name: str) -> Path:
+    return directory / f".{name}.url"
 
 
 @contextmanager
@@ -115,6 +181,7 @@ def remove(directory: Path, name: str) -> None:
     try:
         held = path.stat().st_size == 0
         path.unlink()
+        _bound_file(directory, name).unlink(missing_ok=True)
     except FileNotFoundError:
         raise _missing(name) from None
     if held:

@@ -166,6 +166,11 @@ class Users:
         """The user that the operating system knows by this number."""
         return next((user.name for user in self._users.values() if user.uid == uid), None)
 
+    def uid(self, name: str) -> int | None:
+        """The number by which the operating system knows a user."""
+        user = self._users.get(name)
+        return user.uid if user is not None else None
+
     def _get(self, name: str) -> _User:
         user = self._users.get(name)
         if user is None:

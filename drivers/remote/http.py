@@ -96,9 +96,15 @@ class Endpoint:
         if name:
             try:
                 # A keyring may take its time.
-                self._key = await asyncio.to_thread(secrets.read, paths.find().secrets, name)
+                self._key = await asyncio.to_thread(self._read, name)
             except SyscallError as error:
                 raise Refusal(error.message, error.hint) from error
+
+    def _read(self, name: str) -> str:
+        """The key, which goes to the url that it is bound to and nowhere else."""
+        folder = paths.find().secrets
+        secrets.check_bound(folder, name, self.settings.url)
+        return secrets.read(folder, name)
 
     def _target(self, response: httpx.Response) -> str:
         try:

@@ -6,10 +6,7 @@ mapped again by the same process, a document that has changed takes the place of
 """
 
 import logging
-import os
-import stat
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,9 +18,11 @@ from anyio import CancelScope
 from .. import limits
 from ..database import Statement, Transaction
 from ..driver import Cut
-from ..errors import Errno, SyscallError, TooBig
+from ..errors import Errno, SyscallError
+from ..filesystem import Access
 from ..values import Kind
-from . import rows, schema
+from . import documents, rows, schema
+from .documents import Document
 from .erasing import abandon, emptied, freed, unused
 from .memory import Memory
 from .rows import Change, Written
@@ -33,13 +32,8 @@ log = logging.getLogger(__name__)
 CutText = Callable[[str], Awaitable[Sequence[Cut]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A file's text, and how it is called."""
-
-    name: str  # relative to what is mapped
-    text: str
-    time: float  # Unix seconds: when it was last changed
+def _allowed(_: Path) -> str:
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +44,8 @@ class Asked:
     writable: bool
     model: str  # whose tokenizer cuts it
     cut: CutText
+    access: Access = field(default_factory=Access)
+    why_not: Callable[[Path], str] = _allowed  # for a file of a folder; "": it may be mapped
 
 
 @dataclass(slots=True)
@@ -61,86 +57,6 @@ class Gone:
     statements: list[Statement] = field(default_factory=list[Statement])
 
 
-def read(path: Path) -> tuple[list[Document], list[str]]:
-    """The texts at a path, and what is none of a folder, with the reason. Blocks.
-
-    ENOENT, EACCES, EINVAL for what is no text or a link, E2BIG.
-    """
-    if Path(os.path.realpath(path)) != path:
-        words = f"{path} is a link, or leads through one"
-        raise SyscallError(Errno.EINVAL, words, f"name {os.path.realpath(path)}")
-    if not path.is_dir():
-        return [_document(path, path.name)], []
-    found: list[Document] = []
-    skipped: list[str] = []
-    size = 0
-    left = Counter[str]()
-    for file in _files(path, left):
-        name = _plain(str(file.relative_to(path)))
-        try:
-            found.append(_document(file, name))
-        except SyscallError as error:
-            skipped.append(f"{name}: {_plain(error.message).removeprefix(f'{_plain(str(file))} ')}")
-            continue
-        size += len(found[-1].text)
-        if len(found) > limits.DOCUMENTS or size > limits.FOLDER_CHARS:
-            most = f"{limits.DOCUMENTS} texts or {limits.FOLDER_CHARS} characters"
-            raise TooBig(f"{path} has more than {most}", "map a folder in it")
-    skipped = [*_counted(left), *skipped]
-    if not found:
-        raise SyscallError(Errno.EINVAL, f"there is no text in {path}", "; ".join(skipped[:5]))
-    return found, skipped[: limits.SKIPPED]
-
-
-def _plain(name: str) -> str:
-    """A file's name may be no UTF-8; what is told and stored has to be."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _files(path: Path, left: Counter[str]) -> Iterator[Path]:
-    """Files of a folder in order; links and what is hidden are left out, and counted."""
-    for folder, folders, names in os.walk(path):
-        seen = {name for name in (*folders, *names) if not name.startswith(".")}
-        links = {name for name in seen if Path(folder, name).is_symlink()}
-        left["hidden"] += len(folders) + len(names) - len(seen)
-        left["links"] += len(links)
-        folders[:] = sorted((seen - links) & set(folders))
-        yield from (Path(folder, name) for name in sorted((seen - links) & set(names)))
-
-
-def _counted(left: Counter[str]) -> list[str]:
-    links, hidden = left["links"], left["hidden"]
-    told = [f"{links} link{'s' * (links != 1)}"] if links else []
-    return [*told, *([f"{hidden} hidden"] if hidden else [])]
-
-
-def _document(path: Path, name: str) -> Document:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        number = Errno.ENOENT if isinstance(error, FileNotFoundError) else Errno.EACCES
-        words = f"{path} cannot be read: {error.strerror}"
-        raise SyscallError(number, words, "name a file that the kernel's user may read") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise SyscallError(Errno.EINVAL, f"{path} is no file")
-        if status.st_size > limits.DOCUMENT_BYTES:
-            words = f"{path} has {status.st_size} bytes, {limits.DOCUMENT_BYTES} are allowed"
-            raise TooBig(words, "split it")
-        data = file.read(limits.DOCUMENT_BYTES + 1)
-    if b"\0" in data:
-        raise SyscallError(Errno.EINVAL, f"{path} is no text: it holds a zero byte")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        words = f"{path} is not valid UTF-8 at byte {error.start}"
-        raise SyscallError(Errno.EINVAL, words, "convert it to UTF-8") from error
-    if not text.strip():
-        raise SyscallError(Errno.EINVAL, f"{path} is empty")
-    return Document(name, text, status.st_mtime)
-
-
 async def document(memory: Memory, table: Table, asked: Asked) -> tuple[Range, list[str], Gone]:
     """Map the text or the folder at a path, in the place of what was mapped from there before.
 
@@ -148,32 +64,33 @@ async def document(memory: Memory, table: Table, asked: Asked) -> tuple[Range, l
     """
     path = Path(asked.source.removeprefix("/files"))
     files = memory.files
-    documents, skipped = await files.run(table.owner, read, path)
-    digest = await files.run(table.owner, _digest, asked.model, documents)
+    found = await files.run(table.owner, documents.look, asked.access, path)
+    await documents.permitted(found, asked.why_not)
+    texts, skipped = await files.run(table.owner, documents.read, asked.access, found)
+    digest = await files.run(table.owner, _digest, asked.model, texts)
     name = asked.source, digest
     async with (
-        _stored(memory, table.owner, name, documents, asked.cut),
+        _stored(memory, table.owner, name, texts, asked.cut),
         memory.tables.structure(table.owner),
         memory.tables.changing(table),
     ):
-        found = await _known(memory, table.owner, *name)
-        if found is None:  # it was forgotten, or unmapped by its last user, meanwhile
+        known = await _known(memory, table.owner, *name)
+        if known is None:  # it was forgotten, or unmapped by its last user, meanwhile
             raise SyscallError(Errno.EAGAIN, f"{path} was let go meanwhile", "map it again")
-        mapped, gone = await _placed(memory, table, asked, *found)
+        mapped, gone = await _placed(memory, table, asked, *known)
         await memory.change(table, Change(ranges=[mapped], more=gone.statements, goes=True))
     return mapped, skipped, gone
 
 
 @asynccontextmanager
 async def _stored(
-    memory: Memory, owner: str, name: tuple[str, bytes], documents: Sequence[Document],
-    cut: CutText,
+    memory: Memory, owner: str, name: tuple[str, bytes], texts: Sequence[Document], cut: CutText,
 ) -> AsyncGenerator[None]:  # fmt: skip
     """Store a document that is not stored yet. It goes again when nobody has mapped it."""
     if await _known(memory, owner, *name):
         yield
         return
-    pages = [page for m, one in enumerate(documents) for page in await _pages(one, m, cut)]
+    pages = [page for m, one in enumerate(texts) for page in await _pages(one, m, cut)]
     space = memory.new_space(owner)
     memory.coming.add((owner, space))
     try:
@@ -211,9 +128,9 @@ async def _placed(
     return mapped, gone
 
 
-def _digest(model: str, documents: Sequence[Document]) -> bytes:
+def _digest(model: str, texts: Sequence[Document]) -> bytes:
     digest = blake2b(model.encode(), digest_size=16)
-    for one in documents:
+    for one in texts:
         digest.update(b"\0".join((one.name.encode(), one.text.encode(), b"")))
     return digest.digest()
 

@@ -6,8 +6,10 @@ from anyio import to_thread
 
 from .. import values as v
 from ..errors import Errno, SyscallError
+from ..filesystem import Access
 from ..image import Image
 from ..machine import Machine
+from . import files
 from .call import Call
 
 
@@ -24,11 +26,14 @@ async def _image(m: Machine, image: Image) -> v.ImageInfo:
 
 
 async def image_add(m: Machine, call: Call, request: v.ImageAdd) -> v.ImageInfo:
-    return await m.images.info(await m.images.add(request))
+    access = files.access(m, call.caller) if request.path else Access()
+    claim = files.claim(m, call.caller, request.url, request.options)
+    return await m.images.info(await m.images.add(request, access, claim))
 
 
 async def image_probe(m: Machine, call: Call, request: v.ImageProbe) -> v.Endpoint:
-    return v.Endpoint(request.url, await m.images.probe(request))
+    claim = files.claim(m, call.caller, request.url, request.options)
+    return v.Endpoint(request.url, await m.images.probe(request, claim))
 
 
 async def image_remove(m: Machine, call: Call, request: v.ImageRemove) -> v.Nothing:
@@ -61,6 +66,7 @@ async def _hardware(m: Machine, request: v.Look) -> list[v.Hardware]:
 
 async def mount(m: Machine, call: Call, request: v.Mount) -> v.DeviceInfo:
     image = m.images.get(request.image)
+    files.check_secret(m, call.caller, image.url, request.options)
     before = m.scheduler.device(image.name)
     device = await m.mount(image, request.options, pin=request.pin, tell=call.send)
     wanted = replace(request, image=image.name)

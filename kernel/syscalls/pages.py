@@ -18,6 +18,7 @@ from ..memory.recall import Wanted, find
 from ..memory.rows import Written
 from ..memory.table import Table
 from ..process import Process
+from . import files
 from .call import Call
 
 
@@ -138,8 +139,9 @@ async def mmap(m: Machine, call: Call, request: v.Mmap) -> v.Mapped:
     table = await m.memory.opened(process)
     if request.source.startswith("/files/"):
         asked = mapping.Asked(
-            request.source, request.writable, process.model, lambda text: _cut(m, process, text)
-        )
+            request.source, request.writable, process.model, lambda text: _cut(m, process, text),
+            files.access(m, call.caller), files.why_not(m, call.caller),
+        )  # fmt: skip
         mapped, skipped, gone = await mapping.document(m.memory, table, asked)
         await m.freed(process.owner, gone.spaces, gone.pages)
         _tell(m, process)

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from llmasos.drivers import remote
-from llmasos.kernel import limits
+from llmasos.kernel import limits, paths, secrets
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Finish
 from tests.drivers.endpoint import HOUR_S, KEY, Endpoint, Request, fault, one, refuse, statuses
@@ -88,30 +88,36 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def rig(endpoint: Endpoint) -> Rig:
+    """One whose url has the key."""
+    secrets.claim(paths.find().secrets, "mine", endpoint.url)
+    return endpoint.rig(secret="mine")
+
+
 @pytest.mark.usefixtures("key")
 async def test_the_key_is_sent_and_never_shown() -> None:
-    async with Endpoint(statuses(401)) as endpoint, endpoint.rig(secret="mine") as rig:
-        outcome = await rig.run(await rig.ask())
+    async with Endpoint(statuses(401)) as endpoint, rig(endpoint) as bound:
+        outcome = await bound.run(await bound.ask())
         assert {r.headers["authorization"] for r in endpoint.requests} == {f"Bearer {KEY}"}
         assert outcome.last.error is not None
         assert "your key is [key]" in outcome.last.error.message
         assert "llmasos secrets set" in outcome.last.error.hint
-        assert KEY not in repr((outcome, rig.facts, vars(rig.engine)))
+        assert KEY not in repr((outcome, bound.facts, vars(bound.engine)))
 
 
 async def test_a_key_that_others_may_read_is_not_sent(key: Path) -> None:
     key.chmod(0o640)
     async with Endpoint(refuse) as endpoint:
         with pytest.raises(DeviceFault, match="mode 640") as error:
-            await endpoint.rig(secret="mine").__aenter__()
+            await rig(endpoint).__aenter__()
         assert f"chmod 600 {key}" in error.value.hint
         assert endpoint.requests == []
 
 
 async def test_a_new_key_is_taken_at_once(key: Path) -> None:
-    async with Endpoint(statuses()) as endpoint, endpoint.rig(secret="mine") as rig:
+    async with Endpoint(statuses()) as endpoint, rig(endpoint) as bound:
         key.write_text("another")
-        await rig.run(await rig.ask())
+        await bound.run(await bound.ask())
         assert endpoint.requests[-1].headers["authorization"] == "Bearer another"
 
 
@@ -122,8 +128,8 @@ async def test_a_redirect_to_another_host_is_not_followed() -> None:
         async def redirect(request: Request) -> None:
             request.head(307, location=f"{other.url}/chat/completions")
 
-        async with Endpoint(redirect) as endpoint, endpoint.rig(secret="mine") as rig:
-            outcome = await rig.run(await rig.ask())
+        async with Endpoint(redirect) as endpoint, rig(endpoint) as bound:
+            outcome = await bound.run(await bound.ask())
         assert outcome.last.error is not None
         assert f"redirects to 127.0.0.1:{other.port}" in outcome.last.error.message
         assert other.requests == []

@@ -10,6 +10,7 @@ import pytest
 from llmasos.kernel.boot import Drivers
 from llmasos.kernel.driver import Option
 from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.filesystem import Access
 from llmasos.kernel.image import Image, Images
 from llmasos.kernel.store import Store
 from llmasos.kernel.values import ImageAdd
@@ -39,7 +40,7 @@ async def test_images_of_version_1_are_still_there(tmp_path: Path) -> None:
 async def test_a_url_is_an_image_with_options_for_every_mount(tmp_path: Path) -> None:
     store = Store(tmp_path)
     options: dict[str, Option] = {"model": "big", "slots": 4}
-    image = await images(store).add(ImageAdd("far", url=URL, options=options))
+    image = await images(store).add(ImageAdd("far", url=URL, options=options), Access())
     again = images(store).get("far")
     for one in (image, again):
         assert one.chosen({"slots": 2}) == {"model": "big", "slots": 2, "url": URL}
@@ -66,7 +67,7 @@ async def test_what_makes_no_sense_is_not_installed(tmp_path: Path, request_: Im
     store = Store(tmp_path)
     found = images(store)
     with pytest.raises(SyscallError) as error:
-        await found.add(request_)
+        await found.add(request_, Access())
     assert error.value.errno is Errno.EINVAL
     assert [image.name for image in found.all()] == ["echo"]
     store.close()

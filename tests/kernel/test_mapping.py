@@ -8,7 +8,8 @@ import pytest
 
 from llmasos.kernel.driver import Cut
 from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.memory import changing, mapping
+from llmasos.kernel.filesystem import Access
+from llmasos.kernel.memory import changing, documents, mapping
 from llmasos.kernel.memory.erasing import drop
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.rows import Turn
@@ -190,6 +191,6 @@ def test_links_and_what_is_hidden_are_counted(tmp_path: Path) -> None:
     (folder / "empty.md").write_text("")
     os.symlink(folder / "one.md", folder / "deep" / "link.md")
     os.symlink(tmp_path, folder / "up")
-    found, skipped = mapping.read(folder)
+    found, skipped = documents.read(Access(), documents.look(Access(), folder))
     assert [one.name for one in found] == ["one.md", "deep/two.md"]
     assert skipped == ["2 links", "2 hidden", "empty.md: is empty"]

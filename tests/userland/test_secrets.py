@@ -15,6 +15,7 @@ from typing import ClassVar
 import pytest
 
 from llmasos.kernel import limits, secrets
+from llmasos.kernel.errors import SyscallError
 from llmasos.userland.cli import exits
 from tests.conftest import LIMIT_S, Machine, documents
 
@@ -35,7 +36,7 @@ def test_a_secret_is_kept_in_a_file_of_its_owner_alone(machine: Machine) -> None
     listed = machine.llmasos("secrets", "list")
     assert listed.stdout == b"also\nmine\n"
     machine.llmasos("secrets", "rm", "mine")
-    assert documents(machine.llmasos("secrets", "list", "--json"))[0] == {"secrets": ["also"]}
+    assert documents(machine.llmasos("secrets", "list", "--json"))[0]["secrets"] == ["also"]
     assert sorted(os.listdir(machine.paths.secrets)) == ["also"]
     # Files are all that it takes.
     assert not machine.paths.socket.exists()
@@ -255,6 +256,82 @@ def test_at_a_terminal_the_model_is_asked_for(
         shared.llmasos("models", "rm", "far")
     else:
         assert b"is none of them" in told
+
+
+class Listener(BaseHTTPRequestHandler):
+    """An endpoint that keeps what it was sent."""
+
+    keys: list[str | None] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        self.keys.append(self.headers["authorization"])
+        self.send_error(404)
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Not on our stderr."""
+
+
+@pytest.fixture
+def listener() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
+        Listener.keys.clear()
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_secret_of_one_url_is_never_sent_to_another(
+    machine: Machine, parrot: str, listener: str
+) -> None:
+    machine.environment["LLMASOS_MOUNT"] = "false"
+    machine.llmasos("secrets", "set", "mine", stdin=KEY)
+    assert machine.llmasos("secrets", "list").stdout == b"mine\n"
+    own = ["--set", "secret=mine"]
+    machine.llmasos("models", "add", "far", parrot, *own)  # binds it
+    place = parrot.removesuffix("/v1")
+    assert machine.llmasos("secrets", "list").stdout.decode() == f"mine  {place}\n"
+    added = machine.llmasos("models", "add", "thief", listener, *own, check=False)
+    assert added.returncode == exits.DENIED
+    assert f"the secret mine is for {place}" in added.stderr.decode()
+    hint = f"`llmasos secrets set mine --url {listener.removesuffix('/v1')}`"
+    assert hint in added.stderr.decode()
+    machine.llmasos("models", "add", "thief", listener, "--no-check")
+    mounted = machine.llmasos("mount", "thief", *own, check=False)
+    assert mounted.returncode == exits.DENIED
+    # Whatever the tables say: it is looked at for each request.
+    machine.llmasos("secrets", "set", "other", "--url", parrot, stdin=KEY)
+    machine.llmasos("models", "add", "near", parrot, "--set", "secret=other")
+    machine.llmasos("secrets", "set", "other", "--url", listener, stdin=KEY)
+    done = machine.llmasos("run", "-m", "near", "hello", check=False)
+    assert done.returncode == exits.ENGINE
+    assert b"the secret other is for http://127.0.0.1" in done.stderr
+    assert machine.llmasos("run", "-m", "far", "hello").stdout == b"hello \n"
+    assert not any(key for key in Listener.keys)
+
+
+def test_a_new_key_keeps_its_url_and_a_url_that_is_none_keeps_no_key(tmp_path: Path) -> None:
+    secrets.put(tmp_path, "mine", KEY, keyring=False, url="https://API.example.com/v1")
+    assert secrets.bound(tmp_path, "mine") == "https://api.example.com:443"
+    secrets.put(tmp_path, "mine", "another", keyring=False)
+    assert secrets.bound(tmp_path, "mine") == "https://api.example.com:443"
+    for url in ("ftp://host", "host", "https://", "https://me@host", "https://host:x"):
+        with pytest.raises(SyscallError):
+            secrets.put(tmp_path, "also", KEY, keyring=False, url=url)
+    assert secrets.names(tmp_path) == ["mine"]
+    for url in ("https://api.example.com", "https://api.example.com:443/other"):
+        secrets.check_bound(tmp_path, "mine", url)
+    for url in (
+        "http://api.example.com", "https://api.example.com:8443", "https://example.com",
+        "https://api.example.com.evil.com",
+    ):  # fmt: skip
+        with pytest.raises(SyscallError, match="is not sent to"):
+            secrets.check_bound(tmp_path, "mine", url)
+    secrets.remove(tmp_path, "mine")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_mount_s_options_go_over_the_image_s(machine: Machine, parrot: str) -> None:

@@ -18,9 +18,15 @@ from .show import document, note
 def set_(arguments: Namespace) -> int:
     secrets.check_name(arguments.name)
     where = paths.find().secrets
-    secrets.put(where, arguments.name, _read(arguments.name), keyring=arguments.keyring)
+    url = arguments.url
+    if url:
+        secrets.origin(url)  # before somebody types the key
+    secrets.put(where, arguments.name, _read(arguments.name), keyring=arguments.keyring, url=url)
     if arguments.json:
-        document({"keyring": arguments.keyring, "name": arguments.name, "set": True})
+        document({
+            "keyring": arguments.keyring, "name": arguments.name, "set": True,
+            "url": secrets.bound(where, arguments.name),
+        })  # fmt: skip
     else:
         note(f"{arguments.name} is kept in {'the keyring' if arguments.keyring else where}")
     return exits.OK
@@ -39,12 +45,13 @@ def _read(name: str) -> str:
 
 
 def list_(arguments: Namespace) -> int:
-    names = secrets.names(paths.find().secrets)
+    where = paths.find().secrets
+    kept = {name: secrets.bound(where, name) for name in secrets.names(where)}
     if arguments.json:
-        document({"secrets": names})
+        document({"secrets": list(kept), "urls": kept})
     else:
-        for name in names:
-            print(name)
+        for name, url in kept.items():
+            print(f"{name}  {url}".rstrip())
     return exits.OK
 
 

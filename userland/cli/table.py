@@ -188,9 +188,12 @@ _ROWS = (
     Verb("daemon run", ".daemon:run", "run the kernel here", rest=True, local=True),
     Verb("secrets set", ".secrets:set_", "keep a key of an endpoint; it is read from stdin", (
         option("--keyring", action="store_true", help="in the desktop's keyring, not in a file"),
+        option("--url", default="", metavar="URL",
+               help="the endpoint it is for (else the first model that is added with it)"),
         JSON, option("name", metavar="NAME"),
     ), local=True),
-    Verb("secrets list", ".secrets:list_", "names of the keys that are kept", (JSON,), local=True),
+    Verb("secrets list", ".secrets:list_", "names of the keys, and what each is for", (JSON,),
+         local=True),
     Verb("secrets rm", ".secrets:rm", "forget a key", (JSON, option("name", metavar="NAME")),
          local=True),
     Verb("users add", ".users:add", "let somebody in", (
