@@ -43,6 +43,7 @@ from .restart import REQUESTED, Backoff
 
 _CONTEXT = limits.WINDOW_MAX
 MEMORY_MB = 1024  # what all echo engines together pretend to have
+TOKEN_BYTES = 4  # of a context that is saved
 
 _WHOLE, _REAL, _TEXT = (int,), (int, float), (str,)
 # Kinds, and the least and the most of a number or of a text's characters.
@@ -54,6 +55,7 @@ _OPTIONS: dict[str, tuple[tuple[type, ...], float, float]] = {
     "die_after": (_WHOLE, 0, 10**9),  # dies once when it has said so many tokens; 0: never
     "hang_after": (_WHOLE, 0, 10**9),  # stops for ever when it has said so many tokens; 0: never
     "poison": (_TEXT, 1, 256),  # dies whenever it begins to answer a prompt that contains this
+    "parked_bytes": (_WHOLE, 0, 2**50),  # contexts of stopped calls: TOKEN_BYTES a token
     "load_s": (_REAL, 0, 3600),  # takes so long to load
     "memory": (_WHOLE, 0, 10**6),  # MB that it pretends to take
     "seed": (_WHOLE, 0, limits.SEED_MAX),  # mixed into every call's own
@@ -118,6 +120,7 @@ class EchoEngine:
         self._poison = str(options.get("poison", "")).encode()
         self._load_s = float(options.get("load_s", 0))
         self._memory = int(options.get("memory", 0))
+        self._parked_bytes = int(options.get("parked_bytes", limits.PARKED_BYTES))
         self._slots = [Slot() for _ in range(slots)]
         self._calls: dict[int, Call] = {}
         self._ready: dict[int, Call] = {}  # with a grant, the oldest grant first
@@ -150,7 +153,8 @@ class EchoEngine:
         slots, window = len(self._slots), self._window
         told = frozenset({"tokenize", "seed", "template", "park", "exact_usage", "stop"})
         facts = Facts(slots, self._width, window, slots * window, 0, "echo: no model", told,
-                      trained=_CONTEXT)  # fmt: skip
+                      trained=_CONTEXT, parked_bytes=self._parked_bytes,
+                      token_bytes=TOKEN_BYTES)  # fmt: skip
         if self._listener is not None:
             self._listener.up(facts)
 
@@ -268,11 +272,19 @@ class EchoEngine:
             known.finish = Finish.CANCELLED
             self._tell(self._end(known, "", 0, 0))
 
-    def park(self, call: int) -> None:
+    def park(self, call: int, *, keep: bool) -> None:
         known = self._calls.get(call)
         if known is not None and known.slot is not None:
             self._slots[known.slot] = Slot()
             known.slot = None
+            known.parked = True
+            if not keep or self._parked() > self._parked_bytes:
+                known.drop()
+
+    def _parked(self) -> int:
+        """Bytes that the contexts of parked calls pretend to take."""
+        parked = (call for call in self._calls.values() if call.parked)
+        return TOKEN_BYTES * sum(len(call.tokens) for call in parked)
 
     def unpark(self, call: int, slot: int) -> None:
         known = self._calls.get(call)
@@ -282,7 +294,7 @@ class EchoEngine:
             fault = DeviceFault(f"slot {slot} is taken or does not exist")
             self._tell(self._end(known, "", 0, 0, fault))
             return
-        known.slot = slot
+        known.slot, known.parked = slot, False
         self._slots[slot] = Slot(history=known.admission.history, call=call)
         self._schedule()
 
@@ -330,7 +342,7 @@ class EchoEngine:
     def _advance(self, call: Call, fed: int) -> Step | None:
         """Feed a part of the prompt or answer one token."""
         first = len(call.tokens)
-        call.tokens.extend(call.admission.prompt.tokens[first : first + fed])
+        call.tokens.extend(call.script[first : first + fed])
         call.grant -= fed
         text, tokens = "", 0
         if not call.left and call.grant > 0:

@@ -97,6 +97,8 @@ class Call:
         self.grant = 0  # tokens
         self.cached = 0
         self.tokens: list[int] = []  # in the slot, or parked
+        self.script = admission.prompt.tokens  # what has to lie in the slot before it answers
+        self.parked = False
         self.tail: int | None = None  # said, not yet in the slot
         self.texts: list[str] = []
         self.ends: list[int] = []  # characters whole after each token of the answer
@@ -106,12 +108,18 @@ class Call:
 
     @property
     def left(self) -> int:
-        """Prompt tokens that are not in the slot."""
-        return max(0, len(self.admission.prompt.tokens) - len(self.tokens))
+        """Tokens that are not in the slot: of the prompt, or to be computed again."""
+        return max(0, len(self.script) - len(self.tokens))
 
     @property
     def runnable(self) -> bool:
         return self.grant > 0 and self.slot is not None
+
+    def drop(self) -> None:
+        """What lay in its slot has to be computed again."""
+        if len(self.tokens) > len(self.script):
+            self.script = self.tokens
+        self.tokens = []
 
     def next_token(self) -> int | None:
         """The answer's next token; None at its end."""

@@ -31,6 +31,8 @@ class Claim:
     free: int = 0  # of those: given while nobody else wanted them
     stopped: bool = False
     parked: bool = False  # admitted before, its context saved outside a slot
+    held: int = 0  # tokens of it that have been computed, and lie in its slot or are saved
+    saved: int = 0  # bytes of its saved context, counted while it is parked
     behind: bool = False  # its reader is too slow: no further quantum
     alone: bool = False  # nobody else may hold a slot while it does
 
@@ -48,6 +50,9 @@ class Table:
     ahead: dict[int, float] = field(default_factory=dict[int, float])  # idle, beyond the clock
     clock: float = 0.0
     can_park: bool = True
+    parked_bytes: int = 0  # saved contexts may take so much
+    context_bytes: int = 0  # a saved context takes this, and token_bytes for each token in it
+    token_bytes: int = 0
     turn: int = limits.PROMPT_QUANTUM_TOKENS  # tokens of one prompt before another's turn
 
     def add(self, claim: Claim) -> None:
@@ -91,6 +96,32 @@ class Table:
         """It will not come back: its slots are as good as new."""
         self.last = {slot: other for slot, other in self.last.items() if other != process}
 
+    def room(self) -> int:
+        """Bytes that are left for contexts of parked claims."""
+        return self.parked_bytes - sum(claim.saved for claim in self.claims.values())
+
+    def size(self, claim: Claim) -> int:
+        """Bytes of its context if it is saved now; what is granted may be computed already."""
+        if not self.token_bytes:
+            return 0
+        tokens = min(claim.cells, claim.held + max(0, claim.granted))
+        return self.context_bytes + self.token_bytes * tokens
+
+    def park(self, claim: Claim, *, keep: bool) -> None:
+        """It leaves its slot; without its context, all of it is to be computed again."""
+        if keep:
+            claim.saved = self.size(claim)
+        else:
+            claim.prompt += claim.held
+            claim.held = 0
+        if claim.slot is not None:
+            self.last.pop(claim.slot, None)
+        claim.slot, claim.parked = None, True
+
+    def unpark(self, claim: Claim) -> None:
+        """It has a slot again."""
+        claim.parked, claim.saved = False, 0
+
     def free_slots(self) -> list[int]:
         """Those that nobody will come back to, then the least recently used first."""
         taken = {c.slot for c in self.claims.values()}
@@ -109,10 +140,11 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Save a stopped call's context: somebody waits for its slot."""
+    """Take a stopped call out of its slot: somebody waits for it."""
 
     call: int
     slot: int
+    keep: bool = True  # save its context; else it is computed again
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +180,15 @@ def _places(table: Table) -> Iterable[Admit | Park]:
     inside: list[Claim] = [c for c in table.claims.values() if c.slot is not None]
     idle = [c for c in inside if c.stopped]
     waiting = [c for c in table.claims.values() if c.slot is None and not c.stopped]
+    room = table.room()
     for claim in sorted(waiting, key=lambda c: c.virtual):
         while not _fits(claim, inside, table) and idle and table.can_park:
             out = idle.pop()
             inside = [c for c in inside if c.call != out.call]
             free.append(out.slot if out.slot is not None else 0)
-            yield Park(out.call, free[-1])
+            size = table.size(out)
+            yield Park(out.call, free[-1], keep=size <= room)
+            room -= size if size <= room else 0
         if not _fits(claim, inside, table):
             return
         slot = next((s for s in free if table.last.get(s) == claim.process), free[0])

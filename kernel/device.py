@@ -62,6 +62,8 @@ class Device:
         self._table.slots, self._table.width = facts.slots, facts.width
         self._table.cells, self._table.can_park = facts.cells, "park" in facts.capabilities
         self._table.turn = facts.turn
+        self._table.parked_bytes, self._table.token_bytes = facts.parked_bytes, facts.token_bytes
+        self._table.context_bytes = facts.context_bytes
         self._become("up", "")
         self.turn()
 
@@ -125,6 +127,7 @@ class Device:
         spent = step.fed + step.tokens
         self._table.charge(claim, spent)
         claim.granted -= spent + step.cached
+        claim.held += spent + step.cached
         if step.cached:
             work.cached = step.cached
         claim.prompt = max(0, claim.prompt - step.fed - step.cached)
@@ -309,10 +312,10 @@ class Device:
             match decision:
                 case Admit(call, slot):
                     self._admit(work, call, slot)
-                case Park(call, slot):
-                    work.claim.slot, work.claim.parked, work.process.running = None, True, False
-                    self._table.last.pop(slot, None)
-                    self.engine.park(call)
+                case Park(call, _, keep):
+                    work.process.running = False
+                    self._table.park(work.claim, keep=keep)
+                    self.engine.park(call, keep=keep)
                 case Grant(call, tokens):
                     self._table.grant(work.claim, tokens)
                     self.engine.grant(call, tokens)
@@ -322,7 +325,7 @@ class Device:
         work.process.running = True
         self._table.enter(slot, work.process.pid)
         if work.claim.parked:
-            work.claim.parked = False
+            self._table.unpark(work.claim)
             self.engine.unpark(call, slot)
             return
         work.admitted = time.monotonic()

@@ -61,6 +61,9 @@ class Facts:
     on: str = ""  # name of the hardware
     trained: int = 0  # tokens the model was trained for, as a window may have; 0: not told
     hardware: Sequence[Hardware] = ()  # all that the engine's library found
+    parked_bytes: int = 0  # saved contexts of parked calls may take so much
+    context_bytes: int = 0  # a saved context takes this, and token_bytes for each token in it
+    token_bytes: int = 0  # 0: saved contexts take nothing that is counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,12 +232,17 @@ class Engine(Protocol):
         """End it at the next step: a Step with finish=CANCELLED follows, unless it just ended."""
         ...
 
-    def park(self, call: int) -> None:
-        """Save the call's context outside its slot; the slot is free at once."""
+    def park(self, call: int, *, keep: bool) -> None:
+        """Take the call out of its slot, which is free at once. Never ends the call.
+
+        `keep`: save its context, which the caller has counted against `parked_bytes`. Else, and
+        where saving fails, only its tokens are kept: after `unpark` they are computed again, and
+        told as `fed` once more.
+        """
         ...
 
     def unpark(self, call: int, slot: int) -> None:
-        """Bring it back, bit for bit."""
+        """Bring it back: a saved context bit for bit."""
         ...
 
 

@@ -27,9 +27,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 COMPUTING = frozenset((
     "drivers/test_embed", "drivers/test_exact", "drivers/test_grammar", "drivers/test_llama",
     "drivers/test_remote_server", "drivers/test_survival", "drivers/test_tune",
-    "system/test_embedders", "system/test_life", "system/test_poison", "system/test_residency",
-    "system/test_tuning", "userland/test_bench", "userland/test_cli_answers",
-    "userland/test_models_tune", "userland/test_tools",
+    "system/test_devices", "system/test_embedders", "system/test_life", "system/test_poison",
+    "system/test_residency", "system/test_stopped", "system/test_tuning", "userland/test_bench",
+    "userland/test_cli_answers", "userland/test_models_tune", "userland/test_tools",
 ))  # fmt: skip
 
 

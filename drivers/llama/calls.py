@@ -7,6 +7,7 @@ until the next one. A token that ends the answer is never said and costs nothing
 """
 
 import time
+from collections.abc import Sequence
 
 from llmasos.drivers.pages import cut_answer
 from llmasos.drivers.spelling import Spelling
@@ -30,7 +31,10 @@ class Call:
         self.slot: Slot | None = slot
         self.sampler = sampler
         self.scan = Scan(admission.sampling.stop)
-        self.saved: Saved | None = None
+        self.saved: Saved | None = None  # while it is parked
+        self.dropped = False  # it is parked, and only its tokens are kept
+        self.tainted = False  # then: whether what it computes again may be shared
+        self._script: Sequence[int] = admission.prompt.tokens  # to be in the slot before it answers
         self.grant = 0  # tokens
         self.held: int | None = None  # chosen, not yet paid for
         self.next: int | None = None  # said, not yet in the slot
@@ -58,12 +62,17 @@ class Call:
 
     @property
     def left(self) -> int:
-        """Prompt tokens that are not in the slot."""
-        return max(0, len(self.admission.prompt.tokens) - self.computed)
+        """Tokens that are not in the slot: of the prompt, or to be computed again."""
+        return max(0, len(self._script) - self.computed)
+
+    @property
+    def answers(self) -> bool:
+        """It has begun to answer."""
+        return self.next is not None or self.held is not None
 
     @property
     def decodes(self) -> bool:
-        return self.next is not None or self.held is not None
+        return self.answers and not self.left
 
     def ready(self, now: float) -> Ready:
         """What it could do in a step."""
@@ -78,6 +87,25 @@ class Call:
         self._cached = tokens
         self._whole = len(self.admission.prompt.tokens) - tokens
         self.grant -= tokens
+
+    def drop(self, tokens: Sequence[int], *, tainted: bool) -> None:
+        """What lay in its slot is gone: these tokens have to be computed again."""
+        self.dropped, self.tainted = True, tainted
+        if len(tokens) > len(self._script):
+            self._script = tokens
+        self._whole = len(self._script)
+
+    def piece(self, most: int, pieces: int) -> tuple[Sequence[int], bool]:
+        """The next tokens of the prompt, or to be computed again; whether logits are wanted.
+
+        `pieces`: as a deterministic engine computed them the first time: the prompt in pieces of
+        this size, the answer token by token.
+        """
+        first, prompt = self.computed, len(self.admission.prompt.tokens)
+        if pieces:
+            most = min(pieces - first % pieces, prompt - first) if first < prompt else 1
+        tokens = self._script[first : first + most]
+        return tokens, len(tokens) == self.left and not self.answers
 
     def feed(self, tokens: int) -> None:
         """Prompt tokens have been computed."""

@@ -68,7 +68,7 @@ def main(fd: int, kernel_pid: int) -> NoReturn:
     except SyscallError as error:
         door.refuse(0, error)
         os._exit(1)
-    door.send([UP, _facts(model, placement)])
+    door.send([UP, _facts(model, placement, engine)])
     while True:
         frame = texts.get()
         if frame[0] == frames.EMBED:
@@ -164,7 +164,7 @@ def _compose(frame: Frame, texts: Texts) -> tuple[list[int], list[list[str | int
     return tokens, [frames.cuts_out(texts.cuts(message.content)) for message in last]
 
 
-def _facts(model: Model, placement: Placement) -> dict[str, object]:
+def _facts(model: Model, placement: Placement, engine: Engine) -> dict[str, object]:
     settings = placement.settings
     return {
         "slots": settings.slots,
@@ -177,6 +177,9 @@ def _facts(model: Model, placement: Placement) -> dict[str, object]:
         "vocab": model.vocab.size,
         "turn": limits.PROMPT_QUANTUM_TOKENS if settings.chunk_s else settings.window,
         "deterministic": settings.deterministic,
+        "parked_bytes": settings.parked_bytes,
+        "context_bytes": engine.context_bytes,
+        "token_bytes": engine.token_bytes,
     }
 
 

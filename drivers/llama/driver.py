@@ -115,9 +115,9 @@ class LlamaEngine:
         if (link := self._child.line) is not None:
             link.cancel(call)
 
-    def park(self, call: int) -> None:
+    def park(self, call: int, *, keep: bool) -> None:
         if (link := self._child.line) is not None:
-            link.park(call)
+            link.park(call, keep)
 
     def unpark(self, call: int, slot: int) -> None:
         if (link := self._child.line) is not None:

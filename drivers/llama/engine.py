@@ -63,7 +63,8 @@ class Engine:
         self._slots = Slots(context, pieces=self._pieces)
         self._calls: dict[int, Call] = {}
         self._ready: dict[int, Call] = {}  # with a grant, the oldest grant first
-        self._parked_bytes = 0
+        self._parked_bytes, self._parked_most = 0, settings.parked_bytes
+        self.context_bytes = self.token_bytes = 0  # of a saved context; known once it is warm
         self._steps: list[Step] = []
 
     def warm(self) -> None:
@@ -76,10 +77,21 @@ class Engine:
             asked = self._context.decode([Run(0, 0, [token] * size, asks=True)])
             self._context.logits(asked[0])
             self._context.keep(0, 0)
+        self._weigh(token)
         if self._pieces:
             # On a GPU the kernel of a product is chosen by its number of rows, and how attention
             # is split by the longest of all contexts: a short trial would not show that.
             self._together = not self._context.on_gpu and exact.in_company(self._context)
+
+    def _weigh(self, token: int) -> None:
+        """How many bytes a saved context takes."""
+        sizes: list[int] = []
+        for first in range(2):
+            self._context.decode([Run(0, first, [token], asks=False)])
+            sizes.append(len(self._context.save(0)))
+        self._context.keep(0, 0)
+        self.token_bytes = max(1, sizes[1] - sizes[0])
+        self.context_bytes = max(0, sizes[0] - self.token_bytes)
 
     def serve(
         self,
@@ -114,8 +126,8 @@ class Engine:
                 self._admit(fields)
             case [frames.UNPARK, int(number), int(slot)] if number in self._calls:
                 self._guard(self._calls[number], lambda call: self._unpark(call, slot))
-            case [frames.PARK, int(number)] if number in self._calls:
-                self._guard(self._calls[number], self._park)
+            case [frames.PARK, int(number), bool(keep)] if number in self._calls:
+                self._park(self._calls[number], keep)
             case [frames.GRANT, int(number), int(tokens)] if number in self._calls:
                 call = self._calls[number]
                 call.grant += max(0, tokens)
@@ -172,26 +184,30 @@ class Engine:
         call.begin(self._slots.adopt(slot))
         self._report(call)  # the kernel counts what was cached before it grants more
 
-    def _park(self, call: Call) -> None:
+    def _park(self, call: Call, keep: bool) -> None:
+        """Free its slot. What cannot be saved is computed again later: this never ends the call."""
         slot = call.slot
         if slot is None:
             return
-        saved = self._slots.save(slot)
-        parked = self._parked_bytes + len(saved.state)
-        if parked > limits.PARKED_BYTES:
-            words = f"parked contexts would take {parked} of {limits.PARKED_BYTES} bytes"
-            raise DeviceFault(words, "let other stopped processes end")
-        self._parked_bytes = parked
-        call.saved, call.slot = saved, None
+        call.saved = self._slots.saved(slot) if keep else None
+        if call.saved is not None:
+            self._parked_bytes += len(call.saved.state)
+        if call.saved is None or self._parked_bytes > self._parked_most:
+            self._forget_saved(call)
+            call.drop(list(slot.tokens), tainted=slot.tainted)
+        call.slot = None
         self._slots.clear(slot)
 
     def _unpark(self, call: Call, number: int) -> None:
         saved, admission = call.saved, call.admission
-        if saved is None:
+        if saved is None and not call.dropped:
             raise DeviceFault(f"call {admission.call} is not parked")
         slot = self._slots.free(number)
         self._slots.enter(slot, admission.domain, admission.history, [])
-        self._slots.load(slot, saved, len(saved.tokens))
+        if saved is not None:
+            self._slots.load(slot, saved, len(saved.tokens))
+        slot.tainted = slot.tainted or call.tainted
+        call.dropped = False
         slot.prompt, slot.call = list(admission.prompt.tokens), admission.call
         call.slot = slot
         self._forget_saved(call)
@@ -203,8 +219,10 @@ class Engine:
             return
         self._slots.purge(whose)
         for call in self._calls.values():
-            if call.saved is not None and call.admission.domain == whose:
-                call.saved.tainted = True
+            if call.admission.domain == whose:
+                call.tainted = True
+                if call.saved is not None:
+                    call.saved.tainted = True
 
     def _forget_saved(self, call: Call) -> None:
         if call.saved is not None:
@@ -215,7 +233,7 @@ class Engine:
     def _step(self) -> None:
         chosen = self._chosen()
         for call in chosen:
-            if call.held is not None:
+            if call.held is not None and not call.left:
                 call.say(call.held, self._vocab.piece(call.held), self._window)
         runs = self._runs([call for call in chosen if call.runnable and call.finish is None])
         if runs:
@@ -266,11 +284,8 @@ class Engine:
                 runs.append((call, _run(call, [call.next or 0], asks=True)))
             elif size:
                 call.feeds, call.fed_at = True, now
-                first = call.computed
-                if self._pieces:
-                    size = min(call.left, self._pieces - first % self._pieces)
-                tokens = call.admission.prompt.tokens[first : first + size]
-                runs.append((call, _run(call, tokens, asks=size == call.left)))
+                tokens, asks = call.piece(size, self._pieces)
+                runs.append((call, _run(call, tokens, asks=asks)))
         return runs
 
     def _decode(self, runs: list[tuple[Call, Run]]) -> list[tuple[Call, int]]:
@@ -343,8 +358,9 @@ def _run(call: Call, tokens: Sequence[int], *, asks: bool) -> Run:
 def _computed(call: Call, run: Run) -> None:
     slot = call.slot
     if slot is not None:
-        if slot.exact == len(slot.tokens) and not call.decodes:
+        prompt = len(slot.tokens) < len(call.admission.prompt.tokens)
+        if slot.exact == len(slot.tokens) and call.feeds and prompt:
             slot.exact += len(run.tokens)
         slot.tokens.extend(run.tokens)
-    if not call.decodes:
+    if call.feeds:
         call.feed(len(run.tokens))

@@ -44,6 +44,7 @@ class Settings:
     batch: int  # tokens of one step when nobody decodes
     gpu_layers: int
     hang_s: float
+    parked_bytes: int  # saved contexts of stopped calls
     nice: int  # of the computing threads; the text thread stays as it is
 
 

@@ -67,9 +67,9 @@ class Link(Line[Facts]):
             self._cancelled.add(call)
             self._watch()
 
-    def park(self, call: int) -> None:
+    def park(self, call: int, keep: bool) -> None:
         if call in self._owed:
-            self.send([frames.PARK, call])
+            self.send([frames.PARK, call, keep])
             self._parked.add(call)
 
     def unpark(self, call: int, slot: int) -> None:

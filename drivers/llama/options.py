@@ -42,6 +42,7 @@ OPTIONS: dict[str, Number | None] = {  # None: true or false
     "batch": Number(32, 8192),  # tokens of one step when nobody answers
     "gpu_layers": Number(-1, 10_000),  # -1: as many as fit a GPU, if there is one
     "hang_s": Number(0.1, 86_400, whole=False),  # work without a step for this long: killed
+    "parked_bytes": Number(0, 2**50),  # saved contexts of stopped calls; more are computed again
     "nice": Number(0, 19),  # of the computing threads
 }
 
@@ -102,6 +103,7 @@ def settings(path: Path, header: Header, options: Mapping[str, Option]) -> Setti
         batch=int(options.get("batch", limits.BATCH_TOKENS)),
         gpu_layers=int(options.get("gpu_layers", -1)),
         hang_s=float(options.get("hang_s", limits.HANG_S)),
+        parked_bytes=int(options.get("parked_bytes", limits.PARKED_BYTES)),
         nice=int(options.get("nice", NICE)),
     )
 

@@ -61,7 +61,9 @@ class Slots:
     def _keep_aside(self, slot: Slot, same: int) -> None:
         """Save what an idle process left, unless the newcomer goes on from nearly all of it."""
         if slot.history is not None and len(slot.tokens) >= same + limits.SHARE_TOKENS:
-            self._kept.put(self.save(slot))
+            saved = self.saved(slot)
+            if saved is not None:
+                self._kept.put(saved)
 
     def leader(self, slot: Slot) -> Slot | None:
         """Who is about to compute more of this slot's prompt than there is to go on from yet."""
@@ -129,9 +131,17 @@ class Slots:
         self.load(slot, saved, same)
         self._kept.touch(saved)
         if isinstance(source, Slot) or len(saved.tokens) >= 2 * same:
-            tight = self.save(slot)
-            tight.history = None
-            self._kept.put(tight)
+            tight = self.saved(slot)
+            if tight is not None:
+                tight.history = None
+                self._kept.put(tight)
+
+    def saved(self, slot: Slot) -> Saved | None:
+        """Its context in memory; None where there is no room for it."""
+        try:
+            return self.save(slot)
+        except (DeviceFault, MemoryError):
+            return None
 
     # --- whole contexts ---------------------------------------------------------------------------
     def save(self, slot: Slot) -> Saved:

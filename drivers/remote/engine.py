@@ -299,7 +299,7 @@ class RemoteEngine:
         if known is not None:
             known.cancel()
 
-    def park(self, call: int) -> None:
+    def park(self, call: int, *, keep: bool) -> None:
         """It cannot; the facts say so."""
 
     def unpark(self, call: int, slot: int) -> None:

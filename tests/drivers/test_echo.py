@@ -88,6 +88,11 @@ def test_ascii_is_read_at_once_and_alike(text: str) -> None:
     )
 
 
+async def test_a_context_without_room_is_computed_again(tmp_path: Path) -> None:
+    async with Rig(echo, HERE, tmp_path / "log", slots=4, window=256, parked_bytes=100) as rig:
+        await contract.a_context_without_room_is_computed_again(rig)
+
+
 async def test_the_engine_dies_once_and_rises(tmp_path: Path) -> None:
     async with Rig(echo, HERE, tmp_path / "log", die_after=3) as rig:
         number = rig.admit(await rig.prompt("a text that is long enough"))

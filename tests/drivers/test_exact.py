@@ -134,6 +134,25 @@ async def test_it_says_that_it_is_deterministic(exact: Rig) -> None:
     assert "deterministic" in exact.facts.capabilities
 
 
+async def test_a_context_that_was_not_saved_comes_back_bit_for_bit(exact: Rig) -> None:
+    """P-04: also where saved contexts have no room, whatever is computed beside it."""
+    prompt = await exact.prompt(f"{STORY}Tell me a long story about a fox.")
+    wanted: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True, "logprobs": 1}
+    whole = said(await exact.run(prompt, **wanted))
+    for stop_at in (1, 2, 9):
+        number = exact.admit(prompt, slot=0, **wanted)
+        exact.engine.grant(number, len(prompt) + stop_at)
+        await exact.say(number, stop_at)
+        exact.engine.park(number, keep=False)
+        beside = exact.admit(await exact.prompt("Count."), slot=0, max_tokens=60, ignore_eos=True)
+        exact.engine.grant(beside, PLENTY)
+        exact.engine.grant(number, PLENTY)
+        exact.engine.unpark(number, 3)
+        assert said(await exact.end(number)) == whole
+        exact.engine.cancel(beside)
+        await exact.end(beside)
+
+
 @pytest.mark.parametrize("option", ["flash", "unified"])
 def test_what_would_change_bits_is_refused(option: str) -> None:
     with pytest.raises(SyscallError) as caught:

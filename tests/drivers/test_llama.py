@@ -101,6 +101,12 @@ async def test_a_lone_surrogate_is_refused(rig: Rig) -> None:
     assert await rig.engine.tokenize("still there")
 
 
+async def test_a_context_without_room_is_computed_again(tmp_path: Path) -> None:
+    options = {**contract.SMALL, "parked_bytes": 1_500_000}
+    async with Rig(llama, MODEL, tmp_path / "log", **options) as rig:
+        await contract.a_context_without_room_is_computed_again(rig)
+
+
 # --- deaths -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 async def test_a_dead_engine_is_reported_and_comes_back(death: signal.Signals, small: Rig) -> None:

@@ -229,7 +229,7 @@ async def test_a_grammar_survives_parking(rig: Rig) -> None:
     number = rig.admit(prompt, 1, max_tokens=60, schema=PERSON)
     rig.engine.grant(number, len(prompt) + 7)
     await rig.say(number, 5)
-    rig.engine.park(number)
+    rig.engine.park(number, keep=True)
     rig.engine.unpark(number, 2)
     rig.engine.grant(number, PLENTY)
     assert (await rig.end(number)).text == whole.text

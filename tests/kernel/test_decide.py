@@ -27,9 +27,10 @@ class Device:
             claim = self.table.claims[decision.call]
             match decision:
                 case Admit(_, slot):
-                    claim.slot, claim.parked = slot, False
-                case Park():
-                    claim.slot, claim.parked = None, True
+                    claim.slot = slot
+                    self.table.unpark(claim)
+                case Park(_, _, keep):
+                    self.table.park(claim, keep=keep)
                 case Grant(_, tokens):
                     assert claim.slot is not None
                     self.table.grant(claim, tokens)
@@ -39,6 +40,7 @@ class Device:
         assert len(slots) == len(set(slots)) <= self.table.slots
         held = sum(c.cells for c in self.table.claims.values() if c.slot is not None)
         assert held <= self.table.cells
+        assert self.table.room() >= 0
 
     def step(self) -> None:
         """One batch: up to `width` of those with a grant; a prompt gives as much as it may."""
@@ -50,6 +52,7 @@ class Device:
         for claim in (claims[call] for call in able[: self.table.width]):
             spent = min(claim.prompt, claim.granted) or 1
             claim.prompt = max(0, claim.prompt - spent)
+            claim.held += spent
             claim.granted -= spent
             self.table.charge(claim, spent)
             self.computed[claim.process] = self.computed.get(claim.process, 0) + spent
@@ -178,6 +181,47 @@ def test_a_stopped_call_gets_nothing_and_gives_its_slot_to_who_waits() -> None:
     assert device.computed[1] > had
 
 
+def test_contexts_of_stopped_calls_are_saved_within_the_limit_and_others_computed_again() -> None:
+    device = Device(slots=4, width=4)
+    device.table.parked_bytes, device.table.token_bytes, device.table.context_bytes = 500, 4, 100
+    stopped = [device.add(call) for call in range(1, 5)]
+    for _ in range(4):
+        device.step()
+    held = [claim.held for claim in stopped]
+    assert all(held)
+    for claim in stopped:
+        claim.stopped = True
+    waiting = [device.add(call) for call in range(5, 9)]
+    device.step()
+    assert all(claim.slot is not None for claim in waiting)  # nobody waits for who is stopped
+    assert all(claim.parked for claim in stopped)
+    kept = [claim for claim in stopped if claim.saved]
+    assert 0 < len(kept) < 4
+    for claim, before in zip(stopped, held, strict=True):
+        assert (claim.held, claim.prompt) == ((before, 0) if claim.saved else (0, before))
+        # What is granted may be computed before the engine hears of it.
+        assert not claim.saved or claim.saved == 100 + 4 * (before + claim.granted)
+    assert device.table.room() == 500 - sum(claim.saved for claim in kept) >= 0
+    for claim in waiting:
+        device.table.drop(claim.call)
+    for claim in stopped:
+        device.table.go_on(claim)
+    device.step()
+    assert all(claim.slot is not None for claim in stopped)
+    assert device.table.room() == 500
+
+
+def test_without_a_limit_every_context_is_saved() -> None:
+    device = Device(slots=2, width=2)
+    stopped = [device.add(call) for call in (1, 2)]
+    device.step()
+    for claim in stopped:
+        claim.stopped = True
+    for call in (3, 4):
+        device.add(call)
+    assert [d.keep for d in decide(device.table) if isinstance(d, Park)] == [True, True]
+
+
 def test_a_slow_reader_gets_no_further_quantum() -> None:
     device = Device(slots=2, width=2)
     claim = device.add(1)
@@ -242,6 +286,7 @@ def test_random_histories_keep_the_invariants() -> None:
     for seed in range(30):
         random.seed(seed)
         device = Device(random.randint(1, 6), random.randint(1, 6), random.randint(200, 2000))
+        device.table.parked_bytes, device.table.token_bytes = random.randint(0, 2000), 4
         for call in range(1, 200):
             device.add(call, process=random.randint(1, 9), nice=random.randint(-5, 5))
             for _ in range(random.randint(0, 5)):
