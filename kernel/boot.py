@@ -32,7 +32,7 @@ from .memory.meaning import Meaning
 from .memory.memory import Memory
 from .memory.paging import Pager
 from .memory.sweeping import Sweeper
-from .paths import Paths
+from .paths import Paths, noted_runtime
 from .policy import OwnFile, Policy
 from .process import Processes
 from .recovery import check_processes, recover
@@ -265,29 +265,33 @@ def _lock(plan: Plan) -> Generator[None]:
         try:
             listen.own(paths.runtime, plan.doors)
             paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for file, what in ((paths.lock, paths.socket), (paths.state / "lock", paths.state)):
-                lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                locks.callback(os.close, lock)
-                _claim(lock, file, what)
+            _claim(locks, paths.lock, str(paths.socket), "`llmasos daemon stop` ends it")
+            noted = noted_runtime(paths)
+            stop = f"`LLMASOS_RUNTIME_DIR={noted} llmasos daemon stop` ends it"
+            lock = _claim(locks, paths.state_lock, f"{noted} with its state in {paths.state}", stop)
+            os.pwrite(lock, os.fsencode(f"{os.getpid()}\n{paths.runtime}\n"), 0)
         except OSError as error:
             raise disk.unusable(error) from error
         yield
 
 
-def _claim(lock: int, file: Path, what: Path) -> None:
-    """Lock a file and write our pid into it. EBUSY: somebody else has it."""
+def _claim(locks: ExitStack, file: Path, where: str, stop: str) -> int:
+    """Lock a file and write our pid into it. EBUSY: a daemon `where` has it, and how to stop it."""
+    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    locks.callback(os.close, lock)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = os.pread(lock, 32, 0).decode(errors="replace").strip() or "?"
-        words = f"a daemon runs already (pid {pid}) at {what}"
-        raise SyscallError(Errno.EBUSY, words, "`llmasos daemon stop` ends it") from None
+        pid = os.pread(lock, 32, 0).decode(errors="replace").partition("\n")[0] or "?"
+        words = f"a daemon runs already (pid {pid}) at {where}"
+        raise SyscallError(Errno.EBUSY, words, stop) from None
     try:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     except OSError as error:
         error.filename = str(file)
         raise
+    return lock
 
 
 async def _mount(machine: Machine, plan: Plan) -> None:

@@ -121,7 +121,7 @@ def _placed(name: str, value: Any, directory: Path) -> Any:
     """The name of a file with its directory; a home directory may be a ~."""
     if name not in _FILES or not isinstance(value, str) or not value:
         return value
-    return str(directory.absolute() / Path(value).expanduser())
+    return str(directory.absolute() / os.path.expanduser(value))
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _file(path: Path) -> dict[str, Any]:
     try:
-        return _flat(tomllib.loads(path.read_text(encoding="utf-8")))
+        return _flat(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -1,11 +1,15 @@
 """Where things stand: socket, state, cache and configuration, from XDG and LLMASOS_*.
 
-Standard library only. Nothing here touches the disk; who creates a directory gives it mode 0700.
+Standard library only. Nothing here changes the disk; who creates a directory gives it mode 0700.
 """
 
 import os
-from dataclasses import dataclass
+import pwd
+import stat
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from .errors import Errno, SyscallError
 
 FD = "LLMASOS_FD"  # the number of the descriptor that a program inherits: not a secret
 
@@ -28,6 +32,11 @@ class Paths:
         return self.runtime / "kernel.lock"
 
     @property
+    def state_lock(self) -> Path:
+        """Its second line is the runtime directory of the daemon that holds it, or held it last."""
+        return self.state / "lock"
+
+    @property
     def log(self) -> Path:
         return self.state / "daemon.log"
 
@@ -44,12 +53,29 @@ class Paths:
         return self.config / "secrets"
 
 
-def _directory(name: str, xdg: str, fallback: Path) -> Path:
+def _directory(name: str, xdg: str, *below_home: str) -> Path:
     own = os.environ.get(f"LLMASOS_{name}_DIR")
     if own:
         return Path(own)
-    base = os.environ.get(xdg)
-    return (Path(base) if base else fallback) / "llmasos"
+    return (_xdg(xdg) or _home(f"LLMASOS_{name}_DIR").joinpath(*below_home)) / "llmasos"
+
+
+def _xdg(name: str) -> Path | None:
+    """A base directory. The specification has relative paths ignored."""
+    path = os.environ.get(name, "")
+    return Path(path) if os.path.isabs(path) else None
+
+
+def _home(instead: str) -> Path:
+    """The home directory, asked for only where a path depends on it. ENOENT when there is none."""
+    found = os.environ.get("HOME", "")
+    if not os.path.isabs(found):
+        try:
+            found = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            words = f"HOME is not set, and user {os.getuid()} has no entry in the password database"
+            raise SyscallError(Errno.ENOENT, words, f"set {instead}, or HOME") from None
+    return Path(found)
 
 
 def temporary() -> Path:
@@ -60,20 +86,38 @@ def temporary() -> Path:
 def find() -> Paths:
     """The directories of this user: LLMASOS_*_DIR, then XDG, then the usual places.
 
-    Without XDG_RUNTIME_DIR the socket stands in a private directory below the temporary one.
+    Without XDG_RUNTIME_DIR the socket stands in a private directory below the temporary one. Where
+    no socket is at the usual place, and LLMASOS_RUNTIME_DIR names no other, it is where the daemon
+    of the state directory has it: two environments with one state find one daemon. ENOENT when a
+    directory depends on a home directory that is not known.
     """
-    home = Path.home()
-    own = os.environ.get("LLMASOS_RUNTIME_DIR")
-    xdg = os.environ.get("XDG_RUNTIME_DIR")
-    if own:
-        runtime = Path(own)
-    elif xdg:
-        runtime = Path(xdg) / "llmasos"
-    else:
-        runtime = temporary()
-    return Paths(
-        runtime=runtime,
-        state=_directory("STATE", "XDG_STATE_HOME", home / ".local" / "state"),
-        cache=_directory("CACHE", "XDG_CACHE_HOME", home / ".cache"),
-        config=_directory("CONFIG", "XDG_CONFIG_HOME", home / ".config"),
+    xdg = _xdg("XDG_RUNTIME_DIR")
+    named = os.environ.get("LLMASOS_RUNTIME_DIR")
+    usual = Paths(
+        runtime=Path(named) if named else xdg / "llmasos" if xdg else temporary(),
+        state=_directory("STATE", "XDG_STATE_HOME", ".local", "state"),
+        cache=_directory("CACHE", "XDG_CACHE_HOME", ".cache"),
+        config=_directory("CONFIG", "XDG_CONFIG_HOME", ".config"),
     )
+    if named or usual.socket.exists():
+        return usual
+    noted = replace(usual, runtime=noted_runtime(usual) or usual.runtime)
+    return noted if _is_ours(noted.runtime) and noted.socket.exists() else usual
+
+
+def noted_runtime(where: Paths) -> Path | None:
+    """The runtime directory that the last daemon of a state directory noted there."""
+    try:
+        lines = os.fsdecode(where.state_lock.read_bytes()).splitlines()
+    except OSError:
+        return None
+    return Path(lines[1]) if len(lines) > 1 else None
+
+
+def _is_ours(directory: Path) -> bool:
+    """Others can write where temporary directories are: after a reboot it may be another user's."""
+    try:
+        status = directory.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()

@@ -141,7 +141,7 @@ def _environment(where: Paths) -> dict[str, str]:
 
 def command(verb: str) -> list[str]:
     """How the daemon's module is started."""
-    return [sys.executable, "-m", "llmasos.userland.daemon", verb]
+    return [sys.executable, "-X", "utf8", "-m", "llmasos.userland.daemon", verb]
 
 
 def _await(where: Paths, ready: int, begin: int) -> None:

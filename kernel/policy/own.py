@@ -94,7 +94,7 @@ class OwnFile:
 
 def _text(path: Path) -> str:
     """As it is: Python's own reading takes a lone carriage return for a line's end."""
-    return path.read_bytes().decode()
+    return path.read_bytes().decode("utf-8-sig")
 
 
 def _write(path: Path, text: str) -> None:

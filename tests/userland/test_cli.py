@@ -259,7 +259,7 @@ def test_each_turn_of_a_chat_has_a_seed_of_its_own(shared: Machine, pid: int) ->
 
 
 def test_a_kept_process_goes_on_in_chat(shared: Machine, pid: int) -> None:
-    done = shared.llmasos("chat", "--pid", str(pid), "--temperature", "0", stdin="three\n/stat\n")
+    done = shared.llmasos("chat", "--pid", str(pid), "--temperature", "0", stdin="three\n")
     assert b"three\n" in done.stdout
     assert f"`llmasos chat --pid {pid}`".encode() in done.stderr
     pages = documents(shared.llmasos("mem", str(pid), "--json"))[0]["pages"]
@@ -269,7 +269,7 @@ def test_a_kept_process_goes_on_in_chat(shared: Machine, pid: int) -> None:
 
 def test_a_chat_in_which_nobody_spoke_is_not_kept(shared: Machine) -> None:
     before = shared.llmasos("ps", "-a", "--json").stdout
-    shared.llmasos("chat", "-m", "echo", stdin="/help\n/quit\n")
+    shared.llmasos("chat", "-m", "echo", stdin="\n\n")
     assert shared.llmasos("ps", "-a", "--json").stdout == before
 
 

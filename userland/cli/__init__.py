@@ -10,12 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from io import TextIOWrapper
 from typing import Any
 
 from llmasos.kernel.errors import Errno, SyscallError
 
-from . import exits
+from . import exits, streams
 from .invocation import CURRENT
 from .table import GROUPS, VERBS, group_help, help_text, unknown
 from .verb import Verb
@@ -23,6 +22,9 @@ from .verb import Verb
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say and return the exit code."""
+    if argv is None:
+        streams.restart_in_utf8()
+    streams.prepare()
     words = list(sys.argv[1:] if argv is None else argv)
     words = CURRENT.begin(words)
     try:
@@ -71,9 +73,6 @@ def _alone(name: str, rest: Sequence[str]) -> bool:
 
 
 def _run(verb: Verb, words: Sequence[str]) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a letter that it cannot show is no error
-            stream.reconfigure(errors="backslashreplace")
     CURRENT.verb, CURRENT.starts, CURRENT.local = verb.words, verb.starts, verb.local
     if CURRENT.missing:
         raise exits.Usage(f"{CURRENT.missing} has no value", "as in --host box.example.com:7000")

@@ -1,18 +1,23 @@
 """A verb's arguments, read by argparse as the table says."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, NoReturn
 
 from .exits import Usage
 from .verb import Place, Verb
+
+# Before a word that stands after `--`: argparse takes it for no option, wherever options may be.
+_PLAIN = "\0"
 
 
 class Parser(argparse.ArgumentParser):
     """Raises what is wrong instead of printing it."""
 
     def error(self, message: str) -> NoReturn:
-        raise Usage(message, f"`{self.prog} --help` shows what it takes")
+        plain = message.replace(_PLAIN, "").replace("\\x00", "")
+        raise Usage(plain, f"`{self.prog} --help` shows what it takes")
 
 
 STARTS = "It starts a private daemon when none answers; LLMASOS_AUTOSTART=0 forbids that."
@@ -26,17 +31,38 @@ def parser(verb: Verb) -> argparse.ArgumentParser:
     words = {one.apart for one in verb.options if one.apart}
     apart = {word: parser.add_mutually_exclusive_group() for word in words}
     for option in verb.options:
-        apart.get(option.apart, parser).add_argument(*option.flags, **option.settings)
+        settings: dict[str, Any] = option.settings
+        if not option.flags[0].startswith("-"):
+            settings = {**settings, "type": _unmarked(settings.get("type", str))}
+        apart.get(option.apart, parser).add_argument(*option.flags, **settings)
     return parser
+
+
+def _unmarked(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A positional argument's type, of a word that may be marked as plain."""
+
+    @wraps(kind)
+    def read(word: str) -> Any:
+        return kind(word.removeprefix(_PLAIN))
+
+    return read
+
+
+def _marked(words: Sequence[str]) -> list[str]:
+    """`--` ends the options: what follows it is taken as it is."""
+    if "--" not in words:
+        return list(words)
+    end = words.index("--")
+    return [*words[:end], *(_PLAIN + word for word in words[end + 1 :])]
 
 
 def read(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
     """Raises Usage when the words make no sense, SystemExit after printing the help."""
     reader = parser(verb)
     if not verb.extra:
-        return _placed(reader.parse_intermixed_args(words))  # `run Why --seed 1 not` is fine
-    arguments, extra = reader.parse_known_args(words)
-    arguments.extra = extra
+        return _placed(reader.parse_intermixed_args(_marked(words)))  # `run Why --seed 1` is fine
+    arguments, extra = reader.parse_known_args(_marked(words))
+    arguments.extra = [word.removeprefix(_PLAIN) for word in extra]
     return arguments
 
 

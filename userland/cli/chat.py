@@ -3,8 +3,10 @@
 The line editor's history stays in memory: a person's text stands in the owner's directory only.
 """
 
+import signal
 import sys
 from argparse import Namespace
+from types import FrameType
 
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
@@ -32,7 +34,12 @@ def chat(arguments: Namespace) -> int:
             pid = talk.spawn(line, arguments, "chat", keep=True).pid
         if terminal:
             note(f"pid {pid}.  {_HELP}")
-        return Talk(line, pid, arguments, terminal=terminal).run()
+        talking = Talk(line, pid, arguments, terminal=terminal)
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            return talking.run()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def _look(line: Line, pid: int) -> v.ProcessInfo:
@@ -57,28 +64,39 @@ class Talk:
     def run(self) -> int:
         code = exits.OK
         try:
-            while (said := self._read()) is not None:
+            while (said := self._next()) is not None:
                 if said:
                     code = self._turn(said) or code  # a failure in between is told at the end
         finally:
             self._leave()
         return code
 
-    def _read(self) -> str | None:
-        """The next line; None when there is no more. A ctrl-C forgets the line."""
+    def _next(self) -> str | None:
+        """The next line. At a terminal, ctrl-C ends nothing but an answer or a line: one that comes
+        when the last word of an answer has just been printed was meant for that answer."""
+        if not self._terminal:
+            return self._read()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            said = input("> " if self._terminal else "").strip()
+            return self._read()
+        except KeyboardInterrupt:
+            note(f"\n{_HELP}")
+            return ""
+        finally:
+            signal.signal(signal.SIGINT, _ignore_once)
+
+    def _read(self) -> str | None:
+        """The next line; None when there is no more. Orders are typed: what is piped in is text."""
+        try:
+            said = input("> " if self._terminal else "").removeprefix("\ufeff").strip()
         except EOFError:
             if self._terminal:
                 note("")
             return None
-        except KeyboardInterrupt:
-            note(f"\n{_HELP}")
-            return ""
         except UnicodeDecodeError as error:
             words = f"stdin is not valid UTF-8 at byte {error.start}"
             raise SyscallError(Errno.EINVAL, words, "give text in UTF-8") from error
-        return self._order(said) if said.startswith("/") else said
+        return self._order(said) if self._terminal and said.startswith("/") else said
 
     def _order(self, said: str) -> str | None:
         """A line to us and not to the model: None leaves."""
@@ -145,6 +163,11 @@ class Talk:
             note(f"pid {self._pid} keeps this conversation: `llmasos chat --pid {self._pid}`")
         else:
             talk.end(self._line, self._pid)
+
+
+def _ignore_once(_number: int, _frame: FrameType | None) -> None:
+    """The answer that ctrl-C was meant for has ended. A second one is meant for us."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _swallow(_text: str) -> None:

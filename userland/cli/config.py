@@ -206,7 +206,7 @@ def _checked(name: str, text: str) -> Value:
 # --- the file ---------------------------------------------------------------------------------
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:

@@ -31,7 +31,7 @@ def _lines() -> Iterator[str]:
     """What is piped in, without empty lines."""
     try:
         for said in sys.stdin:
-            if text := said.strip():
+            if text := said.removeprefix("\ufeff").strip():
                 yield text
     except UnicodeDecodeError as error:
         words = f"stdin is not valid UTF-8 at byte {error.start}"

@@ -11,6 +11,7 @@ from llmasos.kernel.errors import Errno, SyscallError
 from . import ask, exits, options
 from .door import connect, is_far
 from .show import card, document, note, size, table
+from .talk import clean
 
 _LISTED = 20  # names of an endpoint's models in a message
 
@@ -66,6 +67,7 @@ def add(arguments: Namespace) -> int:
         return _endpoint(v.ImageAdd(arguments.name, url=arguments.file, options=chosen), arguments)
     else:  # the daemon does not know our directory
         path = arguments.file if is_far() else os.path.abspath(arguments.file)
+        path = clean(path, "the name of the file")
         request = v.ImageAdd(arguments.name, path=path, options=chosen)
     return _add(request, arguments)
 

@@ -281,7 +281,7 @@ def read(path: str | Path, most: int = limits.POLICY_CHARS) -> str:
     try:
         with Path(path).open("rb") as file:
             raw = file.read(4 * most + 1)
-        text = raw.decode() if len(raw) <= 4 * most else ""
+        text = raw.decode("utf-8-sig") if len(raw) <= 4 * most else ""
     except UnicodeDecodeError as error:
         words = f"{path} is not valid UTF-8 at its byte {error.start}"
         raise SyscallError(Errno.EINVAL, words, "give text in UTF-8") from error

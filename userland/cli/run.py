@@ -60,6 +60,6 @@ def _show(turn: talk.Turn, spawned: v.Spawned, arguments: Namespace) -> None:
 def _prompt(words: Sequence[str]) -> str:
     """The words, then what is piped in. E2BIG, before anything is started for it."""
     said = talk.clean(" ".join(words), "the prompt")
-    piped = stdin.piped().strip()
+    piped = stdin.piped(beside=said).strip()
     whole = f"{said}\n\n{piped}" if said and piped else said or piped
     return stdin.bounded(whole, limits.MESSAGE_CHARS, stdin.WHOLE)

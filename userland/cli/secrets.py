@@ -4,6 +4,7 @@ A key is read from stdin, or typed without being shown; it is no argument, since
 list of processes and in the shell's history.
 """
 
+import codecs
 import sys
 from argparse import Namespace
 from getpass import getpass
@@ -36,9 +37,11 @@ def _read(name: str) -> str:
     """What was typed or piped in, without the newline at its end."""
     if sys.stdin.isatty():
         return getpass(f"{name}: ")
-    raw = sys.stdin.buffer.read(limits.SECRET_BYTES + 3)
+    raw = sys.stdin.buffer.read(limits.SECRET_BYTES + 6)
     try:
-        return raw.decode("ascii").removesuffix("\n").removesuffix("\r")
+        return (
+            raw.removeprefix(codecs.BOM_UTF8).decode("ascii").removesuffix("\n").removesuffix("\r")
+        )
     except UnicodeDecodeError as error:
         words = f"a secret is ASCII; this one is not at its byte {error.start}"
         raise SyscallError(Errno.EINVAL, words, "is it the right file?") from None

@@ -46,8 +46,8 @@ def model(asked: str | None) -> str:
 def _configured() -> str:
     """What the configuration file says. A file that makes no sense is the daemon's to refuse."""
     try:
-        with paths.find().config_file.open("rb") as file:
-            return str(tomllib.load(file).get("model", ""))
+        text = paths.find().config_file.read_text(encoding="utf-8-sig")
+        return str(tomllib.loads(text).get("model", ""))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
         return ""
 
@@ -85,7 +85,7 @@ def _text(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         hint = "give the path of a file"
         raise SyscallError(Errno.ENOENT, f"{path}: {error.strerror}", hint) from error
