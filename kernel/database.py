@@ -292,9 +292,10 @@ def translate(error: sqlite3.Error, path: Path) -> SyscallError:
 
 def peek(path: Path, sql: str, values: Sequence[Value] = ()) -> list[Row]:
     """Rows of a database, open somewhere or not; none if it is gone. Blocks. Damaged."""
-    uri = f"{path.absolute().as_uri()}?mode=ro"
+    uri = f"{path.absolute().as_uri()}?mode=rw"  # mode=ro would leave the files of a log behind
     try:
         with closing(sqlite3.connect(uri, uri=True)) as connection:
+            connection.execute("PRAGMA query_only=ON")
             return cast("list[Row]", connection.execute(sql, values).fetchall())
     except sqlite3.Error as error:
         fault = translate(error, path)

@@ -376,6 +376,17 @@ async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
     assert len(PROCESSES.steps) == 6
 
 
+async def test_a_look_at_a_database_that_nobody_has_open_leaves_no_files(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    await store.write(store.open("rows.db", ROWS), [(INSERT, (1, "x"))])
+    store.close()
+    store = Store(tmp_path)
+    assert store.peek("rows.db", "SELECT n FROM rows") == [(1,)]
+    assert store.peek("none.db", "SELECT n FROM rows") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.db"]
+    store.close()
+
+
 async def test_what_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.db").write_bytes(b"hello" * 1000)
     store = Store(tmp_path)
