@@ -14,6 +14,7 @@ It must not know what the rows mean.
 """
 
 import asyncio
+import logging
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ from .errors import Damaged, Errno, SyscallError, exhausted
 from .queues import Queues
 from .turns import Turns
 
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 _OWNERS = "owners/"  # what the names of their databases begin with
 
@@ -219,17 +221,24 @@ class Store:
 
     # --- the threads that write -------------------------------------------------------------------
     def _write(self, queue: str, jobs: list[Job]) -> None:
-        answers: list[tuple[Done, SyscallError | None]] = []
         for database, run in groupby(jobs, key=lambda job: job.database):
-            written: list[Job] = []
-            refusal, broken = self._refusal(database), database in self._broken
-            for job, error in commit(database, list(run), refusal, broken=broken):
-                if error is None and job.durable:
-                    written.append(job)
-                else:
-                    answers.append((job.done, error))
-            if written:
-                self._places[database][0].syncs.put(database, written)
+            some = list(run)
+            try:
+                self._commit(database, some)
+            except Exception as fault:  # the thread goes on: others wait for it
+                self._answer([(job.done, _unforeseen(database, fault)) for job in some])
+
+    def _commit(self, database: Database, jobs: list[Job]) -> None:
+        answers: list[tuple[Done, SyscallError | None]] = []
+        written: list[Job] = []
+        refusal, broken = self._refusal(database), database in self._broken
+        for job, error in commit(database, jobs, refusal, broken=broken):
+            if error is None and job.durable:
+                written.append(job)
+            else:
+                answers.append((job.done, error))
+        if written:
+            self._places[database][0].syncs.put(database, written)
         self._answer(answers)
 
     def _refusal(self, database: Database) -> SyscallError | None:
@@ -249,6 +258,8 @@ class Store:
             # A failed flush may have dropped the pages: nothing written since is certain.
             self._broken[database] = f"{database.path}: the disk did not take a flush: {fault}"
             error = SyscallError(Errno.EIO, self._broken[database])
+        except Exception as unforeseen:  # as above
+            error = _unforeseen(database, unforeseen)
         self._answer([(job.done, error) for job in jobs])
 
     def _answer(self, answers: list[tuple[Done, SyscallError | None]]) -> None:
@@ -270,7 +281,16 @@ class _Lane:
 
 def _tell(answers: list[tuple[Done, SyscallError | None]]) -> None:
     for done, error in answers:
-        done(error)
+        try:
+            done(error)
+        except Exception:  # the others are told all the same
+            log.exception("the outcome of a write was not taken in")
+
+
+def _unforeseen(database: Database, fault: Exception) -> SyscallError:
+    log.error("a write to %s failed", database.path, exc_info=fault)
+    words = f"a write to {database.path} failed inside the kernel"
+    return SyscallError(Errno.EIO, words, "`llmasos daemon logs` has the traceback")
 
 
 def _after(first: Done, done: Done) -> Done:

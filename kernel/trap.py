@@ -256,8 +256,10 @@ class Trap:
             self._expiry = asyncio.get_running_loop().call_later(left, self._look_at_key)
 
     def _look_at_key(self) -> None:
-        self.revised()
-        self._watch_key()
+        try:
+            self.revised()
+        finally:
+            self._watch_key()
 
     # --- dispatch ---------------------------------------------------------------------------------
     def _dispatch(self, number: int, row: Syscall, request: object, given: Permit) -> None:

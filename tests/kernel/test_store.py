@@ -59,6 +59,39 @@ async def test_one_bad_write_of_a_group_fails_alone(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("point", ["store.commit", "store.written", "store.synced"])
+async def test_an_unforeseen_failure_ends_its_writes_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, point: str
+) -> None:
+    store = Store(tmp_path)
+    database = store.open("rows.db", ROWS)
+    monkeypatch.setattr("llmasos.kernel.points._fails", point)
+    monkeypatch.setattr("llmasos.kernel.points._failures_left", 1)
+    with anyio.fail_after(20):
+        with pytest.raises(SyscallError, match=r"EIO: .* failed inside the kernel"):
+            await store.write(database, [(INSERT, (1, "x"))])
+        await store.write(database, [(INSERT, (2, "y"))])  # the thread lives
+    assert (2,) in store.read(database, "SELECT n FROM rows")
+    assert f"RuntimeError: LLMASOS_FAIL_AT names {point}" in caplog.text
+    store.close()
+
+
+async def test_an_outcome_that_is_not_taken_in_keeps_no_other_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    database = store.open("rows.db", ROWS)
+
+    def mistaken(error: SyscallError | None) -> None:
+        raise KeyError("a mistake")
+
+    with anyio.fail_after(20):
+        store.submit(database, [(INSERT, (1, "x"))], mistaken)
+        await store.write(database, [(INSERT, (2, "y"))])
+    assert "a mistake" in caplog.text
+    store.close()
+
+
 @pytest.mark.parametrize("rows", [(2, "x"), (1, "again")], ids=["written", "refused"])
 async def test_who_hears_first_hears_before_the_caller(
     tmp_path: Path, rows: tuple[int, str]
