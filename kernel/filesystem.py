@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from .errors import Denied, Errno, SyscallError
+from .errors import Denied, Errno, SyscallError, exhausted
 from .openat import open_beneath
 
 T = TypeVar("T")
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
 _SYSTEM = ("/proc", "/sys", "/dev")  # no files of a disk: what the system tells, and devices
 _SETGROUPS = {"x86_64": 116, "aarch64": 159, "riscv64": 159}  # number of the system call
+_HIDDEN = (FileNotFoundError, NotADirectoryError, PermissionError)
 _NOBODY = 65534
 _libc = ctypes.CDLL(None, use_errno=True)
 Identity = tuple[int, int]  # device and inode
@@ -160,7 +161,10 @@ def _refusal(path: Path, error: OSError) -> SyscallError:
     if error.errno in (errno.ELOOP, errno.EXDEV):
         words = f"{path} is a link, or leads through one, and links are not followed"
         return Denied(words, f"`realpath {path}` tells which file it is: name that one")
-    if error.errno in (errno.ENFILE, errno.EMFILE, errno.EIO, errno.ENOMEM):
+    refusal = exhausted(error)
+    if refusal is not None:
+        return refusal
+    if error.errno in (errno.EIO, errno.ENOMEM):
         return SyscallError(Errno.EIO, f"{path} cannot be opened: {error.strerror}")
     words = f"there is no file {path} that you may read"
     return SyscallError(Errno.ENOENT, words, f"`ls -ld {path}` shows what is there")
@@ -173,12 +177,18 @@ def _identities(private: tuple[Path, ...]) -> frozenset[Identity]:
 
 
 def _all(path: Path) -> Iterator[os.stat_result]:
-    with suppress(OSError):
+    """OSError when no descriptor is free: what is private would not be known then."""
+    with suppress(*_HIDDEN):
         yield path.stat()
-        for folder, folders, names in os.walk(path):
+        for folder, folders, names in os.walk(path, onerror=_unlisted):
             for name in (*folders, *names):
-                with suppress(OSError):
+                with suppress(*_HIDDEN):
                     yield os.lstat(os.path.join(folder, name))
+
+
+def _unlisted(error: OSError) -> None:
+    if exhausted(error) is not None:
+        raise error
 
 
 def _devices() -> frozenset[int]:

@@ -1,5 +1,6 @@
 """P-08: no number of deaths, and no want of descriptors, puts a device out of service for good."""
 
+import json
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland.line import Line
 from tests.system.daemon import Machine
 from tests.system.test_life import spawn, turn
+from tests.system.test_poison import command
 
 FEW = {"CRASHES": 1, "RESTART_FIRST_S": 0.01}
 KILLS = [pytest.param(2, FEW, id="2"), pytest.param(6, {}, id="6", marks=pytest.mark.long)]
@@ -84,12 +86,23 @@ def test_a_failed_engine_says_so_and_is_restarted_by_one_command(machine: Machin
         assert "`llmasos devices restart echo`" in caught.value.hint
         with pytest.raises(SyscallError, match=r"EIO: .* failed once, .* again in 2\d\d s"):
             turn(line, pid, "and now")
+        shown = command(machine, "devices")
+        assert "failed" in shown.stdout
+        assert "echo: started again in 2" in shown.stderr
+        assert "recall: off" in shown.stderr
+        [check] = [
+            one
+            for one in json.loads(command(machine, "doctor", "--json", code=1).stdout)["checks"]
+            if one["name"] == "daemon"
+        ]
+        assert check["status"] == "fail"
+        assert "`llmasos devices restart echo`" in check["fix"]
         found = device(line)
         assert (found.state, found.restarts) == ("failed", 1)
         assert 200 < found.retry_s <= 250
         assert "as it was told" in found.note
-        again = line.call("restart", v.Restart("echo"), v.Restarted)
-        assert again.device == "echo"
+        again = command(machine, *check["fix"].split("`")[1].split()[1:])  # as printed
+        assert again.stderr == "echo is up again\n"
         assert turn(other, pid, "hello")[0] == "hello"
         assert (device(line).state, device(line).retry_s) == ("up", 0.0)
         with pytest.raises(SyscallError, match="ENOENT: other is not mounted"):
@@ -150,6 +163,7 @@ def test_without_descriptors_calls_get_the_numbers_and_with_them_all_is_well(
         assert turn(line, pid, "hello again")[0] == "hello again"
         for call in (
             lambda: line.call("mount", v.Mount("smollm2"), v.DeviceInfo),
+            lambda: line.call("mmap", v.Mmap(pid, f"/files{__file__}"), v.Mapped),
             lambda: line.call("image_add", v.ImageAdd("new", __file__), v.ImageInfo),
             lambda: list(line.stream("watch", v.Watch(0, follow=False), v.Events, v.Nothing)),
         ):
