@@ -20,14 +20,15 @@ from llmasos.kernel.errors import Errno, SyscallError
 
 from . import gbnf, patterns
 from .document import Document, refusal
-from .lark import HEAD, write
-from .terminals import SPACE, quoted
+from .lark import HEAD, Written, write
+from .terminals import SPACE, Probe, quoted
 
 __all__ = [
     "LLMatcher",
     "LLTokenizer",
     "Vocabulary",
     "byte_tokens",
+    "checkable",
     "compiled",
     "complaint",
     "matches",
@@ -81,18 +82,42 @@ def _gbnf(text: str, tokens: LLTokenizer) -> LLMatcher:
     raise SyscallError(Errno.EINVAL, f"the grammar is refused: {words}", "make it simpler")
 
 
-def _schema(text: str, tokens: LLTokenizer) -> LLMatcher:
+def checkable(text: str) -> Document:
+    """A schema that answers can be checked against. EINVAL as for one that is compiled.
+
+    Parts are compiled and the whole is not: in the kernel's process that would take too long.
+    """
+
+    def build() -> Document:
+        document, written = _write(text)
+        for probe in written.probes:
+            _try_part(probe)
+        return document
+
+    return _deeply(build)
+
+
+def _write(text: str) -> tuple[Document, Written]:
     try:
-        written = write(Document(text), matches)
+        document = Document(text)
+        return document, write(document, matches)
     except RecursionError:
         raise refusal("is nested too deeply", "make it flatter") from None
+
+
+def _try_part(probe: Probe) -> None:
+    matcher, words = _try(HEAD + probe.text, byte_tokens())
+    if matcher is None:
+        hint = "change that part, or remove it"
+        raise refusal(f"is refused at {probe.place}: {words}", hint)
+
+
+def _schema(text: str, tokens: LLTokenizer) -> LLMatcher:
+    _, written = _write(text)
     matcher, words = _try(written.text, tokens)
     for probe in written.probes:
         if matcher is None or probe.doubtful:
-            refused, complained = _try(HEAD + probe.text, byte_tokens())
-            if refused is None:
-                where = f"is refused at {probe.place}: {complained}"
-                raise refusal(where, "change that part, or remove it")
+            _try_part(probe)
     if matcher is None:
         raise refusal(f"is refused at /: {words}", "make it simpler")
     return matcher

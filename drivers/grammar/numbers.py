@@ -15,7 +15,9 @@ from llmasos.kernel import limits
 from .document import Part
 
 _DOUBLE = 2**53  # integers up to here are exact as floats
-_MULTIPLE_DIGITS = 9  # of a fraction
+_STEPS = (
+    10_000  # what a number is a multiple of, without its point: an automaton has so many states
+)
 _SPAN = 10**15  # of multiples of which no bound is given
 
 
@@ -89,8 +91,10 @@ def schema(number: Number) -> dict[str, object] | None:
     ValueError: it cannot be exact.
     """
     step = number.step
-    if step is None or _decimals(number) is not None or (number.integer and step == 1):
+    if step is None or _decimals(number) is not None or _zeros(number) is not None:
         return None
+    if step * 10 ** _digits(step) > _STEPS:
+        raise ValueError(f"multiples of {step} are not supported; up to {_STEPS} steps are")
     low, high = number.low or Bound(Decimal(-_SPAN)), number.high or Bound(Decimal(_SPAN))
     found: dict[str, object] = {
         "type": "integer" if number.integer else "number", "multipleOf": _float(step)
@@ -106,7 +110,7 @@ def _float(value: Fraction) -> float | int:
         return value.numerator
     found = float(value) if abs(value) <= _DOUBLE else math.inf
     exact = math.isfinite(found) and Fraction(Decimal(repr(found))) == value
-    if not exact or (value * 10**_MULTIPLE_DIGITS).denominator != 1:
+    if not exact:
         raise ValueError(f"multiples with a number such as {value} cannot be exact")
     return found
 
@@ -120,13 +124,33 @@ def _decimals(number: Number) -> int | None:
     return digits if step.denominator == 10**digits else None
 
 
+def _zeros(number: Number) -> int | None:
+    """Zeros at the end of an integer when the step is 1, 10, 100 and so on."""
+    step = number.step
+    if not number.integer or step is None or step.denominator != 1:
+        return None
+    zeros = len(str(step.numerator)) - 1
+    return zeros if step.numerator == 10**zeros else None
+
+
+def _digits(step: Fraction) -> int:
+    """Digits of its fraction. ValueError: they do not end, or are too many."""
+    found = (digits for digits in range(10) if (step * 10**digits).denominator == 1)
+    digits = next(found, None)
+    if digits is None:
+        raise ValueError(f"multiples of {step} are not supported")
+    return digits
+
+
 def patterns(number: Number) -> list[str]:
     """Expressions that all match the number. Not for other multiples."""
     if number.integer:
         low, high = number.low, number.high
         least = None if low is None else _first(low, Fraction(1))
         most = None if high is None else _last(high, Fraction(1))
-        return _integers(least, most)
+        zeros = _zeros(number) or 0
+        multiples = [f"0|-?[1-9][0-9]*0{{{zeros}}}"] if zeros else []
+        return _integers(least, most) + multiples
     return _reals(number)
 
 

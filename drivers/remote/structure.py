@@ -19,8 +19,7 @@ _OPEN = ("allOf", "anyOf", "oneOf", "$ref", "patternProperties")  # more propert
 @lru_cache(maxsize=limits.GRAMMARS)
 def read(text: str) -> Document:
     """EINVAL with the place of what is not supported. May take seconds."""
-    compiler.compiled("schema", text, compiler.byte_tokens())
-    return Document(text)
+    return compiler.checkable(text)
 
 
 def problem(text: str, answer: str) -> str:
