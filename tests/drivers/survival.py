@@ -26,7 +26,9 @@ from llmasos.drivers.llama.sampler import Bounds, Candidates, Chain, Sampler, sa
 from llmasos.kernel.errors import SyscallError
 from llmasos.kernel.values import Sampling, pack_bias
 
-SMALL: dict[str, bool | int | float | str] = {"slots": 4, "window": 256, "batch": 32}
+SMALL: dict[str, bool | int | float | str] = {
+    "slots": 4, "window": 256, "batch": 32, "threads": 1,
+}  # fmt: skip
 
 
 class Bench:
