@@ -84,7 +84,7 @@ _ROWS = (
     Syscall("recv", v.Recv, v.Mail, "/proc/{pid}/mail", _C, (_E.ESRCH, _E.ETIMEDOUT),
             "receive a message"),
     Syscall("wait", v.Wait, v.Exit, "/proc/{pid}", _A, (_E.ESRCH, _E.ETIMEDOUT),
-            "wait for a process to end, then reap it"),
+            "wait for a process to end, then remove it"),
     Syscall("kill", v.Kill, v.Nothing, "/proc/{pid}", _A, (_E.ESRCH, _E.ENOSPC),
             "send TERM, KILL, INT, STOP or CONT"),
     Syscall("nice", v.Renice, v.Nothing, "/proc/{pid}", _B, (_E.ESRCH, _E.ENOSPC),

@@ -186,7 +186,7 @@ class Processes:
         process = self.get(pid, owner)
         if process.ending is not None:
             words = f"process {pid} has ended ({process.ending.reason})"
-            raise SyscallError(Errno.ESRCH, words, f"`llmasos wait {pid}` reaps it", pid=pid)
+            raise SyscallError(Errno.ESRCH, words, f"`llmasos rm {pid}` removes it", pid=pid)
         return process
 
     async def spawn(self, caller: Caller, request: Spawn, model: str) -> Process:

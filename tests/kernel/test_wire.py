@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import msgpack
@@ -202,3 +203,10 @@ def test_the_id_of_a_call_is_read_from_the_beginning_of_its_frame() -> None:
 def test_a_reply_may_hold_more_than_a_call() -> None:
     numbers = list(range(300_000))
     assert unpack_reply(pack([2, 1, {"tokens": numbers}])[4:])[2]["tokens"] == numbers
+
+
+def test_every_file_of_values_is_looked_into() -> None:
+    folder = Path(str(values.__file__)).parent
+    files = {file.stem for file in folder.glob("*.py")} - {"__init__"}
+    assert files == set(vars(values)["_FILES"])
+    assert not hasattr(values, "Nonsense")

@@ -8,17 +8,22 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from typing import Any
 
 import pytest
 
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland.cli import exits, main, show
-from llmasos.userland.cli.table import VERBS, help_text
+from llmasos.userland.cli.table import GROUPS, VERBS, group_help, help_text
 from llmasos.userland.line import Line
 from tests.conftest import LIMIT_S, Machine, documents
+from tests.userland.inside import Said, command
 
-HEAVY = {"anyio", "asyncio", "pydantic", "subprocess", "sqlite3", "llama_cpp", "casbin"}
+HEAVY = {
+    "anyio", "asyncio", "pydantic", "subprocess", "sqlite3", "llama_cpp", "casbin", "ssl",
+    "llmasos.kernel.values.pages", "llmasos.kernel.values.policy",
+}  # fmt: skip
 
 
 # --- the table --------------------------------------------------------------------------------
@@ -55,6 +60,9 @@ WALK: dict[str, list[str]] = {
     "models tune": ["smollm2", "--no-measure"],
     "models rm": ["blob"],
     "devices": [],
+    "devices restart": ["echo"],
+    "poison list": [],
+    "poison lift": ["--all"],
     "kill": ["{pid}"],
     "wait": ["{pid}"],
     "rm": ["{forked}"],
@@ -104,28 +112,36 @@ def test_every_verb_is_walked() -> None:
     assert set(WALK) | ELSEWHERE == set(VERBS)
 
 
-def test_every_verb_prints_json_that_parses(machine: Machine) -> None:
+def test_every_verb_prints_json_that_parses(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """P-09: everything can be seen in a terminal or in JSON."""
     machine.environment |= {"LLMASOS_MOUNT": "false", "EDITOR": "true"}
-    kept = machine.llmasos("run", "--json", "--keep", "-m", "echo", "hi")  # starts the daemon
-    ended = machine.llmasos("run", "--json", "--keep", "-m", "echo", "hi")
-    other = machine.llmasos("run", "--json", "--keep", "-m", "echo", "hi")
-    words = {"pid": documents(kept)[0]["pid"], "ended": documents(ended)[0]["pid"]}
-    words["other"] = documents(other)[0]["pid"]
-    words["file"] = documents(machine.llmasos("models", "show", "smollm2", "--json"))[0]["path"]
-    machine.llmasos("kill", str(words["ended"]))
+    for name in ("MOUNT", "CACHE_DIR"):
+        monkeypatch.setenv(f"LLMASOS_{name}", machine.environment[f"LLMASOS_{name}"])
+    monkeypatch.setenv("EDITOR", "true")
+    cli = command(machine, monkeypatch, capsys)
+    words: dict[str, Any] = {
+        name: cli("run", "--json", "--keep", "-m", "echo", "hi").json["pid"]  # starts the daemon
+        for name in ("pid", "ended", "other")
+    }
+    words["file"] = cli("models", "show", "smollm2", "--json").json["path"]
+    cli("kill", str(words["ended"]))
     for verb, arguments in WALK.items():
         line = [*verb.split(), *(one.format(**words) for one in arguments), "--json"]
-        done = machine.llmasos(*line, stdin="hello\n" if verb in TYPED else "", check=False)
-        if verb == "fork":
-            words["forked"] = documents(done)[0]["pids"][0]
-        if verb == "keys create":
-            words["key"] = documents(done)[0]["id"]
-        if verb == "wait":
-            assert done.returncode == documents(done)[0]["code"]
+        if verb in TYPED:
+            done = machine.llmasos(*line, stdin="hello\n", check=False)
+            said = Said(done.returncode, done.stdout.decode(), done.stderr.decode())
         else:
-            assert done.returncode == 0, (verb, done.stderr)
-        assert documents(done), verb
+            said = cli(*line)
+        found = [json.loads(text) for text in said.out.splitlines()]
+        if verb == "fork":
+            words["forked"] = found[0]["pids"][0]
+        if verb == "keys create":
+            words["key"] = found[0]["id"]
+        assert found, (verb, said)
+        assert said.code == (found[0]["code"] if verb == "wait" else 0), (verb, said)
+        assert said.err == "", (verb, said)
 
 
 def test_the_help_names_every_verb_and_imports_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,6 +162,18 @@ def test_ps_loads_no_heavy_module(shared: Machine) -> None:
     done = shared.python("-c", code)
     loaded = set(done.stdout.decode().partition("MODULES")[2].split())
     assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize("group", sorted(GROUPS))
+def test_every_group_lists_its_verbs(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([group, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {words} " in shown for words in VERBS if words.startswith(f"{group} "))
+
+
+def test_the_help_fits_a_terminal_of_80_columns() -> None:
+    told = [help_text(), *(group_help(group) for group in GROUPS)]
+    assert [line for text in told for line in text.splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.parametrize("words", [[verb.words] for verb in VERBS.values() if not verb.rest])

@@ -20,7 +20,8 @@ LOOK = {
     "attach": "1", "mem": "1", "mem why": "1:0", "mem search": "1 x", "mem read": "1 0",
     "mem write": "1 x", "mem pin": "1 0", "mem evict": "1 0", "mem map": "1 2", "mem unmap": "1 0",
     "mem share": "1 2 0", "mem forget": "-y 1 0", "mem export": "1", "mem fsck": "", "send": "1 x",
-    "recv": "1", "logs": "", "devices": "", "unmount": "echo", "daemon stop": "",
+    "recv": "1", "logs": "", "devices": "", "unmount": "echo",
+    "devices restart": "echo", "poison list": "", "poison lift": "--all", "daemon stop": "",
     "daemon status": "",
 }  # fmt: skip
 ALONE = {  # they need none, or are the daemon

@@ -30,6 +30,8 @@ _MEMORY = {  # counters, in words: of one, of many
 
 def start(arguments: Namespace) -> int:
     where = paths.find()
+    if arguments.extra:
+        config.read(arguments.extra)  # wrong ones are told here, and not by a log's end
     started = starter.ensure(where, *arguments.extra)
     with connect() as line:
         stat = line.call("stat", v.Nothing(), v.Stat)

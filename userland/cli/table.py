@@ -204,7 +204,7 @@ _ROWS = (
     ), starts=True),
     Verb("users list", ".users:list_", "who may come, and who is here", (JSON,), starts=True),
     Verb("users rm", ".users:rm",
-         "let a user in no more; their keys, processes and pages are gone", (
+         "remove a user, with keys, processes and pages", (
         option("-y", "--yes", action="store_true",
                help="do not ask; needed where there is no terminal"), JSON, _USER,
     ), starts=True),
@@ -256,7 +256,7 @@ _ROWS = (
         _SINCE, JSON, option("who", metavar="PID|APP", help="whose calls"),
     ), starts=True),
     Verb("config list", ".config:list_",
-         "the settings of the daemon that runs, where they are from, and what waits for a restart",
+         "settings of the daemon that runs; what waits for a restart",
          (JSON,), local=True),
     Verb("config get", ".config:get", "one setting", (JSON, _SETTING), local=True),
     Verb("config set", ".config:set_", "write a setting into config.toml, for the next start", (
@@ -284,12 +284,12 @@ def help_text() -> str:
         "usage: llmasos VERB [ARGUMENT ...]\n\n"
         "The operating system for language-model agents.\n\n"
         f"{_lines({row.words: row.summary for row in _ROWS})}\n\n"
-        "`llmasos VERB --help` tells more. Every verb takes --json; errors are JSON then, too.\n"
-        "run, chat, embed, mount and the verbs about models, users, keys and rules start a\n"
-        "private daemon when none answers; the others are about what runs, and start none.\n"
-        "--host HOST:PORT, or LLMASOS_HOST, asks a kernel on another machine: --ca FILE is the\n"
-        "certificate that is trusted, --key-file FILE has your key (or LLMASOS_KEY); --cert FILE\n"
-        "and --cert-key FILE are your own certificate, where one is asked for."
+        "`llmasos VERB --help` tells more. Every verb takes --json; then errors are JSON.\n"
+        "run, chat, embed, mount and the verbs about models, users, keys and rules start\n"
+        "a private daemon when none answers; the others are about what runs: they do not.\n"
+        "--host HOST:PORT, or LLMASOS_HOST, asks a kernel on another machine. --ca FILE:\n"
+        "the certificate that is trusted; --key-file FILE, or LLMASOS_KEY: your key;\n"
+        "--cert FILE, --cert-key FILE: your certificate, where one is asked for."
     )
 
 
@@ -301,10 +301,10 @@ def group_help(group: str) -> str:
         return f"{usage}\n\n{_lines(rows)}"
     alone = " ".join(filter(None, (group, own.options[-1].settings.get("metavar"))))
     flags = {one.flags[0]: one.settings["help"] for one in own.options[:-1]}
+    told = f"\n\n{alone}:\n{_lines(flags)}" if flags else ""
     return (
         f"{usage}\n       llmasos {alone} [ARGUMENT ...]\n\n"
-        f"{_lines({alone: own.summary, **rows})}\n\n"
-        f"{alone}:\n{_lines(flags)}"
+        f"{_lines({alone: own.summary, **rows})}{told}"
     )
 
 

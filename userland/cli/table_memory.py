@@ -62,7 +62,7 @@ ROWS = (
         option("--off", action="store_true", help="no longer"), JSON, _PLACE, _PAGES,
     )),
     Verb("mem evict", ".pages:evict",
-         "take pages out of the window; they come back when they are needed",
+         "take pages out of the window; they come back at need",
          (JSON, _PLACE, _PAGES)),
     Verb("mem map", ".pages:map_", "a document, a folder or another process's pages as pages", (
         option("--read-only", action="store_true",

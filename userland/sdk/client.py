@@ -190,7 +190,7 @@ class AsyncLLMasOS(Calls):
         return vectors
 
     async def wait(self, pid: int, timeout_s: float | None = None) -> v.Exit:
-        """Wait for a process to end, then reap it. ETIMEDOUT after `timeout_s` seconds."""
+        """Wait for a process to end, then remove it. ETIMEDOUT after `timeout_s` seconds."""
         return await self._call("wait", v.Wait(pid, timeout_s), v.Exit)
 
     async def kill(self, pid: int, signal: str = v.Signal.TERM) -> v.Nothing:

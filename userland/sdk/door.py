@@ -224,7 +224,7 @@ class Process:
         self._client.there.run(self._core.nice, nice)
 
     def wait(self, timeout_s: float | None = None) -> v.Exit:
-        """Wait for its end, then reap it. ETIMEDOUT."""
+        """Wait for its end, then remove it. ETIMEDOUT."""
         return self._client.there.run(self._core.wait, timeout_s)
 
     def close(self) -> None:

@@ -290,7 +290,7 @@ class AsyncProcess:
         await self._client.nice(self.pid, nice)
 
     async def wait(self, timeout_s: float | None = None) -> v.Exit:
-        """Wait for its end, then reap it. ETIMEDOUT."""
+        """Wait for its end, then remove it. ETIMEDOUT."""
         return await self._client.wait(self.pid, timeout_s)
 
     async def close(self) -> None:
