@@ -102,22 +102,25 @@ class Goals:
         values = self._values(way)
         if values is not None:
             return values
-        shapes: list[Shape] = []
-        for name in types(way):
-            match name:
-                case "null":
-                    shapes.append(Const(None))
-                case "boolean":
-                    shapes += [Const(False), Const(True)]
-                case "number" | "integer":
-                    shapes += self._number(way, name == "integer")
-                case "string":
-                    shapes += self._text(way)
-                case "array":
-                    shapes += self._array(way)
-                case _:
-                    shapes += self._object(way)
-        return shapes
+        allowed = types(way)
+        if not allowed:
+            self.problems.append(f"{way[-1].place}: no type satisfies all of its parts")
+        return [shape for name in allowed for shape in self._of_type(name, way)]
+
+    def _of_type(self, name: str, way: _Way) -> list[Shape]:
+        match name:
+            case "null":
+                return [Const(None)]
+            case "boolean":
+                return [Const(False), Const(True)]
+            case "number" | "integer":
+                return self._number(way, name == "integer")
+            case "string":
+                return self._text(way)
+            case "array":
+                return self._array(way)
+            case _:
+                return self._object(way)
 
     def _values(self, way: _Way) -> list[Shape] | None:
         """What const and enum leave; None: there is none of them."""

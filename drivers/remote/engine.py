@@ -5,6 +5,7 @@ or forgotten; and it does not die: each call fails, or does not, by itself.
 """
 
 import asyncio
+import base64
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -325,12 +326,22 @@ class RemoteEngine:
             self._listener.stepped(steps)
 
 
+def _values(embedding: object) -> list[float | None]:
+    """Numbers, or these as little-endian 32-bit floats in base64, which some prefer to send."""
+    if not isinstance(embedding, str):
+        return [reading.number(value) for value in reading.items(embedding)]
+    data = base64.b64decode(embedding, validate=True)
+    if len(data) % 4:
+        raise ValueError("a vector of half a number")
+    return [reading.number(value) for value in struct.unpack(f"<{len(data) // 4}f", data)]
+
+
 def _vectors(answer: Mapping[str, object], count: int) -> list[bytes]:
     """Of length 1, in the order of the texts. ValueError: they are none."""
     found: dict[int, bytes] = {}
     for place, one in enumerate(map(reading.fields, reading.items(answer.get("data")))):
         index = reading.whole_number(one.get("index"))
-        values = [reading.number(value) for value in reading.items(one.get("embedding"))]
+        values = _values(one.get("embedding"))
         sound = [value for value in values if value is not None]
         length = math.hypot(*sound)
         if len(sound) < len(values) or not 0 < length < math.inf:

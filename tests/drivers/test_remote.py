@@ -1,5 +1,6 @@
 """What the remote engine sends, the vectors that it takes, and the options of a mount."""
 
+import base64
 import math
 import struct
 from typing import Any
@@ -95,10 +96,18 @@ async def test_vectors_have_length_1_and_the_order_of_the_texts() -> None:
         assert unpacked[1] == pytest.approx((0.0, -1.0))
 
 
+async def test_vectors_in_base64_are_read() -> None:
+    packed = [base64.b64encode(struct.pack("<2f", *pair)).decode() for pair in ([3, 4], [0, -2])]
+    async with Endpoint(vectors(*packed)) as endpoint, endpoint.rig() as rig:
+        found = await rig.engine.embed(["one", "two"])
+        assert struct.unpack("<2f", found.vectors[0]) == pytest.approx((0.6, 0.8))
+
+
 @pytest.mark.parametrize(
     "values",
     [([1.0],), ([1], [1, 2]), ([0, 0], [1, 0]), (["x"], [1]), ([], []), ([1e400], [1]),
-     ([1.7e308, 1.7e308], [1, 1]), ([1], [1], [1]), (None, [1])],
+     ([1.7e308, 1.7e308], [1, 1]), ([1], [1], [1]), (None, [1]), ("AAA", [1]),
+     ("!!!!", [1]), ("AAAAAAA=", [1])],
 )  # fmt: skip
 async def test_vectors_that_are_none_are_refused(values: tuple[object, ...]) -> None:
     async with Endpoint(vectors(*values)) as endpoint, endpoint.rig() as rig:

@@ -256,7 +256,8 @@ def test_what_is_not_supported_is_refused_by_name(schema: Any, place: str, words
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
-        ({"allOf": [{"type": "string"}, {"type": "null"}]}, "requires itself"),
+        ({"allOf": [{"type": "string"}, {"type": "null"}]}, "at /allOf/1, no type satisfies all"),
+        ({"$ref": "#"}, "requires itself"),
         ({"type": "object", "required": ["a"], "additionalProperties": False}, "can never"),
         ({"const": 1, "type": "string"}, "at /, no value of enum or const"),
         ({"minItems": 3, "maxItems": 2, "type": "array"}, "minItems 3 is over maxItems 2"),
