@@ -7,6 +7,7 @@ here, bottom up, and taken down in the opposite order.
 import fcntl
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -96,6 +97,7 @@ class Drivers(Mapping[str, Driver]):
 
 async def boot(plan: Plan, ready: Callable[[Machine], None]) -> None:
     """Run the machine until it is told to stop. Raises SyscallError when it cannot come up."""
+    sys.setswitchinterval(limits.SWITCH_S)
     with _lock(plan):  #                                      1  nobody else runs here
         store = _store(plan.paths.state)  #                   2  the writers of every database
         run, before = lastrun.begin(plan.paths.state)
@@ -188,6 +190,7 @@ def _assemble(plan: Plan, store: Store, jobs: Supervisor) -> Machine:
     )
     jobs.report = partial(_journal_job, machine.journal)
     meaning.power.report = partial(_journal_recall, machine.journal)
+    store.gives_way = machine.scheduler.computing
     if plan.embedder:
         image = images.get(plan.embedder)
         meaning.embedder = f"{image.name} {image.likeness()}", partial(machine.embed, image.name)

@@ -44,6 +44,10 @@ class Scheduler:
     def each(self) -> list[Device]:
         return list(self.devices.values())
 
+    def computing(self) -> bool:
+        """Whether a call uses a device now."""
+        return any(device.users for device in self.devices.values())
+
     def mount(self, what: Mounting, engine: Engine, tell: Tell) -> Device:
         """A device that begins to load, for everybody who waits for it: nobody's cancel ends it."""
         device = self.devices[what.name] = Device(what, engine, self.suspects, tell)

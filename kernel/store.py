@@ -17,6 +17,7 @@ import asyncio
 import logging
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -55,6 +56,8 @@ class Store:
         self._kernel = _Lane("kernel", 1, self._write, self._sync)
         self._owners = _Lane("owners", limits.OWNER_WRITERS, self._write, self._sync)
         self._slices = anyio.CapacityLimiter(limits.OWNER_SLICES)
+        self._took_s = 0.0  # the last piece of long work
+        self.gives_way: Callable[[], bool] = _never  # whether long work leaves processors to others
         self.readers = Turns(limits.OWNER_READERS, limits.READERS)  # by owner
 
     def open(self, name: str, schema: Schema, *, queue: str = "") -> Database:
@@ -178,11 +181,19 @@ class Store:
     ) -> Result:
         """One piece of long work, that takes milliseconds; other writes go between two pieces.
 
-        Only some threads ever work on pieces, so that short writes find a free one. Cancel point
-        before it is queued.
+        Only some threads ever work on pieces, so that short writes find a free one; and while
+        `gives_way`, each piece waits SLICE_SHARE times as long as the one before took. Cancel
+        point before it is queued.
         """
         async with self._slices:
-            return await self.apply(database, work, frees=frees)
+            if self.gives_way():
+                share_s = limits.SLICE_SHARE * self._took_s
+                await anyio.sleep(min(share_s, limits.SLICE_PAUSE_S))
+            begun = time.monotonic()
+            try:
+                return await self.apply(database, work, frees=frees)
+            finally:
+                self._took_s = time.monotonic() - begun
 
     def submit_empty(self, database: Database, done: Done) -> None:
         """Queue `empty_log`; `done` is called on the event loop."""
@@ -277,6 +288,10 @@ class _Lane:
         turn = limits.COMMIT_ROWS
         self.writes = Queues[str, Job](f"{name}-write", write, threads=threads, turn=turn)
         self.syncs = Queues[Database, Job](f"{name}-sync", sync, threads=threads, turn=sys.maxsize)
+
+
+def _never() -> bool:
+    return False
 
 
 def _tell(answers: list[tuple[Done, SyscallError | None]]) -> None:

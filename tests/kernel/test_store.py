@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from llmasos.kernel import limits
 from llmasos.kernel.database import Database, Schema, Transaction
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.process import SCHEMA as PROCESSES
@@ -212,6 +213,32 @@ async def test_other_writes_of_an_owner_go_between_pieces_of_long_work(tmp_path:
             await store.write(database, [(INSERT, (1, "x"))])
             wrote.set()
     assert counts in ([0, 1, 1], [1, 1, 1])
+    store.close()
+
+
+async def test_pieces_of_long_work_leave_processors_to_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While an engine computes, each piece waits for a multiple of what the one before took."""
+    monkeypatch.setattr(limits, "SLICE_SHARE", 1e9)
+    monkeypatch.setattr(limits, "SLICE_PAUSE_S", 0.05)
+    store = Store(tmp_path)
+    database = store.open("owners/one/pages.db", ROWS)
+    computing = True
+    store.gives_way = lambda: computing
+    begun: list[float] = []
+
+    def piece(_: Transaction) -> None:
+        begun.append(time.monotonic())
+
+    with anyio.fail_after(30):
+        for _ in range(3):
+            await store.slice(database, piece)
+        assert begun[1] - begun[0] >= 0.05
+        assert begun[2] - begun[1] >= 0.05
+        computing = False
+        monkeypatch.setattr(limits, "SLICE_PAUSE_S", 3600.0)
+        await store.slice(database, piece)
     store.close()
 
 

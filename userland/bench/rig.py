@@ -118,9 +118,9 @@ def daemon(**settings: object) -> Generator[Rig]:
 
 
 @contextmanager
-def tuned() -> Generator[tuple[Rig, Line]]:
+def tuned(**settings: object) -> Generator[tuple[Rig, Line]]:
     """A daemon whose model is tuned and not mounted yet, and a client of it."""
-    with daemon(mount=False) as rig, rig.client() as client:
+    with daemon(mount=False, **settings) as rig, rig.client() as client:
         if not image(client).tuned:
             asked = v.ImageTune(MODEL, measure=False)
             for _ in client.stream("image_tune", asked, v.Progress, v.Tuned):
