@@ -62,6 +62,10 @@ def test_a_cut_answer_with_a_form_is_a_failure(model: Machine, tmp_path: Path, f
     assert done.returncode == exits.FAILED
     assert json.loads(done.stdout)["finish"] == "length"
     assert json.loads(done.stderr)["errno"] == "EPROTO"
+    chat = ("chat", "-m", "smollm2", "--max-tokens", "5", flag, str(file))
+    done = model.llmasos(*chat, stdin="Count.\n", check=False)
+    assert done.returncode == exits.FAILED
+    assert b"the answer was cut after 5 tokens" in done.stderr
 
 
 def test_a_stop_string_in_an_answer_with_a_schema_cuts_it(model: Machine, tmp_path: Path) -> None:
