@@ -61,14 +61,14 @@ async def put(
     so does a document, whose key is its file's name.
     """
     async with memory.tables.structure(table.owner), memory.tables.changing(table):
-        mine = [(n, page) for n, page in table.pages(0, table.next) if _is_put(table, n)]
-        before = await memory.keyed(table, key, mine)
+        found = await memory.keyed(table, key)
+        before = {number: one for number, one in found.items() if _is_put(table, number)}
         room = table.append(len(pages))
         statements = memory.stores(table, [page for _, page in room], pages)
-        old = [page for number, page in mine if number in before]
-        for number in before:
+        old = [page for page, _ in before.values()]
+        for number, (_, tokens) in before.items():
             table.mark(number).page = GONE
-            table.tokens -= before[number]
+            table.tokens -= tokens
         table.leave(list(before))
         free, erased = freed(memory, table.owner, old)
         moves = [Moved(a, b, "evicted", "its key was written anew") for a, b in runs(before)]

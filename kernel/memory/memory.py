@@ -210,13 +210,11 @@ class Memory:
             found += self.store.read(database, sql, some)
         return found
 
-    async def keyed(
-        self, table: Table, key: str, pages: Sequence[tuple[int, int]]
-    ) -> dict[int, int]:
-        """Those of some pages that a key stands for: number and tokens."""
+    async def keyed(self, table: Table, key: str) -> dict[int, tuple[int, int]]:
+        """The pages of a process that a key stands for: by number, their ids and tokens."""
         sql = "SELECT id, tokens FROM pages WHERE key = ? AND key != ''"
         found = {int(p or 0): int(t or 0) for p, t in await self.read(table.owner, sql, key)}
-        return {number: found[page] for number, page in pages if page in found}
+        return {number: (page, found[page]) for number, page in table.find(set(found))}
 
     # --- writing ----------------------------------------------------------------------------------
     async def write(

@@ -52,10 +52,9 @@ async def read(memory: Memory, table: Table, request: ReadMem) -> Pages:
 
 async def _numbers(memory: Memory, table: Table, request: ReadMem) -> Iterator[int]:
     """Of the pages that may be meant; those of a key are looked up."""
-    ids = table.pages(request.first, table.next)
     if not request.key:
-        return (number for number, _ in ids)
-    return iter(await memory.keyed(table, request.key, list(ids)))
+        return (number for number, _ in table.pages(request.first, table.next))
+    return (n for n in await memory.keyed(table, request.key) if n >= request.first)
 
 
 def bytes_of(held: Stored, *, texts: bool = True) -> int:

@@ -125,6 +125,23 @@ class Table:
                     yield number
         yield from (number for number, mark in self.marks.items() if mark.page == page)
 
+    def find(self, pages: set[int]) -> list[tuple[int, int]]:
+        """Every number that stands for one of some pages, and the page, in order.
+
+        It takes as long as there are pages to find and marks, not pages of the process.
+        """
+        found = {(n, mark.page) for n, mark in self.marks.items() if mark.page in pages}
+        by_space: dict[int, list[Range]] = {}
+        for one in self.ranges:
+            by_space.setdefault(one.space, []).append(one)
+        for page in pages:
+            space, place = space_of(page)
+            for one in by_space.get(space, ()):
+                number = one.first + place - one.place
+                if one.first <= number < one.end and self.page(number) == page:
+                    found.add((number, page))
+        return sorted((number, page) for number, page in found if page)
+
     def changed(self, one: Range) -> bool:
         """Whether a page of a range was replaced or forgotten here."""
         return any(m.page is not None and one.first <= n < one.end for n, m in self.marks.items())

@@ -188,8 +188,7 @@ async def forget(m: Machine, call: Call, request: v.Forget) -> v.Forgotten:
     process, table = await _opened(m, call, request.pid)
     numbers = _numbers(request.first, request.count)
     if request.key:
-        pages = list(table.pages(0, table.next))
-        numbers = list(await m.memory.keyed(table, request.key, pages))
+        numbers = list(await m.memory.keyed(table, request.key))
     _ask_holders(m, call, table, numbers)
     done = await m.forget(process, table, numbers)
     if not done.pages:

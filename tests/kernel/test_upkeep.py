@@ -19,6 +19,7 @@ from llmasos.kernel.memory.fsck import fsck
 from llmasos.kernel.memory.meaning import WAITING, Meaning
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.sweeping import Sweeper
+from llmasos.kernel.memory.table import Table
 from llmasos.kernel.store import Store
 from llmasos.kernel.supervisor import Supervisor
 from llmasos.kernel.values import Checked
@@ -402,3 +403,20 @@ async def test_new_vectors_come_after_all_old_ones_are_gone(tmp_path: Path) -> N
     assert (await count(memory, "vectors"), await count(memory, "todo")) == (0, MANY)
     assert await count(memory, "derived") == 0
     store.close()
+
+
+def test_numbers_are_found_as_by_looking_at_each() -> None:
+    dice = random.Random(3)
+    for _ in range(200):
+        table = Table(1, OWNER, 1)
+        for _ in range(dice.randrange(1, 5)):
+            if dice.random() < 0.5:
+                table.append(dice.randrange(1, 6))
+            else:
+                table.map(dice.randrange(2, 4), dice.randrange(3), 4, writable=True, source="/x")
+        for _ in range(dice.randrange(4)):
+            number = dice.randrange(table.next)
+            table.mark(number).page = dice.choice([0, None, table.aside()])
+        held = list(table.pages(0, table.next))
+        wanted = {page for _, page in dice.choices(held, k=3)} if held else set[int]()
+        assert table.find(wanted) == [(n, page) for n, page in held if page in wanted]
