@@ -250,4 +250,5 @@ JOB_RETRY_FIRST_S, JOB_RETRY_LAST_S = 0.5, 300.0  # pauses before a failed backg
 JOB_STEADY_S = 60.0  # a job that ran this long begins with the first pause again
 JOBS_ENDED = 20  # ended background jobs that had failed, that are remembered
 JOB_ROWS = 100  # background jobs per `stat`
+CLOSE_S = 10.0  # a client waits so long for the end of a process or of its connection
 START_S = 30.0  # a client waits this long for the daemon that it started

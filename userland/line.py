@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from llmasos.kernel import limits, paths, wire
-from llmasos.kernel.errors import Denied, Errno, SyscallError
+from llmasos.kernel.errors import Denied, EngineFailed, Errno, SyscallError, error_of
 from llmasos.kernel.paths import FD
 from llmasos.kernel.values import Hello, Profile, Welcome
 
@@ -84,7 +84,7 @@ def check(path: Path) -> None:
         raise refusal(path, error) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         hint = "LLMASOS_RUNTIME_DIR names a directory of your own"
-        raise SyscallError(Errno.EACCES, f"{folder} was made by somebody else", hint)
+        raise Denied(f"{folder} was made by somebody else", hint)
 
 
 def refusal(path: Path, error: OSError) -> SyscallError:
@@ -96,7 +96,7 @@ def refusal(path: Path, error: OSError) -> SyscallError:
         return SyscallError(Errno.ECONNREFUSED, f"no daemon answers at {path}", hint)
     if isinstance(error, PermissionError):
         hint = "it belongs to another user; LLMASOS_RUNTIME_DIR names a directory of your own"
-        return SyscallError(Errno.EACCES, f"{path} may not be opened", hint)
+        return Denied(f"{path} may not be opened", hint)
     return SyscallError(Errno.EINVAL, f"{path}: {error}", "is LLMASOS_RUNTIME_DIR right?")
 
 
@@ -105,9 +105,11 @@ def failure(fields: dict[str, Any], call: str) -> SyscallError:
     number = fields.get("errno")
     errno = Errno(number) if number in _ERRNOS else Errno.EIO
     message, hint = str(fields.get("message", "")), str(fields.get("hint", ""))
-    error = SyscallError(errno, message, hint)
-    if errno is Errno.EACCES:
-        error = Denied(message, hint, asks=fields.get("needs_approval") is True)
+    error = error_of(errno, message, hint)
+    if isinstance(error, Denied):
+        error.asks = fields.get("needs_approval") is True
+    elif fields.get("engine") is True:
+        error = EngineFailed(errno, message, hint)
     error.call, error.pid = str(fields.get("call") or call), int(fields.get("pid") or 0)
     return error
 

@@ -30,16 +30,19 @@ async def _spawn(
     if prompt is not None and prompt.size >= facts.window:
         words = f"the system prompt has {prompt.size} tokens, the window {facts.window}"
         raise TooBig(words, "shorten it, or mount the model with a larger window")
-    process = await m.processes.spawn(call.caller, request, device.name)
-    if prompt is not None:
-        try:
-            await m.memory.say(process, message, prompt.cuts[0])
-        except SyscallError:
-            await m.exit(process, 1, "its system prompt could not be written")
-            await m.reap(process)
-            raise
-    m.tell_process(process, f"spawn {device.name}")
-    return v.Spawned(process.pid, device.name, facts.window)
+    pid = 0
+    with anyio.CancelScope(shield=True):  # of one that was made the caller gets the pid
+        process = await m.processes.spawn(call.caller, request, device.name)
+        if prompt is not None:
+            try:
+                await m.memory.say(process, message, prompt.cuts[0])
+            except SyscallError:
+                await m.exit(process, 1, "its system prompt could not be written")
+                await m.reap(process)
+                raise
+        m.tell_process(process, f"spawn {device.name}")
+        pid = process.pid
+    return v.Spawned(pid, device.name, facts.window)
 
 
 async def fork(m: Machine, call: Call, request: v.Fork) -> v.Forked:

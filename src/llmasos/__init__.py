@@ -6,18 +6,72 @@ Names load when they are first used, so that `llmasos ps` pays for nothing it do
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmasos.kernel.errors import Errno, SyscallError
-    from llmasos.userland.sdk import AsyncLLMasOS, LLMasOS
+    from llmasos.kernel.errors import Busy as Busy
+    from llmasos.kernel.errors import Denied as Denied
+    from llmasos.kernel.errors import EngineFailed as EngineFailed
+    from llmasos.kernel.errors import Errno as Errno
+    from llmasos.kernel.errors import NotFound as NotFound
+    from llmasos.kernel.errors import SyscallError as SyscallError
+    from llmasos.kernel.errors import Timeout as Timeout
+    from llmasos.kernel.errors import TooBig as TooBig
+    from llmasos.kernel.values import DeviceInfo as DeviceInfo
+    from llmasos.kernel.values import Event as Event
+    from llmasos.kernel.values import Exit as Exit
+    from llmasos.kernel.values import Fault as Fault
+    from llmasos.kernel.values import Finish as Finish
+    from llmasos.kernel.values import Forgotten as Forgotten
+    from llmasos.kernel.values import Hit as Hit
+    from llmasos.kernel.values import Hits as Hits
+    from llmasos.kernel.values import ImageInfo as ImageInfo
+    from llmasos.kernel.values import Kind as Kind
+    from llmasos.kernel.values import Likely as Likely
+    from llmasos.kernel.values import Logprob as Logprob
+    from llmasos.kernel.values import Mail as Mail
+    from llmasos.kernel.values import Mapped as Mapped
+    from llmasos.kernel.values import Message as Message
+    from llmasos.kernel.values import Page as Page
+    from llmasos.kernel.values import ProcessInfo as ProcessInfo
+    from llmasos.kernel.values import Profile as Profile
+    from llmasos.kernel.values import Role as Role
+    from llmasos.kernel.values import Signal as Signal
+    from llmasos.kernel.values import Spawned as Spawned
+    from llmasos.kernel.values import Stat as Stat
+    from llmasos.kernel.values import State as State
+    from llmasos.kernel.values import Trace as Trace
+    from llmasos.kernel.values import Usage as Usage
+    from llmasos.kernel.values import Where as Where
+    from llmasos.userland.sdk import Answer as Answer
+    from llmasos.userland.sdk import AsyncAnswer as AsyncAnswer
+    from llmasos.userland.sdk import AsyncLLMasOS as AsyncLLMasOS
+    from llmasos.userland.sdk import AsyncModel as AsyncModel
+    from llmasos.userland.sdk import AsyncProcess as AsyncProcess
+    from llmasos.userland.sdk import ForkError as ForkError
+    from llmasos.userland.sdk import LLMasOS as LLMasOS
+    from llmasos.userland.sdk import Model as Model
+    from llmasos.userland.sdk import Options as Options
+    from llmasos.userland.sdk import Process as Process
+    from llmasos.userland.sdk import Prompt as Prompt
+    from llmasos.userland.sdk import Reply as Reply
+    from llmasos.userland.sdk import Schema as Schema
 
-__all__ = ["AsyncLLMasOS", "Errno", "LLMasOS", "SyscallError"]
 __version__ = "0.1.0"
 
-_HOMES = {
-    "AsyncLLMasOS": "llmasos.userland.sdk",
-    "LLMasOS": "llmasos.userland.sdk",
-    "Errno": "llmasos.kernel.errors",
-    "SyscallError": "llmasos.kernel.errors",
-}
+_NAMES = {
+    "llmasos.kernel.errors": (
+        "Busy", "Denied", "EngineFailed", "Errno", "NotFound", "SyscallError", "Timeout", "TooBig",
+    ),
+    "llmasos.kernel.values": (
+        "DeviceInfo", "Event", "Exit", "Fault", "Finish", "Forgotten", "Hit", "Hits", "ImageInfo",
+        "Kind", "Likely", "Logprob", "Mail", "Mapped", "Message", "Page", "ProcessInfo", "Profile",
+        "Role", "Signal", "Spawned", "Stat", "State", "Trace", "Usage", "Where",
+    ),
+    "llmasos.userland.sdk": (
+        "Answer", "AsyncAnswer", "AsyncLLMasOS", "AsyncModel", "AsyncProcess", "ForkError",
+        "LLMasOS", "Model", "Options", "Process", "Prompt", "Reply", "Schema",
+    ),
+}  # fmt: skip
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+__all__ = [*sorted(_HOMES)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:

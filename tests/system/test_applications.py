@@ -54,7 +54,7 @@ def client(machine: Machine, app: str, profile: str = "careful") -> LLMasOS:
 
 def begun(of: LLMasOS) -> int:
     """A process with something in it."""
-    process = of.spawn("echo")
+    process = of.spawn("echo", keep=True)
     process.write_mem(SECRET)
     return process.pid
 
@@ -299,7 +299,7 @@ SEES = """
     with LLMasOS(app="notes", profile=sys.argv[2]) as client:
         mine, beside = map(int, sys.argv[3:])
         said = {"app": client.welcome.app, "before": [one.pid for one in client.ps().processes]}
-        child = client.spawn("one")
+        child = client.spawn("one", keep=True)
         said["after"] = [one.pid for one in client.ps().processes] == [mine, child.pid]
         said["mine"], said["beside"] = errno(client.read_mem, mine), errno(client.kill, beside)
 """

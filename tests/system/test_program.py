@@ -106,7 +106,9 @@ async def test_a_program_may_not_do_what_its_process_may_not(tmp_path: Path) -> 
         async with AsyncLLMasOS(
             socket=tmp_path / "runtime" / "kernel.sock", app="maker"
         ) as careful:
-            process = kernel.processes.get((await careful.spawn("one")).pid, kernel.owner)
+            process = kernel.processes.get(
+                (await careful.spawn("one", keep=True)).pid, kernel.owner
+            )
         assert process.bounds == ("r:careful", "app:maker")
         said = await run(kernel, process, tmp_path, SEES, "down")  # it asks for operator
         assert (said["mount"], said["shutdown"]) == ("EACCES", "EACCES")
@@ -116,7 +118,9 @@ async def test_who_connects_anew_below_a_program_is_known(tmp_path: Path) -> Non
     where = tmp_path / "runtime" / "kernel.sock"
     async with running(tmp_path) as (kernel, _):
         async with AsyncLLMasOS(socket=where) as careful:
-            process = kernel.processes.get((await careful.spawn("one")).pid, kernel.owner)
+            process = kernel.processes.get(
+                (await careful.spawn("one", keep=True)).pid, kernel.owner
+            )
         said = await run(kernel, process, tmp_path, ANEW, WHERE=str(where))
         assert said["mount"] == "EACCES"
 
@@ -128,7 +132,7 @@ async def test_children_have_what_bounds_their_parents(tmp_path: Path) -> None:
             with pytest.raises(SyscallError):  # who only looks starts nothing
                 await reader.spawn("one")
         async with AsyncLLMasOS(socket=where) as careful:
-            parent = await careful.spawn("one")
+            parent = await careful.spawn("one", keep=True)
         child = await operator.spawn("one", parent=parent.pid)
         [fork] = await operator.process(child.pid).fork()
         for pid, above in ((child.pid, parent.pid), (fork.pid, child.pid)):
@@ -229,7 +233,9 @@ async def test_nobody_hides_below_a_program_however_deep(tmp_path: Path, depth: 
     where = tmp_path / "runtime" / "kernel.sock"
     async with running(tmp_path) as (kernel, _):
         async with AsyncLLMasOS(socket=where) as careful:
-            process = kernel.processes.get((await careful.spawn("one")).pid, kernel.owner)
+            process = kernel.processes.get(
+                (await careful.spawn("one", keep=True)).pid, kernel.owner
+            )
         said = await run(kernel, process, tmp_path, NESTED, str(depth), str(where))
         assert said["mount"] == "EACCES"
 
@@ -330,7 +336,9 @@ async def test_a_program_s_children_do_not_speak_on_its_connection(tmp_path: Pat
     where = tmp_path / "runtime"
     async with running(tmp_path) as (kernel, _):
         async with AsyncLLMasOS(socket=where / "kernel.sock") as careful:
-            process = kernel.processes.get((await careful.spawn("one")).pid, kernel.owner)
+            process = kernel.processes.get(
+                (await careful.spawn("one", keep=True)).pid, kernel.owner
+            )
         said = await run(kernel, process, tmp_path, script, LLMASOS_RUNTIME_DIR=str(where))
         assert said == {"open": False, "ps": [0, 0], "mount": exits.DENIED, "mine": 1}
 

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import pydantic
 import pytest
 
 from llmasos import LLMasOS
@@ -96,6 +98,30 @@ def test_a_bias_may_name_the_whole_vocabulary(model: Machine) -> None:
             bias = {one: -100.0 for one in range(49_152) if one != token}
             reply = process.generate("Is water wet?", bias=bias, max_tokens=3, ignore_eos=True)
     assert reply.text == " wet wet wet"
+
+
+def test_an_answer_under_a_schema_is_an_object(model: Machine) -> None:
+    """Of a pydantic model and of a dataclass; an answer that was cut off is none."""
+    with _client(model) as client:
+        ask = client.get_model("smollm2")
+        reply = ask.generate("Is water wet?", schema=Wet, temperature=0)
+        assert isinstance(reply.parsed, Wet)
+        told = ask.generate("Is water wet?", schema=Told, temperature=0)
+        assert isinstance(told.parsed, Told)
+        assert told.parsed.kind in ("yes", "no")
+        cut = ask.generate("Is water wet?", schema=Told, temperature=0, max_tokens=2)
+        assert (cut.finish, cut.parsed) == ("length", None)
+        assert ask.generate("Is water wet?", max_tokens=2).parsed is None
+
+
+class Wet(pydantic.BaseModel):
+    wet: bool
+
+
+@dataclass
+class Told:
+    kind: Literal["yes", "no"]
+    sure: bool
 
 
 @pytest.mark.parametrize(

@@ -290,5 +290,5 @@ def test_a_place_that_belongs_to_somebody_else_is_refused(place: Path, tmp_path:
 def test_an_address_that_is_none_is_einval() -> None:
     for address in ("tls://h:99999", "tls://h", "tls://:1", "tls://h:x", "tls://[::1",
                     "tls://\u00e4" + 70 * "a" + ":1"):  # fmt: skip
-        with pytest.raises(SyscallError, match="is not tls://HOST:PORT"):
+        with pytest.raises(SyscallError, match="is no HOST:PORT"):
             LLMasOS("key", socket=address)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmasos.userland.line import Line
-from llmasos.userland.sdk.process import Options
+from llmasos.userland.sdk.prompt import Options
 
 from .answers import Answer, crowded
 from .figures import Bar, Suite, Take

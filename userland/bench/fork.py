@@ -12,7 +12,7 @@ from pathlib import Path
 
 import anyio
 
-from llmasos.userland.sdk.process import Options
+from llmasos.userland.sdk.prompt import Options
 
 from .figures import Bar, Suite, Take
 from .rig import MODEL, facts, mounted, tuned

@@ -6,7 +6,7 @@ is timed while all of them speak.
 
 from collections.abc import Sequence
 
-from llmasos.userland.sdk.process import Options
+from llmasos.userland.sdk.prompt import Options
 
 from .answers import Answer, step_s
 from .figures import Bar, Suite, Take

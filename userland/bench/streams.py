@@ -18,7 +18,8 @@ from anyio.abc import TaskGroup
 from llmasos import AsyncLLMasOS
 from llmasos.kernel import limits
 from llmasos.kernel import values as v
-from llmasos.userland.sdk.process import AsyncProcess, Options, Prompt
+from llmasos.userland.sdk.process import AsyncProcess
+from llmasos.userland.sdk.prompt import Options, Prompt
 
 from .answers import Answer
 from .rig import MODEL, READY_S, RigError

@@ -39,3 +39,14 @@ def _plain(text: str, end: str) -> str:
     """In letters that a rule can hold."""
     kept = _ODD.sub("-", text).lstrip("._+-")[: limits.NAME_CHARS - len(end)]
     return (kept or INTERACTIVE) + end
+
+
+def show(notices: list[str]) -> None:
+    """What the kernel wants people to know, once in a program."""
+    for notice in notices:
+        if notice not in _shown:
+            _shown.add(notice)
+            print(f"llmasos: {notice}", file=sys.stderr)
+
+
+_shown = set[str]()  # notices that this program has shown

@@ -5,53 +5,29 @@ Streams (generate, watch, attach) are returned at once and read with `async for`
 """
 
 import os
-import ssl
 import struct
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypedDict, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
 import anyio
+from anyio.abc import SocketAttribute
 
 from llmasos.kernel import limits
 from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.errors import Errno, NotFound, SyscallError
 from llmasos.userland.remote import Remote
 
-from . import application
-from .dial import dial, target
-from .link import Link, Stream
-from .process import AsyncModel, AsyncProcess, Calls, ForkOptions, Options, Prompt, request
+from . import application, fork
+from .dial import ConnectOptions, dial, target
+from .link import Flight, Link, Stream
+from .process import AsyncModel, AsyncProcess, Calls, ForkOptions, SpawnOptions
+from .prompt import Options, Prompt, batches, request
 
 T = TypeVar("T")
-_BATCH_BYTES = limits.REQUEST_BYTES // 2  # of texts in one call
 WEEK_S = 7 * 24 * 3600.0
-_told = set[str]()  # notices that this program has shown
-
-
-class SpawnOptions(TypedDict, total=False):
-    """What a new process may be given."""
-
-    app: str  # what it is called in `ps` and in rules; without it, as this application
-    system: str  # system prompt; becomes its first page
-    nice: int  # -20 (large share) to 19 (small share)
-    keep: bool  # False: it ends with this connection
-    parent: int  # pid
-    profile: v.Profile | None  # a further bound of what it may do
-
-
-class ConnectOptions(TypedDict, total=False):
-    """Where a client connects, and as what. See AsyncLLMasOS."""
-
-    socket: str | Path | None
-    host: str
-    profile: str
-    app: str
-    autostart: bool
-    tls: ssl.SSLContext | None
 
 
 class AsyncLLMasOS(Calls):
@@ -82,14 +58,22 @@ class AsyncLLMasOS(Calls):
         self._stack = AsyncExitStack()
         self.welcome: v.Welcome | None = None  # the kernel's answer to hello
 
+    def __repr__(self) -> str:
+        state = "connected" if self._open is not None and self._open.alive else "not connected"
+        hello = self._hello
+        return f"AsyncLLMasOS(app={hello.app!r}, profile={str(hello.profile)!r}, {state})"
+
     # --- the connection ---------------------------------------------------------------------------
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             stream = await dial(self._socket, self._tls, autostart=self._autostart)
             await stack.enter_async_context(stream)
+            descriptor = stream.extra(SocketAttribute.raw_socket).fileno()
+            fork.opened(descriptor)
+            stack.callback(fork.closed, descriptor)
             link = Link(stream)
             self.welcome = await link.greet(self._hello)
-            _show(self.welcome.notices)
+            application.show(self.welcome.notices)
             group = anyio.create_task_group()
             await group.__aenter__()
             group.start_soon(link.run)
@@ -107,7 +91,13 @@ class AsyncLLMasOS(Calls):
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        await self._stack.aclose()
+        if not self.forked:
+            await self._stack.aclose()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that connected."""
+        return self._open is not None and self._open.forked
 
     @property
     def _link(self) -> Link:
@@ -126,7 +116,7 @@ class AsyncLLMasOS(Calls):
             if name == image.name or name in image.aliases:
                 return AsyncModel(self, self._begin, name, image)
         names = sorted({known for image in images for known in (image.name, *image.aliases)})
-        raise SyscallError(
+        raise NotFound(
             Errno.ENOENT,
             f"there is no model {name!r}; there are: {', '.join(names) or 'none'}",
             f"`llmasos models alias {name} EXISTING` gives one this name",
@@ -136,23 +126,49 @@ class AsyncLLMasOS(Calls):
         return await self.spawn(model, app="model", keep=False)
 
     def process(self, pid: int) -> AsyncProcess:
-        """A process that exists already. Its first call says ESRCH when it does not."""
-        return AsyncProcess(self, pid)
+        """A process that exists already; `async with` does not end it.
+
+        Its first call raises NotFound when it does not exist.
+        """
+        return AsyncProcess(self, pid, keep=True)
 
     async def reap(self, pid: int) -> v.Exit:
         """End a process and wait until it is gone. ESRCH when it is already."""
+        link = self._link
+        killed, ended = link.begin("kill", v.Kill(pid)), self._reaping(pid)
+        # Both are sent before anything is waited for, so whoever is cancelled now has ended it.
         try:
-            await self.kill(pid)
-        except SyscallError as error:
-            if error.errno is not Errno.ESRCH:  # it has ended by itself: the wait reaps it
-                raise
-        return await self._link.call("wait", v.Wait(pid), v.Exit, soon=True)
+            await link.reply(killed, v.Nothing)
+        except NotFound:
+            pass  # it has ended by itself: the wait reaps it
+        except SyscallError:
+            link.abandon(ended)
+            raise
+        return await link.reply(ended, v.Exit)
+
+    def _reaping(self, pid: int) -> Flight:
+        return self._link.begin("wait", v.Wait(pid), soon=True)
+
+    def _discard(self, pids: Sequence[int]) -> None:
+        """End processes whose maker was cancelled before it knew them. Never waits."""
+        with suppress(SyscallError):  # the connection is gone, and they are gone with it
+            for pid in pids:
+                self._link.begin("kill", v.Kill(pid))
+                self._reaping(pid)
 
     # --- syscalls ---------------------------------------------------------------------------------
     async def spawn(self, model: str, **options: Unpack[SpawnOptions]) -> AsyncProcess:
-        """Start a process on a model, which is mounted if need be. ENOENT, EAGAIN, E2BIG, EIO."""
-        spawned = await self._call("spawn", v.Spawn(model, **options), v.Spawned)
-        return AsyncProcess(self, spawned.pid, spawned)
+        """Start a process on a model, which is mounted if need be.
+
+        It ends with its `async with` or with this connection, unless `keep=True`. Raises NotFound
+        for a model that is not there, Busy when the table is full, TooBig for a system prompt over
+        the window, EngineFailed.
+        """
+        keep = options.setdefault("keep", False)
+        flight = self._link.begin("spawn", v.Spawn(model, **options))
+        flight.undo = lambda fields: self._discard([fields["pid"]])
+        spawned = await self._link.finish(flight, v.Spawned)
+        return AsyncProcess(self, spawned.pid, spawned, keep=keep)
 
     def generate(
         self, pid: int, prompt: Prompt, **options: Unpack[Options]
@@ -167,10 +183,17 @@ class AsyncLLMasOS(Calls):
     async def fork(
         self, pid: int, count: int = 1, **options: Unpack[ForkOptions]
     ) -> list[AsyncProcess]:
-        """Children that go on from what a process has read and said. ESRCH, EAGAIN, EIO."""
-        forked = await self._call("fork", v.Fork(pid, count, **options), v.Forked)
+        """Children that go on from what a process has read and said.
+
+        They end with their `async with` or with this connection, unless `keep=True`. Raises
+        NotFound, Busy, EngineFailed.
+        """
+        keep = options.setdefault("keep", False)
+        flight = self._link.begin("fork", v.Fork(pid, count, **options))
+        flight.undo = lambda fields: self._discard(fields["pids"])
+        forked = await self._link.finish(flight, v.Forked)
         spawned = (v.Spawned(child, forked.model, forked.window) for child in forked.pids)
-        return [AsyncProcess(self, one.pid, one) for one in spawned]
+        return [AsyncProcess(self, one.pid, one, keep=keep) for one in spawned]
 
     async def tokenize(self, model: str, text: str) -> v.Tokens:
         """The model's tokens of a text, without special ones. ENOENT, E2BIG, EIO."""
@@ -183,7 +206,7 @@ class AsyncLLMasOS(Calls):
         that is not there, TooBig for one text over the model's window, ENOTSUP when it cannot.
         """
         vectors: list[list[float]] = []
-        for batch in _batches([texts] if isinstance(texts, str) else texts):
+        for batch in batches([texts] if isinstance(texts, str) else texts):
             found = await self._call("embed", v.Embed(model, batch), v.Embedded)
             form = struct.Struct(f"<{found.dimensions}f")
             vectors += [list(form.unpack(one)) for one in found.vectors]
@@ -370,29 +393,6 @@ class AsyncLLMasOS(Calls):
         return await self._call("shutdown", v.Shutdown(drain), v.Nothing)
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """So many texts, and so many bytes of them, as one call takes."""
-    batch: list[str] = []
-    room = _BATCH_BYTES
-    for text in texts:
-        size = len(text.encode(errors="replace"))
-        if batch and (len(batch) == limits.EMBED_TEXTS or size > room):
-            yield batch
-            batch, room = [], _BATCH_BYTES
-        batch.append(text)
-        room -= size
-    if batch:
-        yield batch
-
-
 def _file(path: str | Path) -> str:
     """The kernel does not know our directory."""
     return os.path.abspath(path) if path else ""
-
-
-def _show(notices: list[str]) -> None:
-    """What the kernel wants people to know, once in a program."""
-    for notice in notices:
-        if notice not in _told:
-            _told.add(notice)
-            print(f"llmasos: {notice}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import ssl
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import anyio
 import anyio.to_thread
@@ -14,6 +15,17 @@ from llmasos.userland import start
 from llmasos.userland.line import check, inherited, refusal
 from llmasos.userland.remote import Remote, address, chosen
 from llmasos.userland.remote import refusal as far_refusal
+
+
+class ConnectOptions(TypedDict, total=False):
+    """Where a client connects, and as what. See AsyncLLMasOS."""
+
+    socket: str | Path | None
+    host: str
+    profile: str
+    app: str
+    autostart: bool
+    tls: ssl.SSLContext | None
 
 
 def target(host: str | None, place: str | Path | None) -> str | Path | Remote | None:

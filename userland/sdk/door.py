@@ -6,56 +6,29 @@ Ctrl-C in the calling thread cancels the call.
 """
 
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import wraps
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
-
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from os import PathLike
+from typing import Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 
 from llmasos.kernel import paths
 from llmasos.kernel import values as v
 from llmasos.userland import start
 
-from .client import AsyncLLMasOS, ConnectOptions, SpawnOptions
-from .dial import target
+from .answer import AsyncAnswer, Reply
+from .client import AsyncLLMasOS
+from .dial import ConnectOptions, target
 from .link import Stream
 from .memory import SearchOptions, WriteOptions
-from .process import AsyncAnswer, AsyncModel, AsyncProcess, ForkOptions, Options, Prompt, Reply
-from .tools import USUAL, AsyncMemoryTools
+from .process import AsyncModel, AsyncProcess, ForkOptions, SpawnOptions, described
+from .prompt import Options, Prompt
+from .thread import ClientThread
+from .tools import USUAL, MemoryTools
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Item = TypeVar("Item")
 R = TypeVar("R")
-
-
-class There:
-    """The thread of the async client, and how to wait for what happens there."""
-
-    def __init__(self, portal: BlockingPortal) -> None:
-        self._portal = portal
-
-    def run(self, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call there, wait here. Whatever interrupts the wait cancels the call."""
-
-        async def there() -> T:
-            return await call(*args, **kwargs)
-
-        future = self._portal.start_task_soon(there)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def now(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call there what never waits."""
-
-        async def there() -> T:
-            return call(*args, **kwargs)
-
-        return self.run(there)
 
 
 def _door(
@@ -85,7 +58,7 @@ def _stream_door(
 class Following(Generic[Item, R]):
     """A streaming syscall: iterate its items, then read `reply`. Leave its `with` to end it."""
 
-    def __init__(self, there: There, core: Stream[Item, R]) -> None:
+    def __init__(self, there: ClientThread, core: Stream[Item, R]) -> None:
         self._there = there
         self._core = core
 
@@ -105,7 +78,7 @@ class Following(Generic[Item, R]):
 
     def close(self) -> None:
         """End the call if it is still running."""
-        self._there.run(self._core.aclose)
+        self._there.end(self._core.aclose)
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +88,8 @@ class Following(Generic[Item, R]):
 
 
 class Answer:
-    """An answer on its way: iterate its pieces of text, then read `reply`. `with` ends it."""
+    """An answer on its way: iterate its pieces of text, then read `reply`. `with` ends it, and so
+    does dropping it."""
 
     def __init__(self, client: "LLMasOS", core: AsyncAnswer) -> None:
         self._client = client
@@ -139,10 +113,20 @@ class Answer:
             return self._client.there.run(self._core.__anext__)
         except StopAsyncIteration:
             raise StopIteration from None
+        except KeyboardInterrupt:  # it may have come after the piece was here
+            self.close()
+            raise
+
+    def __del__(self) -> None:
+        """A loop was left early, without `with`."""
+        self._client.there.end_soon(self._core.close)
 
     def close(self) -> None:
         """End it, if it is still on its way; what was said so far is kept in its process."""
-        self._client.there.run(self._core.close)
+        self._client.there.end(self._core.close)
+
+    def __repr__(self) -> str:
+        return repr(self._core).removeprefix("Async")
 
     def __enter__(self) -> Self:
         return self
@@ -151,31 +135,25 @@ class Answer:
         self.close()
 
 
-class MemoryTools:
-    """A process's memory as tools for its model; see AsyncMemoryTools."""
-
-    def __init__(self, client: "LLMasOS", core: AsyncMemoryTools) -> None:
-        self._client = client
-        self._core = core
-        self.definitions = core.definitions  # in the form of OpenAI's `tools`
-        self.schema = core.schema  # JSON schema of one call
-
-    def call(self, call: str | Mapping[str, Any]) -> str:
-        """Make a call as a model says it; the text is for the model to read."""
-        return self._client.there.run(self._core.call, call)
-
-
 class Process:
-    """A conversation with a pid; see AsyncProcess. Leaving its `with` ends it."""
+    """A conversation with a pid; see AsyncProcess. Leaving its `with` ends it, unless `keep`."""
 
     def __init__(self, client: "LLMasOS", core: AsyncProcess) -> None:
         self._client = client
         self._core = core
         self.pid = core.pid
         self.spawned = core.spawned  # model and window; None when it was there before us
+        self.keep = core.keep  # True: it outlives its block and its connection
+
+    def __repr__(self) -> str:
+        return f"Process({described(self.pid, self.spawned, keep=self.keep)})"
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
-        """Say something and wait for the whole answer. Raises SyscallError as the syscall does."""
+        """Say something and wait for the whole answer.
+
+        Raises NotFound when the process has ended, Busy while it is in another call, TooBig for
+        what cannot fit its window, Timeout after `timeout_s` seconds, EngineFailed, Denied.
+        """
         return self._client.there.run(self._core.generate, prompt, **options)
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
@@ -199,9 +177,38 @@ class Process:
         """Its pages that answer best, by words and meaning."""
         return self._client.search_mem(self.pid, question, **options)
 
-    def mmap(self, source: str, *, writable: bool = True) -> v.Mapped:
-        """Map /files/PATH or /proc/PID/mem. ENOENT, EACCES, EINVAL, E2BIG."""
-        return self._client.mmap(self.pid, source, writable=writable)
+    def pin(self, first: int, count: int = 1, *, pinned: bool = True) -> None:
+        """Keep pages in the window, or let them leave again. NotFound, TooBig."""
+        self._client.pin(self.pid, first, count, pinned=pinned)
+
+    def evict(self, first: int, count: int = 1) -> None:
+        """Take pages out of the window now. NotFound; Busy for one that is pinned."""
+        self._client.evict(self.pid, first, count)
+
+    def mmap(
+        self, source: str | PathLike[str], *, first: int = 0, count: int = 0, writable: bool = True
+    ) -> v.Mapped:
+        """Map a file or folder (a Path, or "/files/PATH"), or pages of "/proc/PID/mem".
+
+        NotFound, Denied, TooBig; EINVAL for what is no text.
+        """
+        return self._client.mmap(self.pid, source, first=first, count=count, writable=writable)
+
+    def munmap(self, first: int) -> None:
+        """Take the mapping away that this page is of. NotFound."""
+        self._client.munmap(self.pid, first)
+
+    def share(self, to: int, first: int, count: int = 1, *, writable: bool = False) -> v.Mapped:
+        """Give pages to the process `to`, which sees them as they are now. NotFound, Denied."""
+        return self._client.share(self.pid, to, first, count, writable=writable)
+
+    def forget(self, first: int = 0, count: int = 1, *, key: str = "") -> v.Forgotten:
+        """Erase pages for everybody who has them, by number or key. NotFound."""
+        return self._client.forget(self.pid, first, count, key=key)
+
+    def trace_mem(self, page: int) -> v.Trace:
+        """When a page was in the window, why it left, and what brought it back. NotFound."""
+        return self._client.trace_mem(self.pid, page)
 
     def send(self, to: int, body: str) -> v.Sent:
         """Send a message from this process to another one. EAGAIN when its mailbox is full."""
@@ -213,7 +220,7 @@ class Process:
 
     def memory_tools(self, names: Sequence[str] = USUAL) -> MemoryTools:
         """Its memory as tools for its own model. EINVAL for a name that is none."""
-        return MemoryTools(self._client, self._core.memory_tools(names))
+        return MemoryTools(self._client.there, self._core.memory_tools(names))
 
     def kill(self, signal: str = v.Signal.TERM) -> None:
         """Send a signal: TERM, KILL, INT, STOP or CONT. ESRCH when it has ended."""
@@ -229,13 +236,14 @@ class Process:
 
     def close(self) -> None:
         """End it and its pages. Nothing happens when it is gone already."""
-        self._client.there.run(self._core.close)
+        self._client.there.end(self._core.close)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if not self.keep:
+            self.close()
 
 
 class Model:
@@ -246,6 +254,16 @@ class Model:
         self._core = core
         self.name = core.name
         self.info = core.info
+
+    def __repr__(self) -> str:
+        return repr(self._core).removeprefix("Async")
+
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
+        """The whole answer to one prompt, by a process of its own that ends with it.
+
+        Raises as `Process.generate` does, and Busy when the process table is full.
+        """
+        return self._client.there.run(self._core.generate, prompt, **options)
 
     def generate_text(self, prompt: Prompt, **options: Unpack[Options]) -> str:
         """The answer to one prompt, by a process of its own. Raises SyscallError."""
@@ -274,11 +292,11 @@ class LLMasOS:
             start.ensure(where, "--private")
         options["autostart"] = False
         self.core = AsyncLLMasOS(api_key, **options)
-        with ExitStack() as stack:
-            portal = stack.enter_context(start_blocking_portal())
-            stack.enter_context(portal.wrap_async_context_manager(self.core))
-            self.there = There(portal)
-            self._close = weakref.finalize(self, stack.pop_all().close)
+        self.there = ClientThread(self.core)
+        self._close = weakref.finalize(self, self.there.close)
+
+    def __repr__(self) -> str:
+        return repr(self.core).removeprefix("Async")
 
     @property
     def welcome(self) -> v.Welcome | None:
@@ -290,15 +308,22 @@ class LLMasOS:
         return Model(self, self.there.run(self.core.get_model, name))
 
     def process(self, pid: int) -> Process:
-        """A process that exists already. Its first call says ESRCH when it does not."""
+        """A process that exists already; `with` does not end it.
+
+        Its first call raises NotFound when it does not exist.
+        """
         return Process(self, self.core.process(pid))
 
     def spawn(self, model: str, **options: Unpack[SpawnOptions]) -> Process:
-        """Start a process on a model, which is mounted if need be. ENOENT, EAGAIN, E2BIG, EIO."""
+        """Start a process on a model, which is mounted if need be.
+
+        It ends with its `with` or with this connection, unless `keep=True`. Raises NotFound for a
+        model that is not there, Busy when the table is full, TooBig, EngineFailed.
+        """
         return Process(self, self.there.run(self.core.spawn, model, **options))
 
     def fork(self, pid: int, count: int = 1, **options: Unpack[ForkOptions]) -> list[Process]:
-        """Children that go on from what a process has read and said. ESRCH, EAGAIN, EIO."""
+        """Children that go on from what a process has read and said. NotFound, Busy."""
         return [
             Process(self, core) for core in self.there.run(self.core.fork, pid, count, **options)
         ]
@@ -347,10 +372,13 @@ class LLMasOS:
     policy_check = _door(AsyncLLMasOS.policy_check)
     policy_simulate = _door(AsyncLLMasOS.policy_simulate)
     policy_learn = _door(AsyncLLMasOS.policy_learn)
+    restart = _door(AsyncLLMasOS.restart)
+    poison_list = _door(AsyncLLMasOS.poison_list)
+    poison_lift = _door(AsyncLLMasOS.poison_lift)
     shutdown = _door(AsyncLLMasOS.shutdown)
 
     def close(self) -> None:
-        """Disconnect. Processes that were spawned with keep=False end. A second close is none."""
+        """Disconnect. Processes end that were not spawned with keep=True."""
         self._close()
 
     def __enter__(self) -> Self:

@@ -5,8 +5,10 @@ end by themselves stand in one of two short lines here instead of being refused:
 for an engine, the others do not wait for those. Calls without an end (wait, watch, attach) pass.
 """
 
+import copy
+import os
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -15,9 +17,11 @@ import anyio
 from anyio.abc import ByteStream
 
 from llmasos.kernel import limits, wire
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.errors import Busy, Errno, SyscallError
 from llmasos.kernel.values import Hello, Welcome
 from llmasos.userland.line import failure
+
+from . import fork
 
 Item = TypeVar("Item")
 R = TypeVar("R")
@@ -47,6 +51,8 @@ class Flight:
         self.frames: deque[tuple[int, dict[str, Any]]] = deque()
         self.error: SyscallError | None = None  # after the frames
         self.over = False  # its last frame is here, or never will be
+        self.abandoned = False  # nobody waits for it any more
+        self.undo: Callable[[dict[str, Any]], None] | None = None  # a reply that nobody wants
         self.ready = anyio.Event()
         self.landed = anyio.Event()  # the kernel has done with it
 
@@ -57,10 +63,23 @@ class Flight:
             self.frames.append((kind, fields))
             self.over = self.over or kind == wire.REPLY
             self.ready.set()
+            self.undo_reply()
 
     def end(self, error: SyscallError) -> None:
         self.error, self.over = self.error or error, True
         self.ready.set()
+
+    def abandon(self, error: SyscallError) -> None:
+        self.abandoned = True
+        self.end(error)
+        self.undo_reply()
+
+    def undo_reply(self) -> None:
+        """What the call has made, where its caller left before the reply was read, is ended."""
+        undo = self.undo
+        if self.abandoned and undo is not None and self.frames and self.frames[-1][0] == wire.REPLY:
+            self.undo = None
+            undo(self.frames[-1][1])
 
     async def next(self) -> tuple[int, dict[str, Any]]:
         """The next frame. Raises SyscallError when the call failed. Cancel point."""
@@ -91,6 +110,7 @@ class Stream(Generic[Item, R]):
     async def __anext__(self) -> Item:
         if self.reply is not None:
             raise StopAsyncIteration
+        self._link.check_process()
         try:
             kind, fields = await self._flight.next()
         except BaseException:
@@ -104,8 +124,11 @@ class Stream(Generic[Item, R]):
     async def aclose(self) -> None:
         """End the call if it is still running, and wait until the kernel has done with it.
 
-        So a process is free for the next call when a cancelled one has come back.
+        So a process is free for the next call when a cancelled one has come back. In a child of
+        fork it is the parent's call.
         """
+        if self._link.forked:
+            return
         self._link.abandon(self._flight)
         with anyio.move_on_after(limits.BODY_S, shield=True):
             await self._flight.landed.wait()
@@ -125,6 +148,7 @@ class Link:
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
+        self._pid = os.getpid()
         self._frames = wire.Frames()
         self._flights: dict[int, Flight] = {}  # sent, last frame not here yet
         self._last = 0
@@ -132,6 +156,20 @@ class Link:
         self._outbox: list[bytes] = []
         self._filled = anyio.Event()
         self._lost: SyscallError | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether a call would be sent."""
+        return self._lost is None and not self.forked
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that connected."""
+        return os.getpid() != self._pid
+
+    def check_process(self) -> None:
+        """ForkError in a child of the process that connected."""
+        fork.check(self._pid)
 
     async def greet(self, hello: Hello) -> Welcome:
         """Say hello, before `run`. Raises SyscallError when the kernel does not want us."""
@@ -196,10 +234,11 @@ class Link:
 
     # --- calls ------------------------------------------------------------------------------------
     def begin(self, name: str, request: object, *, soon: bool = False) -> Flight:
-        """Send a call, or put it in line. E2BIG.
+        """Send a call, or put it in line. E2BIG; ForkError in a child of fork.
 
         `soon`: a call that may be endless, but will not be.
         """
+        self.check_process()
         if self._lost is not None:
             raise _again(self._lost)
         self._last += 1
@@ -232,7 +271,7 @@ class Link:
             self._land(flight)
         elif flight.name in ENDLESS and len(flight.frames) > limits.WATCH_EVENTS:
             words = f"the reader of {flight.name} is {len(flight.frames)} frames behind"
-            flight.end(SyscallError(Errno.EAGAIN, words, "read faster, or give interval_s"))
+            flight.end(Busy(Errno.EAGAIN, words, "read faster, or give interval_s"))
             self._post(wire.pack([wire.CANCEL, number]))
 
     def _land(self, flight: Flight) -> None:
@@ -251,18 +290,25 @@ class Link:
         elif flight.lane is not None and flight in flight.lane.waiting:
             flight.lane.waiting.remove(flight)
             flight.landed.set()
-        flight.end(SyscallError(Errno.ECANCELED, f"{flight.name} was given up"))
+        flight.abandon(SyscallError(Errno.ECANCELED, f"{flight.name} was given up"))
 
     async def call(self, name: str, request: object, reply: type[T], *, soon: bool = False) -> T:
         """One syscall that does not stream. Raises SyscallError; a cancel reaches the kernel."""
-        flight = self.begin(name, request, soon=soon)
+        return await self.finish(self.begin(name, request, soon=soon), reply)
+
+    async def finish(self, flight: Flight, reply: type[T]) -> T:
+        """The reply of a call that was begun; one that is cancelled here is cancelled there."""
         try:
-            kind, fields = await flight.next()
-            while kind == wire.ITEM:  # progress that nobody asked for
-                kind, fields = await flight.next()
+            return await self.reply(flight, reply)
         except BaseException:
             self.abandon(flight)
             raise
+
+    async def reply(self, flight: Flight, reply: type[T]) -> T:
+        """The reply of a call that goes on, whoever is cancelled here."""
+        kind, fields = await flight.next()
+        while kind == wire.ITEM:  # progress that nobody asked for
+            kind, fields = await flight.next()
         return wire.build(reply, fields)
 
 
@@ -272,4 +318,4 @@ def _gone(words: str) -> SyscallError:
 
 def _again(error: SyscallError) -> SyscallError:
     """The same for another caller: an exception collects the tracebacks of whoever raises it."""
-    return SyscallError(error.errno, error.message, error.hint, call=error.call, pid=error.pid)
+    return copy.copy(error)

@@ -1,5 +1,6 @@
 """The syscalls about pages and messages, as methods of the client."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypedDict, TypeVar, Unpack
@@ -47,6 +48,11 @@ class SearchOptions(TypedDict, total=False):
     outside: bool  # only pages outside the window
 
 
+def _named(path: os.PathLike[str]) -> str:
+    """A file of this machine in the kernel's names."""
+    return f"/files{os.path.abspath(path)}"
+
+
 class MemoryCalls(ABC):
     """What AsyncLLMasOS can do with pages and mailboxes."""
 
@@ -81,15 +87,25 @@ class MemoryCalls(ABC):
         return await self._call("evict", v.Evict(pid, first, count), v.Nothing)
 
     async def mmap(
-        self, pid: int, source: str, *, first: int = 0, count: int = 0, writable: bool = True
+        self,
+        pid: int,
+        source: str | os.PathLike[str],
+        *,
+        first: int = 0,
+        count: int = 0,
+        writable: bool = True,
     ) -> v.Mapped:
-        """Map /files/PATH (a document or a folder) or /proc/PID/mem; nothing is stored twice.
+        """Map a document or a folder, or another process's pages; nothing is stored twice.
+
+        `source` is a Path of this machine, or in the kernel's names "/files/PATH" or
+        "/proc/PID/mem"; `first` and `count` choose among the pages of a process (0: all).
 
         A change of a page makes one of its own, never of the file; `writable=False` refuses it. A
         document that has changed takes the place of what this process had mapped of it, with what
         was written there. ENOENT, EACCES, E2BIG; EINVAL for what is no text.
         """
-        asked = v.Mmap(pid, source, first, count, writable)
+        name = source if isinstance(source, str) else _named(source)
+        asked = v.Mmap(pid, name, first, count, writable)
         return await self._call("mmap", asked, v.Mapped)
 
     async def munmap(self, pid: int, first: int) -> v.Nothing:

@@ -1,211 +1,54 @@
-"""Models and processes as objects, and an answer on its way.
+"""Models and processes as objects.
 
-A process is a conversation: it keeps its pages between calls. A model's own `generate_text`, `chat`
-and `stream` take a process for one answer and end it.
+A process is a conversation: it keeps its pages between calls. A model's own `generate`, `chat` and
+`stream` take a process for one answer and end it.
 """
 
-import json
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from os import PathLike
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack, cast
+from typing import Self, TypedDict, Unpack
 
 import anyio
 
 from llmasos.kernel import limits
 from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.errors import Errno, NotFound, SyscallError
 
+from .answer import AsyncAnswer, Reply
 from .link import Stream
 from .memory import MemoryCalls, SearchOptions, WriteOptions
+from .prompt import Options, Prompt
+from .schema import parser
 from .tools import USUAL, AsyncMemoryTools
 
-# A text is one message of the user; a message may be a {"role": ..., "content": ...}.
-Prompt = str | Sequence[v.Message | Mapping[str, str]]
 
+class SpawnOptions(TypedDict, total=False):
+    """What a new process may be given."""
 
-class Options(TypedDict, total=False):
-    """How an answer is made. What is left out has the kernel's default (kernel/values.py)."""
-
-    max_tokens: int | None
-    temperature: float  # 0: always the likeliest token
-    top_k: int
-    top_p: float
-    min_p: float
-    repeat_penalty: float
-    frequency_penalty: float
-    presence_penalty: float
-    seed: int | None  # None: drawn, and told in the reply
-    stop: list[str]
-    ignore_eos: bool
-    grammar: str | None  # GBNF
-    schema: str | Mapping[str, Any] | None  # JSON schema
-    bias: Mapping[int, float]  # token id: what is added to its score
-    logprobs: int | None  # so many likeliest tokens are told beside each
-    deterministic: bool  # EINVAL unless the model is mounted so
-    recall: bool  # False: bring no earlier page back
-    overflow: str  # "error": E2BIG instead of paging
-    raw: bool  # no chat template: the texts as they are
-    timeout_s: float | None
-
-
-_OF_THE_CALL = (
-    "raw",
-    "timeout_s",
-    "deterministic",
-    "recall",
-    "overflow",
-)  # the rest is of the sampling
+    app: str  # what it is called in `ps` and in rules; without it, as this application
+    system: str  # system prompt; becomes its first page
+    nice: int  # -20 (large share) to 19 (small share)
+    keep: bool  # True: it outlives its block and this connection; without it, it does not
+    parent: int  # pid
+    profile: v.Profile | None  # a further bound of what it may do
 
 
 class ForkOptions(TypedDict, total=False):
     """What children may be given that their parent has not."""
 
     app: str
-    nice: int | None
-    keep: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A whole answer."""
-
-    text: str
-    finish: v.Finish
-    usage: v.Usage
-    seed: int
-    pages: list[int]  # numbers of the pages that this turn wrote
-    call: int  # the journal's number
-    window: list[int]  # pages that the model saw
-    faults: list[v.Fault]  # those that came back for it
-    evicted: list[int]  # those that left
-    notices: list[str]
-    logprobs: list[v.Logprob]  # one a token, when asked for
-
-
-def request(pid: int, prompt: Prompt, options: Options) -> v.Generate:
-    """A prompt and its options as the syscall wants them. EINVAL; TypeError: no such option."""
-    rest = cast("dict[str, Any]", dict(options))
-    own = {name: rest.pop(name) for name in _OF_THE_CALL if name in rest}
-    if "overflow" in own:
-        own["overflow"] = _overflow(own["overflow"])
-    if "bias" in rest:
-        rest["bias"] = v.pack_bias(rest["bias"])
-    if isinstance(rest.get("schema"), Mapping):
-        rest["schema"] = json.dumps(rest["schema"])
-    return v.Generate(pid, messages(prompt), sampling=v.Sampling(**rest), **own)
-
-
-def _overflow(said: str) -> v.Overflow:
-    try:
-        return v.Overflow(said)
-    except ValueError as error:
-        ways = " or ".join(v.Overflow)
-        raise SyscallError(Errno.EINVAL, f"overflow={said!r}: it is {ways}") from error
-
-
-def messages(prompt: Prompt) -> list[v.Message]:
-    """A prompt as the messages of a request. EINVAL for a role that does not exist."""
-    if isinstance(prompt, str):
-        return [v.Message(v.Role.USER, prompt)]
-    return [one if isinstance(one, v.Message) else _message(one) for one in prompt]
-
-
-def _message(fields: Mapping[str, str]) -> v.Message:
-    try:
-        return v.Message(v.Role(fields["role"]), fields["content"])
-    except (KeyError, ValueError) as error:
-        roles = ", ".join(v.Role)
-        raise SyscallError(
-            Errno.EINVAL, f"not a message: {sorted(fields)} with {error}",
-            f'a message is {{"role": one of {roles}, "content": text}}',
-        ) from error  # fmt: skip
-
-
-class AsyncAnswer:
-    """An answer on its way: `async for` its pieces of text, then read `reply`.
-
-    It begins with the first piece. Leaving the loop early leaves it running: use `async with`, or
-    `await answer.close()`, to end it.
-    """
-
-    def __init__(
-        self,
-        begin: Callable[[], Awaitable[Stream[v.Delta, v.Generated]]],
-        end: Callable[[], Awaitable[object]] | None = None,
-    ) -> None:
-        self._begin = begin
-        self._end = end
-        self._stream: Stream[v.Delta, v.Generated] | None = None
-        self._texts: list[str] = []
-        self._logprobs: list[v.Logprob] = []
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self
-
-    async def __anext__(self) -> str:
-        try:
-            if self._stream is None:
-                self._stream = await self._begin()
-            delta = await self._stream.__anext__()
-        except StopAsyncIteration:
-            await self._finish()
-            raise
-        except BaseException:
-            with anyio.move_on_after(limits.BODY_S, shield=True):
-                await self.close()
-            raise
-        self._texts.append(delta.text)
-        self._logprobs += delta.logprobs
-        return delta.text
-
-    @property
-    def text(self) -> str:
-        """What has been said so far."""
-        return "".join(self._texts)
-
-    @property
-    def reply(self) -> Reply:
-        """The whole answer. RuntimeError while it is on its way."""
-        done = self._stream.reply if self._stream is not None else None
-        if done is None:
-            raise RuntimeError("the answer is not complete: iterate to its end first")
-        return Reply(
-            self.text, done.finish, done.usage, done.seed, done.pages, done.call, done.window,
-            done.faults, done.evicted, done.notices, self._logprobs,
-        )  # fmt: skip
-
-    async def whole(self) -> Reply:
-        """Wait for the end. Raises SyscallError as `generate` does."""
-        async for _ in self:
-            pass
-        return self.reply
-
-    async def close(self) -> None:
-        """End it, if it is still on its way; what was said so far is kept in its process."""
-        if self._stream is not None:
-            await self._stream.aclose()
-        await self._finish()
-
-    async def _finish(self) -> None:
-        end, self._end = self._end, None
-        if end is not None:
-            await end()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        await self.close()
+    nice: int | None  # None: the parent's
+    keep: bool  # True: they outlive their block and this connection; without it, they do not
 
 
 class Calls(MemoryCalls):
     """The syscalls that models and processes make; AsyncLLMasOS has them."""
 
+    @property
+    @abstractmethod
+    def forked(self) -> bool: ...
     @abstractmethod
     def generate(
         self, pid: int, prompt: Prompt, **options: Unpack[Options]
@@ -225,15 +68,25 @@ class Calls(MemoryCalls):
 
 
 class AsyncProcess:
-    """A conversation with a pid. Leaving its `async with` ends it."""
+    """A conversation with a pid. Leaving its `async with` ends it, unless `keep` is set."""
 
-    def __init__(self, client: Calls, pid: int, spawned: v.Spawned | None = None) -> None:
+    def __init__(
+        self, client: Calls, pid: int, spawned: v.Spawned | None = None, *, keep: bool = False
+    ) -> None:
         self._client = client
         self.pid = pid
         self.spawned = spawned  # model and window; None when it was there before us
+        self.keep = keep  # True: it outlives its block and its connection
+
+    def __repr__(self) -> str:
+        return f"AsyncProcess({described(self.pid, self.spawned, keep=self.keep)})"
 
     async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
-        """Say something and wait for the whole answer. Raises SyscallError as the syscall does."""
+        """Say something and wait for the whole answer.
+
+        Raises NotFound when the process has ended, Busy while it is in another call, TooBig for
+        what cannot fit its window, Timeout after `timeout_s` seconds, EngineFailed, Denied.
+        """
         return await self.stream(prompt, **options).whole()
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncAnswer:
@@ -242,7 +95,7 @@ class AsyncProcess:
         async def begin() -> Stream[v.Delta, v.Generated]:
             return self._client.generate(self.pid, prompt, **options)
 
-        return AsyncAnswer(begin)
+        return AsyncAnswer(begin, parse=parser(options.get("schema")))
 
     async def fork(self, count: int = 1, **options: Unpack[ForkOptions]) -> list["AsyncProcess"]:
         """Children that go on from what it has read and said so far. ESRCH, EAGAIN, EIO."""
@@ -265,9 +118,42 @@ class AsyncProcess:
         """Its pages that answer best, by words and meaning."""
         return await self._client.search_mem(self.pid, question, **options)
 
-    async def mmap(self, source: str, *, writable: bool = True) -> v.Mapped:
-        """Map /files/PATH or /proc/PID/mem. ENOENT, EACCES, EINVAL, E2BIG."""
-        return await self._client.mmap(self.pid, source, writable=writable)
+    async def pin(self, first: int, count: int = 1, *, pinned: bool = True) -> None:
+        """Keep pages in the window, or let them leave again. NotFound, TooBig."""
+        await self._client.pin(self.pid, first, count, pinned=pinned)
+
+    async def evict(self, first: int, count: int = 1) -> None:
+        """Take pages out of the window now. NotFound; Busy for one that is pinned."""
+        await self._client.evict(self.pid, first, count)
+
+    async def mmap(
+        self, source: str | PathLike[str], *, first: int = 0, count: int = 0, writable: bool = True
+    ) -> v.Mapped:
+        """Map a file or folder (a Path, or "/files/PATH"), or pages of "/proc/PID/mem".
+
+        NotFound, Denied, TooBig; EINVAL for what is no text.
+        """
+        return await self._client.mmap(
+            self.pid, source, first=first, count=count, writable=writable
+        )
+
+    async def munmap(self, first: int) -> None:
+        """Take the mapping away that this page is of. NotFound."""
+        await self._client.munmap(self.pid, first)
+
+    async def share(
+        self, to: int, first: int, count: int = 1, *, writable: bool = False
+    ) -> v.Mapped:
+        """Give pages to the process `to`, which sees them as they are now. NotFound, Denied."""
+        return await self._client.share(self.pid, to, first, count, writable=writable)
+
+    async def forget(self, first: int = 0, count: int = 1, *, key: str = "") -> v.Forgotten:
+        """Erase pages for everybody who has them, by number or key. NotFound."""
+        return await self._client.forget(self.pid, first, count, key=key)
+
+    async def trace_mem(self, page: int) -> v.Trace:
+        """When a page was in the window, why it left, and what brought it back. NotFound."""
+        return await self._client.trace_mem(self.pid, page)
 
     async def send(self, to: int, body: str) -> v.Sent:
         """Send a message from this process to another one. EAGAIN when its mailbox is full."""
@@ -294,12 +180,21 @@ class AsyncProcess:
         return await self._client.wait(self.pid, timeout_s)
 
     async def close(self) -> None:
-        """End it and its pages. Nothing happens when it is gone already."""
-        try:
-            await self._client.reap(self.pid)
-        except SyscallError as error:
-            if error.errno not in (Errno.ESRCH, Errno.EPIPE):
-                raise
+        """End it and its pages. Nothing happens when it is gone already.
+
+        It is ended, too, by who was cancelled; that takes CLOSE_S seconds at most. In a child of
+        fork it is the parent's.
+        """
+        if self._client.forked:
+            return
+        with anyio.move_on_after(limits.CLOSE_S, shield=True):
+            try:
+                await self._client.reap(self.pid)
+            except NotFound:
+                return
+            except SyscallError as error:
+                if error.errno is not Errno.EPIPE:
+                    raise
 
     async def __aenter__(self) -> Self:
         return self
@@ -308,7 +203,14 @@ class AsyncProcess:
         self, _kind: type[BaseException] | None, _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        await self.close()
+        if not self.keep:
+            await self.close()
+
+
+def described(pid: int, spawned: v.Spawned | None, *, keep: bool) -> str:
+    """A process in a repr."""
+    model = f", model={spawned.model!r}, window={spawned.window}" if spawned is not None else ""
+    return f"pid={pid}{model}, keep={keep}"
 
 
 # Starts a process on a model for one answer.
@@ -324,9 +226,19 @@ class AsyncModel:
         self.name = name
         self.info = info
 
+    def __repr__(self) -> str:
+        return f"AsyncModel({self.name!r}, image={self.info.name!r}, driver={self.info.driver!r})"
+
+    async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
+        """The whole answer to one prompt, by a process of its own that ends with it.
+
+        Raises as `AsyncProcess.generate` does, and Busy when the process table is full.
+        """
+        return await self.stream(prompt, **options).whole()
+
     async def generate_text(self, prompt: Prompt, **options: Unpack[Options]) -> str:
         """The answer to one prompt, by a process of its own. Raises SyscallError."""
-        return (await self.stream(prompt, **options).whole()).text
+        return (await self.generate(prompt, **options)).text
 
     async def chat(self, messages: Prompt, **options: Unpack[Options]) -> str:
         """The answer to a text or a list of messages; nothing is kept. Raises SyscallError."""
@@ -344,4 +256,4 @@ class AsyncModel:
             for process in taken:
                 await process.close()
 
-        return AsyncAnswer(begin, end)
+        return AsyncAnswer(begin, end, parser(options.get("schema")))

@@ -26,6 +26,7 @@ from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 
 from .memory import MemoryCalls, SearchOptions
+from .thread import ClientThread
 
 _PAGE = {"type": "integer", "minimum": 0, "description": "number of a page"}
 _TEXT = {"type": "string", "minLength": 1}
@@ -199,6 +200,20 @@ class AsyncMemoryTools:
             words = f"there is no tool {fields.get('name')!r}; there are: {', '.join(self._tools)}"
             raise SyscallError(Errno.EINVAL, words)
         return tool, _checked(tool, _object(fields.get("arguments", {}), "`arguments`"))
+
+
+class MemoryTools:
+    """The same for programs that do not await; see AsyncMemoryTools."""
+
+    def __init__(self, there: ClientThread, core: AsyncMemoryTools) -> None:
+        self._there = there
+        self._core = core
+        self.definitions = core.definitions  # in the form of OpenAI's `tools`
+        self.schema = core.schema  # JSON schema of one call
+
+    def call(self, call: str | Mapping[str, Any]) -> str:
+        """Make a call as a model says it; the text is for the model to read."""
+        return self._there.run(self._core.call, call)
 
 
 def _object(said: object, what: str) -> Arguments:

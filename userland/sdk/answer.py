@@ -1,0 +1,144 @@
+"""An answer on its way, and a whole one."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+
+from llmasos.kernel import limits
+from llmasos.kernel import values as v
+
+from .fork import ForkError
+from .link import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer. `finish` is "stop", or "length" when max_tokens or the window ended it."""
+
+    text: str
+    finish: v.Finish
+    usage: v.Usage
+    seed: int
+    pages: list[int]  # numbers of the pages that this turn wrote
+    call: int  # the journal's number
+    window: list[int]  # pages that the model saw
+    faults: list[v.Fault]  # those that came back for it
+    evicted: list[int]  # those that left
+    notices: list[str]
+    logprobs: list[v.Logprob]  # one a token, when asked for
+    parse: Callable[[str], Any] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def parsed(self) -> Any:
+        """The answer as an object of the call's `schema`: of the pydantic model or dataclass, or
+        what JSON holds.
+
+        None without a schema, and for an answer that was cut off: then `finish` is not "stop".
+        Raises ValueError (pydantic's ValidationError is one) for a text that does not fit.
+        """
+        if self.parse is None or self.finish is not v.Finish.STOP:
+            return None
+        return self.parse(self.text)
+
+    def __repr__(self) -> str:
+        tokens = self.usage.completion_tokens
+        return f"Reply({shortened(self.text)}, finish={str(self.finish)!r}, tokens={tokens})"
+
+
+def shortened(text: str) -> str:
+    """A text in one line of a repr."""
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
+
+
+_SHOWN = 60  # characters
+
+
+class AsyncAnswer:
+    """An answer on its way: `async for` its pieces of text, then read `reply`.
+
+    It begins with the first piece. Leaving the loop early leaves it running: use `async with`, or
+    `await answer.close()`, to end it.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[], Awaitable[Stream[v.Delta, v.Generated]]],
+        end: Callable[[], Awaitable[object]] | None = None,
+        parse: Callable[[str], Any] | None = None,
+    ) -> None:
+        self._begin = begin
+        self._end = end
+        self._parse = parse
+        self._stream: Stream[v.Delta, v.Generated] | None = None
+        self._texts: list[str] = []
+        self._logprobs: list[v.Logprob] = []
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        try:
+            if self._stream is None:
+                self._stream = await self._begin()
+            delta = await self._stream.__anext__()
+        except StopAsyncIteration:
+            await self._finish()
+            raise
+        except ForkError:  # there is nothing to close, and no event loop
+            raise
+        except BaseException:
+            with anyio.move_on_after(limits.CLOSE_S, shield=True):
+                await self.close()
+            raise
+        self._texts.append(delta.text)
+        self._logprobs += delta.logprobs
+        return delta.text
+
+    @property
+    def text(self) -> str:
+        """What has been said so far."""
+        return "".join(self._texts)
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer. RuntimeError while it is on its way."""
+        done = self._stream.reply if self._stream is not None else None
+        if done is None:
+            raise RuntimeError("the answer is not complete: iterate to its end first")
+        return Reply(
+            self.text, done.finish, done.usage, done.seed, done.pages, done.call, done.window,
+            done.faults, done.evicted, done.notices, self._logprobs, self._parse,
+        )  # fmt: skip
+
+    async def whole(self) -> Reply:
+        """Wait for the end. Raises SyscallError as `generate` does."""
+        async for _ in self:
+            pass
+        return self.reply
+
+    async def close(self) -> None:
+        """End it, if it is still on its way; what was said so far is kept in its process."""
+        if self._stream is not None:
+            await self._stream.aclose()
+        await self._finish()
+
+    async def _finish(self) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            await end()
+
+    def __repr__(self) -> str:
+        done = self._stream is not None and self._stream.reply is not None
+        return f"AsyncAnswer({shortened(self.text)}, {'complete' if done else 'on its way'})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        await self.close()

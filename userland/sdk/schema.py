@@ -1,0 +1,241 @@
+"""The `schema` of a call: a pydantic model, a dataclass, another type, or a JSON schema itself.
+
+Pydantic is not imported: a model of its brings its own schema and its own parser. What a dataclass
+holds may be numbers, texts, None, lists, tuples, dicts, Literal, Enum, dates, UUIDs, unions of
+these and other dataclasses.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time
+from enum import Enum
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from llmasos.kernel.errors import Errno, SyscallError
+
+Schema = str | Mapping[str, Any] | type[Any]
+
+_PLAIN: dict[Any, str] = {
+    str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null",
+}  # fmt: skip
+_TEXTS: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    datetime: ("date-time", datetime.fromisoformat),
+    date: ("date", date.fromisoformat),
+    time: ("time", time.fromisoformat),
+    UUID: ("uuid", UUID),
+}
+
+
+def schema_text(schema: Schema) -> str:
+    """The JSON schema, as the kernel takes it. EINVAL names a type that has none."""
+    if isinstance(schema, str):
+        return schema
+    if isinstance(schema, Mapping):
+        return json.dumps(schema)
+    if _is_pydantic(schema):
+        return json.dumps(schema.model_json_schema())
+    writer = _Writer()
+    written = writer.of(schema, _name(schema))
+    return json.dumps({**written, "$defs": writer.definitions} if writer.definitions else written)
+
+
+def parser(schema: Schema | None) -> Callable[[str], Any] | None:
+    """What makes an object of an answer's text; it raises ValueError for one that does not fit."""
+    if schema is None:
+        return None
+    if isinstance(schema, str | Mapping):
+        return json.loads
+    if _is_pydantic(schema):
+        made: Callable[[str], Any] = schema.model_validate_json
+        return made
+    return partial(_parsed, schema)
+
+
+def _is_pydantic(schema: Any) -> bool:
+    return hasattr(schema, "model_json_schema") and hasattr(schema, "model_validate_json")
+
+
+def _name(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint))
+
+
+def _bare(hint: Any) -> Any:
+    """Without what is said about a type beside it."""
+    while True:
+        if typing.get_origin(hint) is typing.Annotated:
+            hint = typing.get_args(hint)[0]
+        elif hasattr(hint, "__supertype__"):  # NewType
+            hint = hint.__supertype__
+        else:
+            return hint
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Enum)
+
+
+def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
+    """Name: type, and whether it has to be given."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    missing = dataclasses.MISSING
+    return {
+        field.name: (
+            hints[field.name],
+            field.default is missing and field.default_factory is missing,
+        )
+        for field in dataclasses.fields(kind)
+        if field.init
+    }
+
+
+class _Writer:
+    """Types as JSON schemas; dataclasses stand in the definitions, once each."""
+
+    def __init__(self) -> None:
+        self.definitions: dict[str, Any] = {}
+        self._names: dict[Any, str] = {}
+
+    def of(self, hint: Any, place: str) -> dict[str, Any]:
+        hint = _bare(hint)
+        if hint in _PLAIN:
+            return {"type": _PLAIN[hint]}
+        if hint is Any:
+            return {}
+        if hint in _TEXTS:
+            return {"type": "string", "format": _TEXTS[hint][0]}
+        if _is_enum(hint):
+            return {"enum": [one.value for one in hint]}
+        if dataclasses.is_dataclass(hint):
+            return {"$ref": f"#/$defs/{self._defined(hint)}"}
+        return self._generic(hint, place)
+
+    def _generic(self, hint: Any, place: str) -> dict[str, Any]:
+        origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+        if origin is typing.Literal:
+            return {"enum": list(inner)}
+        if _is_union(hint):
+            return {"anyOf": [self.of(one, place) for one in inner]}
+        if origin is tuple and not (len(inner) == 2 and inner[1] is ...):
+            parts = [self.of(one, place) for one in inner]
+            return {"type": "array", "prefixItems": parts, "items": False,
+                    "minItems": len(parts), "maxItems": len(parts)}  # fmt: skip
+        if origin in (list, set, frozenset, tuple):
+            return {"type": "array", "items": self.of(inner[0], place) if inner else {}}
+        if origin is dict and (not inner or _bare(inner[0]) is str):
+            values = self.of(inner[1], place) if inner else {}
+            return {"type": "object", "additionalProperties": values}
+        raise SyscallError(
+            Errno.EINVAL, f"{place}: the type {_name(hint)} has no JSON schema",
+            "use numbers, texts, lists, dicts with texts as keys, Literal, Enum or dataclasses",
+        )  # fmt: skip
+
+    def _defined(self, kind: Any) -> str:
+        name = self._names.get(kind)
+        if name is None:
+            same = sum(other.startswith(kind.__name__) for other in self.definitions)
+            name = self._names[kind] = kind.__name__ + (str(same) if same else "")
+            self.definitions[name] = {}  # a type may hold itself
+            fields = _fields(kind)
+            self.definitions[name] = {
+                "type": "object",
+                "properties": {
+                    one: self.of(hint, f"{name}.{one}") for one, (hint, _) in fields.items()
+                },
+                "required": [one for one, (_, needed) in fields.items() if needed],
+                "additionalProperties": False,
+            }
+        return name
+
+
+def _parsed(hint: Any, text: str) -> Any:
+    return _value(hint, json.loads(text), "the answer")
+
+
+def _value(hint: Any, given: Any, place: str) -> Any:
+    """What JSON brought, as this type. ValueError."""
+    hint = _bare(hint)
+    if hint is Any:
+        return given
+    if _is_union(hint):
+        return _one_of(hint, given, place)
+    if hint in _PLAIN:
+        return _plain(hint, given, place)
+    if hint in _TEXTS and isinstance(given, str):
+        return _TEXTS[hint][1](given)
+    if _is_enum(hint):
+        return hint(given)
+    if dataclasses.is_dataclass(hint):
+        return _object(typing.cast("Any", hint), given, place)
+    return _collection(hint, given, place)
+
+
+def _plain(hint: Any, given: Any, place: str) -> Any:
+    """An int may stand for a float; a bool stands for itself only."""
+    if hint is float and type(given) is int:
+        return float(given)
+    if type(given) is hint:
+        return given
+    raise _wrong(hint, given, place)
+
+
+def _one_of(hint: Any, given: Any, place: str) -> Any:
+    for one in typing.get_args(hint):
+        try:
+            return _value(one, given, place)
+        except ValueError:
+            continue
+    raise _wrong(hint, given, place)
+
+
+def _object(kind: Any, given: Any, place: str) -> Any:
+    if not issubclass(type(given), dict):
+        raise _wrong(kind, given, place)
+    members: dict[str, Any] = given
+    fields = _fields(kind)
+    missing = [name for name, (_, needed) in fields.items() if needed and name not in members]
+    surplus = [name for name in members if name not in fields]
+    if missing or surplus:
+        what = f"{missing[0]!r} is missing" if missing else f"there is no field {surplus[0]!r}"
+        raise ValueError(f"{place}: {what}")
+    return kind(**{
+        name: _value(fields[name][0], value, f"{place}.{name}") for name, value in members.items()
+    })  # fmt: skip
+
+
+def _collection(hint: Any, given: Any, place: str) -> Any:
+    origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is typing.Literal and given in inner:
+        return given
+    if origin is dict and isinstance(given, dict):
+        value = inner[1] if inner else Any
+        members = typing.cast("dict[str, Any]", given).items()
+        return {key: _value(value, one, f"{place}.{key}") for key, one in members}
+    if origin in (list, set, frozenset, tuple) and issubclass(type(given), list):
+        items: list[Any] = given
+        made: Any = origin
+        return made(_items(origin, inner, items, place))
+    raise _wrong(hint, given, place)
+
+
+def _items(origin: Any, inner: tuple[Any, ...], given: list[Any], place: str) -> list[Any]:
+    if origin is tuple and inner and inner[-1] is not ...:
+        if len(given) != len(inner):
+            raise ValueError(f"{place}: {len(given)} items, and not {len(inner)}")
+        kinds = list(inner)
+    else:
+        kinds = [inner[0] if inner else Any] * len(given)
+    pairs = enumerate(zip(kinds, given, strict=True))
+    return [_value(kind, one, f"{place}[{n}]") for n, (kind, one) in pairs]
+
+
+def _wrong(hint: Any, given: Any, place: str) -> ValueError:
+    return ValueError(f"{place}: {given!r:.60} is no {_name(hint)}")
