@@ -164,7 +164,7 @@ class Parser(argparse.ArgumentParser):
     """Raises what is wrong instead of printing it."""
 
     def error(self, message: str) -> NoReturn:
-        raise WrongUsage(Errno.EINVAL, message, f"`{self.prog} --help` lists the settings")
+        raise WrongUsage(Errno.EINVAL, message, "`llmasos config list` lists the settings")
 
 
 class WrongUsage(SyscallError):

@@ -31,6 +31,9 @@ def test_set_writes_the_file_and_a_restart_brings_it_into_force(machine: Machine
     )  # fmt: skip
     assert (now["slots"]["value"], now["slots"]["origin"]) == (3, "flag")
     assert (now["model"]["restart"], now["model"]["origin"]) == (False, "default")
+    narrow = machine.llmasos("config", "list", COLUMNS="80").stdout.decode().splitlines()
+    assert narrow[0].split() == ["SETTING", "VALUE", "AFTER", "A", "RESTART", "FROM", "WHAT"]
+    assert max(map(len, narrow)) <= 80
     shown = machine.llmasos("config", "list")
     assert re.search(rb"window +2048 +1024 +default", shown.stdout)
     assert b"`llmasos daemon restart` brings" in shown.stderr

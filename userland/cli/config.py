@@ -50,7 +50,7 @@ def list_(arguments: Namespace) -> int:
         Column[Setting]("SETTING", lambda one: one.name),
         Column[Setting]("VALUE", lambda one: toml.written(one.value)),
         *[Column[Setting]("AFTER A RESTART", _after)] * waits,
-        Column[Setting]("FROM", lambda one: _short(one.origin), 1),
+        Column[Setting]("FROM", lambda one: _short(one.origin)),
         Column[Setting]("WHAT", lambda one: one.description),
     ], found)  # fmt: skip
     if not running:
