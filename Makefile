@@ -6,15 +6,28 @@ PROMPT ?= In one sentence: what does an operating system do?
 BIN := .venv/bin
 export PROMPT
 
-.PHONY: run test setup check lint readme bench peers clean
+.PHONY: run test long coverage setup check lint readme bench peers clean
 
 run: setup
 	@$(BIN)/llmasos run "$$PROMPT"
 
+WORKERS := --numprocesses auto --maxprocesses 4 --dist loadgroup
+
 # Bytecode first: most tests start processes.
 test: setup
 	@$(BIN)/python -m compileall -q kernel drivers userland policies
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	@$(BIN)/python -m pytest $(WORKERS)
+
+# What takes long: 50 kills, the fuzzer at full length, each quantisation, a soak.
+long: setup
+	@$(BIN)/python -m pytest -m long $(WORKERS)
+
+# The tests again, with the branches counted that they take, in the daemons too.
+coverage: setup
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest $(WORKERS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 setup:
 	@$(PYTHON) userland/bootstrap.py

@@ -13,4 +13,4 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     """A machine that is not running yet."""
     machine = Machine(tmp_path)
     yield machine
-    machine.shoot()
+    machine.down()

@@ -11,6 +11,7 @@ from pathlib import Path
 from llmasos.kernel.paths import Paths
 
 # What is made of the embedded model is made once for all machines; it takes 2 s and 145 MB.
+DOWN_S = 20  # a daemon that a test has stopped by a signal does not end by itself
 CACHE = Path(tempfile.mkdtemp(prefix="llmasos-cache-"))
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
@@ -80,6 +81,18 @@ class Machine:
             return 0
         self._process.terminate()
         return self.reap()
+
+    def down(self) -> None:
+        """End it without draining, so that what it measured of itself is written; or by force."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        self._process.terminate()
+        try:
+            self._process.wait(DOWN_S)
+        except subprocess.TimeoutExpired:
+            self.shoot()
+        self._process = None
 
     def shoot(self) -> None:
         """SIGKILL, whatever state it is in."""
