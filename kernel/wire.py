@@ -125,8 +125,15 @@ def pack_error(number: int, error: SyscallError) -> bytes:
 _ERROR_CHARS = 10_000  # of a message: it may quote what a client sent
 
 
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a map has a key twice")
+    return out
+
+
 class _Decoding:
-    """The limits of one frame while it is decoded: what is over them ends the decoding at once."""
+    """The items of one frame while it is decoded: too many of them end the decoding at once."""
 
     __slots__ = ("_left",)
 
@@ -139,10 +146,7 @@ class _Decoding:
 
     def pairs(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
         self._count(len(pairs))
-        out = dict(pairs)
-        if len(out) != len(pairs):
-            raise ValueError("a map has a key twice")
-        return out
+        return _unique(pairs)
 
     def _count(self, items: int) -> None:
         self._left -= 1 + items
@@ -156,12 +160,13 @@ def _no_ext(code: int, data: bytes) -> object:
 
 def unpack(body: bytes) -> list[Any]:
     """The message of a client's frame. Raises ProtocolError; never allocates beyond the limits."""
-    decoding = _Decoding()
-    options = {
-        "list_hook": decoding.array, "object_pairs_hook": decoding.pairs,
-        "max_array_len": limits.ARRAY_ITEMS, "max_map_len": limits.MAP_ITEMS,
-    }  # fmt: skip
-    message = _unpacked(body, **options)
+    hooks: dict[str, Any] = {"object_pairs_hook": _unique}
+    if len(body) > limits.FRAME_ITEMS:  # a shorter one cannot hold so many items
+        decoding = _Decoding()
+        hooks = {"list_hook": decoding.array, "object_pairs_hook": decoding.pairs}
+    message = _unpacked(
+        body, max_array_len=limits.ARRAY_ITEMS, max_map_len=limits.MAP_ITEMS, **hooks
+    )
     _check_depth(message)
     return message
 
