@@ -54,6 +54,12 @@ class Caller:
         """What a process that it starts may not exceed."""
         return self.subjects[1:]
 
+    @property
+    def author(self) -> str:
+        """Of what it writes: the user at the command line, or else the application."""
+        person = self.app == limits.COMMAND_APP and not self.program
+        return self.owner if person else f"app:{self.app}"
+
     def made(self, event: Event) -> bool:
         """Whether an event is of its application's calls, or of its processes.
 

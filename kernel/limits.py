@@ -56,6 +56,7 @@ PS_ROWS = 1_000  # per reply
 KEYS_ROWS = 1_000  # keys per reply
 FORKS = 64  # children per fork
 BOUNDS = 128  # subjects whose consent a process needs: two a generation
+COMMAND_APP = "llmasos"  # the application that the command line is
 UNNAMED_APP = "unnamed"  # the application of all clients that give no name
 
 # --- memory -----------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ async def make(m: Machine, process: Process, numbers: Sequence[int]) -> None:
             )  # fmt: skip
         key = f"summary of {told[0].number}-{told[-1].number}"
         pages = [
-            Written(cut.text, cut.tokens, Kind.SUMMARY, process.app, key=key)
+            Written(cut.text, cut.tokens, Kind.SUMMARY, process.model, key=key, speaker=process.app)
             for cut in prompt.cuts[0]
         ]
         # In the order in which writes are queued: what is forgotten before is not told of.
@@ -78,7 +78,7 @@ async def _told(m: Machine, process: Process, numbers: Sequence[int], facts: Fac
 
 async def _said(m: Machine, process: Process, told: Sequence[Stored], device: Device) -> str:
     """What the model says of them."""
-    lines = [f"{page.author}: {page.text.strip()}" for page in told]
+    lines = [f"{page.said_by}: {page.text.strip()}" for page in told]
     asked = Message(Role.USER, "\n".join([*lines, "", _ASK]))
     prompt = await device.engine.compose([asked], raw=False, fresh=0)
     sampling = replace(Sampling(), max_tokens=limits.SUMMARY_TOKENS, temperature=0.0, seed=0)

@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 R = TypeVar("R")
 T = TypeVar("T")
 _CHUNK_BYTES = 1 << 18
-COMMAND = "llmasos"  # the application that the command line is
+COMMAND = limits.COMMAND_APP
 
 GONE = "`llmasos daemon status` tells whether it runs, `llmasos daemon logs` why it left"
 

@@ -43,6 +43,13 @@ class Stored:
     text: str
     labels: list[str]
     signs: int = 0  # see schema.signs
+    speaker: str = ""  # who said it; "": its author
+    created: float = 0.0  # Unix seconds: when it was written first
+
+    @property
+    def said_by(self) -> str:
+        """Whom it is shown as a text of."""
+        return self.speaker or self.author
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +166,7 @@ def recalled(pages: Sequence[Stored]) -> str:
             lines.append(f"{first}, on {on}:" if on else f"{first}:")
             day = on
         mark = " (summary)" if page.kind == "summary" else ""
-        lines.append(f"{page.author}{mark}: {page.text.strip()}")
+        lines.append(f"{page.said_by}{mark}: {page.text.strip()}")
     return "\n".join([*lines, ""]) if lines else ""
 
 

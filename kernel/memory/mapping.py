@@ -46,6 +46,7 @@ class Asked:
     cut: CutText
     access: Access = field(default_factory=Access)
     why_not: Callable[[Path], str] = _allowed  # for a file of a folder; "": it may be mapped
+    author: str = ""  # who maps it
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ async def document(memory: Memory, table: Table, asked: Asked) -> tuple[Range, l
     digest = await files.run(table.owner, _digest, asked.model, texts)
     name = asked.source, digest
     async with (
-        _stored(memory, table.owner, name, texts, asked.cut),
+        _stored(memory, table.owner, name, texts, asked),
         memory.tables.structure(table.owner),
         memory.tables.changing(table),
     ):
@@ -84,13 +85,13 @@ async def document(memory: Memory, table: Table, asked: Asked) -> tuple[Range, l
 
 @asynccontextmanager
 async def _stored(
-    memory: Memory, owner: str, name: tuple[str, bytes], texts: Sequence[Document], cut: CutText,
+    memory: Memory, owner: str, name: tuple[str, bytes], texts: Sequence[Document], asked: Asked,
 ) -> AsyncGenerator[None]:  # fmt: skip
     """Store a document that is not stored yet. It goes again when nobody has mapped it."""
     if await _known(memory, owner, *name):
         yield
         return
-    pages = [page for m, one in enumerate(texts) for page in await _pages(one, m, cut)]
+    pages = [page for m, one in enumerate(texts) for page in await _pages(one, m, asked)]
     space = memory.new_space(owner)
     memory.coming.add((owner, space))
     try:
@@ -171,14 +172,15 @@ def _rows(owner: str, ids: Sequence[int], pages: Sequence[Written]) -> list[Stat
     return [rows.page_row(owner, page, one) for page, one in zip(ids, pages, strict=True)]
 
 
-async def _pages(one: Document, message: int, cut: CutText) -> list[Written]:
+async def _pages(one: Document, message: int, asked: Asked) -> list[Written]:
     """A document as pages, in order."""
     found: list[Written] = []
     for at in range(0, len(one.text), limits.CUT_CHARS):
         found += [
-            Written(c.text, c.tokens, Kind.DOCUMENT, one.name[-limits.NAME_CHARS :], message,
+            Written(c.text, c.tokens, Kind.DOCUMENT, asked.author, message,
+                    speaker=one.name[-limits.NAME_CHARS :],
                     time=one.time, key=one.name[: limits.KEY_CHARS])
-            for c in await cut(one.text[at : at + limits.CUT_CHARS])
+            for c in await asked.cut(one.text[at : at + limits.CUT_CHARS])
         ]  # fmt: skip
     return found
 

@@ -151,7 +151,8 @@ class Memory:
         pieces: dict[int, Piece] = {}
         held = await self.stored(table, [number for number, _ in table.pages(0, table.next)])
         for number, page in held.items():
-            piece = pieces.setdefault(page.message, Piece(page.message, Role(page.kind), []))
+            role = Role(page.kind) if page.kind in set(Role) else Role.USER  # it was replaced
+            piece = pieces.setdefault(page.message, Piece(page.message, role, []))
             piece.pages.append(number)
         return list(pieces.values())
 
@@ -231,12 +232,15 @@ class Memory:
             await self._commit(table, [*statements, *self.saved(table, ranges=table.ranges[-1:])])
         return room
 
-    async def say(self, process: Process, message: Message, cuts: Sequence[Cut]) -> None:
+    async def say(
+        self, process: Process, message: Message, cuts: Sequence[Cut], author: str
+    ) -> None:
         """Append one message to the window, outside any turn: a system prompt at spawn."""
         table = await self.opened(process)
         async with self.tables.changing(table, whole=False):
             number = table.messages
-            pages = [Written(c.text, c.tokens, message.role, process.owner) for c in cuts]
+            by = process.owner
+            pages = [Written(c.text, c.tokens, message.role, author, speaker=by) for c in cuts]
             room, statements = self._appended(table, pages, 0)
             table.window = [*table.window, Piece(number, message.role, [n for n, _ in room])]
             table.sizes |= {n: c.tokens for (n, _), c in zip(room, cuts, strict=True)}

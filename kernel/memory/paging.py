@@ -51,12 +51,15 @@ class Plan:
     notices: Sequence[str] = ()
     pages: frozenset[int] = frozenset()  # ids of the stored pages in the prompt
 
-    def turn(self, process: Process, call: int, answer: Sequence[Cut]) -> Turn:
-        """What the call leaves behind when it has answered."""
+    def turn(self, process: Process, call: int, answer: Sequence[Cut], author: str) -> Turn:
+        """What the call leaves behind when it has answered. `author`: who called, with messages of
+        whatever roles; what the model said is the model's."""
         said = [(m.role, cuts) for m, cuts in zip(self.fresh, self.cuts, strict=True)]
+        whole = [*((role, cuts, author) for role, cuts in said)]
+        whole.append((Role.ASSISTANT, answer, process.model))
         pages = [
-            Written(c.text, c.tokens, role, _author(process, role), message)
-            for message, (role, cuts) in enumerate([*said, (Role.ASSISTANT, answer)])
+            Written(c.text, c.tokens, role, by, message, speaker=_speaker(process, role))
+            for message, (role, cuts, by) in enumerate(whole)
             for c in cuts
         ]
         return Turn(
@@ -77,7 +80,7 @@ class Plan:
         return [*found, *written[at:]]
 
 
-def _author(process: Process, role: Role) -> str:
+def _speaker(process: Process, role: Role) -> str:
     return process.app if role is Role.ASSISTANT else process.owner
 
 

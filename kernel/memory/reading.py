@@ -29,7 +29,8 @@ def page(table: Table, held: Stored, resident: set[int] | None = None) -> Page:
         tokens=held.tokens, text=held.text, labels=held.labels, pinned=table.pinned(held.number),
         where=Where.WINDOW if held.number in here else Where.STORE,
         uses=mark.uses if mark is not None else 0,
-        source=mapped.source if mapped is not None else "",
+        source=mapped.source if mapped is not None else "", speaker=held.speaker,
+        written=held.created,
     )  # fmt: skip
 
 
@@ -59,7 +60,8 @@ async def _numbers(memory: Memory, table: Table, request: ReadMem) -> Iterator[i
 
 def bytes_of(held: Stored, *, texts: bool = True) -> int:
     """What a page takes in a reply, about, and not less."""
-    words = [held.text if texts else "", held.key, held.session, held.author, *held.labels]
+    said = (held.text if texts else "", held.author, held.speaker)
+    words = (*said, held.key, held.session, *held.labels)
     return _BESIDE + sum(len(word.encode()) + 5 for word in words)
 
 

@@ -80,7 +80,7 @@ async def find(memory: Memory, meaning: Meaning, table: Table, wanted: Wanted) -
     candidates = [
         fuse.Candidate(
             page.id, turns.get(page.id, 0.0), _near(turns, nears, page.id), dense.get(page.id),
-            page.author, page.time or None, page.session, page.tokens, schema.signs_of(page.signs),
+            page.said_by, page.time or None, page.session, page.tokens, schema.signs_of(page.signs),
         )
         for page in held.values()
     ]  # fmt: skip

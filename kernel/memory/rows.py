@@ -24,7 +24,7 @@ REPLACED, OTHERS = "replaced", ", under another author"  # what a move is, and t
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A page to be: what the caller says of it."""
+    """A page to be. The kernel sets kind and author; the rest is what the caller says of it."""
 
     text: str
     tokens: int
@@ -36,6 +36,7 @@ class Written:
     key: str = ""
     labels: Sequence[str] = ()
     created: float | None = None  # when something was first written there; None: now
+    speaker: str = ""  # who said it; empty: its author
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,13 @@ class Change:
 
 
 def stored(number: int, row: Row) -> Stored:
-    page, message, _owner, kind, author, when, session, key, tokens, text, labels, signs = row
+    page, message, _owner, kind, author, when, session, key, tokens, text, labels, *more = row
+    signs, speaker, created = more
     return Stored(
         number, int(page or 0), int(message or 0), str(kind), str(author), float(when or 0),
         str(session), str(key), int(tokens or 0), str(text),
         [] if labels == "[]" else json.loads(str(labels)),
-        int(signs or 0),
+        int(signs or 0), str(speaker), float(created or 0),
     )  # fmt: skip
 
 
@@ -172,5 +174,5 @@ def page_row(owner: str, page: int, one: Written, *, message: int = 0, call: int
         page, message + one.message, owner, one.kind, one.author,
         now if one.time is None else one.time, one.session, one.key, one.tokens, one.text,
         json.dumps(list(one.labels)), one.created or now, digest(one.text), call, 0,
-        schema.signs(one.text),
+        schema.signs(one.text), one.speaker,
     )  # fmt: skip

@@ -106,8 +106,15 @@ _REFUSED = f"""
 """
 # Pages that nobody has any more, and that are erased in pieces: first and last id.
 _GOING = "CREATE TABLE going(low INTEGER PRIMARY KEY, high INTEGER NOT NULL)"
+# Who said a page, as its writer says, apart from who wrote it.
+_SPEAKER = """
+  ALTER TABLE pages ADD COLUMN speaker TEXT NOT NULL DEFAULT '';
+  DROP VIEW said;
+  CREATE VIEW said AS SELECT id, CASE coalesce(nullif(speaker, ''), author) WHEN '' THEN text
+    ELSE coalesce(nullif(speaker, ''), author) || ': ' || text END AS text FROM pages
+"""
 SCHEMA = Schema(
-    "pages", (_FIRST, _SPACES, _HELD, _REFUSED, _GOING),
+    "pages", (_FIRST, _SPACES, _HELD, _REFUSED, _GOING, _SPEAKER),
     functions={"indexed": indexed, "signs": signs},
 )  # fmt: skip
 
@@ -116,8 +123,9 @@ SCHEMA = Schema(
 DIRTY: Statement = ("INSERT OR REPLACE INTO derived VALUES('dirty', '1')", ())
 SWEEPING: Statement = ("UPDATE derived SET version = '0' WHERE name = 'dirty'", ())
 CLEAN: Statement = ("DELETE FROM derived WHERE name = 'dirty' AND version = '0'", ())
-INSERT_PAGE = f"INSERT INTO pages VALUES({','.join('?' * 16)})"
-COLUMNS = "id, message, owner, kind, author, time, session, key, tokens, text, labels, signs"
+INSERT_PAGE = f"INSERT INTO pages VALUES({','.join('?' * 17)})"
+COLUMNS = """id, message, owner, kind, author, time, session, key, tokens, text, labels, signs,
+             speaker, created"""
 LAST = (1 << 63) - 1  # the greatest id that there can be
 # While the text indexes are made anew, pages beyond this one are not in them yet.
 _HERE = f"""BETWEEN ? AND min(?, coalesce((SELECT CAST(version AS INTEGER) FROM derived

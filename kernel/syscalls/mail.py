@@ -8,9 +8,9 @@ from .call import Call
 async def send(m: Machine, call: Call, request: v.Send) -> v.Sent:
     """To a process, from whoever calls or from a process of theirs. EAGAIN: its mailbox is full."""
     to = m.processes.living(request.pid, call.caller.owner)
-    author = call.caller.owner
+    author = call.caller.author
     if request.sender:
-        author = m.processes.living(request.sender, call.caller.owner).app
+        author = f"app:{m.processes.living(request.sender, call.caller.owner).app}"
     return v.Sent(*await m.mail.send(to, request, author))
 
 

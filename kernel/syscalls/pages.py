@@ -44,22 +44,20 @@ def _day(seconds: float) -> str:
 async def write_mem(m: Machine, call: Call, request: v.WriteMem) -> v.Written:
     """A text as pages: appended, in the place of a page, or as what a key stands for."""
     process = m.processes.living(request.pid, call.caller.owner)
-    if request.kind is v.Kind.SUMMARY:
-        words = "kind=summary: summaries are made by the kernel"
-        raise SyscallError(Errno.EINVAL, words, "write a note")
     if request.page is not None and request.key:
         words = "a page is named by its number or by its key"
         raise SyscallError(Errno.EINVAL, f"page={request.page} and key={request.key!r}: {words}")
     cuts = await _cut(m, process, request.text)
     table = await m.memory.opened(process)
-    old = await _old(m, table, request)
+    before = await _before(m, table, request)
+    old = before[0] if request.page is not None and before else None
+    # A text that takes the place of others is not less marked than they were.
+    labels = dict.fromkeys([*(one for page in before for one in page.labels), *request.labels])
     pages = [
         Written(
-            c.text, c.tokens, request.kind or (old.kind if old else v.Kind.NOTE),
-            request.author or (old.author if old else call.caller.owner), 0, request.time,
+            c.text, c.tokens, v.Kind.NOTE, call.caller.author, 0, request.time,
             request.session or (old.session if old else ""),
-            request.key or (old.key if old else ""),
-            request.labels or (old.labels if old else ()),
+            request.key or (old.key if old else ""), list(labels), speaker=request.speaker,
         )
         for c in cuts
     ]  # fmt: skip
@@ -75,12 +73,15 @@ async def write_mem(m: Machine, call: Call, request: v.WriteMem) -> v.Written:
     return v.Written(numbers)
 
 
-async def _old(m: Machine, table: Table, request: v.WriteMem) -> Stored | None:
-    """The page that is to be replaced."""
-    if request.page is None:
-        return None
-    table.must(request.page)
-    return (await m.memory.stored(table, [request.page])).get(request.page)
+async def _before(m: Machine, table: Table, request: v.WriteMem) -> list[Stored]:
+    """The pages that are to be replaced: one by its number, or those of a key. ENOENT."""
+    if request.page is not None:
+        table.must(request.page)
+        return list((await m.memory.stored(table, [request.page])).values())
+    if not request.key:
+        return []
+    numbers = list(await m.memory.keyed(table, request.key))
+    return list((await m.memory.stored(table, numbers)).values())
 
 
 async def search_mem(m: Machine, call: Call, request: v.SearchMem) -> v.Hits:
@@ -109,7 +110,7 @@ async def search_mem(m: Machine, call: Call, request: v.SearchMem) -> v.Hits:
 
 def _filters(request: v.SearchMem) -> dict[str, Value]:
     asked: dict[str, Value | None] = {
-        "pages.author = ?": request.author or None,
+        "? IN (pages.author, pages.speaker)": request.author or None,
         "pages.time >= ?": request.since,
         "pages.time <= ?": request.until,
         "instr(?, ' ' || pages.kind || ' ')": f" {' '.join(request.kinds)} "
@@ -140,7 +141,7 @@ async def mmap(m: Machine, call: Call, request: v.Mmap) -> v.Mapped:
     if request.source.startswith("/files/"):
         asked = mapping.Asked(
             request.source, request.writable, process.model, lambda text: _cut(m, process, text),
-            files.access(m, call.caller), files.why_not(m, call.caller),
+            files.access(m, call.caller), files.why_not(m, call.caller), call.caller.author,
         )  # fmt: skip
         mapped, skipped, gone = await mapping.document(m.memory, table, asked)
         await m.freed(process.owner, gone.spaces, gone.pages)

@@ -35,7 +35,7 @@ async def _spawn(
         process = await m.processes.spawn(call.caller, request, device.name)
         if prompt is not None:
             try:
-                await m.memory.say(process, message, prompt.cuts[0])
+                await m.memory.say(process, message, prompt.cuts[0], call.caller.author)
             except SyscallError:
                 await m.exit(process, 1, "its system prompt could not be written")
                 await m.reap(process)

@@ -150,7 +150,7 @@ async def _keep(m: Machine, call: Call, work: Work, plan: Plan) -> list[int]:
         return []
     pages: list[int] = []
     with anyio.CancelScope(shield=True):  # written and counted, or neither
-        turn = plan.turn(work.process, call.number, work.cuts)
+        turn = plan.turn(work.process, call.number, work.cuts, call.caller.author)
         turn = replace(turn, is_void=lambda: work.forgot)
         pages += await m.memory.commit(work.process, turn)
         m.meaning.written(work.process.owner)

@@ -37,7 +37,7 @@ class Recv:
 class Mail:
     number: int
     sender: int  # pid; 0: no process
-    author: str  # its app, or the user
+    author: str  # app:NAME of the sender or of who called, or the user at the command line
     time: float
     body: str
     labels: list[str]

@@ -42,8 +42,8 @@ class Page:
     message: int  # pages of one message share this number
     owner: str
     kind: Kind
-    author: str
-    time: float  # Unix seconds; 0: not known
+    author: str  # who wrote it, as the kernel knows: a user, app:NAME, or the model that said it
+    time: float  # Unix seconds: when it was said, as its writer says; 0: not known
     session: str
     key: str
     tokens: int  # exact, by the process's tokenizer
@@ -53,6 +53,8 @@ class Page:
     where: Where
     uses: int  # times a request brought it back
     source: str  # what it was mapped from
+    speaker: str = ""  # who said it, as its writer says: shown, searched for, and not checked
+    written: float = 0.0  # Unix seconds: when the kernel wrote it first
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,11 @@ class WriteMem:
     text: Annotated[str, Span(1, limits.MESSAGE_CHARS)]
     page: Index | None = None
     key: _Key = ""
-    # Left out: of a page that is replaced, what it had.
-    kind: Kind | None = None  # None: a note
-    author: _Author = ""  # empty: who calls
-    time: _Time | None = None  # None: now
-    session: _Session = ""
-    labels: Labels = field(default_factory=list[str])
+    # The kernel sets who wrote it, and that it is a note. What follows is shown as it is said here.
+    speaker: _Author = ""  # who said it; empty: who wrote it
+    time: _Time | None = None  # when; None: now
+    session: _Session = ""  # empty: of a page that is replaced, what it had
+    labels: Labels = field(default_factory=list[str])  # beside those of what is replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class SearchMem:
     question: Annotated[str, Span(1, limits.QUESTION_CHARS)]
     count: Annotated[int, Span(1, limits.HITS)] = 10
     tokens: Annotated[int, Span(0, limits.WINDOW_MAX)] = 0  # the best that fit; 0: no such limit
-    author: _Author = ""
+    author: _Author = ""  # or speaker
     since: _Time | None = None
     until: _Time | None = None
     label: Annotated[str, Span(0, limits.NAME_CHARS)] = ""

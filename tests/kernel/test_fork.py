@@ -82,7 +82,7 @@ async def test_children_see_the_parents_pages_which_are_stored_once(
 ) -> None:
     table, memory = Processes(store, "alice"), Memory(store)
     parent = await spawn(table)
-    await memory.say(parent, Message(Role.SYSTEM, "be"), [Cut("be", 1)])
+    await memory.say(parent, Message(Role.SYSTEM, "be"), [Cut("be", 1)], "alice")
     await say(memory, parent, 77, "question")
     children = table.children(parent, Fork(parent.pid, 3), caller(1))
     await memory.copy(parent, children)

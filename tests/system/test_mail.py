@@ -42,7 +42,9 @@ def test_messages_come_in_order_with_sender_and_labels(line: Line) -> None:
     found = [recv(line, two) for _ in range(5)]
     assert [mail.body for mail in found] == [f"message {number}" for number in range(5)]
     assert [mail.waiting for mail in found] == [4, 3, 2, 1, 0]
-    assert {(mail.sender, mail.author, *mail.labels) for mail in found} == {(one, "llmasos", "web")}
+    assert {(mail.sender, mail.author, *mail.labels) for mail in found} == {
+        (one, "app:llmasos", "web")
+    }
 
 
 def test_who_waits_is_woken_and_holds_no_slot(line: Line, machine: Machine) -> None:

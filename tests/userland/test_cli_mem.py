@@ -26,7 +26,7 @@ TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 WRONG = """mem 0; mem x; mem -3; mem why 3; mem why 3:x; mem why 0:1; mem why :; mem pin 1;
     mem pin 1 7-3; mem pin 1 x; mem evict 1 0-9999999; mem read 1; mem read 1 2 --key k;
-    mem write 1; mem write 1 x --kind y; mem search 1; mem search 1 x --since soon;
+    mem write 1; mem write 1 x --page y; mem search 1; mem search 1 x --since soon;
     mem search 1 x --until 1821-01-01; mem map 1 . --pages 3-4; mem share 1 2; mem forget 1;
     mem forget 1 2 --key k; mem forget 1 2; mem forget 1 --key k; mem 1 --text --map;
     send 1; recv 1 --timeout soon; recv 0"""
@@ -203,7 +203,7 @@ def test_a_page_that_came_back_is_marked_and_explained(cli: Cli, pid: str, box: 
 
 # --- search -----------------------------------------------------------------------------------
 def test_pages_are_found_and_filtered(cli: Cli, pid: str) -> None:
-    cli("mem", "write", pid, "--author", "bob", "--label", "web", "the hall has a blue door")
+    cli("mem", "write", pid, "--speaker", "bob", "--label", "web", "the hall has a blue door")
     cli("mem", "write", pid, "nothing to be seen here")
     told = cli("mem", "search", pid, "--words", "what", "is", "the", "blue", "door")
     assert (told.code, told.narrow) == (exits.OK, True)

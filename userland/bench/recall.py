@@ -91,7 +91,7 @@ class Told:
             self.pid = client.call("spawn", v.Spawn(model, app="bench"), v.Spawned).pid
             for turn in talk.turns:
                 said = v.WriteMem(
-                    self.pid, turn.text, kind=v.Kind.USER, author=turn.author[:64],
+                    self.pid, turn.text, speaker=turn.author[:64],
                     time=when(turn), session=turn.session[:64],
                 )  # fmt: skip
                 for number in client.call("write_mem", said, v.Written).pages:

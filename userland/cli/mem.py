@@ -55,8 +55,9 @@ def mem(arguments: Namespace) -> int:
 
 
 def _row(page: v.Page, now: float) -> tuple[object, ...]:
+    who = clip(page.speaker or page.author, _NAME)
     return (
-        page.number, where(page), page.kind, clip(page.author, _NAME), moment(page.time, now),
+        page.number, where(page), page.kind, who, moment(page.time, now),
         page.tokens, page.uses, keyed(page),
     )  # fmt: skip
 
@@ -162,6 +163,8 @@ def why(arguments: Namespace) -> int:
         return exits.OK
     page = trace.page
     author = f" by {cell(page.author)}" if page.author else ""
+    if page.speaker not in ("", page.author):
+        author += f" for {cell(page.speaker)}"
     print(f"page {number} of process {pid}: {page.kind}{author}, {count(page.tokens, 'token')}")
     print(f"  {cell(clip(page.text, _EXCERPT))}\n")
     for move in trace.moves:

@@ -33,8 +33,7 @@ def write(arguments: Namespace) -> int:
         raise exits.Usage("there is no text", "give it as words, or pipe it in")
     request = v.WriteMem(
         arguments.pid, text, arguments.page, clean(arguments.key or "", "the key"),
-        v.Kind(arguments.kind) if arguments.kind else None,
-        clean(arguments.author, "the author"), labels=arguments.labels,
+        clean(arguments.speaker, "the speaker"), labels=arguments.labels,
     )  # fmt: skip
     with connect() as line:
         written = line.call("write_mem", request, v.Written)

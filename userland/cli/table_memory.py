@@ -34,7 +34,7 @@ ROWS = (
                help="at most so many pages (default 10)"),
         option("--tokens", type=between(int, 0, limits.WINDOW_MAX), default=0, metavar="N",
                help="the best that have so many tokens together"),
-        option("--author", default="", metavar="NAME", help="who wrote it"),
+        option("--author", default="", metavar="NAME", help="who wrote it, or said it"),
         option("--since", type=since, metavar="TIME",
                help=f"not older: {AGO}"),
         option("--until", type=until, metavar="TIME", help="not newer"),
@@ -52,10 +52,10 @@ ROWS = (
     Verb("mem write", ".pages:write", "write a text as pages, outside the window", (
         option("--key", metavar="KEY", type=named, help="in place of what this key stood for"),
         option("--page", type=_INDEX, metavar="PAGE", help="in place of this page"),
-        option("--author", default="", metavar="NAME", help="who wrote it (default: you)"),
+        option("--speaker", default="", metavar="NAME",
+               help="who said it, as you say: shown and searched for (default: you)"),
         option("--label", action="append", default=[], dest="labels", metavar="LABEL",
                help="repeatable"),
-        option("--kind", choices=KINDS, help="default note; with --page, what that page was"),
         JSON, option("pid", metavar="PID[:PAGE]", type=place), _TEXT,
     )),
     Verb("mem pin", ".pages:pin", "keep pages in the window", (

@@ -26,9 +26,8 @@ class WriteOptions(TypedDict, total=False):
 
     page: int | None  # in the place of this one
     key: str  # as what this stands for
-    kind: v.Kind | None
-    author: str  # empty: you
-    time: float | None  # Unix seconds; None: now
+    speaker: str  # who said it, which nobody checks; empty: you
+    time: float | None  # Unix seconds: when; None: now
     session: str
     labels: list[str]
 
@@ -38,7 +37,7 @@ class SearchOptions(TypedDict, total=False):
 
     count: int
     tokens: int  # the best that fit; 0: no such limit
-    author: str
+    author: str  # or speaker
     since: float | None
     until: float | None
     label: str

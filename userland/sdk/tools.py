@@ -258,5 +258,7 @@ def listed(pages: Sequence[v.Page]) -> str:
     for page in pages:
         day = datetime.fromtimestamp(page.time, UTC).strftime(", %Y-%m-%d") if page.time else ""
         mark = " (summary)" if page.kind is v.Kind.SUMMARY else ""
-        lines.append(f"page {page.number}, {page.author}{mark}{day}: {page.text.strip()}")
+        lines.append(
+            f"page {page.number}, {page.speaker or page.author}{mark}{day}: {page.text.strip()}"
+        )
     return "\n".join(lines)
