@@ -90,6 +90,7 @@ SWEEP_SHARE, SWEEP_MOST_S = 9.0, 120.0  # times as long as that took, before the
 SWEEP_LAST_S = 3600.0  # between two tries of what failed, at most
 CHECKERS = 2  # threads that compare all pages of an owner with their indexes
 CHECKED_AT_ONCE = 256  # pages
+RENEW_PARTS, RENEW_LATE_S = 10, 3600.0  # vectors are made anew when this part is gone, or after
 RENEW_S = 600.0  # for new files of vectors
 BACK = 100  # pages that are looked at for one request
 MATCHES = 300  # pages that the text index tells of one field

@@ -344,12 +344,13 @@ class Machine:
         process.reaped = True
         self.faults.forget(process.pid)
         await self.mail.drop(process)
-        had = self.memory.tokens(process.pid)
+        table = self.memory.tables.get(process.pid)
+        pages = sum(one.count for one in table.ranges) if table is not None else 0
         gone = await drop(self.memory, process)
         await self.processes.reap(process)
-        await self.freed(process.owner, gone, [])
-        if had:
-            self.sweeper.dirty(process.owner)
+        if pages:
+            await self.meaning.erased(process.owner, gone, [])
+            self.sweeper.dirty(process.owner, pages)
 
     # --- pages ----------------------------------------------------------------------------------
     async def forget(self, process: Process, table: Table, numbers: Sequence[int]) -> Forgotten:

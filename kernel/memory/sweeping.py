@@ -3,8 +3,9 @@
 Their rows are erased at once, as fast as pieces go. Words of theirs stay in old segments of the
 text indexes, and vectors in Chroma's files, until these are merged and made anew. That takes as
 long as the indexes are large, so it is done for many at once: SWEEP_S after the first of them has
-gone, however many go meanwhile. What is left stands on disk, and the next boot goes on; so it does
-with indexes whose making was interrupted. `forget` does not wait for any of this.
+gone, however many go meanwhile; Chroma's files once a tenth of the vectors is gone, or an hour
+later. What is left stands on disk, and the next boot goes on; so it does with indexes whose making
+was interrupted. `forget` does not wait for any of this.
 """
 
 import logging
@@ -30,7 +31,11 @@ class Due:
     """What has to be done for an owner."""
 
     erase: anyio.Event = field(default_factory=anyio.Event)  # set: there are pages to be erased
+    news: anyio.Event = field(default_factory=anyio.Event)  # set: something more has gone
     sweep: bool = True  # something of pages that are gone is left in an index
+    whole: bool = False  # Chroma's files are made anew by the next sweep, however few are gone
+    gone: int = 0  # pages whose vectors may be in Chroma's files
+    late: float | None = None  # monotonic seconds since these are left, while no words are
 
 
 class Sweeper:
@@ -53,14 +58,19 @@ class Sweeper:
         if self._memory.now(owner, pieces.UNFINISHED):
             self.left(owner)
 
-    def dirty(self, owner: str) -> None:
-        """Pages of this owner are gone: their indexes are swept within SWEEP_S from now."""
+    def dirty(self, owner: str, pages: int | None = None) -> None:
+        """Pages of this owner are gone: their indexes are swept within SWEEP_S from now.
+
+        `pages`: how many, of a process that is gone; the vectors of so few may wait for others.
+        """
         due = self._due.get(owner)
-        if due is not None:
-            due.sweep = True
-            return
-        self._due[owner] = Due()
-        self._jobs.run("sweep", self._work, owner, owner=owner)
+        if due is None:
+            due = self._due[owner] = Due()
+            self._jobs.run("sweep", self._work, owner, owner=owner)
+        due.sweep = True
+        due.whole = due.whole or pages is None
+        due.gone += pages or 0
+        due.news.set()
 
     def left(self, owner: str) -> None:
         """There are pages to be erased, or an index to be made: begin now."""
@@ -70,8 +80,11 @@ class Sweeper:
     async def _work(self, owner: str) -> None:
         """Until nothing is left. What fails is tried again after growing pauses."""
         due, pause_s = self._due[owner], limits.SWEEP_S
-        while due.sweep:
-            await self._wait(owner, due, pause_s)
+        while due.sweep or due.late is not None:
+            if due.sweep:
+                await self._wait(owner, due, pause_s)
+            else:
+                await self._wait_late(due)
             begun = time.monotonic()
             if await self._swept(owner, due):
                 took_s = time.monotonic() - begun
@@ -86,8 +99,16 @@ class Sweeper:
         try:
             done = await self.sweep(owner)
         finally:
-            due.sweep = due.sweep or not done
+            if not done:
+                due.sweep = due.whole = True
         return done
+
+    async def _wait_late(self, due: Due) -> None:
+        """Until more has gone, or Chroma's files have kept vectors for long enough."""
+        due.news = anyio.Event()
+        with anyio.move_on_after(_left_s(due)) as waited:
+            await due.news.wait()
+        due.sweep = due.sweep or waited.cancelled_caught
 
     async def _wait(self, owner: str, due: Due, pause_s: float) -> None:
         """The pause before a sweep; pages that have to be erased meanwhile are."""
@@ -99,7 +120,8 @@ class Sweeper:
 
     async def close(self) -> None:
         """The machine goes down: what is due is done now."""
-        for owner in list(self._due):
+        for owner, due in list(self._due.items()):
+            due.whole = True
             await self.sweep(owner)
 
     async def sweep(self, owner: str) -> bool:
@@ -130,7 +152,30 @@ class Sweeper:
         memory, database = self._memory, self._memory.database(owner)
         await memory.store.write(database, [schema.SWEEPING], durable=False, frees=True)
         await self._finish(owner)
-        await self._meaning.sweep(owner)
+        due = self._due.get(owner)
+        whole = due is None or self._renews(owner, due)
+        if whole:
+            if due is not None:
+                due.whole, due.gone = False, 0
+            await self._meaning.sweep(owner)
         await words.merge(memory, owner)
-        await memory.store.write(database, [schema.CLEAN], frees=True)
+        if whole:  # else the mark stays: the next start makes Chroma's files anew
+            await memory.store.write(database, [schema.CLEAN], frees=True)
+        if due is not None:
+            due.late = None if whole else (due.late or time.monotonic())
         await memory.store.empty_log(database)
+
+    def _renews(self, owner: str, due: Due) -> bool:
+        """Whether Chroma's files are made anew: it takes as long as the owner has pages.
+
+        They hold numbers and no text, so a process that was a small part of them waits for others.
+        """
+        held = sum(one.count for table in self._memory.tables.of(owner) for one in table.ranges)
+        return due.whole or due.gone * limits.RENEW_PARTS >= held or _left_s(due) <= 0
+
+
+def _left_s(due: Due) -> float:
+    """Until Chroma's files are made anew, however few vectors are gone."""
+    if due.late is None:
+        return limits.RENEW_LATE_S
+    return max(0.0, due.late + limits.RENEW_LATE_S - time.monotonic())

@@ -286,6 +286,60 @@ async def test_what_goes_during_a_sweep_is_still_marked_after_it(tmp_path: Path)
     store.close()
 
 
+class Files(Meaning):
+    """Counts how often Chroma's files are made anew."""
+
+    renewals = 0
+
+    async def sweep(self, owner: str) -> None:
+        self.renewals += 1
+        await super().sweep(owner)
+
+
+class Watched(Sweeper):
+    """Says when a sweep has ended."""
+
+    swept = anyio.Event()
+
+    async def sweep(self, owner: str) -> bool:
+        done = await super().sweep(owner)
+        self.swept.set()
+        return done
+
+
+async def test_one_process_of_many_does_not_rewrite_all_vectors_of_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SWEEP_S", 0.0)
+    store = Store(tmp_path)
+    memory = Memory(store)
+    for pid in range(1, 31):
+        await filled(memory, pid, 4)
+    async with anyio.create_task_group() as tasks:
+        meaning = Files(memory, None, Supervisor(tasks))
+        sweeper = Watched(memory, meaning, Supervisor(tasks))
+
+        async def gone(pid: int) -> tuple[int, object]:
+            """Files made anew, and marks of what is left, when the process's words are gone."""
+            await drop(memory, process(pid))
+            assert await count(memory, "derived WHERE version = '1'") == 1
+            sweeper.swept = anyio.Event()
+            sweeper.dirty(OWNER, 4)
+            await sweeper.swept.wait()
+            assert await count(memory, "derived WHERE version = '1'") == 0
+            return meaning.renewals, await count(memory, "derived")
+
+        with anyio.fail_after(60):
+            assert await gone(1) == (0, 1)  # the next start would make them anew
+            assert await gone(2) == (0, 1)
+            assert await gone(3) == (1, 0)  # a tenth is gone
+            assert await gone(4) == (1, 1)
+            monkeypatch.setattr(limits, "RENEW_LATE_S", 0.0)
+            assert await gone(5) == (2, 0)  # it is late
+        tasks.cancel_scope.cancel()
+    store.close()
+
+
 # --- documents ------------------------------------------------------------------------------------
 Stop = Callable[[], None]
 
