@@ -7,6 +7,7 @@ those before it are read. What the frames mean is its `Ear`'s business.
 """
 
 import asyncio
+import time
 from typing import Protocol, cast
 
 from . import limits
@@ -40,6 +41,7 @@ class Connection(asyncio.Protocol):
         self._handed = 0  # bytes that the transport has got so far
         self._unread = 0  # bytes of them in the user's load
         self._kick: asyncio.TimerHandle | None = None
+        self._pause: asyncio.TimerHandle | None = None
         self._hello: asyncio.TimerHandle | None = None
         self._body: asyncio.TimerHandle | None = None
         self._arrived = 0  # bytes so far
@@ -65,7 +67,7 @@ class Connection(asyncio.Protocol):
         self._count_unread(self._behind())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._hello, self._body, self._kick):
+        for timer in (self._hello, self._body, self._kick, self._pause):
             if timer is not None:
                 timer.cancel()
         self._closing = True
@@ -105,7 +107,7 @@ class Connection(asyncio.Protocol):
 
     def _take_frames(self) -> bool:
         """Hand frames to the ear; whether there may be more of them here."""
-        taken = 0
+        taken, begin = 0, time.monotonic()
         for _ in range(limits.CALLS_IN_FLIGHT):
             if self._closing or taken > limits.TURN_BYTES or not self._may_start():
                 break
@@ -114,13 +116,17 @@ class Connection(asyncio.Protocol):
                 return False
             taken += len(received.body)
             self._ear.frame(received)
+            if time.monotonic() - begin > limits.TURN_S:
+                break
             if self._out_bytes > limits.WRITE_BUFFER_HIGH_BYTES:
                 self._flush()  # the transport finds out whether its reader keeps up
                 self._flushing = True
         return True
 
     def _may_start(self) -> bool:
-        """Who does not read the replies gets no more of them."""
+        """Who does not read the replies gets no more of them, and who has to pause none yet."""
+        if self._pause is not None:
+            return False  # `_go_on` is called at its end
         if not self._writable.is_set():
             return False  # `resume_writing` goes on
         load = self._requests.load
@@ -128,6 +134,15 @@ class Connection(asyncio.Protocol):
             load.when_read(self._go_on)
             return False
         return True
+
+    def pause(self, seconds: float) -> None:
+        """Handle no request for a while."""
+        if self._pause is None and not self._closing:
+            self._pause = self._loop.call_later(seconds, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._pause = None
+        self._serve()
 
     def _go_on(self) -> None:
         self._loop.call_soon(self._serve)

@@ -111,7 +111,8 @@ class Database:
         self.read.execute("PRAGMA query_only=ON")
         # SQLite takes no locks on the log, so a second descriptor cannot drop any.
         self._log = os.open(self._beside("-wal"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._named = False  # the log is in its directory, also after a power cut
+        # Until the first flush: there may be no descriptor left then.
+        self._folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._names = [str(self.path), str(self._beside("-wal")), str(self._beside("-shm"))]
         self._files = self._identities()
 
@@ -161,9 +162,14 @@ class Database:
         """Flush the log: what was committed before outlives a power cut. OSError."""
         with self._syncing:
             os.fdatasync(self._log)
-            if not self._named:
-                _sync(self.path.parent)
-                self._named = True
+            if self._folder >= 0:  # the log is in its directory, also after a power cut
+                os.fsync(self._folder)
+                self._close_folder()
+
+    def _close_folder(self) -> None:
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
 
     def keep(self) -> None:
         """Make sure that what was committed is in files that still have their names.
@@ -189,6 +195,7 @@ class Database:
             self.read.close()
             self.write.close()
             os.close(self._log)
+            self._close_folder()
             self._connect()
 
     def _identities(self) -> list[tuple[int, int]]:
@@ -205,6 +212,7 @@ class Database:
             self.read.close()
         self.write.close()
         os.close(self._log)
+        self._close_folder()
 
 
 def _identity(name: str) -> tuple[int, int]:

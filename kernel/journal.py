@@ -264,6 +264,10 @@ class Journal:
             self._counted = loop.call_later(limits.REFUSAL_COUNT_S, self._write_counted)
         return number
 
+    def hurries(self, owner: str) -> bool:
+        """Whether a user is refused so often that each refusal costs a pause. Counts one."""
+        return self._refusals.hurries(owner, time.monotonic())
+
     def _write_counted(self) -> None:
         """Say how many refusals were only counted."""
         if self._counted is not None:

@@ -27,6 +27,7 @@ class _User:
 
     rows: Counter[str] = field(default_factory=Counter[str])  # refused, not written: by subject
     buckets: dict[str, _Bucket] = field(default_factory=dict[str, _Bucket])  # "": of the user
+    pace: _Bucket | None = None  # of refusals, listed or not
     written: dict[Question, tuple[int, float]] = field(  # number of the row, and when
         default_factory=dict[Question, tuple[int, float]]
     )
@@ -63,6 +64,16 @@ class Refusals:
         whole.rows -= 1
         return True
 
+    def hurries(self, owner: str, now: float) -> bool:
+        """Whether a user is refused more often than refusals could be listed. Counts one."""
+        user = self._users.setdefault(owner, _User())
+        user.pace = user.pace or _Bucket(float(limits.USER_REFUSAL_ROWS), now)
+        _fill(user.pace, limits.USER_REFUSAL_ROWS, now)
+        if user.pace.rows < 1:
+            return True
+        user.pace.rows -= 1
+        return False
+
     def wrote(self, owner: str, question: Question, number: int, now: float) -> None:
         """A refusal has a row of its own."""
         written = self._users.setdefault(owner, _User()).written
@@ -86,6 +97,10 @@ class Refusals:
 def _filled(buckets: dict[str, _Bucket], key: str, most: int, now: float) -> _Bucket:
     """A bucket with what has come in since it was last asked for."""
     bucket = buckets.setdefault(key, _Bucket(float(most), now))
+    _fill(bucket, most, now)
+    return bucket
+
+
+def _fill(bucket: _Bucket, most: int, now: float) -> None:
     bucket.rows = min(float(most), bucket.rows + (now - bucket.at) * most / limits.REFUSAL_S)
     bucket.at = now
-    return bucket

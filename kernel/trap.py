@@ -200,6 +200,8 @@ class Trap:
             )
         except SyscallError as error:
             self._fail(number, error)
+            if isinstance(error, Denied) and self._machine.journal.hurries(self._owner):
+                self._connection.pause(limits.REFUSAL_PAUSE_S)
         except Exception as error:
             self._fail(number, unforeseen(name, error))
 

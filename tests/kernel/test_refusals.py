@@ -37,6 +37,14 @@ def test_many_subjects_of_a_user_share_the_rows_of_the_user() -> None:
         assert rows <= most, subjects
 
 
+def test_who_is_refused_too_often_hurries_until_there_was_a_pause() -> None:
+    refusals = Refusals()
+    assert not any(refusals.hurries("eve", 0.0) for _ in range(limits.USER_REFUSAL_ROWS))
+    assert all(refusals.hurries("eve", 0.0) for _ in range(100))
+    assert not refusals.hurries("bob", 0.0)
+    assert not refusals.hurries("eve", limits.REFUSAL_S)
+
+
 def test_one_user_takes_no_rows_from_another() -> None:
     refusals = Refusals()
     listed(refusals, "eve", subjects=100_000, seconds=1, per_s=10_000)
