@@ -1,7 +1,6 @@
 """Headless: reads the configuration, names the drivers, boots the kernel.
 
     python -m llmasos.userland.daemon run [--private] [--ready-fd N] [--SETTING VALUE ...]
-    python -m llmasos.userland.daemon config [--json] [--SETTING VALUE ...]
     python -m llmasos.userland.daemon check
 
 The command line starts it as a process and never imports it.
@@ -15,10 +14,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
 
 import anyio
 from anyio.abc import TaskStatus
@@ -26,11 +23,12 @@ from anyio.abc import TaskStatus
 from llmasos import __version__
 from llmasos.kernel import boot, config, paths
 from llmasos.kernel.driver import Option
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.errors import SyscallError
 from llmasos.kernel.lastrun import stopped_by
 from llmasos.kernel.listen import Doors
 from llmasos.kernel.machine import Machine
 from llmasos.kernel.values import SettingInfo
+from llmasos.userland import settings
 from llmasos.userland.examine import examine
 
 log = logging.getLogger("llmasos.daemon")
@@ -56,18 +54,18 @@ def embedded() -> dict[str, tuple[str, Path]]:
 
 
 def plan(
-    arguments: argparse.Namespace, settings: config.Config, listed: Sequence[config.Setting],
+    arguments: argparse.Namespace, chosen: config.Config, listed: Sequence[config.Setting],
     where: paths.Paths,
 ) -> boot.Plan:  # fmt: skip
     images = embedded()
-    said = settings.model_fields_set  # what nobody said is the driver's to choose
+    said = chosen.model_fields_set  # what nobody said is the driver's to choose
     shape: dict[str, Option] = {
         name: value
-        for name, value in (("slots", settings.slots), ("window", settings.window))
+        for name, value in (("slots", chosen.slots), ("window", chosen.window))
         if name in said
     }
-    builtin = settings.memory_embedder == "builtin"
-    threads: dict[str, Option] = {"threads": settings.threads} if settings.threads else {}
+    builtin = chosen.memory_embedder == "builtin"
+    threads: dict[str, Option] = {"threads": chosen.threads} if chosen.threads else {}
     return boot.Plan(
         paths=where,
         system=__version__,
@@ -75,30 +73,30 @@ def plan(
         drivers=DRIVERS,
         images=images,
         defaults={"llama": {**shape, **threads}, "echo": shape},
-        first=settings.model if settings.mount and settings.model in images else "",
-        idle_exit_s=settings.idle_exit_s,
-        journal_bytes=settings.journal_bytes,
-        idle_unload_s=settings.idle_unload_s,
-        collect_after_s=settings.collect_after_s,
+        first=chosen.model if chosen.mount and chosen.model in images else "",
+        idle_exit_s=chosen.idle_exit_s,
+        journal_bytes=chosen.journal_bytes,
+        idle_unload_s=chosen.idle_unload_s,
+        collect_after_s=chosen.collect_after_s,
         settings=[SettingInfo(one.name, one.value, one.origin) for one in listed],
-        pin=settings.pin,
-        tune=settings.tune,
+        pin=chosen.pin,
+        tune=chosen.tune,
         doors=Doors(
-            shared=settings.shared,
-            group=settings.group,
-            listen=settings.listen,
-            certificate=Path(settings.tls_cert),
-            key=Path(settings.tls_key),
-            clients=Path(settings.tls_clients),
+            shared=chosen.shared,
+            group=chosen.group,
+            listen=chosen.listen,
+            certificate=Path(chosen.tls_cert),
+            key=Path(chosen.tls_key),
+            clients=Path(chosen.tls_clients),
         ),
-        user_connections=settings.user_connections,
-        recall=RECALL if settings.memory_embedder != "none" else "",
+        user_connections=chosen.user_connections,
+        recall=RECALL if chosen.memory_embedder != "none" else "",
         recall_options={
             "embedder": "builtin" if builtin else "none",
-            **({"url": settings.memory_url} if settings.memory_url else {}),
+            **({"url": chosen.memory_url} if chosen.memory_url else {}),
         },
-        summaries=settings.memory_summaries,
-        embedder="" if builtin or settings.memory_embedder == "none" else settings.memory_embedder,
+        summaries=chosen.memory_summaries,
+        embedder="" if builtin or chosen.memory_embedder == "none" else chosen.memory_embedder,
     )
 
 
@@ -142,16 +140,6 @@ async def _stop_on_signals(
                 raise SystemExit(128 + number)
 
 
-def show(arguments: argparse.Namespace, settings: Sequence[config.Setting]) -> None:
-    if arguments.json:
-        print(json.dumps([asdict(setting) for setting in settings], sort_keys=True))
-        return
-    width = max(len(setting.name) for setting in settings)
-    for setting in settings:
-        value = json.dumps(setting.value)
-        print(f"{setting.name:{width}}  {value:12}  {setting.origin:10}  {setting.description}")
-
-
 def _leaves(group: BaseExceptionGroup[SyscallError]) -> Iterator[SyscallError]:
     for error in group.exceptions:
         if isinstance(error, SyscallError):
@@ -160,36 +148,14 @@ def _leaves(group: BaseExceptionGroup[SyscallError]) -> Iterator[SyscallError]:
             yield from _leaves(error)
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of printing it."""
-
-    def error(self, message: str) -> NoReturn:
-        raise WrongUsage(Errno.EINVAL, message, "`llmasos config list` lists the settings")
-
-
-class WrongUsage(SyscallError):
-    """Options that make no sense."""
-
-
 def parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="llmasos daemon", description=__doc__)
+    parser = settings.Parser(prog="llmasos daemon", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("run", "config", "check"):
+    for verb in ("run", "check"):
         sub = verbs.add_parser(verb)
-        for name, field in config.Config.model_fields.items():
-            alone: dict[str, Any] = {}
-            if field.annotation is bool:  # the flag by itself says yes
-                alone = {"nargs": "?", "const": "true"}
-            sub.add_argument(
-                f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=field.description,
-                **alone,
-            )  # fmt: skip
+        settings.add_to(sub)
         sub.add_argument("--private", action="store_true", help="leave when idle")
-        sub.add_argument(
-            "--directory", type=Path, help="relative names of files in flags and variables are here"
-        )
         sub.add_argument("--ready-fd", type=int, help="write a line here when ready")
-        sub.add_argument("--json", action="store_true")
     return parser
 
 
@@ -201,33 +167,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.verb == "check":
             print(json.dumps(examine(where, embedded()), sort_keys=True))
             return 0
-        flags = {k: v for k, v in vars(arguments).items() if k in config.Config.model_fields}
-        settings, listed = config.load(where, flags, arguments.directory)
-        if arguments.verb == "run":
-            run(arguments, plan(arguments, settings, listed, where), where)
-        else:
-            show(arguments, listed)
+        chosen, listed = settings.load(where, arguments)
+        run(arguments, plan(arguments, chosen, listed, where), where)
     except SyscallError as error:
-        _report(error, words)
-        return 2 if isinstance(error, WrongUsage) else 1
+        return settings.report(error, words)
     except BaseExceptionGroup as group:
         known, rest = group.split(SyscallError)
         if rest is not None or known is None:
             raise
         for leaf in _leaves(known):
-            _report(leaf, words)
+            settings.report(leaf, words)
         return 1
     return 0
-
-
-def _report(error: SyscallError, words: Sequence[str]) -> None:
-    """On stderr; with --json as one object, as the command line does it."""
-    text = f"llmasos daemon: {error}"
-    if "--json" in words:
-        told = {"errno": error.errno.name, "number": int(error.errno), "message": error.message,
-                "hint": error.hint}  # fmt: skip
-        text = json.dumps(told, sort_keys=True, ensure_ascii=False)
-    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """`llmasos config`: what the daemon that runs was started with, and what the next one will use.
 
-The daemon's module reads the configuration, as a process, so that there is one reader. The flags of
-the daemon that runs are given to it again: `daemon restart` keeps them.
+The daemon's own reader reads the configuration, as a process. The flags of the daemon that runs are
+given to it again: `daemon restart` keeps them.
 """
 
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 from llmasos.kernel import paths
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland import start as starter
 from llmasos.userland.line import Line
 
 from . import exits, toml
@@ -160,7 +160,7 @@ def read(more: Sequence[str], *, configured: Path | None = None) -> list[dict[st
 
     `configured`: another directory of configuration.
     """
-    line = [*starter.command("config"), "--json", *more]
+    line = [sys.executable, "-m", "llmasos.userland.settings", "--json", *more]
     variables = {"LLMASOS_CONFIG_DIR": str(configured)} if configured is not None else {}
     done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **variables})
     if done.returncode:
@@ -192,13 +192,15 @@ def _checked(name: str, text: str) -> Value:
 
     Without the file: a mistake in it can be mended here.
     """
+    flag = f"--{name.replace('_', '-')}={text}"
     with tempfile.TemporaryDirectory() as nothing:
-        known = {one["name"] for one in read([], configured=Path(nothing))}
-        if name not in known:
+        try:
+            found = {one["name"]: one for one in read([flag], configured=Path(nothing))}
+        except SyscallError as error:
+            if flag not in error.message:  # the parser knows the flags that there are
+                raise
             words = f"there is no setting {name!r}"
-            raise SyscallError(Errno.ENOENT, words, "`llmasos config list`")
-        flag = f"--{name.replace('_', '-')}={text}"
-        found = {one["name"]: one for one in read([flag], configured=Path(nothing))}
+            raise SyscallError(Errno.ENOENT, words, "`llmasos config list`") from error
     value: Value = found[name]["value"]
     return value
 

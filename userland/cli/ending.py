@@ -113,7 +113,9 @@ def prune(arguments: Namespace) -> int:
         if not confirmed(question, yes=arguments.yes):
             note("nothing was removed")
             return exits.FAILED
-        done = each([one.pid for one in found], lambda pid: remove(line, pid))
+        # While the question stood there somebody may have gone on with one of them.
+        still = {one.pid for one in processes(line, ended=True) if _unused(one, arguments, now)}
+        done = each([one.pid for one in found if one.pid in still], lambda pid: remove(line, pid))
     _show(done, arguments)
     return done.code
 
