@@ -112,6 +112,7 @@ EXACT_PAGES = 30_000  # up to here every page is scored: as fast as Chroma, and 
 CANDIDATES = 200  # pages that a search by meaning tells, and that Chroma is asked for
 EMBED_CHARS = 8_192  # of a text that becomes a vector by the builtin embedder
 EMBED_THREADS = 4  # of the builtin embedder, where the mount does not say
+RECALL_TRIM_S = 20.0  # the recall process gives free memory back this often, while it works
 CHROMA_S = 0.1  # a search waits so long for Chroma, then every page is scored
 CHROMA_HANG_S = 60.0  # one piece of work of Chroma without an end: its process is killed
 CHROMA_RETRY_FIRST_S, CHROMA_RETRY_LAST_S = 1.0, 300.0  # pauses before it is tried again

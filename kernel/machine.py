@@ -343,6 +343,7 @@ class Machine:
             device.forget(process.pid)
         process.reaped = True
         self.faults.forget(process.pid)
+        self.policy.forget(process.pid)
         await self.mail.drop(process)
         table = self.memory.tables.get(process.pid)
         pages = sum(one.count for one in table.ranges) if table is not None else 0

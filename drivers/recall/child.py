@@ -24,6 +24,7 @@ from . import frames
 from .arrivals import Arrivals
 from .embedding import Embedding, missing
 from .encoder import DIMENSIONS, NAME, Encoder
+from .heap import Heap
 from .held import Held
 from .search import Chooser, search
 from .upkeep import Upkeep
@@ -46,9 +47,10 @@ def main(fd: int, kernel_pid: int) -> NoReturn:
     held = Held()
     upkeep = Upkeep(held, settings, door)
     embedding = Embedding(encoder, door, arrivals)
+    heap = Heap()
     for _ in range(settings.threads if isinstance(encoder, Encoder) else 0):
-        thread(frames.NAME, lambda: _beside(embedding.work))
-    thread(frames.NAME, lambda: _beside(upkeep.work))
+        thread(frames.NAME, lambda: _beside(lambda: embedding.work(heap.trim)))
+    thread(frames.NAME, lambda: _beside(lambda: upkeep.work(heap.trim)))
     made = NAME if isinstance(encoder, Encoder) else ""
     facts = {"os_pid": os.getpid(), "embedder": made, "dimensions": DIMENSIONS if made else 0}
     door.send([UP, facts])

@@ -6,6 +6,7 @@ the thread that searches, so they wait for none of these. Child process only.
 
 import contextlib
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from llmasos.drivers.door import Door
@@ -53,10 +54,11 @@ class Embedding:
         for piece in range(len(request.pieces)):
             self._pieces.put((request, piece))
 
-    def work(self) -> None:
-        """One thread's."""
+    def work(self, rest: Callable[[], None]) -> None:
+        """One thread's; `rest` is called between two pieces."""
         while True:
             request, piece = self._pieces.get()
+            rest()
             if not self._arrivals.waits(request.number) or isinstance(self._encoder, SyscallError):
                 continue
             start = request.pieces[piece]

@@ -82,8 +82,10 @@ class Upkeep:
         return np.frombuffer(found[0], np.int64) if found else None
 
     # --- the thread ---------------------------------------------------------------------------
-    def work(self) -> None:
+    def work(self, rest: Callable[[], None]) -> None:
+        """`rest` is called between two jobs."""
         while True:
+            rest()
             try:
                 job = self._jobs.get(timeout=self._pause_s())
             except Empty:

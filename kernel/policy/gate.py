@@ -61,6 +61,7 @@ class Policy:
         self._shipped = _shipped(actions)
         self._cache: dict[str, dict[Question, Decision]] = {}  # by user: nobody can clear another's
         self._cached = 0  # decisions in it, or fewer
+        self._of_process: dict[str, list[Question]] = {}  # what was cached of its objects
         self.load()
 
     # --- rules come into force ------------------------------------------------------------------
@@ -97,7 +98,7 @@ class Policy:
 
     def _swap(self, judge: Judge, text: str) -> None:
         self.judge, self.text = judge, text
-        self._cache, self._cached = {}, 0
+        self._cache, self._cached, self._of_process = {}, 0, {}
         self.epoch += 1
 
     def members(self, roles: Iterable[tuple[str, str]]) -> None:
@@ -122,12 +123,19 @@ class Policy:
         if len(mine) >= limits.USER_DECISIONS:
             mine.clear()
         mine[key] = decision
+        if key[2].startswith("/proc/"):
+            self._of_process.setdefault(key[2].split("/", 3)[2], []).append(key)
         self._cached += 1
         if self._cached > limits.DECISIONS:  # counted anew: some were cleared meanwhile
             self._cached = sum(map(len, self._cache.values()))
             if self._cached > limits.DECISIONS:
                 most = max(self._cache, key=lambda user: len(self._cache[user]))
                 self._cached -= len(self._cache.pop(most))
+
+    def forget(self, pid: int) -> None:
+        """A process is gone, and its number is never given again."""
+        for key in self._of_process.pop(str(pid), ()):
+            self._cache.get(key[0][0] if key[0] else "", {}).pop(key, None)
 
     def decide(self, judge: Judge, subjects: Sequence[str], action: str, object_: str) -> Decision:
         """The strictest answer; not cached, by any rules."""

@@ -33,6 +33,7 @@ from . import (
     page,
     paging,
     recall,
+    soak,
     stall,
     startup,
     syscall,
@@ -66,6 +67,7 @@ SUITES: dict[str, Suite] = {
         recall.SUITE,
         tokenize.SUITE,
         choices.SUITE,
+        soak.SUITE,
     )
 }
 
