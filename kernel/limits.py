@@ -99,6 +99,7 @@ MOVES = 10_000  # of a process's pages into the window and out of it, that are r
 LABELS = 16  # of a page
 KEY_CHARS = 200
 HITS = 1_000  # pages per search
+SAME_PAGES = 100  # of the text of a hit, that are named beside it
 MAIL = 1_000  # messages that wait in a mailbox
 OWNER_MAIL = 20_000  # messages that wait for processes of one owner
 MAIL_CHARS = 500_000

@@ -1,18 +1,20 @@
 """Words: what SQLite's FTS5 is given to find pages by, as an index entry and as a question.
 
 Its tokenizer ("porter unicode61") parts words at blanks and signs, folds case, strips accents and
-stems English. What it cannot do is done here, alike for pages and questions: scripts that put no
-blanks between words become single characters and pairs of neighbours; camelCase is told in parts
-as well. A question is an OR of quoted terms, so that nothing in it is taken for an operator.
+stems English. What it cannot do is done here, alike for pages and questions: spellings are folded
+(folding.py); scripts that put no blanks between words become single characters and pairs of
+neighbours; camelCase is told in parts as well; symbols, emoji, and names that are nothing without
+their signs (C++, .NET, @name, #tag, $PATH) are words of their own beside their letters. A question
+is an OR of quoted terms, so that nothing in it is taken for an operator.
 
 Pure; owns nothing; knows no table.
 """
 
 import re
 from collections.abc import Iterator
-from unicodedata import is_normalized, normalize
 
 from .. import limits
+from .folding import JOINED, SIGNS, as_letters, folded
 
 # Han with its extensions, kana, hangul. Full- and half-width forms are gone before it is asked.
 _CJK = (
@@ -20,12 +22,23 @@ _CJK = (
     "\u3131-\u318e\u1100-\u11ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_RUN = re.compile(f"[{_CJK}]+")
+# A letter with its signs; in Khmer and Burmese a sign may join the next letter to it.
+_SYLLABLE = f"[{JOINED}](?:[{SIGNS}]|(?<=[\U000f17d2\U000f1039])[{JOINED}])*"
+_CLUSTER = re.compile(f"[{_CJK}]|{_SYLLABLE}")
+_RUN = re.compile(f"[{_CJK}]+|(?:{_SYLLABLE})+")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _CAMEL = re.compile(r"\b[A-Za-z0-9]*[a-z][A-Z][A-Za-z0-9]*\b|\b[A-Z]{2,}[a-z][A-Za-z0-9]*\b")
-_WORD = re.compile(rf"[^\W_{_CJK}]+")
+_WORD = re.compile(rf"(?:[^\W_{_CJK}{JOINED}]|[{SIGNS}])+")
 # Names of things stay together as well: a_b, a.py, E-12, 10:30.
-_TOKEN = re.compile(rf"[{_CJK}]+|{_WORD.pattern}(?:[._/:@+-]{_WORD.pattern})*")
+_TOKEN = re.compile(rf"{_RUN.pattern}|{_WORD.pattern}(?:[._/:@+-]{_WORD.pattern})*")
+# C++ C# F# A+, .NET .bashrc, @name #tag $PATH, operators of programs, and symbols beyond ASCII.
+_SYMBOL = re.compile(
+    r"(?<!\w)[A-Za-z]\w*(?:\+\+|[+#](?![\w+#]))|(?<![\w.])\.[A-Za-z]\w*|(?<![\w@#$])[@#$]\w+"
+    r"|(?<![-=<>!&|:+*/])(?:[=-]>|<-|[=!]==?|[<>]=|&&|\|\||::|:=|[-+*]=|<<|>>)(?![-=<>!&|:+*/])"
+    "|[\U0001f1e6-\U0001f1ff]{2}|[\u00a2-\u00a7\u00a9\u00ac\u00ae\u00b0\u00b1\u00b6\u00d7\u00f7\u2020"
+    "\u2021\u2030-\u2034\u203b\u20a0-\u20cf\u2100-\u214f\u2190-\u24ff\u25a0-\u2bff\u3012\u3013"
+    "\u3200-\u33ff\U0001f000-\U0001faff]"
+)
 # Function words only: what says when or in which order ("now", "before") tells pages apart.
 _ENGLISH = frozenset(
     re.findall(
@@ -43,10 +56,12 @@ _CHINESE_PAIRS = frozenset(re.findall(r"\w+", "什么 怎么 怎样 时候 多�
 
 def indexed(text: str) -> str:
     """A text as the index is given it; a page and its window are prepared alike."""
-    text = _plain(text)
+    text = folded(text)
+    symbols = list(_symbols(text))
     if not text.isascii():
         text = _RUN.sub(lambda run: f" {' '.join(_grams(run[0]))} ", text)
-    return _CAMEL.sub(lambda name: f"{name[0]} {_HUMP.sub(' ', name[0])}", text)
+    text = _CAMEL.sub(lambda name: f"{name[0]} {_HUMP.sub(' ', name[0])}", text)
+    return " ".join([text, *symbols]) if symbols else text
 
 
 def match(question: str) -> str:
@@ -65,20 +80,25 @@ def _asked(question: str) -> list[str]:
     cut = limits.MATCH_TERMS * limits.MATCH_TERM_CHARS // 2
     if len(question) > 2 * cut:
         question = f"{question[:cut]} {question[-cut:]}"
-    found = list(dict.fromkeys(_terms(_plain(question))))
+    text = folded(question)
+    found = list(dict.fromkeys([*_symbols(text), *_terms(text)]))
     return found if len(found) <= 2 * half else found[:half] + found[-half:]
 
 
-def _plain(text: str) -> str:
-    return text if is_normalized("NFKC", text) else normalize("NFKC", text)
+def _symbols(text: str) -> Iterator[str]:
+    """Symbols and names with signs, each once: only the tokenizer's letters are in them."""
+    for one in dict.fromkeys(_SYMBOL.findall(text)):
+        yield "".join(c if c.isalnum() else as_letters(c) for c in one.lower())
 
 
 def _grams(run: str) -> Iterator[str]:
-    """Each character, and each with the next."""
-    for place, character in enumerate(run):
+    """Each character with its signs, and each with the next."""
+    before = ""
+    for character in _CLUSTER.findall(run):
+        if before:
+            yield before + character
         yield character
-        if place + 1 < len(run):
-            yield run[place : place + 2]
+        before = character
 
 
 def _terms(text: str) -> Iterator[str]:

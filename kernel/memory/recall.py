@@ -5,13 +5,14 @@ recall device; fuse.py ranks them. While the device is down the words alone deci
 says so. Both kernel and programs ask here: what `prepare` brings back is what `search_mem` shows.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from .. import limits
-from ..database import Value
+from ..database import Row, Value
 from ..driver import Likeness
 from ..driver import Reach as Part
 from . import fuse, lexical, schema
@@ -27,6 +28,12 @@ _MATCHES = """SELECT rowid, -rank FROM {0} WHERE {0} MATCH ? AND rowid BETWEEN ?
 _FILTERED = """SELECT {0}.rowid, -{0}.rank FROM {0} JOIN pages ON pages.id = {0}.rowid
                WHERE {0} MATCH ? AND {0}.rowid BETWEEN ? AND ? AND {1} ORDER BY {0}.rank LIMIT ?"""
 _FILLING = "the text indexes are being made anew: some pages are not found by their words yet"
+_TEXTS = """SELECT count(DISTINCT hash) FROM pages
+            WHERE id IN (SELECT value FROM json_each(?))"""
+_EACH_TEXT = """WITH found AS MATERIALIZED (SELECT rowid AS id, -rank AS score FROM {0}
+                  WHERE {0} MATCH ? AND rowid BETWEEN ? AND ?)
+                SELECT max(id), max(score) FROM found JOIN pages USING(id) GROUP BY hash
+                ORDER BY 2 DESC LIMIT ?"""
 _NEWEST = "SELECT id FROM pages WHERE id BETWEEN ? AND ? AND {0} ORDER BY id DESC LIMIT ?"
 
 
@@ -49,6 +56,7 @@ class Hit:
 
     page: Stored
     ranked: fuse.Ranked
+    same: Sequence[int] = ()  # numbers of other pages with this text
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +94,30 @@ async def find(memory: Memory, meaning: Meaning, table: Table, wanted: Wanted) -
     ]  # fmt: skip
     among = fuse.Reach(sum(one.count for one in ranges), near.mean, near.spread)
     ranked = _ranked(wanted, candidates, among)
+    ranked, same = _once(ranked, held)
     ranked, note = _filled(wanted, ranked)
     clear = fuse.clear(candidates)
     filling = _FILLING if lexically and table.owner in memory.filling else ""
     notes = "; ".join(filter(None, [note, near.note, filling]))
-    return Found([Hit(held[one.page], one) for one in ranked[: wanted.count]], clear, notes)
+    hits = [Hit(held[one.page], one, same.get(one.page, ())) for one in ranked[: wanted.count]]
+    return Found(hits, clear, notes)
+
+
+def _once(
+    ranked: Sequence[fuse.Ranked], held: Mapping[int, Stored]
+) -> tuple[list[fuse.Ranked], dict[int, list[int]]]:
+    """The best page of each text that one author wrote as one kind; and numbers of the others."""
+    first: dict[tuple[str, str, str], int] = {}
+    kept: list[fuse.Ranked] = []
+    same: dict[int, list[int]] = {}
+    for one in ranked:
+        page = held[one.page]
+        best = first.setdefault((page.text, page.said_by, page.kind), one.page)
+        if best == one.page:
+            kept.append(one)
+        elif len(others := same.setdefault(best, [])) < limits.SAME_PAGES:
+            others.append(page.number)
+    return kept, same
 
 
 def _filled(wanted: Wanted, ranked: list[fuse.Ranked]) -> tuple[list[fuse.Ranked], str]:
@@ -121,7 +148,10 @@ def _words(
             sql = _FILTERED.format(index, where) if where else _MATCHES.format(index)
             for one in ranges:
                 asked = (expression, *_ids(one), *values, limits.MATCHES)
-                scores |= {int(p or 0): float(s or 0) for p, s in memory.now(owner, sql, *asked)}
+                rows = memory.now(owner, sql, *asked)
+                if len(rows) == limits.MATCHES and not where:
+                    rows += _others(memory, owner, index, rows, asked)
+                scores |= {int(page or 0): float(score or 0) for page, score in rows}
         found.append(scores)
     newest: list[int] = []
     if where or wanted.way == "recency":
@@ -130,6 +160,17 @@ def _words(
             rows = memory.now(owner, sql, *_ids(one), *values, limits.HITS)
             newest += [int(row[0] or 0) for row in rows]
     return found[0], found[1], newest
+
+
+def _others(
+    memory: Memory, owner: str, index: str, rows: Sequence[Row], asked: Sequence[Value]
+) -> list[Row]:
+    """Pages of other texts, where copies of a few texts take most of the places."""
+    ids = json.dumps([row[0] for row in rows])
+    [(texts,)] = memory.now(owner, _TEXTS, ids)
+    if int(texts or 0) > limits.MATCHES // 2:
+        return []
+    return memory.now(owner, _EACH_TEXT.format(index), *asked)
 
 
 def _ids(one: Range) -> tuple[int, int]:

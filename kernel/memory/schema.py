@@ -113,8 +113,14 @@ _SPEAKER = """
   CREATE VIEW said AS SELECT id, CASE coalesce(nullif(speaker, ''), author) WHEN '' THEN text
     ELSE coalesce(nullif(speaker, ''), author) || ': ' || text END AS text FROM pages
 """
+# Words are folded and symbols are words: the text indexes are filled anew, in pieces, after boot.
+_FOLDED = """
+  INSERT INTO turns(turns) VALUES('delete-all');
+  INSERT INTO nears(nears) VALUES('delete-all');
+  INSERT OR REPLACE INTO derived SELECT 'words', '0' WHERE EXISTS (SELECT 1 FROM pages)
+"""
 SCHEMA = Schema(
-    "pages", (_FIRST, _SPACES, _HELD, _REFUSED, _GOING, _SPEAKER),
+    "pages", (_FIRST, _SPACES, _HELD, _REFUSED, _GOING, _SPEAKER, _FOLDED),
     functions={"indexed": indexed, "signs": signs},
 )  # fmt: skip
 

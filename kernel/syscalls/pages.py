@@ -104,7 +104,7 @@ async def search_mem(m: Machine, call: Call, request: v.SearchMem) -> v.Hits:
         shown = reading.page(table, hit.page, resident)
         if not request.texts:
             shown = replace(shown, text="")
-        hits.append(v.Hit(shown, round(hit.ranked.score, 3), parts))
+        hits.append(v.Hit(shown, round(hit.ranked.score, 3), parts, list(hit.same)))
     return v.Hits(hits, found.note, round(time.perf_counter() - begun, 6))
 
 

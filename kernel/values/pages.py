@@ -108,6 +108,7 @@ class Hit:
     page: Page
     score: float
     parts: dict[str, float]  # what the score is made of
+    same: list[int] = field(default_factory=list[int])  # other pages with this text, lower ranked
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,7 +207,7 @@ def search(arguments: Namespace) -> int:
         return exits.OK
     if found.hits:
         rows = [
-            (hit.page.number, f"{hit.score:.2f}", made_of(hit.parts), where(hit.page),
+            (_with_copies(hit), f"{hit.score:.2f}", made_of(hit.parts), where(hit.page),
              keyed(hit.page))
             for hit in found.hits
         ]  # fmt: skip
@@ -217,6 +217,11 @@ def search(arguments: Namespace) -> int:
     if found.note:
         note(found.note)
     return exits.OK
+
+
+def _with_copies(hit: v.Hit) -> str:
+    """The page's number, and how many others have its text."""
+    return f"{hit.page.number} +{len(hit.same)}" if hit.same else str(hit.page.number)
 
 
 def _fields(found: v.Hits) -> dict[str, object]:
