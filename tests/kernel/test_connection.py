@@ -107,20 +107,25 @@ async def test_unread_bytes_are_counted_until_they_are_read(
     assert recorder.connection.has_read_all
 
 
-async def test_a_client_that_has_gone_leaves_nothing_for_the_collector(
-    ends: tuple[Recorder, socket.socket],
-) -> None:
+async def test_a_client_that_has_gone_leaves_nothing_for_the_collector() -> None:
     """A full pass of the collector is rare: thousands of connections could wait for it."""
-    recorder, client = ends
-    gone = weakref.ref(recorder.connection)
     gc.collect()
     gc.disable()
     try:
-        client.close()
-        await recorder.gone.wait()
-        del recorder.connection
+        gone = await _come_and_gone()
         for _ in range(3):  # the loop itself lets go of it
             await asyncio.sleep(0)
         assert gone() is None
     finally:
         gc.enable()
+
+
+async def _come_and_gone() -> weakref.ref[Recorder]:
+    """One that a connection refers to and that refers to it, as the kernel's do."""
+    ours, theirs = socket.socketpair()
+    recorder = Recorder()
+    with anyio.fail_after(GUARD_S):
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: Connection(recorder), ours)
+        theirs.close()
+        await recorder.gone.wait()
+    return weakref.ref(recorder)
