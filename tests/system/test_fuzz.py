@@ -92,7 +92,8 @@ def connection(path: Path, dice: random.Random) -> Iterator[int]:
         calls += [malformed(dice) for _ in range(limits.BAD_FRAMES)]
         dice.shuffle(calls)
         fatal = dice.random() < 0.2
-        good = pack([CALL, GOOD, "ps", {}])
+        # What ends the connection ends the calls in flight on it; `stat` is answered at once.
+        good = pack([CALL, GOOD, "stat" if fatal else "ps", {}])
         sent += [good, *calls] if fatal else [*calls, good]
         if dice.random() < 0.3:
             sent.append(pack([CANCEL, dice.randint(1, 20)]))

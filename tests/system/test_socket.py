@@ -227,7 +227,8 @@ def test_two_sockets_cannot_share_a_store(machine: Machine, tmp_path: Path) -> N
     elsewhere = machine.environment | {"LLMASOS_RUNTIME_DIR": str(tmp_path / "elsewhere")}
     second = subprocess.run(line, env=elsewhere, capture_output=True, text=True)
     assert second.returncode == 1
-    assert f"a daemon runs already (pid {machine.pid}) at {machine.paths.state}" in second.stderr
+    where = f"{machine.paths.runtime} with its state in {machine.paths.state}"
+    assert f"a daemon runs already (pid {machine.pid}) at {where}" in second.stderr
 
 
 def test_descriptors_are_kept_for_databases_and_engines(machine: Machine) -> None:
