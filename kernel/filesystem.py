@@ -98,9 +98,12 @@ class Opener:
             raise _refusal(path, error) from error
 
     def _file(self, parent: int, path: Path) -> tuple[int, os.stat_result]:
-        # Looked at before it is opened: to open a device may do something.
-        if not stat.S_ISREG(_status(parent, path).st_mode):
+        # Looked at before it is opened: to open a device may do something, and to close a database
+        # that SQLite has open, under the name of a hard link, drops the locks on it.
+        before = _status(parent, path)
+        if not stat.S_ISREG(before.st_mode):
             raise SyscallError(Errno.EINVAL, f"{path} is no file")
+        self._check(before, path)
         file = open_beneath(parent, path.name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             status = os.fstat(file)

@@ -1,6 +1,11 @@
 """P-08: another program reads the databases, then kill -9: what was acknowledged is there."""
 
+from pathlib import Path
+
+import pytest
+
 from llmasos.kernel import values as v
+from llmasos.kernel.errors import Denied
 from llmasos.userland.line import Line
 from tests.system import foreign
 from tests.system.daemon import Machine
@@ -39,6 +44,15 @@ def look_around(line: Line) -> None:
     line.call("stat", v.Nothing(), v.Stat)
 
 
+def map_by_another_name(line: Line, pid: int, database: Path) -> None:
+    """To open and close it, if only to see what it is, would drop the locks of the kernel."""
+    link = database.parents[1] / f"{database.name}.txt"
+    link.hardlink_to(database)
+    with pytest.raises(Denied, match="belongs to LLMasOS"):
+        line.call("mmap", v.Mmap(pid, f"/files{link}"), v.Mapped)
+    link.unlink()
+
+
 def found(line: Line, pid: int, user: str) -> dict[str, object]:
     [process] = line.call("ps", v.Ps(pid=pid), v.Processes).processes
     pages = line.call("read_mem", v.ReadMem(pid, 0), v.Pages).pages
@@ -63,6 +77,7 @@ def test_a_reader_beside_the_daemon_costs_no_acknowledged_write(machine: Machine
         logs = {path: path.with_name(f"{path.name}-wal").stat().st_ino for path in paths}
         for mark in ("second", "third"):
             look_around(line)
+            map_by_another_name(line, written[0][0], machine.paths.state / "users.db")
             assert foreign.unlocked(paths, machine.pid) == []
             foreign.read(paths)
             written.append(write_some(line, mark))
