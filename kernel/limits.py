@@ -81,6 +81,7 @@ CUT_CHARS = 200_000  # of a document, cut into pages at once
 INDEX_PAGES = 64  # that become vectors at once
 INDEX_STRIKES = 2  # times a page alone may end its embedder, before it is refused
 INDEX_RETRY_FIRST_S, INDEX_RETRY_LAST_S = 1.0, 300.0  # pauses before an embedder is tried again
+REFUSED = 20  # pages that the embedder refused, which `fsck` names
 INDEX_LAG_S = 60.0  # pages that wait longer for their vectors are a finding of `doctor`
 LOAD_VECTORS = 2_000  # of one piece, when a space is handed to the recall process
 RECALL_S = 2.0  # a request waits so long for meaning, then words decide

@@ -14,6 +14,7 @@ from ..values import Checked
 from . import erasing, pieces, schema, words
 from .meaning import Meaning
 from .memory import Memory
+from .refusing import refused
 from .rows import digest
 from .table import Table
 
@@ -66,7 +67,7 @@ async def _checked(check: _Check) -> Checked:
         vectors=await check.number("SELECT count(*) FROM vectors"),
         waiting=0 if meaning.off else await check.number("SELECT count(*) FROM todo"),
         embedder=meaning.made_by, chroma=await _chroma_is(check), faults=check.faults,
-        mended=check.mended,
+        mended=check.mended, refused=await refused(check.memory, check.owner),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ They are found by their words. It must not know how a text becomes a vector.
 import logging
 from collections.abc import Mapping
 
+from .. import limits
 from ..database import Statement
 from . import schema
 from .memory import Memory
@@ -13,6 +14,7 @@ from .memory import Memory
 log = logging.getLogger(__name__)
 _REFUSE = f"INSERT OR REPLACE INTO refused SELECT id, ?, ?, {schema.NOW} FROM pages WHERE id = ?"
 _DONE = "DELETE FROM todo WHERE id = ?"
+_REFUSED = "SELECT id, why FROM refused ORDER BY id LIMIT ?"
 _OTHERS = "SELECT 1 FROM refused WHERE made_by != ? LIMIT 1"
 _AGAIN = (
     f"INSERT OR IGNORE INTO todo SELECT id, {schema.NOW} FROM refused WHERE made_by != ?",
@@ -27,6 +29,20 @@ async def refuse(memory: Memory, owner: str, made_by: str, why: Mapping[int, str
         log.warning("page %d of %s is found by words only: %s", page, owner, reason)
         statements += [(_REFUSE, (made_by, reason, page)), (_DONE, (page,))]
     await memory.store.write(memory.database(owner), statements, durable=False)
+
+
+async def refused(memory: Memory, owner: str) -> list[str]:
+    """The first pages of which there is no vector, where they are, and why."""
+    found: list[str] = []
+    for page, why in await memory.read(owner, _REFUSED, limits.REFUSED):
+        space, _ = schema.space_of(int(page or 0))
+        places = [
+            f"page {number} of process {table.pid}"
+            for table in memory.tables.having(owner, space)
+            for number in table.numbers(int(page or 0))
+        ]
+        found.append(f"{', '.join(places) or 'a page that goes'}: {why!s}")
+    return found
 
 
 async def look_again(memory: Memory, owner: str, made_by: str) -> None:

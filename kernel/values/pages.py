@@ -228,3 +228,4 @@ class Checked:
     chroma: str  # how it is
     faults: list[str]  # what was found wrong
     mended: list[str]
+    refused: list[str] = field(default_factory=list[str])  # pages without a vector, and why

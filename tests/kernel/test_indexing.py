@@ -14,6 +14,7 @@ from llmasos.kernel.memory.indexing import Pace, embedded
 from llmasos.kernel.memory.lag import Lag
 from llmasos.kernel.memory.meaning import Meaning
 from llmasos.kernel.memory.memory import Memory
+from llmasos.kernel.memory.refusing import refused
 from llmasos.kernel.memory.rows import Written
 from llmasos.kernel.process import Process
 from llmasos.kernel.store import Store
@@ -118,6 +119,7 @@ async def test_a_refused_page_is_recorded_and_tried_again_with_another_embedder(
         sql = "SELECT id, made_by, why FROM refused"
         why = "the text has 9000 tokens, 2048 are allowed"
         assert await memory.read(OWNER, sql) == [(ids[1], "first", why)]
+        assert await refused(memory, OWNER) == [f"page 1 of process 1: {why}"]
 
         async def takes_all(texts: Sequence[str]) -> Sequence[bytes]:
             return [UNIT for _ in texts]

@@ -18,7 +18,15 @@ def fsck(arguments: Namespace) -> int:
             again = line.call("fsck", v.Fsck(), v.Checked)
             left = [fault for fault in found.faults if fault in again.faults]
     if arguments.json:
-        document({**_figures(found), "faults": found.faults, "mended": found.mended, "left": left})
+        document(
+            {
+                **_figures(found),
+                "faults": found.faults,
+                "mended": found.mended,
+                "refused": found.refused,
+                "left": left,
+            }
+        )
     else:
         _show(found, left)
     return exits.FAILED if left else exits.OK
@@ -35,6 +43,8 @@ def _show(found: v.Checked, left: list[str]) -> None:
     card({**_figures(found), "embedder": found.embedder or "none"})
     for fault in found.faults:
         print(f"{'fault' if fault in left else 'was':8}  {cell(fault)}")
+    for one in found.refused:
+        print(f"{'refused':8}  {cell(one)}")
     for one in found.mended:
         print(f"{'mended':8}  {cell(one)}")
     if not found.faults:
