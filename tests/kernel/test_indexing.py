@@ -9,9 +9,10 @@ import pytest
 
 from llmasos.drivers import recall
 from llmasos.kernel import limits
+from llmasos.kernel.database import Value
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.memory.indexing import Pace, embedded
-from llmasos.kernel.memory.lag import Lag
+from llmasos.kernel.memory.lag import Lag, Lags
 from llmasos.kernel.memory.meaning import Meaning
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.refusing import refused
@@ -91,17 +92,30 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     store.close()
 
 
-async def until(memory: Memory, wanted: Lag) -> None:
-    with anyio.fail_after(DEADLINE_S):
-        while (found := memory.lags.of(OWNER)) != wanted:
-            assert found.waiting >= wanted.waiting
-            await anyio.sleep(0.01)
+class Counted(Lags):
+    """Sets an event with each count of pages that wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.news = anyio.Event()
+
+    def counted(self, owner: str, row: Sequence[Value]) -> None:
+        super().counted(owner, row)
+        self.news.set()
+
+    async def until(self, wanted: Lag) -> None:
+        with anyio.fail_after(DEADLINE_S):
+            while (found := self.of(OWNER)) != wanted:
+                assert found.waiting >= wanted.waiting
+                self.news = anyio.Event()
+                await self.news.wait()
 
 
 async def test_a_refused_page_is_recorded_and_tried_again_with_another_embedder(
     store: Store, tmp_path: Path
 ) -> None:
-    memory = Memory(store)
+    memory, lags = Memory(store), Counted()
+    memory.lags = lags
     process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
     pages = [Written(f"{word} page", 2, "note", OWNER) for word in ("good", "bad", "good", "fine")]
     ids = [page for _, page in await memory.write(process, pages)]
@@ -112,7 +126,7 @@ async def test_a_refused_page_is_recorded_and_tried_again_with_another_embedder(
         meaning.embedder = "first", Embedder()
         assert meaning.state(OWNER) == ("idle", "nobody has searched yet")
         meaning.want(OWNER)
-        await until(memory, Lag(0, 0.0, 1))
+        await lags.until(Lag(0, 0.0, 1))
         assert meaning.state(OWNER) == ("current", "")
         held = await memory.read(OWNER, "SELECT id FROM vectors ORDER BY id")
         assert [row[0] for row in held] == [ids[0], ids[2], ids[3]]
@@ -127,7 +141,7 @@ async def test_a_refused_page_is_recorded_and_tried_again_with_another_embedder(
         await store.write(memory.database(OWNER), [("DELETE FROM derived", ())])
         meaning.embedder = "second", takes_all
         meaning.want(OWNER)
-        await until(memory, Lag(0, 0.0, 0))
+        await lags.until(Lag(0, 0.0, 0))
         assert len(await memory.read(OWNER, "SELECT id FROM vectors")) == 4
         tasks.cancel_scope.cancel()
     await device.stop()
@@ -137,24 +151,25 @@ async def test_a_failing_embedder_is_tried_again_without_new_pages(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "INDEX_RETRY_FIRST_S", 0.01)
-    memory = Memory(store)
+    memory, lags = Memory(store), Counted()
+    memory.lags = lags
     process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
     await memory.write(process, [Written("good page", 2, "note", OWNER)])
     device = recall.recall({"embedder": "none"}, tmp_path / "log")
     async with anyio.create_task_group() as tasks:
         meaning = Meaning(memory, device, Supervisor(tasks))
-        failures = 5
+        states: list[tuple[str, str]] = []
 
         async def fails_first(texts: Sequence[str]) -> Sequence[bytes]:
-            nonlocal failures
-            failures -= 1
-            if failures > 0:
-                assert failures == 4 or meaning.state(OWNER) == ("stuck", "no model")
+            states.append(meaning.state(OWNER))
+            if len(states) < 5:
                 raise DeviceFault("no model")
             return [UNIT for _ in texts]
 
         meaning.embedder = "first", fails_first
         meaning.want(OWNER)
-        await until(memory, Lag(0, 0.0, 0))
+        await lags.until(Lag(0, 0.0, 0))
+        assert states[1:5] == [("stuck", "no model")] * 4
+        assert meaning.state(OWNER) == ("current", "")
         tasks.cancel_scope.cancel()
     await device.stop()
