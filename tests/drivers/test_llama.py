@@ -149,7 +149,7 @@ async def test_a_hanging_engine_is_killed(tmp_path: Path, monkeypatch: pytest.Mo
         await rig.ear.until(lambda: rig.ear.ups == 2)
         assert (await rig.run(tokens)).last.error is None
         freeze(rig.facts.os_pid)
-        with pytest.raises(DeviceFault, match="no sign of life"), anyio.fail_after(10):
+        with pytest.raises(DeviceFault, match="no sign of life"), anyio.fail_after(60):
             await rig.engine.tokenize("hello")
 
 

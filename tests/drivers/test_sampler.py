@@ -1,6 +1,5 @@
 """Choices: greedy and drawn, under grammars, with bias and with their probabilities."""
 
-import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -273,12 +272,11 @@ async def test_what_is_wrong_is_told_before_there_is_a_slot(
 
 @pytest.mark.anyio
 async def test_a_grammar_that_compiles_for_long_holds_up_no_text(rig: Rig) -> None:
-    wide = json.dumps({"properties": {f"p{number}": {} for number in range(5000)}})
+    wide = json.dumps({"properties": {f"p{number}": {} for number in range(1000)}})
     told: list[str] = []
 
     async def check() -> None:
-        with contextlib.suppress(SyscallError):  # it may be too much for the library
-            await rig.engine.check(Sampling(schema=wide))
+        await rig.engine.check(Sampling(schema=wide))
         told.append("checked")
 
     async with anyio.create_task_group() as group:

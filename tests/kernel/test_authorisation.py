@@ -1,4 +1,4 @@
-"""What a fresh machine allows: the table beside this file, and what has to hold of it."""
+"""P-06: what a fresh machine allows: the table beside this file, and what has to hold of it."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""The gate: default deny; a deny beats an ask beats an allow; every subject has to allow.
+"""P-06: the gate: default deny; a deny beats an ask beats an allow; every subject has to allow.
 
 Mistakes in rules stand in test_policy_rules.py, the file of the own rules in test_policy_own.py,
 how Casbin can be misled in test_policy_hazards.py, and whether the index loses a row in

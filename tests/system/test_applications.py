@@ -341,7 +341,7 @@ async def test_a_new_process_is_nobody_s_while_its_number_is_free(tmp_path: Path
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(early)
             tasks.start_soon(operator.spawn, "one")
-        assert said
+        assert said  # whichever came first: there is none yet, or it is somebody else's
         assert said[0].errno in (Errno.ESRCH, Errno.EACCES)
 
 

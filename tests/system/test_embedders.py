@@ -6,16 +6,19 @@ from contextlib import closing
 from llmasos.kernel import values as v
 from llmasos.userland.line import Line
 from tests.system.daemon import Machine
+from tests.waiting import until
 
 TEXTS = ["My dog is afraid of thunder.", "The vault opens with tangerine.", "Bread needs time."]
 
 
 def found(line: Line, pid: int) -> v.Hits:
     """A search after all pages have their vectors."""
-    while True:
-        reply = line.call("search_mem", v.SearchMem(pid, "What does my pet fear?"), v.Hits)
-        if "for a moment" not in reply.note:
-            return reply
+    search = v.SearchMem(pid, "What does my pet fear?")
+    return until(lambda: settled(line.call("search_mem", search, v.Hits)))
+
+
+def settled(reply: v.Hits) -> v.Hits | None:
+    return None if "for a moment" in reply.note else reply
 
 
 def test_a_changed_embedder_is_refused_until_the_vectors_are_made_anew(machine: Machine) -> None:
@@ -92,10 +95,9 @@ def test_a_search_by_meaning_finds_every_page_or_says_that_some_wait(machine: Ma
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
-        for number in range(1, 101):
+        search = v.SearchMem(pid, "water that flows", 1000, way="meaning", texts=False)
+        for number in range(1, 31):
             line.call("write_mem", v.WriteMem(pid, f"Page {number} is about rivers."), v.Written)
-            search = v.SearchMem(pid, "water that flows", 1000, way="meaning", texts=False)
-            while (reply := line.call("search_mem", search, v.Hits)).note:
-                assert "for a moment" in reply.note
-            assert len(reply.hits) == number
+            reply = until(lambda: settled(line.call("search_mem", search, v.Hits)))
+            assert (reply.note, len(reply.hits)) == ("", number)
     machine.stop()

@@ -5,8 +5,7 @@ an answer shows what the call saw.
 """
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,16 +15,7 @@ from llmasos.userland.line import Line
 from tests.system.daemon import Machine
 from tests.system.test_forgetting import SECRET, holding
 from tests.system.test_life import ENDLESS, GREEDY, kill, turn
-
-DEADLINE_S = 30.0  # a guard against hangs
-LOOK_S = 0.01  # between two looks
-
-
-def until(look: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not look():
-        assert time.monotonic() < end
-        time.sleep(LOOK_S)
+from tests.waiting import DEADLINE_S, until
 
 
 class Asked(threading.Thread):

@@ -5,7 +5,6 @@ on a machine without files, so that a kill may also meet what is made for the fi
 """
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,21 +15,18 @@ from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland.line import Line
 from tests.system.daemon import Machine
+from tests.waiting import until
 
 DEAD = (Errno.EPIPE, Errno.ECONNREFUSED)
 START = ("--mount", "false", "--window", "512")
 TEXTS = ["The dog is called Bello.", "The vault opens with tangerine.", "Bread needs time."]
 DEADLINE_S = 120.0  # a guard against hangs
-LOOK_S = 0.05  # between two looks: nobody calls when an index is complete
 CRASHES = 100
 
 
 def eventually(look: Callable[[], object]) -> None:
     """Until `look` has nothing to report."""
-    until = time.monotonic() + DEADLINE_S
-    while left := look():
-        assert time.monotonic() < until, left
-        time.sleep(LOOK_S)
+    until(lambda: not look(), DEADLINE_S)
 
 
 def crash(machine: Machine, point: str) -> tuple[int, list[str]]:

@@ -10,6 +10,7 @@ from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland.line import Line
 from tests.system.daemon import Machine
+from tests.waiting import until
 
 WINDOW = 512
 GREEDY = v.Sampling(temperature=0, max_tokens=60)
@@ -389,15 +390,14 @@ def test_summaries_are_made_beside_the_pages_marked_and_forgotten_with_them(
         pid = spawn(line)
         say(line, pid, "The password of the vault is tangerine.")
         chat(line, pid, 8)
-        while not (made := [p for p in pages(line, pid) if p.kind is v.Kind.SUMMARY]):
-            pass
+        made = until(lambda: [p for p in pages(line, pid) if p.kind is v.Kind.SUMMARY])
         assert made[0].key.startswith("summary of 0-")
         assert "tangerine" in made[0].text
         assert pages(line, pid)[0].text == "The password of the vault is tangerine."
         said, reply = say(line, pid, "Which password opens the vault?")
-        assert 0 in {fault.page for fault in reply.faults}
-        if made[0].number in {fault.page for fault in reply.faults}:
-            assert "echo (summary): " in said
+        faults = {fault.page for fault in reply.faults}
+        assert 0 in faults
+        assert ("echo (summary): " in said) is (made[0].number in faults)
         stream = line.stream("watch", v.Watch(since=0, follow=False), v.Events, v.Nothing)
         events = [event for batch in stream for event in batch.events]
         begun = {event.seq for event in events if event.note == "summary" and event.kind == "begin"}

@@ -1,6 +1,5 @@
 """The recall process below a daemon: it may die at any time, and a child has its parent's pages."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -9,10 +8,10 @@ from llmasos.kernel import values as v
 from llmasos.userland.line import Line
 from tests.system.daemon import Machine
 from tests.system.test_life import spawn, turn
+from tests.waiting import DEADLINE_S, until
 
 FACT, QUESTION = "My dog is afraid of thunder.", "What does my pet fear?"  # no word in common
 TALK = "Somebody spoke of rivers, chairs and bread, and of many other things, at length. " * 3
-DEADLINE_S = 30.0
 PAGES = 40  # fewer than become vectors at once: none of them is counted on the way
 
 
@@ -22,11 +21,12 @@ def search(line: Line, pid: int, question: str = QUESTION) -> v.Hits:
 
 def by_meaning(line: Line, pid: int, question: str = QUESTION) -> v.Hits:
     """A search to which nothing is missing."""
-    until = time.monotonic() + DEADLINE_S
-    while (found := search(line, pid, question)).note:
-        assert time.monotonic() < until, found.note
-        time.sleep(0.05)
-    return found
+
+    def complete() -> v.Hits | None:
+        found = search(line, pid, question)
+        return None if found.note else found
+
+    return until(complete)
 
 
 def texts(found: v.Hits) -> list[str]:
@@ -42,10 +42,7 @@ def recall_child(line: Line) -> psutil.Process:
 
 def until_waiting(line: Line, wanted: int) -> None:
     """Asks without a search: that would set off itself what should happen without one."""
-    until = time.monotonic() + DEADLINE_S
-    while (waiting := line.call("stat", v.Nothing(), v.Stat).pages_waiting) != wanted:
-        assert time.monotonic() < until, f"{waiting} pages wait"
-        time.sleep(0.01)
+    until(lambda: line.call("stat", v.Nothing(), v.Stat).pages_waiting == wanted)
 
 
 def test_a_killed_recall_process_costs_no_page_and_comes_back(machine: Machine) -> None:

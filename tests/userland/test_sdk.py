@@ -3,7 +3,6 @@
 import inspect
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 
 import anyio
 import pytest
@@ -379,8 +378,13 @@ def test_a_closed_door_closes_its_processes_once(shared: Machine) -> None:
     door.close()
     door.close()
     with LLMasOS(socket=shared.paths.socket) as other:
-        with suppress(SyscallError):  # ESRCH: it is gone; else it is on its way
-            assert other.process(pid).wait(timeout_s=20).code == 129
+        with other.watch(since=0, pid=pid, kinds=["process"]) as events:
+            next(batch for batch in events if batch.events[-1].note.startswith("exit"))
+        with other.watch(since=0, follow=False, pid=pid, kinds=["process"]) as events:
+            notes = [event.note for batch in events for event in batch.events]
+        assert [note for note in notes if note.startswith("exit")] == [
+            "exit 129 its connection closed"
+        ]
         assert pid not in {info.pid for info in other.ps().processes}
 
 
