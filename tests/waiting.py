@@ -13,7 +13,7 @@ DEADLINE_S = 60.0  # a guard against hangs, never a timing
 PAUSE_S = 0.02  # between two looks, so that what is waited for has the processor
 
 
-def until(look: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
+def until(look: Callable[[], T | None], deadline_s: float = DEADLINE_S) -> T:
     """The first result of `look` that is true."""
     end, pause = time.monotonic() + deadline_s, threading.Event()
     while not (found := look()):

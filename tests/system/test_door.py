@@ -41,6 +41,15 @@ def shared(open_place: Path) -> Iterator[Machine]:
     machine.shoot()
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine of one user, for tests that leave it as it was but for keys."""
+    machine = Machine(tmp_path_factory.mktemp("plain"))
+    machine.start("--mount", "false")
+    yield machine
+    machine.shoot()
+
+
 @contextmanager
 def somebody(uid: int) -> Generator[None]:
     """The system takes us for another user meanwhile."""
@@ -191,42 +200,43 @@ def test_a_key_speaks_for_whom_the_system_does_not_know(shared: Machine) -> None
             assert (info["keys"], info["connections"]) == (1, 1)
 
 
-def test_a_key_of_another_user_is_refused(machine: Machine) -> None:
-    machine.start("--mount", "false")
-    with owner(machine) as root:
+def test_a_key_of_another_user_is_refused(plain: Machine) -> None:
+    with owner(plain) as root:
         root.call("user_add", name="alice")
         made = key(root, "alice")
-    with raw(machine.paths.socket, None) as client:
+    with raw(plain.paths.socket, None) as client:
         assert "alice" in refused(client, key=made["key"])["message"]
+    with owner(plain) as root:
+        root.call("user_remove", name="alice")
 
 
-@pytest.mark.parametrize("wrong", ["secret", "llmasos_aaaaaaaaaa_" + "x" * 43, "k" * 900])
-def test_a_key_that_is_none_is_refused_and_journaled(machine: Machine, wrong: str) -> None:
+def test_a_key_that_is_none_is_refused_and_journaled(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with raw(machine.paths.socket, None) as client:
-        assert wrong not in refused(client, key=wrong)["message"]
+    wrong = ("secret", "llmasos_aaaaaaaaaa_" + "x" * 43, "k" * 900)
+    for key in wrong:
+        with raw(machine.paths.socket, None) as client:
+            assert key not in refused(client, key=key)["message"]
     with raw(machine.paths.socket, "operator") as client:
         client.send("watch", since=0, kinds=["refused"], follow=False)
-        [event] = client.receive()[2]["events"]
-    assert (event["syscall"], event["errno"]) == ("hello", Errno.EACCES)
-    assert wrong not in event["note"]
+        events = client.receive()[2]["events"]
+    rows = [(one["syscall"], one["errno"]) for one in events if one["syscall"]]
+    assert set(rows) == {("hello", Errno.EACCES)}  # some stand in one row, which counts them
+    assert not any(key in one["note"] for key in wrong for one in events)
 
 
-def test_the_owner_s_own_key_is_checked_too(machine: Machine) -> None:
-    machine.start("--mount", "false")
-    with owner(machine) as root:
+def test_the_owner_s_own_key_is_checked_too(plain: Machine) -> None:
+    with owner(plain) as root:
         name = root.call("stat")["owner"]
         made = key(root, name)
         root.call("key_revoke", id=made["id"])
-    with raw(machine.paths.socket, None) as client:
+    with raw(plain.paths.socket, None) as client:
         assert "revoked" in refused(client, key=made["key"])["message"]
 
 
-def test_a_revoked_key_ends_its_connections_and_their_calls_at_once(machine: Machine) -> None:
-    machine.start("--mount", "false")
-    with owner(machine) as root:
+def test_a_revoked_key_ends_its_connections_and_their_calls_at_once(plain: Machine) -> None:
+    with owner(plain) as root:
         made = key(root, root.call("stat")["owner"])
-        with raw(machine.paths.socket, None) as client:
+        with raw(plain.paths.socket, None) as client:
             hello(client, key=made["key"])
             client.send("watch")
             root.call("key_revoke", id=made["id"])
@@ -237,15 +247,14 @@ def test_a_revoked_key_ends_its_connections_and_their_calls_at_once(machine: Mac
             assert "revoked" in str(said)
 
 
-def test_a_key_that_expires_ends_its_connections(machine: Machine) -> None:
-    machine.start("--mount", "false")
-    with owner(machine) as root:
+def test_a_key_that_expires_ends_its_connections(plain: Machine) -> None:
+    with owner(plain) as root:
         made = key(root, root.call("stat")["owner"], expires_s=1.0)
-        with raw(machine.paths.socket, None) as client:
+        with raw(plain.paths.socket, None) as client:
             hello(client, key=made["key"])
             assert "expired" in client.receive()[2]["message"]
             closed(client)
-        with raw(machine.paths.socket, None) as client:
+        with raw(plain.paths.socket, None) as client:
             assert "expired" in refused(client, key=made["key"])["message"]
 
 
@@ -309,9 +318,8 @@ def test_what_is_done_is_told_also_to_who_may_it_no_more(shared: Machine) -> Non
         assert client.refused("user_list")["errno"] == Errno.EACCES
 
 
-def test_the_owner_of_the_socket_cannot_be_removed(machine: Machine) -> None:
-    machine.start("--mount", "false")
-    with owner(machine) as root:
+def test_the_owner_of_the_socket_cannot_be_removed(plain: Machine) -> None:
+    with owner(plain) as root:
         name = root.call("stat")["owner"]
         assert root.refused("user_remove", name=name)["errno"] == Errno.EINVAL
         assert root.refused("user_role", name=name, role="guest")["errno"] == Errno.EINVAL
@@ -347,9 +355,8 @@ def test_a_machine_moves_to_another_uid(machine: Machine) -> None:
 
 
 # --- the gate over the socket -----------------------------------------------------------------
-def test_ask_never_allows_and_says_that_a_person_could(machine: Machine) -> None:
-    machine.start("--mount", "false")
-    with owner(machine) as root, raw(machine.paths.socket) as client:
+def test_ask_never_allows_and_says_that_a_person_could(plain: Machine) -> None:
+    with owner(plain) as root, raw(plain.paths.socket) as client:
         root.call("policy_edit", add=["p, r:careful, spawn, /dev/image/echo, ask"])
         error = client.refused("spawn", model="echo")
         assert error["errno"] == Errno.EACCES
@@ -376,9 +383,8 @@ def test_a_revocation_reaches_calls_in_flight(machine: Machine) -> None:
         assert client.refused("generate", pid=pid, messages=[WORD])["errno"] == Errno.EACCES
 
 
-def test_a_refusal_can_be_explained_by_its_number(machine: Machine) -> None:
-    machine.start("--mount", "false")
-    with owner(machine) as root, raw(machine.paths.socket) as client:
+def test_a_refusal_can_be_explained_by_its_number(plain: Machine) -> None:
+    with owner(plain) as root, raw(plain.paths.socket) as client:
         error = client.refused("shutdown")
         number = int(error["hint"].split("explain ")[1].split("`")[0])
         verdict = root.call("policy_check", call=number)

@@ -1,7 +1,11 @@
 """Another embedder: its vectors are not mixed with those of before, and the way on is named."""
 
+import shutil
 import sqlite3
 from contextlib import closing
+from pathlib import Path
+
+import pytest
 
 from llmasos.kernel import values as v
 from llmasos.userland.line import Line
@@ -21,7 +25,10 @@ def settled(reply: v.Hits) -> v.Hits | None:
     return None if "for a moment" in reply.note else reply
 
 
-def test_a_changed_embedder_is_refused_until_the_vectors_are_made_anew(machine: Machine) -> None:
+@pytest.fixture(scope="module")
+def builtin(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    """The state of a machine with vectors: where it is, its process, and its embedder."""
+    machine = Machine(tmp_path_factory.mktemp("builtin"))
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
@@ -30,13 +37,34 @@ def test_a_changed_embedder_is_refused_until_the_vectors_are_made_anew(machine: 
         first = found(line, pid)
         assert first.note == ""
         assert first.hits[0].page.text == TEXTS[0]
-        builtin = line.call("fsck", v.Fsck(), v.Checked)
-        assert builtin.faults == []
+        checked = line.call("fsck", v.Fsck(), v.Checked)
+        assert checked.faults == []
+        every_page_is_found(line)
     machine.stop()
+    return machine.paths.state, pid, checked.embedder
+
+
+def every_page_is_found(line: Line) -> None:
+    """A search by meaning finds every page, or says that some wait."""
+    pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+    search = v.SearchMem(pid, "water that flows", 1000, way="meaning", texts=False)
+    for number in range(1, 31):
+        line.call("write_mem", v.WriteMem(pid, f"Page {number} is about rivers."), v.Written)
+        reply = until(lambda: settled(line.call("search_mem", search, v.Hits)))
+        assert (reply.note, len(reply.hits)) == ("", number)
+    line.call("kill", v.Kill(pid), v.Nothing)
+    line.call("wait", v.Wait(pid), v.Exit)
+
+
+def test_a_changed_embedder_is_refused_until_the_vectors_are_made_anew(
+    machine: Machine, builtin: tuple[Path, int, str]
+) -> None:
+    state, pid, embedder = builtin
+    shutil.copytree(state, machine.paths.state)
     machine.start("--mount", "false", "--memory-embedder", "smollm2")
     with Line(machine.paths.socket) as line:
         refused = found(line, pid)
-        assert f"the vectors are of {builtin.embedder}" in refused.note
+        assert f"the vectors are of {embedder}" in refused.note
         assert "the embedder is smollm2" in refused.note
         assert "llmasos mem fsck --rebuild" in refused.note
         assert all("meaning" not in hit.parts or not hit.parts["meaning"] for hit in refused.hits)
@@ -53,19 +81,17 @@ def test_a_changed_embedder_is_refused_until_the_vectors_are_made_anew(machine: 
     machine.stop()
 
 
-def test_vectors_of_another_size_are_refused_under_the_same_name_too(machine: Machine) -> None:
-    machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
-        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
-        line.call("write_mem", v.WriteMem(pid, TEXTS[0]), v.Written)
-        assert found(line, pid).note == ""
-    machine.stop()
+def test_vectors_of_another_size_are_refused_under_the_same_name_too(
+    machine: Machine, builtin: tuple[Path, int, str]
+) -> None:
+    state, pid, _ = builtin
+    shutil.copytree(state, machine.paths.state)
     [pages] = machine.paths.state.glob("owners/*/pages.db")
     with closing(sqlite3.connect(pages)) as database, database:
         database.execute("UPDATE derived SET version = '7' WHERE name = 'numbers'")
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
-        line.call("write_mem", v.WriteMem(pid, TEXTS[1]), v.Written)
+        line.call("write_mem", v.WriteMem(pid, "A page of later."), v.Written)
         refused = found(line, pid)
         assert "vectors have 7 numbers" in refused.note
         assert "makes 512 now" in refused.note
@@ -88,16 +114,4 @@ def test_a_page_that_is_not_what_was_written_is_told(machine: Machine) -> None:
     machine.start("--mount", "false", "--memory-embedder", "none")
     with Line(machine.paths.socket) as line:
         assert "1 pages are not what was written" in line.call("fsck", v.Fsck(), v.Checked).faults
-    machine.stop()
-
-
-def test_a_search_by_meaning_finds_every_page_or_says_that_some_wait(machine: Machine) -> None:
-    machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
-        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
-        search = v.SearchMem(pid, "water that flows", 1000, way="meaning", texts=False)
-        for number in range(1, 31):
-            line.call("write_mem", v.WriteMem(pid, f"Page {number} is about rivers."), v.Written)
-            reply = until(lambda: settled(line.call("search_mem", search, v.Hits)))
-            assert (reply.note, len(reply.hits)) == ("", number)
     machine.stop()

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -323,17 +324,27 @@ def test_a_hostile_model_file_is_refused_and_the_machine_goes_on(
         assert line.call("devices", v.Nothing(), v.Devices).devices == []
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-def test_a_dead_engine_ends_its_calls_and_comes_back(machine: Machine, blow: int) -> None:
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine with a real model, for several tests."""
+    machine = Machine(tmp_path_factory.mktemp("real"))
     machine.start()
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    yield machine
+    machine.shoot()
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_dead_engine_ends_its_calls_and_comes_back(real: Machine, blow: int) -> None:
+    with Line(real.paths.socket) as line, Line(real.paths.socket) as other:
         pid = spawn(line, "smollm2")
         turn(line, pid, "Say hello.")
         before = messages(line, pid)
-        request = v.Generate(pid, [v.Message(v.Role.USER, "Count.")], sampling=ENDLESS)
+        asked = v.Message(v.Role.USER, f"Count to {blow}.")  # the same one twice would be poison
+        request = v.Generate(pid, [asked], sampling=ENDLESS)
         stream = iter(line.stream("generate", request, v.Delta, v.Generated))
         next(stream)
         device = other.call("devices", v.Nothing(), v.Devices).devices[0]
+        restarts = device.restarts
         os.kill(device.os_pid, blow)
         with pytest.raises(SyscallError, match=signal.Signals(blow).name) as caught:
             list(stream)
@@ -342,7 +353,7 @@ def test_a_dead_engine_ends_its_calls_and_comes_back(machine: Machine, blow: int
         said, _ = turn(line, pid, "Still there?")
         assert said
         device = other.call("devices", v.Nothing(), v.Devices).devices[0]
-        assert (device.state, device.restarts) == ("up", 1)
+        assert (device.state, device.restarts) == ("up", restarts + 1)
 
 
 def test_an_engine_that_hangs_is_killed_and_comes_back(machine: Machine) -> None:
@@ -361,19 +372,8 @@ def test_an_engine_that_hangs_is_killed_and_comes_back(machine: Machine) -> None
         assert turn(line, pid, "Hello?")[0]
 
 
-def test_no_engine_outlives_a_killed_kernel(machine: Machine) -> None:
-    machine.start()
-    with Line(machine.paths.socket) as line:
-        spawn(line, "smollm2")
-        engine = psutil.Process(line.call("devices", v.Nothing(), v.Devices).devices[0].os_pid)
-        machine.shoot()
-        engine.wait(20)
-        assert not engine.is_running()
-
-
-def test_sixteen_processes_answer_at_once_on_a_real_model(machine: Machine) -> None:
-    machine.start()
-    with Line(machine.paths.socket) as line:
+def test_sixteen_processes_answer_at_once_on_a_real_model(real: Machine) -> None:
+    with Line(real.paths.socket) as line:
         pids = [spawn(line, "smollm2") for _ in range(16)]
         streams = [
             line.stream(
@@ -389,3 +389,12 @@ def test_sixteen_processes_answer_at_once_on_a_real_model(machine: Machine) -> N
             assert stream.reply is not None
             assert stream.reply.pid == pid
             assert messages(line, pid) == [("user", f"Say {pid}."), ("assistant", text)]
+
+
+def test_no_engine_outlives_a_killed_kernel(real: Machine) -> None:
+    with Line(real.paths.socket) as line:
+        spawn(line, "smollm2")
+        engine = psutil.Process(line.call("devices", v.Nothing(), v.Devices).devices[0].os_pid)
+        real.shoot()
+        engine.wait(60)
+        assert not engine.is_running()
