@@ -74,6 +74,7 @@ class Trap:
         self._visitor: Visitor | None = None  # None: it was turned away
         self._bad = 0
         self._load: Load | None = None  # of its user, from hello on
+        self._reads = asyncio.Semaphore(limits.USER_READS)
         self._counted = 0  # bytes of the frame in hand, in the load
 
     # --- the connection's life --------------------------------------------------------------------
@@ -332,11 +333,12 @@ class Trap:
         handler: Any = HANDLERS[row.name]
         if row.name not in _READS or self._load is None:
             return await handler(self._machine, call, request)
-        await self._load.begin_read(self._connection)
-        try:
-            return await handler(self._machine, call, request)
-        finally:
-            self._load.end_read()
+        async with self._reads:  # one connection does not queue for all that its user may read
+            await self._load.begin_read(self._connection)
+            try:
+                return await handler(self._machine, call, request)
+            finally:
+                self._load.end_read()
 
     def _broke(self, number: int, row: Syscall, flights: dict[int, Flight]) -> None:
         """The call failed outside its handler: it ends all the same."""
