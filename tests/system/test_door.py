@@ -212,7 +212,7 @@ def test_a_key_of_another_user_is_refused(plain: Machine) -> None:
 
 def test_a_key_that_is_none_is_refused_and_journaled(machine: Machine) -> None:
     machine.start("--mount", "false")
-    wrong = ("secret", "llmasos_aaaaaaaaaa_" + "x" * 43, "k" * 900)
+    wrong = ("not-a-key-4711", "llmasos_aaaaaaaaaa_" + "x" * 43, "k" * 900)
     for key in wrong:
         with raw(machine.paths.socket, None) as client:
             assert key not in refused(client, key=key)["message"]
