@@ -351,6 +351,7 @@ class Machine:
         await self.processes.reap(process)
         if pages:
             await self.meaning.erased(process.owner, gone, [])
+            await self.memory.count_waiting(process.owner)
             self.sweeper.dirty(process.owner, pages)
 
     # --- pages ----------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -47,6 +48,7 @@ class Size:
     pages: int
     samples: int
     answers: int
+    prompts: int
 
 
 @contextmanager
@@ -128,15 +130,14 @@ def stall_ms(line: Line, goes_on: Callable[[], bool], least: int) -> list[float]
 
 
 def first_tokens_ms(
-    line: Line, writer: Writer, goes_on: Callable[[], bool], least: int
+    line: Line, prompts: Iterator[str], goes_on: Callable[[], bool], least: int
 ) -> list[float]:
     """Times until the first token, of a fresh process and an unknown prompt each."""
     times = list[float]()
     sampling = v.Sampling(max_tokens=1, temperature=0, ignore_eos=True)
     while goes_on() or len(times) < least:
         pid = line.call("spawn", v.Spawn(MODEL, app="bench", keep=False), v.Spawned).pid
-        prompt = writer.private(time.monotonic_ns() % 2**30, len(times), PROMPT_TOKENS)
-        message = [v.Message(v.Role.USER, prompt)]
+        message = [v.Message(v.Role.USER, next(prompts))]
         asked = v.Generate(pid, message, sampling=sampling, raw=True)
         begun = time.perf_counter()
         stream = line.stream("generate", asked, v.Delta, v.Generated)
@@ -158,7 +159,7 @@ def never() -> bool:
 
 
 def take(tiny: bool) -> Take:
-    size = Size(400, 50, 2) if tiny else Size(PAGES, SAMPLES, ANSWERS)
+    size = Size(400, 50, 2, 8) if tiny else Size(PAGES, SAMPLES, ANSWERS, 1000)
     with certificate() as (file, key):
         port = free_port()
         remote = Remote("127.0.0.1", port, ca=str(file))
@@ -168,14 +169,16 @@ def take(tiny: bool) -> Take:
         }  # fmt: skip
         with tuned(**settings) as (rig, client), mounted(client), other(rig, remote) as line:
             fill(rig, client, size.pages)
-            writer = Writer.of(line)
+            writer = Writer.of(client)
+            made = [writer.private(n, n, PROMPT_TOKENS) for n in range(size.prompts)]
+            prompts = cycle(made)  # before one comes again, its context is gone
             idle = stall_ms(line, never, size.samples)
-            answers = first_tokens_ms(line, writer, never, size.answers)
+            answers = first_tokens_ms(line, prompts, never, size.answers)
             with rebuilding(client) as goes_on:
                 busy = stall_ms(line, goes_on, size.samples // 4)
             settle(client)
             with rebuilding(client) as goes_on:
-                late = first_tokens_ms(line, writer, goes_on, size.answers // 4)
+                late = first_tokens_ms(line, prompts, goes_on, size.answers // 4)
             said = facts(client)
     values = {
         "isolation.stall_p99_ms": [round(p99(busy) / p99(idle), 3)],
