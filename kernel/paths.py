@@ -87,9 +87,9 @@ def find() -> Paths:
     """The directories of this user: LLMASOS_*_DIR, then XDG, then the usual places.
 
     Without XDG_RUNTIME_DIR the socket stands in a private directory below the temporary one. Where
-    no socket is at the usual place, and LLMASOS_RUNTIME_DIR names no other, it is where the daemon
-    of the state directory has it: two environments with one state find one daemon. ENOENT when a
-    directory depends on a home directory that is not known.
+    LLMASOS_RUNTIME_DIR names no place, the socket of the state directory's daemon comes before one
+    at the usual place, which may be left behind or belong to another state: environments that share
+    a state find one daemon. ENOENT when a directory depends on a home directory that is not known.
     """
     xdg = _xdg("XDG_RUNTIME_DIR")
     named = os.environ.get("LLMASOS_RUNTIME_DIR")
@@ -99,7 +99,7 @@ def find() -> Paths:
         cache=_directory("CACHE", "XDG_CACHE_HOME", ".cache"),
         config=_directory("CONFIG", "XDG_CONFIG_HOME", ".config"),
     )
-    if named or usual.socket.exists():
+    if named:
         return usual
     noted = replace(usual, runtime=noted_runtime(usual) or usual.runtime)
     return noted if _is_ours(noted.runtime) and noted.socket.exists() else usual

@@ -167,6 +167,27 @@ def test_a_client_finds_the_daemon_of_its_state_in_another_environment(machine: 
         assert llmasos(*words, **second, **{name: value}).returncode == 0
 
 
+def test_the_socket_of_ones_own_state_comes_before_another_at_the_usual_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What stands at the usual place may be left behind, or belong to a daemon of another state."""
+    monkeypatch.delenv("LLMASOS_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("LLMASOS_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    usual, noted = tmp_path / "llmasos", tmp_path / "noted"
+    for directory in (usual, noted):
+        directory.mkdir(mode=0o700)
+        (directory / "kernel.sock").touch()
+    assert paths.find().runtime == usual
+    paths.find().state_lock.write_text(f"1\n{noted}\n")
+    assert paths.find().runtime == noted
+    monkeypatch.setenv("LLMASOS_RUNTIME_DIR", str(usual))
+    assert paths.find().runtime == usual
+    monkeypatch.delenv("LLMASOS_RUNTIME_DIR")
+    (noted / "kernel.sock").unlink()  # as a daemon does that stops
+    assert paths.find().runtime == usual
+
+
 # --- stdin and files --------------------------------------------------------------------------
 def test_a_prompt_beside_an_open_pipe_says_what_it_waits_for(shared: Machine) -> None:
     line = [sys.executable, "-m", "llmasos", "run", "-m", "echo", "--temperature", "0", "one"]
