@@ -228,7 +228,8 @@ class Table:
         found = self.at(number)
         if found is None or not found.source:
             words = f"nothing is mapped at page {number} of process {self.pid}"
-            raise SyscallError(Errno.ENOENT, words, "`llmasos mem PID` shows what is", pid=self.pid)
+            hint = f"`llmasos mem {self.pid}` shows what is"
+            raise SyscallError(Errno.ENOENT, words, hint, pid=self.pid)
         return found
 
     def unmap(self, found: Range) -> list[int]:

@@ -101,7 +101,8 @@ async def restart(m: Machine, call: Call, request: v.Restart) -> v.Restarted:
     name = m.images.canonical(request.device)
     device = m.scheduler.device(name)
     if device is None:
-        raise SyscallError(Errno.ENOENT, f"{name} is not mounted", f"`llmasos mount {name}`")
+        hint = "`llmasos devices` lists what is"
+        raise SyscallError(Errno.ENOENT, f"{name} is not mounted", hint)
     with m.scheduler.use(device):
         await device.restart()
         info = device.info()

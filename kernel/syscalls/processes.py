@@ -62,7 +62,8 @@ async def wait(m: Machine, call: Call, request: v.Wait) -> v.Exit:
             await process.ended.wait()
     except TimeoutError:
         words = f"process {request.pid} has not ended within {request.timeout_s:g} s"
-        raise SyscallError(Errno.ETIMEDOUT, words, "wait longer, or kill it") from None
+        hint = f"`llmasos kill {request.pid}` ends it"
+        raise SyscallError(Errno.ETIMEDOUT, words, hint) from None
     await m.reap(process)
     return process.ending or v.Exit(process.pid, 0, "")
 

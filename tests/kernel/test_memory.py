@@ -258,6 +258,7 @@ async def test_an_unmapped_part_is_free_for_nobody_else(store: Store) -> None:
     with pytest.raises(SyscallError, match="nothing is mapped at page 0") as caught:
         await mapping.unmap(memory, table, 0)
     assert caught.value.errno is Errno.ENOENT
+    assert caught.value.hint == f"`llmasos mem {table.pid}` shows what is"
 
 
 @pytest.mark.parametrize("number", [5, 10**9])

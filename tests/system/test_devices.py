@@ -105,8 +105,9 @@ def test_a_failed_engine_says_so_and_is_restarted_by_one_command(machine: Machin
         assert again.stderr == "echo is up again\n"
         assert turn(other, pid, "hello")[0] == "hello"
         assert (device(line).state, device(line).retry_s) == ("up", 0.0)
-        with pytest.raises(SyscallError, match="ENOENT: other is not mounted"):
+        with pytest.raises(SyscallError, match="ENOENT: other is not mounted") as caught:
             line.call("restart", v.Restart("other"), v.Restarted)
+        assert "`llmasos devices`" in caught.value.hint  # it may be no model at all
         with pytest.raises(SyscallError, match="ENOTSUP: there is no recall process"):
             line.call("restart", v.Restart(v.RECALL), v.Restarted)
         assert recall(line).state == "off"

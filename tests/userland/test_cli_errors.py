@@ -78,7 +78,7 @@ def test_people_read_the_verb_and_how_its_help_is_shown(
 ) -> None:
     assert main(["wait", "x"]) == exits.USAGE
     said = capsys.readouterr().err
-    assert said.startswith("llmasos wait: argument PID: invalid ")
+    assert said.startswith("llmasos wait: argument PID: 'x' is no number from 1 to ")
     assert said.endswith("\n  `llmasos wait --help` shows what it takes\n")
 
 
@@ -87,7 +87,7 @@ def test_what_the_kernel_refuses_is_one_object(shared: Machine) -> None:
     assert (done.returncode, done.stdout) == (exits.NOT_FOUND, b"")
     said = failure(done.stderr.decode())
     assert (said["errno"], said["number"]) == ("ENOENT", 2)
-    assert "models alias nothing EXISTING" in str(said["hint"])
+    assert "`llmasos models list`" in str(said["hint"])
 
 
 def test_each_pid_that_failed_is_an_object(shared: Machine, pid: int) -> None:

@@ -124,6 +124,9 @@ def test_wait_has_one_time_for_all(cli: Cli) -> None:
     done = cli("wait", "--timeout", "0.05", str(alive), str(ended), "--json")
     assert done.code == exits.TIMEOUT
     assert [json.loads(line)["pid"] for line in done.out.splitlines()] == [ended]
+    said = json.loads(done.err)
+    assert said["message"] == f"process {alive} has not ended within 0.05 s"
+    assert said["hint"] == f"`llmasos kill {alive}` ends it"
 
 
 def test_rm_ends_and_removes_what_it_can(cli: Cli) -> None:

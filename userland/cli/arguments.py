@@ -1,6 +1,7 @@
 """A verb's arguments, read by argparse as the table says."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, NoReturn
@@ -10,6 +11,7 @@ from .verb import Place, Verb
 
 # Before a word that stands after `--`: argparse takes it for no option, wherever options may be.
 _PLAIN = "\0"
+_INVALID = re.compile("invalid (.*) value: (.*)", re.DOTALL)  # what argparse says of a value
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,6 +19,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         plain = message.replace(_PLAIN, "").replace("\\x00", "")
+        plain = _INVALID.sub(r"\2 is no \1", plain)
         raise Usage(plain, f"`{self.prog} --help` shows what it takes")
 
 

@@ -56,7 +56,13 @@ def wait(arguments: Namespace) -> int:
 
     def one(pid: int) -> None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        end = line.call("wait", v.Wait(pid, left), v.Exit)
+        try:
+            end = line.call("wait", v.Wait(pid, left), v.Exit)
+        except SyscallError as error:
+            if error.errno is not Errno.ETIMEDOUT:
+                raise
+            words = f"process {pid} has not ended within {timeout:g} s"  # the time was for all
+            raise SyscallError(error.errno, words, error.hint) from None
         codes.append(end.code & 0xFF)
         if arguments.json:
             document(end)

@@ -49,8 +49,7 @@ def show(arguments: Namespace) -> int:
             return exits.OK
     names = ", ".join(image.name for image in images)
     words = f"there is no model {arguments.name!r}; there are: {names}"
-    hint = f"`llmasos models alias {arguments.name} EXISTING` gives one this name"
-    raise SyscallError(Errno.ENOENT, words, hint)
+    raise SyscallError(Errno.ENOENT, words, "`llmasos models list` shows them")
 
 
 def _one(image: v.ImageInfo, arguments: Namespace) -> None:

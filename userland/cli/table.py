@@ -99,7 +99,7 @@ _ROWS = (
         JSON, option("nice", metavar="N", type=_NICE, help="-20 (large share) to 19 (small)"),
         PID,
     )),
-    Verb("wait", ".ending:wait", "wait for processes to end; the first code over 0 is ours", (
+    Verb("wait", ".ending:wait", "wait for processes to end; exits with their first code over 0", (
         TIMEOUT, JSON, _PIDS,
     )),
     Verb("rm", ".ending:rm", "end processes, and remove them with their pages", (
