@@ -70,6 +70,12 @@ def previous(state: Path) -> str:
     return f"was killed or crashed {since}"
 
 
+def pid(state: Path) -> int:
+    """Of the run that the file names; 0: it names none."""
+    run = _read(state)
+    return run.pid if run is not None else 0
+
+
 def is_clean(words: str) -> bool:
     """Whether a run that ended so was stopped."""
     return words.startswith("was stopped") or not words

@@ -141,6 +141,28 @@ def test_the_daemon_tells_how_its_last_run_ended(machine: Machine) -> None:
     assert "the last run was killed" in " ".join(one["note"] for one in boots)
 
 
+def test_a_daemon_that_runs_at_another_place_is_not_said_to_have_crashed(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    there = machine.paths.runtime
+    other = f"{there}-other"
+    pid = documents(machine.llmasos("daemon", "status", "--json"))[0]["os_pid"]
+    down = machine.llmasos("daemon", "status", check=False, LLMASOS_RUNTIME_DIR=other)
+    assert (down.returncode, b"crashed" in down.stderr) == (exits.NO_DAEMON, False)
+    assignment, program, *words = down.stderr.decode().splitlines()[-1].strip(" `").split()
+    name, _, value = assignment.partition("=")
+    assert (name, program) == ("LLMASOS_RUNTIME_DIR", "llmasos")
+    again = documents(machine.llmasos(*words, "--json", LLMASOS_RUNTIME_DIR=value))[0]
+    assert again["os_pid"] == pid
+    found = machine.llmasos("doctor", "--json", check=False, LLMASOS_RUNTIME_DIR=other).stdout
+    (check,) = [one for one in json.loads(found)["checks"] if one["name"] == "daemon"]
+    assert (check["status"], str(there) in check["what"]) == ("warn", True)
+    machine.stop()
+    assert (
+        b"was stopped by"
+        in machine.llmasos("daemon", "status", check=False, LLMASOS_RUNTIME_DIR=other).stderr
+    )
+
+
 def test_a_loss_of_power_is_told_from_a_crash(machine: Machine) -> None:
     machine.start("--mount", "false")
     machine.shoot()

@@ -17,7 +17,7 @@ from .door import connect
 from .processes import show_processes
 from .show import complain, document, note, speak
 
-_HELP = "/stat  the process    /quit, ctrl-D  leave    ctrl-C  interrupt the answer"
+_HELP = "/stat  the process   /quit, ctrl-D  leave   ctrl-C  stop the answer"
 _DEADLY = (Errno.EPIPE, Errno.ECONNREFUSED, Errno.ESRCH)
 
 

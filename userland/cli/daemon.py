@@ -6,7 +6,8 @@ import sys
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from llmasos.kernel import lastrun, limits, paths
 from llmasos.kernel import values as v
@@ -110,8 +111,10 @@ def status(arguments: Namespace) -> int:
         with connect() as line:
             stat = line.call("stat", v.Nothing(), v.Stat)
     except SyscallError as error:
-        down = error.errno is Errno.ECONNREFUSED and not is_far()
-        last = lastrun.previous(paths.find().state) if down else ""
+        last = ""
+        if error.errno is Errno.ECONNREFUSED and not is_far():
+            _refuse_elsewhere(error)
+            last = lastrun.previous(paths.find().state)
         if arguments.json:
             told = {"up": False, "socket": place(), "why": error.message}
             document({**told, "last_run": last})
@@ -131,6 +134,29 @@ def status(arguments: Namespace) -> int:
         "socket": place(),
     })  # fmt: skip
     return exits.OK
+
+
+def elsewhere() -> Path | None:
+    """The runtime directory where the daemon of this state answers, if it is not the one here."""
+    where = paths.find()
+    noted = paths.noted_runtime(where)
+    if noted is None or noted == where.runtime:
+        return None
+    try:
+        with Line(replace(where, runtime=noted).socket) as line:
+            found = line.call("stat", v.Nothing(), v.Stat).os_pid
+    except SyscallError:
+        return None
+    return noted if found == lastrun.pid(where.state) else None
+
+
+def _refuse_elsewhere(error: SyscallError) -> None:
+    """ECONNREFUSED that names the place where the daemon of this state answers, if it does."""
+    other = elsewhere()
+    if other is not None:
+        words = f"{error.message}; the daemon of {paths.find().state} answers in {other}"
+        hint = f"`LLMASOS_RUNTIME_DIR={other} llmasos daemon status`"
+        raise SyscallError(error.errno, words, hint)
 
 
 def _jobs(stat: v.Stat) -> str:

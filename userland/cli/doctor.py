@@ -20,7 +20,7 @@ from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 
 from . import exits
-from .daemon import failure
+from .daemon import elsewhere, failure
 from .doctor_files import examined, modes, socket
 from .door import connect
 from .finding import Finding, show
@@ -164,7 +164,7 @@ def _daemon() -> Finding:
             devices, recall = found.devices, found.recall
     except SyscallError as error:
         if error.errno is Errno.ECONNREFUSED:
-            return Finding("ok", "not running; `llmasos run` starts one")
+            return _absent()
         return Finding("fail", error.message, error.hint)
     failed = [device for device in devices if device.state == "failed"]
     if failed:
@@ -175,6 +175,17 @@ def _daemon() -> Finding:
         words = f"the recall process is down: {recall.note}; {recall.retry_s:.0f} s to the next try"
         return Finding("fail", words, "`llmasos devices restart recall` tries now")
     return Finding("ok", f"pid {stat.os_pid}, up {stat.uptime_s:.0f} s, devices: {len(devices)}")
+
+
+def _absent() -> Finding:
+    other = elsewhere()
+    if other is None:
+        return Finding("ok", "not running; `llmasos run` starts one")
+    return Finding(
+        "warn",
+        f"the daemon of this state answers in {other}",
+        f"set LLMASOS_RUNTIME_DIR to {other}",
+    )
 
 
 def _jobs() -> Finding:
