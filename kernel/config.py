@@ -104,7 +104,7 @@ def load(
         first = error.errors()[0]
         name = str(first["loc"][0])
         value, origin = origins.get(name, (None, "configuration"))
-        hint = f"settings are: {', '.join(Config.model_fields)}"
+        hint = "`llmasos config list` tells what each setting is"
         words = f"{name} = {value!r} ({origin}): {first['msg']}"
         raise SyscallError(Errno.EINVAL, words, hint) from error
     settings = [

@@ -204,4 +204,6 @@ def test_top_draws_again(shared: Machine, pid: int) -> None:
     top.communicate(timeout=LIMIT_S)
     assert top.returncode == 0
     assert pid in {one["pid"] for one in samples[-1]["processes"]}
-    assert "APP" in on_a_terminal(shared, "top", "--once")
+    shown = on_a_terminal(shared, "top", "--once")
+    assert "APP" in shown
+    assert max(len(line) for line in shown.partition("DEVICE")[0].splitlines()) <= 80

@@ -42,8 +42,9 @@ def _sample(line: Line, arguments: Namespace) -> None:
         sys.stdout.write(_CLEAR)
     print(
         f"llmasos {stat.system}  up {span(stat.uptime_s)}  {stat.processes} processes, "
-        f"{stat.running} running, {stat.waiting} waiting  {stat.calls} calls, "
-        f"{stat.refused} refused, gate {stat.gate_us:.0f} us  kernel {size(stat.rss_bytes)}"
+        f"{stat.running} running, {stat.waiting} waiting\n"
+        f"{stat.calls} calls, {stat.refused} refused, "
+        f"gate {stat.gate_us:.0f} us  kernel {size(stat.rss_bytes)}"
     )
     print()
     show_devices(devices)
