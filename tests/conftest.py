@@ -22,25 +22,6 @@ LIMIT_S = 60  # of any command: a guard against hangs
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# With several workers, the tests whose engines compute follow one another in one of them: on few
-# cores two engines at once take longer. The others mostly wait, and have the other workers.
-COMPUTING = frozenset((
-    "drivers/test_embed", "drivers/test_exact", "drivers/test_grammar", "drivers/test_llama",
-    "drivers/test_remote_server", "drivers/test_survival", "drivers/test_tune",
-    "system/test_devices", "system/test_embedders", "system/test_life", "system/test_poison",
-    "system/test_residency", "system/test_stopped", "system/test_tuning", "userland/test_bench",
-    "userland/test_cli_answers", "userland/test_models_tune", "userland/test_tools",
-))  # fmt: skip
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file stay together: they share machines."""
-    for item in items:
-        file = f"{item.path.parent.name}/{item.path.stem}"
-        group = "computing" if file in COMPUTING else file
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 class Machine(daemon.Machine):
     """A machine with the command line of its owner."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Mapping
 
 import anyio
 import pytest
@@ -219,7 +220,7 @@ async def test_both_forms_of_logprobs_are_read_without_trust() -> None:
     assert all(math.isfinite(x.logprob) for x in told)
 
 
-def pieces(*tokens: dict[str, object], text: str) -> dict[str, object]:
+def pieces(*tokens: Mapping[str, object], text: str) -> dict[str, object]:
     return {"choices": [{"delta": {"content": text}, "logprobs": {"content": list(tokens)}}]}
 
 

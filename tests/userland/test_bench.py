@@ -41,10 +41,14 @@ def document(take: Take, *more: Attempt) -> Document:
     return Document.of(suite, [Attempt(take, 0.01), *more], {"cores": 2}, {}, tiny=False)
 
 
-# The tiny form of `choices` runs two dozen loops: its short form here is one pair of them.
+# The tiny form of `choices` runs two dozen loops: its short form here is one pair of them. That of
+# `layout`, which has no bar, feeds a model for half a minute.
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.long] * (name == "choices")) for name in SUITES],
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name in ("choices", "layout")))
+        for name in SUITES
+    ],
 )
 def test_each_suite_measures_every_figure_in_its_tiny_form(name: str) -> None:
     """P-12: every number is made again with one command. P-02: the whole path is compared."""
