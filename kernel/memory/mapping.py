@@ -137,8 +137,12 @@ def _digest(model: str, texts: Sequence[Document]) -> bytes:
 
 
 async def _known(memory: Memory, owner: str, source: str, digest: bytes) -> tuple[int, int] | None:
-    """The space of a document that is stored whole, and how many pages it has."""
-    sql = "SELECT space, count FROM spaces WHERE source = ? AND digest = ? ORDER BY space LIMIT 1"
+    """The space of a document that is stored whole, and how many pages it has.
+
+    Of two that were stored at the same time it is the one that somebody has mapped.
+    """
+    sql = """SELECT space, count FROM spaces WHERE source = ? AND digest = ? ORDER BY
+             NOT EXISTS (SELECT 1 FROM ranges WHERE ranges.space = spaces.space), space LIMIT 1"""
     found = await memory.read(owner, sql, source, digest)
     return (int(found[0][0] or 0), int(found[0][1] or 0)) if found else None
 

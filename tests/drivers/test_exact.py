@@ -21,7 +21,6 @@ from tests.drivers.rig import PLENTY, STORY, Outcome, Rig
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 SHORT = ("Q8_0", "Q4_K_M")
-LONG = tuple(name for name in OFFERED if name not in SHORT)
 COMPANY = 16
 
 
@@ -33,10 +32,14 @@ async def tuned(quantisation: str, directory: Path) -> Path:
     return target
 
 
-@pytest.fixture(
-    params=[*SHORT, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)],
-    scope="module",
-)
+def engines(*short: str) -> pytest.MarkDecorator:
+    """Engines of these quantisations, and of every other one in the long form."""
+    others = [name for name in OFFERED if name not in short]
+    names = [*short, *(pytest.param(name, marks=pytest.mark.long) for name in others)]
+    return pytest.mark.parametrize("exact", names, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 async def exact(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str
 ) -> AsyncIterator[Rig]:
@@ -81,6 +84,7 @@ async def prompts(rig: Rig, begin: str) -> list[Any]:
     return [await rig.prompt(text, raw=True) for text in texts]
 
 
+@engines(*SHORT)
 async def test_a_call_is_the_same_alone_and_among_fifteen_others(exact: Rig) -> None:
     asked = await prompts(exact, "Tell ")
     company = await together(exact, asked, "")
@@ -89,6 +93,7 @@ async def test_a_call_is_the_same_alone_and_among_fifteen_others(exact: Rig) -> 
         assert said(alone) == said(company[index])
 
 
+@engines("Q8_0")
 async def test_a_shared_beginning_changes_nothing(exact: Rig) -> None:
     asked = await prompts(exact, 2 * STORY)
     company = await together(exact, asked, "shared by all")
@@ -99,6 +104,7 @@ async def test_a_shared_beginning_changes_nothing(exact: Rig) -> None:
         assert said(alone) == said(company[index])
 
 
+@engines("Q8_0")
 async def test_a_long_prompt_beside_a_call_changes_nothing(exact: Rig) -> None:
     tokens = await exact.prompt("Why is the sky blue?", raw=True)
     long = (await exact.prompt("word " * 400, raw=True))[:400]
@@ -110,6 +116,7 @@ async def test_a_long_prompt_beside_a_call_changes_nothing(exact: Rig) -> None:
     assert said(beside) == said(alone)
 
 
+@engines("Q8_0")
 async def test_a_long_context_is_the_same_alone_and_in_company(exact: Rig) -> None:
     """From 512 cells on llama.cpp would compute a lone row in another order."""
     [first, *others] = await prompts(exact, "Say ")
@@ -129,11 +136,13 @@ async def test_a_long_context_is_the_same_alone_and_in_company(exact: Rig) -> No
     assert said(beside) == said(alone)
 
 
+@engines("Q8_0")
 async def test_it_says_that_it_is_deterministic(exact: Rig) -> None:
     assert exact.facts.deterministic
     assert "deterministic" in exact.facts.capabilities
 
 
+@engines("Q8_0")
 async def test_a_context_that_was_not_saved_comes_back_bit_for_bit(exact: Rig) -> None:
     """P-04: also where saved contexts have no room, whatever is computed beside it."""
     prompt = await exact.prompt(f"{STORY}Tell me a long story about a fox.")

@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_read_leaves_the_running_rules(tmp_path: Path) -> 
     assert not gate.check(CAREFUL, "spawn", A).allowed
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 def test_a_file_of_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "policy.csv").write_text(NO_A, encoding=encoding)
     with pytest.raises(SyscallError, match=r"cannot be read|shows as nothing"):

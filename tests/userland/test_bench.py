@@ -50,8 +50,11 @@ def document(take: Take, *more: Attempt) -> Document:
         for name in SUITES
     ],
 )
-def test_each_suite_measures_every_figure_in_its_tiny_form(name: str) -> None:
+def test_each_suite_measures_every_figure_in_its_tiny_form(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """P-12: every number is made again with one command. P-02: the whole path is compared."""
+    monkeypatch.setenv("LLMASOS_THREADS", "1")  # beside other tests, a second one only spins
     measured = run(SUITES[name], tiny=True)
     absent = [gap.peer for gap in measured.missing if gap.install == "make peers"]
     assert len(absent) == len(measured.missing), measured.missing  # other gaps are failures

@@ -41,10 +41,19 @@ async def pids(client: AsyncLLMasOS) -> set[int]:
     return {info.pid for info in (await client.ps(ended=True)).processes}
 
 
+@pytest.fixture(scope="module")
+def own_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine on which there are no processes but those of these tests."""
+    machine = fresh(tmp_path_factory.mktemp("own"))
+    machine.start("--mount", "false")
+    yield machine
+    machine.down()
+
+
 @pytest.fixture
-async def client(shared: Machine) -> AsyncIterator[AsyncLLMasOS]:
+async def client(own_machine: Machine) -> AsyncIterator[AsyncLLMasOS]:
     with anyio.fail_after(GUARD_S):
-        async with AsyncLLMasOS(socket=shared.paths.socket, profile="operator") as client:
+        async with AsyncLLMasOS(socket=own_machine.paths.socket, profile="operator") as client:
             yield client
 
 
@@ -162,8 +171,8 @@ async def _make(
         made += await parent.fork(3, keep=True)
 
 
-async def test_what_is_kept_outlives_its_block_and_its_connection(shared: Machine) -> None:
-    path = shared.paths.socket
+async def test_what_is_kept_outlives_its_block_and_its_connection(own_machine: Machine) -> None:
+    path = own_machine.paths.socket
     async with AsyncLLMasOS(socket=path, profile="operator") as other:
         async with AsyncLLMasOS(socket=path) as client:
             async with await client.spawn("echo", keep=True) as kept:
@@ -224,9 +233,9 @@ def test_ctrl_c_leaves_no_process(slow_machine: Machine, way: str) -> None:
     assert program.returncode == 0
 
 
-def test_a_result_that_nobody_waits_for_any_more_is_ended(shared: Machine) -> None:
+def test_a_result_that_nobody_waits_for_any_more_is_ended(own_machine: Machine) -> None:
     """Ctrl-C in the moment in which a process was made."""
-    with LLMasOS(socket=shared.paths.socket, profile="operator") as client:
+    with LLMasOS(socket=own_machine.paths.socket, profile="operator") as client:
         spawned: list[int] = []
 
         async def interrupted() -> Any:

@@ -205,5 +205,5 @@ def test_top_draws_again(shared: Machine, pid: int) -> None:
     assert top.returncode == 0
     assert pid in {one["pid"] for one in samples[-1]["processes"]}
     shown = on_a_terminal(shared, "top", "--once")
-    assert "APP" in shown
+    assert "TITLE" in shown
     assert max(len(line) for line in shown.partition("DEVICE")[0].splitlines()) <= 80
