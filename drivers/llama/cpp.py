@@ -132,7 +132,7 @@ def amx_kernels(build: str) -> bool:
 
     Those kernels end the process on some processors: SIGSEGV where they load the tile
     configuration, at the first batch of several tokens (llama.cpp of llama-cpp-python 0.3.36,
-    gcc 12, Sapphire Rapids).
+    gcc 12, an Intel Xeon with amx_int8).
     """
     return "AMX_INT8 = 1" in build
 
