@@ -426,7 +426,10 @@ async def a_beginning_is_computed_once_for_a_domain(rig: Rig) -> None:
         check_end(outcome)
     fed = [outcome.fed for outcome in outcomes]
     assert fed[0] == len(prompts[0])
-    assert max(fed[1:]) < 16
+    # Where a step holds a part of a prompt only, a call does not wait for a short last part.
+    same = next(at for at, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
+    own = max(len(prompt) - same for prompt in prompts)
+    assert max(fed[1:]) < limits.SHARE_TOKENS + own < len(prompts[0]) // 2
 
 
 @needs("share")

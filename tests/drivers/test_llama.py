@@ -95,6 +95,12 @@ async def test_a_prompt_is_fed_in_parts_that_fit_a_step_s_time(tmp_path: Path) -
         assert max(fed[1:]) <= limits.CHUNK_MIN_TOKENS
 
 
+async def test_a_beginning_is_computed_once_in_steps_that_hold_a_part_of_it(tmp_path: Path) -> None:
+    async with Rig(llama, MODEL, tmp_path / "log", slots=8, window=512, chunk_s=1e-6) as rig:
+        await contract.a_beginning_is_computed_once_for_a_domain(rig)
+        await contract.a_beginning_is_computed_once_for_a_domain(rig)  # a pace is known now
+
+
 async def test_a_lone_surrogate_is_refused(rig: Rig) -> None:
     with pytest.raises(SyscallError):
         await rig.engine.tokenize("\ud800")
