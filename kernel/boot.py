@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from typing import cast
 
 import anyio
@@ -33,7 +34,7 @@ from .memory.meaning import Meaning
 from .memory.memory import Memory
 from .memory.paging import Pager
 from .memory.sweeping import Sweeper
-from .paths import Paths, noted_runtime
+from .paths import Paths, noted_runtime, other_state
 from .policy import OwnFile, Policy
 from .process import Processes
 from .recovery import check_processes, recover
@@ -268,9 +269,14 @@ def _lock(plan: Plan) -> Generator[None]:
         try:
             listen.own(paths.runtime, plan.doors)
             paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _claim(locks, paths.lock, str(paths.socket), "`llmasos daemon stop` ends it")
+            other = other_state(paths)
+            variable = f"LLMASOS_STATE_DIR={quote(str(other))} " if other else ""
+            stop = f"`{variable}llmasos daemon stop` ends it"
+            lock = _claim(locks, paths.lock, str(paths.socket), stop)
+            state = os.path.realpath(paths.state)
+            os.pwrite(lock, os.fsencode(f"{os.getpid()}\n{state}\n"), 0)
             noted = noted_runtime(paths)
-            stop = f"`LLMASOS_RUNTIME_DIR={noted} llmasos daemon stop` ends it"
+            stop = f"`LLMASOS_RUNTIME_DIR={quote(str(noted))} llmasos daemon stop` ends it"
             lock = _claim(locks, paths.state_lock, f"{noted} with its state in {paths.state}", stop)
             os.pwrite(lock, os.fsencode(f"{os.getpid()}\n{paths.runtime}\n"), 0)
         except OSError as error:

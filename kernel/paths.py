@@ -6,6 +6,8 @@ Standard library only. Nothing here changes the disk; who creates a directory gi
 import os
 import pwd
 import stat
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +31,7 @@ class Paths:
 
     @property
     def lock(self) -> Path:
+        """Its second line is the state directory of the daemon that holds it, or held it last."""
         return self.runtime / "kernel.lock"
 
     @property
@@ -83,35 +86,76 @@ def temporary() -> Path:
     return Path(os.environ.get("TMPDIR") or "/tmp") / f"llmasos-{os.getuid()}"
 
 
+def is_temporary(directory: Path) -> bool:
+    """Whether it is the place of a socket below the temporary directory, of any state."""
+    usual = temporary()
+    return directory.parent == usual.parent and (
+        directory == usual or directory.name.startswith(f"{usual.name}-")
+    )
+
+
 def find() -> Paths:
     """The directories of this user: LLMASOS_*_DIR, then XDG, then the usual places.
 
     Without XDG_RUNTIME_DIR the socket stands in a private directory below the temporary one. Where
-    LLMASOS_RUNTIME_DIR names no place, the socket of the state directory's daemon comes before one
-    at the usual place, which may be left behind or belong to another state: environments that share
-    a state find one daemon. ENOENT when a directory depends on a home directory that is not known.
+    LLMASOS_RUNTIME_DIR names no place, the socket of the state directory's daemon comes before the
+    usual one: environments that share a state find one daemon. ENOENT when a directory depends on a
+    home directory that is not known.
     """
-    xdg = _xdg("XDG_RUNTIME_DIR")
     named = os.environ.get("LLMASOS_RUNTIME_DIR")
+    state = _directory("STATE", "XDG_STATE_HOME", ".local", "state")
     usual = Paths(
-        runtime=Path(named) if named else xdg / "llmasos" if xdg else temporary(),
-        state=_directory("STATE", "XDG_STATE_HOME", ".local", "state"),
+        runtime=Path(named) if named else usual_runtime(state),
+        state=state,
         cache=_directory("CACHE", "XDG_CACHE_HOME", ".cache"),
         config=_directory("CONFIG", "XDG_CONFIG_HOME", ".config"),
     )
     if named:
         return usual
     noted = replace(usual, runtime=noted_runtime(usual) or usual.runtime)
-    return noted if _is_ours(noted.runtime) and noted.socket.exists() else usual
+    is_there = _is_ours(noted.runtime) and noted.socket.exists()
+    return noted if is_there and other_state(noted) is None else usual
+
+
+def usual_runtime(state: Path) -> Path:
+    """Where the socket of a state directory stands when no place is named: each state that is not
+    in the usual place has one of its own, so that two states can have a daemon each."""
+    xdg = _xdg("XDG_RUNTIME_DIR")
+    runtime = xdg / "llmasos" if xdg else temporary()
+    real = os.path.realpath(state)
+    if real == _usual_state():
+        return runtime
+    # Two states of one checksum are found out by what the lock file notes.
+    return runtime.with_name(f"{runtime.name}-{zlib.crc32(os.fsencode(real)):08x}")
+
+
+def _usual_state() -> str:
+    """Below the home directory of the password database: HOME may be another one for a while."""
+    home = os.environ.get("HOME", "")
+    with suppress(KeyError):
+        home = pwd.getpwuid(os.getuid()).pw_dir
+    return os.path.realpath(os.path.join(home, ".local", "state", "llmasos"))
 
 
 def noted_runtime(where: Paths) -> Path | None:
     """The runtime directory that the last daemon of a state directory noted there."""
+    return _noted(where.state_lock)
+
+
+def other_state(where: Paths) -> Path | None:
+    """The state directory that the daemon at a socket noted, if it is another one than `where`
+    names. None, too, for who may not read that: another user's state is not ours to compare."""
+    noted = _noted(where.lock)
+    return noted if noted is not None and str(noted) != os.path.realpath(where.state) else None
+
+
+def _noted(lock: Path) -> Path | None:
+    """The second line of a lock file, the first one is a pid."""
     try:
-        lines = os.fsdecode(where.state_lock.read_bytes()).splitlines()
+        lines = os.fsdecode(lock.read_bytes()).split("\n")
     except OSError:
         return None
-    return Path(lines[1]) if len(lines) > 1 else None
+    return Path(lines[1]) if len(lines) > 1 and lines[1] else None
 
 
 def _is_ours(directory: Path) -> bool:

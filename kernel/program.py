@@ -27,7 +27,7 @@ from .trap import Trap
 log = logging.getLogger(__name__)
 _SUBREAPER = 36  # of prctl
 _BURIAL_S, _LOOKS = 1.0, 20  # what was killed needs a moment to end
-_KEPT = ("PATH", "LANG", "LC_ALL", "TZ")  # of our own environment
+_KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "LLMASOS_RUNTIME_DIR")  # of our own environment
 
 
 async def start(

@@ -53,7 +53,7 @@ class Machine(daemon.Machine):
     def down(self) -> None:
         """End whatever daemon runs here, a private one too, without draining."""
         if self.paths.lock.exists():
-            pid = int(self.paths.lock.read_text() or 0)
+            pid = int(self.paths.lock.read_text().partition("\n")[0] or 0)
             if b"llmasos.userland.daemon" in _command(pid):  # and not whoever has its number now
                 os.kill(pid, signal.SIGTERM)
                 os.kill(pid, signal.SIGTERM)

@@ -167,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.verb == "check":
             print(json.dumps(examine(where, embedded()), sort_keys=True))
             return 0
+        os.environ["LLMASOS_RUNTIME_DIR"] = os.path.abspath(where.runtime)  # for what it starts
         chosen, listed = settings.load(where, arguments)
         run(arguments, plan(arguments, chosen, listed, where), where)
     except SyscallError as error:

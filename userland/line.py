@@ -11,6 +11,7 @@ import stat
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any, Generic, TypeVar
 
 from llmasos.kernel import limits, paths, wire
@@ -56,7 +57,39 @@ def inherited() -> socket.socket | None:
 
 def own() -> socket.socket:
     """A connection to the kernel that started this program, or else to this user's."""
-    return inherited() or connect(paths.find().socket)
+    return inherited() or _near()
+
+
+def _near() -> socket.socket:
+    """A connection to the daemon of this user's directories. Also EBUSY, see check_state."""
+    where = paths.find()
+    connection = connect(where.socket)
+    try:
+        check_state(where)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def check_state(where: paths.Paths) -> None:
+    """EBUSY when the daemon that answers at the socket serves another state directory.
+
+    Who names the runtime directory and no state directory wants that socket's daemon, whatever its
+    state is; so do the programs that a kernel started.
+    """
+    named = bool(os.environ.get("LLMASOS_RUNTIME_DIR"))
+    if inherits() or (named and not os.environ.get("LLMASOS_STATE_DIR")):
+        return
+    other = paths.other_state(where)
+    if other is None:
+        return
+    words = f"the daemon at {where.socket} has its state in {other}, not in {where.state}"
+    own = f"LLMASOS_RUNTIME_DIR={quote(str(paths.usual_runtime(where.state)))}"
+    start = f"{'env -u LLMASOS_RUNTIME_DIR' if named else own} llmasos daemon start"
+    ask = f"LLMASOS_STATE_DIR={quote(str(other))} llmasos ps"
+    hint = f"`{start}` starts one for {where.state}; `{ask}` asks the one that runs"
+    raise SyscallError(Errno.EBUSY, words, hint)
 
 
 def connect(path: Path) -> socket.socket:
@@ -76,7 +109,7 @@ def check(path: Path) -> None:
     our key and our prompts. A place that was named is taken at its word. ECONNREFUSED when nobody
     has: who made it after this look would not be found out."""
     folder = path.parent
-    if folder != paths.temporary():
+    if not paths.is_temporary(folder):
         return
     try:
         status = folder.lstat()

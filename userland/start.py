@@ -19,7 +19,7 @@ from llmasos.kernel import disk, limits
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.paths import Paths
 
-from .line import check, connect, inherits
+from .line import check, check_state, connect, inherits
 
 _LOG_BYTES = 4096  # of the log's end, read when the daemon did not come up
 _LOG_LINES = 12
@@ -37,7 +37,8 @@ def ensure(where: Paths, *arguments: str) -> bool:
     kernel started: it has one.
 
     `arguments` go to the daemon. Raises ECONNREFUSED with the end of its log when it did not come
-    up within START_S, EACCES, EEXIST, EROFS or ENOSPC when a directory cannot be used.
+    up within START_S, EBUSY when one of another state answers there, EACCES, EEXIST, EROFS or
+    ENOSPC when a directory cannot be used.
     """
     if inherits():
         return False
@@ -57,13 +58,14 @@ def ensure(where: Paths, *arguments: str) -> bool:
 
 
 def answers(where: Paths) -> bool:
-    """Whether somebody listens. Errors other than absence are raised."""
+    """Whether the daemon of these directories does. Errors other than absence are raised."""
     try:
         connect(where.socket).close()
     except SyscallError as error:
         if error.errno is not Errno.ECONNREFUSED:
             raise
         return False
+    check_state(where)
     return True
 
 
@@ -87,7 +89,8 @@ def _farewell(where: Paths) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        gone(int(os.pread(lock, 32, 0) or b"0"), 2 * limits.DRAIN_S)
+        pid = os.pread(lock, 32, 0).partition(b"\n")[0]
+        gone(int(pid or b"0"), 2 * limits.DRAIN_S)
     finally:
         os.close(lock)
 

@@ -1,6 +1,8 @@
 """The command line as it is started: descriptors, locale, directories, `--`, stdin, file names."""
 
+import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -130,7 +132,8 @@ def test_relative_xdg_directories_are_ignored(monkeypatch: pytest.MonkeyPatch, v
     assert found.state == Path("/home/someone/.local/state/llmasos")
     assert found.cache == Path("/home/someone/.cache/llmasos")
     assert found.config == Path("/home/someone/.config/llmasos")
-    assert found.runtime == paths.temporary()
+    assert found.runtime == paths.usual_runtime(found.state)
+    assert found.runtime.parent == paths.temporary().parent
 
 
 # --- two environments, one state --------------------------------------------------------------
@@ -174,7 +177,7 @@ def test_the_socket_of_ones_own_state_comes_before_another_at_the_usual_place(
     monkeypatch.delenv("LLMASOS_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("LLMASOS_STATE_DIR", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    usual, noted = tmp_path / "llmasos", tmp_path / "noted"
+    usual, noted = paths.usual_runtime(tmp_path), tmp_path / "noted"
     for directory in (usual, noted):
         directory.mkdir(mode=0o700)
         (directory / "kernel.sock").touch()
@@ -184,8 +187,67 @@ def test_the_socket_of_ones_own_state_comes_before_another_at_the_usual_place(
     monkeypatch.setenv("LLMASOS_RUNTIME_DIR", str(usual))
     assert paths.find().runtime == usual
     monkeypatch.delenv("LLMASOS_RUNTIME_DIR")
+    (noted / "kernel.lock").write_text("1\n/elsewhere\n")  # another state's daemon came after ours
+    assert paths.find().runtime == usual
+    (noted / "kernel.lock").write_text(f"1\n{tmp_path}\n")
+    assert paths.find().runtime == noted
     (noted / "kernel.sock").unlink()  # as a daemon does that stops
     assert paths.find().runtime == usual
+
+
+def test_a_state_in_an_unusual_place_has_a_socket_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("LLMASOS_RUNTIME_DIR", raising=False)
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    for xdg, usual in ((str(tmp_path), tmp_path / "llmasos"), ("", paths.temporary())):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", xdg)
+        assert paths.usual_runtime(home / ".local/state/llmasos") == usual
+        first, second = paths.usual_runtime(tmp_path / "a"), paths.usual_runtime(tmp_path / "b")
+        assert len({usual, first, second, paths.usual_runtime(Path("/a"))}) == 4
+        assert {usual.parent} == {first.parent, second.parent}
+    assert paths.is_temporary(first)  # is checked for others who made it
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert paths.usual_runtime(tmp_path / "link") == first
+
+
+def test_the_daemon_of_another_state_is_not_asked(machine: Machine) -> None:
+    """Neither silently, nor by the commands that the refusal names."""
+    machine.start("--mount", "false")
+    other = {"LLMASOS_STATE_DIR": f"{machine.paths.state} of another"}
+    program = "from llmasos import LLMasOS; LLMasOS().ps()"
+    for refused in (
+        machine.llmasos("run", "-m", "echo", "hello", check=False, **other),
+        machine.llmasos("daemon", "start", check=False, **other),
+        machine.llmasos("daemon", "stop", check=False, **other),
+        machine.python("-c", program, check=False, **other),
+    ):
+        assert refused.returncode != 0
+        assert f"has its state in {machine.paths.state}, not in".encode() in refused.stderr
+    assert b"has its state in" in machine.llmasos("doctor", check=False, **other).stdout
+    second = machine.llmasos("daemon", "run", check=False, **other)
+    (stop,) = re.findall("`(.* daemon stop)`", second.stderr.decode())
+    assert f"LLMASOS_STATE_DIR={machine.paths.state} " in stop
+    start, ask = re.findall("`([^`]*)`", refused.stderr.decode())
+    environment = {**machine.environment, **other, "LLMASOS_MOUNT": "false"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment["XDG_RUNTIME_DIR"] = str(machine.paths.runtime.parent)
+    try:
+        for command in (start, ask, stop):
+            subprocess.run(["sh", "-c", command], env=environment, check=True, timeout=LIMIT_S)
+        assert machine.reap() == 0
+        rest = {k: v for k, v in environment.items() if k != "LLMASOS_RUNTIME_DIR"}
+        found = subprocess.run(
+            [sys.executable, "-m", "llmasos", "daemon", "status", "--json"], env=rest,
+            check=True, capture_output=True, timeout=LIMIT_S,
+        )  # fmt: skip
+        assert json.loads(found.stdout)["private"] is False
+    finally:
+        subprocess.run(
+            ["sh", "-c", "env -u LLMASOS_RUNTIME_DIR llmasos daemon stop"], env=environment,
+            check=True, timeout=LIMIT_S,
+        )  # fmt: skip
 
 
 # --- stdin and files --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from anyio.abc import ByteStream, UNIXSocketStream
 from llmasos.kernel import paths
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland import start
-from llmasos.userland.line import check, inherited, refusal
+from llmasos.userland.line import check, check_state, inherited, refusal
 from llmasos.userland.remote import Remote, address, chosen
 from llmasos.userland.remote import refusal as far_refusal
 
@@ -44,18 +44,31 @@ async def dial(
     given = inherited() if place is None else None
     if given is not None:
         return await UNIXSocketStream.from_socket(given)
-    path = Path(place) if place is not None else paths.find().socket
+    if place is not None:
+        return await _near(Path(place))
+    where = paths.find()
     try:
-        return await _near(path)
+        return await _own(where)
     except SyscallError as error:
-        wanted = place is None and autostart and start.allowed()
+        wanted = autostart and start.allowed()
         if error.errno is not Errno.ECONNREFUSED or not wanted:
             raise
-    await anyio.to_thread.run_sync(partial(start.ensure, paths.find(), "--private"))
-    return await _near(path)
+    await anyio.to_thread.run_sync(partial(start.ensure, where, "--private"))
+    return await _own(where)
 
 
-async def _near(path: Path) -> ByteStream:
+async def _own(where: paths.Paths) -> UNIXSocketStream:
+    """Also EBUSY, when the daemon there serves another state directory."""
+    stream = await _near(where.socket)
+    try:
+        check_state(where)
+    except BaseException:
+        await stream.aclose()
+        raise
+    return stream
+
+
+async def _near(path: Path) -> UNIXSocketStream:
     check(path)
     try:
         return await anyio.connect_unix(path)
