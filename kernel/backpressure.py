@@ -12,7 +12,7 @@ from typing import Protocol
 
 from . import limits
 from .errors import Errno, SyscallError, TooBig
-from .wire import HEAD_BYTES, HEADER, ProtocolError, call_number
+from .wire import HEAD_BYTES, HEADER, FrameTooBig, ProtocolError, call_number
 
 
 class Reader(Protocol):
@@ -175,10 +175,10 @@ class Requests:
     def _refusal(self, length: int) -> SyscallError | None:
         if self.load is None and length > limits.HELLO_BYTES:
             words = f"a frame of {length} bytes before hello; {limits.HELLO_BYTES} are allowed"
-            raise ProtocolError(words, fatal=True)
+            raise FrameTooBig(words, hint="say hello first", fatal=True)
         if length > limits.SKIP_BYTES:
-            words = f"a frame of {length} bytes is over {limits.REQUEST_BYTES}"
-            raise ProtocolError(words, fatal=True)
+            words = f"a frame of {length} bytes; {limits.REQUEST_BYTES} are allowed"
+            raise FrameTooBig(words, hint="send less in one call", fatal=True)
         if length > limits.REQUEST_BYTES:
             words = f"the call has {length} bytes; {limits.REQUEST_BYTES} are allowed"
             return TooBig(words, "send less in one call")

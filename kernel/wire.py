@@ -35,13 +35,22 @@ _msgpack = cast("Any", msgpack)
 
 
 class ProtocolError(SyscallError):
-    """A frame that cannot be understood. `fatal`: the stream itself is lost."""
+    """A frame that cannot be understood: EPROTO. `fatal`: the stream itself is lost."""
 
     def __init__(
         self, message: str, *, errno: Errno = Errno.EPROTO, hint: str = "", fatal: bool = False
     ) -> None:
-        super().__init__(errno, message, hint or "see kernel/wire.py for the form of a frame")
+        hint = hint or "see kernel/wire.py for the form of a frame"
+        SyscallError.__init__(self, errno, message, hint)
         self.fatal = fatal
+
+
+class FrameTooBig(ProtocolError, TooBig):
+    """A frame over a limit of its size, its items or its depth: E2BIG, whichever it is."""
+
+    def __init__(self, message: str, *, hint: str = "", fatal: bool = False) -> None:
+        hint = hint or "send it in several calls"
+        ProtocolError.__init__(self, message, errno=Errno.E2BIG, hint=hint, fatal=fatal)
 
 
 def _plain(value: object) -> object:
@@ -151,7 +160,7 @@ class _Decoding:
     def _count(self, items: int) -> None:
         self._left -= 1 + items
         if self._left < 0:
-            raise ValueError(f"a frame has more than {limits.FRAME_ITEMS} items")
+            raise FrameTooBig(f"the call has more than {limits.FRAME_ITEMS} items")
 
 
 def _no_ext(code: int, data: bytes) -> object:
@@ -159,7 +168,8 @@ def _no_ext(code: int, data: bytes) -> object:
 
 
 def unpack(body: bytes) -> list[Any]:
-    """The message of a client's frame. Raises ProtocolError; never allocates beyond the limits."""
+    """The message of a client's frame. Raises ProtocolError, and FrameTooBig for one over a limit;
+    never allocates beyond the limits."""
     hooks: dict[str, Any] = {"object_pairs_hook": _unique}
     if len(body) > limits.FRAME_ITEMS:  # a shorter one cannot hold so many items
         decoding = _Decoding()
@@ -198,8 +208,9 @@ def _undecoded(error: Exception) -> ProtocolError:
     if over := _LIMIT.search(words):
         items, kind, most = over.groups()
         what = {"array": "list", "map": "map"}[kind]
-        words = f"a {what} of the call has {items} items; {most} are allowed"
-        return ProtocolError(words, errno=Errno.E2BIG, hint="send them in several calls")
+        return FrameTooBig(f"a {what} of the call has {items} items; {most} are allowed")
+    if isinstance(error, _msgpack.StackError):
+        return _too_deep()
     return ProtocolError(f"not a msgpack frame: {words}")
 
 
@@ -231,7 +242,12 @@ def _check_depth(frame: list[Any]) -> None:
         if not below:
             return
         level = below
-    raise ProtocolError(f"a frame is nested deeper than {limits.FRAME_DEPTH}")
+    raise _too_deep()
+
+
+def _too_deep() -> FrameTooBig:
+    words = f"the call is nested deeper than {limits.FRAME_DEPTH} levels"
+    return FrameTooBig(words, hint="send it as a text, in JSON for example")
 
 
 class Frames:

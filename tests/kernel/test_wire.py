@@ -15,6 +15,7 @@ from llmasos.kernel.errors import Errno, SyscallError, TooBig
 from llmasos.kernel.wire import (
     CALL,
     Frames,
+    FrameTooBig,
     ProtocolError,
     build,
     call,
@@ -119,11 +120,15 @@ def test_depth_and_number_of_containers_are_capped() -> None:
     deep: list[Any] = [0]
     for _ in range(limits.FRAME_DEPTH + 1):
         deep = [deep]
-    with pytest.raises(ProtocolError, match="deeper"):
-        unpack(body(deep))
+    for frame in (body(deep), b"\x91" * 5_000 + b"\x00"):  # the second is too deep for msgpack
+        with pytest.raises(FrameTooBig, match="deeper than 16 levels") as caught:
+            unpack(frame)
+        assert caught.value.errno is Errno.E2BIG
     wide: Any = [[[] for _ in range(4000)] for _ in range(20)]
-    with pytest.raises(ProtocolError, match=f"more than {limits.FRAME_ITEMS} items"):
+    with pytest.raises(FrameTooBig, match=f"more than {limits.FRAME_ITEMS} items"):
         unpack(body(wide))
+    with pytest.raises(TooBig, match=f"more than {limits.FRAME_ITEMS} items"):
+        call(1, "ps", wide)
 
 
 def test_random_bytes_never_raise_anything_else() -> None:

@@ -54,7 +54,9 @@ REFUSED = {
     "a name that is no text": body(CALL, NUMBER, 5, {}),
     "over the size of a frame": body(CALL, NUMBER, "tokenize", {"model": "e", "text": LONG}),
 }  # fmt: skip
-TOO_LARGE = ("a map of 257", "a list of 4097", "over the size of a frame")
+TOO_LARGE = (
+    "a map of 257", "a list of 4097", "65,537 items", "17 levels", "over the size of a frame",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
