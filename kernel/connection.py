@@ -107,15 +107,17 @@ class Connection(asyncio.Protocol):
 
     def _take_frames(self) -> bool:
         """Hand frames to the ear; whether there may be more of them here."""
-        taken, begin = 0, time.monotonic()
+        requests, taken, begin = self._requests, 0, time.monotonic()
         for _ in range(limits.CALLS_IN_FLIGHT):
             if self._closing or taken > limits.TURN_BYTES or not self._may_start():
                 break
-            received = self._requests.next()
+            received = requests.next()
             if received is None:
                 return False
             taken += len(received.body)
             self._ear.frame(received)
+            if not requests.partial:  # nearly every call: it was all that had arrived
+                return False
             if time.monotonic() - begin > limits.TURN_S:
                 break
             if self._out_bytes > limits.WRITE_BUFFER_HIGH_BYTES:

@@ -22,6 +22,7 @@ from .values import RECALL, Event, Fork, Ps, Spawn
 # Files have names that rules cannot hold: each byte of an odd letter is +HH there.
 _ODD = re.compile(r"[^A-Za-z0-9._:/-]")
 _NEW = "/proc/own/0"  # a process that is about to be made
+_NUMBERED = re.compile(r"^(/proc/(?:own/)?)[0-9]+")
 _PROCESS = re.compile(r"/proc/([0-9]+)(?=/|$)")
 
 
@@ -109,7 +110,7 @@ def sees(machine: Machine, caller: Caller, event: Event) -> bool:
 
 def counted(object_: str) -> str:
     """An object as counters have it: all processes are process 0, or each had rows for months."""
-    return re.sub(r"^/proc/(own/)?[0-9]+", r"/proc/\g<1>0", object_)
+    return _NUMBERED.sub(r"\g<1>0", object_) if object_.startswith("/proc/") else object_
 
 
 def _refused(

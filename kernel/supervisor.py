@@ -73,6 +73,11 @@ class Supervisor:
         """Run a job; after an unforeseen exception call `failed`."""
         self._tasks.start_soon(self._attempt_once, name, partial(body, *args), failed)
 
+    @property
+    def running(self) -> int:
+        """How many jobs of `run` are at work, not waiting to run again."""
+        return sum(job.state == "running" for job in self._jobs.values())
+
     def jobs(self) -> list[BackgroundJob]:
         """The jobs that run or wait, then those that have ended after a failure."""
         return [*self._jobs.values(), *self._ended]

@@ -39,7 +39,10 @@ class Tallies:
 
     def count(self, subject: str, syscall: str, object_: str, rule: str) -> None:
         """One more call of class C."""
-        self._counts[self._key((subject, syscall, object_, rule))] += 1
+        key = (subject, syscall, object_, rule)
+        if key not in self._counts:
+            key = self._key(key)
+        self._counts[key] += 1
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(limits.COUNTER_S, self.flush)

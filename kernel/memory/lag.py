@@ -27,22 +27,29 @@ class Lags:
 
     def __init__(self) -> None:
         self._lags: dict[str, Lag] = {}
+        self._total: Lag | None = Lag()  # of all; None: to be added up
 
     def of(self, owner: str) -> Lag:
         return self._lags.get(owner, Lag())
 
     def total(self) -> Lag:
-        lags = list(self._lags.values())
-        since = min((one.since for one in lags if one.waiting), default=0.0)
-        return Lag(sum(one.waiting for one in lags), since, sum(one.refused for one in lags))
+        if self._total is None:
+            lags = list(self._lags.values())
+            since = min((one.since for one in lags if one.waiting), default=0.0)
+            waiting, refused = sum(one.waiting for one in lags), sum(one.refused for one in lags)
+            self._total = Lag(waiting, since, refused)
+        return self._total
 
     def add(self, owner: str, pages: int) -> None:
         """So many pages have begun to wait."""
         before = self.of(owner)
         since = before.since if before.waiting else time.time()
-        self._lags[owner] = Lag(before.waiting + pages, since, before.refused)
+        self._set(owner, Lag(before.waiting + pages, since, before.refused))
 
     def counted(self, owner: str, row: Sequence[Value]) -> None:
         """The one row that COUNTED gives."""
         waiting, since, refused = row
-        self._lags[owner] = Lag(int(waiting or 0), float(since or 0), int(refused or 0))
+        self._set(owner, Lag(int(waiting or 0), float(since or 0), int(refused or 0)))
+
+    def _set(self, owner: str, lag: Lag) -> None:
+        self._lags[owner], self._total = lag, None

@@ -34,7 +34,8 @@ def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
         pages_waiting=0 if m.meaning.off else lag.waiting,
         waiting_since=0.0 if m.meaning.off else lag.since,
         pages_refused=lag.refused, indexing=indexing, indexing_note=why,
-        last_run=m.last_run, job_failures=m.jobs.failures, jobs=_jobs(m, call.caller.owner),
+        last_run=m.last_run, jobs_running=m.jobs.running, job_failures=m.jobs.failures,
+        jobs_failed=_failed(m, owner) if m.jobs.failures else [],
     )  # fmt: skip
 
 
@@ -42,10 +43,10 @@ def settings(m: Machine, call: Call, request: v.Nothing) -> v.Settings:
     return v.Settings(list(m.settings))
 
 
-def _jobs(m: Machine, caller: str) -> list[v.JobInfo]:
-    """What a caller may see: the jobs of other owners only if the machine is theirs."""
-    seen = [job for job in m.jobs.jobs() if caller in (job.owner, m.owner) or not job.owner]
-    seen.sort(key=lambda job: job.failures == 0)
+def _failed(m: Machine, caller: str) -> list[v.JobInfo]:
+    """Jobs that have failed; those of other owners only if the machine is the caller's."""
+    failed = [job for job in m.jobs.jobs() if job.failures]
+    seen = [job for job in failed if caller in (job.owner, m.owner) or not job.owner]
     return [
         v.JobInfo(job.name, job.owner, job.state, job.failures, job.error, round(job.retry_s, 1))
         for job in seen[: limits.JOB_ROWS]

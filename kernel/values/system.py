@@ -65,8 +65,9 @@ class Stat:
     pages_refused: int = 0  # by the embedder: they are found by words only
     mail: int = 0  # messages that wait in mailboxes
     last_run: str = ""  # how the run before this one ended; empty: there was none
+    jobs_running: int = 0  # background jobs that are at work
     job_failures: int = 0  # of background jobs, since boot
-    jobs: list[JobInfo] = field(default_factory=list[JobInfo])  # those that failed come first
+    jobs_failed: list[JobInfo] = field(default_factory=list[JobInfo])  # once or more often
     damages: list[Damage] = field(default_factory=list[Damage])  # one's own; the owner sees all
 
 

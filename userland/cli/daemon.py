@@ -161,9 +161,8 @@ def _refuse_elsewhere(error: SyscallError) -> None:
 
 def _jobs(stat: v.Stat) -> str:
     """Its background jobs: how many run, and each that failed."""
-    running = sum(job.state == "running" for job in stat.jobs)
-    failed = [failure(job) for job in stat.jobs if job.failures]
-    return "; ".join([f"{running} running", *failed])
+    failed = [failure(job) for job in stat.jobs_failed]
+    return "; ".join([f"{stat.jobs_running} running", *failed])
 
 
 def failure(job: v.JobInfo) -> str:

@@ -195,11 +195,13 @@ def _jobs() -> Finding:
             stat = line.call("stat", v.Nothing(), v.Stat)
     except SyscallError:
         return Finding("ok", "none: the daemon does not answer")  # `daemon` says why
-    waiting = [job for job in stat.jobs if job.state == "waiting"]
+    waiting = [job for job in stat.jobs_failed if job.state == "waiting"]
     if waiting:
         words = "; ".join(failure(job) for job in waiting)
         return Finding("warn", words, "`llmasos daemon logs` has the traceback")
-    return Finding("ok", f"{len(stat.jobs)}, {stat.job_failures} failures since the start")
+    return Finding(
+        "ok", f"{stat.jobs_running} running, {stat.job_failures} failures since the start"
+    )
 
 
 def _databases() -> Finding:
