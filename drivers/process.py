@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar, cast
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Cause, Death
 from llmasos.kernel.errors import DeviceFault, SyscallError, why
+from llmasos.kernel.logfile import open_log
 from llmasos.kernel.wire import Frames
 
 from . import frames
@@ -267,10 +268,6 @@ def tail(path: Path, begin: int) -> str:
         return ""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith(_DUMP)]
     return " | ".join(lines[-_TAIL_LINES:])[-_TAIL_CHARS:]
-
-
-def open_log(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 def environment(defaults: Mapping[str, str], **fixed: str) -> dict[str, str]:

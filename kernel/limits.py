@@ -250,6 +250,7 @@ USER_FOLLOWERS = 64  # calls of `watch` and `attach` that follow, of one user
 WATCH_BATCH = 256  # events per frame
 
 # --- daemon -----------------------------------------------------------------------------------
+LOG_BYTES = 4 * 1024 * 1024  # a log of the daemon or of an engine, and the one before it
 IDLE_EXIT_S = 15 * 60.0  # a private daemon without processes leaves after this
 DRAIN_S = 10.0  # calls in flight at SIGTERM get this long
 GARBAGE_S = 60.0  # between two full passes of Python's collector, when nothing is asked

@@ -26,6 +26,7 @@ from llmasos.kernel.driver import Option
 from llmasos.kernel.errors import SyscallError
 from llmasos.kernel.lastrun import stopped_by
 from llmasos.kernel.listen import Doors
+from llmasos.kernel.logfile import LogHandler
 from llmasos.kernel.machine import Machine
 from llmasos.kernel.values import SettingInfo
 from llmasos.userland import settings
@@ -101,9 +102,8 @@ def plan(
 
 
 def run(arguments: argparse.Namespace, planned: boot.Plan, where: paths.Paths) -> None:
-    logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.WARNING, handlers=[LogHandler(where.log)], format=form)
     logging.getLogger("llmasos").setLevel(logging.INFO)
 
     def ready(machine: Machine) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from llmasos.kernel import disk, limits
 from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.logfile import open_log
 from llmasos.kernel.paths import Paths
 
 from .line import check, check_state, connect, inherits
@@ -109,7 +110,7 @@ def gone(pid: int, deadline_s: float) -> bool:
 
 def _launch(where: Paths, arguments: Sequence[str]) -> None:
     ready, tell = os.pipe()
-    log = os.open(where.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    log = open_log(where.log)
     try:
         begin = os.fstat(log).st_size
         here = ["--directory", _here()]  # it stands in / itself
@@ -166,6 +167,7 @@ def _tail(path: Path, begin: int) -> str:
     """The last lines that were written after `begin`."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
+        begin = begin if begin <= end else 0  # the file was full, and another one has begun
         file.seek(max(begin, end - _LOG_BYTES))
         lines = file.read().decode(errors="replace").splitlines()
     return "\n".join(lines[-_LOG_LINES:]) or "(it wrote nothing)"

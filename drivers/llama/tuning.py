@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from llmasos.drivers.frames import error_in
-from llmasos.drivers.process import open_log, tail
+from llmasos.drivers.process import tail
 from llmasos.kernel.driver import Tuning
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.logfile import open_log
 from llmasos.kernel.values import Progress, Quality
 
 from . import gguf

@@ -6,12 +6,14 @@ import sys
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from llmasos.kernel import lastrun, limits, paths
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.logfile import earlier
 from llmasos.userland import start as starter
 from llmasos.userland.line import Line
 
@@ -186,12 +188,22 @@ def logs(arguments: Namespace) -> int:
     if not path.exists():
         hint = "a daemon that was started by `llmasos daemon run` writes to its own stderr"
         raise SyscallError(Errno.ENOENT, f"there is no {path}", hint)
+    lines, end = _last(path, arguments.lines)
+    _lines(lines, arguments)
     if arguments.follow:
-        _follow(["tail", "-n", str(arguments.lines), "-F", str(path)], arguments)
-    else:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            _lines(deque(file, maxlen=arguments.lines), arguments)
+        _follow(["tail", "-c", f"+{end + 1}", "-F", str(path)], arguments)
     return exits.OK
+
+
+def _last(path: Path, count: int) -> tuple[Iterable[str], int]:
+    """The last lines of a log and of the one before it, and how far the log was read."""
+    lines: deque[bytes] = deque(maxlen=count)
+    for one in (earlier(path), path):
+        end = 0
+        with suppress(FileNotFoundError), one.open("rb") as file:
+            lines.extend(file)
+            end = file.tell()
+    return (line.decode(errors="replace") for line in lines), end
 
 
 def _follow(line: Sequence[str], arguments: Namespace) -> None:
