@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from . import limits
 from .abi import TABLE
+from .complaint import wanted
 from .errors import Errno, SyscallError, TooBig
 from .values import Shape, Span
 
@@ -127,6 +128,6 @@ def _complaint(error: Mapping[str, Any]) -> str:
     place = ".".join(f"{part:.60}" if isinstance(part, str) else str(part) for part in error["loc"])
     got = error.get("input")
     shown = f" (got {got!r:.60})" if isinstance(got, (str, int, float, bool)) else ""
-    wanted = _WANTED.get(error.get("ctx", {}).get("pattern", ""))
-    words = f"want {wanted}" if wanted else error["msg"].removeprefix("Value error, ")
+    form = _WANTED.get(error.get("ctx", {}).get("pattern", ""))
+    words = f"want {form}" if form else wanted(error)
     return f"{place or 'request'}: {words}{shown}"

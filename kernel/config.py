@@ -13,6 +13,7 @@ from typing import Annotated, Any, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import limits
+from .complaint import wanted
 from .errors import Errno, SyscallError
 from .paths import Paths
 
@@ -105,7 +106,9 @@ def load(
         name = str(first["loc"][0])
         value, origin = origins.get(name, (None, "configuration"))
         hint = "`llmasos config list` tells what each setting is"
-        words = f"{name} = {value!r} ({origin}): {first['msg']}"
+        words = f"{name} = {value!r} ({origin}): {wanted(dict(first))}"
+        if name not in Config.model_fields:
+            words = f"{name} ({origin}): there is no such setting"
         raise SyscallError(Errno.EINVAL, words, hint) from error
     settings = [
         Setting(

@@ -196,7 +196,7 @@ class Mailboxes:
             words, hint = f"no message waits for process {process.pid}", ""
             if request.timeout_s:
                 words = f"no message for process {process.pid} within {request.timeout_s:g} s"
-                hint = "wait longer"
+                hint = f"`llmasos recv {process.pid}` waits until one comes"
             raise SyscallError(Errno.ETIMEDOUT, words, hint, pid=process.pid) from None
         mail = box.waiting.popleft()
         box.taken[mail.number] = connection, mail

@@ -10,6 +10,7 @@ import random
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from shlex import quote
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -87,7 +88,8 @@ class Endpoint:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             words = f"{self.settings.place} cannot be reached: {_words(error)}"
             again = "CERTIFICATE" not in words
-            raise Refusal(words, "is it running, and is the url right?", again=again) from error
+            hint = f"`curl {quote(self.settings.url)}/models` shows whether it answers"
+            raise Refusal(words, hint, again=again) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise self.refusal(f"the connection broke: {_words(error)}") from error
 
@@ -164,9 +166,9 @@ def _hint(status: int, settings: Settings) -> str:
         case 401 | 403:
             return "`llmasos secrets set NAME`, and add the model with `--set secret=NAME`"
         case 404 if not settings.url.endswith("/v1"):
-            return f"is the url right? many end in /v1, as {settings.url}/v1"
+            return f"many urls end in /v1: `curl {quote(settings.url)}/v1/models` shows if it does"
         case 404:
-            return "are the url and `--set model=` right?"
+            return f"`curl {quote(settings.url)}/models` lists its models"
         case 429:
             return "ask again later, or mount it with fewer slots"
         case _:

@@ -132,7 +132,8 @@ def _read(opener: Opener, found: Listing) -> tuple[list[Document], list[str]]:
         raise SyscallError(
             Errno.EINVAL, f"there is no text in {found.path}", "; ".join(skipped[:5])
         )
-    return documents, skipped[: limits.SKIPPED]
+    more = len(skipped) - limits.SKIPPED
+    return documents, [*skipped[: limits.SKIPPED], *([f"{more} more"] if more > 0 else [])]
 
 
 def _counted(left: Counter[str]) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""What a conversation is called: the first words of what a user said first.
+"""What a conversation is called: the first words of what a user said first, or else of its answer.
 
 A person's text stands in the owner's database only, so a title is read from there when it is asked
 for, and kept in memory beside the page table. It names its page: when that page is forgotten or
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from itertools import islice
 
 from .. import limits
-from ..values import Role
+from ..values import Kind
 from .memory import Memory
 from .table import Table, Title
 
 _SQL = """SELECT id, kind, created, substr(text, 1, ?) FROM pages
           WHERE id IN (SELECT value FROM json_each(?))"""
+_ELSE = tuple(kind for kind in Kind if kind not in (Kind.USER, Kind.SYSTEM))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,11 @@ def _asked(table: Table) -> _Asked:
 
 def _title(one: _Asked, rows: Mapping[int, tuple[object, float, str]]) -> Title:
     _, used, _ = rows.get(one.last or 0, ("", 0.0, ""))
-    for number, page in one.first:
-        kind, _, text = rows.get(page, ("", 0.0, ""))
-        if kind == Role.USER and text.strip():
-            return Title(one.table.next, number, page, shortened(text), used)
+    texts = [(number, page, *rows.get(page, ("", 0.0, ""))) for number, page in one.first]
+    for kinds in ((Kind.USER,), _ELSE):
+        for number, page, kind, _, text in texts:
+            if kind in kinds and text.strip():
+                return Title(one.table.next, number, page, shortened(text), used)
     return Title(one.table.next, 0, 0, "", used)
 
 

@@ -20,6 +20,9 @@ def user_list(m: Machine, call: Call, request: v.Nothing) -> v.Users:
 
 async def user_remove(m: Machine, call: Call, request: v.UserRemove) -> v.Nothing:
     _not_the_owner(m, request.name)
+    if request.dry_run:
+        m.users.check(request.name)
+        return v.Nothing()
     await m.users.remove(request.name)
     await m.reidentify()
     await m.evict(request.name)
@@ -51,4 +54,4 @@ def _not_the_owner(m: Machine, name: str) -> None:
     """Whose socket it is can read its files anyway: pretending otherwise would be a lie."""
     if name == m.owner:
         words = f"{name} owns this machine's socket and stays its owner"
-        raise SyscallError(Errno.EINVAL, words, "run the daemon as another user of the system")
+        raise SyscallError(Errno.EINVAL, words, "`llmasos users list` shows the others")

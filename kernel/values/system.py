@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from .words import Index, Name, Pid, Span, State
+from .words import Index, Pid, Shape, Span, State
+
+EVENTS = ("begin", "end", "call", "refused", "process", "device", "job", "policy", "boot")  # kinds
+EventKind = Annotated[str, Shape("|".join(EVENTS), f"one of {', '.join(EVENTS)}")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class Watch:
     since: Index | None = None
     follow: bool = True
     pid: Index = 0
-    kinds: Annotated[list[Name], Span(0, 16)] = field(default_factory=list[str])
+    kinds: Annotated[list[EventKind], Span(0, 16)] = field(default_factory=list[str])
     interval_s: Annotated[float, Span(0, 3600)] = 0.0  # at most one frame in this time
     not_before: Annotated[float, Span(0, 10**11)] | None = None  # Unix seconds
 

@@ -39,6 +39,7 @@ class Users:
 @dataclass(frozen=True, slots=True)
 class UserRemove:
     name: User
+    dry_run: bool = False  # only say whether it can be removed
 
 
 @dataclass(frozen=True, slots=True)

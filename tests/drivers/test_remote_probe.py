@@ -98,7 +98,7 @@ async def test_a_url_that_ends_too_early_or_too_late_is_said() -> None:
     async with failing(404, {"error": "nothing here"}) as endpoint:
         with pytest.raises(DeviceFault) as error:
             await remote.models({"url": endpoint.url.removesuffix("/v1")})
-        assert f"as {endpoint.url}" in error.value.hint
+        assert f"`curl {endpoint.url}/models`" in error.value.hint
     for path in ("/chat/completions", "/completions", "/models", "/embeddings/"):
         with pytest.raises(SyscallError) as refused:
             await remote.models({"url": f"http://127.0.0.1/v1{path}"})

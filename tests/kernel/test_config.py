@@ -45,3 +45,27 @@ def test_an_unknown_setting_is_named_with_its_origin(paths: Paths, text: str) ->
         config.load(paths, {})
     assert caught.value.errno is Errno.EINVAL
     assert str(paths.config_file) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("idle_exit_s", "abc", "want a number"),
+        ("idle_exit_s", "0.5", "want 1 or more"),
+        ("idle_exit_s", "nan", "want"),
+        ("slots", "1.5", "want a whole number"),
+        ("slots", "0", "want 1 or more"),
+        ("slots", "1000000", "want 256 or less"),
+        ("slots", "9" * 5_000, "want a smaller number"),
+        ("mount", "maybe", "want true or false"),
+    ],
+)
+def test_a_wrong_value_says_what_is_wanted(paths: Paths, name: str, text: str, words: str) -> None:
+    with pytest.raises(SyscallError, match=words) as caught:
+        config.load(paths, {name: text})
+    assert caught.value.message.startswith(f"{name} = '")
+    assert "Input" not in caught.value.message
+    write(paths, f"{name} = [1]\n")
+    with pytest.raises(SyscallError, match="want") as caught:
+        config.load(paths, {})
+    assert "Input" not in caught.value.message

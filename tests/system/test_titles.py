@@ -71,6 +71,21 @@ def test_a_page_that_is_forgotten_takes_its_title_along(machine: Machine) -> Non
         assert info(line, pid).title == ""
 
 
+def test_a_fork_without_its_question_is_called_by_the_answer(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with Line(machine.paths.socket) as line:
+        pid = spawn(line, system="You are a keeper of lighthouses.")
+        turn(line, pid, "zebra crossing")
+        child = line.call("fork", v.Fork(pid), v.Forked).pids[0]
+        line.call("forget", v.Forget(pid, 1), v.Forgotten)
+        answer = line.call("read_mem", v.ReadMem(child, 2), v.Pages).pages[0].text
+        assert info(line, child).title == info(line, pid).title == " ".join(answer.split())
+        turn(line, child, "a second question")
+        assert info(line, child).title == "a second question"
+        line.call("forget", v.Forget(pid, 2), v.Forgotten)
+        assert info(line, pid).title == ""  # what the system prompt says is no title
+
+
 def test_a_title_stands_in_no_other_file(machine: Machine) -> None:
     """P-13: the journal and the table of processes hold no person's text."""
     machine.start("--mount", "false")

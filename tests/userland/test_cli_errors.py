@@ -2,15 +2,22 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from llmasos.userland.cli import exits, main
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import SyscallError
+from llmasos.userland.cli import exits, main, table
 from llmasos.userland.cli.table import VERBS
+from llmasos.userland.line import Line
 from tests.conftest import Machine, documents
+from tests.drivers.gguf_files import File
+from tests.system.test_tls import port
 
 FIELDS = {"errno", "number", "message", "hint"}
 # Arguments of the verbs that do not start a daemon and cannot do without one.
@@ -88,6 +95,65 @@ def test_what_the_kernel_refuses_is_one_object(shared: Machine) -> None:
     said = failure(done.stderr.decode())
     assert (said["errno"], said["number"]) == ("ENOENT", 2)
     assert "`llmasos models list`" in str(said["hint"])
+
+
+def test_an_endpoint_that_does_not_answer_can_be_added_by_the_hint(shared: Machine) -> None:
+    url = f"http://127.0.0.1:{port()}/v1"
+    line = ["models", "add", "far", url, "--set", "model=a b", "--set", "slots=2"]
+    done = shared.llmasos(*line, check=False)
+    assert done.returncode == exits.ENGINE
+    look, add = re.findall("`([^`]*)`", done.stderr.decode())
+    assert look == f"curl {url}/models"
+    program, *words = shlex.split(add)
+    assert program == "llmasos"
+    shared.llmasos(*words)
+    shown = shared.llmasos("models", "show", "far").stdout.decode()
+    assert [row.split()[0] for row in shown.splitlines()] == [
+        "name", "driver", "licence", "architecture", "url", "options",
+    ]  # fmt: skip
+    assert "model=a b, slots=2" in shown
+    assert all(len(row.split()) > 1 for row in shown.splitlines())
+    assert shared.llmasos("models", "rm", "far").stderr == b"far is removed\n"
+
+
+def test_what_stays_of_a_model_that_is_removed_is_said(shared: Machine, tmp_path: Path) -> None:
+    shared.llmasos("models", "alias", "parrot", "echo")
+    said = shared.llmasos("models", "rm", "parrot").stderr.decode()
+    assert said == "parrot is removed; it was an alias of echo, which stays\n"
+    file = File().write(tmp_path)
+    shared.llmasos("models", "add", "small", str(file))
+    said = shared.llmasos("models", "rm", "small").stderr.decode()
+    assert said == f"small is removed; its file stays: {file}\n"
+
+
+def test_a_kind_of_event_that_does_not_exist_is_wrong_usage(
+    shared: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert table.EVENTS == v.EVENTS
+    assert main(["logs", "--kind", "nope"]) == exits.USAGE
+    said = capsys.readouterr().err
+    assert all(kind in said for kind in table.EVENTS)
+    with Line(shared.paths.socket) as line:
+        request = v.Watch(0, follow=False, kinds=["nope"])
+        with pytest.raises(SyscallError, match="want one of begin, end, call"):
+            list(line.stream("watch", request, v.Events, v.Nothing))
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["--host"], "--host has no value"), (["--host="], "--host has no value"),
+        (["--key-file"], "--key-file has no value"), (["--host", "ps"], "a verb is missing"),
+        (["--host", "box:1", "--ca"], "--ca has no value"),
+    ],
+)  # fmt: skip
+def test_an_option_without_its_value_or_its_verb_is_named(
+    words: list[str], wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == exits.USAGE
+    out, err = capsys.readouterr()
+    assert (out, err.startswith(f"llmasos: {wrong}\n")) == ("", True)
+    assert len(err.splitlines()) == 2
 
 
 def test_each_pid_that_failed_is_an_object(shared: Machine, pid: int) -> None:

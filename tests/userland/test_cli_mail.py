@@ -30,11 +30,12 @@ def test_messages_are_sent_and_received(cli: Cli, pid: int, shared: Machine) -> 
     assert re.fullmatch(rf"\[\w+, {TIME}\]\n", first.err)
     second = cli("recv", str(pid), "--json").json
     assert (second["body"], second["sender"], second["waiting"]) == ("again", 0, 0)
-    none, within = f"no message waits for process {pid}\n", "within 0.01 s\n  wait longer\n"
+    none, within = f"no message waits for process {pid}\n", "within 0.01 s\n  `llmasos recv "
     for patience, words in {"0": none, "0.01": within, "1s": "within 1 s"}.items():
         late = cli("recv", str(pid), "--timeout", patience)
         assert (late.code, late.out) == (exits.TIMEOUT, "")
         assert words in late.err
+        assert patience == "0" or f"`llmasos recv {pid}` waits" in late.err
     follow = shared.begin("recv", str(pid), "--follow", "--json")
     assert follow.stdout is not None
     for body in ("one\ntwo", "three"):

@@ -124,7 +124,7 @@ def test_the_page_table_and_its_totals(cli: Cli, pid: str, document: Path) -> No
     told = cli("mem", pid)
     assert told.narrow
     head, first, second, *_, last = told.out.splitlines()
-    assert " ".join(head.split()) == "PAGE WHERE KIND AUTHOR TIME (UTC) TOKENS USES TEXT"
+    assert " ".join(head.split()) == "PAGE WHERE KIND SAID BY TIME (UTC) TOKENS USES TEXT"
     assert first.split()[:3] == ["0", "window+pin", "user"]
     assert second.split()[:3] == ["1", "window", "assistant"]
     assert last.split()[:4] == ["7", "store+map+pin", "document", "book.md"]
@@ -317,6 +317,19 @@ def test_documents_folders_and_processes_are_mapped(
     assert (told.json["first"], told.json["count"]) == (8, 6)
     assert "binary: is no text: it holds a zero byte" in told.json["skipped"]
     assert "skipped binary: is no text" in cli("mem", "map", pid, ".").err
+    for name in ("a.pyc", "b.pyc", "c.pyc"):
+        Path(name).write_bytes(b"\0")
+    for name, wrong in (("x", b"\xff"), ("y", b"yes\xff")):
+        Path(name).write_bytes(wrong)
+    told = cli("mem", "map", pid, ".")
+    assert (
+        "skipped 4 files (a.pyc, b.pyc, binary, ...): is no text: it holds a zero byte" in told.err
+    )
+    assert "skipped 2 files (x, y): is not valid UTF-8\n" in told.err
+    assert "with -v each of them is named" in told.err
+    told = cli("mem", "map", "-v", pid, ".")
+    assert "skipped c.pyc: is no text: it holds a zero byte\n" in told.err
+    assert "skipped y: is not valid UTF-8 at byte 3\n" in told.err
     assert cli("mem", "unmap", pid, "9").code == exits.OK
     assert cli("mem", "read", pid, "8").code == exits.NOT_FOUND
     assert cli("mem", "map", other, pid, "--pages", "0-1", "--read-only").out == "2-3\n"

@@ -115,6 +115,17 @@ def test_what_is_taken_is_not_given_twice(cli: Cli, me: str) -> None:
         assert "`llmasos users" in said.err
 
 
+def test_the_owner_cannot_be_removed_and_nobody_is_asked_about_it(cli: Cli, me: str) -> None:
+    cli("users", "add", "alice")
+    for name, words in ((me, f"{me} owns this machine's socket"), ("nobody", "nobody")):
+        said = cli("users", "rm", name)
+        assert said.code != exits.OK
+        assert words in said.err
+        assert "asked" not in said.err
+    assert "nobody can be asked here" in cli("users", "rm", "alice").err
+    assert len(cli("users", "list", "--json").json["users"]) == 2
+
+
 @pytest.mark.parametrize("name", ["a b", "", ".a", "-", "ä", "a/b", "a:b", "x" * 33, "a\n"])
 def test_a_name_is_plain(cli: Cli, name: str) -> None:
     for line in (

@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _act(words: Sequence[str]) -> int:
+    if CURRENT.missing:
+        raise exits.Usage(f"{CURRENT.missing} has no value", "as in --host box.example.com:7000")
+    if CURRENT.remote and not words:
+        raise exits.Usage("a verb is missing", "`llmasos --help` lists them")
     if not words or words[0] in ("-h", "--help", "help"):
         print(help_text(), file=sys.stdout if words else sys.stderr)
         return exits.OK if words else exits.USAGE
@@ -74,8 +78,6 @@ def _alone(name: str, rest: Sequence[str]) -> bool:
 
 def _run(verb: Verb, words: Sequence[str]) -> int:
     CURRENT.verb, CURRENT.starts, CURRENT.local = verb.words, verb.starts, verb.local
-    if CURRENT.missing:
-        raise exits.Usage(f"{CURRENT.missing} has no value", "as in --host box.example.com:7000")
     if CURRENT.remote and verb.local:
         raise exits.Usage("this is about the machine that it runs on", "leave --host out")
     arguments: Any = words

@@ -14,7 +14,7 @@ from .door import connect
 from .show import cell, clip, cut, document, iso, moment, note, speak
 from .talk import clean
 
-_HEAD = ("PAGE", "WHERE", "KIND", "AUTHOR", "TIME (UTC)", "TOKENS", "USES", "TEXT")
+_HEAD = ("PAGE", "WHERE", "KIND", "SAID BY", "TIME (UTC)", "TOKENS", "USES", "TEXT")
 _NAME = 10  # columns of an author
 _EXCERPT = 76  # columns of a text that stands alone
 _MOVES = {
@@ -55,6 +55,7 @@ def mem(arguments: Namespace) -> int:
 
 
 def _row(page: v.Page, now: float) -> tuple[object, ...]:
+    # The author, who wrote it into the memory, stands in `mem why` and in the JSON.
     who = clip(page.speaker or page.author, _NAME)
     return (
         page.number, where(page), page.kind, who, moment(page.time, now),

@@ -3,10 +3,13 @@
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from shlex import join
 
 from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.errors import EngineFailed, Errno, SyscallError
+from llmasos.userland.line import Line
 
 from . import ask, exits, options
 from .door import connect, is_far
@@ -56,8 +59,11 @@ def _one(image: v.ImageInfo, arguments: Namespace) -> None:
     if arguments.json:
         document(image)
     else:
-        shown = {"bytes": size(image.bytes), "aliases": ", ".join(image.aliases)}
-        card({**asdict(image), **shown, "options": options.shown(image.options)})
+        card({
+            **asdict(image), "bytes": size(image.bytes) if image.bytes else "",
+            "context": image.context or "", "aliases": ", ".join(image.aliases),
+            "options": options.shown(image.options),
+        })  # fmt: skip
 
 
 def add(arguments: Namespace) -> int:
@@ -76,11 +82,22 @@ def _endpoint(request: v.ImageAdd, arguments: Namespace) -> int:
     if not arguments.no_check:
         asked = v.ImageProbe(request.name, request.url, request.options)
         with connect() as line:
-            found = line.call("image_probe", asked, v.Endpoint)
+            found = _probed(line, asked, arguments.options)
         if len(found.models) > 1 and "model" not in request.options:
             chosen = {**request.options, "model": _choose(found)}
             request = replace(request, options=chosen)
     return _add(request, arguments)
+
+
+def _probed(line: Line, asked: v.ImageProbe, given: Sequence[str]) -> v.Endpoint:
+    """What an endpoint lists. EngineFailed, with the command that adds it without a look."""
+    try:
+        return line.call("image_probe", asked, v.Endpoint)
+    except EngineFailed as error:
+        words = [asked.name, asked.url, *(word for one in given for word in ("--set", one))]
+        command = f"`llmasos models add --no-check {join(words)}` adds it without a look"
+        error.hint = "; ".join(filter(None, (error.hint, command)))
+        raise
 
 
 def _choose(found: v.Endpoint) -> str:
@@ -110,9 +127,20 @@ def _add(request: v.ImageAdd, arguments: Namespace) -> int:
 
 def rm(arguments: Namespace) -> int:
     with connect() as line:
+        images = line.call("images", v.Nothing(), v.Images).images
         line.call("image_remove", v.ImageRemove(arguments.name), v.Nothing)
     if arguments.json:
         document({"name": arguments.name, "removed": True})
     else:
-        note(f"{arguments.name} is forgotten; its file stays")
+        note(f"{arguments.name} is removed{_rest(images, arguments.name)}")
     return exits.OK
+
+
+def _rest(images: Sequence[v.ImageInfo], name: str) -> str:
+    """What there still is of a model when its name is removed."""
+    for image in images:
+        if name in image.aliases:
+            return f"; it was an alias of {image.name}, which stays"
+        if name == image.name and image.path:
+            return f"; its file stays: {image.path}"
+    return ""

@@ -19,6 +19,12 @@ from .talk import clean
 from .verb import pages
 
 _AT_ONCE = 1000  # pages of one call
+_NAMED = 3  # files of one reason
+_VARYING = (  # what a reason says of one file alone, and in general
+    (re.compile(r" at byte \d+$"), ""),
+    (re.compile(r"^has \d+ bytes, (\d+) are allowed$"), r"has more than \1 bytes"),
+    (re.compile(r"^there is no file .* that you may read$"), "may not be read by you"),
+)
 
 
 def numbered(first: int, last: int) -> str:
@@ -124,9 +130,33 @@ def map_(arguments: Namespace) -> int:
         document({"pid": arguments.pid, **_fields(mapped)})
         return exits.OK
     _show(mapped)
-    for name in mapped.skipped:
-        note(f"skipped {name}")
+    _tell_skipped(mapped.skipped, arguments)
     return exits.OK
+
+
+def _tell_skipped(skipped: Sequence[str], arguments: Namespace) -> None:
+    """What was left out of a folder, by reason; with --verbose each file."""
+    lines = list(skipped if arguments.verbose else _reasons(skipped))
+    for line in lines:
+        note(f"skipped {line}")
+    if len(lines) < len(skipped):
+        note("with -v each of them is named")
+
+
+def _reasons(skipped: Sequence[str]) -> Iterator[str]:
+    """The files with the same reason together; links and hidden files are counted already."""
+    files: dict[str, list[str]] = {}
+    for one in skipped:
+        name, colon, why = one.partition(": ")
+        for varying, general in _VARYING:
+            why = varying.sub(general, why)
+        files.setdefault(f"{colon}{why}", []).append(name)
+    for why, names in files.items():
+        if not why or len(names) == 1:
+            yield from (f"{name}{why}" for name in names)
+        else:
+            some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+            yield f"{len(names)} files ({some}){why}"
 
 
 def _range(text: str) -> tuple[int, int]:

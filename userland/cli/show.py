@@ -187,10 +187,11 @@ def columns() -> int:
 
 
 def card(value: Mapping[str, object]) -> None:
-    """Names and values below each other."""
-    width = max(map(len, value))
-    for name, one in value.items():
-        print(f"{name:{width}}  {cell(one)}")
+    """Names and values below each other; what has no value is left out."""
+    shown = {name: text for name, one in value.items() if (text := cell(one))}
+    width = max(map(len, shown), default=0)
+    for name, text in shown.items():
+        print(f"{name:{width}}  {text}")
 
 
 def size(count: float) -> str:

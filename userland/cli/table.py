@@ -15,6 +15,7 @@ from .table_memory import AGO, TIMEOUT
 from .verb import JSON, PID, Verb, between, bias, option, user
 
 SIGNALS = ("TERM", "KILL", "INT", "STOP", "CONT")
+EVENTS = ("begin", "end", "call", "refused", "process", "device", "job", "policy", "boot")
 ROLES = ("owner", "operator", "user", "guest")  # of users
 _USER = option("name", metavar="NAME", type=user)
 _NICE = between(int, limits.NICE_MIN, limits.NICE_MAX)
@@ -124,8 +125,8 @@ _ROWS = (
         option("-n", "--lines", type=between(int, 0, 10**6), metavar="N", help="the last N"),
         option("--since", type=since, metavar="TIME", help=f"not older: {AGO}"),
         option("--after", type=between(int, 0, 2**53), metavar="N", help="after event number N"),
-        option("--kind", action="append", default=[], metavar="KIND",
-               help="begin, end, call, refused, process, device, job, boot; repeatable"),
+        option("--kind", action="append", default=[], metavar="KIND", choices=EVENTS,
+               help=f"{', '.join(EVENTS)}; repeatable"),
         JSON, option("pid", nargs="?", default=0, metavar="PID", type=between(int, 1, 2**53)),
     )),
     Verb("models list", ".models:list_", "installed models", (JSON,), starts=True),
@@ -137,7 +138,7 @@ _ROWS = (
     ), starts=True),
     Verb("models alias", ".models:alias", "give a model a second name",
          (JSON, option("name", metavar="NAME"), option("image", metavar="EXISTING")), starts=True),
-    Verb("models rm", ".models:rm", "forget a model or an alias; its file stays",
+    Verb("models rm", ".models:rm", "remove a model's entry or an alias; no file is deleted",
          (JSON, option("name", metavar="NAME")), starts=True),
     Verb("models tune", ".tune:tune", "requantise a model for this machine, and measure it", (
         option("--small", action="store_true", help="Q4_K_M: smaller than the default Q8_0"),

@@ -68,6 +68,8 @@ ROWS = (
         option("--read-only", action="store_true",
                help="a change is refused, not made in a page of its own"),
         option("--pages", type=pages, metavar="FIRST-LAST", help="these pages of a process only"),
+        option("-v", "--verbose", action="store_true",
+               help="name every file that a folder has and that is skipped"),
         JSON, PID, option("source", metavar="PATH|PID[:PAGE[-PAGE]]", help="./3 is a file"),
     )),
     Verb("mem unmap", ".pages:unmap", "take away what was mapped at a page", (
