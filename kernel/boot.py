@@ -191,7 +191,8 @@ def _assemble(plan: Plan, store: Store, jobs: Supervisor) -> Machine:
     )
     jobs.report = partial(_journal_job, machine.journal)
     meaning.power.report = partial(_journal_recall, machine.journal)
-    store.gives_way = machine.scheduler.computing
+    store.pacing.computing = machine.scheduler.computing
+    store.pacing.calls = lambda: machine.counters.calls
     if plan.embedder:
         image = images.get(plan.embedder)
         meaning.embedder = f"{image.name} {image.likeness()}", partial(machine.embed, image.name)

@@ -31,6 +31,7 @@ from .commit import Job, commit
 from .damage import Damages
 from .database import Database, Row, Schema, Statement, Transaction, Value, peek, translate
 from .errors import Damaged, Errno, SyscallError, exhausted
+from .pacing import Pacing
 from .queues import Queues
 from .turns import Turns
 
@@ -57,7 +58,7 @@ class Store:
         self._owners = _Lane("owners", limits.OWNER_WRITERS, self._write, self._sync)
         self._slices = anyio.CapacityLimiter(limits.OWNER_SLICES)
         self._took_s = 0.0  # the last piece of long work
-        self.gives_way: Callable[[], bool] = _never  # whether long work leaves processors to others
+        self.pacing = Pacing()
         self.readers = Turns(limits.OWNER_READERS, limits.READERS)  # by owner
 
     def open(self, name: str, schema: Schema, *, queue: str = "") -> Database:
@@ -181,14 +182,11 @@ class Store:
     ) -> Result:
         """One piece of long work, that takes milliseconds; other writes go between two pieces.
 
-        Only some threads ever work on pieces, so that short writes find a free one; and while
-        `gives_way`, each piece waits SLICE_SHARE times as long as the one before took. Cancel
-        point before it is queued.
+        Only some threads ever work on pieces, so that short writes find a free one; and each rests
+        before it begins (see pacing.py). Cancel point before it is queued.
         """
         async with self._slices:
-            if self.gives_way():
-                share_s = limits.SLICE_SHARE * self._took_s
-                await anyio.sleep(min(share_s, limits.SLICE_PAUSE_S))
+            await self.pacing.rest(self._took_s)
             begun = time.monotonic()
             try:
                 return await self.apply(database, work, frees=frees)
@@ -288,10 +286,6 @@ class _Lane:
         turn = limits.COMMIT_ROWS
         self.writes = Queues[str, Job](f"{name}-write", write, threads=threads, turn=turn)
         self.syncs = Queues[Database, Job](f"{name}-sync", sync, threads=threads, turn=sys.maxsize)
-
-
-def _never() -> bool:
-    return False
 
 
 def _tell(answers: list[tuple[Done, SyscallError | None]]) -> None:

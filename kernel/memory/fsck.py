@@ -4,8 +4,10 @@ pages is in the table DERIVED below, with how it is looked at and how it is made
 Looking takes place on a connection of its own, making in pieces: other calls of the owner go on.
 """
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from .. import limits
 from ..database import Checker, Row, Value
@@ -18,6 +20,7 @@ from .refusing import refused
 from .rows import digest
 from .table import Table
 
+Result = TypeVar("Result")
 _TEXTS = "SELECT id, text, hash FROM pages WHERE id > ? ORDER BY id LIMIT ?"
 
 
@@ -31,10 +34,19 @@ class _Check:
     checker: Checker
     faults: list[str] = field(default_factory=list[str])
     mended: list[str] = field(default_factory=list[str])
+    took_s: float = 0.0  # the last piece of the work
+
+    async def run(self, work: Callable[..., Result], *values: object) -> Result:
+        """A piece of the work, in a thread that no other call of the owner waits for."""
+        await self.memory.store.pacing.rest(self.took_s)
+        begun = time.monotonic()
+        try:
+            return await self.memory.checks.run(self.owner, work, *values)
+        finally:
+            self.took_s = time.monotonic() - begun
 
     async def read(self, sql: str, *values: Value) -> list[Row]:
-        """In a thread that no other call of the owner waits for."""
-        return await self.memory.checks.run(self.owner, self.checker.read, sql, values)
+        return await self.run(self.checker.read, sql, values)
 
     async def number(self, sql: str, *values: Value) -> int:
         return int((await self.read(sql, *values))[0][0] or 0)
@@ -98,7 +110,7 @@ async def _texts(check: _Check) -> None:
     after: int | None = -1
     wrong = 0
     while after is not None:
-        more, after = await check.memory.checks.run(check.owner, some, after)
+        more, after = await check.run(some, after)
         wrong += more
     if wrong:
         check.faults.append(f"{wrong} pages are not what was written")
@@ -154,11 +166,10 @@ async def _words(check: _Check) -> list[str]:
 
 
 async def _same(check: _Check, comparison: words.Comparison) -> bool:
-    run = check.memory.checks.run
-    await run(check.owner, comparison.begin)
-    while await run(check.owner, comparison.some):
+    await check.run(comparison.begin)
+    while await check.run(comparison.some):
         pass
-    return await run(check.owner, comparison.end)
+    return await check.run(comparison.end)
 
 
 async def _new_words(check: _Check) -> None:

@@ -10,6 +10,7 @@ another embedder.
 import logging
 import math
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -182,7 +183,7 @@ class Meaning:
             indexer.news = anyio.Event()
             retry_s = math.inf
             try:
-                while self.made_by and await self._index_some(owner, indexer):
+                while self.made_by and await self._index_paced(owner, indexer):
                     pause_s = limits.INDEX_RETRY_FIRST_S
                 indexer.stuck = ""
             except SyscallError as error:
@@ -191,6 +192,16 @@ class Meaning:
                 retry_s, pause_s = pause_s, min(2 * pause_s, limits.INDEX_RETRY_LAST_S)
             with anyio.move_on_after(retry_s):
                 await indexer.news.wait()
+
+    async def _index_paced(self, owner: str, indexer: Indexer) -> bool:
+        """`_index_some`, which rests for a while after each batch."""
+        pace = indexer.pace
+        await self._memory.store.pacing.rest(pace.took_s, limits.INDEX_PAUSE_S)
+        begun, pace.took_s = time.monotonic(), 0.0
+        more = await self._index_some(owner, indexer)
+        if more:  # else the next batch comes after a rest
+            pace.took_s = time.monotonic() - begun
+        return more
 
     async def _index_some(self, owner: str, indexer: Indexer) -> bool:
         """A batch of pages. False: nothing waits, or nothing may be done."""

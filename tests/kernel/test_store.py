@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from contextlib import closing
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
@@ -223,13 +225,15 @@ async def test_other_writes_of_an_owner_go_between_pieces_of_long_work(tmp_path:
 async def test_pieces_of_long_work_leave_processors_to_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While an engine computes, each piece waits for a multiple of what the one before took."""
+    """While an engine computes, or somebody calls, each piece waits for a share of what the one
+    before took."""
     monkeypatch.setattr(limits, "SLICE_SHARE", 1e9)
-    monkeypatch.setattr(limits, "SLICE_PAUSE_S", 0.05)
+    monkeypatch.setattr(limits, "SLICE_SHARE_CALLS", 1e9)
     store = Store(tmp_path)
     database = store.open("owners/one/pages.db", ROWS)
-    computing = True
-    store.gives_way = lambda: computing
+    computing, calls = True, 0
+    store.pacing.computing = lambda: computing
+    store.pacing.calls = lambda: calls
     begun: list[float] = []
 
     def piece(_: Transaction) -> None:
@@ -238,11 +242,11 @@ async def test_pieces_of_long_work_leave_processors_to_engines(
     with anyio.fail_after(30):
         for _ in range(3):
             await store.slice(database, piece)
-        assert begun[1] - begun[0] >= 0.05
-        assert begun[2] - begun[1] >= 0.05
-        computing = False
-        monkeypatch.setattr(limits, "SLICE_PAUSE_S", 3600.0)
+        computing, calls = False, 1
         await store.slice(database, piece)
+        assert all(late - soon >= limits.SLICE_PAUSE_S for soon, late in pairwise(begun))
+        monkeypatch.setattr(store.pacing, "rest", partial(store.pacing.rest, most_s=3600.0))
+        await store.slice(database, piece)  # at once
     store.close()
 
 
