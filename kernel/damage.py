@@ -1,4 +1,4 @@
-"""Databases that cannot be read: which a run does without, and which were set aside.
+"""Databases that cannot be used: which a run does without, or reads only; which were set aside.
 
 An owner's database is left as it is, and not opened again before a restart. What a machine can do
 without, as a segment of the journal, gets another name, and a new file takes its place.
@@ -9,11 +9,12 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from .errors import SyscallError
+from .errors import Errno, SyscallError
 from .values import Damage
 
 log = logging.getLogger(__name__)
 _END = ".damaged"  # of the name of a file that was set aside
+RESTART = "`llmasos daemon restart` opens it again, once the disk works"
 
 
 class Damages:
@@ -39,6 +40,22 @@ class Damages:
         self._withheld[name] = error
         self.all.append(Damage(name, owner, error.message, error.hint))
         log.error("%s is not used before the next start: %s", name, error.message)
+
+    def lose_flush(self, path: Path, fault: OSError) -> SyscallError:
+        """Remember a database that is written no more: the error of each write to it.
+
+        After a failed flush the system may take pages for written that never reached the disk, and
+        the next flush may succeed without them: only closing and opening it writes them again.
+        """
+        name = str(path.relative_to(self._directory))
+        why = fault.strerror or str(fault)
+        words = f"the disk did not take a flush of {path} ({why}): it is written no more"
+        error = SyscallError(Errno.EIO, words, RESTART)
+        if all(one.file != name for one in self.all):
+            owner = path.parent.name if name.startswith("owners/") else ""
+            self.all.append(Damage(name, owner, words, RESTART))
+            log.error("%s", words)
+        return error
 
     def set_aside(self, name: str, error: SyscallError) -> None:
         """Give a database that nobody has open another name."""

@@ -52,7 +52,7 @@ class Store:
         self._databases: dict[Path, Database] = {}
         self.damages = Damages(directory)
         self._closing: list[Callable[[], None]] = []
-        self._broken: dict[Database, str] = {}  # why no write to it can be trusted any more
+        self._broken: dict[Database, SyscallError] = {}  # why no write to it can be trusted now
         self._places: dict[Database, tuple[_Lane, str]] = {}  # where writes are queued
         self._kernel = _Lane("kernel", 1, self._write, self._sync)
         self._owners = _Lane("owners", limits.OWNER_WRITERS, self._write, self._sync)
@@ -253,7 +253,7 @@ class Store:
     def _refusal(self, database: Database) -> SyscallError | None:
         broken = self._broken.get(database)
         if broken is not None:
-            return SyscallError(Errno.EIO, broken, "see `llmasos daemon logs`, then restart")
+            return SyscallError(broken.errno, broken.message, broken.hint)
         return disk.shortage(database.path.parent, self._reserve)
 
     # --- the threads that sync --------------------------------------------------------------------
@@ -265,8 +265,7 @@ class Store:
             points.passed("store.synced")
         except OSError as fault:
             # A failed flush may have dropped the pages: nothing written since is certain.
-            self._broken[database] = f"{database.path}: the disk did not take a flush: {fault}"
-            error = SyscallError(Errno.EIO, self._broken[database])
+            error = self._broken[database] = self.damages.lose_flush(database.path, fault)
         except Exception as unforeseen:  # as above
             error = _unforeseen(database, unforeseen)
         self._answer([(job.done, error) for job in jobs])

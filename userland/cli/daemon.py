@@ -126,13 +126,14 @@ def status(arguments: Namespace) -> int:
     if arguments.json:
         document({**plain(stat), "up": True, "socket": place()})
         return exits.OK
-    apart = (*_MEMORY, "jobs", "waiting_since")
+    apart = (*_MEMORY, "jobs_running", "jobs_failed", "job_failures", "waiting_since", "damages")
     told = {name: one for name, one in asdict(stat).items() if name not in apart}
     card({
         **{name: one for name, one in told.items() if one not in ("", [])},
         **({"waiting_since": iso(stat.waiting_since)} if stat.waiting_since else {}),
         "uptime_s": span(stat.uptime_s), "rss_bytes": size(stat.rss_bytes),
         "journal_bytes": size(stat.journal_bytes), **_memory(stat), "jobs": _jobs(stat),
+        "damages": "; ".join(f"{one.file}: {one.error}" for one in stat.damages),
         "socket": place(),
     })  # fmt: skip
     return exits.OK

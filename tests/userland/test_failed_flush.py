@@ -1,0 +1,101 @@
+"""A disk that takes no flush: nothing is acknowledged, and one command goes on from there."""
+
+from pathlib import Path
+
+import pytest
+
+from llmasos.kernel import values as v
+from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.userland.cli import exits
+from llmasos.userland.line import Line
+from tests.conftest import Machine, documents
+
+# The system's call fails for files whose path ends as the file FAILS says, as on a bad disk.
+FAULT = """
+import errno, os
+really = os.fdatasync
+
+def fdatasync(descriptor):
+    path = os.readlink(f"/proc/self/fd/{descriptor}")
+    try:
+        with open(FAILS) as file:
+            ends = file.read()
+    except FileNotFoundError:
+        ends = ""
+    if ends and path.endswith(ends):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    really(descriptor)
+
+os.fdatasync = fdatasync
+"""
+
+
+@pytest.fixture
+def fails(machine: Machine, tmp_path: Path) -> Path:
+    """The file that says of which paths the flush fails."""
+    path, folder = tmp_path / "fails", tmp_path / "fault"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(f"FAILS = {str(path)!r}\n{FAULT}")
+    machine.environment["PYTHONPATH"] = str(folder)
+    return path
+
+
+def test_a_failed_flush_is_told_with_the_command_that_goes_on(
+    machine: Machine, fails: Path
+) -> None:
+    machine.start("--mount", "false", "--memory-embedder", "none")
+    with Line(machine.paths.socket) as line:
+        pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
+        line.call("write_mem", v.WriteMem(pid, "acknowledged"), v.Written)
+        fails.write_text("/pages.db-wal")
+        refusals: list[SyscallError] = []
+        for text in ("lost, perhaps", "after it"):
+            with pytest.raises(SyscallError) as caught:
+                line.call("write_mem", v.WriteMem(pid, text), v.Written)
+            refusals.append(caught.value)
+        fails.unlink()  # the next flush would succeed, and say nothing of what is lost
+        with pytest.raises(SyscallError) as caught:
+            line.call("write_mem", v.WriteMem(pid, "after it"), v.Written)
+        refusals.append(caught.value)
+        assert {one.errno for one in refusals} == {Errno.EIO}
+        assert len({one.message for one in refusals}) == 1
+        assert "pages.db (Input/output error): it is written no more" in refusals[0].message
+        assert {one.hint for one in refusals} == {
+            "`llmasos daemon restart` opens it again, once the disk works"
+        }
+        [damage] = line.call("stat", v.Nothing(), v.Stat).damages
+        assert (Path(damage.file).name, damage.owner) == ("pages.db", line.welcome.owner)
+        assert "daemon restart" in damage.advice
+        texts = line.call("read_mem", v.ReadMem(pid), v.Pages).pages
+        assert "acknowledged" in [page.text for page in texts]  # reading goes on
+        line.call("send", v.Send(pid, "another database"), v.Sent)
+    done = machine.llmasos("doctor", "--json", check=False)
+    [check] = [one for one in documents(done)[0]["checks"] if one["name"] == "databases"]
+    assert (check["status"], "daemon restart" in check["fix"]) == ("fail", True)
+    status = machine.llmasos("daemon", "status").stdout.decode()
+    assert f"{damage.file}: the disk did not take a flush" in status
+    assert machine.log.count("did not take a flush") == 1
+    machine.llmasos("daemon", "restart")
+    assert machine.reap() == 0
+    machine.llmasos("mem", "write", str(pid), "written again")
+    kept = documents(machine.llmasos("mem", str(pid), "--json"))[0]["pages"]
+    assert {"acknowledged", "written again"} <= {page["text"] for page in kept}
+    assert documents(machine.llmasos("daemon", "status", "--json"))[0]["damages"] == []
+
+
+@pytest.mark.parametrize("name", ["/processes.db-wal", "/users.db-wal"])
+def test_a_failed_flush_of_the_kernel_s_own_is_told_too(
+    machine: Machine, fails: Path, name: str
+) -> None:
+    machine.start("--mount", "false", "--memory-embedder", "none")
+    fails.write_text(name)
+    for line in (["run", "-m", "echo", "--keep", "x"], ["users", "add", "alice"]):
+        done = machine.llmasos(*line, check=False)
+        if name.startswith("/users") is (line[0] == "users"):
+            assert done.returncode == exits.ENGINE
+            assert b"`llmasos daemon restart`" in done.stderr
+    fails.unlink()
+    machine.llmasos("daemon", "restart")
+    machine.reap()
+    machine.llmasos("run", "-m", "echo", "--keep", "x")
+    machine.llmasos("users", "add", "bob")
