@@ -117,8 +117,9 @@ class _Writer:
 
     # --- arrays ---------------------------------------------------------------------------------
     def _array(self, shape: Array) -> list[Way]:
-        if shape.unique is not None and (shape.most is None or shape.most > 1):
-            return self._unique(shape)
+        unique = self._unique(shape)
+        if unique is not None:
+            return unique
         size = len(shape.first)
         following = self._rest(shape, max(1, size))  # what comes after so many items
         for at in range(size - 1, 0, -1):
@@ -145,16 +146,18 @@ class _Writer:
             ways.append(Way(f"{one}{times}", frozenset({one})))
         return self._rule(ways)
 
-    def _unique(self, shape: Array) -> list[Way]:
-        """A list without repetitions, of values that can be listed."""
-        values = [] if shape.first else self.opened.open(shape.rest)
+    def _unique(self, shape: Array) -> list[Way] | None:
+        """A list without repetitions, of values that can be listed. None: they cannot, and who has
+        the complete answer looks for repetitions."""
+        if shape.unique is None or shape.first or (shape.most is not None and shape.most < 2):
+            return None
+        values = self.opened.open(shape.rest)
         constants = [one for one in values if isinstance(one, Const)]
-        place = shape.unique or self.opened.document.root
-        if shape.first or len(constants) < len(values) or len(values) > _UNIQUE:
-            words = f"'uniqueItems' is supported for items with an enum of up to {_UNIQUE} values"
-            raise refused(place, words, "leave it out, and drop repetitions from the answer")
+        if len(constants) < len(values) or len(values) > _UNIQUE:
+            return None
         if shape.least > len(values):
-            self.opened.problems.append(f"{place.place}: {len(values)} different items exist")
+            words = f"{shape.unique.place}: {len(values)} different items exist"
+            self.opened.problems.append(words)
             return []
         name = f"r{len(self.rules)}"
         most = len(values) if shape.most is None else shape.most

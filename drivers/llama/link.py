@@ -15,6 +15,7 @@ from llmasos.drivers.process import Line, Start, Watchdog
 from llmasos.kernel.driver import Admission, Facts, Listener, Step
 
 from . import frames
+from .answers import Answers
 from .options import SPIN
 
 
@@ -28,6 +29,7 @@ class Link(Line[Facts]):
         self._parked: set[int] = set()
         self._cancelled: set[int] = set()
         self._steps = Watchdog(chosen.hang_s, self.hang)
+        self._answers = Answers(listener)
 
     def take(self, frame: Frame) -> bool:
         match frame:
@@ -41,6 +43,7 @@ class Link(Line[Facts]):
 
     def lost(self) -> None:
         self._steps.feed(work=False)
+        self._answers.lost()
 
     # --- calls --------------------------------------------------------------------------------
     def admit(self, admission: Admission) -> None:
@@ -48,6 +51,7 @@ class Link(Line[Facts]):
         head = [frames.ADMIT, admission.call, admission.slot, admission.history]
         self.send([*head, admission.domain, tokens, admission.sampling])
         self._owed[admission.call] = 0
+        self._answers.admit(admission)
 
     def purge(self, domain: str) -> None:
         self.send([frames.PURGE, domain])
@@ -66,6 +70,7 @@ class Link(Line[Facts]):
             self.send([frames.CANCEL, call])
             self._cancelled.add(call)
             self._watch()
+        self._answers.cancel(call)
 
     def park(self, call: int, keep: bool) -> None:
         if call in self._owed:
@@ -87,7 +92,9 @@ class Link(Line[Facts]):
             elif step.call in self._owed:
                 self._owed[step.call] -= step.tokens + step.fed + step.cached
         self._steps.feed(work=self._works())
-        self._listener.stepped(steps)
+        passed = self._answers.passed(steps)
+        if passed:
+            self._listener.stepped(passed)
 
     def _works(self) -> bool:
         """Something is owed by the engine thread."""

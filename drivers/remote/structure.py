@@ -1,15 +1,14 @@
 """What an answer of an endpoint has to be: its schema is read here, and the answer checked.
 
 An endpoint may take a schema for a wish. The check is ours and not a library's, since a pattern
-must not be able to hold the kernel: llguidance's automata take time that grows with the text only.
+must not be able to hold the kernel.
 """
 
 from functools import lru_cache
 from typing import cast
 
-from llmasos.drivers.grammar import compiler
-from llmasos.drivers.grammar.check import Check
-from llmasos.drivers.grammar.document import Document, loads
+from llmasos.drivers.grammar import answer, compiler
+from llmasos.drivers.grammar.document import Document
 from llmasos.kernel import limits
 
 _DATA = ("const", "enum", "default", "examples")
@@ -22,16 +21,9 @@ def read(text: str) -> Document:
     return compiler.checkable(text)
 
 
-def problem(text: str, answer: str) -> str:
+def problem(text: str, given: str) -> str:
     """What is wrong with an answer; empty: nothing. May take seconds."""
-    document = read(text)
-    try:
-        value = loads(answer)
-        return Check(document, compiler.matches).problem(value, document.root)
-    except ValueError as error:
-        return f"it is not JSON: {error}"
-    except RecursionError:
-        return "it is nested too deeply"
+    return answer.problem(read(text), given)
 
 
 def closed(value: object) -> object:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -11,13 +12,15 @@ import pytest
 
 from llmasos.drivers import llama
 from llmasos.drivers.llama import sampler as module
+from llmasos.drivers.llama.answers import Answers
 from llmasos.drivers.llama.cpp import Floats
 from llmasos.drivers.llama.sampler import Bounds, Candidates, Chain, sampler
 from llmasos.kernel import limits
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.driver import Admission, Prompt, Step
+from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Finish, Logprob, Sampling, pack_bias
 from tests.drivers.default_model import MODEL
-from tests.drivers.rig import PLENTY, Outcome, Rig
+from tests.drivers.rig import PLENTY, Ear, Outcome, Rig, check_end
 from tests.drivers.vocabulary import grammars, model, tokens
 
 PERSON = json.dumps(
@@ -219,6 +222,55 @@ async def test_an_answer_may_be_cut_in_the_middle_of_its_grammar(rig: Rig) -> No
     outcome = await rig.run(await rig.prompt(ASK), max_tokens=4, schema=PERSON)
     assert outcome.last.finish is Finish.LENGTH
     assert outcome.tokens == 4
+
+
+ONLY_A = {"pattern": "^a$", "type": "string"}
+UNIQUE = {"type": "array", "uniqueItems": True}
+
+
+@pytest.mark.anyio
+async def test_items_that_have_to_differ_are_looked_at_when_the_answer_is_complete(
+    rig: Rig,
+) -> None:
+    """No grammar says that texts differ; these leave the model no choice."""
+    prompt = await rig.prompt(ASK)
+    twice = {**UNIQUE, "items": ONLY_A, "minItems": 2, "maxItems": 2}
+    either = {"anyOf": [twice, {**twice, "uniqueItems": False}]}
+    pair = {**UNIQUE, "prefixItems": [ONLY_A, {"const": "b"}], "items": False, "minItems": 2}
+    outcome = await rig.run(prompt, schema=json.dumps(twice))
+    assert json.loads(outcome.text) == ["a", "a"]
+    assert outcome.last.finish is None
+    assert isinstance(outcome.last.error, DeviceFault)
+    assert outcome.last.error.message.endswith("the schema: / has the same item twice")
+    check_end(outcome)
+    for schema in (either, pair):
+        outcome = await rig.run(prompt, schema=json.dumps(schema))
+        assert outcome.last.finish is Finish.STOP
+        check_end(outcome)
+    outcome = await rig.run(prompt, max_tokens=2, schema=json.dumps(twice))
+    assert outcome.last.finish is Finish.LENGTH
+
+
+@pytest.mark.anyio
+async def test_a_call_whose_answer_is_looked_at_can_be_cancelled_and_ends_once() -> None:
+    schema = json.dumps(UNIQUE)
+    for lost in (False, True):
+        ear = Ear()
+        answers = Answers(ear)
+        answers.admit(Admission(1, 0, 1, "", Prompt([], ()), Sampling(schema=schema)))
+        first, last, other = Step(1, "[1, "), Step(1, "1]", finish=Finish.STOP), Step(2, "other")
+        assert answers.passed([first]) == [first]
+        assert answers.passed([other, last]) == [other]
+        if lost:
+            answers.lost()
+        else:
+            answers.cancel(1)
+        answers.admit(Admission(3, 0, 3, "", Prompt([], ()), Sampling(schema=schema)))
+        assert answers.passed([Step(3, "[1]", finish=Finish.STOP)]) == []
+        await ear.until(partial(ear.steps, 3))
+        assert ear.steps(3) == [Step(3, "[1]", finish=Finish.STOP)]
+        cancelled = Step(1, "1]", finish=Finish.CANCELLED)
+        assert ear.steps(1) == ([] if lost else [cancelled])
 
 
 @pytest.mark.anyio
