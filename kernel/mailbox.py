@@ -157,7 +157,7 @@ class Mailboxes:
         ):
             if held + size > most:
                 words = f"messages of {held} bytes wait for {whose}, {most} are allowed"
-                hint = "try again when some were received"
+                hint = f"`llmasos recv {to.pid}` takes one out"
                 raise SyscallError(Errno.EAGAIN, words, hint, pid=to.pid)
 
     def _check_count(self, to: Process) -> None:
@@ -167,7 +167,7 @@ class Mailboxes:
             words = (
                 f"{held} messages wait for processes of {to.owner}, {limits.OWNER_MAIL} are allowed"
             )
-            hint = "try again when some were received"
+            hint = f"`llmasos recv {to.pid}` takes one out"
             raise SyscallError(Errno.EAGAIN, words, hint, pid=to.pid)
 
     def _grown(self, pid: int, owner: str, size: int, count: int = 1) -> None:

@@ -94,10 +94,12 @@ def refusal(address: str, error: Exception) -> SyscallError:
         return SyscallError(Errno.EACCES, f"{address}: {error}", hint)
     if isinstance(error, TimeoutError):
         words = f"{address} did not answer for {limits.REMOTE_CONNECT_S:g} s"
-        return SyscallError(Errno.ETIMEDOUT, words, "is that the right machine?")
+        return SyscallError(
+            Errno.ETIMEDOUT, words, "check the address, and that a firewall lets its port through"
+        )
     if isinstance(error, UnicodeError):
         return SyscallError(Errno.EINVAL, f"{address} is no HOST:PORT", EXAMPLE)
-    hint = "is a daemon started there with `--listen HOST:PORT`?"
+    hint = "there, `llmasos daemon start --listen HOST:PORT` begins to listen"
     return SyscallError(Errno.ECONNREFUSED, f"{address}: {error}", hint)
 
 

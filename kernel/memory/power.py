@@ -110,7 +110,7 @@ class Power:
         It holds nothing then: what is needed is handed over again.
         """
         if self._device is None:
-            hint = "set memory_embedder in config.toml, and start the daemon again"
+            hint = "`llmasos config set memory_embedder builtin`, then `llmasos daemon restart`"
             raise SyscallError(Errno.ENOTSUP, "there is no recall process", hint)
         self.demand()
         expected = self._restarts + (self._state == "up")  # times that it will have been down

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 
 from llmasos.kernel import lastrun, limits, paths
 from llmasos.kernel import values as v
@@ -158,7 +159,7 @@ def _refuse_elsewhere(error: SyscallError) -> None:
     other = elsewhere()
     if other is not None:
         words = f"{error.message}; the daemon of {paths.find().state} answers in {other}"
-        hint = f"`LLMASOS_RUNTIME_DIR={other} llmasos daemon status`"
+        hint = f"`LLMASOS_RUNTIME_DIR={quote(str(other))} llmasos daemon status`"
         raise SyscallError(error.errno, words, hint)
 
 

@@ -44,7 +44,9 @@ def _read(name: str) -> str:
         )
     except UnicodeDecodeError as error:
         words = f"a secret is ASCII; this one is not at its byte {error.start}"
-        raise SyscallError(Errno.EINVAL, words, "is it the right file?") from None
+        raise SyscallError(
+            Errno.EINVAL, words, "give the key alone, as its endpoint shows it"
+        ) from None
 
 
 def list_(arguments: Namespace) -> int:
