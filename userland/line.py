@@ -130,9 +130,8 @@ def refusal(path: Path, error: OSError) -> SyscallError:
     if isinstance(error, PermissionError):
         hint = "it belongs to another user; LLMASOS_RUNTIME_DIR names a directory of your own"
         return Denied(f"{path} may not be opened", hint)
-    return SyscallError(
-        Errno.EINVAL, f"{path}: {error}", "`llmasos config path` shows where it is expected"
-    )
+    hint = "`llmasos config path` shows where it is; LLMASOS_RUNTIME_DIR names another place"
+    return SyscallError(Errno.EINVAL, f"{path}: {error}", hint)
 
 
 def failure(fields: dict[str, Any], call: str) -> SyscallError:
