@@ -13,11 +13,12 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 import anyio.to_thread
 
 from .. import limits
-from ..breath import Breath
+from ..breath import Breath, release
 from ..errors import Denied, Errno, SyscallError
 from ..values import Effect
 from .judge import Judge, Ruling
@@ -72,12 +73,13 @@ class Policy:
         for _ in building:
             pass
         refuse(building.mistakes)
-        self._swap(building.judge, text)
+        self._adopt(building.judge, text)
         self.own.loaded(text)
 
     async def reload(self, text: str) -> None:
         """Bring these own rules into force, and let traffic pass meanwhile. EINVAL as `load`."""
-        self._swap(await self.judged(text), text)
+        old = self._swap(await self.judged(text), text)
+        await release(old)
         await anyio.to_thread.run_sync(self.own.loaded, text)
 
     async def mistakes(self, text: str) -> list[str]:
@@ -96,7 +98,15 @@ class Policy:
     def _building(self, text: str) -> "Building":
         return Building(self._actions, [*self._members, *self._shipped], text, self.own.name)
 
-    def _swap(self, judge: Judge, text: str) -> None:
+    def _swap(self, judge: Judge, text: str) -> list[Any]:
+        """From now on this judge decides. What the one before and the cache were made of."""
+        old = [*self.judge.parts(), *self._of_process.values()]
+        for mine in self._cache.values():
+            old += (*mine, *mine.values())
+        self._adopt(judge, text)
+        return old
+
+    def _adopt(self, judge: Judge, text: str) -> None:
         self.judge, self.text = judge, text
         self._cache, self._cached, self._of_process = {}, 0, {}
         self.epoch += 1

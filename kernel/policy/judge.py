@@ -49,6 +49,10 @@ class Judge:
             if number % SLICE == 0:
                 yield
 
+    def parts(self) -> list[Any]:
+        """All that it is made of, one by one: see `release`."""
+        return [*self.rules, *self._index, *self._index.values()]
+
     def rule(self, subject: str, action: str, object_: str) -> Ruling:
         """What the rules say of one subject. Raises what Casbin raises."""
         roles = self.roles.of(subject)

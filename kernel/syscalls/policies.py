@@ -3,11 +3,12 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from io import StringIO
 
 from .. import limits
 from .. import values as v
 from ..abi import TABLE
-from ..breath import Breath
+from ..breath import Breath, release
 from ..errors import Errno, SyscallError, TooBig
 from ..journal import Recorded
 from ..machine import Machine
@@ -105,6 +106,9 @@ async def _mistakes(m: Machine, call: Call, text: str) -> list[str]:
         if not decision.allowed:
             place = decision.rule.partition(": ")[0] or m.policy.own.name
             return [f"{place}: with this you could change the rules no more"]
+    parts = judge.parts()
+    del judge
+    await release(parts)
     return []
 
 
@@ -126,14 +130,20 @@ def _row(line: str) -> str:
 
 async def _difference(before: str, after: str) -> tuple[list[str], list[str]]:
     """Rows that came, and rows that went, as they stand."""
+    if before == after:
+        return [], []
     old, new = await _rows(before), await _rows(after)
-    return await _surplus(new, old), await _surplus(old, new)
+    difference = await _surplus(new, old), await _surplus(old, new)
+    rows = [*old, *new]
+    del old, new
+    await release(rows)
+    return difference
 
 
 async def _surplus(many: Counter[str], few: Counter[str]) -> list[str]:
     found, breath = list[str](), Breath()
     for row, count in many.items():
-        found += [row] * (count - few[row])
+        found += [row] * (count - few.get(row, 0))
         await breath()
     return found
 
@@ -141,7 +151,7 @@ async def _surplus(many: Counter[str], few: Counter[str]) -> list[str]:
 async def _rows(text: str) -> Counter[str]:
     """How often each row stands there."""
     found, breath = Counter[str](), Breath()
-    for line in text.split("\n"):
+    for line in StringIO(text, newline="\n"):
         found[_row(line)] += 1
         await breath()
     del found[""]
