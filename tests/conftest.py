@@ -78,14 +78,6 @@ def _command(pid: int) -> bytes:
         return b""
 
 
-def fresh(root: Path) -> Machine:
-    machine = Machine(root)
-    for name in [name for name in machine.environment if name.startswith("LLMASOS_")]:
-        if not name.endswith("_DIR") and name != "LLMASOS_THREADS":
-            del machine.environment[name]
-    return machine
-
-
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
@@ -94,7 +86,7 @@ def anyio_backend() -> str:
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     """A machine whose daemon is not running yet."""
-    machine = fresh(tmp_path)
+    machine = Machine(tmp_path)
     yield machine
     machine.down()
 
@@ -102,7 +94,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine that is up, with no model loaded, for tests that leave it as it was."""
-    machine = fresh(tmp_path_factory.mktemp("shared"))
+    machine = Machine(tmp_path_factory.mktemp("shared"))
     machine.start("--mount", "false")
     yield machine
     machine.down()

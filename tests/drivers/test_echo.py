@@ -29,7 +29,9 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         yield rig
 
 
-@pytest.mark.parametrize("promise", contract.PROMISES, ids=contract.name)
+@pytest.mark.parametrize(
+    "promise", [*contract.PROMISES, *contract.SENSE_PROMISES], ids=contract.name
+)
 async def test_promise(promise: Promise, rig: Rig) -> None:
     await promise(rig)
 

@@ -9,6 +9,7 @@ import pytest
 from llmasos.drivers import llama
 from llmasos.kernel.driver import Vectors
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
+from tests.drivers import cut_model
 from tests.drivers.default_model import MODEL
 from tests.drivers.rig import DEADLINE_S, PLENTY, Rig
 
@@ -24,7 +25,15 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     log = tmp_path_factory.mktemp("embed") / "log"
-    async with Rig(llama, MODEL, log, slots=4, window=512) as rig:
+    async with Rig(llama, cut_model.path(), log, slots=4, window=512) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+async def sensible(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+    """The embedded model as it is."""
+    log = tmp_path_factory.mktemp("sensible") / "log"
+    async with Rig(llama, MODEL, log, slots=1, window=512) as rig:
         yield rig
 
 
@@ -39,20 +48,20 @@ def near(found: Vectors, one: int, other: int) -> float:
     return sum(a * b for a, b in pairs)
 
 
-async def test_vectors_have_length_1_and_similar_texts_are_near(rig: Rig) -> None:
+async def test_vectors_have_length_1_and_similar_texts_are_near(sensible: Rig) -> None:
     texts = [
         "The cat sat on the mat.",
         "A kitten was sitting on a rug.",
         "The stock market fell sharply today.",
     ]
-    found = await rig.engine.embed(texts)
+    found = await sensible.engine.embed(texts)
     assert found.dimensions == DIMENSIONS
     assert [len(vector) for vector in found.vectors] == [4 * DIMENSIONS] * 3
     for index in range(3):
         assert near(found, index, index) == pytest.approx(1, abs=1e-5)
     assert near(found, 0, 1) > near(found, 0, 2)
     assert near(found, 0, 1) > near(found, 1, 2)
-    sizes = [len(await rig.engine.tokenize(text)) for text in texts]
+    sizes = [len(await sensible.engine.tokenize(text)) for text in texts]
     assert found.tokens == sum(sizes)
 
 

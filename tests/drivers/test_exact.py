@@ -1,7 +1,8 @@
 """A deterministic engine: the same tokens and the same scores, whatever runs beside a call.
 
 The short form tries one quantisation that is exact by itself and one that has to be cut into
-pieces; the long form tries every one that `tune` offers.
+pieces, on a model of a few blocks; the long form tries every one that `tune` offers, on the whole
+one.
 """
 
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from llmasos.drivers.llama.quantisation import OFFERED
 from llmasos.kernel import limits
 from llmasos.kernel.driver import Tuning
 from llmasos.kernel.errors import Errno, SyscallError
+from tests.drivers import cut_model
 from tests.drivers.default_model import MODEL
 from tests.drivers.rig import PLENTY, STORY, Outcome, Rig
 
@@ -24,19 +26,22 @@ SHORT = ("Q8_0", "Q4_K_M")
 COMPANY = 16
 
 
-async def tuned(quantisation: str, directory: Path) -> Path:
+async def tuned(model: Path, quantisation: str, directory: Path) -> Path:
     target = directory / f"{quantisation}.gguf"
     await llama.tune(
-        Tuning(MODEL, target, quantisation, measure=False, log=directory / "log"), lambda _: None
+        Tuning(model, target, quantisation, measure=False, log=directory / "log"), lambda _: None
     )
     return target
 
 
 def engines(*short: str) -> pytest.MarkDecorator:
-    """Engines of these quantisations, and of every other one in the long form."""
-    others = [name for name in OFFERED if name not in short]
-    names = [*short, *(pytest.param(name, marks=pytest.mark.long) for name in others)]
-    return pytest.mark.parametrize("exact", names, indirect=True, scope="module")
+    """Engines of these quantisations, and of every one and the whole model in the long form."""
+    params = [pytest.param((cut_model.path, name), id=name) for name in short]
+    params += [
+        pytest.param((lambda: MODEL, name), id=f"whole-{name}", marks=pytest.mark.long)
+        for name in OFFERED
+    ]
+    return pytest.mark.parametrize("exact", params, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,8 @@ async def exact(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str
 ) -> AsyncIterator[Rig]:
     directory = tmp_path_factory.mktemp("exact")
-    path = await tuned(request.param, directory)
+    model, quantisation = request.param
+    path = await tuned(model(), quantisation, directory)
     rig = Rig(llama, path, directory / "log", slots=COMPANY, window=1024, deterministic=True)
     async with rig:
         yield rig

@@ -8,12 +8,14 @@ import random
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmasos.drivers.llama import gguf
 from llmasos.kernel.errors import Errno, SyscallError
+from tests.drivers import cut_model
 from tests.drivers.default_model import MODEL
 from tests.drivers.gguf_files import (
     ARRAY,
@@ -203,6 +205,14 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:end])
         with pytest.raises(SyscallError):
             gguf.probe(path)
+
+
+def test_the_model_of_a_few_blocks_is_read() -> None:
+    """What other tests compute with."""
+    whole, cut = gguf.read(MODEL), gguf.read(cut_model.path())
+    assert cut.blocks == len(cut_model.BLOCKS) < whole.blocks
+    assert cut.facts.bytes < whole.facts.bytes / 2
+    assert replace(cut.facts, bytes=0) == replace(whole.facts, bytes=0)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -16,7 +16,7 @@ from llmasos.kernel import limits
 from llmasos.kernel.driver import Cause
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Finish, Message, Role
-from tests.drivers import contract
+from tests.drivers import contract, cut_model
 from tests.drivers.contract import Promise
 from tests.drivers.default_model import MODEL
 from tests.drivers.rig import PLENTY, Rig
@@ -32,14 +32,22 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     log = tmp_path_factory.mktemp("llama") / "log"
-    async with Rig(llama, MODEL, log, slots=8, window=512) as rig:
+    async with Rig(llama, cut_model.path(), log, slots=8, window=512) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+async def sensible(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+    """The embedded model as it is."""
+    log = tmp_path_factory.mktemp("sensible") / "log"
+    async with Rig(llama, MODEL, log, slots=1, window=512) as rig:
         yield rig
 
 
 @pytest.fixture(scope="module")
 async def small(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     log = tmp_path_factory.mktemp("small") / "log"
-    async with Rig(llama, MODEL, log, **contract.SMALL) as rig:
+    async with Rig(llama, cut_model.path(), log, **contract.SMALL) as rig:
         yield rig
 
 
@@ -53,12 +61,17 @@ async def test_promise_of_a_small_engine(promise: Promise, small: Rig) -> None:
     await promise(small)
 
 
+@pytest.mark.parametrize("promise", contract.SENSE_PROMISES, ids=contract.name)
+async def test_promise_of_a_model_that_makes_sense(promise: Promise, sensible: Rig) -> None:
+    await promise(sensible)
+
+
 async def test_the_window_that_the_model_was_trained_for_is_told(rig: Rig) -> None:
     assert (rig.facts.window, rig.facts.trained) == (512, 8192)
 
 
-async def test_the_model_answers(rig: Rig) -> None:
-    assert "Paris" in (await rig.run(await rig.prompt())).text
+async def test_the_model_answers(sensible: Rig) -> None:
+    assert "Paris" in (await sensible.run(await sensible.prompt())).text
 
 
 async def test_a_message_cannot_forge_the_end_of_itself(rig: Rig) -> None:
@@ -83,7 +96,9 @@ async def test_texts_are_answered_while_the_engine_computes(rig: Rig) -> None:
 
 async def test_a_prompt_is_fed_in_parts_that_fit_a_step_s_time(tmp_path: Path) -> None:
     # No machine computes 64 tokens in a microsecond.
-    async with Rig(llama, MODEL, tmp_path / "log", slots=2, window=512, chunk_s=1e-6) as rig:
+    async with Rig(
+        llama, cut_model.path(), tmp_path / "log", slots=2, window=512, chunk_s=1e-6
+    ) as rig:
         tokens = list(await rig.prompt("fox " * 400))
         talker = rig.admit(await rig.prompt(), 1, max_tokens=400, ignore_eos=True)
         rig.engine.grant(talker, PLENTY)
@@ -96,7 +111,9 @@ async def test_a_prompt_is_fed_in_parts_that_fit_a_step_s_time(tmp_path: Path) -
 
 
 async def test_a_beginning_is_computed_once_in_steps_that_hold_a_part_of_it(tmp_path: Path) -> None:
-    async with Rig(llama, MODEL, tmp_path / "log", slots=8, window=512, chunk_s=1e-6) as rig:
+    async with Rig(
+        llama, cut_model.path(), tmp_path / "log", slots=8, window=512, chunk_s=1e-6
+    ) as rig:
         await contract.a_beginning_is_computed_once_for_a_domain(rig)
         await contract.a_beginning_is_computed_once_for_a_domain(rig)  # a pace is known now
 
@@ -108,8 +125,8 @@ async def test_a_lone_surrogate_is_refused(rig: Rig) -> None:
 
 
 async def test_a_context_without_room_is_computed_again(tmp_path: Path) -> None:
-    options = {**contract.SMALL, "parked_bytes": 1_500_000}
-    async with Rig(llama, MODEL, tmp_path / "log", **options) as rig:
+    options = {**contract.SMALL, "parked_bytes": 300_000}
+    async with Rig(llama, cut_model.path(), tmp_path / "log", **options) as rig:
         await contract.a_context_without_room_is_computed_again(rig)
 
 
@@ -145,7 +162,7 @@ def freeze(pid: int) -> None:
 async def test_a_hanging_engine_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmasos.drivers.process.GRACE_S", 0.2)
     # Long enough for a step on a busy machine: what computes must not count as hanging.
-    async with Rig(llama, MODEL, tmp_path / "log", **contract.SMALL, hang_s=3) as rig:
+    async with Rig(llama, cut_model.path(), tmp_path / "log", **contract.SMALL, hang_s=3) as rig:
         tokens = await rig.prompt()
         freeze(rig.facts.os_pid)
         rig.engine.grant(rig.admit(tokens), PLENTY)
@@ -165,7 +182,7 @@ async def test_an_engine_that_dies_too_often_has_failed_and_comes_back(
     """P-08: after any number of deaths it is tried again: later, when asked, on request."""
     monkeypatch.setattr(limits, "CRASHES", 1)
     monkeypatch.setattr(limits, "RESTART_FIRST_S", 0.01)
-    async with Rig(llama, MODEL, tmp_path / "log", **contract.SMALL) as rig:
+    async with Rig(llama, cut_model.path(), tmp_path / "log", **contract.SMALL) as rig:
         os.kill(rig.facts.os_pid, signal.SIGKILL)
         await rig.ear.until(lambda: rig.ear.ups == 2)
         monkeypatch.setattr(limits, "RESTART_FIRST_S", 60.0)

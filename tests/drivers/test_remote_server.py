@@ -17,7 +17,7 @@ from llmasos.kernel import limits
 from llmasos.kernel.driver import Option
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.values import Finish, Sampling, pack_bias
-from tests.drivers import contract
+from tests.drivers import contract, cut_model
 from tests.drivers.contract import Promise
 from tests.drivers.default_model import MODEL
 from tests.drivers.rig import Rig, check_end
@@ -34,12 +34,23 @@ def anyio_backend() -> str:
 # --- a real server ----------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """llama.cpp's own server with the embedded model: 8 slots of 512 tokens, one thread."""
+    """A server whose model is cheap to compute."""
+    yield from serve(cut_model.path(), 8)
+
+
+@pytest.fixture(scope="module")
+def sensible() -> Iterator[str]:
+    """A server of the embedded model as it is."""
+    yield from serve(MODEL, 1)
+
+
+def serve(model: Path, slots: int) -> Iterator[str]:
+    """llama.cpp's own server: slots of 512 tokens, one thread."""
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
         port = door.getsockname()[1]
     module = "llmasos.userland.bench.llama_server"
-    line = [sys.executable, "-m", module, str(MODEL), str(port), "8", "1", "512"]
+    line = [sys.executable, "-m", module, str(model), str(port), str(slots), "1", "512"]
     with subprocess.Popen(
         line, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as child:
@@ -76,6 +87,12 @@ async def test_promise_of_a_small_engine(promise: Promise, server: str) -> None:
         await promise(rig)
 
 
+@pytest.mark.parametrize("promise", contract.SENSE_PROMISES, ids=contract.name)
+async def test_promise_of_a_model_that_makes_sense(promise: Promise, sensible: str) -> None:
+    async with Rig(remote, Path(), Path(), url=sensible, **{**LLAMA, "slots": 1}) as rig:
+        await promise(rig)
+
+
 async def test_what_the_server_says_of_itself_is_taken(server: str) -> None:
     async with Rig(remote, Path(), Path(), url=server, dialect="llama") as rig:
         facts = rig.facts
@@ -99,8 +116,8 @@ async def test_usage_is_what_was_told(server: str) -> None:
         assert outcome.fed == prompt.size
 
 
-async def test_a_grammar_is_obeyed_and_a_bad_one_refused(server: str) -> None:
-    async with Rig(remote, Path(), Path(), url=server, **LLAMA) as rig:
+async def test_a_grammar_is_obeyed_and_a_bad_one_refused(sensible: str) -> None:
+    async with Rig(remote, Path(), Path(), url=sensible, **LLAMA) as rig:
         yes = Sampling(grammar='root ::= "yes" | "no"')
         await rig.engine.check(yes)
         outcome = await rig.run(await rig.ask(), grammar=yes.grammar)
@@ -145,8 +162,8 @@ async def test_logprobs_come_with_their_tokens(server: str, raw: bool) -> None:
             assert one.logprob <= 0
 
 
-async def test_the_openai_dialect_speaks_with_the_same_server(server: str) -> None:
-    async with Rig(remote, Path(), Path(), url=server) as rig:
+async def test_the_openai_dialect_speaks_with_the_same_server(sensible: str) -> None:
+    async with Rig(remote, Path(), Path(), url=sensible) as rig:
         assert rig.facts.slots == limits.SLOTS
         assert not {"tokenize", "exact_usage", "seed"} & rig.facts.capabilities
         prompt = await rig.ask()

@@ -19,7 +19,7 @@ from llmasos.kernel import limits
 from llmasos.kernel.driver import Admission, Prompt, Step
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Finish, Logprob, Sampling, pack_bias
-from tests.drivers.default_model import MODEL
+from tests.drivers import cut_model
 from tests.drivers.rig import PLENTY, Ear, Outcome, Rig, check_end
 from tests.drivers.vocabulary import grammars, model, tokens
 
@@ -169,7 +169,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     log = tmp_path_factory.mktemp("sampler") / "log"
-    async with Rig(llama, MODEL, log, slots=8, window=512) as rig:
+    async with Rig(llama, cut_model.path(), log, slots=8, window=512) as rig:
         yield rig
 
 

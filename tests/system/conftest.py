@@ -10,7 +10,22 @@ from tests.system.daemon import Machine
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    """A machine that is not running yet."""
+    """A machine that is not running yet; its embedded model makes no sense and is computed fast."""
+    machine = Machine(tmp_path)
+    machine.cut()
+    yield machine
+    machine.down()
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Iterator[Machine]:
+    """A machine with the embedded model as it is."""
     machine = Machine(tmp_path)
     yield machine
     machine.down()
+
+
+@pytest.fixture
+def meaning(machine: Machine) -> None:
+    """The machine finds pages by their meaning, too."""
+    machine.meaning()

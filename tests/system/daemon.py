@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from llmasos.kernel.paths import Paths
+from tests.drivers import cut_model
 
 # What is made of the embedded model is made once for all machines; it takes 2 s and 145 MB.
 DOWN_S = 20  # a daemon that a test has stopped by a signal does not end by itself
@@ -22,11 +23,16 @@ class Machine:
     def __init__(self, root: Path, *, cache: Path = CACHE) -> None:
         names = ("runtime", "state", "config")
         self.paths = Paths(**{name: root / name for name in names}, cache=cache)
-        self.environment = os.environ | {
+        others = [name for name in os.environ if not name.startswith("LLMASOS_")]
+        self.environment = {
+            **{name: os.environ[name] for name in others},
             **{f"LLMASOS_{name.upper()}_DIR": str(root / name) for name in names},
             "LLMASOS_CACHE_DIR": str(cache),
             # Beside the other worker's tests, threads that wait for each other only spin.
             "LLMASOS_THREADS": "1",
+            # The recall process starts beside each daemon that has pages. Tests that are about it
+            # ask for it: see `meaning`.
+            "LLMASOS_MEMORY_EMBEDDER": "none",
         }
         self.under: list[str] = []  # words before its command line
         self._log = root / "log"
@@ -39,7 +45,19 @@ class Machine:
         lines = [f"limits.{name} = {value!r}" for name, value in values.items()]
         text = "\n".join(["from llmasos.kernel import limits", *lines, ""])
         (folder / "sitecustomize.py").write_text(text)
-        self.environment["PYTHONPATH"] = str(folder)
+        self._imports_from(folder)
+
+    def cut(self) -> None:
+        """The embedded model is cheap to compute and makes no sense, in these daemons."""
+        self._imports_from(cut_model.folder())
+
+    def _imports_from(self, folder: Path) -> None:
+        before = self.environment.get("PYTHONPATH")
+        self.environment["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [before])])
+
+    def meaning(self) -> None:
+        """Pages are found by their meaning, too, by the daemons that are started from now on."""
+        self.environment["LLMASOS_MEMORY_EMBEDDER"] = "builtin"
 
     @property
     def pid(self) -> int:

@@ -9,13 +9,13 @@ import pytest
 from llmasos.kernel import values as v
 from llmasos.kernel.errors import SyscallError
 from llmasos.userland.line import Line
-from tests.conftest import Machine, fresh
+from tests.conftest import Machine
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     """With the command line."""
-    machine = fresh(tmp_path)
+    machine = Machine(tmp_path)
     yield machine
     machine.down()
 

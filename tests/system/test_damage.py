@@ -13,7 +13,7 @@ from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland.line import Line
 from tests.system.daemon import Machine
 
-START = ("--mount", "false", "--memory-embedder", "none")
+START = ("--mount", "false")
 
 
 def spoil(path: Path) -> None:

@@ -76,7 +76,7 @@ def test_an_engine_that_is_killed_in_a_row_comes_back(
 
 def test_a_failed_engine_says_so_and_is_restarted_by_one_command(machine: Machine) -> None:
     machine.limits(CRASHES=0, RESTART_FIRST_S=250.0)
-    machine.start("--model", "echo", "--memory-embedder", "none")
+    machine.start("--model", "echo")
     with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
         line.call("unmount", v.Unmount("echo"), v.Nothing)
         line.call("mount", v.Mount("echo", {"die_after": 3}), v.DeviceInfo)
@@ -113,6 +113,7 @@ def test_a_failed_engine_says_so_and_is_restarted_by_one_command(machine: Machin
         assert recall(line).state == "off"
 
 
+@pytest.mark.usefixtures("meaning")
 @pytest.mark.parametrize(("kills", "limits"), KILLS)
 def test_a_recall_process_that_is_killed_in_a_row_comes_back(
     machine: Machine, kills: int, limits: dict[str, float]
@@ -153,6 +154,7 @@ def feed(machine: Machine) -> None:
     resource.prlimit(machine.pid, resource.RLIMIT_NOFILE, (hard, hard))
 
 
+@pytest.mark.usefixtures("meaning")
 def test_without_descriptors_calls_get_the_numbers_and_with_them_all_is_well(
     machine: Machine,
 ) -> None:
@@ -180,7 +182,7 @@ def test_without_descriptors_calls_get_the_numbers_and_with_them_all_is_well(
 
 def test_an_engine_that_died_for_want_of_descriptors_comes_back(machine: Machine) -> None:
     machine.limits(RESTART_FIRST_S=0.01, CRASHES=2, DEMAND_S=0.0)
-    machine.start("--memory-embedder", "none")
+    machine.start()
     with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
         events = Events(other, "/dev/image/smollm2")
         pid = spawn(line, "smollm2")

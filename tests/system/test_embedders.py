@@ -13,6 +13,7 @@ from tests.system.daemon import Machine
 from tests.waiting import until
 
 TEXTS = ["My dog is afraid of thunder.", "The vault opens with tangerine.", "Bread needs time."]
+pytestmark = pytest.mark.usefixtures("meaning")
 
 
 def found(line: Line, pid: int) -> v.Hits:
@@ -29,6 +30,7 @@ def settled(reply: v.Hits) -> v.Hits | None:
 def builtin(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     """The state of a machine with vectors: where it is, its process, and its embedder."""
     machine = Machine(tmp_path_factory.mktemp("builtin"))
+    machine.meaning()
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid

@@ -10,7 +10,7 @@ from llmasos.userland.line import Line
 from tests.system import foreign
 from tests.system.daemon import Machine
 
-START = ("--mount", "false", "--memory-embedder", "none")
+START = ("--mount", "false")
 
 
 def write_some(line: Line, mark: str) -> tuple[int, dict[str, object]]:

@@ -9,6 +9,7 @@ from llmasos.kernel import values as v
 from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.userland.line import Line
 from tests.system.daemon import Machine
+from tests.waiting import until
 
 SECRET = "zanzibarquince"  # a word that no stemmer changes
 
@@ -19,10 +20,12 @@ def spawn(line: Line) -> int:
 
 def indexed(line: Line, pid: int, question: str) -> v.Hits:
     """A search after all pages have their vectors."""
-    while True:
+
+    def complete() -> v.Hits | None:
         found = line.call("search_mem", v.SearchMem(pid, question), v.Hits)
-        if not found.note:
-            return found
+        return None if found.note else found
+
+    return until(complete)
 
 
 def vectors(machine: Machine) -> dict[int, bytes]:
@@ -46,6 +49,7 @@ def near(machine: Machine, vector: bytes) -> set[str]:
     return {name for piece in pieces for name in holding(machine, piece)}
 
 
+@pytest.mark.usefixtures("meaning")
 def test_what_is_forgotten_is_nowhere_on_the_disk(machine: Machine) -> None:
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
@@ -95,7 +99,7 @@ def _id(machine: Machine, text: str) -> int:
 
 
 def test_a_reaped_processs_words_are_gone_when_the_machine_is_down(machine: Machine) -> None:
-    machine.start("--mount", "false", "--memory-embedder", "none")
+    machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         pid, other = spawn(line), spawn(line)
         line.call("write_mem", v.WriteMem(other, "Something else stays."), v.Written)
@@ -109,7 +113,7 @@ def test_a_reaped_processs_words_are_gone_when_the_machine_is_down(machine: Mach
 
 
 def test_a_crash_before_the_sweep_is_made_good_by_the_next_run(machine: Machine) -> None:
-    machine.start("--mount", "false", "--memory-embedder", "none")
+    machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         pid = spawn(line)
         line.call("write_mem", v.WriteMem(pid, f"The word is {SECRET}."), v.Written)
@@ -117,14 +121,14 @@ def test_a_crash_before_the_sweep_is_made_good_by_the_next_run(machine: Machine)
         line.call("wait", v.Wait(pid), v.Exit)
     machine.shoot()
     assert holding(machine, SECRET.encode())
-    machine.start("--mount", "false", "--memory-embedder", "none")
+    machine.start("--mount", "false")
     machine.stop()
     assert holding(machine, SECRET.encode()) == set()
 
 
 @pytest.mark.parametrize("number", [0, 7])
 def test_what_is_not_there_is_not_forgotten(machine: Machine, number: int, tmp_path: Path) -> None:
-    machine.start("--mount", "false", "--memory-embedder", "none")
+    machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         pid = spawn(line)
         with pytest.raises(SyscallError, match=f"process {pid} has no page {number}") as caught:

@@ -51,7 +51,7 @@ class Asked(threading.Thread):
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine with one slot."""
     machine = Machine(tmp_path_factory.mktemp("calls"))
-    machine.start("--mount", "false", "--memory-embedder", "none")
+    machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         options: dict[str, bool | int | float | str] = {"slots": 1, "rate": 200}
         line.call("mount", v.Mount("echo", options), v.DeviceInfo)

@@ -22,6 +22,7 @@ START = ("--mount", "false", "--window", "512")
 TEXTS = ["The dog is called Bello.", "The vault opens with tangerine.", "Bread needs time."]
 DEADLINE_S = 120.0  # a guard against hangs
 CRASHES = 100
+pytestmark = pytest.mark.usefixtures("meaning")
 
 
 def eventually(look: Callable[[], object]) -> None:

@@ -242,7 +242,7 @@ def test_a_body_leaves_the_disk_when_nobody_will_ask(
 
 
 def test_a_body_that_was_dealt_with_leaves_the_disk_after_kill_9(machine: Machine) -> None:
-    machine.start("--mount", "false", "--memory-embedder", "none")
+    machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         pid, other = spawn(line), spawn(line)
         send(line, other, "this one stays")
@@ -251,7 +251,7 @@ def test_a_body_that_was_dealt_with_leaves_the_disk_after_kill_9(machine: Machin
     machine.shoot()
     [file] = machine.paths.state.glob("owners/*/mail.db-wal")
     assert BODY.encode() in file.read_bytes()  # so that the test can fail
-    machine.start("--mount", "false", "--memory-embedder", "none")
+    machine.start("--mount", "false")
     until_gone(machine)
     with Line(machine.paths.socket) as line:
         assert recv(line, other).body == "this one stays"

@@ -181,9 +181,9 @@ def mail_is_there(machine: Machine, ledger: Ledger, pid: int) -> None:
             line.call("recv", v.Recv(pid, done=ledger.mail_done, take=False), v.Mail)
 
 
-def shot(machine: Machine, kills: int, seed: int, *extra: str) -> Ledger:
+def shot(machine: Machine, kills: int, seed: int) -> Ledger:
     dice, ledger = random.Random(seed), Ledger()
-    machine.start(*START, *extra)
+    machine.start(*START)
     pids = spawn_all(machine)
     for kill in range(kills):
         threads = load(machine, ledger, pids, f"life {kill}")
@@ -194,7 +194,7 @@ def shot(machine: Machine, kills: int, seed: int, *extra: str) -> Ledger:
         machine.shoot()
         for thread in threads:
             thread.join(30)
-        machine.start(*START, *extra)
+        machine.start(*START)
         compare(machine, ledger)
         mail_is_there(machine, ledger, pids[-1])
     machine.stop()
@@ -208,12 +208,13 @@ def shot(machine: Machine, kills: int, seed: int, *extra: str) -> Ledger:
 
 @pytest.mark.timeout(300)
 def test_no_acknowledged_page_is_lost_in_a_few_kills(machine: Machine) -> None:
-    assert shot(machine, 4, 1, "--memory-embedder", "none").count > 100
+    assert shot(machine, 4, 1).count > 100
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_no_acknowledged_page_is_lost_in_fifty_kills(machine: Machine) -> None:
+    machine.meaning()
     assert shot(machine, 50, 2).count > 2_000
 
 
@@ -221,17 +222,17 @@ def test_no_acknowledged_page_is_lost_in_fifty_kills(machine: Machine) -> None:
 @pytest.mark.parametrize("point", [p for p in points.POINTS if p.startswith("store.")])
 def test_no_acknowledged_page_is_lost_at_a_point_of_the_store(machine: Machine, point: str) -> None:
     ledger = Ledger()
-    machine.start(*START, "--memory-embedder", "none")
+    machine.start(*START)
     pids = spawn_all(machine)
     machine.stop()
     for count in (1, 40):
         machine.environment["LLMASOS_DIE_AT"] = f"{point}:{40 + count}"
-        machine.start(*START, "--memory-embedder", "none")
+        machine.start(*START)
         for thread in load(machine, ledger, pids, f"{point} {count}"):
             thread.join(60)
         assert machine.reap() == -9
         del machine.environment["LLMASOS_DIE_AT"]
-        machine.start(*START, "--memory-embedder", "none")
+        machine.start(*START)
         compare(machine, ledger)
         machine.stop()
     assert (ledger.pages_lost, ledger.ids_repeated) == (0, 0)

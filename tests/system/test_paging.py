@@ -23,7 +23,7 @@ SUBJECTS = [
 
 @pytest.fixture
 def line(machine: Machine) -> Iterator[Line]:
-    machine.start("--mount", "false", "--window", str(WINDOW), "--memory-embedder", "none")
+    machine.start("--mount", "false", "--window", str(WINDOW))
     with Line(machine.paths.socket, profile=v.Profile.OPERATOR) as line:
         yield line
 
@@ -170,7 +170,7 @@ def test_the_window_is_the_same_after_kill_9(line: Line, machine: Machine) -> No
     chat(line, pid, 9)
     before, texts = resident(line, pid), pages(line, pid)
     machine.shoot()
-    machine.start("--mount", "false", "--window", str(WINDOW), "--memory-embedder", "none")
+    machine.start("--mount", "false", "--window", str(WINDOW))
     with Line(machine.paths.socket) as again:
         assert resident(again, pid) == before
         assert pages(again, pid) == texts
@@ -384,7 +384,7 @@ def test_a_process_that_thrashes_is_told(line: Line) -> None:
 def test_summaries_are_made_beside_the_pages_marked_and_forgotten_with_them(
     machine: Machine,
 ) -> None:
-    settings = ("--memory-embedder", "none", "--memory-summaries", "true")
+    settings = ("--memory-summaries", "true")
     machine.start("--mount", "false", "--window", str(WINDOW), *settings)
     with Line(machine.paths.socket) as line:
         pid = spawn(line)

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
+import pytest
 
 from llmasos.kernel import values as v
 from llmasos.userland.line import Line
@@ -12,6 +13,7 @@ from tests.waiting import DEADLINE_S, until
 
 FACT, QUESTION = "My dog is afraid of thunder.", "What does my pet fear?"  # no word in common
 TALK = "Somebody spoke of rivers, chairs and bread, and of many other things, at length. " * 3
+pytestmark = pytest.mark.usefixtures("meaning")
 PAGES = 40  # fewer than become vectors at once: none of them is counted on the way
 
 

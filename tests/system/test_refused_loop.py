@@ -26,7 +26,7 @@ def ask_in_a_loop(client: Raw, number: int) -> None:
 
 
 def test_refusals_in_a_loop_evict_no_history_and_delay_nobody(machine: Machine) -> None:
-    machine.start("--mount", "false", "--memory-embedder", "none")
+    machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
         before = line.call("stat", v.Nothing(), v.Stat)

@@ -44,7 +44,7 @@ def stopped(
 def test_more_calls_than_there_is_room_for_are_stopped_and_go_on(
     machine: Machine, room: int
 ) -> None:
-    machine.start("--mount", "false", "--memory-embedder", "none")
+    machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         options: dict[str, bool | int | float | str] = {"slots": 2, "rate": 100}
         line.call("mount", v.Mount("echo", {**options, "parked_bytes": room}), v.DeviceInfo)
@@ -60,10 +60,10 @@ def test_more_calls_than_there_is_room_for_are_stopped_and_go_on(
 
 
 def test_a_real_model_goes_on_as_if_it_had_not_been_stopped(machine: Machine) -> None:
-    machine.start("--mount", "false", "--memory-embedder", "none")
+    machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         options: dict[str, bool | int | float | str] = {
-            "slots": 2, "window": 256, "deterministic": True, "parked_bytes": 1_500_000,
+            "slots": 2, "window": 256, "deterministic": True, "parked_bytes": 300_000,
         }  # fmt: skip
         line.call("mount", v.Mount("smollm2", options), v.DeviceInfo)
         sampling = v.Sampling(temperature=0, max_tokens=16, ignore_eos=True)

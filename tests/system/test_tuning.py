@@ -31,6 +31,13 @@ def device(line: Line) -> v.DeviceInfo:
     return one
 
 
+def apart(root: Path) -> Machine:
+    """A machine with a cache of its own, and a model that is computed fast."""
+    machine = Machine(root, cache=root / "cache")
+    machine.cut()
+    return machine
+
+
 def test_the_first_use_makes_the_model_fast_and_says_so_once(tmp_path: Path) -> None:
     machine = Machine(tmp_path, cache=tmp_path / "cache")
     machine.start("--mount", "false")
@@ -61,7 +68,7 @@ def test_the_first_use_makes_the_model_fast_and_says_so_once(tmp_path: Path) -> 
 
 
 def test_the_first_client_hears_of_it_however_fast_it_comes(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, cache=tmp_path / "cache")
+    machine = apart(tmp_path)
     machine.start()
     with Line(machine.paths.socket) as line:
         assert "made ready for this machine, once" in line.welcome.notices[0]
@@ -74,7 +81,7 @@ def test_the_first_client_hears_of_it_however_fast_it_comes(tmp_path: Path) -> N
 
 def test_a_cache_that_cannot_be_written_leaves_the_model_as_it_was_shipped(tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
-    machine = Machine(tmp_path, cache=tmp_path / "cache")
+    machine = apart(tmp_path)
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         assert turn(line, spawn(line, "smollm2"), "Say hi.")[0]
@@ -93,7 +100,7 @@ def test_who_does_not_want_it_gets_the_file_as_it_was_shipped(machine: Machine) 
 
 
 def test_a_model_is_tuned_on_request_and_back_again(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, cache=tmp_path / "cache")
+    machine = apart(tmp_path)
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         before = image(line)
@@ -121,7 +128,7 @@ def test_a_model_is_tuned_on_request_and_back_again(tmp_path: Path) -> None:
 
 
 def test_one_tuning_of_a_model_at_a_time_and_who_leaves_ends_it(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, cache=tmp_path / "cache")
+    machine = apart(tmp_path)
     machine.start("--mount", "false")
     models = machine.paths.cache / "models"
     request = v.ImageTune("mine", "IQ4_NL", measure=False)

@@ -10,7 +10,7 @@ from llmasos.userland.line import Line
 from tests.system.daemon import Machine
 from tests.system.test_paging import WINDOW, chat, pages, say, spawn
 
-START = ("--mount", "false", "--window", str(WINDOW), "--memory-embedder", "none")
+START = ("--mount", "false", "--window", str(WINDOW))
 
 
 @pytest.fixture

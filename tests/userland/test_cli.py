@@ -378,6 +378,7 @@ def test_doctor_and_status_show_an_index_that_is_stuck(machine: Machine) -> None
         checks: list[dict[str, str]] = json.loads(done.stdout)["checks"]
         return next(one for one in checks if one["name"] == "index")
 
+    machine.meaning()
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid

@@ -12,13 +12,13 @@ import pytest
 from llmasos import LLMasOS
 from llmasos.kernel import limits
 from llmasos.userland.cli import exits
-from tests.conftest import Machine, documents, fresh
+from tests.conftest import Machine, documents
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine on which the embedded model is loaded as it is shipped."""
-    machine = fresh(tmp_path_factory.mktemp("answers"))
+    machine = Machine(tmp_path_factory.mktemp("answers"))
     machine.environment["LLMASOS_TUNE"] = "false"
     try:
         yield machine

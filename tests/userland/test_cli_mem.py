@@ -16,7 +16,7 @@ import pytest
 from llmasos.kernel import values as v
 from llmasos.userland.cli import exits, show, table_memory
 from llmasos.userland.cli.memmap import legend, lines
-from tests.conftest import LIMIT_S, Machine, documents, fresh
+from tests.conftest import LIMIT_S, Machine, documents
 from tests.userland.inside import Cli, command
 from tests.userland.test_terminal import expect, on_a_terminal
 
@@ -45,8 +45,8 @@ def each(lines: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    machine = fresh(tmp_path_factory.mktemp("mem"))
-    machine.start("--mount", "false", "--window", "512", "--memory-embedder", "none")
+    machine = Machine(tmp_path_factory.mktemp("mem"))
+    machine.start("--mount", "false", "--window", "512")
     yield machine
     machine.down()
 
@@ -442,7 +442,7 @@ def test_pages_are_exported_whole_or_not_at_all(cli: Cli, pid: str, tmp_path: Pa
 
 
 def test_fsck_tells_faults_and_what_was_mended(machine: Machine) -> None:
-    settings = ("--mount", "false", "--memory-embedder", "none")
+    settings = ("--mount", "false")
     machine.start(*settings)
     said(machine, "--keep", FACT)
     sound = machine.llmasos("mem", "fsck")

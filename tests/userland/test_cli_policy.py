@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmasos.userland.cli import exits
-from tests.conftest import Machine, documents, fresh
+from tests.conftest import Machine, documents
 from tests.system.raw import raw
 from tests.userland.inside import Cli, command, without_rules
 
@@ -18,7 +18,7 @@ PS = "p, r:careful, ps, /proc, deny"
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    machine = fresh(tmp_path_factory.mktemp("policy"))
+    machine = Machine(tmp_path_factory.mktemp("policy"))
     machine.start("--mount", "false")
     yield machine
     machine.down()
@@ -320,7 +320,7 @@ def test_a_shipped_deny_is_no_matter_of_own_rules(tmp_path: Path) -> None:
         shutil.copytree(ROOT / room, tmp_path / room, symlinks=True,
                         ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
     (tmp_path / "policies" / "strict.csv").write_text("p, r:strict, ps, /proc, deny\n")
-    box = fresh(tmp_path / "box")
+    box = Machine(tmp_path / "box")
     box.environment["PYTHONPATH"] = str(tmp_path / "src")
     (tmp_path / "box").mkdir()
     box.start("--mount", "false")

@@ -13,7 +13,7 @@ import pytest
 
 from llmasos.kernel import limits
 from llmasos.userland.cli import exits
-from tests.conftest import LIMIT_S, Machine, documents, fresh
+from tests.conftest import LIMIT_S, Machine, documents
 from tests.system.raw import raw
 from tests.userland.inside import Cli, command, without_rules
 
@@ -22,7 +22,7 @@ ROW = "p, r:x, ps, /proc, ask"
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    machine = fresh(tmp_path_factory.mktemp("recorded"))
+    machine = Machine(tmp_path_factory.mktemp("recorded"))
     machine.start("--mount", "false")
     yield machine
     machine.down()

@@ -16,7 +16,7 @@ from llmasos.userland import remote
 from llmasos.userland.cli import exits, main
 from llmasos.userland.cli.invocation import Invocation
 from llmasos.userland.cli.table import VERBS
-from tests.conftest import Machine, documents, fresh
+from tests.conftest import Machine, documents
 from tests.system.raw import raw
 from tests.system.test_tls import flags, port
 
@@ -33,7 +33,7 @@ class Box(NamedTuple):
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[Box]:
     folder, number = tmp_path_factory.mktemp("box"), port()
-    machine = fresh(folder)
+    machine = Machine(folder)
     machine.start(*flags(certificates, number))
     with raw(machine.paths.socket, "owner") as root:
         root.call("user_add", name="alice", role="operator")

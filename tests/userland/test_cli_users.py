@@ -17,7 +17,7 @@ from llmasos.kernel.identity import NO_KEY
 from llmasos.kernel.values import Keys, UserRole
 from llmasos.userland.cli import exits, table
 from llmasos.userland.cli.duration import duration
-from tests.conftest import Machine, fresh
+from tests.conftest import Machine
 from tests.system.raw import Raw, raw
 from tests.system.test_door import AS_BOB, BOB, bob, closed, hello, refused
 from tests.userland.inside import Cli, command, without_rules
@@ -30,7 +30,7 @@ def box() -> Iterator[Machine]:
     """A machine that other users of the system can reach, where that can be tried."""
     root = Path(tempfile.mkdtemp(prefix="llmasos-users-"))
     root.chmod(0o755)
-    machine = fresh(root)
+    machine = Machine(root)
     machine.start("--mount", "false", *(
         () if os.geteuid() else ("--shared", "true", "--group", "nogroup")
     ))  # fmt: skip

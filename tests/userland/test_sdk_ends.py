@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from llmasos import AsyncLLMasOS, AsyncProcess, LLMasOS, NotFound
-from tests.conftest import Machine, fresh
+from tests.conftest import Machine
 
 pytestmark = pytest.mark.anyio
 GUARD_S = 40
@@ -22,7 +22,7 @@ LONG = "word " * 500
 @pytest.fixture(scope="module")
 def slow_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine whose echo takes its time."""
-    machine = fresh(tmp_path_factory.mktemp("slow"))
+    machine = Machine(tmp_path_factory.mktemp("slow"))
     machine.start("--mount", "false")
     machine.llmasos("mount", "echo", "--set", "rate=20", "--set", "slots=4")
     yield machine
@@ -44,7 +44,7 @@ async def pids(client: AsyncLLMasOS) -> set[int]:
 @pytest.fixture(scope="module")
 def own_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine on which there are no processes but those of these tests."""
-    machine = fresh(tmp_path_factory.mktemp("own"))
+    machine = Machine(tmp_path_factory.mktemp("own"))
     machine.start("--mount", "false")
     yield machine
     machine.down()
