@@ -22,9 +22,10 @@ from llmasos.userland.line import Line
 from . import exits, toml
 from .columns import Column, fitted
 from .door import connect
-from .show import card, document, note
+from .show import card, clip, document, note
 
 Value = bool | int | float | str
+_ORIGIN_CHARS = 20
 
 
 class Setting(NamedTuple):
@@ -243,8 +244,8 @@ def _after(one: Setting) -> str:
 
 
 def _short(origin: str) -> str:
-    """The file of settings by its name."""
-    return Path(origin).name if os.sep in origin else origin
+    """The file of settings by its name; a variable as far as the line has room for it."""
+    return Path(origin).name if os.sep in origin else clip(origin, _ORIGIN_CHARS)
 
 
 def path(arguments: Namespace) -> int:
