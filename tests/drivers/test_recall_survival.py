@@ -37,6 +37,7 @@ from tests.drivers.recall_rig import (
 
 pytestmark = pytest.mark.anyio
 PAGES = 1_200  # more than Chroma keeps in its log: it writes its index, too
+FEW = 400
 HINT = "llmasos mem fsck --rebuild"
 
 
@@ -227,22 +228,31 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-async def spoilt(folder: Path, spoil: Callable[[Path], None]) -> Path:
+@pytest.fixture(scope="module")
+async def files(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Directories of owners who had so many pages: nobody uses them, they are copied."""
+    made: dict[int, Path] = {}
+    async with Rig(tmp_path_factory.mktemp("files")) as rig:
+        for pages in (FEW, PAGES):
+            made[pages] = rig.owner()
+            await rig.hand_over(made[pages], {1: vectors(pages)})
+            assert await rig.stored(made[pages], 1) == pages
+    return made
+
+
+def spoilt(files: Path, folder: Path, spoil: Callable[[Path], None]) -> Path:
     """An owner whose files were spoilt while no process had them."""
-    async with Rig(folder) as rig:
-        owner = rig.owner()
-        await rig.hand_over(owner, {1: vectors(PAGES)})
-        assert await rig.stored(owner, 1) == PAGES
+    owner = shutil.copytree(files, folder / "owner")
     spoil(owner / "chroma")
     return owner
 
 
 @pytest.mark.parametrize("case", BROKEN)
 async def test_broken_files_are_reported_and_made_anew_after_some_tries(
-    tmp_path: Path, case: str
+    tmp_path: Path, files: dict[int, Path], case: str
 ) -> None:
     spoil, words = BROKEN[case]
-    owner = await spoilt(tmp_path, spoil)
+    owner = spoilt(files[PAGES], tmp_path, spoil)
     async with Rig(tmp_path) as rig:
         await rig.hand_over(owner, {1: vectors(PAGES)})
         assert await rig.stored(owner, 1) == -1
@@ -279,17 +289,19 @@ def half_made(chroma: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [unmarked, cut_mark, empty, half_made])
 async def test_files_without_a_mark_are_made_anew(
-    tmp_path: Path, spoil: Callable[[Path], None]
+    tmp_path: Path, files: dict[int, Path], spoil: Callable[[Path], None]
 ) -> None:
-    owner = await spoilt(tmp_path, spoil)
+    owner = spoilt(files[PAGES], tmp_path, spoil)
     async with Rig(tmp_path) as rig:
         await rig.hand_over(owner, {1: vectors(PAGES)})
         assert await rig.stored(owner, 1) == PAGES
         assert not (await check(rig, owner)).note
 
 
-async def test_files_of_a_newer_version_stay_until_a_renewal(tmp_path: Path) -> None:
-    owner, words = await spoilt(tmp_path, newer), "written by Chroma 99.1.0"
+async def test_files_of_a_newer_version_stay_until_a_renewal(
+    tmp_path: Path, files: dict[int, Path]
+) -> None:
+    owner, words = spoilt(files[PAGES], tmp_path, newer), "written by Chroma 99.1.0"
     async with Rig(tmp_path) as rig:
         healthy = tmp_path / "healthy"
         healthy.mkdir()
@@ -311,29 +323,29 @@ async def test_files_that_another_process_has_are_left_alone(rig: Rig) -> None:
     owner = rig.owner()
     with (owner / "chroma.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        await rig.hand_over(owner, {1: vectors(400)})
+        await rig.hand_over(owner, {1: vectors(FEW)})
         assert await rig.stored(owner, 1) == -1
-        found = await check(rig, owner, 400)
+        found = await check(rig, owner, FEW)
         assert "another process has its files open" in found.note
         assert not (owner / "chroma").exists()
         with pytest.raises(DeviceFault, match="another process"):
             await rig.renew(owner)
-    assert await rig.stored(owner, 1) == 400
-    assert not (await check(rig, owner, 400)).note
+    assert await rig.stored(owner, 1) == FEW
+    assert not (await check(rig, owner, FEW)).note
 
 
 async def test_two_devices_do_not_share_files(rig: Rig, owner: Path, tmp_path: Path) -> None:
     async with Rig(tmp_path) as other:
-        await other.hand_over(owner, {1: vectors(400)})
+        await other.hand_over(owner, {1: vectors(FEW)})
         assert await other.stored(owner, 1) == -1
     assert await rig.stored(owner, 1) == PAGES
 
 
 async def test_an_owner_without_a_directory_is_searched_all_the_same(rig: Rig) -> None:
     owner = rig.folder / "nowhere"
-    await rig.hand_over(owner, {1: vectors(400)})
+    await rig.hand_over(owner, {1: vectors(FEW)})
     assert await rig.stored(owner, 1) == -1
-    assert "No such file" in (await check(rig, owner, 400)).note
+    assert "No such file" in (await check(rig, owner, FEW)).note
     assert not owner.exists()
 
 
@@ -364,7 +376,7 @@ async def test_a_full_disk_costs_nothing_but_speed(rig: Rig, small_disk: Path) -
     assert found.pages[0] == page(1, 17)
     assert "full" in found.note or "No space" in found.note
     ballast.unlink()
-    assert await rig.stored(owner, 1) == 400
+    assert await rig.stored(owner, 1) == FEW
     assert not (await rig.search(owner, question, whole(1))).note
 
 
@@ -383,7 +395,7 @@ async def test_files_that_may_not_grow_are_made_anew(rig: Rig) -> None:
         return not (await rig.search(owner, vectors(5, width=512)[1], whole(1))).note
 
     await until(usable)
-    assert await rig.stored(owner, 1) == 400
+    assert await rig.stored(owner, 1) == FEW
     assert chroma_of(rig.facts.os_pid) != chroma
 
 
@@ -490,34 +502,33 @@ STAGES = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-async def test_a_renewal_that_was_cut_short_is_made_good(tmp_path: Path, stage: str) -> None:
-    async with Rig(tmp_path) as rig:
-        owner = rig.owner()
-        await rig.hand_over(owner, {1: vectors(400)})
-        assert await rig.stored(owner, 1) == 400
+async def test_a_renewal_that_was_cut_short_is_made_good(
+    tmp_path: Path, files: dict[int, Path], stage: str
+) -> None:
+    owner = shutil.copytree(files[FEW], tmp_path / "owner")
     if stage in ("begun", "written"):
-        await _kill_at(rig, owner, [owner / name for name in STAGES[stage]])
+        await _kill_at(owner, [owner / name for name in STAGES[stage]])
     else:
         for name in set(STAGES[stage]) - {"chroma"}:
             shutil.copytree(owner / "chroma", owner / name)
         if "chroma" not in STAGES[stage]:
             shutil.rmtree(owner / "chroma")
     async with Rig(tmp_path) as rig:
-        await rig.hand_over(owner, {1: vectors(400)})
-        assert await rig.stored(owner, 1) == 400
-        assert not (await check(rig, owner, 400)).note
+        await rig.hand_over(owner, {1: vectors(FEW)})
+        assert await rig.stored(owner, 1) == FEW
+        assert not (await check(rig, owner, FEW)).note
     assert {path.name for path in owner.iterdir()} == {"chroma", "chroma.lock"}
 
 
-async def _kill_at(rig: Rig, owner: Path, there: list[Path]) -> None:
+async def _kill_at(owner: Path, there: list[Path]) -> None:
     """Begin a renewal, and kill everything when these are there."""
 
     async def all_there() -> bool:
         return all(path.exists() for path in there)
 
-    async with Rig(rig.folder) as rig:
-        await rig.hand_over(owner, {1: vectors(400)})
-        assert await rig.stored(owner, 1) == 400
+    async with Rig(owner.parent) as rig:
+        await rig.hand_over(owner, {1: vectors(FEW)})
+        assert await rig.stored(owner, 1) == FEW
         with contextlib.suppress(DeviceFault):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_renew, rig, owner)
@@ -568,16 +579,16 @@ async def test_a_server_holds_what_files_would(tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     async with Rig(tmp_path, url=server.url) as rig:
         owner, other = rig.owner(), rig.owner()
-        await rig.hand_over(owner, {1: vectors(400)})
+        await rig.hand_over(owner, {1: vectors(FEW)})
         assert await rig.stored(owner, 1) == -1
-        note = (await check(rig, owner, 400)).note
+        note = (await check(rig, owner, FEW)).note
         assert server.url in note
         async with server:
-            assert await rig.stored(owner, 1) == 400
-            assert not (await check(rig, owner, 400)).note
+            assert await rig.stored(owner, 1) == FEW
+            assert not (await check(rig, owner, FEW)).note
             await rig.hand_over(other, {1: vectors(7)})
             assert await rig.stored(other, 1) == 7
-            assert await rig.stored(owner, 1) == 400
+            assert await rig.stored(owner, 1) == FEW
             await rig.device.remove(owner, 1, range(100))
             await rig.renew(owner)
             assert await rig.stored(owner, 1) == 300

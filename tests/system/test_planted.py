@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmasos.userland.bench.paging import converse
+from llmasos.userland.bench.paging import Size, converse
 from llmasos.userland.line import Line
 from tests.system.daemon import Machine
 
@@ -16,7 +16,7 @@ def test_facts_told_in_passing_come_back_when_they_are_asked_for(
 ) -> None:
     machine.start("--mount", "false", "--window", str(WINDOW), "--memory-embedder", embedder)
     with Line(machine.paths.socket) as line:
-        tally = converse(line, TURNS, 1, WINDOW, "echo")
+        tally = converse(line, Size(WINDOW, TURNS), 1, "echo")
     assert tally.asked >= 10
     assert tally.compactions > 2
     assert tally.there >= 0.9 * tally.asked, tally.missed

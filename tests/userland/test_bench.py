@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from llmasos.userland.bench.peers import HOST, LLAMA, Absent, Server, llama_serv
 from llmasos.userland.bench.rig import RigError, image, tuned
 from llmasos.userland.bench.texts import Chat
 from llmasos.userland.cli.exits import Usage
+from tests.drivers import cut_model
+from tests.system.daemon import CACHE
 
 BARS = (
     Bar("x.fast", "how fast", "a second", "higher", 100),
@@ -41,8 +44,18 @@ def document(take: Take, *more: Attempt) -> Document:
     return Document.of(suite, [Attempt(take, 0.01), *more], {"cores": 2}, {}, tiny=False)
 
 
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Daemons compute a small model on one thread: other tests compute, too."""
+    lines = 'import os\nos.environ["LLMASOS_THREADS"] = "1"\n'
+    (tmp_path / "sitecustomize.py").write_text(lines)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(cut_model.folder())]))
+    monkeypatch.setenv("LLMASOS_CACHE_DIR", str(CACHE))
+
+
 # The tiny form of `choices` runs two dozen loops: its short form here is one pair of them. That of
 # `layout`, which has no bar, feeds a model for half a minute.
+@pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize(
     "name",
     [
@@ -50,11 +63,8 @@ def document(take: Take, *more: Attempt) -> Document:
         for name in SUITES
     ],
 )
-def test_each_suite_measures_every_figure_in_its_tiny_form(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_suite_measures_every_figure_in_its_tiny_form(name: str) -> None:
     """P-12: every number is made again with one command. P-02: the whole path is compared."""
-    monkeypatch.setenv("LLMASOS_THREADS", "1")  # beside other tests, a second one only spins
     measured = run(SUITES[name], tiny=True)
     absent = [gap.peer for gap in measured.missing if gap.install == "make peers"]
     assert len(absent) == len(measured.missing), measured.missing  # other gaps are failures
@@ -64,6 +74,7 @@ def test_each_suite_measures_every_figure_in_its_tiny_form(
         assert figure.value is None or math.isfinite(figure.value)
 
 
+@pytest.mark.usefixtures("cheap")
 def test_a_choice_is_measured_against_the_other_way() -> None:
     with tuned() as (_, client):
         found = image(client)

@@ -5,6 +5,7 @@ page each, as notes and articles are: pages that have nothing to do with each ot
 """
 
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from llmasos.userland.line import Line
 
 from .rig import Rig
 from .talks.pairs import Pair, pairs, pool
+
+PAUSE_S = 0.05  # between two looks
 
 
 def first_hits(rig: Rig, client: Line, topics: int) -> tuple[list[float], list[float]]:
@@ -49,3 +52,4 @@ def _settled(client: Line, asked: v.SearchMem) -> list[int]:
         reply = client.call("search_mem", asked, v.Hits)
         if not reply.note:
             return [hit.page.number for hit in reply.hits]
+        time.sleep(PAUSE_S)

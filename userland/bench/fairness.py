@@ -116,7 +116,7 @@ async def alone(path: Path, texts: Sequence[str]) -> float:
 
 def take(tiny: bool) -> Take:
     size = (
-        Size(1, 4, 2, 0.5, 2.0, 2, 200)
+        Size(1, 4, 2, 0.2, 0.8, 2, 200)
         if tiny
         else Size(3, PROCESSES, WIDTH, WARM_S, SECONDS, BUSY, LONG_TOKENS)
     )

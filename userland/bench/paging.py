@@ -12,7 +12,7 @@ from llmasos.kernel import values as v
 from llmasos.userland.line import Line
 
 from .figures import Bar, Suite, Take
-from .planted import FACTS, conversation
+from .planted import FACTS, OLD, conversation
 from .rig import MODEL, RigError, facts, mounted, tuned
 
 WINDOW, TURNS, ANSWER = 2_048, 200, 60
@@ -24,6 +24,16 @@ BARS = (
         "", "higher", 0.95),
 )  # fmt: skip
 TEMPLATE = 5  # tokens that the template adds to a message
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a conversation."""
+
+    window: int
+    turns: int
+    answer: int = ANSWER  # tokens
+    old: int = OLD  # turns between a fact and its question, at least
 
 
 @dataclass(slots=True)
@@ -52,15 +62,17 @@ def plain_tokens(sizes: list[int], system: int, reserve: int, window: int) -> in
     return sent
 
 
-def converse(client: Line, turns: int, seed: int, window: int, model: str = MODEL) -> Tally:
+def converse(client: Line, size: Size, seed: int, model: str = MODEL) -> Tally:
     """One conversation, to its end."""
     pid = client.call("spawn", v.Spawn(model, app="bench", system=SYSTEM), v.Spawned).pid
     system = client.call("read_mem", v.ReadMem(pid), v.Pages).pages[0].tokens + TEMPLATE
     tally = Tally()
     pages: dict[int, list[int]] = {}  # of each fact
     sizes: list[int] = []
-    sampling = v.Sampling(temperature=0, max_tokens=ANSWER, ignore_eos=True, repeat_penalty=1.1)
-    for turn in conversation(turns, seed):
+    sampling = v.Sampling(
+        temperature=0, max_tokens=size.answer, ignore_eos=True, repeat_penalty=1.1
+    )
+    for turn in conversation(size.turns, seed, size.old):
         asked = v.Generate(pid, [v.Message(v.Role.USER, turn.text)], sampling=sampling)
         stream = client.stream("generate", asked, v.Delta, v.Generated)
         for _ in stream:
@@ -70,8 +82,8 @@ def converse(client: Line, turns: int, seed: int, window: int, model: str = MODE
             raise RigError("a generation ended without a reply")
         new = client.call("read_mem", v.ReadMem(pid, reply.pages[0]), v.Pages).pages
         sizes.append(sum(page.tokens for page in new if page.kind is v.Kind.USER))
-        tally.plain += plain_tokens(sizes, system, ANSWER, window)
-        sizes.append(ANSWER)
+        tally.plain += plain_tokens(sizes, system, size.answer, size.window)
+        sizes.append(size.answer)
         tally.computed += reply.usage.prompt_tokens - reply.usage.cached_tokens
         tally.faults += len(reply.faults)
         tally.compactions += bool(reply.evicted)
@@ -89,12 +101,12 @@ def converse(client: Line, turns: int, seed: int, window: int, model: str = MODE
 
 def take(tiny: bool) -> Take:
     seeds = (1,) if tiny else (1, 2, 3)
-    turns = 10 if tiny else TURNS
-    shape = {"window": 512 if tiny else WINDOW}
+    size = Size(512, 10, 8, 4) if tiny else Size(WINDOW, TURNS)
+    shape = {"window": size.window}
 
     def one(seed: int) -> Tally:
         with rig.client() as line:
-            return converse(line, turns, seed, shape["window"])
+            return converse(line, size, seed)
 
     with tuned() as (rig, client), mounted(client, **shape), ThreadPoolExecutor(len(seeds)) as pool:
         tallies = list(pool.map(one, seeds))

@@ -112,7 +112,7 @@ _ENDINGS = (
     "I could go on about it for an hour, yet I would rather listen to you for a change now.",
 )
 EVERY = 5  # turns: one tells a fact, one asks for one
-OLD = 20  # turns between the two, at least
+OLD = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,8 @@ class Turn:
     asks: int | None = None
 
 
-def conversation(turns: int, seed: int) -> list[Turn]:
-    """What a person says, turn by turn."""
+def conversation(turns: int, seed: int, old: int = OLD) -> list[Turn]:
+    """What a person says, turn by turn. `old`: turns between a fact and its question, at least."""
     dice = random.Random(seed)
     order = dice.sample(range(len(FACTS)), len(FACTS))
     said: list[Turn] = []
@@ -131,8 +131,8 @@ def conversation(turns: int, seed: int) -> list[Turn]:
     for at in range(turns):
         filler = f"{dice.choice(_OPENINGS)} {dice.choice(_SUBJECTS)}. {dice.choice(_ENDINGS)}"
         told = order[at // EVERY % len(order)]
-        old = [turn.tells for turn in said[: max(0, at - OLD)] if turn.tells is not None]
-        fresh = [fact for fact in old if fact not in asked] or old
+        known = [turn.tells for turn in said[: max(0, at - old)] if turn.tells is not None]
+        fresh = [fact for fact in known if fact not in asked] or known
         if at % EVERY == 0 and at // EVERY < len(order):
             said.append(Turn(f"{FACTS[told][0]} {filler}", tells=told))
         elif at % EVERY == EVERY - 1 and fresh:

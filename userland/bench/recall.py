@@ -153,14 +153,20 @@ def settle(client: Line) -> None:
 
 def ask(conversations: Sequence[Talk], *, embedder: str, model: str = MODEL) -> list[Asked]:
     """All questions of all conversations."""
-    ways = WAYS if embedder != "none" else ("both",)
-    with daemon(mount=False, **{"memory-embedder": embedder}) as rig, rig.client() as client:
-        with ThreadPoolExecutor(4) as pool:
-            coming = [pool.submit(Told, rig, talk, model) for talk in conversations]
-            told = [one.result() for one in coming]
-        if embedder != "none":
-            settle(client)
-        return [asked for one in told for asked in one.all(ways)]
+    with daemon(mount=False, **{"memory-embedder": embedder}) as rig:
+        return answered(rig, conversations, WAYS if embedder != "none" else ("both",), model)
+
+
+def answered(
+    rig: Rig, conversations: Sequence[Talk], ways: Sequence[str], model: str = MODEL
+) -> list[Asked]:
+    """The same, on a machine that is there."""
+    with ThreadPoolExecutor(4) as pool:
+        coming = [pool.submit(Told, rig, talk, model) for talk in conversations]
+        told = [one.result() for one in coming]
+    with rig.client() as client:
+        settle(client)
+    return [asked for one in told for asked in one.all(ways)]
 
 
 # --- what is told ---------------------------------------------------------------------------------
@@ -225,10 +231,10 @@ def take(tiny: bool) -> Take:
     conversations = list(talks.talks(talks.SEEDS[:1] if tiny else talks.SEEDS))
     if tiny:
         conversations = [_shorter(one) for one in conversations]
-    questions = ask(conversations, embedder="builtin")
-    without = ask(conversations, embedder="none")
-    with daemon(mount=False) as rig, rig.client() as client:
+    with daemon(mount=False, **{"memory-embedder": "builtin"}) as rig, rig.client() as client:
         chinese, english = first_hits(rig, client, 1 if tiny else 1000)
+        questions = answered(rig, conversations, WAYS)
+    without = ask(conversations, embedder="none")
     found = tables(questions)
     both, words, dense = (found["all"][way] for way in ("both", "words", "dense"))
     values = {

@@ -93,10 +93,19 @@ def image(client: Line, model: str = MODEL) -> v.ImageInfo:
 
 
 def environment(runtime: str, rest: str) -> dict[str, str]:
-    """This process's environment with our directories and without the user's settings."""
+    """This process's environment with our directories and without the user's settings.
+
+    What is made of models is in the user's cache: it is made once, not for each daemon.
+    """
     clean = {key: value for key, value in os.environ.items() if not key.startswith("LLMASOS_")}
-    own = {f"LLMASOS_{name}_DIR": f"{rest}/{name.lower()}" for name in ("STATE", "CACHE", "CONFIG")}
-    return {**clean, **own, "LLMASOS_RUNTIME_DIR": runtime, "LLMASOS_AUTOSTART": "0"}
+    return {
+        **clean,
+        "LLMASOS_RUNTIME_DIR": runtime,
+        "LLMASOS_STATE_DIR": f"{rest}/state",
+        "LLMASOS_CONFIG_DIR": f"{rest}/config",
+        "LLMASOS_CACHE_DIR": str(paths.find().cache),
+        "LLMASOS_AUTOSTART": "0",
+    }
 
 
 @contextmanager

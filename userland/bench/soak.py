@@ -9,6 +9,7 @@ line through the samples of the last half. Chroma's own process is told beside t
 import random
 import socket
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from .memory import resident_mb
 from .rig import Rig, RigError, daemon
 
 CLIENTS = 4
-SECONDS, TINY_SECONDS = 600.0, 6.0
+SECONDS, TINY_SECONDS = 600.0, 2.0
 SAMPLE_S = 1.0
 FORGETS = 8  # one life in so many forgets a page: Chroma's files are made anew each time
 PAUSE_S = 0.05  # between two lives
@@ -188,9 +189,9 @@ def slope_mb_per_h(points: Sequence[tuple[float, float]]) -> float:
 
 
 def soaked(seconds: float) -> tuple[list[Sample], Load]:
-    """Samples over a load of so long. RigError: a client failed."""
-    with daemon(mount=False) as rig:
-        document = Path(rig.environment["LLMASOS_STATE_DIR"]).parent / "document.txt"
+    """Samples over a load of so long, one at least. RigError: a client failed."""
+    with daemon(mount=False) as rig, tempfile.TemporaryDirectory() as folder:
+        document = Path(folder).resolve() / "document.txt"
         document.write_text("\n\n".join(text(random.Random(n), 100) for n in range(10)))
         load = Load(rig, document)
         works = [partial(live, load, seed) for seed in range(CLIENTS)] + [partial(spoil, load)]
@@ -198,7 +199,7 @@ def soaked(seconds: float) -> tuple[list[Sample], Load]:
         for thread in threads:
             thread.start()
         begun, samples = time.monotonic(), list[Sample]()
-        while time.monotonic() - begun < seconds and not load.failures:
+        while (time.monotonic() - begun < seconds or not samples) and not load.failures:
             samples += filter(None, [sample(rig.os_pid, begun)])
             load.stop.wait(SAMPLE_S)
         load.stop.set()
