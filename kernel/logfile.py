@@ -12,7 +12,8 @@ from typing import TextIO
 
 from . import limits
 
-_OUTPUTS = (1, 2)  # stdout and stderr
+_STDERR = 2
+_OUTPUTS = (1, _STDERR)  # the descriptors of stdout and stderr
 
 
 def earlier(path: Path) -> Path:
@@ -41,7 +42,7 @@ class LogHandler(logging.StreamHandler[TextIO]):
             self._exchange()
 
     def _exchange(self) -> None:
-        written = os.fstat(self.stream.fileno())
+        written = os.fstat(_STDERR)
         if written.st_size < limits.LOG_BYTES or not os.path.samestat(written, self._path.stat()):
             return
         log = open_log(self._path)

@@ -120,10 +120,6 @@ class Users:
             hint = f"`llmasos users rm {holder}` frees it; without --uid {name} comes by key"
             raise SyscallError(Errno.EEXIST, words, hint)
 
-    def check(self, name: str) -> None:
-        """ENOENT when there is no such user."""
-        self._get(name)
-
     async def remove(self, name: str) -> None:
         """Forget a user and every key of it. ENOENT."""
         async with self._changing:

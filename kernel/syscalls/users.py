@@ -20,9 +20,6 @@ def user_list(m: Machine, call: Call, request: v.Nothing) -> v.Users:
 
 async def user_remove(m: Machine, call: Call, request: v.UserRemove) -> v.Nothing:
     _not_the_owner(m, request.name)
-    if request.dry_run:
-        m.users.check(request.name)
-        return v.Nothing()
     await m.users.remove(request.name)
     await m.reidentify()
     await m.evict(request.name)

@@ -39,7 +39,6 @@ class Users:
 @dataclass(frozen=True, slots=True)
 class UserRemove:
     name: User
-    dry_run: bool = False  # only say whether it can be removed
 
 
 @dataclass(frozen=True, slots=True)

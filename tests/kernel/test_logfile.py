@@ -68,6 +68,13 @@ def test_an_output_that_is_not_the_log_is_left_alone(
     assert other.read_text().count("line") == 1_000
 
 
+def test_a_daemon_without_outputs_goes_on(tmp_path: Path) -> None:
+    program = f"{WRITER.partition('for number')[0]}logging.error('lost')\nPath(sys.argv[2]).touch()"
+    line = ["/bin/sh", "-c", 'exec "$@" >&- 2>&-', "sh", sys.executable, "-c", program]
+    subprocess.run([*line, tmp_path / "log", tmp_path / "done"], check=True)
+    assert (tmp_path / "done").exists()
+
+
 def test_the_log_is_read_across_its_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,9 +40,11 @@ def list_(arguments: Namespace) -> int:
 def rm(arguments: Namespace) -> int:
     question = f"Remove {arguments.name}, with all keys, processes and pages? It cannot be undone."
     with connect(profile=v.Profile.OWNER) as line:
-        # The kernel refuses before a person is asked: the owner, and one that does not exist.
-        line.call("user_remove", v.UserRemove(arguments.name, dry_run=True), v.Nothing)
-        if not confirmed(question, yes=arguments.yes):
+        known = {user.name for user in line.call("user_list", v.Nothing(), v.Users).users}
+        owner = line.call("stat", v.Nothing(), v.Stat).owner
+        # The kernel refuses the owner, and who is not there: there is nothing to ask about.
+        asks = arguments.name in known and arguments.name != owner
+        if asks and not confirmed(question, yes=arguments.yes):
             note("nobody was removed")
             return exits.FAILED
         line.call("user_remove", v.UserRemove(arguments.name), v.Nothing)
