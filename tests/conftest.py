@@ -78,6 +78,12 @@ def _command(pid: int) -> bytes:
         return b""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--crashes", type=int, default=10, help="at each point of the index, in the long form"
+    )
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

@@ -1,7 +1,8 @@
 """P-08: indexes always catch up, wherever between page and vector the daemon was killed.
 
-One crash for each point always runs; `-m long` does a hundred at each point of the index, every one
-on a machine without files, so that a kill may also meet what is made for the first time.
+One crash for each point always runs; `-m long --crashes N` does N at each point of the index (10 by
+default), every one on a machine without files, so that a kill may also meet what is made for the
+first time.
 """
 
 import shutil
@@ -21,7 +22,6 @@ DEAD = (Errno.EPIPE, Errno.ECONNREFUSED)
 START = ("--mount", "false", "--window", "512")
 TEXTS = ["The dog is called Bello.", "The vault opens with tangerine.", "Bread needs time."]
 DEADLINE_S = 120.0  # a guard against hangs
-CRASHES = 100
 pytestmark = pytest.mark.usefixtures("meaning")
 
 
@@ -81,16 +81,19 @@ def test_indexes_catch_up_after_a_crash_at_a_point(machine: Machine, point: str)
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("point", [p for p in points.POINTS if p.startswith("index")])
-def test_indexes_catch_up_after_a_hundred_crashes_at_a_point(machine: Machine, point: str) -> None:
+def test_indexes_catch_up_after_many_crashes_at_a_point(
+    machine: Machine, point: str, request: pytest.FixtureRequest
+) -> None:
+    crashes: int = request.config.getoption("--crashes")
     failed: list[str] = []
-    for number in range(CRASHES):
+    for number in range(crashes):
         try:
             catches_up(machine, *crash(machine, point))
         except AssertionError as error:
             failed.append(f"run {number}: {error}")
         machine.shoot()
         shutil.rmtree(machine.paths.state)
-    print(f"index.catch_up at {point}: {len(failed)} of {CRASHES}")
+    print(f"index.catch_up at {point}: {len(failed)} of {crashes}")
     assert failed == []
 
 
