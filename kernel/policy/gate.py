@@ -23,7 +23,7 @@ from ..errors import Denied, Errno, SyscallError
 from ..values import Effect
 from .judge import Judge, Ruling
 from .own import OwnFile
-from .rules import Mistake, Rule, canonical, own, read, refuse
+from .rules import Mistake, Rule, canonical, own, processes, read, refuse
 
 Question = tuple[tuple[str, ...], str, str]  # subjects, action, object
 _STRICT = {Effect.DENY: 0, Effect.ASK: 1, Effect.ALLOW: 2}
@@ -62,7 +62,7 @@ class Policy:
         self._shipped = _shipped(actions)
         self._cache: dict[str, dict[Question, Decision]] = {}  # by user: nobody can clear another's
         self._cached = 0  # decisions in it, or fewer
-        self._of_process: dict[str, list[Question]] = {}  # what was cached of its objects
+        self._of_process: dict[int, set[Question]] = {}  # cached, by whose process is named in it
         self.load()
 
     # --- rules come into force ------------------------------------------------------------------
@@ -127,14 +127,19 @@ class Policy:
             self._keep(key, decision)
         return decision
 
+    @property
+    def kept(self) -> tuple[int, int]:
+        """Decisions that are cached, and questions that name a process."""
+        return sum(map(len, self._cache.values())), sum(map(len, self._of_process.values()))
+
     def _keep(self, key: "Question", decision: Decision) -> None:
         """Cache a decision. Of a user who has too many, all go; so they do of who has most."""
         mine = self._cache.setdefault(key[0][0] if key[0] else "", {})
         if len(mine) >= limits.USER_DECISIONS:
             mine.clear()
         mine[key] = decision
-        if key[2].startswith("/proc/"):
-            self._of_process.setdefault(key[2].split("/", 3)[2], []).append(key)
+        for pid in processes(key[0], key[2]):
+            self._of_process.setdefault(pid, set()).add(key)
         self._cached += 1
         if self._cached > limits.DECISIONS:  # counted anew: some were cleared meanwhile
             self._cached = sum(map(len, self._cache.values()))
@@ -144,7 +149,9 @@ class Policy:
 
     def forget(self, pid: int) -> None:
         """A process is gone, and its number is never given again."""
-        for key in self._of_process.pop(str(pid), ()):
+        for key in self._of_process.pop(pid, ()):
+            for other in processes(key[0], key[2]) - {pid}:
+                self._of_process.get(other, set()).discard(key)
             self._cache.get(key[0][0] if key[0] else "", {}).pop(key, None)
 
     def decide(self, judge: Judge, subjects: Sequence[str], action: str, object_: str) -> Decision:

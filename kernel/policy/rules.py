@@ -9,7 +9,7 @@ and a line break that only some programs see would make a row of a comment.
 """
 
 import re
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 
@@ -20,6 +20,7 @@ _MEMBER = re.compile(SUBJECT)
 _ROLE = re.compile(r"r:[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _OBJECT = re.compile(r"(/[A-Za-z0-9._:+-]+)+")
 _PATTERN = re.compile(r"((/[A-Za-z0-9._:+-]+)+(/\*)?)|/\*")
+_PROCESS = re.compile(r"(?:/proc/(?:own/)?|pid:)([0-9]+)(?:/|$)")
 _WANT_MEMBER = "want u:NAME, r:NAME, app:NAME or pid:NUMBER in plain letters"
 _OWN = ("/proc/own", "/journal/own")  # what the caller's application started, and its events
 ROLE_DEPTH = 8  # above a role; Casbin follows nine in all, then forgets denies
@@ -81,6 +82,12 @@ def own(object_: str) -> str:
     if object_.startswith("/proc/") and not object_.startswith("/proc/own/"):
         return object_.replace("/proc/", "/proc/own/", 1)
     return object_
+
+
+def processes(subjects: Iterable[str], object_: str) -> set[int]:
+    """The processes that a question names, as its object or among who asks."""
+    names = [object_, *subjects]
+    return {int(found[1]) for name in names if (found := _PROCESS.match(name)) is not None}
 
 
 def under(object_: str, pattern: str) -> bool:

@@ -280,6 +280,23 @@ async def test_what_is_revoked_between_two_calls_is_refused_to_the_second(tmp_pa
     assert gate.epoch == 3
 
 
+def test_nothing_is_kept_of_a_process_that_is_gone(tmp_path: Path) -> None:
+    """By any name, as the object or as one who asks; of 70 to 79 and of other processes it is."""
+    gate = policy(tmp_path)
+    before = gate.kept
+    for subjects in (CAREFUL, (*CAREFUL, "app:x", "pid:7"), (*CAREFUL, "pid:5", "pid:7")):
+        for object_ in ("/proc/7", "/proc/7/mem", "/proc/own/7/mem", "/proc/5", "/kernel", "/proc"):
+            gate.check(subjects, "read_mem", object_)
+    for object_ in ("/proc/70", "/proc/own/77/mem", "/proc/own/5"):
+        gate.check(CAREFUL, "read_mem", object_)
+    gate.forget(7)
+    left = 6  # of CAREFUL alone: about 5, the kernel, all processes, 70, 77 and 5
+    assert gate.kept == (before[0] + left, before[1] + 4)
+    for pid in (5, 70, 77):
+        gate.forget(pid)
+    assert gate.kept == (before[0] + 2, before[1])
+
+
 def test_a_load_forgets_what_was_cached(tmp_path: Path) -> None:
     gate = policy(tmp_path)
     assert gate.check(CAREFUL, "spawn", A).allowed
