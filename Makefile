@@ -5,6 +5,8 @@ PYTHON ?= python3
 PROMPT ?= In one sentence: what does an operating system do?
 BIN := .venv/bin
 export PROMPT
+# Most tests start processes, which read bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test long coverage setup check lint readme bench peers clean
 
@@ -12,10 +14,10 @@ run: setup
 	@$(BIN)/llmasos run "$$PROMPT"
 
 # Tests of a file stay together: they share machines. Most tests wait, so there is a worker more
-# than there are cores. (Groups of xdist 3.8 have no effect under pytest 9.2.)
-WORKERS := --numprocesses 3 --dist loadfile
+# than there are cores. tests/conftest.py knows which files take long. (Groups of xdist 3.8 have no
+# effect under pytest 9.2.)
+WORKERS := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-# Bytecode first: most tests start processes.
 test: setup
 	@$(BIN)/python -m compileall -q kernel drivers userland policies
 	@$(BIN)/python -m pytest $(WORKERS)

@@ -16,6 +16,14 @@ from llmasos.userland import start
 from tests.system import daemon
 
 LIMIT_S = 60  # of any command: a guard against hangs
+# What takes longest begins first: at the end no worker is left alone with a long file.
+FIRST = (
+    "test_recall_survival.py", "test_bench.py", "test_llama.py", "test_cli.py", "test_tools.py",
+    "test_residency.py", "test_recall_daemon.py", "test_paging.py", "test_life.py",
+    "test_devices.py", "test_index_crash.py", "test_embedders.py", "test_tuning.py",
+    "test_memory_crash.py", "test_exact.py", "test_poison.py", "test_socket.py", "test_mail.py",
+    "test_unread.py", "test_recall.py", "test_cli_config.py", "test_doctor.py", "test_terminal.py",
+)  # fmt: skip
 
 # Whoever starts the tests in the background leaves SIGINT ignored, and programs that are started
 # inherit that: ctrl-C must reach those that we start.
@@ -59,6 +67,11 @@ class Machine(daemon.Machine):
                 os.kill(pid, signal.SIGTERM)
                 assert start.gone(pid, LIMIT_S)
         self.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    turns = {name: turn for turn, name in enumerate(FIRST)}
+    items.sort(key=lambda item: turns.get(item.path.name, len(FIRST)))
 
 
 def documents(done: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:

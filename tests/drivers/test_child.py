@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.drivers.default_model import MODEL
+from tests.drivers import cut_model
 
 _KERNEL = """
 import asyncio, sys
@@ -39,7 +39,7 @@ def ended(pidfd: int) -> bool:
 
 
 def test_the_child_dies_with_a_killed_kernel(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _KERNEL, str(MODEL), str(tmp_path / "log")]
+    command = [sys.executable, "-c", _KERNEL, str(cut_model.path()), str(tmp_path / "log")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as kernel:
         assert kernel.stdout is not None
         child = int(kernel.stdout.readline())
@@ -67,7 +67,7 @@ def test_the_child_ends_when_its_kernel_is_gone_before_it_looks() -> None:
 def test_the_bare_loop_does_the_work_it_was_given(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps([[10, 11, 12, 13], [20, 21, 22]]))
-    command = [sys.executable, "-m", "llmasos.drivers.llama.bare", "--model", str(MODEL)]
+    command = [sys.executable, "-m", "llmasos.drivers.llama.bare", "--model", str(cut_model.path())]
     command += ["--sequences", "2", "--new", "4", "--prompts", str(prompts), "--window", "256"]
     done = subprocess.run(
         [*command, "--repeats", "2"], capture_output=True, check=True, timeout=_DEADLINE_S

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drivers.default_model import MODEL
+from tests.drivers import cut_model
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 120.0  # a guard against hangs
@@ -97,7 +97,7 @@ UNSPEAKABLE = {
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("survival")
-    command = [sys.executable, "-m", "tests.drivers.survival", str(MODEL), str(folder)]
+    command = [sys.executable, "-m", "tests.drivers.survival", str(cut_model.path()), str(folder)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=DEADLINE_S,
         env={**os.environ, "GGML_NO_BACKTRACE": "1"},

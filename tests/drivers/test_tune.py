@@ -23,7 +23,7 @@ from llmasos.drivers.llama.quantisation import FILE_TYPES, OFFERED
 from llmasos.kernel.driver import Tuning
 from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.values import Progress
-from tests.drivers.default_model import MODEL
+from tests.drivers import cut_model
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 60  # a guard against hangs
@@ -37,7 +37,7 @@ def cache(tmp_path: Path) -> Path:
 
 def asked(cache: Path, quantisation: str = "Q8_0") -> Tuning:
     target = cache / f"x-{quantisation}.gguf"
-    return Tuning(MODEL, target, quantisation, measure=False, log=cache.parent / "log")
+    return Tuning(cut_model.path(), target, quantisation, measure=False, log=cache.parent / "log")
 
 
 def left(cache: Path) -> list[str]:
@@ -50,7 +50,7 @@ async def test_a_file_is_requantised_and_its_header_says_so(cache: Path) -> None
     target = cache / "x-Q8_0.gguf"
     assert left(cache) == [target.name]
     assert (before.quantisation, after.quantisation) == ("Q4_1", "Q8_0")
-    assert (before.bytes, after.bytes) == (MODEL.stat().st_size, target.stat().st_size)
+    assert (before.bytes, after.bytes) == (cut_model.path().stat().st_size, target.stat().st_size)
     assert (after.perplexity, after.prefill, after.decode) == (0, 0, 0)
     assert gguf.probe(target).quantisation == "Q8_0"
     assert target.stat().st_mode & 0o777 == 0o600
@@ -124,7 +124,7 @@ def test_a_tuning_does_not_outlive_its_kernel(cache: Path) -> None:
         "asyncio.run(llama.tune(asked, lambda _: print('going', flush=True)))\n"
     )
     target = asked(cache).target
-    words = [str(MODEL), str(target), str(cache.parent / "log")]
+    words = [str(cut_model.path()), str(target), str(cache.parent / "log")]
     with subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE) as kernel:
         assert kernel.stdout is not None
         assert kernel.stdout.readline() == b"going\n"
@@ -166,13 +166,13 @@ async def test_a_file_that_cannot_be_written_to_its_end_leaves_nothing(cache: Pa
 
 def test_a_full_disk_is_refused_with_the_numbers(cache: Path) -> None:
     code = f"from llmasos.kernel import limits; limits.FREE_BYTES = 10**15; {WHOLE}"
-    line = [sys.executable, "-c", code, str(MODEL), str(cache / "x.gguf"), "Q8_0"]
+    line = [sys.executable, "-c", code, str(cut_model.path()), str(cache / "x.gguf"), "Q8_0"]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         said = json.loads(child.stdout.readline())
         child.wait(DEADLINE_S)
     assert said["errno"] == Errno.ENOSPC
-    assert "1000000145 MB are needed" in said["message"]
+    assert "1000000054 MB are needed" in said["message"]
     assert left(cache) == []
 
 
@@ -193,7 +193,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_of_second_halves() -> No
         "threads": 1,
         "gpu_layers": 0,
     }  # a GPU rounds rows alone otherwise: 5 %
-    settings = options.settings(MODEL, gguf.read(MODEL), on)
+    settings = options.settings(cut_model.path(), gguf.read(cut_model.path()), on)
     model = load(settings)
     context = Context(model, settings)
     text = quality.PASSAGE.read_text(encoding="utf-8")
@@ -212,6 +212,6 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_of_second_halves() -> No
 
 
 def test_the_passage_fills_the_windows() -> None:
-    settings = options.settings(MODEL, gguf.read(MODEL), {})
+    settings = options.settings(cut_model.path(), gguf.read(cut_model.path()), {})
     text = quality.PASSAGE.read_text(encoding="utf-8")
     assert len(load(settings).vocab.tokenize(text, special=False)) >= 3 * quality.WINDOW

@@ -10,16 +10,7 @@ from tests.system.daemon import Machine
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    """A machine that is not running yet; its embedded model makes no sense and is computed fast."""
-    machine = Machine(tmp_path)
-    machine.cut()
-    yield machine
-    machine.down()
-
-
-@pytest.fixture
-def whole(tmp_path: Path) -> Iterator[Machine]:
-    """A machine with the embedded model as it is."""
+    """A machine that is not running yet."""
     machine = Machine(tmp_path)
     yield machine
     machine.down()

@@ -33,6 +33,8 @@ class Machine:
             # The recall process starts beside each daemon that has pages. Tests that are about it
             # ask for it: see `meaning`.
             "LLMASOS_MEMORY_EMBEDDER": "none",
+            # Tests that are about what the embedded model says ask for it: see `sense`.
+            "PYTHONPATH": str(cut_model.folder()),
         }
         self.under: list[str] = []  # words before its command line
         self._log = root / "log"
@@ -45,15 +47,11 @@ class Machine:
         lines = [f"limits.{name} = {value!r}" for name, value in values.items()]
         text = "\n".join(["from llmasos.kernel import limits", *lines, ""])
         (folder / "sitecustomize.py").write_text(text)
-        self._imports_from(folder)
+        self.environment["PYTHONPATH"] = f"{folder}{os.pathsep}{cut_model.folder()}"
 
-    def cut(self) -> None:
-        """The embedded model is cheap to compute and makes no sense, in these daemons."""
-        self._imports_from(cut_model.folder())
-
-    def _imports_from(self, folder: Path) -> None:
-        before = self.environment.get("PYTHONPATH")
-        self.environment["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [before])])
+    def sense(self) -> None:
+        """The embedded model is the whole one, in the daemons that are started from now on."""
+        del self.environment["PYTHONPATH"]
 
     def meaning(self) -> None:
         """Pages are found by their meaning, too, by the daemons that are started from now on."""

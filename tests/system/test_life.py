@@ -328,7 +328,6 @@ def test_a_hostile_model_file_is_refused_and_the_machine_goes_on(
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine with a real model, for several tests."""
     machine = Machine(tmp_path_factory.mktemp("real"))
-    machine.cut()
     machine.start()
     yield machine
     machine.shoot()

@@ -265,9 +265,10 @@ async def test_a_load_is_told_while_it_lasts(tmp_path: Path) -> None:
 
 
 # --- real models ------------------------------------------------------------------------------
-async def test_two_real_models_are_loaded_at_once(whole: Machine) -> None:
-    whole.start()
-    with Line(whole.paths.socket) as line:
+async def test_two_real_models_are_loaded_at_once(machine: Machine) -> None:
+    machine.sense()
+    machine.start()
+    with Line(machine.paths.socket) as line:
         images = {i.name: i for i in line.call("images", v.Nothing(), v.Images).images}
         line.call("image_add", v.ImageAdd("twin", images["smollm2"].path), v.ImageInfo)
         pids = [spawn(line, name) for name in ("smollm2", "twin")]

@@ -32,14 +32,13 @@ def device(line: Line) -> v.DeviceInfo:
 
 
 def apart(root: Path) -> Machine:
-    """A machine with a cache of its own, and a model that is computed fast."""
-    machine = Machine(root, cache=root / "cache")
-    machine.cut()
-    return machine
+    """A machine with a cache of its own."""
+    return Machine(root, cache=root / "cache")
 
 
 def test_the_first_use_makes_the_model_fast_and_says_so_once(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, cache=tmp_path / "cache")
+    machine = apart(tmp_path)
+    machine.sense()
     machine.start("--mount", "false")
     with Line(machine.paths.socket) as line:
         assert line.welcome.notices == []

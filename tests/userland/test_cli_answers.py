@@ -19,6 +19,7 @@ from tests.conftest import Machine, documents
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine on which the embedded model is loaded as it is shipped."""
     machine = Machine(tmp_path_factory.mktemp("answers"))
+    machine.sense()
     machine.environment["LLMASOS_TUNE"] = "false"
     try:
         yield machine
