@@ -20,7 +20,7 @@ def test_a_tuned_model_is_shown_with_what_it_was(tuned: Machine) -> None:
     assert head.split()[:3] == ["FILE", "SIZE", "PERPLEXITY"]
     assert before.split()[:4] == ["before", "Q4_1", "45.2", "MB"]
     assert after.split()[:4] == ["after", "Q8_0", "54.4", "MB"]
-    assert ratio.split()[:2] == ["after/before", "1.20"]
+    assert ratio.split()[:2] == ["after/before", "1.21"]
     assert b"used from the next mount on" in done.stderr
     rows = tuned.llmasos("models", "list").stdout.decode().splitlines()
     assert any("smollm2" in row and "Q8_0, tuned" in row for row in rows)
