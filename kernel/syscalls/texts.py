@@ -28,7 +28,10 @@ async def generate(m: Machine, call: Call, request: v.Generate) -> v.Generated:
     except TimeoutError:
         kept = "; what was said is kept" if process.keep else ""
         words = f"the call did not end within {request.timeout_s:g} s{kept}"
-        raise SyscallError(Errno.ETIMEDOUT, words, "give it more time") from None
+        hint = (
+            "`llmasos devices` shows how busy its engine is; a longer --timeout gives it more time"
+        )
+        raise SyscallError(Errno.ETIMEDOUT, words, hint) from None
     finally:
         process.end()
     seed = work.sampling.seed or 0

@@ -204,6 +204,7 @@ def test_a_call_out_of_time_keeps_what_was_said(slow_echo: Machine) -> None:
         fields = {"pid": pid, "messages": USER, "sampling": sampling, "timeout_s": 0.5}
         error = client.refused("generate", **fields)
         assert error["errno"] == Errno.ETIMEDOUT
+        assert error["hint"].startswith("`llmasos devices` ")
         assert len(client.call("read_mem", pid=pid)["pages"]) == 2
 
 
