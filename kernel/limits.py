@@ -79,6 +79,7 @@ DOCUMENTS, FOLDER_CHARS = 2_000, 64_000_000  # of a folder that is mapped
 SKIPPED = 100  # files of a folder that are named because they hold no text
 CUT_CHARS = 200_000  # of a document, cut into pages at once
 INDEX_PAGES = 64  # that become vectors at once
+INDEX_FIRST_PAGES = 32  # of an owner who never searches, before the recall process starts
 INDEX_PAUSE_S = 1.0  # between two such batches at most, while others have something to do
 INDEX_STRIKES = 2  # times a page alone may end its embedder, before it is refused
 INDEX_RETRY_FIRST_S, INDEX_RETRY_LAST_S = 1.0, 300.0  # pauses before an embedder is tried again

@@ -1,10 +1,10 @@
 """Pages become vectors in the background, and the recall device is kept informed.
 
 Vectors stand in the owner's database; the device holds copies, and whatever it forgets by dying is
-handed over again. It is started soon after boot when there are pages, otherwise when somebody first
-needs it: a conversation within half of its window never does. Pages wait in the table `todo`, so
-that a crash loses none of them; those that the embedder refused stand in `refused`, until there is
-another embedder.
+handed over again. It is started soon after boot when there are pages, when many of them wait, or
+when somebody first needs it: a conversation within half of its window never does. Pages wait in the
+table `todo`, so that a crash loses none of them; those that the embedder refused stand in
+`refused`, until there is another embedder.
 """
 
 import logging
@@ -112,10 +112,10 @@ class Meaning:
             self._jobs.run("index", self._follow, owner, indexer, owner=owner)
 
     def written(self, owner: str) -> None:
-        """There are new pages."""
-        indexer = self._indexers.get(owner)
-        if indexer is not None:
-            indexer.news.set()
+        """There are new pages. Many of them are indexed although nobody has searched yet."""
+        many = self._memory.lags.of(owner).waiting >= limits.INDEX_FIRST_PAGES
+        if self.power.begun or many:
+            self.want(owner)
 
     def ahead(self, question: str) -> None:
         """A search for it follows, after words were looked for."""

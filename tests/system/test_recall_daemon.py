@@ -42,6 +42,12 @@ def recall_child(line: Line) -> psutil.Process:
     return child
 
 
+def recall_state(line: Line) -> str:
+    recall = line.call("devices", v.Nothing(), v.Devices).recall
+    assert recall is not None
+    return recall.state
+
+
 def until_waiting(line: Line, wanted: int) -> None:
     """Asks without a search: that would set off itself what should happen without one."""
     until(lambda: line.call("stat", v.Nothing(), v.Stat).pages_waiting == wanted)
@@ -71,6 +77,21 @@ def test_a_killed_recall_process_costs_no_page_and_comes_back(machine: Machine) 
         assert again[0].parts["meaning"] > 0
         after = line.call("read_mem", v.ReadMem(pid), v.Pages).pages
         assert [page.text for page in after[: len(before)]] == [page.text for page in before]
+
+
+def test_pages_of_who_never_searches_become_vectors(machine: Machine) -> None:
+    machine.limits(RECALL_BOOT_S=0.0, INDEX_FIRST_PAGES=8)
+    machine.start("--mount", "false", "--window", "512")
+    with Line(machine.paths.socket) as line:
+        assert recall_state(line) == "idle"  # there was no page when it looked
+        pid = spawn(line)
+        for number in range(3):
+            turn(line, pid, f"{number} {TALK}")
+        assert recall_state(line) == "idle"
+        for number in range(3):
+            turn(line, pid, f"{number} {TALK}")
+        until_waiting(line, 0)
+        assert recall_state(line) == "up"
 
 
 def test_the_first_question_after_a_start_is_answered_by_meaning(machine: Machine) -> None:
