@@ -243,21 +243,21 @@ def chain(rules: int) -> str:
 )
 def test_a_huge_grammar_is_compiled_or_refused_in_time(grammar: str) -> None:
     assert len(grammar) <= limits.GRAMMAR_CHARS
-    begin = time.monotonic()
+    begin = time.process_time()
     try:
         found = matcher(grammar=grammar)
         assert found.mask().any()
     except SyscallError as error:
         assert error.errno is Errno.EINVAL
-    assert time.monotonic() - begin < limits.GRAMMAR_S
+    assert time.process_time() - begin < limits.GRAMMAR_S
 
 
 def test_reading_is_linear() -> None:
     """Nothing in the reader goes over a text again and again."""
     text = "root ::= " + "x " * 30_000 + '\nx ::= "a"'
-    begin = time.monotonic()
+    begin = time.process_time()
     gbnf.to_lark(text)
-    assert time.monotonic() - begin < limits.GRAMMAR_S
+    assert time.process_time() - begin < limits.GRAMMAR_S
 
 
 # --- schemas ----------------------------------------------------------------------------------
@@ -383,9 +383,9 @@ def references(count: int) -> str:
 )
 def test_a_huge_schema_is_compiled_or_refused_in_time(schema: str) -> None:
     assert len(schema) <= limits.GRAMMAR_CHARS
-    begin = time.monotonic()
+    begin = time.process_time()
     try:
         assert matcher(schema=schema).mask().any()
     except SyscallError as error:
         assert error.errno is Errno.EINVAL
-    assert time.monotonic() - begin < limits.GRAMMAR_S
+    assert time.process_time() - begin < limits.GRAMMAR_S

@@ -370,9 +370,9 @@ def test_what_is_written_satisfies_another_implementation() -> None:
     ],
 )
 def test_a_check_names_the_place(schema: Any, text: str, words: str) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()  # however busy the machine is
     assert words in problem(schema, text)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_properties_may_stand_in_any_order_in_what_is_checked() -> None:

@@ -298,13 +298,15 @@ async def test_what_outlives_its_process_may_do_nothing(tmp_path: Path) -> None:
         report.unlink()
 
 
-async def test_programs_follow_one_another_on_one_connection(tmp_path: Path) -> None:
+async def test_programs_follow_one_another_on_one_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a shell runs several commands: each says hello on what it inherits."""
     script = """
         import json, os, subprocess, sys, time
 
         said = {"codes": []}
-        time.sleep(2.5)  # longer than HELLO_S: a program may take its time to start
+        time.sleep(0.5)  # longer than HELLO_S: a program may take its time to start
         line = [sys.executable, "-c", "from llmasos.userland.cli import main; main(['ps'])"]
         for _ in range(2):
             done = subprocess.run(line, pass_fds=[int(os.environ["LLMASOS_FD"])])
@@ -312,6 +314,7 @@ async def test_programs_follow_one_another_on_one_connection(tmp_path: Path) -> 
     """
     async with running(tmp_path) as (kernel, client):
         process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+        monkeypatch.setattr(limits, "HELLO_S", 0.2)
         said = await run(kernel, process, tmp_path, script)
         assert said["codes"] == [0, 0]
 

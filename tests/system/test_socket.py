@@ -19,6 +19,7 @@ from llmasos.kernel.wire import CALL, CANCEL, ERROR, ITEM, pack
 from tests.system.daemon import Machine
 from tests.system.raw import Raw, hung_up_on, raw
 
+SOON_S = 20.0  # of an answer beside a flood that does not end by itself
 USER = [{"role": "user", "content": "words " * 20}]
 
 
@@ -179,7 +180,7 @@ def test_a_reader_who_does_not_read_is_dropped_and_memory_stays_bounded(
         while thread.is_alive():
             begun = time.monotonic()
             good.call("ps")
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < SOON_S
             thread.join(0.2)
         assert dropped.is_set()
         assert kernel.memory_info().rss - before < 32 * 1024 * 1024
