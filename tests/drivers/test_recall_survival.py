@@ -392,10 +392,10 @@ async def test_files_that_may_not_grow_are_made_anew(rig: Rig) -> None:
     assert found.pages[0] == page(1, 17)  # without Chroma, or with a new one already
 
     async def usable() -> bool:  # the limit goes with the process, which ends at the second try
-        return await rig.stored(owner, 1) == FEW
+        note = (await rig.search(owner, vectors(5, width=512)[1], whole(1))).note
+        return not note and await rig.stored(owner, 1) == FEW
 
     await until(usable)
-    assert not (await rig.search(owner, vectors(5, width=512)[1], whole(1))).note
     assert chroma_of(rig.facts.os_pid) != chroma
 
 
