@@ -113,7 +113,7 @@ async def max_tokens_are_not_exceeded(rig: Rig) -> None:
 
 async def an_answer_ends_by_itself(rig: Rig) -> None:
     for most in (300, None):
-        outcome = await rig.run(await rig.ask("Say hello."), max_tokens=most)
+        outcome = await rig.run(await rig.ask(), max_tokens=most)
         assert outcome.last.finish is Finish.STOP
         assert "<|" not in outcome.text
         check_end(outcome)
