@@ -21,8 +21,24 @@ SUBJECTS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine for tests that look at processes of their own only."""
+    machine = Machine(tmp_path_factory.mktemp("common"))
+    machine.start("--mount", "false", "--window", str(WINDOW))
+    yield machine
+    machine.down()
+
+
 @pytest.fixture
-def line(machine: Machine) -> Iterator[Line]:
+def line(common: Machine) -> Iterator[Line]:
+    with Line(common.paths.socket, profile=v.Profile.OPERATOR) as line:
+        yield line
+
+
+@pytest.fixture
+def alone(machine: Machine) -> Iterator[Line]:
+    """The only one who speaks with a machine."""
     machine.start("--mount", "false", "--window", str(WINDOW))
     with Line(machine.paths.socket, profile=v.Profile.OPERATOR) as line:
         yield line
@@ -165,10 +181,10 @@ def test_an_evicted_page_leaves_at_once(line: Line) -> None:
     assert 0 not in reply.window
 
 
-def test_the_window_is_the_same_after_kill_9(line: Line, machine: Machine) -> None:
-    pid = spawn(line, system="You are kind.")
-    chat(line, pid, 9)
-    before, texts = resident(line, pid), pages(line, pid)
+def test_the_window_is_the_same_after_kill_9(alone: Line, machine: Machine) -> None:
+    pid = spawn(alone, system="You are kind.")
+    chat(alone, pid, 9)
+    before, texts = resident(alone, pid), pages(alone, pid)
     machine.shoot()
     machine.start("--mount", "false", "--window", str(WINDOW))
     with Line(machine.paths.socket) as again:
@@ -192,39 +208,39 @@ def test_a_child_sees_its_parents_window_and_writes_apart(line: Line) -> None:
     assert "clouds" in hits[0].page.text  # the parent's page, found by the child
 
 
-def test_a_document_is_mapped_stored_once_and_found(line: Line, tmp_path: Path) -> None:
+def test_a_document_is_mapped_stored_once_and_found(alone: Line, tmp_path: Path) -> None:
     book = tmp_path / "a book.md"
     chapters = [f"Chapter {n}. {TALK.format(SUBJECTS[n % 12])} " * 4 for n in range(40)]
     chapters[25] += "The lighthouse keeper hid the ledger behind the third stone."
     book.write_text("\n\n".join(chapters), encoding="utf-8")
-    one, two = spawn(line), spawn(line)
+    one, two = spawn(alone), spawn(alone)
     source = f"/files{book}"
-    mapped = line.call("mmap", v.Mmap(one, source), v.Mapped)
+    mapped = alone.call("mmap", v.Mmap(one, source), v.Mapped)
     assert mapped.first == 0
     assert mapped.count > 20
-    again = line.call("mmap", v.Mmap(two, source), v.Mapped)
+    again = alone.call("mmap", v.Mmap(two, source), v.Mapped)
     assert again.count == mapped.count
-    checked = line.call("fsck", v.Fsck(), v.Checked)
+    checked = alone.call("fsck", v.Fsck(), v.Checked)
     assert checked.pages == mapped.count  # of both
     assert checked.faults == []
-    assert "".join(page.text for page in pages(line, one)) == book.read_text(encoding="utf-8")
-    assert {page.source for page in pages(line, one)} == {source}
-    _, reply = say(line, two, "Where did the keeper of the lighthouse hide the ledger?")
-    texts = {page.number: page.text for page in pages(line, two)}
+    assert "".join(page.text for page in pages(alone, one)) == book.read_text(encoding="utf-8")
+    assert {page.source for page in pages(alone, one)} == {source}
+    _, reply = say(alone, two, "Where did the keeper of the lighthouse hide the ledger?")
+    texts = {page.number: page.text for page in pages(alone, two)}
     assert any("behind the third stone" in texts[fault.page] for fault in reply.faults)
-    assert line.call("mmap", v.Mmap(two, source, writable=False), v.Mapped) == again
+    assert alone.call("mmap", v.Mmap(two, source, writable=False), v.Mapped) == again
     with pytest.raises(SyscallError, match="mapped read-only") as caught:
-        line.call("write_mem", v.WriteMem(two, "mine", page=0), v.Written)
+        alone.call("write_mem", v.WriteMem(two, "mine", page=0), v.Written)
     assert caught.value.errno is Errno.EACCES
-    line.call("write_mem", v.WriteMem(one, "mine", page=0), v.Written)
-    assert pages(line, one)[0].text == "mine"
-    assert pages(line, two)[0].text == texts[0]
-    assert line.call("mmap", v.Mmap(one, source), v.Mapped).first == mapped.count
-    assert [page.text for page in pages(line, one)] == list(texts.values())[: mapped.count]
-    assert line.call("fsck", v.Fsck(), v.Checked).faults == []
-    line.call("munmap", v.Munmap(one, mapped.count), v.Nothing)
-    assert pages(line, one) == []
-    assert line.call("fsck", v.Fsck(), v.Checked).pages > mapped.count  # the other has it still
+    alone.call("write_mem", v.WriteMem(one, "mine", page=0), v.Written)
+    assert pages(alone, one)[0].text == "mine"
+    assert pages(alone, two)[0].text == texts[0]
+    assert alone.call("mmap", v.Mmap(one, source), v.Mapped).first == mapped.count
+    assert [page.text for page in pages(alone, one)] == list(texts.values())[: mapped.count]
+    assert alone.call("fsck", v.Fsck(), v.Checked).faults == []
+    alone.call("munmap", v.Munmap(one, mapped.count), v.Nothing)
+    assert pages(alone, one) == []
+    assert alone.call("fsck", v.Fsck(), v.Checked).pages > mapped.count  # the other has it still
 
 
 def test_a_folder_is_mapped_and_what_is_no_text_is_named(line: Line, tmp_path: Path) -> None:
@@ -278,10 +294,10 @@ def refused(line: Line, path: Path, words: str) -> Errno:
     return caught.value.errno
 
 
-def test_a_careful_program_maps_no_files(line: Line, machine: Machine, tmp_path: Path) -> None:
+def test_a_careful_program_maps_no_files(line: Line, common: Machine, tmp_path: Path) -> None:
     (tmp_path / "it.txt").write_text("secret")
     pid = spawn(line)
-    with Line(machine.paths.socket, profile=v.Profile.CAREFUL) as careful:
+    with Line(common.paths.socket, profile=v.Profile.CAREFUL) as careful:
         with pytest.raises(SyscallError, match="may not mmap") as caught:
             careful.call("mmap", v.Mmap(pid, f"/files{tmp_path}/it.txt"), v.Mapped)
         assert caught.value.errno is Errno.EACCES
@@ -305,9 +321,9 @@ def test_pages_of_another_process_are_mapped_and_shared(line: Line) -> None:
     assert caught.value.errno is Errno.ESRCH
 
 
-def test_a_rule_keeps_one_process_out_of_anothers_memory(line: Line, machine: Machine) -> None:
-    one, two = spawn(line), spawn(line)
-    say(line, one, "mine alone")
+def test_a_rule_keeps_one_process_out_of_anothers_memory(alone: Line, machine: Machine) -> None:
+    one, two = spawn(alone), spawn(alone)
+    say(alone, one, "mine alone")
     row = f"p, r:careful, mmap, /proc/{one}/mem, deny"
     with Line(machine.paths.socket, profile=v.Profile.OWNER) as owner:
         owner.call("policy_edit", v.PolicyEdit([row]), v.PolicyChanged)

@@ -39,6 +39,9 @@ BARS = (
 )
 
 
+LONG = ("choices", "exact", "layout", "paging", "throughput")
+
+
 def document(take: Take, *more: Attempt) -> Document:
     suite = Suite("x", BARS, lambda _tiny: take)
     return Document.of(suite, [Attempt(take, 0.01), *more], {"cores": 2}, {}, tiny=False)
@@ -53,15 +56,12 @@ def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLMASOS_CACHE_DIR", str(CACHE))
 
 
-# The tiny form of `choices` runs two dozen loops: its short form here is one pair of them. That of
-# `layout`, which has no bar, feeds a model for half a minute.
+# The tiny form of `choices` runs two dozen loops: its short form here is one pair of them. Those of
+# LONG compute much, by what other suites and the tests of drivers use, too.
 @pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.long] * (name in ("choices", "layout")))
-        for name in SUITES
-    ],
+    [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in SUITES],
 )
 def test_each_suite_measures_every_figure_in_its_tiny_form(name: str) -> None:
     """P-12: every number is made again with one command. P-02: the whole path is compared."""

@@ -258,7 +258,7 @@ def take(tiny: bool) -> Take:
 
 def _shorter(one: Talk) -> Talk:
     """Its beginning, and some questions about that."""
-    turns = one.turns[:60]
+    turns = one.turns[:40]
     known = {turn.id for turn in turns}
     questions = [question for question in one.questions if known.issuperset(question.evidence)]
     return Talk(one.id, one.language, turns, questions[:5])
