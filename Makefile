@@ -13,10 +13,10 @@ unexport PYTHONDONTWRITEBYTECODE
 run: setup
 	@$(BIN)/llmasos run "$$PROMPT"
 
-# Tests of a file stay together: they share machines. Most tests wait, so there is a worker more
-# than there are cores. tests/conftest.py knows which files take long. (Groups of xdist 3.8 have no
+# Tests of a file stay together: they share machines. Most tests wait, so there are twice as
+# many workers as cores. tests/conftest.py knows which files take long. (Groups of xdist 3.8 have no
 # effect under pytest 9.2.)
-WORKERS := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+WORKERS := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	@$(BIN)/python -m compileall -q kernel drivers userland policies

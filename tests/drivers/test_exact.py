@@ -1,8 +1,8 @@
 """A deterministic engine: the same tokens and the same scores, whatever runs beside a call.
 
 The short form tries one quantisation that is exact by itself and one that has to be cut into
-pieces, on a model of a few blocks; the long form tries every one that `tune` offers, on the whole
-one.
+pieces, on a model of a few blocks; the long form tries every one that `tune` offers, and whether a
+call of the whole model is the same in company.
 """
 
 from collections.abc import AsyncIterator
@@ -34,13 +34,14 @@ async def tuned(model: Path, quantisation: str, directory: Path) -> Path:
     return target
 
 
-def engines(*short: str) -> pytest.MarkDecorator:
-    """Engines of these quantisations, and of every one and the whole model in the long form."""
-    params = [pytest.param((cut_model.path, name), id=name) for name in short]
-    params += [
-        pytest.param((lambda: MODEL, name), id=f"whole-{name}", marks=pytest.mark.long)
-        for name in OFFERED
-    ]
+def engines(*short: str, whole: bool = False) -> pytest.MarkDecorator:
+    """Engines of these quantisations; in the long form of every other one, too, and of the whole
+    model."""
+    # Equal in all tests, so that pytest runs those of one engine together.
+    params = [pytest.param(("cut", name), id=name) for name in short]
+    others = [("cut", name) for name in OFFERED if name not in short]
+    others += [("whole", name) for name in OFFERED if whole]
+    params += [pytest.param(one, id="-".join(one), marks=pytest.mark.long) for one in others]
     return pytest.mark.parametrize("exact", params, indirect=True, scope="module")
 
 
@@ -50,7 +51,8 @@ async def exact(
 ) -> AsyncIterator[Rig]:
     directory = tmp_path_factory.mktemp("exact")
     model, quantisation = request.param
-    path = await tuned(model(), quantisation, directory)
+    file = MODEL if model == "whole" else cut_model.path()
+    path = await tuned(file, quantisation, directory)
     rig = Rig(llama, path, directory / "log", slots=COMPANY, window=1024, deterministic=True)
     async with rig:
         yield rig
@@ -90,7 +92,7 @@ async def prompts(rig: Rig, begin: str) -> list[Any]:
     return [await rig.prompt(text, raw=True) for text in texts]
 
 
-@engines(*SHORT)
+@engines(*SHORT, whole=True)
 async def test_a_call_is_the_same_alone_and_among_fifteen_others(exact: Rig) -> None:
     asked = await prompts(exact, "Tell ")
     company = await together(exact, asked, "")
