@@ -131,8 +131,8 @@ class Requests:
     def __init__(self) -> None:
         self.load: Load | None = None
         self.cut = 0  # frames so far
-        self._fresh = b""  # what has arrived since the last look, while nothing is in the buffer
-        self._buffer = bytearray()
+        self._fresh = b""  # has arrived since the last look, while nothing is in the buffer
+        self._buffer: bytearray = bytearray()
         self._size = 0  # of the frame that is arriving, with its header, once it was admitted
         self._counted = 0  # of it, in the load
         self._skip = 0  # bytes of a refused frame that are still to come
@@ -149,7 +149,8 @@ class Requests:
             self._skip -= dropped
             data = data[dropped:]
         if self._buffer or self._fresh:
-            self._buffer += self._fresh + data
+            self._buffer.extend(self._fresh)
+            self._buffer.extend(data)
             self._fresh = b""
         else:
             self._fresh = data
@@ -162,7 +163,7 @@ class Requests:
             if self.load is not None and _is_one_small_frame(fresh):  # nearly every call
                 self.cut += 1
                 return Received(fresh[HEADER:])
-            buffer += fresh
+            buffer.extend(fresh)
         if not self._size:
             if len(buffer) < HEADER:
                 return None

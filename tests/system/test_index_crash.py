@@ -84,7 +84,7 @@ def test_indexes_catch_up_after_a_crash_at_a_point(machine: Machine, point: str)
 def test_indexes_catch_up_after_many_crashes_at_a_point(
     machine: Machine, point: str, request: pytest.FixtureRequest
 ) -> None:
-    crashes: int = request.config.getoption("--crashes")
+    crashes = int(request.config.getoption("--crashes") or 0)
     failed: list[str] = []
     for number in range(crashes):
         try:
