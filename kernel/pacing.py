@@ -2,6 +2,8 @@
 that the piece before took, as long as others have something to do. Knows nothing of the pieces.
 """
 
+import math
+import time
 from collections.abc import Callable
 
 import anyio
@@ -16,13 +18,16 @@ class Pacing:
         self.computing: Callable[[], bool] = _never  # whether an engine computes
         self.calls: Callable[[], int] = _none  # made so far, by anybody
         self._seen = 0  # of them, at the last look
+        self._called_at = -math.inf  # monotonic seconds: a look that found more of them
 
     async def rest(self, took_s: float, most_s: float = limits.SLICE_PAUSE_S) -> None:
         """Before a piece of work; `took_s`: the piece before. Cancel point."""
-        before, self._seen = self._seen, self.calls()
+        now, calls = time.monotonic(), self.calls()
+        if calls != self._seen:
+            self._seen, self._called_at = calls, now
         if self.computing():
             share = limits.SLICE_SHARE
-        elif self._seen != before:
+        elif now - self._called_at <= limits.SLICE_CALLED_S:
             share = limits.SLICE_SHARE_CALLS
         else:
             return

@@ -245,6 +245,9 @@ async def test_pieces_of_long_work_leave_processors_to_engines(
         computing, calls = False, 1
         await store.slice(database, piece)
         assert all(late - soon >= limits.SLICE_PAUSE_S for soon, late in pairwise(begun))
+        await store.slice(database, piece)  # the call was a moment ago
+        assert begun[-1] - begun[-2] >= limits.SLICE_PAUSE_S
+        monkeypatch.setattr(limits, "SLICE_CALLED_S", 0.0)
         monkeypatch.setattr(store.pacing, "rest", partial(store.pacing.rest, most_s=3600.0))
         await store.slice(database, piece)  # at once
     store.close()
