@@ -131,6 +131,7 @@ async def test_a_restart_does_not_wait_for_the_pause(monkeypatch: pytest.MonkeyP
     await log.until(1, 1)
     await device.restart()
     await log.until(2, 1)
+    assert log.downs[-1].cause is not Cause.OUTSIDE  # it was down: nothing had to be ended
     await device.stop()
 
 

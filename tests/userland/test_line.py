@@ -245,10 +245,11 @@ def test_a_connection_is_taken_once_and_not_by_a_look(
 
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The socket of a user who has named no place for it."""
+    """The socket of a user who has named no place for it, and has no daemon."""
     for name in ("LLMASOS_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("LLMASOS_STATE_DIR", str(tmp_path / "state"))
     return paths.find().socket
 
 
