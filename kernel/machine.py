@@ -5,7 +5,6 @@ boot.py makes one; the syscalls work on it. What only one part needs stands in t
 
 import asyncio
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -49,7 +48,6 @@ from .watch import Followers, Following
 from .work import Mounting
 
 log = logging.getLogger(__name__)
-OS_PID = os.getpid()
 Tell = Callable[[Progress], None] | None  # hears how far a load is
 HANGUP = 129  # exit code of a process that ended with its connection
 

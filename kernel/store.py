@@ -17,7 +17,6 @@ import asyncio
 import logging
 import sqlite3
 import sys
-import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -57,7 +56,6 @@ class Store:
         self._kernel = _Lane("kernel", 1, self._write, self._sync)
         self._owners = _Lane("owners", limits.OWNER_WRITERS, self._write, self._sync)
         self._slices = anyio.CapacityLimiter(limits.OWNER_SLICES)
-        self._took_s = 0.0  # the last piece of long work
         self.pacing = Pacing()
         self.readers = Turns(limits.OWNER_READERS, limits.READERS)  # by owner
 
@@ -185,13 +183,8 @@ class Store:
         Only some threads ever work on pieces, so that short writes find a free one; and each rests
         before it begins (see pacing.py). Cancel point before it is queued.
         """
-        async with self._slices:
-            await self.pacing.rest(self._took_s)
-            begun = time.monotonic()
-            try:
-                return await self.apply(database, work, frees=frees)
-            finally:
-                self._took_s = time.monotonic() - begun
+        async with self._slices, self.pacing.piece():
+            return await self.apply(database, work, frees=frees)
 
     def submit_empty(self, database: Database, done: Done) -> None:
         """Queue `empty_log`; `done` is called on the event loop."""

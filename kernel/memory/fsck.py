@@ -4,7 +4,6 @@ pages is in the table DERIVED below, with how it is looked at and how it is made
 Looking takes place on a connection of its own, making in pieces: other calls of the owner go on.
 """
 
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -34,16 +33,11 @@ class _Check:
     checker: Checker
     faults: list[str] = field(default_factory=list[str])
     mended: list[str] = field(default_factory=list[str])
-    took_s: float = 0.0  # the last piece of the work
 
     async def run(self, work: Callable[..., Result], *values: object) -> Result:
         """A piece of the work, in a thread that no other call of the owner waits for."""
-        await self.memory.store.pacing.rest(self.took_s)
-        begun = time.monotonic()
-        try:
+        async with self.memory.store.pacing.piece():
             return await self.memory.checks.run(self.owner, work, *values)
-        finally:
-            self.took_s = time.monotonic() - begun
 
     async def read(self, sql: str, *values: Value) -> list[Row]:
         return await self.run(self.checker.read, sql, values)

@@ -27,7 +27,6 @@ class Pace:
     """How many pages are embedded at once."""
 
     pages: int = limits.INDEX_PAGES
-    took_s: float = 0.0  # the last batch
     strikes: Counter[int] = field(default_factory=Counter[int])  # of pages, by id
 
     def faster(self) -> None:

@@ -10,7 +10,6 @@ table `todo`, so that a crash loses none of them; those that the embedder refuse
 import logging
 import math
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -194,14 +193,8 @@ class Meaning:
                 await indexer.news.wait()
 
     async def _index_paced(self, owner: str, indexer: Indexer) -> bool:
-        """`_index_some`, which rests for a while after each batch."""
-        pace = indexer.pace
-        await self._memory.store.pacing.rest(pace.took_s, limits.INDEX_PAUSE_S)
-        begun, pace.took_s = time.monotonic(), 0.0
-        more = await self._index_some(owner, indexer)
-        if more:  # else the next batch comes after a rest
-            pace.took_s = time.monotonic() - begun
-        return more
+        async with self._memory.store.pacing.piece(limits.INDEX_PAUSE_S):
+            return await self._index_some(owner, indexer)
 
     async def _index_some(self, owner: str, indexer: Indexer) -> bool:
         """A batch of pages. False: nothing waits, or nothing may be done."""

@@ -1,11 +1,12 @@
 """The kernel itself: counters, the journal, what processes say, the end."""
 
+import os
 import time
 from collections.abc import Callable
 
 import anyio
 
-from .. import limits, machine, permit
+from .. import limits, permit
 from .. import values as v
 from ..machine import Machine
 from ..watch import Follower, gap
@@ -19,7 +20,7 @@ def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
     indexing, why = m.meaning.state(owner)
     m.sizes.look(m.journal, counters)
     return v.Stat(
-        system=m.system, os_pid=machine.OS_PID, uptime_s=round(time.monotonic() - m.started, 3),
+        system=m.system, os_pid=os.getpid(), uptime_s=round(time.monotonic() - m.started, 3),
         owner=m.owner, private=m.private, shared=m.shared, listens=m.listens,
         processes=sum(p.ending is None for p in processes),
         running=sum(p.running for p in busy), waiting=sum(not p.running for p in busy),

@@ -248,7 +248,7 @@ async def test_pieces_of_long_work_leave_processors_to_engines(
         await store.slice(database, piece)  # the call was a moment ago
         assert begun[-1] - begun[-2] >= limits.SLICE_PAUSE_S
         monkeypatch.setattr(limits, "SLICE_CALLED_S", 0.0)
-        monkeypatch.setattr(store.pacing, "rest", partial(store.pacing.rest, most_s=3600.0))
+        monkeypatch.setattr(store.pacing, "piece", partial(store.pacing.piece, most_s=3600.0))
         await store.slice(database, piece)  # at once
     store.close()
 

@@ -6,10 +6,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from llmasos.kernel.paths import Paths
 from tests.drivers import cut_model
+from tests.system.forked import Forked
 
 # What is made of the embedded model is made once for all machines; it takes 2 s and 145 MB.
 DOWN_S = 20  # a daemon that a test has stopped by a signal does not end by itself
@@ -38,7 +41,7 @@ class Machine:
         }
         self.under: list[str] = []  # words before its command line
         self._log = root / "log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
 
     def limits(self, **values: float) -> None:
         """Other limits for the daemons that are started from now on."""
@@ -69,20 +72,32 @@ class Machine:
     def start(self, *arguments: str) -> None:
         """Start it and return when it is ready."""
         ready, tell = os.pipe()
-        line = [sys.executable, "-m", "llmasos.userland.daemon", "run", "--ready-fd", str(tell)]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*self.under, *line, *arguments],
-                env=self.environment,
-                pass_fds=(tell,),
-                stdout=log,
-                stderr=log,
-            )
+            self._process = self._begin(arguments, log, tell)
         os.close(tell)
         try:
             assert os.read(ready, 64), self.log
         finally:
             os.close(ready)
+
+    def _begin(
+        self, words: Sequence[str], log: BinaryIO, tell: int
+    ) -> subprocess.Popen[bytes] | Forked:
+        if self._forks:
+            return Forked(["run", *words], self.environment, log.fileno(), tell)
+        line = [sys.executable, "-m", "llmasos.userland.daemon", "run", "--ready-fd", str(tell)]
+        return subprocess.Popen(
+            [*self.under, *line, *words], env=self.environment, pass_fds=(tell,),
+            stdout=log, stderr=log,
+        )  # fmt: skip
+
+    @property
+    def _forks(self) -> bool:
+        """Nothing is to happen before the program is imported, or while it is."""
+        before = self.environment.get("PYTHONPATH", "") != str(cut_model.folder())
+        points = {"LLMASOS_DIE_AT", "LLMASOS_FAIL_AT"} & self.environment.keys()
+        counted = "COVERAGE_PROCESS_CONFIG" in os.environ
+        return not (self.under or before or points or counted)
 
     def reap(self) -> int:
         """Wait for its end; the exit code."""
