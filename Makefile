@@ -8,7 +8,7 @@ export PROMPT
 # Most tests start processes, which read bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test long coverage setup check lint readme bench peers clean
+.PHONY: run test long coverage setup check lint docs bench peers clean
 
 run: setup
 	@$(BIN)/llmasos run "$$PROMPT"
@@ -24,7 +24,8 @@ test: setup
 
 # What takes long: 50 kills, the fuzzer at full length, each quantisation, a soak.
 long: setup
-	@$(BIN)/python -m pytest -m long $(WORKERS)
+	@$(BIN)/python -m pytest -m long $(WORKERS) --deselect tests/userland/test_soak.py
+	@$(BIN)/python -m pytest -m long tests/userland/test_soak.py
 
 # The tests again, with the branches counted that they take, in the daemons too.
 coverage: setup
@@ -45,9 +46,9 @@ lint: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	PYTHONPATH=src $(BIN)/lint-imports
 
-# The README's table of syscalls, from kernel/abi.py; who may do what, from policies/.
-readme: setup
-	@$(BIN)/python tests/readme.py
+# The generated parts of README.md and docs/, and the matrix of permissions.
+docs: setup
+	@$(BIN)/python tests/docs.py
 	@$(BIN)/python tests/kernel/authorisation.py
 
 bench: setup

@@ -1,10 +1,10 @@
-"""The story in the README, told by the machine: a hundred turns, a document, a question.
+"""Runs the demo of docs/story.md: a hundred turns, a document, a question.
 
-    python benchmarks/story.py [SEED] > benchmarks/results/story.txt && make readme
-    python benchmarks/story.py --files       writes the files of benchmarks/story/ again
+    python benchmarks/story.py [SEED] > benchmarks/results/story.txt && make docs
+    python benchmarks/story.py --files       writes the files of benchmarks/story/
 
-The commands run in a copy of benchmarks/story/ with a state of their own. With the same seed the
-answers are the same on the same day: pages that come back carry their date.
+The commands run in a copy of benchmarks/story/ with their own state directory. With the same seed
+the answers are the same on the same day: recalled pages carry their date.
 """
 
 import os
@@ -17,13 +17,12 @@ from pathlib import Path
 
 from llmasos.userland.bench.planted import FACTS, conversation
 
-TOLD = FACTS[:8]  # in the first minutes
+EARLY_FACTS = FACTS[:8]  # told in the first turns
 ANSWERS = ("Bello", "flower pot", "Trieste", "4471", "walnut", "6:42", "Thursday", "10W-40")
 SEED = 3
-CLOSELY = 7  # which of them the reader sees
+SHOWN = 7  # the index of the fact in the transcript
 FILES = Path(__file__).with_name("story")  # hundred.txt, lighthouse.md, answer.json
 HOW = "--schema answer.json --temperature 0 --repeat-penalty 1 --max-tokens 40"
-LAST = "llmasos ps -q | tail -1"
 CHAPTERS = 56  # of about a page each
 SENTENCES = 12
 THINGS = ("harbour", "lamp", "keeper", "storm", "boat", "ledger", "rope", "tower", "gull", "bell")
@@ -33,10 +32,10 @@ SEASONS = ("spring", "summer", "autumn", "winter")
 
 
 def hundred() -> str:
-    """A hundred turns; the first ones tell what is asked for at the end."""
+    """A hundred turns; the first ones tell the facts that the questions are about."""
     talk = [turn.text for turn in conversation(200, 5) if turn.tells is None and turn.asks is None]
-    told = [fact for fact, _ in TOLD]
-    return "".join(f"{line}\n" for line in [*told, *talk[: 100 - len(told)]])
+    facts = [fact for fact, _ in EARLY_FACTS]
+    return "".join(f"{line}\n" for line in [*facts, *talk[: 100 - len(facts)]])
 
 
 def lighthouse() -> str:
@@ -57,8 +56,8 @@ def _sentence(dice: random.Random, year: int) -> str:
     return f"The {what} of the {side} {other} was {fate} in the {season} of {year}."
 
 
-def done(command: str, home: Path) -> str:
-    """What a command prints."""
+def output_of(command: str, home: Path) -> str:
+    """The output of a command. Exits when it fails."""
     ended = subprocess.run(
         ["bash", "-c", command], cwd=home, capture_output=True, text=True, check=False
     )
@@ -68,37 +67,42 @@ def done(command: str, home: Path) -> str:
 
 
 def show(command: str, home: Path) -> None:
-    said = done(command, home)
-    print(f"$ {command}\n{said}\n" if said else f"$ {command}")
+    output = output_of(command, home)
+    print(f"$ {command}\n{output}\n" if output else f"$ {command}")
 
 
-def right(home: Path, flags: str) -> int:
-    """How many of the first facts are answered, each in a fork that has heard no other question."""
+def run_silently(command: str, home: Path) -> None:
+    """Run a command and print it without its output."""
+    print(f"$ {command}")
+    output_of(command, home)
+
+
+def count_correct(home: Path, flags: str) -> int:
+    """How many questions about the early facts are answered, each in a fork of its own."""
     count = 0
-    for (_, question), answer in zip(TOLD, ANSWERS, strict=True):
+    for (_, question), answer in zip(EARLY_FACTS, ANSWERS, strict=True):
         asked = f'$HOW <<< "{question}"'
-        said = done(f"llmasos chat --pid $(llmasos fork $PID) {flags} {asked}", home)
-        count += answer.lower() in said.lower()
+        output = output_of(f"llmasos chat --pid $(llmasos fork 1) {flags} {asked}", home)
+        count += answer.lower() in output.lower()
     return count
 
 
-def tell(home: Path, seed: int) -> None:
+def run(home: Path, seed: int) -> None:
+    """Run and print the commands. The conversation is process 1 of a new machine."""
     talk = f"llmasos chat --max-tokens 40 --seed {seed} < hundred.txt"
-    print("$ cd benchmarks/story")
-    show("llmasos mount smollm2 --deterministic", home)
-    print(f"$ {talk}")
-    done(talk, home)
-    print(f"$ PID=$({LAST})")
-    os.environ["PID"] = done(LAST, home)
-    show("llmasos mem map $PID lighthouse.md", home)
-    show("llmasos mem $PID --map", home)
-    asked = f'$HOW <<< "{TOLD[CLOSELY][1]}"'
-    found, alone = right(home, ""), right(home, "--no-recall")
+    run_silently("llmasos mount smollm2 --deterministic", home)
+    show("cat answer.json", home)
+    run_silently(talk, home)
+    show("llmasos mem map 1 lighthouse.md", home)
+    show("llmasos mem 1 --map", home)
+    asked = f'$HOW <<< "{EARLY_FACTS[SHOWN][1]}"'
+    with_recall, without = count_correct(home, ""), count_correct(home, "--no-recall")
     print(f'$ HOW="{HOW}"')
-    show(f"llmasos chat --pid $(llmasos fork $PID) --no-recall {asked}", home)
-    show(f"llmasos chat --pid $PID {asked}", home)
-    show(f"llmasos mem why $PID:{2 * CLOSELY}", home)  # a turn is two pages
-    print(f"# answered right of the {len(TOLD)} facts told first: {found}, without recall {alone}")
+    show(f"llmasos chat --pid $(llmasos fork 1) --no-recall {asked}", home)
+    show(f"llmasos chat --pid 1 {asked}", home)
+    show(f"llmasos mem why 1:{2 * SHOWN}", home)  # a turn is two pages
+    questions = f"questions about the {len(EARLY_FACTS)} facts of the first turns"
+    print(f"# correct answers to {questions}: {with_recall}; without recall: {without}")
 
 
 def main() -> None:
@@ -114,7 +118,7 @@ def main() -> None:
         os.environ["HOW"] = HOW
         os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         try:
-            tell(home, int(sys.argv[1]) if len(sys.argv) > 1 else SEED)
+            run(home, int(sys.argv[1]) if len(sys.argv) > 1 else SEED)
         finally:
             subprocess.run(["llmasos", "daemon", "stop"], capture_output=True, check=False)
 

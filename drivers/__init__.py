@@ -1,1 +1,1 @@
-"""Drivers do: one file or folder per kind of device; each heavy library has one host."""
+"""The drivers: one file or folder per kind of device; each heavy library is imported in one."""

@@ -1,7 +1,7 @@
-"""An engine without a model: it answers with the last user message, at a settable speed.
+"""An engine without a model: it answers with the last user message, at a configurable rate.
 
-For tests, demonstrations and simulation; it keeps every promise of drivers/llama (slots, width,
-window, grants, reuse, parking, seeds) in the kernel's own process, on timers of the event loop.
+For tests, demonstrations and simulation. It implements everything that drivers/llama does (slots,
+width, window, grants, reuse, parking, seeds) in the kernel's process, on timers of the event loop.
 """
 
 import asyncio
@@ -10,7 +10,9 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.values import Finish, Hardware, Message, Progress, Quality, Role, Sampling
 from llmasos.kernel.driver import (
     Admission,
     Cause,
@@ -26,47 +28,37 @@ from llmasos.kernel.driver import (
     Tuning,
     Vectors,
 )
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import (
-    Finish,
-    Hardware,
-    Message,
-    Progress,
-    Quality,
-    Role,
-    Sampling,
-)
 
-from .echo_calls import END, MARKS, Call, Slot, piece, tokenize, valid
+from .echo_calls import END, MARKS, EchoCall, EchoSlot, piece, tokenize, valid
 from .pages import cut_answer, cut_text
 from .restart import REQUESTED, Backoff
 
 _CONTEXT = limits.WINDOW_MAX
-MEMORY_MB = 1024  # what all echo engines together pretend to have
-TOKEN_BYTES = 4  # of a context that is saved
+MEMORY_MB = 1024  # simulated memory that all echo engines share
+TOKEN_BYTES = 4  # simulated size of one token of a saved context
 
 _WHOLE, _REAL, _TEXT = (int,), (int, float), (str,)
-# Kinds, and the least and the most of a number or of a text's characters.
+# Types, and the range of a number or of the length of a text in characters.
 _OPTIONS: dict[str, tuple[tuple[type, ...], float, float]] = {
     "slots": (_WHOLE, 1, limits.SLOTS_MAX),  # sequences resident at once
     "width": (_WHOLE, 1, limits.SLOTS_MAX),  # sequences in one step
     "window": (_WHOLE, 16, limits.WINDOW_MAX),  # tokens a slot
-    "rate": (_REAL, 0, 100_000),  # steps a second; 0: as fast as they go
-    "die_after": (_WHOLE, 0, 10**9),  # dies once when it has said so many tokens; 0: never
-    "hang_after": (_WHOLE, 0, 10**9),  # stops for ever when it has said so many tokens; 0: never
-    "poison": (_TEXT, 1, 256),  # dies whenever it begins to answer a prompt that contains this
-    "parked_bytes": (_WHOLE, 0, 2**50),  # contexts of stopped calls: TOKEN_BYTES a token
-    "load_s": (_REAL, 0, 3600),  # takes so long to load
-    "memory": (_WHOLE, 0, 10**6),  # MB that it pretends to take
-    "seed": (_WHOLE, 0, limits.SEED_MAX),  # mixed into every call's own
+    "rate": (_REAL, 0, 100_000),  # steps a second; 0: no limit
+    "die_after": (_WHOLE, 0, 10**9),  # crashes once after so many answer tokens; 0: never
+    "hang_after": (_WHOLE, 0, 10**9),  # hangs after so many answer tokens; 0: never
+    "poison": (_TEXT, 1, 256),  # crashes when it begins to answer a prompt that contains this
+    "parked_bytes": (_WHOLE, 0, 2**50),  # contexts of parked calls: TOKEN_BYTES a token
+    "load_s": (_REAL, 0, 3600),  # duration of the load
+    "memory": (_WHOLE, 0, 10**6),  # MB, simulated
+    "seed": (_WHOLE, 0, limits.SEED_MAX),  # combined with the seed of each call
 }
-_taken: dict["EchoEngine", int] = {}  # MB
+_memory_used: dict["EchoEngine", int] = {}  # MB
 
 
 def probe(path: Path) -> ImageFacts:
-    """Echo needs no file, so it accepts none."""
+    """The facts of the echo model. EINVAL for a file: echo has none."""
     if path.name:
-        raise SyscallError(Errno.EINVAL, f"{path}: the echo driver runs no files")
+        raise SyscallError(Errno.EINVAL, f"the echo driver cannot load {path}: it takes no file")
     return ImageFacts("echo", "Apache-2.0", _CONTEXT, 0)
 
 
@@ -75,25 +67,28 @@ def check(options: Mapping[str, Option]) -> None:
     for name, value in options.items():
         if name not in _OPTIONS:
             known = ", ".join(sorted(_OPTIONS))
-            raise SyscallError(Errno.EINVAL, f"unknown option {name!r}", f"known: {known}")
+            raise SyscallError(Errno.EINVAL, f"unknown option {name!r}", f"the options are {known}")
         kinds, low, high = _OPTIONS[name]
         size = len(value) if isinstance(value, str) else value
         if isinstance(value, bool) or not isinstance(value, kinds) or not low <= size <= high:
-            what = "characters are" if kinds == _TEXT else "as a number is"
-            words = f"{low:g} to {high:g} {what} allowed"
-            raise SyscallError(Errno.EINVAL, f"option {name} is {value!r}", words)
-    if int(options.get("width", 1)) > int(options.get("slots", limits.SLOTS)):
-        raise SyscallError(Errno.EINVAL, "option width is over slots", "give more slots")
+            kind = "a text of" if kinds == _TEXT else "a number from"
+            unit = " characters" if kinds == _TEXT else ""
+            hint = f"{name} takes {kind} {low:g} to {high:g}{unit}"
+            raise SyscallError(Errno.EINVAL, f"invalid value {value!r} for option {name}", hint)
+    slots, width = int(options.get("slots", limits.SLOTS)), int(options.get("width", 1))
+    if width > slots:
+        message = f"option width is {width}, more than the {slots} slots"
+        raise SyscallError(Errno.EINVAL, message, "reduce width or increase slots")
 
 
 def engine(path: Path, options: Mapping[str, Option], log: Path) -> Engine:
-    """An engine that is not started. It prints nothing, so `log` stays untouched."""
+    """An engine that is not started. It logs nothing: `log` is unused."""
     check(options)
     return EchoEngine(dict(options))
 
 
 def hardware() -> Sequence[Hardware]:
-    """It needs none."""
+    """None: echo needs no hardware."""
     return ()
 
 
@@ -121,38 +116,38 @@ class EchoEngine:
         self._load_s = float(options.get("load_s", 0))
         self._memory = int(options.get("memory", 0))
         self._parked_bytes = int(options.get("parked_bytes", limits.PARKED_BYTES))
-        self._slots = [Slot() for _ in range(slots)]
-        self._calls: dict[int, Call] = {}
-        self._ready: dict[int, Call] = {}  # with a grant, the oldest grant first
-        self._steps: list[Step] = []  # to be told with the next step
-        self._said = 0  # tokens, ever
+        self._slots = [EchoSlot() for _ in range(slots)]
+        self._calls: dict[int, EchoCall] = {}
+        self._ready: dict[int, EchoCall] = {}  # with a grant, the oldest grant first
+        self._steps: list[Step] = []  # to be reported with the next step
+        self._generated = 0  # answer tokens since the engine was created
         self._timer: asyncio.Handle | None = None
         self._up = False
-        self._rose = 0.0  # monotonic seconds
+        self._up_since = 0.0  # monotonic seconds
         self._backoff = Backoff()
         self._listener: Listener | None = None
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener
-        free = MEMORY_MB - sum(_taken.values())
+        free = MEMORY_MB - sum(_memory_used.values())
         if self._memory > free:
-            words = f"{self._memory} MB are needed, {free} MB of {MEMORY_MB} are free"
-            raise SyscallError(Errno.ENOMEM, words, "mount it with less memory")
-        _taken[self] = self._memory
+            message = f"{self._memory} MB are needed, {free} MB of {MEMORY_MB} are free"
+            raise SyscallError(Errno.ENOMEM, message, "mount it with less memory")
+        _memory_used[self] = self._memory
         try:
             for tenth in range(10 if self._load_s else 0):
                 listener.loading(tenth / 10)
                 await asyncio.sleep(self._load_s / 10)
         except asyncio.CancelledError:
-            del _taken[self]
+            del _memory_used[self]
             raise
-        self._rise()
+        self._come_up()
 
-    def _rise(self) -> None:
-        self._timer, self._up, self._rose = None, True, time.monotonic()
+    def _come_up(self) -> None:
+        self._timer, self._up, self._up_since = None, True, time.monotonic()
         slots, window = len(self._slots), self._window
-        told = frozenset({"tokenize", "seed", "template", "park", "exact_usage", "stop"})
-        facts = Facts(slots, self._width, window, slots * window, 0, "echo: no model", told,
+        capabilities = frozenset({"tokenize", "seed", "template", "park", "exact_usage", "stop"})
+        facts = Facts(slots, self._width, window, slots * window, 0, "echo: no model", capabilities,
                       trained=_CONTEXT, parked_bytes=self._parked_bytes,
                       token_bytes=TOKEN_BYTES)  # fmt: skip
         if self._listener is not None:
@@ -160,7 +155,7 @@ class EchoEngine:
 
     async def stop(self) -> None:
         self._up = False
-        _taken.pop(self, None)
+        _memory_used.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -168,12 +163,12 @@ class EchoEngine:
     def retry(self) -> None:
         if not self._up and self._timer is not None:
             self._timer.cancel()
-            self._rise()
+            self._come_up()
 
     async def restart(self) -> None:
         self._backoff.reset()
         if self._up:
-            self._lose(Death(REQUESTED, Cause.OUTSIDE))
+            self._go_down(Death(REQUESTED, Cause.OUTSIDE))
         self.retry()
 
     async def tokenize(self, text: str) -> Sequence[int]:
@@ -181,10 +176,11 @@ class EchoEngine:
         return tokenize(text)
 
     async def compose(self, messages: Sequence[Message], *, raw: bool, fresh: int) -> Prompt:
-        """The template: a mark for the role, the content, a mark for the end."""
+        """The template: a marker of the role, the content, a marker of the end."""
         self._check_up()
         if not 0 <= fresh <= len(messages):
-            raise SyscallError(Errno.EINVAL, f"{fresh} of {len(messages)} messages to be cut")
+            problem = f"cannot split the last {fresh} of {len(messages)} messages"
+            raise SyscallError(Errno.EINVAL, problem)
         last = messages[len(messages) - fresh :]
         cuts: list[Sequence[Cut]] = [
             cut_text(message.content, lambda text: len(tokenize(text))) for message in last
@@ -198,17 +194,17 @@ class EchoEngine:
 
     def _check_up(self) -> None:
         if not self._up:
-            raise DeviceFault("the engine is down", "it is being started again: try later")
+            raise DeviceFault("the engine is down", "it is being restarted; try again later")
 
     async def check(self, sampling: Sampling) -> None:
-        """Echo obeys no grammar, knows no probabilities and no biases."""
-        for name, asked in (("grammar", sampling.grammar), ("schema", sampling.schema),
+        """ENOTSUP for a grammar, a schema, logprobs and bias."""
+        for name, requested in (("grammar", sampling.grammar), ("schema", sampling.schema),
                             ("logprobs", sampling.logprobs), ("bias", sampling.bias)):  # fmt: skip
-            if asked:
-                raise SyscallError(Errno.ENOTSUP, f"the echo engine has no {name}")
+            if requested:
+                raise SyscallError(Errno.ENOTSUP, f"the echo engine does not support {name}")
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
-        raise SyscallError(Errno.ENOTSUP, "the echo engine has no embeddings")
+        raise SyscallError(Errno.ENOTSUP, "the echo engine does not support embeddings")
 
     # --- commands -----------------------------------------------------------------------------
     def forget(self, history: int) -> None:
@@ -228,16 +224,16 @@ class EchoEngine:
             return
         fault = self._fault(admission)
         if fault:
-            self._tell(Step(admission.call, error=DeviceFault(fault)))
+            self._queue(Step(admission.call, error=DeviceFault(fault)))
             return
-        call = Call(admission, zlib.crc32(f"{self._seed}:{admission.sampling.seed}".encode()))
+        call = EchoCall(admission, zlib.crc32(f"{self._seed}:{admission.sampling.seed}".encode()))
         read = b"".join(map(piece, admission.prompt.tokens)) if self._poison else b""
-        call.deadly = bool(self._poison) and self._poison in read
+        call.poisoned = bool(self._poison) and self._poison in read
         slot = self._slots[admission.slot]
         if slot.history == admission.history:
-            most = min(len(slot.tokens), len(admission.prompt.tokens) - 1)
+            limit = min(len(slot.tokens), len(admission.prompt.tokens) - 1)
             while (
-                call.cached < most
+                call.cached < limit
                 and slot.tokens[call.cached] == admission.prompt.tokens[call.cached]
             ):
                 call.cached += 1
@@ -246,18 +242,22 @@ class EchoEngine:
         slot.history, slot.call = admission.history, admission.call
         self._calls[admission.call] = call
         if call.cached:
-            self._tell(Step(admission.call, cached=call.cached))
-            call.cached = 0  # told
+            self._queue(Step(admission.call, cached=call.cached))
+            call.cached = 0  # reported
 
     def _fault(self, admission: Admission) -> str:
         count = len(admission.prompt.tokens)
         if not 0 <= admission.slot < len(self._slots):
-            return f"slot {admission.slot} of {len(self._slots)}"
+            return f"no slot {admission.slot}: the engine has {len(self._slots)} slots"
         if self._slots[admission.slot].call is not None or admission.call in self._calls:
-            return f"slot {admission.slot} or call {admission.call} is taken"
+            return f"slot {admission.slot} or call {admission.call} is in use"
         if not 0 < count < self._window:
-            return f"a prompt of {count} tokens, 1 to {self._window - 1} fit the window"
-        return "" if all(map(valid, admission.prompt.tokens)) else "a token id is no token"
+            return f"the prompt has {count} tokens; 1 to {self._window - 1} fit the window"
+        return (
+            ""
+            if all(map(valid, admission.prompt.tokens))
+            else "the prompt contains an invalid token id"
+        )
 
     def grant(self, call: int, tokens: int) -> None:
         known = self._calls.get(call)
@@ -270,19 +270,19 @@ class EchoEngine:
         known = self._calls.get(call)
         if known is not None:
             known.finish = Finish.CANCELLED
-            self._tell(self._end(known, "", 0, 0))
+            self._queue(self._end(known, "", 0, 0))
 
     def park(self, call: int, *, keep: bool) -> None:
         known = self._calls.get(call)
         if known is not None and known.slot is not None:
-            self._slots[known.slot] = Slot()
+            self._slots[known.slot] = EchoSlot()
             known.slot = None
             known.parked = True
             if not keep or self._parked() > self._parked_bytes:
                 known.drop()
 
     def _parked(self) -> int:
-        """Bytes that the contexts of parked calls pretend to take."""
+        """Simulated bytes of the contexts of parked calls."""
         parked = (call for call in self._calls.values() if call.parked)
         return TOKEN_BYTES * sum(len(call.tokens) for call in parked)
 
@@ -291,24 +291,24 @@ class EchoEngine:
         if known is None or known.slot is not None:
             return
         if not 0 <= slot < len(self._slots) or self._slots[slot].call is not None:
-            fault = DeviceFault(f"slot {slot} is taken or does not exist")
-            self._tell(self._end(known, "", 0, 0, fault))
+            fault = DeviceFault(f"slot {slot} is in use or does not exist")
+            self._queue(self._end(known, "", 0, 0, fault))
             return
         known.slot, known.parked = slot, False
-        self._slots[slot] = Slot(history=known.admission.history, call=call)
+        self._slots[slot] = EchoSlot(history=known.admission.history, call=call)
         self._schedule()
 
     # --- steps --------------------------------------------------------------------------------
-    def _tell(self, step: Step) -> None:
+    def _queue(self, step: Step) -> None:
         self._steps.append(step)
         self._schedule()
 
     def _schedule(self) -> None:
-        """One step as soon as it is due, if there is anything to do."""
+        """Schedule the next step, if there is work."""
         busy = self._steps or any(call.runnable for call in self._ready.values())
         if not self._up or self._timer is not None or not busy:
             return
-        if self._hang_after and self._said >= self._hang_after:
+        if self._hang_after and self._generated >= self._hang_after:
             return
         loop = asyncio.get_running_loop()
         if self._interval_s:
@@ -319,35 +319,35 @@ class EchoEngine:
     def _step(self) -> None:
         self._timer = None
         chosen = [call for call in self._ready.values() if call.runnable][: self._width]
-        answering = sum(1 for call in chosen if not call.left)
-        room = limits.CHUNK_TOKENS if answering else limits.BATCH_TOKENS
-        prompts = len(chosen) - answering
+        decoding = sum(1 for call in chosen if not call.left)
+        room = limits.CHUNK_TOKENS if decoding else limits.BATCH_TOKENS
+        prompts = len(chosen) - decoding
         for call in sorted(chosen, key=lambda call: call.left):
             fed = min(call.left, call.grant, max(1, room // prompts), room) if call.left else 0
             room, prompts = room - fed, prompts - bool(call.left)
             step = self._advance(call, fed)
             if step is not None:
                 self._steps.append(step)
-        if any(call.deadly and not call.left for call in chosen):
-            self._die()
+        if any(call.poisoned and not call.left for call in chosen):
+            self._crash()
             return
         steps, self._steps = self._steps, []
         if self._listener is not None:
             self._listener.stepped(steps)
-        if self._die_after and self._said >= self._die_after:
+        if self._die_after and self._generated >= self._die_after:
             self._die_after = 0  # once
-            self._die()
+            self._crash()
         self._schedule()
 
-    def _advance(self, call: Call, fed: int) -> Step | None:
-        """Feed a part of the prompt or answer one token."""
+    def _advance(self, call: EchoCall, fed: int) -> Step | None:
+        """Feed a part of the prompt or generate one token."""
         first = len(call.tokens)
         call.tokens.extend(call.script[first : first + fed])
         call.grant -= fed
         text, tokens = "", 0
         if not call.left and call.grant > 0:
-            text, tokens = call.say(self._window)
-            self._said += tokens
+            text, tokens = call.generate(self._window)
+            self._generated += tokens
         if call.grant <= 0:
             self._ready.pop(call.admission.call, None)
         if call.finish is not None:
@@ -357,9 +357,9 @@ class EchoEngine:
         return Step(call.admission.call, text, tokens, fed)
 
     def _end(
-        self, call: Call, text: str, tokens: int, fed: int, error: DeviceFault | None = None
+        self, call: EchoCall, text: str, tokens: int, fed: int, error: DeviceFault | None = None
     ) -> Step:
-        """The call's last step; its slot is free."""
+        """The last step of the call; frees its slot."""
         number = call.admission.call
         del self._calls[number]
         self._ready.pop(number, None)
@@ -379,17 +379,19 @@ class EchoEngine:
             cuts=cut_answer(whole, call.ends),
         )
 
-    def _die(self) -> None:
-        self._backoff.died(time.monotonic() - self._rose)
-        self._lose(self._backoff.applied(Death("the echo engine died, as it was told")))
+    def _crash(self) -> None:
+        self._backoff.died(time.monotonic() - self._up_since)
+        self._go_down(
+            self._backoff.applied(Death("the echo engine crashed, as its options request"))
+        )
 
-    def _lose(self, death: Death) -> None:
-        """Lose everything, and rise again after a pause."""
+    def _go_down(self, death: Death) -> None:
+        """Drop all calls and contexts, and come up again after the pause."""
         self._up = False
         if self._timer is not None:
             self._timer.cancel()
         self._calls, self._ready, self._steps = {}, {}, []
-        self._slots = [Slot() for _ in self._slots]
+        self._slots = [EchoSlot() for _ in self._slots]
         if self._listener is not None:
             self._listener.down(death)
-        self._timer = asyncio.get_running_loop().call_later(death.retry_s, self._rise)
+        self._timer = asyncio.get_running_loop().call_later(death.retry_s, self._come_up)

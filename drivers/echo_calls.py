@@ -1,9 +1,9 @@
-"""Tokens, slots and calls of the echo engine: what it reads and how it answers.
+"""Tokens, slots and calls of the echo engine.
 
 A token is 1 to 3 bytes of UTF-8: its id is 2^24 times their number plus their value, so any text
-has one tokenization and an id alone gives its bytes back. A character of four bytes becomes two
-tokens; no other is split. Five small ids mark messages and their end. Greedy, the answer repeats
-the message once (for ever with `ignore_eos`); with a temperature its order is drawn by the seed.
+has one tokenization and an id determines its bytes. A character of four bytes is two tokens; no
+other is split. Ids 1 to 5 mark messages and their end. With greedy sampling the answer repeats the
+message once (endlessly with `ignore_eos`); with a temperature, its tokens in an order by the seed.
 """
 
 import struct
@@ -11,44 +11,44 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.values import Finish, Role
 from llmasos.kernel.driver import Admission
-from llmasos.kernel.values import Finish, Role
 
 from .stops import Scan
 
 END = 5
 MARKS = {Role.SYSTEM: 1, Role.USER: 2, Role.ASSISTANT: 3}
-_BYTES = 3  # of a token
+_BYTES = 3  # of a token, at max_tokens
 _SHIFT = 24
 
 
 def tokenize(text: str) -> list[int]:
     """The tokens of a text."""
-    if text.isascii():  # much faster: every call reads its whole window
+    if text.isascii():  # much faster: every call tokenizes its whole window
         return _ascii(text.encode())
     tokens: list[int] = []
-    held = b""
+    pending = b""
     for char in text:
         data = char.encode()
-        if len(held) + len(data) > _BYTES:
-            tokens += [_token(held)] if held else []
-            held = b""
+        if len(pending) + len(data) > _BYTES:
+            tokens += [_token(pending)] if pending else []
+            pending = b""
         if len(data) > _BYTES:
             tokens.append(_token(data[:_BYTES]))
             data = data[_BYTES:]
-        held += data
-    return [*tokens, _token(held)] if held else tokens
+        pending += data
+    return [*tokens, _token(pending)] if pending else tokens
 
 
 def _ascii(data: bytes) -> list[int]:
-    """Three bytes each, but for the last one."""
+    """Tokens of three bytes; the last one has the rest."""
     count, rest = divmod(len(data), _BYTES)
-    words = bytearray(4 * count)
-    words[0::4] = bytes([_BYTES]) * count
-    for place in range(_BYTES):
-        words[place + 1 :: 4] = data[place : count * _BYTES : _BYTES]
-    tokens = list(struct.unpack(f">{count}I", words))
+    cells = bytearray(4 * count)
+    cells[0::4] = bytes([_BYTES]) * count
+    for offset in range(_BYTES):
+        cells[offset + 1 :: 4] = data[offset : count * _BYTES : _BYTES]
+    tokens = list(struct.unpack(f">{count}I", cells))
     return [*tokens, _token(data[-rest:])] if rest else tokens
 
 
@@ -57,11 +57,12 @@ def _token(data: bytes) -> int:
 
 
 def piece(token: int) -> bytes:
-    """A token's bytes; nothing for a mark."""
+    """A token's bytes; none for a marker."""
     return (token & (1 << _SHIFT) - 1).to_bytes(_BYTES, "big")[_BYTES - (token >> _SHIFT) :]
 
 
 def valid(token: int) -> bool:
+    """Whether the id is a token."""
     size, value = token >> _SHIFT, token & (1 << _SHIFT) - 1
     if size == 0:
         return 1 <= token <= END
@@ -69,7 +70,7 @@ def valid(token: int) -> bool:
 
 
 def _source(tokens: Sequence[int]) -> Sequence[int]:
-    """What a prompt's answer is made of: the last user message, or all of a raw prompt."""
+    """The tokens that the answer repeats: the last user message, or all of a raw prompt."""
     user, begin = MARKS[Role.USER], -1
     for index, token in enumerate(tokens):
         begin = index if token == user else begin
@@ -79,13 +80,13 @@ def _source(tokens: Sequence[int]) -> Sequence[int]:
 
 
 @dataclass(slots=True)
-class Slot:
+class EchoSlot:
     tokens: list[int] = field(default_factory=list[int])
     history: int | None = None
     call: int | None = None
 
 
-class Call:
+class EchoCall:
     """An admitted call."""
 
     def __init__(self, admission: Admission, seed: int) -> None:
@@ -96,19 +97,19 @@ class Call:
         self.seed = seed
         self.grant = 0  # tokens
         self.cached = 0
-        self.tokens: list[int] = []  # in the slot, or parked
-        self.script = admission.prompt.tokens  # what has to lie in the slot before it answers
+        self.tokens: list[int] = []  # of its context, in the slot or parked
+        self.script = admission.prompt.tokens  # to be computed before it generates
         self.parked = False
-        self.tail: int | None = None  # said, not yet in the slot
+        self.tail: int | None = None  # generated, not yet in the context
         self.texts: list[str] = []
-        self.ends: list[int] = []  # characters whole after each token of the answer
+        self.ends: list[int] = []  # complete characters after each answer token
         self.finish: Finish | None = None
-        self.deadly = False  # the engine dies when its answer begins
-        self.tainted = False  # its domain was purged meanwhile: what it leaves is for nobody
+        self.poisoned = False  # the engine crashes when its answer begins
+        self.tainted = False  # its domain was purged: its context is not reused
 
     @property
     def left(self) -> int:
-        """Tokens that are not in the slot: of the prompt, or to be computed again."""
+        """Tokens still to be computed: of the prompt, or recomputed after parking."""
         return max(0, len(self.script) - len(self.tokens))
 
     @property
@@ -116,7 +117,7 @@ class Call:
         return self.grant > 0 and self.slot is not None
 
     def drop(self) -> None:
-        """What lay in its slot has to be computed again."""
+        """Drop its context: it is recomputed."""
         if len(self.tokens) > len(self.script):
             self.script = self.tokens
         self.tokens = []
@@ -131,8 +132,8 @@ class Call:
             at = zlib.crc32(f"{self.seed}:{at}".encode())
         return self.source[at % size]
 
-    def say(self, window: int) -> tuple[str, int]:
-        """Answer one token: its text and how many tokens it was."""
+    def generate(self, window: int) -> tuple[str, int]:
+        """Generate one token: its text, and 1, or 0 at the end of the answer."""
         token = self.next_token()
         if token is None:
             self.finish = Finish.STOP
@@ -145,9 +146,9 @@ class Call:
         self.texts.append(text)
         self.ends.append(self.scan.seen)
         count = len(self.ends)
-        most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
+        max_tokens = self.admission.sampling.max_tokens or limits.MAX_TOKENS
         if self.scan.stopped:
             self.finish = Finish.STOP
-        elif count >= most or len(self.admission.prompt.tokens) + count >= window:
+        elif count >= max_tokens or len(self.admission.prompt.tokens) + count >= window:
             self.finish = Finish.LENGTH
         return text, 1

@@ -1,20 +1,20 @@
-"""The words that every child process and its kernel share, and the form of their frames.
+"""The frames between the kernel and every child process: their format and the common types.
 
-    to the child     a driver's own words, each with the number of the request or 0
-    to the kernel    UP once, ANSWER or REFUSED for a request by its number, a driver's own words
+    to the child     types of the driver, each with the number of the request or 0
+    to the kernel    UP once, ANSWER or REFUSED with the number of the request, types of the driver
 
-The frames are those of kernel/wire.py under a larger cap, because the peer is ours. Standard
-library and kernel only: both sides import this.
+The format is that of kernel/abi/wire.py with a larger limit, because the peer is trusted. Both
+sides import this module, so it imports the standard library and the kernel only.
 """
 
 from typing import Any
 
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.wire import pack, unpack_reply
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.wire import pack, unpack_reply
 
 FRAME_BYTES = 64 * 1024 * 1024
 UP, ANSWER, REFUSED = range(3)
-OWN = 3  # a driver's own words begin here
+DRIVER_BASE = 3  # the first frame type of a driver
 
 Frame = list[Any]
 
@@ -32,7 +32,7 @@ def refusal(number: int, error: SyscallError) -> Frame:
 
 
 def error_in(errno: int, message: str, hint: str) -> SyscallError:
-    """The refusal as an exception; EIO is the device's own."""
+    """The exception of a REFUSED frame; EIO becomes a DeviceFault."""
     number = Errno(errno)
     return (
         DeviceFault(message, hint) if number == Errno.EIO else SyscallError(number, message, hint)

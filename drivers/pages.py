@@ -1,20 +1,20 @@
-"""Texts cut into pages: pieces of at most PAGE_TOKENS tokens that join to the text again.
+"""Splits texts into pages: pieces of at most PAGE_TOKENS tokens whose concatenation is the text.
 
-Pieces are strings, so a border never splits a character. A message is cut where a word begins,
-so that its pieces tokenize as the whole does; an answer is cut as it was generated.
+Pieces are strings, so a boundary never splits a character. A message is split before a word, so
+that its pieces tokenize as the whole does; an answer is split where its tokens end.
 """
 
 from collections.abc import Callable, Sequence
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 from llmasos.kernel.driver import Cut
 
-_WORD_CHARS = 64  # how far back a border looks for the beginning of a word
-_CHARS_A_TOKEN = 4.0
+_WORD_CHARS = 64  # a boundary moves back at most so far to the beginning of a word
+_CHARS_A_TOKEN = 4.0  # the first estimate
 
 
 def cut_text(text: str, count: Callable[[str], int]) -> list[Cut]:
-    """`text` in pieces; `count` says how many tokens a piece is, by itself."""
+    """Split a message; `count` returns the number of tokens of a piece by itself."""
     if not text:
         return []
     cuts: list[Cut] = []
@@ -24,7 +24,7 @@ def cut_text(text: str, count: Callable[[str], int]) -> list[Cut]:
         piece = _piece(text, at, size)
         tokens = count(piece)
         while tokens > limits.PAGE_TOKENS and len(piece) > 1:
-            # A little under the proportion: the next try should fit.
+            # 2 % under the proportion, so that the next attempt fits.
             size = min(len(piece) - 1, int(len(piece) * limits.PAGE_TOKENS / tokens * 0.98))
             piece = _piece(text, at, max(1, size))
             tokens = count(piece)
@@ -35,7 +35,7 @@ def cut_text(text: str, count: Callable[[str], int]) -> list[Cut]:
 
 
 def _piece(text: str, at: int, size: int) -> str:
-    """About `size` characters from `at`, ended before a space where one is near."""
+    """At most `size` characters from `at`, ending before a space if one is near."""
     end = at + size
     if end >= len(text):
         return text[at:]
@@ -44,9 +44,9 @@ def _piece(text: str, at: int, size: int) -> str:
 
 
 def cut_answer(text: str, ends: Sequence[int]) -> list[Cut]:
-    """An answer in pieces. `ends[i]`: characters that were whole after its token i.
+    """Split an answer. `ends[i]`: complete characters after its token i.
 
-    A token whose characters a stop string took away is not counted.
+    Tokens whose characters were removed with a stop string are not counted.
     """
     cuts: list[Cut] = []
     begin = tokens = 0

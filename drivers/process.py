@@ -1,9 +1,9 @@
-"""A child process of a driver as the kernel sees it: its start, its socket, its end, its successor.
+"""The kernel's side of a driver's child process: start, requests over its socket, exit.
 
-A `Line` is one child and is never used again after its end: a restart makes a new one, so no frame
-of a dead child can reach a living request (restart.py does that). How a child ended is told from
-its exit: a signal that its own code causes, or one from outside. Nothing here polls: watches are
-timers of the event loop.
+A `ChildConnection` is one child and is not reused after its end: a restart (restart.py) creates a
+new one, so no frame of a dead child can reach a later request. The exit status tells why a child
+ended: a signal that its own code causes, or one from outside. Nothing here polls: watchdogs are
+timers of the event loop. The child's side is child_runtime.py.
 """
 
 import asyncio
@@ -18,53 +18,53 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, SyscallError, os_message
+from llmasos.kernel.abi.logfile import open_log
+from llmasos.kernel.abi.wire import Frames
 from llmasos.kernel.driver import Cause, Death
-from llmasos.kernel.errors import DeviceFault, SyscallError, why
-from llmasos.kernel.logfile import open_log
-from llmasos.kernel.wire import Frames
 
 from . import frames
 
-GRACE_S = 2.0  # between asking a process to end and killing it
+GRACE_S = 2.0  # between asking a process to exit and SIGKILL
 _TAIL_BYTES, _TAIL_LINES, _TAIL_CHARS = 4096, 3, 400
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH")
 _ENVIRONMENT_PREFIXES = ("OMP_", "GOMP_", "GGML_", "CUDA_", "HIP_", "ROCR_")
-# Lines of a stack dump, which say where and not why.
-_OWN_SIGNALS = frozenset({  # a fault in a process's own code ends it so
+_FAULT_SIGNALS = frozenset({  # caused by the code of the process itself
     signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP,
     signal.SIGSYS,
 })  # fmt: skip
+# Beginnings of the lines of a stack dump: they say where, not why.
 _DUMP = (" ", "Thread 0x", "Current thread", "Extension modules", "Stack (most")
 
 F = TypeVar("F")
 
 
 class Watchdog:
-    """Bites when it was told of work and is not fed in time."""
+    """Calls `expire` when work is outstanding and nothing is heard for `seconds`."""
 
-    __slots__ = ("_bite", "_seconds", "_timer")
+    __slots__ = ("_expire", "_seconds", "_timer")
 
-    def __init__(self, seconds: float, bite: Callable[[], None]) -> None:
-        self._seconds, self._bite = seconds, bite
+    def __init__(self, seconds: float, expire: Callable[[], None]) -> None:
+        self._seconds, self._expire = seconds, expire
         self._timer: asyncio.TimerHandle | None = None
 
-    def feed(self, *, work: bool) -> None:
-        """There was a sign of life; `work`: another one is owed."""
+    def reset(self, *, work: bool) -> None:
+        """Activity was seen. `work`: more is outstanding, so the timer starts again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if work:
-            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._bite)
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
 
-    def wake(self) -> None:
-        """There is work; the time runs from its beginning."""
+    def arm(self) -> None:
+        """Work is outstanding: start the timer, unless it runs."""
         if self._timer is None:
-            self.feed(work=True)
+            self.reset(work=True)
 
 
-class Line(asyncio.Protocol, Generic[F]):
-    """The running child. `ended` tells why it ended, after its last frame has been delivered."""
+class ChildConnection(asyncio.Protocol, Generic[F]):
+    """One running child. `ended` has the reason of its end, after its last frame was delivered."""
 
     def __init__(
         self, name: str, process: Process, hang_s: float, facts: Callable[[dict[str, Any]], F]
@@ -72,34 +72,35 @@ class Line(asyncio.Protocol, Generic[F]):
         loop = asyncio.get_running_loop()
         self.up: asyncio.Future[F] = loop.create_future()
         self.ended: asyncio.Future[Death] = loop.create_future()
-        self.log: tuple[Path, int] | None = None  # the log, and where this child's part begins
+        # The log, and the offset where this child's part begins.
+        self.log: tuple[Path, int] | None = None
         self._name, self._process, self._read_facts = name, process, facts
         self._hang_s = hang_s
         self._frames = Frames(frames.FRAME_BYTES)
         self._transport: asyncio.Transport | None = None
         self._number = 0
-        self._asked: dict[int, asyncio.Future[list[Any]]] = {}
-        self._requests = Watchdog(hang_s, self.hang)
-        self._why = ""  # it was killed by the kernel, as it did not work
-        self._closed = ""  # why it was ended, where that was not its fault
-        self._kills = memory_kills()
-        self._killer: asyncio.TimerHandle | None = None
-        self._burial: asyncio.Task[None] | None = None
+        self._pending: dict[int, asyncio.Future[list[Any]]] = {}
+        self._watchdog = Watchdog(hang_s, self.hang)
+        self._kill_reason = ""  # the kernel killed it because it failed
+        self._close_reason = ""  # it was ended through no fault of its own
+        self._oom_kills = oom_kills()
+        self._kill_timer: asyncio.TimerHandle | None = None
+        self._reaper: asyncio.Task[None] | None = None
 
     @property
     def facts(self) -> F:
         return self.up.result()
 
-    # --- for the drivers' own words -----------------------------------------------------------
-    def take(self, frame: frames.Frame) -> bool:
-        """A frame of the driver's own; False when it is unknown."""
+    # --- overridden by drivers ----------------------------------------------------------------
+    def handle_frame(self, frame: frames.Frame) -> bool:
+        """Handle a frame of a type that the driver defines; False when the type is unknown."""
         return False
 
-    def lost(self) -> None:
-        """The socket is closed."""
+    def disconnected(self) -> None:
+        """The socket was closed."""
 
-    def forgotten(self, number: int) -> None:
-        """Whoever asked does not wait any more."""
+    def request_cancelled(self, number: int) -> None:
+        """The caller of a request was cancelled and does not wait for the answer."""
 
     # --- the socket ---------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -115,13 +116,13 @@ class Line(asyncio.Protocol, Generic[F]):
                 case [frames.UP, facts]:
                     self.up.set_result(self._read_facts(facts))
                 case frame:
-                    if not self.take(frame):
-                        self._die("it sent an unknown frame")
+                    if not self.handle_frame(frame):
+                        self._abort("it sent an unknown frame")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._requests.feed(work=False)
-        self.lost()
-        self._burial = asyncio.get_running_loop().create_task(self._bury())
+        self._watchdog.reset(work=False)
+        self.disconnected()
+        self._reaper = asyncio.get_running_loop().create_task(self._reap())
 
     def send(self, frame: frames.Frame) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -130,34 +131,34 @@ class Line(asyncio.Protocol, Generic[F]):
     async def ask(self, frame: frames.Frame) -> list[Any]:
         """Send a request and wait for its answer. DeviceFault when the child ends first."""
         if self._transport is None or self._transport.is_closing():
-            raise DeviceFault(f"{self._name} is down", "it is being started again: try later")
+            raise DeviceFault(f"{self._name} is down", "it is being restarted; try again later")
         self._number += 1
         number = frame[1] = self._number
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self.send(frame)
-        self._asked[number] = answer
-        self._requests.wake()
+        self._pending[number] = answer
+        self._watchdog.arm()
         try:
             return await answer
         except asyncio.CancelledError:
-            self.forgotten(number)
+            self.request_cancelled(number)
             raise
         finally:
-            self._asked.pop(number, None)
+            self._pending.pop(number, None)
 
-    def lives(self) -> None:
-        """A sign of life: an answer that takes long is still worked on."""
-        self._requests.feed(work=bool(self._asked))
+    def note_activity(self) -> None:
+        """The child works on a long answer: restart the watchdog."""
+        self._watchdog.reset(work=bool(self._pending))
 
     def _settle(self, number: int, result: list[Any] | SyscallError) -> None:
         if number == 0:
             if isinstance(result, SyscallError) and not self.up.done():
-                self.up.set_exception(self._explained(result))
+                self.up.set_exception(self._with_log(result))
             return
-        answer = self._asked.pop(number, None)
-        self.lives()
+        answer = self._pending.pop(number, None)
+        self.note_activity()
         if answer is None or answer.done():
-            return  # the asker has gone
+            return  # the caller was cancelled
         if isinstance(result, SyscallError):
             answer.set_exception(result)
         else:
@@ -165,42 +166,42 @@ class Line(asyncio.Protocol, Generic[F]):
 
     # --- the end ------------------------------------------------------------------------------
     def hang(self) -> None:
-        """Something that is owed did not come in time."""
-        if is_stopped(self._process.pid):  # by a signal, so no call is the reason
-            self._closed = f"it was stopped from outside, no sign of life for {self._hang_s:g} s"
-        self._die(f"it gave no sign of life for {self._hang_s:g} s")
+        """The watchdog expired: kill the child."""
+        if is_stopped(self._process.pid):  # by SIGSTOP: no call is to blame
+            self._close_reason = f"it was stopped by a signal, no answer for {self._hang_s:g} s"
+        self._abort(f"no answer for {self._hang_s:g} s")
 
-    def _die(self, why: str) -> None:
-        """Abort it, so that it writes where it stood; kill it if that does not end it."""
-        self._why = why
+    def _abort(self, reason: str) -> None:
+        """Send SIGABRT, so that it logs a traceback; SIGKILL if it still runs after GRACE_S."""
+        self._kill_reason = reason
         self._signal(signal.SIGABRT)
         loop = asyncio.get_running_loop()
-        self._killer = loop.call_later(GRACE_S, self._signal, signal.SIGKILL)
+        self._kill_timer = loop.call_later(GRACE_S, self._signal, signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
     async def close(self, reason: str = "") -> None:
-        """End it: the end of the socket tells it, a kill follows if it does not listen."""
-        self._closed = self._closed or reason
+        """Close the socket, which ends the child; it is killed if it still runs after GRACE_S."""
+        self._close_reason = self._close_reason or reason
         if self._transport is not None:
             self._transport.abort()
         await asyncio.shield(self.ended)
 
-    async def _bury(self) -> None:
-        """The socket is closed: wait for the process, then tell everybody why."""
+    async def _reap(self) -> None:
+        """Wait for the process after its socket closed, then fail all requests with the reason."""
         try:
             async with asyncio.timeout(GRACE_S):
                 await self._process.wait()
         except TimeoutError:
             self._signal(signal.SIGKILL)
         code = await self._process.wait()
-        if self._killer is not None:
-            self._killer.cancel()
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
         death = self._death(code)
-        fault = self._explained(DeviceFault(death.reason))
-        for answer in self._asked.values():
+        fault = self._with_log(DeviceFault(death.reason))
+        for answer in self._pending.values():
             if not answer.done():
                 answer.set_exception(DeviceFault(fault.message, fault.hint))
         if not self.up.done():
@@ -208,30 +209,30 @@ class Line(asyncio.Protocol, Generic[F]):
         self.ended.set_result(Death(fault.message, death.cause))
 
     def _death(self, code: int) -> Death:
-        """How it ended. Only what its own code caused is held against the calls in it."""
-        if self._closed:
-            return Death(f"{self._name}: {self._closed}", Cause.OUTSIDE)
-        words = f"{self._name} {cause(code, self._why)}"
-        if self._why or code >= 0 or -code in _OWN_SIGNALS:
-            return Death(words, Cause.CRASH)
-        if -code == signal.SIGKILL and memory_kills() != self._kills is not None:
-            return Death(f"{words}: the system ran out of memory", Cause.MEMORY)
-        return Death(f"{words}, from outside", Cause.OUTSIDE)
+        """The cause of its end. Only CRASH, a fault of its own code, counts against its calls."""
+        if self._close_reason:
+            return Death(f"{self._name}: {self._close_reason}", Cause.OUTSIDE)
+        message = f"{self._name} {cause(code, self._kill_reason)}"
+        if self._kill_reason or code >= 0 or -code in _FAULT_SIGNALS:
+            return Death(message, Cause.CRASH)
+        if -code == signal.SIGKILL and oom_kills() != self._oom_kills is not None:
+            return Death(f"{message}: the system ran out of memory", Cause.MEMORY)
+        return Death(f"{message}, from outside", Cause.OUTSIDE)
 
-    def _explained(self, error: SyscallError) -> DeviceFault:
-        """The error with the last words of the log."""
-        words = tail(*self.log) if self.log else ""
+    def _with_log(self, error: SyscallError) -> DeviceFault:
+        """The error with the last lines of the log."""
+        lines = tail(*self.log) if self.log else ""
         hint = f"see {self.log[0]}" if self.log else ""
-        return DeviceFault(f"{error.message}; {words}" if words else error.message, hint)
+        return DeviceFault(f"{error.message}; {lines}" if lines else error.message, hint)
 
 
-def cause(code: int, why: str = "") -> str:
+def cause(code: int, reason: str = "") -> str:
     """How a process ended, by its exit code."""
     if code < 0:
         with contextlib.suppress(ValueError):
-            words = f"was killed by {signal.Signals(-code).name}"
-            return f"{words}: {why}" if why else words
-    return f"ended with code {code}"
+            message = f"was killed by {signal.Signals(-code).name}"
+            return f"{message}: {reason}" if reason else message
+    return f"exited with code {code}"
 
 
 def is_stopped(pid: int) -> bool:
@@ -243,8 +244,8 @@ def is_stopped(pid: int) -> bool:
     return state in "Tt"
 
 
-def memory_kills() -> int | None:
-    """Processes that the system has killed for want of memory: here, or in our control group."""
+def oom_kills() -> int | None:
+    """Processes killed by the OOM killer so far, in the system and in our control group."""
     try:
         groups = Path("/proc/self/cgroup").read_text().splitlines()
         lines = Path("/proc/vmstat").read_text().splitlines()
@@ -258,7 +259,7 @@ def memory_kills() -> int | None:
 
 
 def tail(path: Path, begin: int) -> str:
-    """The last words of a log, from `begin`."""
+    """The last lines of a log, from the offset `begin`."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -271,7 +272,7 @@ def tail(path: Path, begin: int) -> str:
 
 
 def environment(defaults: Mapping[str, str], **fixed: str) -> dict[str, str]:
-    """Only what a child needs; `defaults` give way to what the kernel was started with."""
+    """The variables that a child needs. The kernel's own environment overrides `defaults`."""
     names = os.environ.items()
     kept = {k: v for k, v in names if k in _ENVIRONMENT or k.startswith(_ENVIRONMENT_PREFIXES)}
     return {**defaults, **kept, **fixed}
@@ -281,18 +282,18 @@ def environment(defaults: Mapping[str, str], **fixed: str) -> dict[str, str]:
 class Start:
     """How a child is started."""
 
-    name: str  # in what people read: "the engine"
+    name: str  # in messages, as "the engine"
     module: str  # run with `python -m`
     log: Path
     environment: Mapping[str, str]
     load: frames.Frame  # the first frame
 
 
-L = TypeVar("L", bound=Line[Any])
+L = TypeVar("L", bound=ChildConnection[Any])
 
 
 async def _spawn(start: Start, opened: contextlib.ExitStack) -> tuple[socket.socket, Process, int]:
-    """Our end of its socket, the process, and where its part of the log begins."""
+    """Our end of its socket, the process, and the offset of its part of the log."""
     fd = open_log(start.log)
     try:
         begin = os.fstat(fd).st_size
@@ -309,28 +310,30 @@ async def _spawn(start: Start, opened: contextlib.ExitStack) -> tuple[socket.soc
     return ours, process, begin
 
 
-async def launch(start: Start, line: Callable[[Process], L]) -> L:
-    """Start a child; returns when it is up. DeviceFault with the reason when it does not come up.
+async def launch(start: Start, connection: Callable[[Process], L]) -> L:
+    """Start a child; returns when it is up. DeviceFault with the reason when it fails to start.
 
-    A cancel point: the child is ended before the cancellation goes on.
+    When cancelled, it ends the child first.
     """
     with contextlib.ExitStack() as opened:
         try:
             ours, process, begin = await _spawn(start, opened)
         except OSError as error:
-            raise DeviceFault(f"{start.name}'s process cannot be started: {why(error)}") from error
-        made = line(process)
-        made.log = start.log, begin
-        await asyncio.get_running_loop().create_unix_connection(lambda: made, sock=ours)
+            raise DeviceFault(
+                f"cannot start the process of {start.name}: {os_message(error)}"
+            ) from error
+        child = connection(process)
+        child.log = start.log, begin
+        await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
         opened.pop_all()
-    made.send(start.load)
+    child.send(start.load)
     try:
         async with asyncio.timeout(limits.READY_S):
-            await asyncio.shield(made.up)
+            await asyncio.shield(child.up)
     except TimeoutError:
-        await made.close()
-        raise DeviceFault(f"{start.name} was not up after {limits.READY_S:g} s") from None
+        await child.close()
+        raise DeviceFault(f"{start.name} did not start within {limits.READY_S:g} s") from None
     except (SyscallError, asyncio.CancelledError):
-        await made.close()
+        await child.close()
         raise
-    return made
+    return child

@@ -1,9 +1,9 @@
-"""Keeps a device running: starts it again after growing pauses, for as long as it is mounted.
+"""Keeps a device running: restarts it with exponential back-off while it is mounted.
 
-A `Running` is one life of a device, as a child process or a look at an endpoint; it is never used
-again after its end. `Restarter` waits for that end, reports it, and starts the next one. A device
-that ended too often in a row is reported as failed, and is still tried again: after the next pause,
-when somebody asks for it (`retry`), or on request (`restart`). Nothing here polls.
+A `Running` is one run of a device: a child process, or a probe of an endpoint. It is not reused
+after its end. `Restarter` waits for the end, reports it, and starts the next run. A device that
+ended too often in a row is reported as failed, and is still restarted: after the next pause, when
+a caller needs it (`retry`), or on request (`restart`). Nothing here polls.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, SyscallError
 from llmasos.kernel.driver import Death
-from llmasos.kernel.errors import DeviceFault, SyscallError
 
 log = logging.getLogger(__name__)
 REQUESTED = "it was restarted on request"
@@ -24,19 +24,19 @@ _DOUBLINGS = 30  # more would make no difference
 
 
 class Running(Protocol):
-    """One life of a device."""
+    """One run of a device."""
 
     @property
     def ended(self) -> "asyncio.Future[Death]": ...
 
     async def close(self, reason: str = "") -> None:
-        """End it. `reason`: why, where it was not the device's fault."""
+        """End it. `reason`: set when the device is not at fault."""
         ...
 
 
 @dataclass(slots=True)
 class Backoff:
-    """Pauses between the tries to start a device: they double until it has run for STEADY_S."""
+    """Pauses between restarts: they double until a run lasts STEADY_S."""
 
     deaths: int = 0  # in a row
 
@@ -56,7 +56,7 @@ class Backoff:
         return min(limits.RESTART_LAST_S, doubled)
 
     def applied(self, death: Death) -> Death:
-        """A death with what follows it."""
+        """The death with the number of deaths and the pause before the next start."""
         return replace(death, failed=self.failed, deaths=self.deaths, retry_s=self.pause_s)
 
 
@@ -64,62 +64,62 @@ R = TypeVar("R", bound=Running)
 
 
 class Restarter(Generic[R]):
-    """Keeps a device running: what ends it ends what was asked of it and nothing else."""
+    """Keeps one device running. Its end fails the requests to it and nothing else."""
 
     def __init__(self, name: str, launch: Callable[[], Awaitable[R]]) -> None:
         self._name, self._launch = name, launch
-        self.line: R | None = None  # None while it is down
+        self.current: R | None = None  # None while it is down
         self._task: asyncio.Task[None] | None = None
         self._backoff = Backoff()
-        self._now = asyncio.Event()  # the next try need not wait any longer
-        self._requested = False  # a restart: the next try needs no pause
+        self._retry_now = asyncio.Event()  # the next start does not wait for the end of the pause
+        self._requested = False  # by restart(): the next start has no pause
 
     @property
     def running(self) -> R:
-        if self.line is None:
-            raise DeviceFault(f"{self._name} is down", "it is being started again: try later")
-        return self.line
+        if self.current is None:
+            raise DeviceFault(f"{self._name} is down", "it is being restarted; try again later")
+        return self.current
 
     async def start(self, up: Callable[[R], None], down: Callable[[Death], None]) -> None:
-        """Returns after `up`. DeviceFault with the reason; then nothing is tried again."""
+        """Start it; returns after `up`. DeviceFault with the reason: it is not retried."""
         self._up, self._down = up, down
-        self.line = line = await self._launch()
-        up(line)
-        self._task = asyncio.create_task(self._keep(line))
+        self.current = device = await self._launch()
+        up(device)
+        self._task = asyncio.create_task(self._keep(device))
 
     def retry(self) -> None:
-        """Start it now, instead of at the end of the pause; no effect unless it is in one."""
-        self._now.set()
+        """Start it now instead of at the end of the pause; no effect outside a pause."""
+        self._retry_now.set()
 
     async def restart(self) -> None:
-        """End it, if it is up, and start it at once; earlier deaths do not count any more."""
+        """End it, if it is up, and start it at once; resets the back-off."""
         self._requested = True
         self._backoff.reset()
-        self._now.set()
-        if self.line is not None:
-            await self.line.close(REQUESTED)
+        self._retry_now.set()
+        if self.current is not None:
+            await self.current.close(REQUESTED)
 
-    async def _keep(self, line: R) -> None:
-        """Wait for the end, report it, start it again."""
+    async def _keep(self, device: R) -> None:
+        """Wait for the end, report it, and start it again."""
         while True:
             begun = time.monotonic()
-            death = await asyncio.shield(line.ended)
-            self.line = None
-            self._note(death, time.monotonic() - begun)
-            while self.line is None:
+            death = await asyncio.shield(device.ended)
+            self.current = None
+            self._record(death, time.monotonic() - begun)
+            while self.current is None:
                 await self._pause()
                 try:
-                    self.line = line = await self._launch()
+                    self.current = device = await self._launch()
                 except SyscallError as error:
-                    self._note(Death(error.message), 0.0)
-                except Exception as error:  # a launch that fails is no reason to give up
-                    log.exception("%s was not started", self._name)
-                    self._note(Death(f"{type(error).__name__}: {error}"), 0.0)
-            self._requested = False  # made while it started: it has been
-            self._report(self._up, line)
+                    self._record(Death(error.message), 0.0)
+                except Exception as error:  # a bug in a launch must not stop the restarts
+                    log.exception("cannot start %s", self._name)
+                    self._record(Death(f"{type(error).__name__}: {error}"), 0.0)
+            self._requested = False  # a request during the launch is satisfied by it
+            self._report(self._up, device)
 
-    def _note(self, death: Death, lived_s: float) -> None:
-        self._now.clear()
+    def _record(self, death: Death, lived_s: float) -> None:
+        self._retry_now.clear()
         if self._requested:
             self._report(self._down, death)
             return
@@ -130,23 +130,23 @@ class Restarter(Generic[R]):
         if not self._requested:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._backoff.pause_s):
-                    await self._now.wait()
+                    await self._retry_now.wait()
         self._requested = False
 
-    def _report(self, listener: Callable[..., None], news: object) -> None:
-        """A listener that fails must not keep the device down for ever."""
+    def _report(self, listener: Callable[..., None], event: object) -> None:
+        """Call a listener; its failure must not keep the device down."""
         try:
-            listener(news)
+            listener(event)
         except Exception:
-            log.exception("what became of %s was not taken in", self._name)
+            log.exception("the listener of %s failed", self._name)
 
     async def stop(self) -> None:
-        """End it: ask, then kill."""
+        """End it and stop restarting it."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-        if self.line is not None:
-            await self.line.close()
-            self.line = None
+        if self.current is not None:
+            await self.current.close()
+            self.current = None

@@ -1,9 +1,9 @@
-"""Text out of bytes: whole characters only, and never a part of a stop string.
+"""Decodes the bytes of tokens to text: complete characters, and no part of a stop string.
 
-`Scan` takes the bytes of one token at a time and returns the text that is safe to show. What may
-yet become a stop string, and the bytes of an unfinished character, are held back. The stop string
-that is complete first ends the text; of several that end at once, the one that began first. So
-the answer does not depend on how the text was cut into tokens.
+`Scan` takes the bytes of one token at a time and returns the text that may be released. A suffix
+that may become a stop string, and the bytes of an incomplete character, stay buffered. The stop
+string that is complete first ends the text; of several that end at the same character, the one
+that began first. So the answer does not depend on the tokenization.
 """
 
 import codecs
@@ -11,47 +11,47 @@ from collections.abc import Sequence
 
 
 class Scan:
-    """One answer as it grows."""
+    """The text of one answer."""
 
-    __slots__ = ("_decoder", "_held", "_stops", "chars", "seen", "stopped")
+    __slots__ = ("_buffered", "_decoder", "_stops", "chars", "seen", "stopped")
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = [stop for stop in stops if stop]
-        self._held = ""
-        self.chars = 0  # shown
-        self.seen = 0  # whole characters, shown or held back
+        self._buffered = ""
+        self.chars = 0  # released
+        self.seen = 0  # complete characters, released or buffered
         self.stopped = False
 
     def feed(self, piece: bytes) -> str:
-        """The text that may be shown now."""
+        """Add the bytes of a token; the text that may be released."""
         if self.stopped:
             return ""
-        fresh = self._decoder.decode(piece)
-        self.seen += len(fresh)
-        text = self._held + fresh
+        decoded = self._decoder.decode(piece)
+        self.seen += len(decoded)
+        text = self._buffered + decoded
         end = self._stop(text)
         if end is None:
-            end = len(text) - self._doubtful(text)
-            self._held = text[end:]
+            end = len(text) - self._partial_stop(text)
+            self._buffered = text[end:]
         else:
-            self.stopped, self._held = True, ""
+            self.stopped, self._buffered = True, ""
         self.chars += end
         return text[:end]
 
     def flush(self) -> str:
-        """What was held back, now that no more comes. An unfinished character is dropped."""
-        text, self._held = self._held, ""
+        """End the input; the buffered text. An incomplete character is dropped."""
+        text, self._buffered = self._buffered, ""
         self.chars += len(text)
         return text
 
     def _stop(self, text: str) -> int | None:
-        """Where the text ends, if a stop string is complete."""
+        """Where the first complete stop string begins, or None."""
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         return min(found)[1] if found else None
 
-    def _doubtful(self, text: str) -> int:
-        """The length of the longest tail that is the beginning of a stop string."""
+    def _partial_stop(self, text: str) -> int:
+        """The length of the longest suffix that is a prefix of a stop string."""
         longest = 0
         for stop in self._stops:
             for size in range(min(len(stop) - 1, len(text)), longest, -1):

@@ -1,8 +1,8 @@
-"""Back pressure: what the kernel holds for one user, and when it takes no more of it.
+"""Back pressure: the load of each user, and the limits on it.
 
-Counted over all connections of a user: the bytes of requests that have not ended, the calls in
-flight, and the bytes of replies that wait for a reader that is behind. A request over the limits is
-refused with EAGAIN by its id; a call whose reply nobody reads is not started. Knows no syscalls.
+Counted over all connections of a user: bytes of requests of calls in flight, calls in flight, and
+bytes of replies that wait for a slow reader. A request over the limits gets an EAGAIN reply with
+its id. A call does not start while its reply could not be read. It must not know syscalls.
 """
 
 import asyncio
@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from . import limits
-from .errors import Errno, SyscallError, TooBig
-from .wire import HEAD_BYTES, HEADER, FrameTooBig, ProtocolError, call_number
+from .abi import limits
+from .abi.errors import Errno, SyscallError, TooBig
+from .abi.wire import HEAD_BYTES, HEADER, FrameTooBig, ProtocolError, call_number
 
 
 class Reader(Protocol):
-    """A connection, seen from what it has to read."""
+    """A connection as the reader of replies."""
 
     @property
     def is_writable(self) -> bool: ...
@@ -25,46 +25,47 @@ class Reader(Protocol):
     def writable(self) -> Awaitable[None]: ...
 
 
-class Load:
+class UserLoad:
     """The counts of one user."""
 
     def __init__(self, user: str) -> None:
         self.user = user
         self.connections = 0
         self.calls = 0  # in flight
-        self.requests = 0  # bytes of requests that have not ended
-        self.unread = 0  # bytes of replies on connections whose reader is behind
+        self.requests = 0  # bytes of requests of calls that have not ended
+        self.unread = 0  # bytes of replies on connections with a slow reader
         self._reads = asyncio.Semaphore(limits.USER_READS)
         self._waiting: list[Callable[[], object]] = []
 
     @property
     def full(self) -> bool:
-        """Whether so much is unread that a call of this user starts only where all is read."""
+        """Whether calls start only on connections that have read all their replies."""
         return self.unread >= limits.USER_REPLY_BYTES
 
     @property
     def overfull(self) -> bool:
-        """Whether so much is unread that no further call of this user starts at all."""
+        """Whether so much is unread that no further call of this user starts."""
         return self.unread >= 2 * limits.USER_REPLY_BYTES
 
     def check_request(self, size: int) -> SyscallError | None:
-        """The refusal of one more request of so many bytes, if there is no room for it."""
+        """The error for one more request of `size` bytes, or None if it is within the limit."""
         if self.requests + size <= limits.USER_REQUEST_BYTES:
             return None
-        words = (
-            f"calls of {self.user} that have not ended hold {self.requests} bytes; with "
-            f"{size} more they would exceed {limits.USER_REQUEST_BYTES}"
+        message = (
+            f"requests of {self.user} in flight have {self.requests} bytes; {size} more would "
+            f"exceed the limit of {limits.USER_REQUEST_BYTES}"
         )
-        return SyscallError(Errno.EAGAIN, words, "wait until some of them have ended")
+        return SyscallError(Errno.EAGAIN, message, "wait until some of them have ended")
 
     def check_calls(self) -> None:
         """EAGAIN when this user has too many calls in flight."""
         if self.calls >= limits.USER_CALLS:
-            words = f"{self.calls} calls of {self.user} are in flight; {limits.USER_CALLS} may be"
-            raise SyscallError(Errno.EAGAIN, words, "wait until some of them have ended")
+            most = limits.USER_CALLS
+            message = f"{self.calls} calls of {self.user} are in flight; at most {most} are allowed"
+            raise SyscallError(Errno.EAGAIN, message, "wait until some of them have ended")
 
     def change_unread(self, bytes_: int) -> None:
-        """So many more bytes are unread, or fewer."""
+        """Add to the unread bytes; negative: subtract."""
         self.unread += bytes_
         if bytes_ < 0 and not self.full:
             waiting, self._waiting = self._waiting, []
@@ -72,11 +73,11 @@ class Load:
                 resume()
 
     def when_read(self, resume: Callable[[], object]) -> None:
-        """Call this once, when the user is no longer over the limit of unread bytes."""
+        """Call `resume` once, when the user is no longer over the limit of unread bytes."""
         self._waiting.append(resume)
 
     async def begin_read(self, reader: Reader) -> None:
-        """Wait until a call that makes a reply of any size may run; `end_read` follows it."""
+        """Wait until a call with a reply of any size may run. `end_read` must follow."""
         while True:
             await reader.writable()
             await self._reads.acquire()
@@ -95,19 +96,19 @@ class Load:
         self._reads.release()
 
 
-class Loads:
-    """The loads of the users that are connected."""
+class UserLoads:
+    """The loads of all connected users."""
 
     def __init__(self) -> None:
-        self._loads: dict[str, Load] = {}
+        self._loads: dict[str, UserLoad] = {}
 
-    def enter(self, user: str) -> Load:
-        """The load of a user who has one more connection now."""
-        load = self._loads.setdefault(user, Load(user))
+    def enter(self, user: str) -> UserLoad:
+        """Count one more connection of a user, and return the user's load."""
+        load = self._loads.setdefault(user, UserLoad(user))
         load.connections += 1
         return load
 
-    def leave(self, load: Load) -> None:
+    def leave(self, load: UserLoad) -> None:
         load.connections -= 1
         if not load.connections:
             self._loads.pop(load.user, None)
@@ -115,35 +116,35 @@ class Loads:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A frame of a client: its body, or why it was refused without being read."""
+    """A frame of a client: its body, or the error of a frame that was discarded."""
 
     body: bytes
-    counted: int = 0  # bytes that its user's load holds until the call has ended
-    number: int = 0  # the call's id, of a refused frame
+    counted: int = 0  # bytes counted in the user's load until the call has ended
+    number: int = 0  # the call's id, of a discarded frame
     error: SyscallError | None = None
 
 
 class Requests:
-    """A client's frames, cut one at a time from what has arrived. `load` is set by hello."""
+    """Splits the bytes of a client into frames. `load` is set by hello."""
 
-    __slots__ = ("_buffer", "_counted", "_fresh", "_size", "_skip", "cut", "load")
+    __slots__ = ("_buffer", "_counted", "_fresh", "_size", "_skip", "load", "taken")
 
     def __init__(self) -> None:
-        self.load: Load | None = None
-        self.cut = 0  # frames so far
-        self._fresh = b""  # has arrived since the last look, while nothing is in the buffer
+        self.load: UserLoad | None = None
+        self.taken = 0  # frames so far
+        self._fresh = b""  # received since the last `next` while the buffer was empty
         self._buffer: bytearray = bytearray()
-        self._size = 0  # of the frame that is arriving, with its header, once it was admitted
-        self._counted = 0  # of it, in the load
-        self._skip = 0  # bytes of a refused frame that are still to come
+        self._size = 0  # of the incomplete frame, with its header, once it was admitted
+        self._counted = 0  # bytes of it that are counted in the load
+        self._skip = 0  # bytes of a discarded frame that are not received yet
 
     @property
     def partial(self) -> bool:
-        """A frame has begun and is not whole."""
+        """Whether a frame is incomplete."""
         return bool(self._fresh or self._buffer) or self._skip > 0
 
     def add(self, data: bytes) -> None:
-        """What has arrived; bytes of a refused frame are dropped at once."""
+        """Add received bytes; those of a discarded frame are dropped."""
         if self._skip:
             dropped = min(self._skip, len(data))
             self._skip -= dropped
@@ -156,21 +157,21 @@ class Requests:
             self._fresh = data
 
     def next(self) -> Received | None:
-        """The next whole frame, or one that is refused. Raises a fatal ProtocolError."""
+        """The next complete or discarded frame. Raises a fatal ProtocolError."""
         buffer = self._buffer
         if self._fresh:
             fresh, self._fresh = self._fresh, b""
-            if self.load is not None and _is_one_small_frame(fresh):  # nearly every call
-                self.cut += 1
+            if self.load is not None and _is_one_small_frame(fresh):  # the usual case
+                self.taken += 1
                 return Received(fresh[HEADER:])
             buffer.extend(fresh)
         if not self._size:
             if len(buffer) < HEADER:
                 return None
             length = int.from_bytes(buffer[:HEADER], "big")
-            error = self._refusal(length)
+            error = self._check_length(length)
             if error is not None:
-                return self._refused(length, error)
+                return self._discard(length, error)
             self._size = HEADER + length
             self._count(length if length > limits.SMALL_BYTES else 0)
         if len(buffer) < self._size:
@@ -178,7 +179,7 @@ class Requests:
         received = Received(bytes(buffer[HEADER : self._size]), self._counted)
         del buffer[: self._size]
         self._size = self._counted = 0
-        self.cut += 1
+        self.taken += 1
         return received
 
     def _count(self, size: int) -> None:
@@ -186,36 +187,37 @@ class Requests:
             self.load.requests += size
             self._counted = size
 
-    def _refusal(self, length: int) -> SyscallError | None:
+    def _check_length(self, length: int) -> SyscallError | None:
         if self.load is None and length > limits.HELLO_BYTES:
-            words = f"a frame of {length} bytes before hello; {limits.HELLO_BYTES} are allowed"
-            raise FrameTooBig(words, hint="say hello first", fatal=True)
+            most = limits.HELLO_BYTES
+            message = f"a frame of {length} bytes before hello; at most {most} are allowed"
+            raise FrameTooBig(message, hint="send hello first", fatal=True)
         if length > limits.SKIP_BYTES:
-            words = f"a frame of {length} bytes; {limits.REQUEST_BYTES} are allowed"
-            raise FrameTooBig(words, hint="send less in one call", fatal=True)
+            message = f"a frame of {length} bytes; at most {limits.REQUEST_BYTES} are allowed"
+            raise FrameTooBig(message, hint="send less in one call", fatal=True)
         if length > limits.REQUEST_BYTES:
-            words = f"the call has {length} bytes; {limits.REQUEST_BYTES} are allowed"
-            return TooBig(words, "send less in one call")
+            message = f"the call has {length} bytes; at most {limits.REQUEST_BYTES} are allowed"
+            return TooBig(message, "send less in one call")
         if self.load is not None and length > limits.SMALL_BYTES:
             return self.load.check_request(length)
         return None
 
-    def _refused(self, length: int, error: SyscallError) -> Received | None:
-        """Answered by its id, which is in its first bytes; the rest of it is dropped."""
+    def _discard(self, length: int, error: SyscallError) -> Received | None:
+        """The error and the frame's id, which is in its first bytes. The rest is dropped."""
         buffer = self._buffer
-        if len(buffer) < HEADER + HEAD_BYTES:  # a frame that is refused is longer
+        if len(buffer) < HEADER + HEAD_BYTES:  # a discarded frame is longer
             return None
         number = call_number(buffer[HEADER : HEADER + HEAD_BYTES])
         if not number:
             raise ProtocolError(f"{error.message}, and its id cannot be read", fatal=True)
-        here = min(len(buffer), HEADER + length)
-        self._skip = HEADER + length - here
-        del buffer[:here]
-        self.cut += 1
+        received = min(len(buffer), HEADER + length)
+        self._skip = HEADER + length - received
+        del buffer[:received]
+        self.taken += 1
         return Received(b"", number=number, error=error)
 
     def close(self) -> None:
-        """What was counted for a frame that never became whole is given back."""
+        """Drop the buffer, and uncount an incomplete frame."""
         if self.load is not None:
             self.load.requests -= self._counted
         self._counted = 0
@@ -224,6 +226,6 @@ class Requests:
 
 
 def _is_one_small_frame(data: bytes) -> bool:
-    """Whether it is one whole frame that is neither counted nor refused for its size."""
+    """Whether the data is one complete frame of at most SMALL_BYTES, which is not counted."""
     length = len(data) - HEADER
     return 0 <= length <= limits.SMALL_BYTES and int.from_bytes(data[:HEADER], "big") == length

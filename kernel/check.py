@@ -1,7 +1,8 @@
-"""Frames to valid requests, from the table. Pydantic checks here and in config.py only.
+"""Validation of requests. Pydantic is used here and in config.py only.
 
-One validator a syscall, built once from the request's dataclass: unknown fields are refused, types
-are strict, `Span` and `Shape` become limits. What comes out is the plain dataclass of values.py.
+One validator for each syscall, built once from the request's dataclass: unknown fields are
+rejected, types are strict, `Span` and `Shape` become constraints. The result is an instance of the
+dataclass.
 """
 
 import dataclasses
@@ -13,36 +14,36 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from . import limits
-from .abi import TABLE
-from .complaint import wanted
-from .errors import Errno, SyscallError, TooBig
-from .values import Shape, Span
+from .abi import limits
+from .abi.errors import Errno, SyscallError, TooBig
+from .abi.table import TABLE
+from .abi.values import Shape, Span
+from .validation_message import expected
 
 T = TypeVar("T")
-_WANTED: dict[str, str] = {}  # what a pattern asks for, in words
+_DESCRIPTIONS: dict[str, str] = {}  # of the `Shape` patterns
 
 
 def _annotation(hint: Any) -> Any:
-    """A hint of values.py in pydantic's words."""
+    """A type hint of the request dataclasses as pydantic takes it."""
     if typing.get_origin(hint) is Annotated:
         base, *marks = typing.get_args(hint)
-        return Annotated[(_annotation(base), *(_limit(base, mark) for mark in marks))]
+        return Annotated[(_annotation(base), *(_constraint(base, mark) for mark in marks))]
     args = typing.get_args(hint)
     if args:
         inner = tuple(_annotation(a) for a in args)
         generic: Any = {list: list, dict: dict}.get(typing.get_origin(hint), typing.Union)
         return generic[inner]
     if dataclasses.is_dataclass(hint):
-        return _checked(typing.cast("type", hint))
+        return _nested(typing.cast("type", hint))
     if isinstance(hint, type) and issubclass(hint, Enum):
-        # Strict mode wants the member itself; the wire brings its value.
-        marked: Any = Annotated[hint, Field(strict=False)]
-        return marked
+        # Strict mode accepts only a member; the wire format has its value.
+        lenient: Any = Annotated[hint, Field(strict=False)]
+        return lenient
     return typing.cast("Any", hint)
 
 
-def _limit(base: Any, mark: object) -> Any:
+def _constraint(base: Any, mark: object) -> Any:
     match mark:
         case Span(low, high) if base in (int, float):
             return (
@@ -52,41 +53,41 @@ def _limit(base: Any, mark: object) -> Any:
             )
         case Span(low, high):
             return Field(min_length=int(low), max_length=int(high))
-        case Shape(pattern, want):
+        case Shape(pattern, description):
             whole = f"^(?:{pattern})$"
-            _WANTED[whole] = want
+            _DESCRIPTIONS[whole] = description
             return Field(pattern=whole)
         case _:
-            raise TypeError(f"{mark!r} is not a check")
+            raise TypeError(f"{mark!r} is not a constraint")
 
 
-def _fields(kind: type) -> TypeAdapter[Any]:
+def _adapter(kind: type) -> TypeAdapter[Any]:
     hints = typing.get_type_hints(kind, include_extras=True)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         hint = _annotation(hints[field.name])
-        needed = field.default is dataclasses.MISSING and (
+        required = field.default is dataclasses.MISSING and (
             field.default_factory is dataclasses.MISSING
         )
-        fields[field.name] = hint if needed else typing.NotRequired[hint]
-    form: Any = TypedDict  # with computed fields it is beyond static checkers
-    made = form(kind.__name__, fields)
-    made.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
-    return TypeAdapter(made)
+        fields[field.name] = hint if required else typing.NotRequired[hint]
+    typed_dict: Any = TypedDict  # static checkers reject computed fields
+    schema = typed_dict(kind.__name__, fields)
+    schema.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    return TypeAdapter(schema)
 
 
-def _checked(kind: type) -> Any:
-    """A nested dataclass: check the map by its fields, then make it."""
-    adapter = _fields(kind)
+def _nested(kind: type) -> Any:
+    """A nested dataclass: validate the map, then create the instance."""
+    adapter = _adapter(kind)
 
-    def make(value: object) -> object:
+    def create(value: object) -> object:
         return kind(**adapter.validate_python(value))
 
-    return Annotated[Any, BeforeValidator(make)]
+    return Annotated[Any, BeforeValidator(create)]
 
 
 def _validator(kind: type) -> Callable[[object], object]:
-    adapter = _fields(kind)
+    adapter = _adapter(kind)
     validate = adapter.validator.validate_python
 
     def check(values: object) -> object:
@@ -101,33 +102,33 @@ _VALIDATORS: Mapping[str, Callable[[object], object]] = {
 
 
 def request(syscall: str, fields: object) -> object:
-    """The request of a syscall. EINVAL names each wrong field; ENOSYS: no such syscall."""
+    """The request of a syscall. EINVAL names the first wrong fields; ENOSYS: no such syscall."""
     validator = _VALIDATORS.get(syscall)
     if validator is None:
-        known = ", ".join(TABLE)
-        raise SyscallError(Errno.ENOSYS, f"there is no syscall {syscall!r:.80}", f"known: {known}")
+        names = ", ".join(TABLE)
+        raise SyscallError(Errno.ENOSYS, f"no syscall {syscall!r:.80}", f"syscalls: {names}")
     try:
         return validator(fields)
     except ValidationError as error:
-        if any(_over(dict(e)) for e in error.errors()):
+        if any(_is_too_long(dict(e)) for e in error.errors()):
             most = limits.MESSAGE_CHARS
-            words = f"{syscall}: a text has more than the {most} characters that are allowed"
+            message = f"{syscall}: a text has more than {most} characters"
             hint = "send it in parts; `llmasos mem map PID FILE` takes a whole file"
-            raise TooBig(words, hint) from error
-        wrong = "; ".join(_complaint(dict(e)) for e in error.errors()[:5])
-        raise SyscallError(Errno.EINVAL, f"{syscall}: {wrong}", call=syscall) from error
+            raise TooBig(message, hint) from error
+        message = "; ".join(_message(dict(e)) for e in error.errors()[:5])
+        raise SyscallError(Errno.EINVAL, f"{syscall}: {message}", call=syscall) from error
 
 
-def _over(error: Mapping[str, Any]) -> bool:
-    """Whether a message or a page is too long, which is no mistake of its form."""
+def _is_too_long(error: Mapping[str, Any]) -> bool:
+    """Whether a message or a page is too long: E2BIG instead of EINVAL."""
     longest: object = error.get("ctx", {}).get("max_length")
     return error["type"] == "string_too_long" and bool(longest == limits.MESSAGE_CHARS)
 
 
-def _complaint(error: Mapping[str, Any]) -> str:
-    place = ".".join(f"{part:.60}" if isinstance(part, str) else str(part) for part in error["loc"])
+def _message(error: Mapping[str, Any]) -> str:
+    field = ".".join(f"{part:.60}" if isinstance(part, str) else str(part) for part in error["loc"])
     got = error.get("input")
     shown = f" (got {got!r:.60})" if isinstance(got, (str, int, float, bool)) else ""
-    form = _WANTED.get(error.get("ctx", {}).get("pattern", ""))
-    words = f"want {form}" if form else wanted(error)
-    return f"{place or 'request'}: {words}{shown}"
+    description = _DESCRIPTIONS.get(error.get("ctx", {}).get("pattern", ""))
+    want = f"want {description}" if description else expected(error)
+    return f"{field or 'request'}: {want}{shown}"

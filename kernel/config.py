@@ -1,6 +1,6 @@
 """Configuration: flag > environment > file > default, each value with its origin.
 
-Pydantic checks what a person wrote; a wrong value names the file or variable that holds it.
+Pydantic validates the values. The error of an invalid value names its file or variable.
 """
 
 import os
@@ -12,10 +12,10 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from . import limits
-from .complaint import wanted
-from .errors import Errno, SyscallError
-from .paths import Paths
+from .abi import limits
+from .abi.errors import Errno, SyscallError
+from .abi.paths import Paths
+from .validation_message import expected
 
 
 class Config(BaseModel):
@@ -23,7 +23,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field("smollm2", description="the model that run and chat use")
+    model: str = Field("smollm2", description="the model that `run` and `chat` use")
     slots: Annotated[int, Field(ge=1, le=limits.SLOTS_MAX)] = Field(
         limits.SLOTS, description="conversations resident in an engine at once"
     )
@@ -34,43 +34,47 @@ class Config(BaseModel):
         0, description="threads of an engine; 0: one for each core"
     )
     mount: bool = Field(True, description="mount the default model at start")
-    tune: bool = Field(True, description="make the embedded model fast here, at its first use")
-    pin: bool = Field(False, description="never unload the default model by itself")
+    tune: bool = Field(
+        True, description="tune the embedded model for this machine at its first use"
+    )
+    pin: bool = Field(False, description="never unload the default model automatically")
     idle_unload_s: Annotated[float, Field(ge=0)] = Field(
-        limits.UNLOAD_S, description="a model that nobody uses for so long is unloaded; 0: never"
+        limits.UNLOAD_S, description="unload a model that is unused for this time; 0: never"
     )
     idle_exit_s: Annotated[float, Field(ge=1)] = Field(
-        limits.IDLE_EXIT_S, description="a private daemon without processes leaves after this"
+        limits.IDLE_EXIT_S, description="a private daemon without processes exits after this time"
     )
     collect_after_s: Annotated[float, Field(ge=0)] = Field(
         limits.ENDED_S,
-        description="processes that have ended are removed after this if nobody waits; 0: never",
+        description="remove ended processes without a waiter after this time; 0: never",
     )
-    shared: bool = Field(False, description="users of the system that were added may connect")
-    group: str = Field("", description="of a shared socket; empty: the owner's own group")
+    shared: bool = Field(False, description="users of the system in the user table may connect")
+    group: str = Field("", description="group of a shared socket; empty: the owner's primary group")
     user_connections: Annotated[int, Field(ge=1, le=limits.CONNECTIONS)] = Field(
         limits.USER_CONNECTIONS, description="connections of each user but the owner"
     )
-    listen: str = Field("", description="HOST:PORT for TCP with TLS 1.3 and a key; empty: none")
+    listen: str = Field("", description="HOST:PORT for TCP with TLS 1.3 and a key; empty: no TCP")
     tls_cert: str = Field("", description="PEM file: the machine's certificate, for `listen`")
-    tls_key: str = Field("", description="PEM file: its key")
-    tls_clients: str = Field("", description="PEM file: who signs clients' certificates, if asked")
+    tls_key: str = Field("", description="PEM file: the private key of `tls_cert`")
+    tls_clients: str = Field(
+        "", description="PEM file: the CA of client certificates; empty: not requested"
+    )
     memory_embedder: str = Field(
-        "builtin", description="what finds pages by meaning: builtin, none, or a model's name"
+        "builtin", description="embedder of pages for recall: builtin, none, or a model's name"
     )
     memory_summaries: bool = Field(
-        False, description="summaries of what leaves a window, made when the engine is idle"
+        False, description="summarise pages that leave a window, when the engine is idle"
     )
     memory_url: str = Field(
-        "", description="of a Chroma server; empty: Chroma runs in this machine"
+        "", description="URL of a Chroma server; empty: Chroma runs on this machine"
     )
     journal_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
         limits.JOURNAL_BYTES,
-        description="the whole journal: half for the owner, the rest for all other users",
+        description="size of the journal: half for the owner, half for all other users",
     )
 
 
-_FILES = ("tls_cert", "tls_key", "tls_clients")  # settings that name a file
+_FILES = ("tls_cert", "tls_key", "tls_clients")  # settings that are paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +90,30 @@ def load(
 ) -> tuple[Config, list[Setting]]:
     """The configuration and where each value came from. EINVAL names the wrong value's origin.
 
-    Relative names of files are below the file's directory, or where they are flags and variables
-    below `directory`; None: below the current one.
+    Relative paths in the file are relative to its directory, those of flags and variables to
+    `directory`; None: to the current directory.
     """
-    here = directory or Path.cwd()
+    base = directory or Path.cwd()
     origins: dict[str, tuple[Any, str]] = {}
     for name, value in _file(paths.config_file).items():
-        origins[name] = (_placed(name, value, paths.config_file.parent), str(paths.config_file))
+        origins[name] = (_resolved(name, value, paths.config_file.parent), str(paths.config_file))
     for name in Config.model_fields:
         variable = f"LLMASOS_{name.upper()}"
         if variable in os.environ:
-            origins[name] = (_placed(name, os.environ[variable], here), variable)
+            origins[name] = (_resolved(name, os.environ[variable], base), variable)
     for name, value in flags.items():
-        origins[name] = (_placed(name, value, here), "flag")
+        origins[name] = (_resolved(name, value, base), "flag")
     try:
         config = Config.model_validate({name: value for name, (value, _) in origins.items()})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
         value, origin = origins.get(name, (None, "configuration"))
-        hint = "`llmasos config list` tells what each setting is"
-        words = f"{name} = {value!r} ({origin}): {wanted(dict(first))}"
+        hint = "`llmasos config list` describes each setting"
+        message = f"{name} = {value!r} ({origin}): {expected(dict(first))}"
         if name not in Config.model_fields:
-            words = f"{name} ({origin}): there is no such setting"
-        raise SyscallError(Errno.EINVAL, words, hint) from error
+            message = f"{name} ({origin}): no such setting"
+        raise SyscallError(Errno.EINVAL, message, hint) from error
     settings = [
         Setting(
             name, getattr(config, name), origins.get(name, (None, "default"))[1],
@@ -120,20 +124,20 @@ def load(
     return config, settings
 
 
-def _placed(name: str, value: Any, directory: Path) -> Any:
-    """The name of a file with its directory; a home directory may be a ~."""
+def _resolved(name: str, value: Any, directory: Path) -> Any:
+    """The value; of a setting that is a path, the absolute path. `~` is the home directory."""
     if name not in _FILES or not isinstance(value, str) or not value:
         return value
     return str(directory.absolute() / os.path.expanduser(value))
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`[memory]` with `url` is `memory_url`: a table's name belongs to its settings."""
+    """Flatten tables: `url` in `[memory]` is `memory_url`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
             table = cast("dict[str, Any]", value)
-            flat |= {f"{name}_{key}": one for key, one in table.items()}
+            flat |= {f"{name}_{key}": value for key, value in table.items()}
         else:
             flat[name] = value
     return flat
@@ -145,4 +149,4 @@ def _file(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SyscallError(Errno.EINVAL, f"{path}: {error}", "mend the file") from error
+        raise SyscallError(Errno.EINVAL, f"{path}: {error}", "correct the file") from error

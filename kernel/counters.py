@@ -1,46 +1,43 @@
-"""What the kernel counts of itself, and figures that cost a look."""
+"""Counters of the kernel, and figures that are measured on request."""
 
 import math
 import os
 import time
-from collections import deque
+from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from . import limits
-from .journal import Journal
+from .abi import limits
+from .storage.journal import Journal
 
 
 @dataclass(slots=True)
 class Counters:
-    """Since boot."""
+    """Counters since boot."""
 
     calls: int = 0
-    refused: int = 0
-    gate_s: float = 0.0
-    gate_last_s: deque[float] = field(default_factory=lambda: deque[float](maxlen=1024))
-    connections: int = 0  # now
-    most: int = limits.CONNECTIONS  # of them, with the descriptors that we have
+    connections: int = 0  # open now
+    most: int = limits.CONNECTIONS  # limit of open connections, by the available descriptors
 
 
 @dataclass(slots=True)
 class Sizes:
-    """Figures that cost a look at the disk, or at many numbers: at most a second old."""
+    """Figures that are expensive to measure: at most one second old."""
 
     resident: int = 0  # bytes of this process in RAM
     journal: int = 0  # bytes
-    gate_s: float = 0.0  # of a call in the gate, median of the last ones
-    at: float = -1.0
+    gate_s: float = 0.0  # authorisation of a call, median of the last ones
+    at: float = -1.0  # monotonic seconds of the last measurement; negative: none yet
 
-    def look(self, journal: Journal, counters: Counters) -> None:
+    def refresh(self, journal: Journal, gate_last_s: Collection[float]) -> None:
         now = time.monotonic()
         if now - self.at >= 1.0 or self.at < 0:
             self.at = now
-            with suppress(OSError):  # no descriptor is free: the last figures stay
+            with suppress(OSError):  # no free descriptor: keep the last figures
                 self.resident, self.journal = resident_bytes(), journal.bytes
-            self.gate_s = median(counters.gate_last_s or [0.0])
+            self.gate_s = median(gate_last_s or [0.0])
 
 
 def resident_bytes() -> int:
@@ -49,20 +46,20 @@ def resident_bytes() -> int:
 
 
 class Rate:
-    """Tokens a second over the last seconds, by exponential decay."""
+    """Tokens per second over the last seconds, by exponential decay."""
 
-    _SPAN_S = 4.0
+    _HALF_LIFE_S = 4.0
 
     def __init__(self) -> None:
         self._tokens = 0.0
         self._at = 0.0
 
     def value(self, now: float) -> float:
-        return self._left(now) * 0.6931 / self._SPAN_S  # ln 2: the mean life of a token's count
+        return self._decayed(now) * 0.6931 / self._HALF_LIFE_S  # ln 2 / half-life
 
     def add(self, tokens: int, now: float) -> None:
-        self._tokens = self._left(now) + tokens
+        self._tokens = self._decayed(now) + tokens
         self._at = now
 
-    def _left(self, now: float) -> float:
-        return self._tokens * math.exp2((self._at - now) / self._SPAN_S)
+    def _decayed(self, now: float) -> float:
+        return self._tokens * math.exp2((self._at - now) / self._HALF_LIFE_S)

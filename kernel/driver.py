@@ -1,9 +1,10 @@
-"""What the kernel asks of a device: Protocols and the values that cross them.
+"""The interface between the kernel and devices: Protocols, and the values they pass.
 
 A driver is a module, mounted by its dotted name, that satisfies `Driver`. The kernel calls an
-engine in two ways: `async def` where an answer is awaited, `def` for commands that are only sent
-(the answer is a later Step). A command never waits and never raises: a dead engine says so through
-`Listener.down`, after which it ends no call and takes no command until `Listener.up`.
+engine in two ways: `async def` where it awaits a result, `def` for commands that are only sent
+(the result is a later Step). A command never waits and never raises: the death of an engine is
+reported through `Listener.down`, after which it ends no call and accepts no command until
+`Listener.up`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,63 +13,63 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from . import limits
-from .errors import DeviceFault
-from .values import Finish, Hardware, Logprob, Message, Progress, Quality, Sampling
+from .abi import limits
+from .abi.errors import DeviceFault
+from .abi.values import Finish, Hardware, Logprob, Message, Progress, Quality, Sampling
 
 Option = bool | int | float | str
 CAPABILITIES = (
     "tokenize",  # its tokens are known: exact page sizes, `tokenize`
     "template",  # it renders conversations itself
-    "seed",  # a seed gives the same answer again
-    "park",  # a context can leave its slot and come back
-    "share",  # calls of one domain share what their prompts begin with
+    "seed",  # the same seed gives the same answer
+    "park",  # a context can be taken out of its slot and restored
+    "share",  # calls of one domain share the common prefix of their prompts
     "exact_usage",  # tokens are counted, not estimated
     "grammar",  # GBNF and JSON schema
     "logprobs",
     "bias",
     "stop",
     "embed",
-    "deterministic",  # it can be mounted so
+    "deterministic",  # it can be mounted as deterministic
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What a model file says of itself."""
+    """Facts from the header of a model file."""
 
     architecture: str
     licence: str  # SPDX id, LicenseRef-* or NOASSERTION
     context: int  # tokens the model was trained for
     bytes: int
-    quantisation: str = ""  # as Q8_0
+    quantisation: str = ""  # e.g. Q8_0
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What an engine that is up can hold and do."""
+    """Sizes and capabilities of an engine that is up."""
 
     slots: int  # sequences resident at once
     width: int  # sequences in one step
-    window: int  # tokens a slot
-    cells: int  # tokens all slots together
+    window: int  # tokens per slot
+    cells: int  # tokens of all slots together
     os_pid: int  # 0: no process of its own
     placement: str  # "cpu: 2 threads, this build of llama.cpp has no GPU"
     capabilities: frozenset[str]  # of CAPABILITIES
-    vocab: int = 0  # tokens that exist; 0: not told
-    turn: int = limits.PROMPT_QUANTUM_TOKENS  # tokens of one prompt before another's turn
-    deterministic: bool = False  # what runs beside a call changes nothing in it
+    vocab: int = 0  # size of the vocabulary; 0: unknown
+    turn: int = limits.PROMPT_QUANTUM_TOKENS  # tokens of one prompt before the next prompt's turn
+    deterministic: bool = False  # concurrent calls do not change each other's answers
     on: str = ""  # name of the hardware
-    trained: int = 0  # tokens the model was trained for, as a window may have; 0: not told
-    hardware: Sequence[Hardware] = ()  # all that the engine's library found
-    parked_bytes: int = 0  # saved contexts of parked calls may take so much
-    context_bytes: int = 0  # a saved context takes this, and token_bytes for each token in it
-    token_bytes: int = 0  # 0: saved contexts take nothing that is counted
+    trained: int = 0  # context length the model was trained for; 0: unknown
+    hardware: Sequence[Hardware] = ()  # all hardware that the engine's library found
+    parked_bytes: int = 0  # limit for the saved contexts of all parked calls
+    context_bytes: int = 0  # fixed size of a saved context; each token in it adds token_bytes
+    token_bytes: int = 0  # 0: saved contexts are not counted
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A page to be: a piece of one message."""
+    """A piece of one message that will become a page."""
 
     text: str
     tokens: int
@@ -76,42 +77,42 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation as the engine will read it, and the last messages cut into pages."""
+    """A conversation in the form the engine reads, and its last messages cut into pages."""
 
     tokens: Sequence[int]  # empty: the engine reads `messages`
-    cuts: Sequence[Sequence[Cut]]  # one list of cuts for each of the messages asked for
+    cuts: Sequence[Sequence[Cut]]  # one list of cuts for each of the last `fresh` messages
     messages: Sequence[Message] = ()
     raw: bool = False
-    estimate: int = 0  # tokens, where they are not known
+    estimate: int = 0  # of its tokens, where they are not known
 
     @property
     def size(self) -> int:
-        """Tokens that it takes in a window."""
+        """Its tokens in a window."""
         return len(self.tokens) or self.estimate
 
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """Texts as points of the model's space."""
+    """The embeddings of some texts."""
 
     dimensions: int
-    vectors: Sequence[bytes]  # one a text, of length 1: little-endian 32-bit floats
+    vectors: Sequence[bytes]  # one per text, of norm 1: little-endian 32-bit floats
     tokens: int  # of all texts
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one engine step did for one call. One with `finish` or `error` is the call's last."""
+    """The result of one engine step for one call. With `finish` or `error`, it is the last one."""
 
     call: int
     text: str = ""  # whole UTF-8, never part of a stop string
     tokens: int = 0  # generated in this step
     fed: int = 0  # prompt tokens computed in this step
-    cached: int = 0  # prompt tokens found in the slot; told once, at once after admit
+    cached: int = 0  # prompt tokens found in the slot; reported once, directly after admit
     finish: Finish | None = None
     error: DeviceFault | None = None
     cuts: Sequence[Cut] = ()  # with finish: the whole answer, cut into pages
-    logprobs: Sequence[Logprob] = ()  # of the tokens, when asked for
+    logprobs: Sequence[Logprob] = ()  # of the tokens, when requested
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +121,15 @@ class Admission:
 
     call: int
     slot: int
-    history: int  # the process
-    domain: str  # who may share what was computed: equal domains only
+    history: int  # pid of the process
+    domain: str  # KV is shared between equal domains only
     prompt: Prompt
     sampling: Sampling  # max_tokens and seed are set
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """A file to be requantised. `target` appears when it is whole, and not before."""
+    """A file to be requantised. `target` appears only when it is complete."""
 
     path: Path
     target: Path
@@ -138,35 +139,35 @@ class Tuning:
 
 
 class Cause(StrEnum):
-    """What ended a device. Only a crash is held against the calls that were in it."""
+    """Why a device died. Only a crash makes a call poison (see quarantine.py)."""
 
     CRASH = "crash"  # its own code: a fatal signal, an exit, a hang
-    MEMORY = "memory"  # the system killed it for want of memory
+    MEMORY = "memory"  # killed by the system for lack of memory
     OUTSIDE = "outside"  # a signal from outside, or a restart on request
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How a device ended, or was not started again, and what follows. It is always tried again."""
+    """How a device died or failed to restart. It is always started again after `retry_s`."""
 
     reason: str
     cause: Cause = Cause.CRASH
-    failed: bool = False  # it died too often in a row: its calls end, others are refused
+    failed: bool = False  # it died too often in a row: its calls end, new ones are refused
     deaths: int = 1  # in a row
-    retry_s: float = 0.0  # until the next try
+    retry_s: float = 0.0  # seconds until the next start
 
 
 class Listener(Protocol):
-    """The kernel's ear for one engine. All are called on the kernel's event loop."""
+    """Callbacks from one engine to the kernel, all on the kernel's event loop."""
 
     def loading(self, done: float) -> None:
-        """So much of the model has been read, 0 to 1."""
+        """This share of the model has been read, 0 to 1."""
         ...
 
     def up(self, facts: Facts) -> None: ...
     def stepped(self, steps: Sequence[Step]) -> None: ...
     def down(self, death: Death) -> None:
-        """The engine died, or did not start again: every admitted call is lost."""
+        """The engine died or failed to restart: every admitted call is lost."""
         ...
 
 
@@ -174,23 +175,23 @@ class Engine(Protocol):
     """A device that turns tokens into tokens."""
 
     async def start(self, listener: Listener) -> None:
-        """Load; returns after `listener.up`. DeviceFault with the reason; ENOMEM: too big."""
+        """Load; returns after `listener.up`. DeviceFault with the reason; ENOMEM: no memory."""
         ...
 
     async def stop(self) -> None: ...
 
     def retry(self) -> None:
-        """While it is down: start it now, and not after the pause. `up` or `down` follows."""
+        """While it is down: start it now, before the pause ends. `up` or `down` follows."""
         ...
 
     async def restart(self) -> None:
-        """End it, if it is up, and start it at once: `down` and then `up` or `down` follow."""
+        """Stop it if it is up, and start it at once: `down` and then `up` or `down` follow."""
         ...
 
     async def tokenize(self, text: str) -> Sequence[int]: ...
 
     async def compose(self, messages: Sequence[Message], *, raw: bool, fresh: int) -> Prompt:
-        """Render `messages` by the model's template (`raw`: joined as they are) and tokenize.
+        """Render `messages` with the model's template (`raw`: concatenated verbatim) and tokenize.
 
         The last `fresh` messages are cut into pages of at most PAGE_TOKENS. EINVAL when the
         template refuses them, ETIMEDOUT when it does not end.
@@ -198,51 +199,52 @@ class Engine(Protocol):
         ...
 
     async def check(self, sampling: Sampling) -> None:
-        """EINVAL for a grammar that is none, with the place, or a token id that does not exist."""
+        """EINVAL for an invalid grammar, with the position, or for an unknown token id."""
         ...
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
-        """Texts to vectors. ENOTSUP; E2BIG names the text that is over the window."""
+        """Texts to vectors. ENOTSUP; E2BIG names the text that exceeds the window."""
         ...
 
     def forget(self, history: int) -> None:
-        """The process is gone: drop what is kept of its contexts."""
+        """The process was removed: drop its cached contexts."""
         ...
 
     def purge(self, domain: str) -> None:
-        """Something of this domain was forgotten: drop all that is kept of it and not in use.
+        """Pages of this domain were forgotten: drop its cached contexts that are not in use.
 
-        What a call uses, parked or not, is shared with no other call and dropped with that call.
+        A context in use by a call, parked or not, is no longer shared with other calls and is
+        dropped when that call ends.
         """
         ...
 
     def admit(self, admission: Admission) -> None:
-        """Take the call into its free slot. It computes nothing before a grant."""
+        """Put the call into its slot, which is free. It computes nothing before a grant."""
         ...
 
     def grant(self, call: int, tokens: int) -> None:
         """Let the call compute this many more tokens, prompt and answer alike.
 
-        Grants add up. What was cached counts against them as if it had been computed, so a call
-        may be in debt until a later grant: both sides only add and subtract, in any order.
+        Grants add up. Cached tokens count against them like computed ones, so a call may be in
+        debt until a later grant: both sides only add and subtract, in any order.
         """
         ...
 
     def cancel(self, call: int) -> None:
-        """End it at the next step: a Step with finish=CANCELLED follows, unless it just ended."""
+        """End the call at the next step: a Step with finish=CANCELLED follows, unless it ended."""
         ...
 
     def park(self, call: int, *, keep: bool) -> None:
         """Take the call out of its slot, which is free at once. Never ends the call.
 
-        `keep`: save its context, which the caller has counted against `parked_bytes`. Else, and
-        where saving fails, only its tokens are kept: after `unpark` they are computed again, and
-        told as `fed` once more.
+        `keep`: save its context, whose size the caller has counted against `parked_bytes`.
+        Otherwise, or when saving fails, only its tokens are kept: after `unpark` they are computed
+        again, and reported as `fed` once more.
         """
         ...
 
     def unpark(self, call: int, slot: int) -> None:
-        """Bring it back: a saved context bit for bit."""
+        """Put the call into a slot again. A saved context is restored bit for bit."""
         ...
 
 
@@ -254,75 +256,75 @@ class Driver(Protocol):
         ...
 
     def check(self, options: Mapping[str, Option]) -> None:
-        """EINVAL for an unknown option or a bad value, with what is allowed."""
+        """EINVAL for an unknown option or a bad value, with the allowed ones."""
         ...
 
     async def models(self, options: Mapping[str, Option]) -> Sequence[str]:
-        """The models that the endpoint of these options lists, after a look at it.
+        """The models that the endpoint of these options lists; asks the endpoint.
 
-        None: it has no list, and the options name a model. DeviceFault: it cannot be reached, it
+        Empty: it has no list, and the options name a model. DeviceFault: it is unreachable, it
         refuses, or it lacks the model that the options name. ENOTSUP: this driver has no endpoints.
         """
         ...
 
     def engine(self, path: Path, options: Mapping[str, Option], log: Path) -> Engine:
-        """An engine that is not started. `log` takes what its process prints."""
+        """An engine that is not started yet. `log`: the file for the output of its process."""
         ...
 
     def hardware(self) -> Sequence[Hardware]:
-        """What this machine has to compute with, as far as this driver can use it. May block."""
+        """The hardware of this machine that this driver can use. May block."""
         ...
 
     async def tune(
-        self, request: Tuning, tell: Callable[[Progress], None]
+        self, request: Tuning, report: Callable[[Progress], None]
     ) -> tuple[Quality, Quality]:
-        """Requantise a file; the qualities before and after. ENOTSUP, EINVAL, ENOSPC, EIO."""
+        """Requantise a file; the quality before and after. ENOTSUP, EINVAL, ENOSPC, EIO."""
         ...
 
 
-# --- recall: meaning ----------------------------------------------------------------------------
+# --- recall devices -----------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class RecallFacts:
-    """What a recall device that is up can do."""
+    """Facts of a recall device that is up."""
 
     os_pid: int
-    embedder: str  # what makes its vectors; another name: not comparable. Empty: it makes none
+    embedder: str  # vectors of another embedder are not comparable. Empty: it makes none
     dimensions: int  # of those vectors
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What a search looks at of one collection: the pages at these places."""
+    """A range of pages of one collection that a search covers."""
 
     space: int  # an address space or a mapping: one collection of vectors
     first: int
-    last: int  # itself too
+    last: int  # inclusive
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
-    """How near pages are to a question: cosines, smoothed over the neighbours of each page."""
+class VectorScores:
+    """Similarity of pages to a question: cosines, smoothed over the neighbours of each page."""
 
     pages: Sequence[int]  # space << 32 | place
     scores: Sequence[float]
     mean: float  # of the scores of all pages in reach
     spread: float  # standard deviation of these
-    unknown: Sequence[int] = ()  # spaces in reach that it holds nothing of: `add` them, ask again
-    note: str = ""  # why the answer is not what it could be
+    unknown: Sequence[int] = ()  # spaces in reach without vectors here: `add` them, search again
+    note: str = ""  # why the answer is incomplete
 
 
 class RecallListener(Protocol):
     def up(self, facts: RecallFacts) -> None: ...
     def down(self, death: Death) -> None:
-        """It died and holds nothing any more, or it did not start again."""
+        """It died and has lost its vectors, or it failed to restart."""
         ...
 
 
 class Recall(Protocol):
-    """A device that finds pages by meaning. `owner` is an owner's directory; a space is of one.
+    """A device for vector search. `owner` is an owner's directory; a space has one owner.
 
-    It opens no database of the kernel's: what it holds was handed to it, and can be again. All
-    raise DeviceFault while it is down, and none loses anything by being cut short.
+    It opens no database of the kernel: its vectors were passed to it and can be passed again. All
+    methods raise DeviceFault while it is down, and all are safe to cancel.
     """
 
     async def start(self, listener: RecallListener) -> None:
@@ -332,43 +334,46 @@ class Recall(Protocol):
     async def stop(self) -> None: ...
 
     def retry(self) -> None:
-        """As of an engine."""
+        """As Engine.retry."""
         ...
 
     async def restart(self) -> None:
-        """As of an engine."""
+        """As Engine.restart."""
         ...
 
     async def embed(self, texts: Sequence[str]) -> Sequence[bytes]:
-        """A vector of length 1 for each: little-endian 32-bit floats. ENOTSUP: no embedder."""
+        """A vector of norm 1 for each: little-endian 32-bit floats. ENOTSUP: no embedder."""
         ...
 
     async def add(
         self, owner: Path, space: int, places: Sequence[int], vectors: Sequence[bytes]
     ) -> None:
-        """Vectors of a space, in any order, also again: found when it returns; Chroma follows."""
+        """Add vectors of a space, in any order, also again.
+
+        Searches find them when it returns; Chroma is updated later.
+        """
         ...
 
-    def ahead(self, question: str) -> None:
-        """A search for this text follows soon: it may be embedded meanwhile. Never raises."""
+    def prefetch(self, question: str) -> None:
+        """A search for this text follows soon: it may be embedded now. Never raises."""
         ...
 
     async def search(
         self, owner: Path, question: str | bytes, reaches: Sequence[Reach], also: Sequence[int]
-    ) -> Likeness:
-        """Pages in reach: those nearest to a text or a vector, and those of `also`."""
+    ) -> VectorScores:
+        """Scores of the pages in reach that are nearest to a text or a vector, and of `also`."""
         ...
 
     async def remove(self, owner: Path, space: int, places: Sequence[int] | None = None) -> None:
-        """Forget vectors, or a whole space. Their bytes leave the disk with the next `renew`."""
+        """Remove vectors, or a whole space. The next `renew` deletes their bytes from disk."""
         ...
 
     async def renew(self, owner: Path) -> None:
-        """Chroma's files anew from what is held; the old ones are gone when it returns."""
+        """Rebuild Chroma's files; the old ones are deleted when it returns."""
         ...
 
     async def stored(self, owner: Path, space: int) -> int:
-        """Vectors of a space that Chroma has, once it has caught up. -1: it cannot be used."""
+        """Count of a space's vectors in Chroma, once it is up to date. -1: it is unusable."""
         ...
 
 
@@ -376,9 +381,9 @@ class RecallDriver(Protocol):
     """A driver module of recall devices."""
 
     def check(self, options: Mapping[str, Option]) -> None:
-        """EINVAL for an unknown option or a bad value, with what is allowed."""
+        """EINVAL for an unknown option or a bad value, with the allowed ones."""
         ...
 
     def recall(self, options: Mapping[str, Option], log: Path) -> Recall:
-        """A device that is not started. `log` takes what its process prints."""
+        """A device that is not started yet. `log`: the file for the output of its process."""
         ...

@@ -1,23 +1,23 @@
-"""Python's collector, kept from stopping everybody: a full pass looks at every object there is.
+"""Python's garbage collector: keeps full collections from delaying calls.
 
-With 10,000 rules or processes that is 30 ms and more, at any moment. So what the boot made is set
-aside for good, young objects are collected as always, and a full pass waits until nobody asks for
-anything, or until it has waited too long.
+A full collection visits every object: with 10,000 rules or processes that takes 30 ms and more, at
+any moment. So the objects created at boot are frozen, young objects are collected as usual, and a
+full collection waits until no reply is pending, or at most for _SKIPS checks.
 """
 
 import gc
 
 import anyio
 
-from . import limits
+from .abi import limits
 from .machine import Machine
 
 _YOUNG, _MIDDLE, _NEVER = 700, 4, 1_000_000  # allocations; passes; passes
-_SKIPS = 10  # looks at a busy machine before a full pass is due all the same
+_SKIPS = 10  # checks that find the machine busy before a full collection runs anyway
 
 
-async def tend(machine: Machine) -> None:
-    """Until the machine goes down."""
+async def collect_when_idle(machine: Machine) -> None:
+    """Run until the machine shuts down."""
     gc.collect()
     gc.freeze()
     before = gc.get_threshold()
@@ -27,7 +27,7 @@ async def tend(machine: Machine) -> None:
         while True:
             await anyio.sleep(limits.GARBAGE_S)
             skipped += 1
-            if machine.owed == 0 or skipped > _SKIPS:
+            if machine.pending_replies == 0 or skipped > _SKIPS:
                 gc.collect()
                 skipped = 0
     finally:

@@ -1,23 +1,23 @@
-"""After a crash: what the last run left open is completed before anybody connects."""
+"""Crash recovery: completes what the last run left unfinished, before the listeners open."""
 
-from .errors import Errno, SyscallError
-from .journal import Entry
+from .abi.errors import Errno, SyscallError
 from .machine import HANGUP, Machine
 from .memory import erasing
 from .memory.memory import Memory
-from .store import Store
+from .storage.journal import Entry
+from .storage.store import Store
 
 
 def check_processes(store: Store, memory: Memory) -> None:
-    """EIO: the process table is gone, so every page would be taken for one that nobody has."""
+    """EIO: the process table is missing, so recovery would erase every page as unused."""
     path = store.directory / "processes.db"
     if memory.unread and not path.exists():
-        owners, many = store.directory / "owners", len(memory.unread)
-        whose = f"{many} process{'es' * (many > 1)}"
+        owners, count = store.directory / "owners", len(memory.unread)
+        processes = "1 process has" if count == 1 else f"{count} processes have"
         raise SyscallError(
             Errno.EIO,
-            f"{path} is missing, and there are pages of {whose}",
-            f"put a copy of it back, or begin anew without these pages: `mv {owners} {owners}.old`",
+            f"{path} is missing, but {processes} pages",
+            f"restore it from a backup, or start without these pages: `mv {owners} {owners}.old`",
         )
 
 
@@ -26,7 +26,7 @@ async def recover(machine: Machine) -> None:
     for begin in machine.journal.unfinished():
         try:
             done = machine.memory.committed(begin.owner, begin.seq)
-        except SyscallError:  # it is known when that owner's database can be read again
+        except SyscallError:  # decided by a later run that can read this owner's database
             continue
         machine.journal.append(Entry(
             "end", begin.pid, begin.owner, begin.seq, begin.syscall, begin.object,

@@ -1,9 +1,9 @@
-"""Summaries of what left a window: optional, made when nobody else wants the engine.
+"""Summaries of the pages that left a window: optional, made while the engine is idle.
 
-A summary is a page like any other, of a kind of its own and named after the pages that it tells of;
-it replaces nothing, and when it comes back it is marked. Making one is a call of the lowest share
-(nice 19), one at a time for each device, journaled like a process's own. It is forgotten with any
-page that it tells of.
+A summary is a page of its own kind, with a key that names the pages it summarises (its sources). It
+replaces no page, and is marked when it is recalled. Making one is a call of the lowest share
+(nice 19), one at a time on each device, journaled like a call of the process. A summary is
+forgotten with any of its sources.
 """
 
 import asyncio
@@ -14,95 +14,99 @@ from dataclasses import replace
 
 import anyio
 
-from . import limits
-from .decide import Claim
-from .device import Device
+from .abi import limits
+from .abi.errors import SyscallError
+from .abi.values import Finish, Kind, Message, Role, Sampling
 from .driver import Facts
-from .errors import SyscallError
-from .journal import Entry
 from .machine import Machine
 from .memory.layout import Stored
-from .memory.rows import Written
-from .process import Process
-from .values import Finish, Kind, Message, Role, Sampling
+from .memory.rows import NewPage
+from .process.table import Process
+from .scheduling.device import Device
+from .scheduling.scheduler import Claim
+from .scheduling.work import Work
+from .storage.journal import Entry
 from .watch import Followers
-from .work import Work
 
 log = logging.getLogger(__name__)
 _ASK = "Summarise what is said above in at most five short sentences. Keep names and numbers."
-_TOLD = "INSERT OR IGNORE INTO told(summary, page) VALUES(?, ?)"
-_APART = 2**52  # added to a pid: its contexts are not the conversation's
+_INSERT_SOURCE = "INSERT OR IGNORE INTO told(summary, page) VALUES(?, ?)"
+_PID_OFFSET = 2**52  # added to the pid, so that its contexts differ from the conversation's
 
 
 async def make(m: Machine, process: Process, numbers: Sequence[int]) -> None:
-    """A summary of some pages; nothing when it cannot be made: nobody waits for it."""
+    """Write a summary of some pages. A failure is only logged: no caller waits for a summary."""
     try:
         async with m.using(process.model) as (device, facts), m.summarising(device.name):
             epoch = m.memory.forgets[process.owner]
-            told = await _told(m, process, numbers, facts)
-            text = await _said(m, process, told, device) if told else ""
+            sources = await _sources(m, process, numbers, facts)
+            text = await _summarise(m, process, sources, device) if sources else ""
             if not text or process.ending is not None:
                 return
             prompt = await device.engine.compose(
                 [Message(Role.USER, text)], raw=True, fresh=1
             )  # fmt: skip
-        key = f"summary of {told[0].number}-{told[-1].number}"
+        key = f"summary of {sources[0].number}-{sources[-1].number}"
         pages = [
-            Written(cut.text, cut.tokens, Kind.SUMMARY, process.model, key=key, speaker=process.app)
+            NewPage(cut.text, cut.tokens, Kind.SUMMARY, process.model, key=key, speaker=process.app)
             for cut in prompt.cuts[0]
         ]
-        # In the order in which writes are queued: what is forgotten before is not told of.
-        async with m.memory.tables.structure(process.owner):
+        # Under the lock, no page is forgotten between this check and the queued write.
+        async with m.memory.tables.ownership_lock(process.owner):
             if m.memory.forgets[process.owner] == epoch:
-                more = [(_TOLD, (one.id,)) for one in told]
+                more = [(_INSERT_SOURCE, (page.id,)) for page in sources]
                 await m.memory.write(process, pages, more)
-        m.meaning.written(process.owner)
+        m.vectors.pages_written(process.owner)
     except SyscallError as error:
-        log.info("no summary for process %d: %s", process.pid, error)
+        log.info("cannot summarise pages of process %d: %s", process.pid, error)
 
 
-async def _told(m: Machine, process: Process, numbers: Sequence[int], facts: Facts) -> list[Stored]:
-    """The pages to tell of: as many as fit the window, and no summaries."""
+async def _sources(
+    m: Machine, process: Process, numbers: Sequence[int], facts: Facts
+) -> list[Stored]:
+    """The pages to summarise: as many as fit the window, without summaries."""
     table = await m.memory.opened(process)
-    room = facts.window - limits.SUMMARY_TOKENS - 4 * limits.FAULT_TOKENS
+    left = facts.window - limits.SUMMARY_TOKENS - 4 * limits.FAULT_TOKENS
     found: list[Stored] = []
     for page in (await m.memory.stored(table, sorted(numbers))).values():
         if page.kind == Kind.SUMMARY:
             continue
-        room -= page.tokens + limits.FAULT_TOKENS // 4
-        if room < 0:
+        left -= page.tokens + limits.FAULT_TOKENS // 4
+        if left < 0:
             break
         found.append(page)
     return found
 
 
-async def _said(m: Machine, process: Process, told: Sequence[Stored], device: Device) -> str:
-    """What the model says of them."""
-    lines = [f"{page.said_by}: {page.text.strip()}" for page in told]
-    asked = Message(Role.USER, "\n".join([*lines, "", _ASK]))
-    prompt = await device.engine.compose([asked], raw=False, fresh=0)
+async def _summarise(
+    m: Machine, process: Process, sources: Sequence[Stored], device: Device
+) -> str:
+    """The model's summary of the pages; empty when it did not finish."""
+    lines = [f"{page.said_by}: {page.text.strip()}" for page in sources]
+    request = Message(Role.USER, "\n".join([*lines, "", _ASK]))
+    prompt = await device.engine.compose([request], raw=False, fresh=0)
     sampling = replace(Sampling(), max_tokens=limits.SUMMARY_TOKENS, temperature=0.0, seed=0)
     entry = Entry("begin", process.pid, process.owner, syscall="generate",
                   object=f"/proc/{process.pid}/generate", note="summary")  # fmt: skip
-    number, begun = m.journal.note(entry)
+    number, begun = m.journal.append_future(entry)
     await begun
-    apart = replace(  # with events of its own
-        process, pid=_APART + process.pid, nice=limits.NICE_MAX, idle=asyncio.Event(),
+    copy = replace(  # with its own events
+        process, pid=_PID_OFFSET + process.pid, nice=limits.NICE_MAX, idle=asyncio.Event(),
         ended=asyncio.Event(), output=Followers[str](),
     )  # fmt: skip
-    claim = Claim(number, apart.pid, apart.weight, prompt.size, prompt.size + limits.SUMMARY_TOKENS)
-    pages = frozenset(page.id for page in told)
-    work = Work(claim, apart, prompt, sampling, asked=time.monotonic(), pages=pages)
+    claim = Claim(number, copy.pid, copy.weight, prompt.size, prompt.size + limits.SUMMARY_TOKENS)
+    pages = frozenset(page.id for page in sources)
+    work = Work(claim, copy, prompt, sampling, asked=time.monotonic(), pages=pages)
     try:
-        with m.scheduler.flight(device, work):
+        with m.loader.flight(device, work):
             await _until_done(device, work)
     finally:
         with anyio.CancelScope(shield=True):
             device.cancel(number)
-            device.forget(apart.pid)
-            await m.journal.written(replace(entry, kind="end", call=number))
-    said = work.finish in (Finish.STOP, Finish.LENGTH)
-    return "".join(cut.text for cut in work.cuts).strip() if said else ""
+            device.forget(copy.pid)
+            await m.journal.append_and_wait(replace(entry, kind="end", call=number))
+    finished = work.finish in (Finish.STOP, Finish.LENGTH)
+    return "".join(cut.text for cut in work.cuts).strip() if finished else ""
 
 
 async def _until_done(device: Device, work: Work) -> None:

@@ -1,7 +1,7 @@
-"""Events and output to whoever follows: one bounded queue a follower.
+"""Events and output for followers: one bounded queue per follower.
 
-A follower that falls behind loses the oldest events and finds a gap marker in their place; the
-journal still has them. Nobody who follows slows what is followed.
+A slow follower loses the oldest events and gets a gap marker in their place; the journal still has
+them. A follower never slows its source.
 """
 
 import asyncio
@@ -10,15 +10,15 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from . import limits
-from .errors import Errno, SyscallError
-from .values import Event
+from .abi import limits
+from .abi.errors import Errno, SyscallError
+from .abi.values import Event
 
 T = TypeVar("T")
 
 
 class Follower(Generic[T]):
-    """What one follower has not read yet."""
+    """The items that one follower has not read yet."""
 
     def __init__(self, wants: Callable[[T], bool], most: int = limits.WATCH_EVENTS) -> None:
         self.wants = wants
@@ -34,12 +34,12 @@ class Follower(Generic[T]):
         self._ready.set()
 
     def drop(self) -> None:
-        """What was not read yet is not shown any more."""
+        """Discard the items that were not read yet."""
         self.missed += len(self._queue)
         self._queue.clear()
 
     def close(self) -> None:
-        """No more will come: `batch` returns what is left, then nothing."""
+        """The source has ended: `batch` returns what is left, then nothing."""
         self._closed = True
         self._ready.set()
 
@@ -52,12 +52,12 @@ class Follower(Generic[T]):
 
 
 class Followers(Generic[T]):
-    """Everybody who follows one source."""
+    """The followers of one source."""
 
     def __init__(self) -> None:
         self._followers: set[Follower[T]] = set()
 
-    def tell(self, item: T) -> None:
+    def publish(self, item: T) -> None:
         for follower in self._followers:
             if follower.wants(item):
                 follower.push(item)
@@ -77,19 +77,20 @@ class Followers(Generic[T]):
             follower.close()
 
 
-class Following:
-    """How many calls of each user follow something: every event takes time for each of them."""
+class FollowLimits:
+    """Limits the calls of each user that follow something: each of them costs time per event."""
 
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
 
     @contextmanager
-    def one(self, user: str) -> Generator[None]:
-        """One more call, to its end. EAGAIN."""
-        taken, most = self._calls[user], limits.USER_FOLLOWERS
-        if taken >= most:
-            words = f"{taken} calls of {user} follow the journal or a process, {most} are allowed"
-            raise SyscallError(Errno.EAGAIN, words, "end some of `llmasos logs -f` and `attach`")
+    def call(self, user: str) -> Generator[None]:
+        """Count one call until the end of the block. EAGAIN."""
+        count, most = self._calls[user], limits.USER_FOLLOWERS
+        if count >= most:
+            message = f"{count} calls of {user} follow the journal or a process, {most} are allowed"
+            hint = "end a running `llmasos logs -f` or `llmasos attach`"
+            raise SyscallError(Errno.EAGAIN, message, hint)
         self._calls[user] += 1
         try:
             yield
@@ -98,6 +99,6 @@ class Following:
 
 
 def gap(missed: int, cursor: int) -> Event:
-    """The marker for events that a follower was too slow for; `cursor`: the last it was told."""
-    note = f"{missed} events were not shown here; read them with since={cursor}"
+    """The marker for events that a slow follower missed; `cursor`: the last one it received."""
+    note = f"{missed} events are missing here; read them with since={cursor}"
     return Event(cursor, 0.0, "gap", 0, "", 0, "", "", 0, note)

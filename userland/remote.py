@@ -1,7 +1,7 @@
-"""A kernel on another machine: its address, the certificates that are trusted, and the key.
+"""A kernel on another machine: its address, the trusted certificates, and the key.
 
-A key stands in a file or a variable and never among the arguments of a program, which everybody on
-a machine can read. Loaded only by clients that were pointed at another machine.
+A key is read from a file or an environment variable, never from a program's arguments, which every
+user of a machine can read. Loaded only by clients that connect to another machine.
 """
 
 import os
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from llmasos.kernel import limits
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
-from .line import inherits
+from .client import started_by_kernel
 
 HOST = "LLMASOS_HOST"
 KEY, KEY_FILE = "LLMASOS_KEY", "LLMASOS_KEY_FILE"
@@ -25,15 +25,15 @@ CA, CERT, CERT_KEY = "LLMASOS_CA", "LLMASOS_CLIENT_CERT", "LLMASOS_CLIENT_KEY"
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Where, and with what. Names of PEM files may be empty: the system's authorities, no client
-    certificate."""
+    """Address and credentials. `ca` empty: the system's certificate authorities. `cert` empty: no
+    client certificate."""
 
     host: str
     port: int
     ca: str = ""
     cert: str = ""
     cert_key: str = ""
-    key_file: str = ""  # empty: the variable KEY has the key, or there is none
+    key_file: str = ""  # empty: the key is in the variable LLMASOS_KEY, or there is none
 
     @property
     def address(self) -> str:
@@ -41,7 +41,7 @@ class Remote:
         return f"tls://{host}:{self.port}"
 
     def key(self) -> str | None:
-        """The key of its user there. EACCES: others may read its file; ENOENT."""
+        """The key of the user on that machine. EACCES: others may read its file; ENOENT."""
         if not self.key_file:
             return os.environ.get(KEY) or None
         path = Path(self.key_file).expanduser()
@@ -50,27 +50,27 @@ class Remote:
             text = path.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError) as error:
             errno = Errno.ENOENT if isinstance(error, FileNotFoundError) else Errno.EACCES
-            hint = "`llmasos keys create` makes a key; keep it in a file of mode 600"
+            hint = "`llmasos keys create USER` creates a key; store it in a file of mode 600"
             raise SyscallError(errno, f"{path}: {error}", hint) from error
         if mode & 0o077:
-            words = f"{path} may be read by others (mode {mode:o})"
-            raise SyscallError(Errno.EACCES, words, f"`chmod 600 {path}`")
+            message = f"{path} may be read by others (mode {mode:o})"
+            raise SyscallError(Errno.EACCES, message, f"`chmod 600 {path}`")
         return text.strip()
 
     def trusted(self) -> ssl.SSLContext:
-        """What is trusted, and what is shown. EINVAL names a file that cannot be used."""
+        """The TLS context: authorities and client certificate. EINVAL names an unusable file."""
         try:
             context = ssl.create_default_context(cafile=_path(self.ca))
             if self.cert:
                 context.load_cert_chain(_path(self.cert) or "", _path(self.cert_key))
         except (OSError, ssl.SSLError) as error:
             files = ", ".join(filter(None, (self.ca, self.cert, self.cert_key)))
-            hint = "give PEM files: the authority's certificate, your own, and its key"
+            hint = "give PEM files: the authority's certificate, the client certificate and its key"
             raise SyscallError(Errno.EINVAL, f"{files}: {error}", hint) from error
         return context
 
     def connect(self) -> socket.socket:
-        """A connected socket, encrypted. ECONNREFUSED, ETIMEDOUT; EACCES: it is not trusted."""
+        """A connected TLS socket. ECONNREFUSED, ETIMEDOUT; EACCES for an untrusted certificate."""
         plain: socket.socket | None = None
         try:
             plain = socket.create_connection(
@@ -80,47 +80,47 @@ class Remote:
         except (OSError, UnicodeError) as error:
             if plain is not None:
                 plain.close()
-            raise refusal(self.address, error) from error
+            raise connect_error(self.address, error) from error
         except SyscallError:
             if plain is not None:
                 plain.close()
             raise
 
 
-def refusal(address: str, error: Exception) -> SyscallError:
-    """Why there is no connection to a kernel elsewhere."""
+def connect_error(address: str, error: Exception) -> SyscallError:
+    """The SyscallError for a failed connection to another machine."""
     if isinstance(error, ssl.SSLError):
-        hint = f"`--ca FILE`, or {CA}, names the certificate of who signed its own"
+        hint = f"`--ca FILE`, or {CA}, names the certificate of the authority that signed its own"
         return SyscallError(Errno.EACCES, f"{address}: {error}", hint)
     if isinstance(error, TimeoutError):
-        words = f"{address} did not answer for {limits.REMOTE_CONNECT_S:g} s"
+        message = f"{address} did not answer for {limits.REMOTE_CONNECT_S:g} s"
         return SyscallError(
-            Errno.ETIMEDOUT, words, "check the address, and that a firewall lets its port through"
+            Errno.ETIMEDOUT, message, "check the address, and that no firewall blocks the port"
         )
     if isinstance(error, UnicodeError):
-        return SyscallError(Errno.EINVAL, f"{address} is no HOST:PORT", EXAMPLE)
-    hint = "there, `llmasos daemon start --listen HOST:PORT` begins to listen"
+        return SyscallError(Errno.EINVAL, f"{address} is not HOST:PORT", EXAMPLE)
+    hint = "on that machine, `llmasos daemon start --listen HOST:PORT` listens"
     return SyscallError(Errno.ECONNREFUSED, f"{address}: {error}", hint)
 
 
-def chosen(host: str | None = None, **files: str) -> Remote | None:
-    """The machine that was named, or that the environment names; None: this one.
+def resolve(host: str | None = None, **files: str) -> Remote | None:
+    """The machine given as `host`, else that of LLMASOS_HOST. None: this machine.
 
-    A program that a kernel started belongs to that one. EINVAL: it is no HOST:PORT.
+    A program that a kernel started ignores LLMASOS_HOST. EINVAL: not HOST:PORT.
     """
-    text = host or (os.environ.get(HOST, "") if not inherits() else "")
+    text = host or (os.environ.get(HOST, "") if not started_by_kernel() else "")
     if not text:
         return None
-    host, port = address(text)
+    host, port = parse_address(text)
     ca, cert, cert_key, key_file = (
         files.get(name, "") or os.environ.get(variable, "") for name, variable in _FILES.items()
     )
     return Remote(host, port, ca, cert, cert_key, key_file)
 
 
-def address(text: str) -> tuple[str, int]:
-    """HOST:PORT, [HOST]:PORT or tls://HOST:PORT. EINVAL."""
-    wrong = SyscallError(Errno.EINVAL, f"{text!r} is no HOST:PORT", EXAMPLE)
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT, [HOST]:PORT or tls://HOST:PORT. EINVAL."""
+    wrong = SyscallError(Errno.EINVAL, f"{text!r} is not HOST:PORT", EXAMPLE)
     try:
         url = urlsplit(text if "://" in text else f"tls://{text}")
         host, port = url.hostname, url.port

@@ -1,8 +1,8 @@
-"""Makes sure that a daemon answers: starts one if none does, and only one however many ask.
+"""Starts the daemon if none is running, and only one however many clients ask.
 
-Standard library only. Clients who race stand in line at a lock file; whoever comes first starts the
-daemon and waits for its word on a pipe, the others find it running. The daemon is nobody's child:
-it belongs to no terminal and no session, and nobody has to wait for it.
+Standard library only. Concurrent clients serialise on a lock file: the first starts the daemon and
+waits for its ready line on a pipe, the others find it running. The daemon is detached: it is no
+child of its client, and has no terminal and no session of it.
 """
 
 import fcntl
@@ -15,43 +15,43 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmasos.kernel import disk, limits
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.logfile import open_log
-from llmasos.kernel.paths import Paths
+from llmasos.kernel.abi import disk, limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.logfile import open_log
+from llmasos.kernel.abi.paths import Paths
 
-from .line import check, check_state, connect, inherits
+from .client import check_directory, check_state, connect, started_by_kernel
 
-_LOG_BYTES = 4096  # of the log's end, read when the daemon did not come up
+_LOG_BYTES = 4096  # of the log's end, read when the daemon did not start
 _LOG_LINES = 12
-# The shell leaves at once, so the daemon has no parent that would have to wait for it.
+# The shell exits at once, so the daemon is reparented and this program need not reap it.
 _DETACH = ["/bin/sh", "-c", '"$@" &', "sh"]
 
 
 def allowed() -> bool:
-    """Whether this user wants daemons started; a program that a kernel started has one already."""
-    return os.environ.get("LLMASOS_AUTOSTART") != "0" and not inherits()
+    """Whether a daemon may be started: not with LLMASOS_AUTOSTART=0, nor in a kernel's program."""
+    return os.environ.get("LLMASOS_AUTOSTART") != "0" and not started_by_kernel()
 
 
 def ensure(where: Paths, *arguments: str) -> bool:
-    """Have a daemon answer at `where`; True when it was started here, which no program does that a
-    kernel started: it has one.
+    """Make sure that a daemon answers at `where`. True: this call started it.
 
-    `arguments` go to the daemon. Raises ECONNREFUSED with the end of its log when it did not come
-    up within START_S, EBUSY when one of another state answers there, EACCES, EEXIST, EROFS or
-    ENOSPC when a directory cannot be used.
+    A program that a kernel started never starts one. `arguments` are passed to the daemon. Raises
+    ECONNREFUSED with the end of its log when it is not ready within START_S, EBUSY when the daemon
+    there serves another state directory, EACCES, EEXIST, EROFS or ENOSPC when a directory cannot
+    be used.
     """
-    if inherits():
+    if started_by_kernel():
         return False
     try:
         where.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check(where.socket)
-        with _alone(where.runtime / "start.lock"):
+        check_directory(where.socket)
+        with _exclusive(where.runtime / "start.lock"):
             if answers(where):
                 return False
-            _farewell(where)
+            _await_previous(where)
             where.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            disk.check_room(where.state)
+            disk.check_free_space(where.state)
             _launch(where, arguments)
             return True
     except OSError as error:
@@ -59,7 +59,7 @@ def ensure(where: Paths, *arguments: str) -> bool:
 
 
 def answers(where: Paths) -> bool:
-    """Whether the daemon of these directories does. Errors other than absence are raised."""
+    """Whether the daemon of these directories answers. Raises errors other than ECONNREFUSED."""
     try:
         connect(where.socket).close()
     except SyscallError as error:
@@ -71,8 +71,8 @@ def answers(where: Paths) -> bool:
 
 
 @contextmanager
-def _alone(path: Path) -> Generator[None]:
-    """One starter at a time. The wait ends: whoever holds the lock has a deadline."""
+def _exclusive(path: Path) -> Generator[None]:
+    """Hold the start lock. The wait is bounded: every holder has a deadline."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -81,8 +81,8 @@ def _alone(path: Path) -> Generator[None]:
         os.close(lock)
 
 
-def _farewell(where: Paths) -> None:
-    """A daemon that has closed its door may still be writing: wait until it is gone."""
+def _await_previous(where: Paths) -> None:
+    """A daemon that closed its socket may still be writing its files: wait until it exits."""
     try:
         lock = os.open(where.lock, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -91,16 +91,16 @@ def _farewell(where: Paths) -> None:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         pid = os.pread(lock, 32, 0).partition(b"\n")[0]
-        gone(int(pid or b"0"), 2 * limits.DRAIN_S)
+        wait_for_exit(int(pid or b"0"), 2 * limits.DRAIN_S)
     finally:
         os.close(lock)
 
 
-def gone(pid: int, deadline_s: float) -> bool:
-    """Wait for the end of a process that is not ours; False when it outlived the deadline."""
+def wait_for_exit(pid: int, deadline_s: float) -> bool:
+    """Wait for a process that is not our child to exit. False: it still runs after `deadline_s`."""
     try:
         handle = os.pidfd_open(pid)
-    except (OSError, AttributeError):  # it is gone already, or this system has no such handles
+    except (OSError, AttributeError):  # it has exited, or this system has no pidfd
         return True
     try:
         return bool(select.select([handle], [], [], deadline_s)[0])
@@ -109,27 +109,27 @@ def gone(pid: int, deadline_s: float) -> bool:
 
 
 def _launch(where: Paths, arguments: Sequence[str]) -> None:
-    ready, tell = os.pipe()
+    ready, write_end = os.pipe()
     log = open_log(where.log)
     try:
         begin = os.fstat(log).st_size
-        here = ["--directory", _here()]  # it stands in / itself
-        run = [*command("run"), "--ready-fd", str(tell), *here, *arguments]
+        directory = ["--directory", _current_directory()]  # the daemon's own is /
+        run = [*command("run"), "--ready-fd", str(write_end), *directory, *arguments]
         subprocess.run(
             [*_DETACH, *run], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-            env=_environment(where), pass_fds=(tell,), start_new_session=True, check=True,
+            env=_environment(where), pass_fds=(write_end,), start_new_session=True, check=True,
         )  # fmt: skip
-        os.close(tell)
-        tell = -1
-        _await(where, ready, begin)
+        os.close(write_end)
+        write_end = -1
+        _await_ready(where, ready, begin)
     finally:
-        for descriptor in (ready, tell, log):
+        for descriptor in (ready, write_end, log):
             if descriptor >= 0:
                 os.close(descriptor)
 
 
-def _here() -> str:
-    """The current directory, which may have been removed."""
+def _current_directory() -> str:
+    """The current directory; / when it was removed."""
     try:
         return os.getcwd()
     except OSError:
@@ -137,37 +137,37 @@ def _here() -> str:
 
 
 def _environment(where: Paths) -> dict[str, str]:
-    """It stands in / and not here, so its directories must not be relative."""
+    """The daemon's current directory is /, so its directories are passed as absolute paths."""
     names = ("runtime", "state", "cache", "config")
-    own = {f"LLMASOS_{n.upper()}_DIR": os.path.abspath(getattr(where, n)) for n in names}
-    return {**os.environ, **own}
+    absolute = {f"LLMASOS_{n.upper()}_DIR": os.path.abspath(getattr(where, n)) for n in names}
+    return {**os.environ, **absolute}
 
 
 def command(verb: str) -> list[str]:
-    """How the daemon's module is started."""
+    """The command line that runs the daemon's module."""
     return [sys.executable, "-X", "utf8", "-m", "llmasos.userland.daemon", verb]
 
 
-def _await(where: Paths, ready: int, begin: int) -> None:
-    """Its word, or the end of its log from `begin` on as the reason why none came."""
+def _await_ready(where: Paths, ready: int, begin: int) -> None:
+    """Wait for the ready line. ECONNREFUSED with the end of the log, from byte `begin` on."""
     started = time.monotonic()
     readable = select.select([ready], [], [], limits.START_S)[0]
     if readable and os.read(ready, 64):
         return
-    took = time.monotonic() - started
-    what = "ended" if readable else "was not ready"
+    took_s = time.monotonic() - started
+    what = "exited" if readable else "was not ready"
     raise SyscallError(
         Errno.ECONNREFUSED,
-        f"the daemon {what} after {took:.1f} s:\n{_tail(where.log, begin)}",
-        "`llmasos doctor` looks for the cause; the whole log: `llmasos daemon logs`",
+        f"the daemon {what} after {took_s:.1f} s:\n{_tail(where.log, begin)}",
+        "`llmasos doctor` checks for the cause; `llmasos daemon logs` shows the whole log",
     )
 
 
 def _tail(path: Path, begin: int) -> str:
-    """The last lines that were written after `begin`."""
+    """The last lines written after byte `begin`."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
-        begin = begin if begin <= end else 0  # the file was full, and another one has begun
+        begin = begin if begin <= end else 0  # the log was rotated
         file.seek(max(begin, end - _LOG_BYTES))
         lines = file.read().decode(errors="replace").splitlines()
-    return "\n".join(lines[-_LOG_LINES:]) or "(it wrote nothing)"
+    return "\n".join(lines[-_LOG_LINES:]) or "(the log is empty)"

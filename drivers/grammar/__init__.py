@@ -1,7 +1,7 @@
-"""What an answer has to be: GBNF grammars and JSON schemas, compiled and checked.
+"""Constraints on answers: GBNF grammars and JSON schemas, compiled and checked.
 
-`gbnf.py` and `lark.py` write Lark, the language of llguidance, which only `compiler.py` knows.
-`document.py` reads a schema and resolves its references, `keywords.py` refuses what is not
-supported, `shapes.py` says what values satisfy it, `check.py` and `answer.py` check a value
-that is complete. Nothing here knows a model.
+`gbnf.py` and `lark.py` write grammars in Lark, the language of llguidance; only `compiler.py`
+imports llguidance. `document.py` parses a schema and resolves its references, `keywords.py` rejects
+unsupported keywords, `shapes.py` defines the values that satisfy a schema, `goals.py` computes
+them, `check.py` and `answer.py` check a complete value. No module here depends on a model.
 """

@@ -1,19 +1,19 @@
-"""Whether a complete answer satisfies its schema.
+"""Checks whether a complete answer satisfies its schema.
 
-Of an endpoint, which may take a schema for a wish; of an engine, for what no grammar can say.
+Used for endpoints, which may ignore the schema, and for constraints that no grammar can express.
 
-Patterns are the compiler's, whose automata take time that grows with the text only. It is loaded
-when a schema has a pattern: most have none, and the kernel's process does not pay for it.
+Patterns are matched by the compiler, whose automata take time linear in the text. It is imported
+only when a schema has a pattern: most have none, and the import costs the kernel process memory.
 """
 
 from importlib import import_module
 
 from .check import Check
-from .document import Document, loads
+from .document import SchemaDocument, loads
 
 
-def problem(document: Document, answer: str) -> str:
-    """What is wrong with an answer; empty: nothing. May take seconds."""
+def problem(document: SchemaDocument, answer: str) -> str:
+    """The first problem of an answer; empty: none. May take seconds."""
     try:
         value = loads(answer)
         return Check(document, _matches).problem(value, document.root)

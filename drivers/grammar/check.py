@@ -1,8 +1,8 @@
-"""Whether a value satisfies a schema, by the words of JSON Schema.
+"""Checks whether a value satisfies a schema, as JSON Schema defines it.
 
-For what another engine answered: properties may stand in any order there, and a schema says
-nothing of properties that it does not declare. `format` is an annotation. The first problem is
-returned, with its place in the value.
+Used for answers that were not generated under the schema: properties may be in any order, and
+undeclared properties are allowed. `format` is an annotation. The first problem is returned, with
+its position in the value as a JSON pointer.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,12 +11,12 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import cast
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 
-from .document import Document, Part, step_text
+from .document import SchemaDocument, SchemaPart, step_text
 from .keywords import integer, number
 
-Matches = Callable[[str, str], bool]  # a pattern, and a text that may hold a match of it
+Matches = Callable[[str, str], bool]  # (pattern, text): whether the text contains a match
 _TYPES: dict[str, Callable[[object], bool]] = {
     "null": lambda value: value is None,
     "boolean": lambda value: isinstance(value, bool),
@@ -45,7 +45,7 @@ def same(one: object, two: object) -> bool:
 
 
 def key(value: object) -> object:
-    """What is equal for values that are the same, and for no others; it can be hashed."""
+    """A hashable key: equal for two values exactly if `same` is true for them."""
     if isinstance(value, bool):
         return bool, value
     if isinstance(value, list):
@@ -58,28 +58,30 @@ def key(value: object) -> object:
 
 @dataclass(slots=True)
 class Check:
-    """One schema."""
+    """Checks values against one schema."""
 
-    document: Document
+    document: SchemaDocument
     matches: Matches
-    left: int = limits.SCHEMA_CHECKS
+    left: int = limits.SCHEMA_CHECKS  # steps before the check gives up
 
-    def problem(self, value: object, part: Part, place: str = "", *, own: bool = False) -> str:
-        """What is wrong first; empty: nothing. `own`: without references and combinations."""
+    def problem(
+        self, value: object, part: SchemaPart, place: str = "", *, own: bool = False
+    ) -> str:
+        """The first problem; empty: none. `own`: without references and combinations."""
         self.left -= 1
         if self.left < 0:
-            return "the answer and its schema take too long to compare"
+            return "the answer takes too long to check against its schema"
         if isinstance(part.value, bool):
             return "" if part.value else f"{place or '/'} is not allowed"
-        words = _typed(value, part.fields) or _number(value, part.fields)
-        words = words or self._text(value, part.fields) or _size(value, part.fields)
-        if words:
-            return f"{place or '/'} {words}"
+        problem = _typed(value, part.fields) or _number(value, part.fields)
+        problem = problem or self._text(value, part.fields) or _size(value, part.fields)
+        if problem:
+            return f"{place or '/'} {problem}"
         found = next(filter(None, self._inside(value, part, place)), "")
         return found if found or own else self._combined(value, part, place)
 
     # --- combinations ---------------------------------------------------------------------------
-    def _combined(self, value: object, part: Part, place: str) -> str:
+    def _combined(self, value: object, part: SchemaPart, place: str) -> str:
         found = ""
         if "$ref" in part.fields:
             found = self.problem(value, self.document.target(part), place)
@@ -90,31 +92,31 @@ class Check:
                 found = self._alternatives(value, part, name, place)
         return found
 
-    def _alternatives(self, value: object, part: Part, name: str, place: str) -> str:
+    def _alternatives(self, value: object, part: SchemaPart, name: str, place: str) -> str:
         problems = [self.problem(value, one, place) for one in self.document.children(part, name)]
         fitting = problems.count("")
         if fitting == 0 and len(problems) == 1:
             return problems[0]
         if fitting == 0:
-            return f"{place or '/'} is none of the {len(problems)} alternatives of {name}"
+            return f"{place or '/'} satisfies none of the {len(problems)} alternatives of {name}"
         if name == "oneOf" and fitting > 1:
-            return f"{place or '/'} is {fitting} of the alternatives of oneOf"
+            return f"{place or '/'} satisfies {fitting} of the alternatives of oneOf"
         return ""
 
-    # --- what is inside -------------------------------------------------------------------------
+    # --- items and properties -------------------------------------------------------------------
     def _text(self, value: object, fields: Mapping[str, object]) -> str:
         pattern = fields.get("pattern")
         if not isinstance(value, str) or not isinstance(pattern, str):
             return ""
         return "" if self.matches(pattern, value) else f"does not match {pattern!r:.120}"
 
-    def _inside(self, value: object, part: Part, place: str) -> Iterator[str]:
+    def _inside(self, value: object, part: SchemaPart, place: str) -> Iterator[str]:
         if isinstance(value, list):
             yield from self._items(cast("list[object]", value), part, place)
         elif isinstance(value, dict):
             yield from self._properties(cast("dict[str, object]", value), part, place)
 
-    def _items(self, items: Sequence[object], part: Part, place: str) -> Iterator[str]:
+    def _items(self, items: Sequence[object], part: SchemaPart, place: str) -> Iterator[str]:
         first, rest = self.document.items(part)
         for index, item in enumerate(items):
             for schema in first[index : index + 1] or rest:
@@ -123,7 +125,9 @@ class Check:
         if unique and len({key(item) for item in items}) < len(items):
             yield f"{place or '/'} has the same item twice"
 
-    def _properties(self, found: Mapping[str, object], part: Part, place: str) -> Iterator[str]:
+    def _properties(
+        self, found: Mapping[str, object], part: SchemaPart, place: str
+    ) -> Iterator[str]:
         for name in map(str, part.list("required")):
             if name not in found:
                 yield f"{place or '/'} has no {name!r:.120}"
@@ -135,8 +139,8 @@ class Check:
             for schema in self.property_schemas(part, name):
                 yield self.problem(value, schema, where)
 
-    def property_schemas(self, part: Part, name: str) -> list[Part]:
-        """What one part says of a property."""
+    def property_schemas(self, part: SchemaPart, name: str) -> list[SchemaPart]:
+        """The schemas that one part applies to a property."""
         own = self.document.named(part, "properties")
         found = [own[name]] if name in own else []
         for pattern, schema in self.document.named(part, "patternProperties").items():
@@ -147,7 +151,7 @@ class Check:
 
 def _listed(value: object, values: Sequence[object]) -> bool:
     if isinstance(value, str):
-        return value in values  # lists of texts may be long
+        return value in values  # faster: lists of texts may be long
     return any(same(value, one) for one in values)
 
 
@@ -184,7 +188,10 @@ def _number(value: object, fields: Mapping[str, object]) -> str:
 
 
 def _beyond(name: str, value: Decimal, limit: Decimal, fields: Mapping[str, object]) -> bool:
-    """exclusiveMinimum: true, as draft 4 writes it, is about minimum."""
+    """Whether a number violates a bound.
+
+    In draft 4, `exclusiveMinimum: true` makes `minimum` exclusive.
+    """
     excluded = name.startswith("exclusive")
     excluded = excluded or fields.get(f"exclusive{name.capitalize()}") is True
     if name.lower().endswith("minimum"):
@@ -193,19 +200,19 @@ def _beyond(name: str, value: Decimal, limit: Decimal, fields: Mapping[str, obje
 
 
 def _size(value: object, fields: Mapping[str, object]) -> str:
-    """Texts are counted in characters, which are code points."""
+    """Check the size. Texts are counted in code points."""
     match value:
         case str():
-            size, what, words = len(value), "Length", "characters"
+            size, what, unit = len(value), "Length", "characters"
         case list():
-            size, what, words = len(cast("list[object]", value)), "Items", "items"
+            size, what, unit = len(cast("list[object]", value)), "Items", "items"
         case dict():
-            size, what, words = len(cast("dict[str, object]", value)), "Properties", "properties"
+            size, what, unit = len(cast("dict[str, object]", value)), "Properties", "properties"
         case _:
             return ""
     least, most = integer(fields.get(f"min{what}")), integer(fields.get(f"max{what}"))
     if (least is None or size >= least) and (most is None or size <= most):
         return ""
-    return f"has {size} {words}, {'at least' if size < (least or 0) else 'at most'} " + str(
+    return f"has {size} {unit}, {'at least' if size < (least or 0) else 'at most'} " + str(
         least if size < (least or 0) else most
     )

@@ -1,8 +1,8 @@
-"""Grammars through llguidance: the one host of that library.
+"""Compiles grammars with llguidance. Only this module imports that library.
 
-llama.cpp's own grammars end the process when they are told a token that they forbid, and weigh
-every token of the vocabulary each time. This library answers for one token in microseconds, has
-limits, and returns its errors; only its recursion has none, so it compiles on a deep stack.
+llama.cpp's own grammars abort the process at a forbidden token, and test every token of the
+vocabulary each time. llguidance tests one token in microseconds, has limits, and returns errors;
+only its recursion is unlimited, so it compiles on a thread with a large stack.
 """
 
 import threading
@@ -15,12 +15,12 @@ from typing import TypeVar
 import llguidance
 from llguidance import LLMatcher, LLTokenizer
 
-from llmasos.kernel import limits
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from . import gbnf, patterns
-from .document import Document, refusal
-from .lark import HEAD, Written, write
+from .document import SchemaDocument, schema_error
+from .lark import HEAD, GrammarText, write
 from .terminals import SPACE, Probe, quoted
 
 __all__ = [
@@ -30,28 +30,28 @@ __all__ = [
     "byte_tokens",
     "checkable",
     "compiled",
-    "complaint",
+    "error_text",
     "matches",
 ]
 
 T = TypeVar("T")
-_STACK_BYTES = 256 * 1024 * 1024  # address space; a text of GRAMMAR_CHARS needs a fifth of it
-_COMPILING = threading.Lock()  # the size of a stack is the process's
-_WORDS_CHARS = 300  # of the library's complaint
-# A step under a grammar stays within tens of milliseconds, a compiled one within 40 MB.
+_STACK_BYTES = 256 * 1024 * 1024  # address space; a text of GRAMMAR_CHARS uses a fifth of it
+_COMPILING = threading.Lock()  # the stack size of threads is a setting of the process
+_ERROR_CHARS = 300  # of an error message of the library
+# These keep a step with a grammar within tens of milliseconds, a compiled grammar within 40 MB.
 _LIMITS = llguidance.LLParserLimits(
     max_items_in_row=4 * limits.SCHEMA_PROPERTIES,  # each optional property takes three
     initial_lexer_fuel=200_000,
     step_lexer_fuel=50_000,
     step_max_items=500_000,
     max_lexer_states=20_000,
-    verbose_errors=False,  # they hold what the model said
+    verbose_errors=False,  # they contain the text of the answer
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Tokens as the library wants to see them."""
+    """A vocabulary in the interface that llguidance expects."""
 
     tokens: list[bytes]
     special_token_ids: list[int]
@@ -64,114 +64,116 @@ class Vocabulary:
 
 
 def tokenizer(vocabulary: Vocabulary, ends: Sequence[int]) -> LLTokenizer:
-    """Takes a tenth of a second for a model's vocabulary."""
+    """The tokenizer of a vocabulary. Takes 0.1 s for that of a model."""
     return LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=list(ends))
 
 
 def compiled(kind: str, text: str, tokens: LLTokenizer) -> LLMatcher:
-    """A "grammar" (GBNF) or a "schema". EINVAL with the place of what is wrong."""
-    return _deeply(lambda: _schema(text, tokens) if kind == "schema" else _gbnf(text, tokens))
+    """Compile a "grammar" (GBNF) or a "schema". EINVAL with the position of the error."""
+    build = _schema if kind == "schema" else _gbnf
+    return _on_large_stack(lambda: build(text, tokens))
 
 
 def _gbnf(text: str, tokens: LLTokenizer) -> LLMatcher:
-    words = ""
+    error = ""
     for form in gbnf.to_lark(text):
-        matcher, words = _try(form, tokens)
+        matcher, error = _try(form, tokens)
         if matcher is not None:
             return matcher
-    raise SyscallError(Errno.EINVAL, f"the grammar is refused: {words}", "make it simpler")
+    raise SyscallError(Errno.EINVAL, f"the grammar is refused: {error}", "simplify the grammar")
 
 
-def checkable(text: str) -> Document:
-    """A schema that answers can be checked against. EINVAL as for one that is compiled.
+def checkable(text: str) -> SchemaDocument:
+    """A schema for the check of complete answers. EINVAL as in `compiled`.
 
-    Parts are compiled and the whole is not: in the kernel's process that would take too long.
+    Only its parts are compiled: the whole would take too long in the kernel's process.
     """
 
-    def build() -> Document:
+    def build() -> SchemaDocument:
         document, written = _write(text)
         for probe in written.probes:
             _try_part(probe)
         return document
 
-    return _deeply(build)
+    return _on_large_stack(build)
 
 
-def _write(text: str) -> tuple[Document, Written]:
+def _write(text: str) -> tuple[SchemaDocument, GrammarText]:
     try:
-        document = Document(text)
+        document = SchemaDocument(text)
         return document, write(document, matches)
     except RecursionError:
-        raise refusal("is nested too deeply", "make it flatter") from None
+        raise schema_error("is nested too deeply", "reduce the nesting") from None
 
 
 def _try_part(probe: Probe) -> None:
-    matcher, words = _try(HEAD + probe.text, byte_tokens())
+    matcher, error = _try(HEAD + probe.text, byte_tokens())
     if matcher is None:
-        hint = "change that part, or remove it"
-        raise refusal(f"is refused at {probe.place}: {words}", hint)
+        hint = "change or remove that part"
+        raise schema_error(f"is refused at {probe.place}: {error}", hint)
 
 
 def _schema(text: str, tokens: LLTokenizer) -> LLMatcher:
     _, written = _write(text)
-    matcher, words = _try(written.text, tokens)
+    matcher, error = _try(written.text, tokens)
     for probe in written.probes:
         if matcher is None or probe.doubtful:
             _try_part(probe)
     if matcher is None:
-        raise refusal(f"is refused at /: {words}", "make it simpler")
+        raise schema_error(f"is refused at /: {error}", "simplify the schema")
     return matcher
 
 
 def _try(lark: str, tokens: LLTokenizer) -> tuple[LLMatcher | None, str]:
-    """A matcher, or what is wrong with the grammar."""
+    """A matcher, or the error of the grammar."""
     grammar = LLMatcher.grammar_from_lark(lark)
     matcher = LLMatcher(tokens, grammar, log_level=0, limits=_LIMITS)
     if not matcher.is_error():
-        matcher.compute_bitmask()  # what cannot begin is found here
+        matcher.compute_bitmask()  # detects a grammar that no text can begin
     if not matcher.is_error():
         return matcher, ""
-    return None, complaint(matcher)
+    return None, error_text(matcher)
 
 
-def complaint(matcher: LLMatcher) -> str:
-    """In one line. What is wrong with an expression stands in the last one."""
+def error_text(matcher: LLMatcher) -> str:
+    """The error of a matcher in one line. That of an expression is in the line `error: `."""
     lines = matcher.get_error().strip().splitlines() or [""]
-    words = lines[0].rpartition("failed to compile JSON schema: ")[2]
-    if words.startswith("regex parse error"):
-        words = next((line for line in lines if line.startswith("error: ")), lines[0])
-        words = f"not a regular expression: {words.removeprefix('error: ')}"
-    if words.startswith("NoExtension") or "Regex is empty" in words:
-        words = "nothing can match it"
-    return words[:_WORDS_CHARS]
+    message = lines[0].rpartition("failed to compile JSON schema: ")[2]
+    if message.startswith("regex parse error"):
+        message = next((line for line in lines if line.startswith("error: ")), lines[0])
+        message = f"not a regular expression: {message.removeprefix('error: ')}"
+    if message.startswith("NoExtension") or "Regex is empty" in message:
+        message = "nothing can match it"
+    return message[:_ERROR_CHARS]
 
 
 @cache
 def byte_tokens() -> LLTokenizer:
-    """Every byte is a token: for texts that no model wrote."""
+    """A tokenizer with one token per byte, for use without a model."""
     tokens = [bytes([byte]) for byte in range(256)]
     return tokenizer(Vocabulary([*tokens, b""], [256], 256, None, list), [256])
 
 
 @lru_cache(maxsize=64)
 def _pattern(pattern: str) -> LLMatcher:
-    """ValueError: it is none."""
+    """The matcher of a pattern. ValueError for an invalid one."""
     schema = {"type": "string", "pattern": pattern, "x-guidance": {"whitespace_pattern": SPACE}}
-    matcher, words = _try(f"{HEAD}start: %json {quoted(schema)}\n", byte_tokens())
+    matcher, error = _try(f"{HEAD}start: %json {quoted(schema)}\n", byte_tokens())
     if matcher is None:
-        raise ValueError(words)
+        raise ValueError(error)
     return matcher
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Whether a text has a match, in time that grows with the text only. EINVAL: no pattern."""
+    """Whether a text contains a match, in linear time. EINVAL for an invalid pattern."""
     try:
         read = patterns.read(pattern)
         return all(_matches(one, text) for one in read.required) and not any(
             _matches(one, text) for one in read.excluded
         )
     except ValueError as error:
-        raise refusal(f"is refused: pattern {pattern!r:.120}: {error}", "correct it") from error
+        message = f"is refused: pattern {pattern!r:.120}: {error}"
+        raise schema_error(message, "correct the pattern") from error
 
 
 def _matches(pattern: str, text: str) -> bool:
@@ -179,8 +181,8 @@ def _matches(pattern: str, text: str) -> bool:
     return matcher.consume_tokens(list(quoted(text).encode())) and matcher.is_accepting()
 
 
-def _deeply(build: Callable[[], T]) -> T:
-    """Run on a thread with a deep stack: the library follows chains of rules by recursion."""
+def _on_large_stack(build: Callable[[], T]) -> T:
+    """Run `build` on a thread with a large stack: the library follows rules by recursion."""
     with _COMPILING:
         before = threading.stack_size(_STACK_BYTES)
         try:

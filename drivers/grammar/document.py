@@ -1,7 +1,7 @@
-"""A JSON schema as it was sent: its parts, where they stand, and what its references name.
+"""Parses a JSON schema: its parts, their positions, and the targets of its references.
 
-Numbers are exact: an integer is an int, everything else a Decimal. A part is one object a place,
-so parts can be compared and remembered.
+Numbers are exact: an integer is an int, any other number a Decimal. There is one SchemaPart object
+per position, so parts can be compared and used as keys.
 """
 
 import json
@@ -10,26 +10,26 @@ from decimal import Decimal
 from typing import cast
 from urllib.parse import unquote, urljoin
 
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
-# Values of these are data, not schemas.
+# The values of these keywords are data, not schemas.
 _DATA = frozenset({"const", "enum", "default", "examples", "example"})
 NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 
 
-class Part:
-    """A value in a schema, and where it stands."""
+class SchemaPart:
+    """A value in a schema and its position."""
 
     __slots__ = ("base", "pointer", "value")
 
     def __init__(self, pointer: str, value: object, base: str) -> None:
-        self.pointer = pointer  # JSON pointer from the whole
+        self.pointer = pointer  # JSON pointer from the root
         self.value = value
-        self.base = base  # URI that references in it are relative to
+        self.base = base  # base URI of the references in it
 
     @property
     def fields(self) -> Mapping[str, object]:
-        """Its keywords, when it is an object."""
+        """Its keywords; empty if it is not an object."""
         value = self.value
         return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
@@ -39,6 +39,7 @@ class Part:
 
     @property
     def place(self) -> str:
+        """Its position in messages."""
         return self.pointer or "/"
 
     def list(self, name: str) -> list[object]:
@@ -46,21 +47,25 @@ class Part:
         return cast("list[object]", value) if isinstance(value, list) else []
 
 
-def refusal(words: str, hint: str) -> SyscallError:
-    return SyscallError(Errno.EINVAL, f"the schema {words}", hint)
+def schema_error(problem: str, hint: str) -> SyscallError:
+    """EINVAL for a schema."""
+    return SyscallError(Errno.EINVAL, f"the schema {problem}", hint)
 
 
-def refused(part: Part, words: str, hint: str = "change that part, or remove it") -> SyscallError:
-    return refusal(f"is refused at {part.place}: {words}", hint)
+def part_error(
+    part: SchemaPart, problem: str, hint: str = "change or remove that part"
+) -> SyscallError:
+    """EINVAL for a part of a schema, with its position."""
+    return schema_error(f"is refused at {part.place}: {problem}", hint)
 
 
 def step_text(step: str | int) -> str:
-    """A name or an index as a JSON pointer has it."""
+    """A name or an index, escaped for a JSON pointer."""
     return str(step).replace("~", "~0").replace("/", "~1")
 
 
 def loads(text: str) -> object:
-    """JSON with exact numbers. ValueError: it is none; RecursionError: it is nested too deeply."""
+    """Parse JSON with exact numbers. ValueError: not JSON; RecursionError: nested too deeply."""
 
     def constant(name: str) -> object:
         raise ValueError(f"{name} is not a JSON value")
@@ -71,31 +76,31 @@ def loads(text: str) -> object:
     return found
 
 
-class Document:
-    """A whole schema."""
+class SchemaDocument:
+    """A parsed schema."""
 
     def __init__(self, text: str) -> None:
         """EINVAL when it is not JSON, or neither an object nor true."""
         try:
             value = loads(text)
         except RecursionError:
-            raise refusal("is nested too deeply", "make it flatter") from None
+            raise schema_error("is nested too deeply", "reduce the nesting") from None
         except ValueError as error:
-            raise refusal(f"is not JSON: {error}", "give the schema as JSON text") from None
+            raise schema_error(f"is not JSON: {error}", "pass the schema as JSON") from None
         if value is not True and not _is_object(value):
             hint = '{"type": "object"} allows any object, {} any value'
-            raise refusal("is not a JSON object", hint)
-        self._parts: dict[str, Part] = {}
-        self._maps: dict[tuple[str, str], Mapping[str, Part]] = {}
-        self._resources: dict[str, Part] = {}
-        self._anchors: dict[tuple[str, str], Part] = {}
+            raise schema_error("is not a JSON object", hint)
+        self._parts: dict[str, SchemaPart] = {}
+        self._maps: dict[tuple[str, str], Mapping[str, SchemaPart]] = {}
+        self._resources: dict[str, SchemaPart] = {}
+        self._anchors: dict[tuple[str, str], SchemaPart] = {}
         self.root = self._part("", value, "")
         self._resources.setdefault("", self.root)
         self._register()
 
-    # --- places ---------------------------------------------------------------------------------
-    def child(self, part: Part, *steps: str | int) -> Part:
-        """What stands in a part. KeyError, IndexError or TypeError: nothing does."""
+    # --- parts ----------------------------------------------------------------------------------
+    def child(self, part: SchemaPart, *steps: str | int) -> SchemaPart:
+        """The part below `part`. KeyError, IndexError or TypeError: there is none."""
         for step in steps:
             pointer = f"{part.pointer}/{step_text(step)}"
             known = self._parts.get(pointer)
@@ -105,12 +110,12 @@ class Document:
             part = known
         return part
 
-    def children(self, part: Part, name: str) -> list[Part]:
-        """The schemas in a list of them."""
+    def children(self, part: SchemaPart, name: str) -> list[SchemaPart]:
+        """The schemas of a keyword with a list of schemas."""
         return [self.child(part, name, index) for index in range(len(part.list(name)))]
 
-    def named(self, part: Part, name: str) -> Mapping[str, Part]:
-        """The schemas in a map of them."""
+    def named(self, part: SchemaPart, name: str) -> Mapping[str, SchemaPart]:
+        """The schemas of a keyword with an object of schemas."""
         known = self._maps.get((part.pointer, name))
         if known is None:
             found = part.fields.get(name)
@@ -119,20 +124,20 @@ class Document:
             self._maps[part.pointer, name] = known
         return known
 
-    def child_or_none(self, part: Part, name: str) -> tuple[Part, ...]:
-        """The schema of a keyword, if it is there."""
+    def child_or_none(self, part: SchemaPart, name: str) -> tuple[SchemaPart, ...]:
+        """The schema of a keyword; empty if it is absent."""
         return (self.child(part, name),) if name in part.fields else ()
 
-    def items(self, part: Part) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-        """The schemas of the first items, and the one of all others, in the words of any draft."""
+    def items(self, part: SchemaPart) -> tuple[tuple[SchemaPart, ...], tuple[SchemaPart, ...]]:
+        """The schemas of the first items, and that of all others, in the syntax of any draft."""
         if isinstance(part.fields.get("items"), list):
             first, rest = "items", "additionalItems"
         else:
             first, rest = "prefixItems", "items"
         return tuple(self.children(part, first)), self.child_or_none(part, rest)
 
-    def _part(self, pointer: str, value: object, base: str) -> Part:
-        part = self._parts[pointer] = Part(pointer, value, base)
+    def _part(self, pointer: str, value: object, base: str) -> SchemaPart:
+        part = self._parts[pointer] = SchemaPart(pointer, value, base)
         name = part.fields.get("$id")
         if isinstance(name, str) and not name.startswith("#"):
             part.base = _join(base, name.removesuffix("#"))
@@ -140,7 +145,7 @@ class Document:
 
     # --- references -----------------------------------------------------------------------------
     def _register(self) -> None:
-        """Find every $id and $anchor."""
+        """Register every $id and $anchor."""
         open_parts = [(self.root, False)]
         while open_parts:
             part, named = open_parts.pop()
@@ -150,17 +155,17 @@ class Document:
                 inside = self.child(part, step)
                 open_parts.append((inside, not named and step in NAMED))
 
-    def _steps(self, part: Part, named: bool) -> Iterator[str | int]:
+    def _steps(self, part: SchemaPart, named: bool) -> Iterator[str | int]:
         if part.is_list:
             yield from range(len(cast("list[object]", part.value)))
         for name, value in part.fields.items():
             if isinstance(value, (dict, list)) and (named or name not in _DATA):
                 yield name
 
-    def _name(self, part: Part) -> None:
+    def _name(self, part: SchemaPart) -> None:
         name = part.fields.get("$id")
         if isinstance(name, str):
-            if name.startswith("#"):  # as drafts 6 and 7 write an anchor
+            if name.startswith("#"):  # an anchor in drafts 6 and 7
                 self._anchors.setdefault((part.base, name[1:]), part)
             else:
                 self._resources.setdefault(part.base, part)
@@ -169,11 +174,11 @@ class Document:
             if isinstance(anchor, str):
                 self._anchors.setdefault((part.base, anchor), part)
 
-    def target(self, part: Part) -> Part:
-        """What the $ref of a part names. EINVAL: it is not in this schema."""
+    def target(self, part: SchemaPart) -> SchemaPart:
+        """The target of the $ref of a part. EINVAL when it is not in this schema."""
         name = part.fields.get("$ref")
         if not isinstance(name, str):
-            raise refused(part, "$ref is not a text")
+            raise part_error(part, "$ref is not a string")
         base, _, fragment = name.partition("#")
         uri = _join(part.base, base) if base else part.base
         resource, wanted = self._resources.get(uri), unquote(fragment)
@@ -183,11 +188,11 @@ class Document:
         elif resource is not None:
             found = self._follow(resource, wanted)
         if found is None or not isinstance(found.value, (dict, bool)):
-            hint = "a reference names a schema in the same text, as #/$defs/NAME or #ANCHOR"
-            raise refused(part, f"$ref {name!r:.120} does not exist in it", hint)
+            hint = "refer to a schema in the same document, as #/$defs/NAME or #ANCHOR"
+            raise part_error(part, f"$ref {name!r:.120} does not exist in it", hint)
         return found
 
-    def _follow(self, part: Part, pointer: str) -> Part | None:
+    def _follow(self, part: SchemaPart, pointer: str) -> SchemaPart | None:
         for step in pointer.split("/")[1:]:
             key: str | int = step.replace("~1", "/").replace("~0", "~")
             if part.is_list and str(key).isdecimal():

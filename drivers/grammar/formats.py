@@ -1,7 +1,7 @@
-"""What `format` means where it means something; any other format is an annotation.
+"""The values of `format` that are enforced; any other format is an annotation.
 
-The expressions end (no part may grow without bound) and need no escape in JSON. They are a little
-narrower than their standards where programs are: no leap seconds, no address in brackets.
+The expressions have a maximum length and need no escape in JSON. They are slightly narrower than
+their standards, as many programs are: no leap seconds, no address in brackets.
 """
 
 _YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"

@@ -1,20 +1,20 @@
-"""The keywords of JSON Schema: what each takes, and which are not supported.
+"""The keywords of JSON Schema: the values that each takes, and the unsupported ones.
 
-A keyword that would limit an answer and that nothing here enforces is refused by name. Everything
-else that is unknown is an annotation, as JSON Schema says.
+A keyword that would constrain an answer and is not enforced is refused by name. Any other unknown
+keyword is an annotation, as in JSON Schema.
 """
 
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import cast
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 
-from .document import Document, Part, refused
+from .document import SchemaDocument, SchemaPart, part_error
 from .patterns import read
 
 TYPES = ("null", "boolean", "number", "string", "array", "object")
-# Which type of value a keyword speaks of, where `type` does not say.
+# The type that a keyword implies if `type` is absent.
 IMPLIED = {
     **dict.fromkeys(
         ("properties", "required", "additionalProperties", "patternProperties", "propertyNames",
@@ -33,7 +33,7 @@ _HINTS = {
     "dependentRequired": "write the cases as anyOf",
     "dependencies": "write the cases as anyOf",
     "contains": "describe the items with prefixItems and items",
-    "unevaluatedProperties": "leave it out: only declared properties are generated",
+    "unevaluatedProperties": "remove it: only declared properties are generated",
     "unevaluatedItems": 'use "items": false after prefixItems',
     "$dynamicRef": "use $ref",
     "$recursiveRef": "use $ref",
@@ -41,7 +41,7 @@ _HINTS = {
 
 
 def integer(value: object) -> int | None:
-    """A whole number, also when it is written as 2.0."""
+    """The value of a whole number, also of one written as 2.0; else None."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, Decimal) and value.adjusted() < limits.SCHEMA_DIGITS:
@@ -51,6 +51,7 @@ def integer(value: object) -> int | None:
 
 
 def number(value: object) -> bool:
+    """Whether a value is a JSON number."""
     return isinstance(value, (int, Decimal)) and not isinstance(value, bool)
 
 
@@ -60,7 +61,7 @@ def _count(value: object) -> bool:
 
 
 def _bound(value: object) -> bool:
-    """Exact, so of so many digits at most."""
+    """Whether a bound has at most SCHEMA_DIGITS digits, so that it is exact."""
     if not number(value):
         return False
     found = Decimal(cast("int | Decimal", value))
@@ -105,7 +106,7 @@ _EXCLUSIVE = (_exclusive, _BOUND[1])
 _SCHEMA = (_schema, "a schema: an object, true or false")
 _SCHEMAS = (_schemas, "a list of schemas")
 _MAP = (_map, "an object of schemas")
-_TEXT = (_text, "a text")
+_TEXT = (_text, "a string")
 _TAKES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "$ref": _TEXT,
     "type": (_type, f"one of {', '.join(TYPES)} and integer, or a list of them"),
@@ -126,24 +127,24 @@ _TAKES: Mapping[str, tuple[Callable[[object], bool], str]] = {
 }  # fmt: skip
 
 
-def vet(document: Document, part: Part) -> None:
-    """EINVAL for a keyword that is not supported, or that does not take such a value."""
+def check_keywords(document: SchemaDocument, part: SchemaPart) -> None:
+    """EINVAL for an unsupported keyword or an invalid value."""
     for name, value in part.fields.items():
         if name in _HINTS:
-            raise refused(part, f"{name!r} is not supported", _HINTS[name])
+            raise part_error(part, f"{name!r} is not supported", _HINTS[name])
         takes = _TAKES.get(name)
         if takes is not None and not takes[0](value):
-            raise refused(part, f"{name} is {value!r:.80}, not {takes[1]}", "correct it")
+            raise part_error(part, f"{name} is {value!r:.80}, not {takes[1]}", "correct the value")
     patterns = [("pattern", part.fields.get("pattern"))]
     patterns += [("patternProperties", name) for name in document.named(part, "patternProperties")]
     for name, pattern in patterns:
         if isinstance(pattern, str):
-            _vet_pattern(part, name, pattern)
+            _check_pattern(part, name, pattern)
 
 
-def _vet_pattern(part: Part, name: str, pattern: str) -> None:
+def _check_pattern(part: SchemaPart, name: str, pattern: str) -> None:
     try:
         read(pattern)
     except ValueError as error:
-        hint = "write it without, as alternatives or as a list of values (enum)"
-        raise refused(part, f"{name} {pattern!r:.120}: {error}", hint) from error
+        hint = "write it as alternatives, or list the values with enum"
+        raise part_error(part, f"{name} {pattern!r:.120}: {error}", hint) from error

@@ -1,7 +1,8 @@
-"""Expressions for numbers between exact bounds, with digits that end.
+"""Regular expressions for numbers between exact bounds, with a limited number of digits.
 
-A model that may write digits without end sometimes does. An integer has at most
-SCHEMA_INTEGER_DIGITS digits and a fraction SCHEMA_FRACTION_DIGITS, or some more than a bound has.
+Without a limit a model sometimes generates digits endlessly. An integer has at most
+SCHEMA_INTEGER_DIGITS digits and a fraction SCHEMA_FRACTION_DIGITS, or one or two more than a bound
+has.
 """
 
 import math
@@ -10,15 +11,13 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 
-from .document import Part
+from .document import SchemaPart
 
 _DOUBLE = 2**53  # integers up to here are exact as floats
-_STEPS = (
-    10_000  # what a number is a multiple of, without its point: an automaton has so many states
-)
-_SPAN = 10**15  # of multiples of which no bound is given
+_STEPS = 10_000  # limit of multipleOf without its point: the number of states of the automaton
+_SPAN = 10**15  # bounds of multiples if the schema has none
 
 
 class Bound(NamedTuple):
@@ -27,14 +26,14 @@ class Bound(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
-    """What a number has to be."""
+class NumberRange:
+    """A set of numbers: type, bounds and step."""
 
-    place: Part
+    place: SchemaPart
     integer: bool
     low: Bound | None = None
     high: Bound | None = None
-    step: Fraction | None = None  # it is a multiple of this
+    step: Fraction | None = None  # multipleOf
 
     def __post_init__(self) -> None:
         if not self.integer and self.step is not None and self.step.denominator == 1:
@@ -42,7 +41,7 @@ class Number:
 
     @property
     def empty(self) -> str:
-        """Why there is no such number; empty: there is one."""
+        """Why no number satisfies it; empty: some number does."""
         if self.low is None or self.high is None:
             return ""
         low, high = self.low, self.high
@@ -57,7 +56,7 @@ class Number:
 
 
 def tighter(one: Bound | None, two: Bound | None, *, high: bool) -> Bound | None:
-    """Both bounds."""
+    """The intersection of two bounds."""
     if one is None or two is None:
         return one or two
     if one.value == two.value:
@@ -66,7 +65,7 @@ def tighter(one: Bound | None, two: Bound | None, *, high: bool) -> Bound | None
 
 
 def common(one: Fraction | None, two: Fraction | None) -> Fraction | None:
-    """What is a multiple of both is a multiple of this."""
+    """The least common multiple."""
     if one is None or two is None:
         return one or two
     return Fraction(
@@ -75,26 +74,27 @@ def common(one: Fraction | None, two: Fraction | None) -> Fraction | None:
 
 
 def _first(low: Bound, step: Fraction) -> int:
-    """The least multiple, counted in steps."""
+    """The least multiple within a bound, in steps."""
     count = Fraction(low.value) / step
     return math.floor(count) + 1 if low.open else math.ceil(count)
 
 
 def _last(high: Bound, step: Fraction) -> int:
+    """The largest multiple within a bound, in steps."""
     count = Fraction(high.value) / step
     return math.ceil(count) - 1 if high.open else math.floor(count)
 
 
-def schema(number: Number) -> dict[str, object] | None:
-    """A JSON schema for llguidance, which counts multiples; None: `patterns` can say it.
+def schema(number: NumberRange) -> dict[str, object] | None:
+    """A JSON schema for llguidance, which supports multiples; None: use `patterns`.
 
-    ValueError: it cannot be exact.
+    ValueError when it cannot be exact.
     """
     step = number.step
     if step is None or _decimals(number) is not None or _zeros(number) is not None:
         return None
     if step * 10 ** _digits(step) > _STEPS:
-        raise ValueError(f"multiples of {step} are not supported; up to {_STEPS} steps are")
+        raise ValueError(f"multiples of {step} are not supported: more than {_STEPS} steps")
     low, high = number.low or Bound(Decimal(-_SPAN)), number.high or Bound(Decimal(_SPAN))
     found: dict[str, object] = {
         "type": "integer" if number.integer else "number", "multipleOf": _float(step)
@@ -111,11 +111,11 @@ def _float(value: Fraction) -> float | int:
     found = float(value) if abs(value) <= _DOUBLE else math.inf
     exact = math.isfinite(found) and Fraction(Decimal(repr(found))) == value
     if not exact:
-        raise ValueError(f"multiples with a number such as {value} cannot be exact")
+        raise ValueError(f"a multiple with the number {value} cannot be exact")
     return found
 
 
-def _decimals(number: Number) -> int | None:
+def _decimals(number: NumberRange) -> int | None:
     """Digits of the fraction when the step is 0.1, 0.01 and so on."""
     step = number.step
     if number.integer or step is None or step.numerator != 1:
@@ -124,7 +124,7 @@ def _decimals(number: Number) -> int | None:
     return digits if step.denominator == 10**digits else None
 
 
-def _zeros(number: Number) -> int | None:
+def _zeros(number: NumberRange) -> int | None:
     """Zeros at the end of an integer when the step is 1, 10, 100 and so on."""
     step = number.step
     if not number.integer or step is None or step.denominator != 1:
@@ -134,7 +134,7 @@ def _zeros(number: Number) -> int | None:
 
 
 def _digits(step: Fraction) -> int:
-    """Digits of its fraction. ValueError: they do not end, or are too many."""
+    """The number of digits of its fraction. ValueError for more than 9."""
     found = (digits for digits in range(10) if (step * 10**digits).denominator == 1)
     digits = next(found, None)
     if digits is None:
@@ -142,8 +142,8 @@ def _digits(step: Fraction) -> int:
     return digits
 
 
-def patterns(number: Number) -> list[str]:
-    """Expressions that all match the number. Not for other multiples."""
+def patterns(number: NumberRange) -> list[str]:
+    """Regular expressions that the number must all match. Only when `schema` is None."""
     if number.integer:
         low, high = number.low, number.high
         least = None if low is None else _first(low, Fraction(1))
@@ -165,7 +165,7 @@ def _integers(least: int | None, most: int | None) -> list[str]:
     if most is not None:
         lower = f"-{_at_least(max(-most, 1), digits)}"
         found.append(lower if most < 0 else f"{_at_most(most)}|{lower}")
-    # -0 is no integer that a program expects.
+    # Excludes -0, which programs do not expect as an integer.
     return [f"(?:{one})" for one in found] + ["0|-?[1-9][0-9]*"]
 
 
@@ -176,24 +176,24 @@ def _any_integer(digits: int) -> str:
 def _at_least(value: int, digits: int) -> str:
     text = str(value)
     size = len(text)
-    ways = [
+    alternatives = [
         f"{text[:at]}[{int(digit) + 1}-9][0-9]{{{size - at - 1}}}"
         for at, digit in enumerate(text) if digit != "9"
     ]  # fmt: skip
-    return f"(?:{'|'.join([text, *ways, f'[1-9][0-9]{{{size},{digits}}}'])})"
+    return f"(?:{'|'.join([text, *alternatives, f'[1-9][0-9]{{{size},{digits}}}'])})"
 
 
 def _at_most(value: int) -> str:
     text = str(value)
     size = len(text)
-    ways = [text]
+    alternatives = [text]
     for at, digit in enumerate(text):
         least = 1 if at == 0 and size > 1 else 0
         if int(digit) > least:
-            ways.append(f"{text[:at]}[{least}-{int(digit) - 1}][0-9]{{{size - at - 1}}}")
+            alternatives.append(f"{text[:at]}[{least}-{int(digit) - 1}][0-9]{{{size - at - 1}}}")
     if size > 1:
-        ways.append(_any_integer(size - 1))
-    return f"(?:{'|'.join(ways)})"
+        alternatives.append(_any_integer(size - 1))
+    return f"(?:{'|'.join(alternatives)})"
 
 
 # --- reals ------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class _Digits(NamedTuple):
         return f"(?:\\.[0-9]{{1,{self.part}}})?" if self.part else ""
 
 
-def _reals(number: Number) -> list[str]:
+def _reals(number: NumberRange) -> list[str]:
     bounds = [bound for bound in (number.low, number.high) if bound is not None]
     sizes = [_size(bound.value) for bound in bounds]
     digits = _Digits(
@@ -223,7 +223,7 @@ def _reals(number: Number) -> list[str]:
     return _between(number, digits)
 
 
-def _between(number: Number, digits: _Digits) -> list[str]:
+def _between(number: NumberRange, digits: _Digits) -> list[str]:
     found: list[str] = []
     if number.low is not None:
         value, excluded = number.low
@@ -241,7 +241,7 @@ def _between(number: Number, digits: _Digits) -> list[str]:
         else:
             under = f"-{_any_integer(digits.whole)}{digits.fraction}"
             under = f"-{_real_at_least(Bound(Decimal(0), True), digits)}" if not value else under
-            found.append("|".join([under, *_real_at_most_ways(number.high, digits)]))
+            found.append("|".join([under, *_real_at_most_alternatives(number.high, digits)]))
     return [f"(?:{one})" for one in found]
 
 
@@ -258,42 +258,44 @@ def _split(value: Decimal) -> tuple[int, str]:
 def _real_at_least(bound: Bound, digits: _Digits) -> str:
     whole, part = _split(bound.value)
     size = len(part)
-    ways = [f"{_at_least(whole + 1, digits.whole)}{digits.fraction}"]
+    alternatives = [f"{_at_least(whole + 1, digits.whole)}{digits.fraction}"]
     for at, digit in enumerate(part):
         if digit != "9":
             rest = f"[0-9]{{0,{digits.part - at - 1}}}"
-            ways.append(f"{whole}\\.{part[:at]}[{int(digit) + 1}-9]{rest}")
+            alternatives.append(f"{whole}\\.{part[:at]}[{int(digit) + 1}-9]{rest}")
     if bound.open:
-        ways.append(f"{whole}\\.{part}[0-9]{{0,{digits.part - size - 1}}}[1-9]")
+        alternatives.append(f"{whole}\\.{part}[0-9]{{0,{digits.part - size - 1}}}[1-9]")
     elif part:
-        ways.append(f"{whole}\\.{part}[0-9]{{0,{digits.part - size}}}")
+        alternatives.append(f"{whole}\\.{part}[0-9]{{0,{digits.part - size}}}")
     else:
-        ways.append(f"{whole}{digits.fraction}")
-    return f"(?:{'|'.join(ways)})"
+        alternatives.append(f"{whole}{digits.fraction}")
+    return f"(?:{'|'.join(alternatives)})"
 
 
 def _real_at_most(bound: Bound, digits: _Digits) -> str:
-    return f"(?:{'|'.join(_real_at_most_ways(bound, digits))})"
+    return f"(?:{'|'.join(_real_at_most_alternatives(bound, digits))})"
 
 
-def _real_at_most_ways(bound: Bound, digits: _Digits) -> list[str]:
-    """None when nothing from 0 up is so small."""
+def _real_at_most_alternatives(bound: Bound, digits: _Digits) -> list[str]:
+    """Alternatives for 0 to the bound; empty if it excludes 0."""
     whole, part = _split(bound.value)
     size = len(part)
-    ways = [f"{_at_most(whole - 1)}{digits.fraction}"] if whole else []
+    alternatives = [f"{_at_most(whole - 1)}{digits.fraction}"] if whole else []
     for at, digit in enumerate(part):
         if digit != "0":
             rest = f"[0-9]{{0,{digits.part - at - 1}}}"
-            ways.append(f"{whole}\\.{part[:at]}[0-{int(digit) - 1}]{rest}")
-        ways.append(f"{whole}\\.{part[:at]}" if at else str(whole))
+            alternatives.append(f"{whole}\\.{part[:at]}[0-{int(digit) - 1}]{rest}")
+        alternatives.append(f"{whole}\\.{part[:at]}" if at else str(whole))
     if not bound.open:
         zeros = f"0{{0,{digits.part - size}}}"
-        ways.append(f"{whole}\\.{part}{zeros}" if part else f"{whole}(?:\\.0{{1,{digits.part}}})?")
-    return ways
+        alternatives.append(
+            f"{whole}\\.{part}{zeros}" if part else f"{whole}(?:\\.0{{1,{digits.part}}})?"
+        )
+    return alternatives
 
 
 def literal(value: int | Decimal) -> str:
-    """A number as its author wrote it, near enough: exact, and JSON."""
+    """A number as exact JSON, in plain notation where it is short."""
     if isinstance(value, Decimal) and -30 < value.adjusted() < 30:
         return format(value, "f")
     return str(value)

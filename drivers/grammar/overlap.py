@@ -1,7 +1,7 @@
-"""Whether what is generated for one alternative of a oneOf may satisfy another one, too.
+"""Whether a value generated for one alternative of a oneOf may satisfy another one.
 
-Careful: when in doubt it may. Generated objects have no properties but those declared, while an
-object that is only checked may have any that its schema does not exclude.
+Conservative: if undecided, it may. A generated object has declared properties only, while an object
+that is only checked may have any properties that its schema does not exclude.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from . import numbers
 from .check import Check, same
-from .numbers import Number
+from .numbers import NumberRange
 from .shapes import Array, Const, Goal, Object, Shape, Text
 
-_DEPTH = 8  # of values in values that are compared
+_DEPTH = 8  # nested values are compared to this depth
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Of the goals of one schema."""
+    """Compares the shapes of one schema."""
 
     open: Callable[[Goal], list[Shape]]
     check: Check
@@ -25,7 +25,7 @@ class Overlap:
     def either(
         self, made: Sequence[Shape], others: Sequence[Shape], goal: Goal, depth: int = 0
     ) -> bool:
-        """Some made shape may satisfy one of the others, which together are a goal."""
+        """Whether a value of the shapes `made` may have one of the shapes `others` of `goal`."""
         return depth > _DEPTH or any(
             self._pair(one, other, goal, depth) for one in made for other in others
         )
@@ -42,7 +42,7 @@ class Overlap:
                 return not any(self.check.problem(made.value, one, own=own) for one in goal)
             case _, Const():
                 return isinstance(made, _kind(other.value))
-            case Number(), Number():
+            case NumberRange(), NumberRange():
                 return _numbers(made, other)
             case Text(), Text():
                 return _texts(made, other)
@@ -76,18 +76,18 @@ def _item(shape: Array, at: int) -> Goal:
 
 
 def _kind(value: object) -> type:
-    """The shape that may be such a value."""
+    """The type of the shapes that contain such a value."""
     if isinstance(value, dict):
         return Object
     if isinstance(value, list):
         return Array
     if isinstance(value, str):
         return Text
-    return Const if isinstance(value, bool) or value is None else Number
+    return Const if isinstance(value, bool) or value is None else NumberRange
 
 
-def _numbers(one: Number, two: Number) -> bool:
-    both = Number(
+def _numbers(one: NumberRange, two: NumberRange) -> bool:
+    both = NumberRange(
         one.place,
         one.integer or two.integer,
         numbers.tighter(one.low, two.low, high=False),
@@ -98,7 +98,7 @@ def _numbers(one: Number, two: Number) -> bool:
 
 
 def _texts(one: Text, two: Text) -> bool:
-    """Texts of different formats are taken for different."""
+    """Whether two strings may be equal. Strings of different formats are assumed different."""
     if one.formats and two.formats and set(one.formats) != set(two.formats):
         return False
     longest = min(one.most if one.most is not None else 2**32,

@@ -1,8 +1,8 @@
-"""Regular expressions of schemas: what they use that cannot be enforced, and their form in Lark.
+"""The regular expressions of schemas: unsupported features, and translation to Lark.
 
-A pattern becomes an automaton, which has no look-ahead, look-behind or backreference. Looks ahead
-from the beginning are conditions on the whole text and can be enforced: `^(?=.*[0-9]).{8,}$` is
-two patterns, and `^(?!a)b` is one pattern and one that must not match.
+A pattern becomes an automaton, which supports no look-ahead, look-behind or backreference. A
+look-ahead at the beginning is a condition on the whole text and can be enforced:
+`^(?=.*[0-9]).{8,}$` is two patterns, and `^(?!a)b` is one pattern and one that must not match.
 """
 
 import re
@@ -21,7 +21,7 @@ _PIECE = re.compile(r"\\(?:[uxpP]\{[^}]*\}|.)|\(\?(?:<[=!]|P=|[=!>(])|[^\\]", re
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Expressions that a text has to match somewhere, and some that it must not match."""
+    """Expressions that a text must contain a match of, and expressions that it must not."""
 
     required: tuple[str, ...]
     excluded: tuple[str, ...] = ()
@@ -29,15 +29,17 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
+    """An element of a pattern: a character, an escape or an opening of a group."""
+
     text: str
     at: int
-    inside: bool  # a set in brackets
-    depth: int  # of groups
+    inside: bool  # in a set in brackets
+    depth: int  # of nested groups
 
 
 @lru_cache(maxsize=256)
 def read(pattern: str) -> Pattern:
-    """ValueError names what cannot be enforced, and where."""
+    """Parse a pattern. ValueError with the unsupported feature and its position."""
     pieces = _pieces(pattern)
     required: list[str] = []
     excluded: list[str] = []
@@ -49,13 +51,13 @@ def read(pattern: str) -> Pattern:
     for piece in pieces:
         if piece.at >= at and not piece.inside:
             _check(piece)
-    looked = [read(inner if inner.startswith("^") else f"^(?:{inner})")
+    parsed = [read(inner if inner.startswith("^") else f"^(?:{inner})")
               for inner in required + excluded]  # fmt: skip
-    if any(one.excluded or len(one.required) > 1 for one in looked):
-        raise ValueError("look-ahead in a look-ahead is not supported")
+    if any(one.excluded or len(one.required) > 1 for one in parsed):
+        raise ValueError("nested look-ahead is not supported")
     if at <= 1:
         return Pattern((pattern,))
-    conditions = [one.required[0] for one in looked]
+    conditions = [one.required[0] for one in parsed]
     kept = (*conditions[: len(required)], f"^{pattern[at:]}")
     return Pattern(kept, tuple(conditions[len(required) :]))
 
@@ -89,19 +91,19 @@ def _pieces(pattern: str) -> list[_Piece]:
 
 
 def _end(pieces: list[_Piece], at: int) -> int:
-    """Where the group that begins at `at` ends."""
+    """The offset of the end of the group that begins at `at`."""
     depth = next(piece.depth for piece in pieces if piece.at == at)
     for piece in pieces:
         if piece.at > at and piece.text == ")" and not piece.inside and piece.depth == depth:
             return piece.at
-    raise ValueError("a group has no end")
+    raise ValueError("a group has no closing parenthesis")
 
 
 def whole(pattern: str) -> str:
-    """The expression in Lark that whole texts match. ValueError: it cannot be written so."""
+    """The Lark expression that matches whole texts. ValueError when there is none."""
     pieces = _pieces(pattern)
     if _alternative(pieces) and pieces[0].text == "^":
-        raise ValueError("an alternative beside ^ is not supported here; put it in parentheses")
+        raise ValueError("an alternative after ^ is not supported here; put it in parentheses")
     begins = bool(pieces) and pieces[0].text == "^"
     ends = bool(pieces) and pieces[-1].text == "$" and not pieces[-1].inside
     body = pieces[begins : len(pieces) - ends]

@@ -1,45 +1,48 @@
-"""Rules of a grammar, of which some can never end and are left out."""
+"""The rules of a grammar, and the removal of those that can never end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """An alternative of a rule, as Lark writes it."""
+class RuleAlternative:
+    """An alternative of a rule, in Lark."""
 
     text: str
-    needs: frozenset[str] = frozenset()  # rules without which it cannot be
+    needs: frozenset[str] = frozenset()  # rules that it requires
     condition: str = ""
 
 
-def settled(waits: dict[tuple[str, int], set[str]]) -> set[str]:
-    """Names that wait for nothing, or in one of their ways only for such names."""
-    waiting: dict[str, list[tuple[str, int]]] = {}
-    for key, names in waits.items():
+def resolvable(needs: dict[tuple[str, int], set[str]]) -> set[str]:
+    """Names with an alternative that needs only resolvable names.
+
+    `needs`: the names that each (name, alternative) needs; consumed.
+    """
+    dependents: dict[str, list[tuple[str, int]]] = {}
+    for key, names in needs.items():
         for name in names:
-            waiting.setdefault(name, []).append(key)
-    ready = [name for (name, _), names in waits.items() if not names]
+            dependents.setdefault(name, []).append(key)
+    ready = [name for (name, _), names in needs.items() if not names]
     found = set[str]()
     while ready:
         name = ready.pop()
         if name not in found:
             found.add(name)
-            for key in waiting.get(name, ()):
-                waits[key].discard(name)
-                if not waits[key]:
+            for key in dependents.get(name, ()):
+                needs[key].discard(name)
+                if not needs[key]:
                     ready.append(key[0])
     return found
 
 
-def ending(rules: Mapping[str, list[Way]]) -> dict[str, list[Way]]:
-    """The rules that can end, with the alternatives that can."""
-    waits = {
-        (name, number): set(way.needs)
-        for name, ways in rules.items() for number, way in enumerate(ways)
+def ending(rules: Mapping[str, list[RuleAlternative]]) -> dict[str, list[RuleAlternative]]:
+    """The rules that can end, with those of their alternatives that can."""
+    needs = {
+        (name, number): set(alternative.needs)
+        for name, alternatives in rules.items() for number, alternative in enumerate(alternatives)
     }  # fmt: skip
-    good = settled(waits)
+    good = resolvable(needs)
     return {
-        name: [way for way in ways if way.needs <= good]
-        for name, ways in rules.items() if name in good
+        name: [alternative for alternative in alternatives if alternative.needs <= good]
+        for name, alternatives in rules.items() if name in good
     }  # fmt: skip

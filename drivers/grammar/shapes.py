@@ -1,26 +1,30 @@
-"""Shapes: what values may look like, without references and combinations.
+"""Shapes: sets of values of one type, without references and combinations.
 
-A goal is the schemas that one value has to satisfy together; the empty goal is any value. What
-stands inside a shape is a goal.
+A goal is a tuple of schemas that one value must satisfy together; the empty goal allows any value.
+The items and properties of a shape are goals.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .document import Part
-from .numbers import Number
+from .document import SchemaPart
+from .numbers import NumberRange
 
-Goal = tuple[Part, ...]
+Goal = tuple[SchemaPart, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Const:
+    """One value."""
+
     value: object
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    place: Part
+    """A string."""
+
+    place: SchemaPart
     least: int  # characters
     most: int | None
     patterns: Sequence[str]
@@ -29,23 +33,27 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    first: Sequence[Goal]
-    rest: Goal  # of further items
+    """A list."""
+
+    first: Sequence[Goal]  # of the first items
+    rest: Goal  # of all other items
     least: int
     most: int | None
-    unique: Part | None  # that says so
+    unique: SchemaPart | None  # the part with uniqueItems
 
 
 @dataclass(frozen=True, slots=True)
 class Object:
+    """An object."""
+
     properties: dict[str, Goal]
     required: frozenset[str]
-    patterns: dict[str, Goal]  # by the pattern of the names
-    names: Goal  # what every name has to be
-    extra: Goal | None  # what other properties have to be; None: there are none
+    patterns: dict[str, Goal]  # by the pattern of their names
+    names: Goal  # of every name
+    extra: Goal | None  # of other properties; None: not allowed
     least: int
     most: int | None
-    place: Part
+    place: SchemaPart
 
 
-Shape = Const | Number | Text | Array | Object
+Shape = Const | NumberRange | Text | Array | Object

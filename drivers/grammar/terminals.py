@@ -1,9 +1,8 @@
-"""Numbers, texts and constants as terminals of Lark.
+"""Numbers, strings and constants as terminals of Lark.
 
-A terminal is one word for the library's lexer, which is fast. What a text looks like in JSON
-decides whether a pattern can be one: llguidance quotes the texts of a pattern by itself in `%json`,
-which is a rule; a pattern that must not match, and names of properties, are words that need no
-escape.
+A terminal is matched by the lexer of llguidance, which is fast. A pattern on a string that may need
+escapes in JSON is no terminal but a `%json` rule, in which llguidance applies the escapes itself.
+Patterns that must not match, and names of properties, are terminals without escapes.
 """
 
 import json
@@ -13,56 +12,56 @@ from decimal import Decimal
 from typing import NamedTuple, cast
 
 from . import numbers, patterns
-from .document import Part, refusal, refused
+from .document import SchemaPart, part_error, schema_error
 from .formats import FORMATS
-from .numbers import Number
+from .numbers import NumberRange
 from .shapes import Const, Text
 
-_PLAIN = r"[^\"\\\x00-\x1F\x7F]"  # needs no escape
+_UNESCAPED = r"[^\"\\\x00-\x1F\x7F]"  # characters that need no escape
 _ESCAPED = r"\\(?:[\"\\bfnrt]|u00(?:[01][0-9a-fA-F]|7[fF]))"
-_CHAR = f"(?:{_PLAIN}|{_ESCAPED})"
-# A model may put a space or a new line between the parts of JSON, but not spaces without end.
+_CHAR = f"(?:{_UNESCAPED}|{_ESCAPED})"
+# Between the elements of JSON a model may generate a space or a new line, but a limited number.
 SPACE = r"[ ]|\n[ ]{0,16}"
 
 
 class Probe(NamedTuple):
-    """A grammar of one part, which shows whether that part is refused."""
+    """A grammar of one part of the schema, to find the part that llguidance refuses."""
 
     place: str
     text: str
-    doubtful: bool  # nothing may match it, and the library would not say so
+    doubtful: bool  # it may match nothing, which llguidance reports only for it alone
 
 
 @dataclass(slots=True)
 class Terminals:
-    """The words of one grammar. A name in capitals is a word."""
+    """The terminals of one grammar."""
 
-    words: dict[str, str] = field(default_factory=dict[str, str])  # Lark to name
+    names: dict[str, str] = field(default_factory=dict[str, str])  # by Lark expression
     probes: list[Probe] = field(default_factory=list[Probe])
 
     @property
     def text(self) -> str:
-        return "".join(f"{name}: {body}\n" for body, name in self.words.items())
+        return "".join(f"{name}: {body}\n" for body, name in self.names.items())
 
-    def word(self, body: str) -> str:
-        return self.words.setdefault(body, f"T{len(self.words)}")
+    def terminal(self, body: str) -> str:
+        return self.names.setdefault(body, f"T{len(self.names)}")
 
     def literals(self, texts: list[str]) -> str:
-        """Exactly one of these."""
-        return self.word(" | ".join(f"/{literal(text)}/" for text in texts))
+        """A terminal for exactly one of these texts."""
+        return self.terminal(" | ".join(f"/{literal(text)}/" for text in texts))
 
     # --- numbers --------------------------------------------------------------------------------
-    def number(self, number: Number) -> str:
-        """A word, or a rule of llguidance's own."""
+    def number(self, number: NumberRange) -> str:
+        """A terminal, or a `%json` rule."""
         try:
             schema = numbers.schema(number)
         except ValueError as error:
-            raise refused(number.place, f"multipleOf: {error}") from error
+            raise part_error(number.place, f"multipleOf: {error}") from error
         if schema is not None:
-            return self._own(schema, number.place)
-        return self.word(" & ".join(f"/{one}/" for one in numbers.patterns(number)))
+            return self._json_rule(schema, number.place)
+        return self.terminal(" & ".join(f"/{one}/" for one in numbers.patterns(number)))
 
-    def _own(self, schema: dict[str, object], part: Part) -> str:
+    def _json_rule(self, schema: dict[str, object], part: SchemaPart) -> str:
         schema["x-guidance"] = {"whitespace_pattern": SPACE}
         body = f"%json {json.dumps(schema)}"
         self.probes.append(Probe(part.place, f"start: {body}\n", False))
@@ -70,52 +69,52 @@ class Terminals:
 
     # --- texts ----------------------------------------------------------------------------------
     def string(self, shape: Text) -> str:
-        """A word, or a rule of llguidance's own."""
+        """A terminal, or a `%json` rule."""
         formats = [FORMATS[name] for name in shape.formats if name in FORMATS]
         found = [patterns.read(pattern) for pattern in shape.patterns]
         required = [one for pattern in found for one in pattern.required]
         excluded = [one for pattern in found for one in pattern.excluded]
         if excluded:
-            return self._plain(shape, formats, required, excluded)
+            return self._unescaped(shape, formats, required, excluded)
         if required:
-            return self._own(_string(shape, [*required, *(f"^(?:{one})$" for one in formats)]),
-                             shape.place)  # fmt: skip
+            anchored = (f"^(?:{one})$" for one in formats)
+            return self._json_rule(_string(shape, [*required, *anchored]), shape.place)
         if not formats:
-            return self.word(f'/"{_CHAR}{_times(shape)}"/')
-        return self._plain(shape, formats, [], [])
+            return self.terminal(f'/"{_CHAR}{_times(shape)}"/')
+        return self._unescaped(shape, formats, [], [])
 
-    def _plain(
+    def _unescaped(
         self, shape: Text, formats: list[str], required: list[str], excluded: list[str]
     ) -> str:
-        """Without characters that need an escape."""
+        """A terminal for strings without characters that need an escape."""
         try:
             bodies = [f"/{one}/" for one in formats]
             bodies += [f"/{patterns.whole(one)}/" for one in required]
             bodies += [f"~/{patterns.whole(one)}/" for one in excluded]
         except ValueError as error:
-            raise refused(shape.place, f"pattern: {error}") from error
+            raise part_error(shape.place, f"pattern: {error}") from error
         if shape.least or shape.most is not None or not formats:
-            bodies.append(f"/{_PLAIN}{_times(shape)}/")
+            bodies.append(f"/{_UNESCAPED}{_times(shape)}/")
         text = " & ".join(bodies)
-        inner = self.word(text)
+        inner = self.terminal(text)
         doubtful = len(bodies) > 1
         self.probes.append(Probe(shape.place.place, f"start: T0\nT0: {text}\n", doubtful))
-        return self.word(f'/"/ {inner} /"/')
+        return self.terminal(f'/"/ {inner} /"/')
 
-    def key(self, part: Part, own: list[str], others: list[str], names: list[str]) -> str:
-        """A name that matches one pattern, or any name, and none of the others or of `names`."""
+    def key(self, part: SchemaPart, own: list[str], others: list[str], names: list[str]) -> str:
+        """A name that matches the patterns `own`, and none of `others` and of `names`."""
         try:
             bodies = [f"/{patterns.whole(one)}/" for one in own]
             bodies += [f"~/{patterns.whole(one)}/" for one in others]
         except ValueError as error:
-            raise refused(part, f"patternProperties: {error}") from error
+            raise part_error(part, f"patternProperties: {error}") from error
         bodies += [f"~/{literal(name)}/" for name in names]
-        inner = self.word(" & ".join([f"/{_PLAIN}*/", *bodies]))
-        return self.word(f'/"/ {inner} /"/')
+        inner = self.terminal(" & ".join([f"/{_UNESCAPED}*/", *bodies]))
+        return self.terminal(f'/"/ {inner} /"/')
 
     # --- constants ------------------------------------------------------------------------------
     def constant(self, const: Const) -> str:
-        """Text of a rule, with spaces where JSON allows them."""
+        """The body of a rule for one value, with the spaces that JSON allows."""
         value = const.value
         if isinstance(value, list):
             return _joined("[", [self.constant(Const(one)) for one in cast("list[object]", value)])
@@ -128,7 +127,7 @@ class Terminals:
         return self.literals([scalar(value)])
 
     def scalars(self, constants: Sequence[Const]) -> str:
-        """One of them; none is a list or an object."""
+        """A terminal for one of the constants, which are no lists or objects."""
         return self.literals([scalar(const.value) for const in constants])
 
 
@@ -139,23 +138,24 @@ def _joined(opener: str, parts: list[str]) -> str:
 
 
 def scalar(value: object) -> str:
-    """JSON, exact."""
+    """A value that is no list or object, as exact JSON."""
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
         return numbers.literal(value)
     return quoted(value)
 
 
 def quoted(value: object) -> str:
+    """A value as JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def literal(text: str) -> str:
-    """An expression for exactly this text."""
+    """A regular expression that matches exactly this text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        words = f"is refused at /: a text has half of a surrogate pair, {text!r:.80}"
-        raise refusal(words, "write whole characters") from error
+        problem = f"is refused at /: a text has an unpaired surrogate, {text!r:.80}"
+        raise schema_error(problem, "remove the surrogate") from error
     return "".join(
         char if char.isascii() and (char.isalnum() or char in " _:,") else f"\\u{{{ord(char):X}}}"
         for char in text

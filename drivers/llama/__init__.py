@@ -1,14 +1,14 @@
 """The llama.cpp driver: one child process for each mounted model, on the CPU or a GPU.
 
-`driver.py` is the kernel's side, `child.py` the process, `frames.py` what they say to each other.
-Only the child loads llama.cpp; this module and what it imports never do.
+`driver.py` is the kernel's side, `child.py` the process, `frames.py` the protocol between them.
+Only child processes load llama.cpp; this module and its imports never do.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.driver import Engine, ImageFacts, Option
-from llmasos.kernel.errors import Errno, SyscallError
 
 from . import devices, gguf, options, tuning
 from .driver import LlamaEngine
@@ -19,7 +19,7 @@ tune = tuning.tune
 
 
 def probe(path: Path) -> ImageFacts:
-    """Read a GGUF header with bounds. EINVAL with the reason; may block."""
+    """Read and check a GGUF header. EINVAL with the reason; may block."""
     return gguf.probe(path)
 
 
@@ -28,5 +28,5 @@ async def models(options: Mapping[str, Option]) -> Sequence[str]:
 
 
 def engine(path: Path, options: Mapping[str, Option], log: Path) -> Engine:
-    """An engine that is not started. EINVAL: the file or an option is not usable."""
+    """An engine that is not started. EINVAL for an unusable file or option."""
     return LlamaEngine(path, options, log)

@@ -1,7 +1,7 @@
-"""Answers whose schema says what no grammar can: that all items of a list differ.
+"""Checks answers against `uniqueItems`, which a grammar cannot enforce.
 
-Such an answer is looked at when it is complete, in a thread: its last step waits for that. All
-others pass. What an engine's child has computed is not computed again.
+Such an answer is checked when it is complete, in a thread, and its last step is delayed until
+then. The steps of all other calls pass at once. A failed answer is an error, not a retry.
 """
 
 import asyncio
@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llmasos.drivers.grammar import answer
-from llmasos.drivers.grammar.document import Document
+from llmasos.drivers.grammar.document import SchemaDocument
+from llmasos.kernel.abi.errors import DeviceFault
+from llmasos.kernel.abi.values import Finish
 from llmasos.kernel.driver import Admission, Listener, Step
-from llmasos.kernel.errors import DeviceFault
-from llmasos.kernel.values import Finish
 
 log = logging.getLogger(__name__)
-_UNIQUE = "uniqueItems"  # of a schema
-_HINT = "ask again with another --seed; in a schema of your own, leave uniqueItems out"
+_UNIQUE = "uniqueItems"
+_HINT = "try again with another --seed, or remove uniqueItems from the schema"
 
 
 class Answers:
-    """Of one child."""
+    """The calls of one child whose schema contains `uniqueItems`."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -34,25 +34,25 @@ class Answers:
             self._texts[admission.call] = schema, []
 
     def cancel(self, call: int) -> None:
-        """End a call whose answer is complete, and not looked at yet."""
+        """End a call whose complete answer is being checked."""
         check = self._checks.pop(call, None)
         if check is not None:
             step, task = check
             task.cancel()
             self._listener.stepped([replace(step, finish=Finish.CANCELLED)])
 
-    def lost(self) -> None:
-        """The child is gone, and with it its calls."""
+    def disconnected(self) -> None:
+        """The child ended, and its calls with it."""
         for _, task in self._checks.values():
             task.cancel()
         self._checks.clear()
         self._texts.clear()
 
-    def passed(self, steps: Sequence[Step]) -> list[Step]:
-        """Those that the listener gets now."""
-        return [step for step in steps if not self._holds(step)]
+    def released(self, steps: Sequence[Step]) -> list[Step]:
+        """The steps that the listener gets now."""
+        return [step for step in steps if not self._delays(step)]
 
-    def _holds(self, step: Step) -> bool:
+    def _delays(self, step: Step) -> bool:
         known = self._texts.get(step.call)
         if known is None:
             return False
@@ -69,16 +69,16 @@ class Answers:
 
     async def _check(self, step: Step, schema: str, text: str) -> None:
         try:
-            words = await asyncio.to_thread(_problem, schema, text)
-        except Exception as error:  # ours: the call must end all the same
-            log.exception("an answer was not compared with its schema")
-            words = f"it cannot be compared with the answer: {type(error).__name__}"
+            problem = await asyncio.to_thread(_problem, schema, text)
+        except Exception as error:  # a bug of ours must not keep the call open
+            log.exception("cannot check an answer against its schema")
+            problem = f"the check failed: {type(error).__name__}"
         del self._checks[step.call]
-        if words:
-            fault = DeviceFault(f"the answer does not satisfy the schema: {words}", _HINT)
+        if problem:
+            fault = DeviceFault(f"the answer does not satisfy the schema: {problem}", _HINT)
             step = replace(step, finish=None, error=fault)
         self._listener.stepped([step])
 
 
 def _problem(schema: str, text: str) -> str:
-    return answer.problem(Document(schema), text)
+    return answer.problem(SchemaDocument(schema), text)

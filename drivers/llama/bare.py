@@ -1,12 +1,12 @@
-"""The bare loop: what llama.cpp does with the same work when nothing stands in between.
+"""The bare loop: llama.cpp on the same workload without LLMasOS.
 
     python -m llmasos.drivers.llama.bare --model FILE --sequences 16 --prompt-tokens 88 --new 48
 
-The rival of `llmasos bench`, so it is as fast as it can be: one context with the engine's own
-settings, all prompts fed in full batches first, then one batch a step for all sequences, greedy by
-numpy, nobody served. One JSON line for each repeat. The end of an answer is never chosen, as with
-`ignore_eos`, so both sides generate the same number of tokens. Its flags are the choices that the
-engine made: `llmasos bench choices` measures them.
+The baseline of `llmasos bench`, as fast as possible: one context with the engine's settings, all
+prompts fed in full batches first, then one batch a step for all sequences, greedy sampling by
+numpy, no clients. It prints one JSON line per repeat. End tokens are banned, as with `ignore_eos`,
+so both sides generate the same number of tokens. Its flags are the design choices of the engine:
+`llmasos bench choices` measures them.
 """
 
 import argparse
@@ -25,12 +25,15 @@ from numpy.typing import NDArray
 from llmasos.drivers.stops import Scan
 
 from . import gguf, options
-from .cpp import Context, Model, Run, load
-from .frames import Settings
+from .cpp import Context, LlamaModel, Run, load
+from .frames import LlamaSettings
 from .placement import place
 from .threads import Threads
 
-_WAITS = {*options.SPIN, "OMP_WAIT_POLICY"}  # how OpenMP's threads wait, when the caller says it
+_WAITS = {
+    *options.SPIN,
+    "OMP_WAIT_POLICY",
+}  # variables with which the caller sets how OpenMP threads wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Times:
 def main() -> None:
     arguments = _arguments()
     if not _WAITS & os.environ.keys():
-        # OpenMP reads its settings when it is loaded; both sides wait in the same way.
+        # OpenMP reads its settings when it is loaded. Both sides use the same ones.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **options.SPIN})
     model_path = Path(arguments.model)
     chosen = options.settings(model_path, gguf.read(model_path), _options(arguments))
@@ -70,27 +73,29 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="a GGUF file")
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--prompt-tokens", type=int, default=88)
-    parser.add_argument("--new", type=int, default=48, help="tokens to generate a sequence")
-    parser.add_argument("--threads", type=int, default=0, help="0: one a core")
-    parser.add_argument("--adaptive", action="store_true", help="fewer while cores are taken")
-    parser.add_argument("--no-flash", action="store_true", help="no flash attention")
-    parser.add_argument("--unified", action="store_true", help="all sequences in one pool of cells")
+    parser.add_argument("--new", type=int, default=48, help="tokens to generate per sequence")
+    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
+    parser.add_argument(
+        "--adaptive", action="store_true", help="fewer threads while other programs use cores"
+    )
+    parser.add_argument("--no-flash", action="store_true", help="disable flash attention")
+    parser.add_argument("--unified", action="store_true", help="one KV pool for all sequences")
     parser.add_argument(
         "--shared-prefix",
         type=int,
         default=0,
         metavar="N",
-        help="the first N tokens of all prompts are the same, computed once",
+        help="the first N tokens of all prompts are equal and computed once",
     )
-    parser.add_argument("--batch", type=int, default=0, help="tokens of a prefill batch")
-    parser.add_argument("--window", type=int, default=0, help="tokens a slot; 0: the default")
+    parser.add_argument("--batch", type=int, default=0, help="tokens per prefill batch")
+    parser.add_argument("--window", type=int, default=0, help="tokens per slot; 0: the default")
     parser.add_argument("--nice", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=1, help="of the random prompts")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random prompts")
     parser.add_argument("--prompts", default="", help="a JSON file: a list of lists of token ids")
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
     if not 0 <= arguments.shared_prefix < arguments.prompt_tokens:
-        parser.error("--shared-prefix has to be less than --prompt-tokens")
+        parser.error("--shared-prefix must be less than --prompt-tokens")
     return arguments
 
 
@@ -104,28 +109,29 @@ def _options(arguments: argparse.Namespace) -> dict[str, bool | int | float | st
     return chosen | ({"unified": True} if arguments.unified else {})
 
 
-def _prompts(arguments: argparse.Namespace, model: Model) -> list[list[int]]:
+def _prompts(arguments: argparse.Namespace, model: LlamaModel) -> list[list[int]]:
     if arguments.prompts:
         prompts: list[list[int]] = json.loads(Path(arguments.prompts).read_text())
         return prompts[: arguments.sequences]
     chance = random.Random(arguments.seed)
-    plain = [token for token in range(model.vocab.size) if model.vocab.piece(token)]
+    ordinary = [token for token in range(model.vocab.size) if model.vocab.piece(token)]
     count = arguments.prompt_tokens
-    common = chance.choices(plain, k=arguments.shared_prefix)
-    own = count - len(common)
-    return [common + chance.choices(plain, k=own) for _ in range(arguments.sequences)]
+    common = chance.choices(ordinary, k=arguments.shared_prefix)
+    rest = count - len(common)
+    return [common + chance.choices(ordinary, k=rest) for _ in range(arguments.sequences)]
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """The slots are empty before and after each run."""
+    """The generation loop. The slots are empty before and after each run."""
 
     context: Context
-    model: Model
-    shared: int  # tokens that all prompts begin with
-    threads: Threads | None  # None: as many as the context has
+    model: LlamaModel
+    shared: int  # tokens of the common prefix of all prompts
+    threads: Threads | None  # None: the number is constant
 
     def warm(self) -> None:
+        """Compute one token before the measurement."""
         self._decode([Run(0, 0, [0], asks=True)])
         self.context.keep(0, 0)
 
@@ -135,7 +141,7 @@ class Loop:
         return self.context.decode(runs)
 
     def run(self, prompts: list[list[int]], new: int) -> Times:
-        """All prompts, then all answers."""
+        """Compute all prompts, then all answers."""
         banned = np.fromiter(self.model.vocab.ends, np.intp)
         begin = time.perf_counter()
         tokens = self._prefill(prompts, banned)
@@ -155,7 +161,7 @@ class Loop:
         return Times(fed - begin, done - fed, answers)
 
     def _prefill(self, prompts: list[list[int]], banned: NDArray[np.intp]) -> list[int]:
-        """Full batches, one prompt after the other; returns the first token of each answer."""
+        """Feed the prompts in full batches, in order; the first token of each answer."""
         first: dict[int, int] = {}
         runs: list[Run] = []
         self._share(prompts)
@@ -173,7 +179,7 @@ class Loop:
         return [first[slot] for slot in range(len(prompts))]
 
     def _share(self, prompts: list[list[int]]) -> None:
-        """What all begin with, computed once and given to all."""
+        """Compute the common prefix once and copy it to all slots."""
         size = self.context.batch_tokens
         for at in range(0, self.shared, size):
             part = prompts[0][at : min(self.shared, at + size)]
@@ -190,7 +196,7 @@ def _greedy(context: Context, index: int, banned: NDArray[np.intp]) -> int:
 
 
 def _report(
-    times: Times, model: Model, prompts: list[list[int]], chosen: Settings
+    times: Times, model: LlamaModel, prompts: list[list[int]], chosen: LlamaSettings
 ) -> dict[str, object]:
     tokens = sum(map(len, times.answers))
     text = "\n".join(Scan([]).feed(b"".join(map(model.vocab.piece, a))) for a in times.answers)

@@ -1,54 +1,54 @@
-"""One call inside the engine: what it has been granted, fed and said.
+"""One call inside the engine: its grant, its prompt and its answer.
 
-A grant counts prompt tokens, cached or not, and answer tokens alike: nothing is computed once
-`cached`, `fed` and `tokens` of a call's steps together reach what it was granted. Feeding the last
-prompt token yields the first answer token; when the grant ends just there, that token is held back
-until the next one. A token that ends the answer is never said and costs nothing.
+A grant counts prompt tokens, cached or not, and answer tokens alike: a call computes nothing once
+the sum of `cached`, `fed` and `tokens` of its steps reaches its grants. Feeding the last prompt
+token yields the first answer token; if the grant is used up by then, that token stays pending until
+the next grant. A token that ends the answer is not emitted and not counted.
 """
 
 import time
 from collections.abc import Sequence
 
+from llmasos.drivers.logprobs import LogprobStream
 from llmasos.drivers.pages import cut_answer
-from llmasos.drivers.spelling import Spelling
 from llmasos.drivers.stops import Scan
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault
+from llmasos.kernel.abi.values import Finish, Logprob
 from llmasos.kernel.driver import Admission, Step
-from llmasos.kernel.errors import DeviceFault
-from llmasos.kernel.values import Finish, Logprob
 
 from .batch import Ready
 from .prefix import Saved
 from .sampler import Sampler
-from .slots import Slot
+from .slots import ContextSlot
 
 
-class Call:
-    """An admitted call. The engine thread alone touches it."""
+class LlamaCall:
+    """An admitted call. Used by the engine thread only."""
 
-    def __init__(self, admission: Admission, slot: Slot, sampler: Sampler) -> None:
+    def __init__(self, admission: Admission, slot: ContextSlot, sampler: Sampler) -> None:
         self.admission = admission
-        self.slot: Slot | None = slot
+        self.slot: ContextSlot | None = slot
         self.sampler = sampler
         self.scan = Scan(admission.sampling.stop)
         self.saved: Saved | None = None  # while it is parked
         self.dropped = False  # it is parked, and only its tokens are kept
-        self.tainted = False  # then: whether what it computes again may be shared
-        self._script: Sequence[int] = admission.prompt.tokens  # to be in the slot before it answers
+        self.tainted = False  # if dropped: its recomputed context must not be shared
+        self._script: Sequence[int] = admission.prompt.tokens  # to compute before it decodes
         self.grant = 0  # tokens
-        self.held: int | None = None  # chosen, not yet paid for
-        self.next: int | None = None  # said, not yet in the slot
+        self.pending: int | None = None  # chosen, not covered by the grant yet
+        self.next: int | None = None  # emitted, not yet in the slot
         self.finish: Finish | None = None
-        self.begun = False  # it knows where it goes on from
-        self.feeds = False  # its part of the last step was of its prompt
-        self.fed_at = 0.0  # monotonic seconds, of its last piece of prompt
+        self.begun = False  # its reused prefix is in the slot
+        self.feeds = False  # it fed prompt tokens in the last step
+        self.fed_at = 0.0  # monotonic seconds, of its last prompt piece
         self._cached = 0
-        self._whole = 0  # tokens of the prompt that nobody had computed
+        self._whole = 0  # prompt tokens to compute when it began
         self._texts: list[str] = []  # the answer
-        self._ends: list[int] = []  # characters whole after each of its tokens
-        self._fresh: list[str] = []  # text since the last step
+        self._ends: list[int] = []  # complete characters after each of its tokens
+        self._new_texts: list[str] = []  # text since the last step
         self._logprobs: list[Logprob] = []  # since the last step
-        self._spelling = Spelling()
+        self._logprob_stream = LogprobStream()
         self._tokens = self._fed = 0  # since the last step
 
     @property
@@ -62,44 +62,45 @@ class Call:
 
     @property
     def left(self) -> int:
-        """Tokens that are not in the slot: of the prompt, or to be computed again."""
+        """Tokens still to be computed: of the prompt, or recomputed after parking."""
         return max(0, len(self._script) - self.computed)
 
     @property
     def answers(self) -> bool:
-        """It has begun to answer."""
-        return self.next is not None or self.held is not None
+        """Whether its first answer token is chosen."""
+        return self.next is not None or self.pending is not None
 
     @property
     def decodes(self) -> bool:
+        """Whether its next token is an answer token."""
         return self.answers and not self.left
 
     def ready(self, now: float) -> Ready:
-        """What it could do in a step."""
+        """Its state for the choice of the next step."""
         most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
         owes = self.left + most - len(self._ends)
         fed = 0 if self.decodes else min(self.left, self.grant)
         return Ready(fed, owes, now - self.fed_at, self._whole if self.left else 0)
 
     def begin(self, tokens: int) -> None:
-        """So much of the prompt need not be computed; it counts as if it had been."""
+        """Start after a reused prefix of `tokens` tokens, which counts against the grant."""
         self.begun, self.fed_at = True, time.monotonic()
         self._cached = tokens
         self._whole = len(self.admission.prompt.tokens) - tokens
         self.grant -= tokens
 
     def drop(self, tokens: Sequence[int], *, tainted: bool) -> None:
-        """What lay in its slot is gone: these tokens have to be computed again."""
+        """Its context was dropped: recompute `tokens`."""
         self.dropped, self.tainted = True, tainted
         if len(tokens) > len(self._script):
             self._script = tokens
         self._whole = len(self._script)
 
     def piece(self, most: int, pieces: int) -> tuple[Sequence[int], bool]:
-        """The next tokens of the prompt, or to be computed again; whether logits are wanted.
+        """The next tokens to feed, at most `most`; whether logits are needed after them.
 
-        `pieces`: as a deterministic engine computed them the first time: the prompt in pieces of
-        this size, the answer token by token.
+        `pieces`: the piece size of a deterministic engine, 0 for others. It recomputes tokens as
+        it computed them first: the prompt in pieces, the answer token by token.
         """
         first, prompt = self.computed, len(self.admission.prompt.tokens)
         if pieces:
@@ -108,33 +109,34 @@ class Call:
         return tokens, len(tokens) == self.left and not self.answers
 
     def feed(self, tokens: int) -> None:
-        """Prompt tokens have been computed."""
+        """Count computed prompt tokens."""
         self._fed += tokens
         self.grant -= tokens
 
     def choose(self, token: int, piece: bytes | None, window: int) -> None:
-        """The next token; `piece` None: it ends the answer."""
+        """Add the next token; `piece` None: it ends the answer."""
         self.next = None
         if piece is None:
             self.finish = Finish.STOP
         elif self.grant > 0:
-            self.say(token, piece, window)
+            self.emit(token, piece, window)
         else:
-            self.held = token
+            self.pending = token
 
-    def say(self, token: int, piece: bytes, window: int) -> None:
-        self.held, self.next = None, token
+    def emit(self, token: int, piece: bytes, window: int) -> None:
+        """Append a token to the answer; sets `finish` at its end."""
+        self.pending, self.next = None, token
         self.grant -= 1
         self._tokens += 1
-        if (told := self.sampler.told) is not None:
-            self._spelling.add(told)
-        self._show(self.scan.feed(piece))
+        if (logprob := self.sampler.logprob) is not None:
+            self._logprob_stream.add(logprob)
+        self._append(self.scan.feed(piece))
         self._ends.append(self.scan.seen)
         count = len(self._ends)
         full = len(self.admission.prompt.tokens) + count >= window
         most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
         if self.scan.stopped:
-            # What a stop string cuts is not what the schema asks for.
+            # A stop string truncates the answer, so it need not satisfy the schema.
             structured = self.admission.sampling.schema is not None
             self.finish = Finish.LENGTH if structured else Finish.STOP
         elif self.sampler.finished:
@@ -142,23 +144,23 @@ class Call:
         elif full or count >= most:
             self.finish = Finish.LENGTH
 
-    def _show(self, text: str) -> None:
-        self._logprobs += self._spelling.show(text)
+    def _append(self, text: str) -> None:
+        self._logprobs += self._logprob_stream.show(text)
         if text:
-            self._fresh.append(text)
+            self._new_texts.append(text)
             self._texts.append(text)
 
     def step(self, error: DeviceFault | None = None) -> Step | None:
-        """What happened since the last step, or None."""
+        """The step to report: what happened since the last one; None: nothing."""
         ended = self.finish is not None or error is not None
         if ended:
-            self._show(self.scan.flush())
-            self._logprobs += self._spelling.end()
+            self._append(self.scan.flush())
+            self._logprobs += self._logprob_stream.end()
         elif not self._tokens and not self._fed and not self._cached:
             return None
         step = Step(
             self.admission.call,
-            text="".join(self._fresh),
+            text="".join(self._new_texts),
             tokens=self._tokens,
             fed=self._fed,
             cached=self._cached,
@@ -167,6 +169,6 @@ class Call:
             cuts=cut_answer("".join(self._texts), self._ends) if ended else (),
             logprobs=self._logprobs,
         )
-        self._fresh, self._logprobs = [], []
+        self._new_texts, self._logprobs = [], []
         self._tokens, self._fed, self._cached = 0, 0, 0
         return step

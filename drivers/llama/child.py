@@ -1,11 +1,11 @@
-"""The engine's process: reads commands, answers texts, computes steps, dies with its kernel.
+"""The engine's process: reads commands, tokenizes texts, computes steps, ends with its kernel.
 
     python -m llmasos.drivers.llama.child SOCKET_FD KERNEL_PID
 
-Four threads: a reader cuts frames off the socket, the main thread does the text work that takes
-time (its alarm limits the templates), one compiles grammars, the engine thread alone owns the
-context. The end of the
-socket is the end of the process: at once, as a context must not be freed while a step computes.
+Four threads: a reader takes frames from the socket; the main thread does the text work that takes
+time (SIGALRM limits the templates); one compiles grammars; the engine thread alone uses the
+context. When the socket is closed the process exits at once, because a context must not be freed
+while a step computes.
 """
 
 import contextlib
@@ -16,24 +16,30 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import NoReturn
 
-from llmasos.drivers.door import Door, lower, outermost, thread, tie_to
+from llmasos.drivers.child_runtime import (
+    ParentConnection,
+    exit_with_parent,
+    lower_priority,
+    run_or_exit,
+    start_thread,
+)
 from llmasos.drivers.frames import ANSWER, UP, Frame
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import SyscallError, TooBig
+from llmasos.kernel.abi.values import Message, Role, Sampling
+from llmasos.kernel.abi.wire import build
 from llmasos.kernel.driver import Step
-from llmasos.kernel.errors import SyscallError, TooBig
-from llmasos.kernel.values import Message, Role, Sampling
-from llmasos.kernel.wire import build
 
 from . import frames
-from .cpp import Context, Model, load
+from .cpp import Context, LlamaModel, load
 from .embed import Embedder, window
-from .engine import Engine, Sides
+from .engine import BatchEngine, EngineParts
 from .grammar import Grammars
 from .placement import Placement, place
 from .text import Texts
 
-_SWITCH_S = 0.0005  # how long a text waits for the engine thread's Python
-_SHORT_CHARS = 16_384  # about 4 ms
+_SWITCH_S = 0.0005  # how long a text waits for the GIL of the engine thread
+_SHORT_CHARS = 16_384  # tokenized in about 4 ms
 _CAPABILITIES = (
     "tokenize", "seed", "template", "park", "exact_usage", "grammar", "logprobs", "bias", "stop",
     "embed", "share", "deterministic",
@@ -43,66 +49,69 @@ _CAPABILITIES = (
 def main(fd: int, kernel_pid: int) -> NoReturn:
     faulthandler.enable()
     sys.setswitchinterval(_SWITCH_S)
-    tie_to(kernel_pid)
-    door = Door(fd)
+    exit_with_parent(kernel_pid)
+    parent = ParentConnection(fd)
     texts: SimpleQueue[Frame] = SimpleQueue()
     commands: SimpleQueue[Frame] = SimpleQueue()
     loaded: list[Texts] = []
     checks: SimpleQueue[Frame] = SimpleQueue()
     queues = dict.fromkeys((frames.LOAD, frames.TOKENIZE, frames.COMPOSE, frames.EMBED), texts)
     queues[frames.CHECK] = checks
-    thread(frames.NAME, lambda: _read(door, queues, commands, loaded))
+    start_thread(frames.NAME, lambda: _read(parent, queues, commands, loaded))
     ready: SimpleQueue[SyscallError | None] = SimpleQueue()
     try:
-        placement = place(frames.Settings(**texts.get()[1]))
+        placement = place(frames.LlamaSettings(**texts.get()[1]))
         settings = placement.settings
-        model = load(settings, lambda done: door.send([frames.LOADING, float(done)]))
-        answers = Texts(model)
-        loaded.append(answers)
-        sides = Sides(Grammars(model.vocab), Embedder(model, settings))
-        engine = Engine(Context(model, settings), model.vocab, settings, commands, sides)
-        thread(frames.NAME, lambda: _check(checks, sides.grammars, door))
-        thread(frames.NAME, lambda: _compute(engine, settings.nice, ready, door))
+        model = load(settings, lambda done: parent.send([frames.LOADING, float(done)]))
+        tokenizer = Texts(model)
+        loaded.append(tokenizer)
+        parts = EngineParts(Grammars(model.vocab), Embedder(model, settings))
+        engine = BatchEngine(Context(model, settings), model.vocab, settings, commands, parts)
+        start_thread(frames.NAME, lambda: _check(checks, parts.grammars, parent))
+        start_thread(frames.NAME, lambda: _compute(engine, settings.nice, ready, parent))
         if (fault := ready.get()) is not None:
             raise fault
     except SyscallError as error:
-        door.refuse(0, error)
+        parent.send_error(0, error)
         os._exit(1)
-    door.send([UP, _facts(model, placement, engine)])
+    parent.send([UP, _facts(model, placement, engine)])
     while True:
         frame = texts.get()
         if frame[0] == frames.EMBED:
-            _embed(frame, answers, commands, door, window(settings))
+            _embed(frame, tokenizer, commands, parent, window(settings))
         else:
-            _answer(frame, answers, door)
+            _answer(frame, tokenizer, parent)
 
 
 def _read(
-    door: Door, queues: "dict[int, SimpleQueue[Frame]]",
+    parent: ParentConnection, queues: "dict[int, SimpleQueue[Frame]]",
     commands: "SimpleQueue[Frame]", loaded: Sequence[Texts],
 ) -> None:  # fmt: skip
-    """Each frame to its thread, those without one to the engine thread.
+    """Queue each frame for its thread; those without one for the engine thread.
 
-    A short text is tokenized here: beside an engine that computes, waking another thread for it
-    takes longer than the work.
+    A short text is tokenized here: while the engine computes, waking another thread takes longer
+    than the work.
     """
 
-    def take(frame: Frame) -> None:
+    def handle(frame: Frame) -> None:
         if frame[0] == frames.TOKENIZE and loaded and len(frame[2]) <= _SHORT_CHARS:
-            _answer(frame, loaded[0], door)
+            _answer(frame, loaded[0], parent)
         else:
             queues.get(frame[0], commands).put(frame)
 
     with contextlib.suppress(ConnectionError):
-        door.read(take)
+        parent.read(handle)
     os._exit(0)
 
 
 def _compute(
-    engine: Engine, nice: int, ready: "SimpleQueue[SyscallError | None]", door: Door
+    engine: BatchEngine,
+    nice: int,
+    ready: "SimpleQueue[SyscallError | None]",
+    parent: ParentConnection,
 ) -> None:
-    """The engine thread. Its computing threads inherit the niceness: texts and kernel go first."""
-    lower(nice)
+    """The engine thread. Its worker threads inherit the niceness: texts and the kernel go first."""
+    lower_priority(nice)
     try:
         engine.warm()
     except SyscallError as error:
@@ -110,50 +119,50 @@ def _compute(
         return
     ready.put(None)
 
-    def tell(steps: Sequence[Step]) -> None:
-        door.send([frames.STEPS, *map(frames.step_out, steps)])
+    def report(steps: Sequence[Step]) -> None:
+        parent.send([frames.STEPS, *map(frames.step_out, steps)])
 
     with contextlib.suppress(ConnectionError):
-        engine.serve(tell, door.send)
+        engine.serve(report, parent.send)
 
 
-def _answer(frame: Frame, texts: Texts, door: Door) -> None:
-    """One text request; a refusal is an answer, too."""
+def _answer(frame: Frame, texts: Texts, parent: ParentConnection) -> None:
+    """Answer one text request, with REFUSED for an error."""
     number: int = frame[1]
     try:
         if frame[0] == frames.COMPOSE:
             tokens, cuts = _compose(frame, texts)
         else:
             tokens, cuts = texts.tokenize(frame[2]), []
-        door.send([ANSWER, number, frames.tokens_out(tokens), cuts])
+        parent.send([ANSWER, number, frames.tokens_out(tokens), cuts])
     except SyscallError as error:
-        door.refuse(number, error)
+        parent.send_error(number, error)
 
 
-def _check(checks: "SimpleQueue[Frame]", grammars: Grammars, door: Door) -> None:
-    """The thread of the grammars: one that takes long to compile holds up no text."""
+def _check(checks: "SimpleQueue[Frame]", grammars: Grammars, parent: ParentConnection) -> None:
+    """The grammar thread: a grammar that takes long to compile does not delay texts."""
     while True:
         _, number, values = checks.get()
         try:
             grammars.matcher(build(Sampling, values))
-            door.send([ANSWER, number, b"", []])
+            parent.send([ANSWER, number, b"", []])
         except SyscallError as error:
-            door.refuse(number, error)
+            parent.send_error(number, error)
 
 
 def _embed(
-    frame: Frame, texts: Texts, commands: "SimpleQueue[Frame]", door: Door, most: int
+    frame: Frame, texts: Texts, commands: "SimpleQueue[Frame]", parent: ParentConnection, most: int
 ) -> None:
-    """Tokenize here; the engine thread computes and answers."""
+    """Tokenize a text; the engine thread computes the vector and answers."""
     _, number, text, name = frame
     try:
         tokens = texts.to_embed(text)
         if len(tokens) > most:
-            words = f"{name} has {len(tokens)} tokens, a vector is made of at most {most}"
-            raise TooBig(words, "embed it in parts")
+            message = f"{name} has {len(tokens)} tokens, an embedding takes at most {most}"
+            raise TooBig(message, "split the text and embed the parts")
         commands.put([frames.EMBED, number, tokens])
     except SyscallError as error:
-        door.refuse(number, error)
+        parent.send_error(number, error)
 
 
 def _compose(frame: Frame, texts: Texts) -> tuple[list[int], list[list[str | int]]]:
@@ -164,7 +173,7 @@ def _compose(frame: Frame, texts: Texts) -> tuple[list[int], list[list[str | int
     return tokens, [frames.cuts_out(texts.cuts(message.content)) for message in last]
 
 
-def _facts(model: Model, placement: Placement, engine: Engine) -> dict[str, object]:
+def _facts(model: LlamaModel, placement: Placement, engine: BatchEngine) -> dict[str, object]:
     settings = placement.settings
     return {
         "slots": settings.slots,
@@ -184,4 +193,4 @@ def _facts(model: Model, placement: Placement, engine: Engine) -> dict[str, obje
 
 
 if __name__ == "__main__":
-    outermost(frames.NAME, lambda: main(int(sys.argv[1]), int(sys.argv[2])))
+    run_or_exit(frames.NAME, lambda: main(int(sys.argv[1]), int(sys.argv[2])))

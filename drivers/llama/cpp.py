@@ -1,10 +1,10 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
-"""llama.cpp through its ctypes layer: the one border, imported in the child process only.
+"""llama.cpp through its ctypes layer. Imported in child processes only.
 
-A mistake on the other side of this border ends the process (an assert, a C++ exception, a bad
-pointer), so everything is checked here before C sees it: token ids, positions, sequence ids, sizes,
-and that logits exist where they are read. What llama.cpp reports as an error is a DeviceFault.
+An invalid argument ends the process (an assert, a C++ exception, a bad pointer), so every argument
+is checked here before the call: token ids, positions, sequence ids, sizes, and that logits exist
+where they are read. An error that llama.cpp returns is a DeviceFault.
 """
 
 import ctypes
@@ -18,37 +18,37 @@ import numpy as np
 from llama_cpp import llama_cpp as _untyped
 from numpy.typing import NDArray
 
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 
-from .frames import Settings
+from .frames import LlamaSettings
 
 lib = cast("Any", _untyped)
 Floats = NDArray[np.float32]
 _CONTROL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
-_PROGRESS = 0.02  # of a load, between two words about it
+_PROGRESS = 0.02  # of a load, between two reports
 _BF16 = 30  # of enum ggml_type
-_TOLD = (3, 4)  # of ggml's log levels: warnings and errors
+_LOGGED = (3, 4)  # log levels of ggml: warnings and errors
 
 
 def _log(level: int, text: bytes, _: object) -> None:
-    if level in _TOLD:
+    if level in _LOGGED:
         sys.stderr.write(text.decode("utf-8", "replace"))
         sys.stderr.flush()
 
 
 def backend(name: str, result: Any, *arguments: Any) -> Any:
-    """A function of ggml's list of devices, which the ctypes layer leaves out."""
+    """A function of ggml's device registry, which the ctypes layer does not export."""
     function = lib._lib[f"ggml_backend_{name}"]
     function.restype, function.argtypes = result, arguments
     return function
 
 
-# C keeps the pointer: without this reference the callback is collected and the next line crashes.
+# C keeps the pointer: without this reference the callback is freed and the next log line crashes.
 _log_callback = lib.llama_log_callback(_log)
 
 
 class Vocab:
-    """Texts to tokens and back. Constant in C, so any thread may ask."""
+    """The vocabulary of a model: texts to tokens and back. Read-only in C, so thread-safe."""
 
     __slots__ = ("_pieces", "_vocab", "begin", "control", "ends", "size", "wants_begin")
 
@@ -71,7 +71,7 @@ class Vocab:
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            raise SyscallError(Errno.EINVAL, f"the text is not Unicode: {error}") from error
+            raise SyscallError(Errno.EINVAL, f"the text is not valid Unicode: {error}") from error
         tokens = np.empty(len(data) + 2, np.int32)
         pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         size = len(tokens)
@@ -81,22 +81,24 @@ class Vocab:
         return tokens[:count]
 
     def piece(self, token: int) -> bytes:
-        """A token's bytes; nothing for a control token."""
+        """A token's bytes; empty for a control token."""
         if not 0 <= token < self.size:
-            raise DeviceFault(f"token {token} is not 0 to {self.size - 1}")
+            raise DeviceFault(
+                f"token {token} is out of range: the vocabulary has 0 to {self.size - 1}"
+            )
         known = self._pieces[token]
         if known is None:
             known = self._pieces[token] = self._read_piece(token, special=False)
         return known
 
     def text(self, token: int | None) -> str:
-        """A token's name, control tokens too."""
+        """A token's name, also of a control token; empty when there is no such token."""
         if token is None or not 0 <= token < self.size:
             return ""
         return self.name(token).decode("utf-8", "replace")
 
     def name(self, token: int) -> bytes:
-        """In bytes: a token may be part of a character."""
+        """A token's name in bytes: it may be part of a character."""
         return self._read_piece(token, special=True)
 
     @property
@@ -115,22 +117,22 @@ class Vocab:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class LlamaModel:
     """A loaded model."""
 
     handle: Any
     vocab: Vocab
-    template: str  # empty: the file has none
+    template: str  # the chat template; empty: the file has none
 
 
-def _silent(_done: float) -> None:
+def _ignore(_done: float) -> None:
     return
 
 
 def amx_kernels(build: str) -> bool:
-    """Whether a build of llama.cpp, by its system info, computes with Intel's AMX tiles.
+    """Whether a build of llama.cpp, by its system info, has kernels for Intel AMX.
 
-    Those kernels end the process on some processors: SIGSEGV where they load the tile
+    These kernels crash on some processors: SIGSEGV where they load the tile
     configuration, at the first batch of several tokens (llama.cpp of llama-cpp-python 0.3.36,
     gcc 12, an Intel Xeon with amx_int8).
     """
@@ -138,35 +140,36 @@ def amx_kernels(build: str) -> bool:
 
 
 def system_info() -> str:
-    """What this build of llama.cpp computes with."""
+    """The instruction sets and features of this build of llama.cpp."""
     info: bytes = lib.llama_print_system_info()
     return info.decode("utf-8", "replace")
 
 
-def load(settings: Settings, tell: Callable[[float], None] = _silent) -> Model:
-    """DeviceFault when llama.cpp refuses the file; why is in the log. `tell` hears the share."""
+def load(settings: LlamaSettings, report: Callable[[float], None] = _ignore) -> LlamaModel:
+    """Load a model; `report` gets the progress, 0 to 1. DeviceFault; the reason is in the log."""
     lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
     lib.llama_backend_init()
     parameters = lib.llama_model_default_params()
     parameters.n_gpu_layers = settings.gpu_layers
-    # AMX is one of the extra buffer types. Without them no weights are repacked either, so prompts
-    # take longer; our own build leaves the AMX kernels out instead.
+    # AMX is one of the extra buffer types. Without these, weights are not repacked either, so
+    # prompts take longer; our own build excludes the AMX kernels instead.
     parameters.use_extra_bufts = not amx_kernels(system_info())
-    told = -_PROGRESS
+    reported = -_PROGRESS
 
     def progress(done: float, _: object) -> bool:
-        nonlocal told
-        if done - told >= _PROGRESS:
-            told = done
-            tell(done)
-        return True  # go on
+        nonlocal reported
+        if done - reported >= _PROGRESS:
+            reported = done
+            report(done)
+        return True  # continue the load
 
-    parameters.progress_callback = lib.llama_progress_callback(progress)  # kept by `parameters`
+    # `parameters` keeps the reference to the callback.
+    parameters.progress_callback = lib.llama_progress_callback(progress)
     handle = lib.llama_model_load_from_file(settings.path.encode(), parameters)
     if not handle:
-        raise DeviceFault("llama.cpp cannot load this file")
+        raise DeviceFault(f"llama.cpp cannot load {settings.path}")
     template: bytes | None = lib.llama_model_chat_template(handle, None)
-    return Model(
+    return LlamaModel(
         handle,
         Vocab(lib.llama_model_get_vocab(handle)),
         (template or b"").decode("utf-8", "replace"),
@@ -175,7 +178,7 @@ def load(settings: Settings, tell: Callable[[float], None] = _silent) -> Model:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Tokens of one slot in a batch, at following positions. `asks`: logits after the last."""
+    """Consecutive tokens of one slot in a batch. `asks`: logits are needed after the last."""
 
     slot: int
     first: int  # position
@@ -184,9 +187,9 @@ class Run:
 
 
 class Context:
-    """The keys and values of all slots, and the one batch. One thread uses it."""
+    """llama.cpp's context: the KV cache of all slots, and one batch. Used by one thread."""
 
-    def __init__(self, model: Model, settings: Settings) -> None:
+    def __init__(self, model: LlamaModel, settings: LlamaSettings) -> None:
         slots = settings.slots
         self.batch_tokens = max(settings.batch, slots)
         self.slots, self._window = slots, settings.window
@@ -197,20 +200,22 @@ class Context:
             model.handle, _parameters(settings, self.batch_tokens)
         )
         if not self._handle:
-            raise DeviceFault(f"no context of {slots} slots of {settings.window} tokens")
+            raise DeviceFault(
+                f"llama.cpp cannot create a context of {slots} slots of {settings.window} tokens"
+            )
         self._memory: Any = lib.llama_get_memory(self._handle)
         self._logits_at: frozenset[int] = frozenset()
-        self._copied: int | None = None  # a slot that the next batch fills
-        self._thread: int | None = None  # who computes: the first one to use it
+        self._copied: int | None = None  # the slot of a copy that is completed by the next batch
+        self._thread: int | None = None  # the thread that used it first
         self._build_batch()
 
     def _build_batch(self) -> None:
-        """Arrays of our own: numpy fills them 19 times faster than ctypes does."""
+        """Allocate the batch as numpy arrays, which are filled 19 times faster than by ctypes."""
         size = self.batch_tokens
         self._token = np.zeros(size, np.int32)
         self._pos = np.zeros(size, np.int32)
         self._want = np.zeros(size, np.int8)
-        self._rows = np.arange(self.slots, dtype=np.int32)  # what `_seq` points into
+        self._rows = np.arange(self.slots, dtype=np.int32)  # `_seq` points into this
         self._seq = np.zeros(size, np.uintp)
         self._ones = np.ones(size, np.int32)
         row = ctypes.POINTER(ctypes.c_int32)
@@ -223,13 +228,13 @@ class Context:
         self._batch: Any = batch
 
     def decode(self, runs: Sequence[Run]) -> dict[int, int]:
-        """Compute one batch. Returns for each slot that asked where its logits are."""
+        """Compute one batch; the index of the logits of each slot that asks for them."""
         self._check_use()
         if not runs or len({run.slot for run in runs}) < len(runs):
-            raise DeviceFault(f"a batch of {len(runs)} runs, one a slot is allowed")
+            raise DeviceFault(f"a batch of {len(runs)} runs, not one for each slot")
         at = 0
         asked: dict[int, int] = {}
-        # In the order of slots: llama.cpp computes only neighbours together.
+        # In slot order: llama.cpp computes only adjacent slots together.
         for run in sorted(runs, key=lambda run: run.slot):
             end = self._check(run, at)
             self._token[at:end] = run.tokens
@@ -250,32 +255,34 @@ class Context:
         return asked
 
     def _check_use(self, slot: int = 0) -> None:
-        """A closed context, a second thread or a strange slot would end the process, or nothing."""
+        """DeviceFault for a closed context, a second thread or an invalid slot: these may crash."""
         self._thread = self._thread or threading.get_ident()
         if not self._handle or self._thread != threading.get_ident():
-            raise DeviceFault("a context is used after its end, or by two threads")
+            raise DeviceFault("the context is closed, or used by a second thread")
         if not 0 <= slot < self.slots:
-            raise DeviceFault(f"slot {slot} of {self.slots}")
+            raise DeviceFault(f"no slot {slot}: the context has {self.slots} slots")
 
     def _check(self, run: Run, at: int) -> int:
         self._check_use(run.slot)
         end = at + len(run.tokens)
         if not run.tokens or end > self.batch_tokens:
-            raise DeviceFault(f"a batch of {end} tokens, 1 to {self.batch_tokens} are allowed")
+            raise DeviceFault(f"the batch has {end} tokens; 1 to {self.batch_tokens} are allowed")
         if run.first != self.length(run.slot) or run.first + len(run.tokens) > self._window:
             raise DeviceFault(f"position {run.first} is not the next of slot {run.slot}")
         if min(run.tokens) < 0 or max(run.tokens) >= self.vocab_size:
-            raise DeviceFault(f"a token id is not 0 to {self.vocab_size - 1}")
+            raise DeviceFault(
+                f"a token id is out of range: the vocabulary has 0 to {self.vocab_size - 1}"
+            )
         return end
 
     def logits(self, index: int) -> Floats:
-        """The scores after a token of the last batch: C's own memory, gone with the next batch."""
+        """The logits after a token of the last batch: memory of C, valid until the next batch."""
         self._check_use()
         if index not in self._logits_at:
-            raise DeviceFault(f"no logits at {index}")
+            raise DeviceFault(f"no logits at index {index}")
         pointer = lib.llama_get_logits_ith(self._handle, index)
         if not pointer:
-            raise DeviceFault(f"no logits at {index}")
+            raise DeviceFault(f"no logits at index {index}")
         return np.ctypeslib.as_array(pointer, (self.vocab_size,))
 
     def length(self, slot: int) -> int:
@@ -285,24 +292,24 @@ class Context:
         return last + 1
 
     def keep(self, slot: int, tokens: int) -> int:
-        """Drop all but the first `tokens` of a slot; returns how many could be kept."""
+        """Drop all but the first `tokens` of a slot; the number that could be kept."""
         if not 0 <= tokens <= self.length(slot):
-            raise DeviceFault(f"{tokens} tokens cannot be kept of slot {slot}")
+            raise DeviceFault(f"cannot keep {tokens} tokens of slot {slot}")
         if tokens and lib.llama_memory_seq_rm(self._memory, slot, tokens, -1):
             return tokens
         lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return 0
 
     def copy(self, slot: int, other: int) -> None:
-        """All of a slot into an empty one; a part of it would abort where slots are not unified."""
+        """Copy a whole slot to an empty one; a part of it would abort if slots are not unified."""
         self._check_use(slot)
         if slot == other or self.length(other):
             raise DeviceFault(f"slot {other} is not empty")
         lib.llama_memory_seq_cp(self._memory, slot, other, -1, -1)
         self._copied = other
 
-    def _settle(self) -> None:
-        """llama.cpp copies at the next batch; what is read or written before that must wait."""
+    def _complete_copy(self) -> None:
+        """Compute a batch, with which llama.cpp completes a copy: required before save and load."""
         slot = self._copied
         if slot is not None:
             length = self.length(slot)
@@ -310,41 +317,41 @@ class Context:
             self.keep(slot, length)
 
     def save(self, slot: int) -> bytearray:
-        """A slot's state, to be loaded into any slot of a context of the same settings."""
+        """A slot's state. It can be loaded into any slot of a context with the same settings."""
         self._check_use(slot)
-        self._settle()
+        self._complete_copy()
         size: int = lib.llama_state_seq_get_size(self._handle, slot)
         state = bytearray(size)
         target = (ctypes.c_uint8 * size).from_buffer(state)
         written: int = lib.llama_state_seq_get_data(self._handle, target, size, slot)
         if not 0 < written <= size:
-            raise DeviceFault(f"the state of slot {slot} ({size} bytes) cannot be saved")
+            raise DeviceFault(f"cannot save the state of slot {slot} ({size} bytes)")
         return state
 
     def load(self, slot: int, state: bytearray) -> None:
         self._check_use(slot)
         if not state:
-            raise DeviceFault("an empty state")
-        self._settle()
+            raise DeviceFault("cannot load an empty state")
+        self._complete_copy()
         source = (ctypes.c_uint8 * len(state)).from_buffer(state)
         read: int = lib.llama_state_seq_set_data(self._handle, source, len(state), slot)
         if read != len(state):
-            raise DeviceFault(f"a state of {len(state)} bytes cannot be loaded into slot {slot}")
+            raise DeviceFault(f"cannot load a state of {len(state)} bytes into slot {slot}")
 
     def close(self) -> None:
-        """Free it; it must not be used any more."""
+        """Free the context."""
         handle, self._handle = self._handle, None
         if handle:
             lib.llama_free(handle)
 
     def set_threads(self, threads: int) -> None:
-        """Between two steps: fewer when others want the cores."""
+        """Set the number of threads. Called between two steps."""
         self._check_use()
         self.threads = threads
         lib.llama_set_n_threads(self._handle, threads, threads)
 
 
-def _parameters(settings: Settings, batch_tokens: int) -> Any:
+def _parameters(settings: LlamaSettings, batch_tokens: int) -> Any:
     flash = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters = lib.llama_context_default_params()
     parameters.n_ctx = settings.slots * settings.window
@@ -353,15 +360,16 @@ def _parameters(settings: Settings, batch_tokens: int) -> Any:
     parameters.n_threads = parameters.n_threads_batch = settings.threads
     parameters.flash_attn_type = flash[0] if settings.flash else flash[1]
     if settings.deterministic and settings.flash and settings.gpu_layers <= 0:
-        # With keys and values of one type, llama.cpp's flash attention takes another order of
-        # sums for a lone row of 512 cells or more, and again for 64 rows or more. With two types
-        # it computes each row by itself, so neither company nor pieces change a bit. A GPU has no
-        # kernel for two types; there each sequence is computed alone (see engine.py).
+        # With keys and values of one type, llama.cpp's flash attention uses another order of
+        # summation for a single row of 512 cells or more, and another for 64 rows or more. With
+        # two types it computes each row separately, so neither other sequences nor the piece size
+        # change a bit. A GPU has no kernel for two types: each sequence is computed alone there
+        # (see engine.py).
         parameters.type_k = _BF16
-    # Else a GPU computes long prompts of a model that is mounted on the processor.
+    # Otherwise a GPU computes long prompts of a model that is mounted on the CPU.
     parameters.op_offload = settings.gpu_layers != 0
-    # Not unified: a token costs its own slot, and not all of them.
+    # Not unified: attention of a token reads its own slot only, not all slots.
     parameters.kv_unified = settings.unified
-    parameters.swa_full = True  # or a shortened slot could not be continued
+    parameters.swa_full = True  # required to continue a truncated slot
     parameters.no_perf = True
     return parameters

@@ -1,7 +1,7 @@
-"""What this machine has to compute with, seen from the kernel.
+"""Lists the compute devices of this machine, on the kernel's side.
 
-A short child process tells what llama.cpp found, once; the operating system shows what llama.cpp
-might have found in another build. This module must not import llama_cpp.
+A short child process (placement.py) reports what llama.cpp finds, once; the operating system shows
+the GPUs that another build of llama.cpp could use. This module must not import llama_cpp.
 """
 
 import json
@@ -13,13 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from llmasos.kernel import limits
-from llmasos.kernel.values import Hardware
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.values import Hardware
 
 from .link import environment
 
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}  # PCI ids
-_BUILDS = {  # vendor: backends of llama.cpp that drive its GPUs, and the flag of the first
+_BUILDS = {  # vendor: llama.cpp backends for its GPUs, and the build flag of the first
     "NVIDIA": (("CUDA", "Vulkan"), "-DGGML_CUDA=on"),
     "AMD": (("ROCm", "Vulkan"), "-DGGML_HIP=on"),
     "Intel": (("Vulkan", "SYCL"), "-DGGML_VULKAN=on"),
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
 
 @cache
 def hardware() -> Sequence[Hardware]:
-    """What llama.cpp and the operating system find. Blocks for a second, once."""
+    """The devices found by llama.cpp and the operating system; cached. Blocks for about 1 s."""
     command = [sys.executable, "-P", "-m", f"{__package__}.placement"]
     try:
         done = subprocess.run(
@@ -45,7 +45,7 @@ def hardware() -> Sequence[Hardware]:
             timeout=limits.READY_S, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
-        note = f"llama.cpp cannot be loaded: {error}"
+        note = f"cannot load llama.cpp: {error}"
         unknown = Hardware("cpu0", "cpu", "", 0, 0, usable=False, note=note)
         return named([unknown], seen(), frozenset())
     return [Hardware(**fields) for fields in json.loads(done.stdout)]
@@ -61,8 +61,8 @@ def seen(root: Path = Path("/")) -> list[Seen]:
     if not cards:
         cards = [Seen("NVIDIA", "NVIDIA GPU") for _ in root.glob("dev/nvidia[0-9]*")]
     for node in sorted(root.glob("dev/dri/renderD*")):
-        place = root / "sys/class/drm" / node.name / "device/vendor"
-        vendor = _VENDORS.get(_read(place).strip(), "")
+        path = root / "sys/class/drm" / node.name / "device/vendor"
+        vendor = _VENDORS.get(_read(path).strip(), "")
         if vendor and not (vendor == "NVIDIA" and cards):
             cards.append(Seen(vendor, f"{vendor} GPU"))
     if (root / "dev/kfd").exists() and not any(card.vendor == "AMD" for card in cards):
@@ -88,7 +88,7 @@ def _read(path: Path) -> str:
 def named(
     found: Sequence[Hardware], shown: Sequence[Seen], backends: frozenset[str]
 ) -> list[Hardware]:
-    """What llama.cpp found, then what only the operating system shows, numbered on."""
+    """The devices that llama.cpp found, then the GPUs that only the operating system shows."""
     missed = [card for card in shown if not backends & frozenset(_BUILDS[card.vendor][0])]
     first = sum(one.kind == "gpu" for one in found)
     return [
@@ -104,8 +104,8 @@ def named(
 
 
 def build(vendor: str) -> str:
-    """How to make a llama.cpp that can use such a GPU."""
-    return _commands(f"one for {_NAMES[vendor]} is made", _BUILDS[vendor][1])
+    """How to build a llama.cpp that can use such a GPU."""
+    return _commands(f"to build one for {_NAMES[vendor]}, run", _BUILDS[vendor][1])
 
 
 # The macro that selects llama.cpp's AMX kernels; see cpp.amx_kernels().
@@ -113,20 +113,20 @@ NO_AMX = "-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__"
 
 
 def build_without_amx() -> str:
-    """How to make a llama.cpp without AMX kernels."""
-    words = (
+    """How to build a llama.cpp without AMX kernels."""
+    note = (
         "this build of llama.cpp has AMX kernels, which crash on some processors: prompts are "
-        "computed without them and without repacked weights; a build without AMX is made"
+        "computed without them and without repacked weights; to build one without AMX, run"
     )
-    return _commands(words, NO_AMX)
+    return _commands(note, NO_AMX)
 
 
-def _commands(words: str, flag: str) -> str:
-    # pip keeps what it built before, and does not look at the flags.
+def _commands(note: str, flag: str) -> str:
+    # pip caches earlier builds, whatever their flags: so the cache is disabled.
     return (
-        f"{words}\n"
-        f'  in a checkout by `rm -rf .venv; CMAKE_ARGS="{flag}" PIP_NO_CACHE_DIR=1 make setup`\n'
-        f'  elsewhere by `CMAKE_ARGS="{flag}" pip install --force-reinstall --no-deps '
+        f"{note}\n"
+        f'  in a checkout: `rm -rf .venv; CMAKE_ARGS="{flag}" PIP_NO_CACHE_DIR=1 make setup`\n'
+        f'  elsewhere: `CMAKE_ARGS="{flag}" pip install --force-reinstall --no-deps '
         f"--no-cache-dir --no-binary llama-cpp-python {_package()}`"
     )
 

@@ -1,8 +1,9 @@
-"""Texts as vectors: a second context on the same model, and the texts that wait for it.
+"""Embeddings: a second context of the same model, and the queue of texts to embed.
 
 The engine thread computes one piece of one text between two steps, so two contexts never compute
-at once and answers go on meanwhile. Pieces have one size, whatever else runs: a text has one
-vector. It is the mean of what the model computed at each token, made one long.
+at the same time and answers continue meanwhile. The piece size is fixed, so the vector of a text
+does not depend on the load. The vector is the mean of the outputs at all tokens, normalised to
+length 1.
 """
 
 import ctypes
@@ -15,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmasos.drivers.frames import ANSWER, Frame, refusal
-from llmasos.kernel import limits
-from llmasos.kernel.errors import DeviceFault
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault
 
 from . import frames
-from .cpp import Model, lib
+from .cpp import LlamaModel, lib
 
 _PIECE_TOKENS = limits.CHUNK_TOKENS
 
 
 @dataclass(slots=True)
 class _Text:
-    """A text under way."""
+    """A queued text."""
 
     number: int  # of the request
     tokens: list[int]
@@ -35,9 +36,9 @@ class _Text:
 
 
 class Embedder:
-    """Owned by the engine thread. The context is made for the first text."""
+    """Used by the engine thread only. The context is created for the first text."""
 
-    def __init__(self, model: Model, settings: frames.Settings) -> None:
+    def __init__(self, model: LlamaModel, settings: frames.LlamaSettings) -> None:
         self._model, self._settings = model, settings
         self._texts: deque[_Text] = deque()
         self._context: VectorContext | None = None
@@ -50,7 +51,7 @@ class Embedder:
         self._texts.append(_Text(number, tokens))
 
     def step(self) -> Frame | None:
-        """Compute one piece of the oldest text; the answer when that was its last."""
+        """Compute one piece of the oldest text; its answer after the last piece."""
         if not self._texts:
             return None
         text = self._texts[0]
@@ -74,30 +75,32 @@ class Embedder:
         text.done += len(piece)
 
 
-def window(settings: frames.Settings) -> int:
-    """Tokens of the longest text."""
+def window(settings: frames.LlamaSettings) -> int:
+    """The maximum number of tokens of a text."""
     return min(settings.window, limits.EMBED_TOKENS)
 
 
 def _vector(text: _Text) -> bytes:
-    """Little-endian 32-bit floats, of length 1."""
+    """The vector, normalised to length 1, as little-endian 32-bit floats."""
     if text.total is None:
-        raise DeviceFault("a text without tokens has no vector")
+        raise DeviceFault("cannot embed a text without tokens")
     length = float(np.linalg.norm(text.total))
     if not math.isfinite(length) or length == 0:
-        raise DeviceFault("the model computed no numbers")
+        raise DeviceFault("the model returned an output that is not finite or zero")
     return (text.total / length).astype("<f4").tobytes()
 
 
 class VectorContext:
-    """llama.cpp's context for vectors: one sequence, every token's output. Checked before C."""
+    """A llama.cpp context for embeddings: one sequence, with an output for every token."""
 
-    def __init__(self, model: Model, settings: frames.Settings) -> None:
+    def __init__(self, model: LlamaModel, settings: frames.LlamaSettings) -> None:
         self._window, self._vocab_size = window(settings), model.vocab.size
         self.dimensions: int = lib.llama_model_n_embd(model.handle)
         self._handle: Any = lib.llama_init_from_model(model.handle, _parameters(settings))
         if not self._handle:
-            raise DeviceFault(f"no context of {self._window} tokens for vectors")
+            raise DeviceFault(
+                f"llama.cpp cannot create an embedding context of {self._window} tokens"
+            )
         self._memory: Any = lib.llama_get_memory(self._handle)
         self._token = np.zeros(_PIECE_TOKENS, np.int32)
         self._pos = np.zeros(_PIECE_TOKENS, np.int32)
@@ -115,27 +118,31 @@ class VectorContext:
         self._batch: Any = batch
 
     def compute(self, tokens: list[int], first: int) -> NDArray[np.float32]:
-        """One row for each token: C's own memory, gone with the next call. 0 begins a text."""
+        """One row per token: memory of C, valid until the next call. `first` 0 begins a text."""
         if first == 0:
             lib.llama_memory_seq_rm(self._memory, 0, -1, -1)
         count = len(tokens)
         if not 0 < count <= _PIECE_TOKENS or first + count > self._window:
-            raise DeviceFault(f"{count} tokens at {first} of {self._window}")
+            raise DeviceFault(f"{count} tokens at position {first} of a window of {self._window}")
         if first != lib.llama_memory_seq_pos_max(self._memory, 0) + 1:
             raise DeviceFault(f"position {first} is not the next of the text")
         if min(tokens) < 0 or max(tokens) >= self._vocab_size:
-            raise DeviceFault(f"a token id is not 0 to {self._vocab_size - 1}")
+            raise DeviceFault(
+                f"a token id is out of range: the vocabulary has 0 to {self._vocab_size - 1}"
+            )
         self._token[:count] = tokens
         self._pos[:count] = np.arange(first, first + count)
         self._batch.n_tokens = count
         result: int = lib.llama_decode(self._handle, self._batch)
         pointer = None if result else lib.llama_get_embeddings(self._handle)
         if not pointer:
-            raise DeviceFault(f"llama_decode returned {result} for {count} tokens of a text")
+            raise DeviceFault(
+                f"llama_decode returned {result} for {count} tokens of a text to embed"
+            )
         return np.ctypeslib.as_array(pointer, (count, self.dimensions))
 
 
-def _parameters(settings: frames.Settings) -> Any:
+def _parameters(settings: frames.LlamaSettings) -> Any:
     flash = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters = lib.llama_context_default_params()
     parameters.n_ctx = window(settings)
@@ -144,7 +151,7 @@ def _parameters(settings: frames.Settings) -> Any:
     parameters.n_threads = parameters.n_threads_batch = settings.threads
     parameters.flash_attn_type = flash[0] if settings.flash else flash[1]
     parameters.embeddings = True
-    # The library's own mean would need a whole text in one step.
+    # The mean pooling of llama.cpp requires the whole text in one step.
     parameters.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
     parameters.no_perf = True
     return parameters

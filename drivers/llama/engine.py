@@ -1,8 +1,9 @@
 """The engine thread: one context, many sequences, one mixed batch a step.
 
-Commands are taken between two steps; when nothing has a grant the thread sleeps on its queue. What
-a step computes is chosen in batch.py, within the time that a step may take; where a call goes on
-from is found in slots.py. A step that llama.cpp refuses costs only the calls that it refuses alone.
+Commands are executed between two steps; when no call has a grant the thread sleeps on its queue.
+batch.py chooses what a step computes, within the time limit of a step; slots.py finds the prefix
+that a call reuses. When llama.cpp rejects a batch, its calls are retried one by one, and only those
+that are rejected again end.
 """
 
 import time
@@ -12,15 +13,15 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from llmasos.drivers.frames import Frame
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault
+from llmasos.kernel.abi.values import Finish, Sampling
+from llmasos.kernel.abi.wire import build
 from llmasos.kernel.driver import Admission, Prompt, Step
-from llmasos.kernel.errors import DeviceFault
-from llmasos.kernel.values import Finish, Sampling
-from llmasos.kernel.wire import build
 
 from . import exact, frames
-from .batch import Pace, portions
-from .calls import Call
+from .batch import StepPace, portions
+from .calls import LlamaCall
 from .cpp import Context, Run, Vocab
 from .embed import Embedder
 from .grammar import Grammars
@@ -30,61 +31,63 @@ from .threads import Threads
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
-    """What stands beside the context."""
+class EngineParts:
+    """What the engine uses besides the context."""
 
     grammars: Grammars
     embedder: Embedder
 
 
-class Engine:
-    """Owns the context. Once it serves, only the engine thread touches it."""
+class BatchEngine:
+    """Owns the context. After `serve` is called, only the engine thread uses it."""
 
     def __init__(
         self,
         context: Context,
         vocab: Vocab,
-        settings: frames.Settings,
+        settings: frames.LlamaSettings,
         commands: SimpleQueue[Frame],
-        sides: Sides,
+        parts: EngineParts,
     ) -> None:
         self._commands = commands
         self._context = context
         self._vocab = vocab
         self._width, self._window = settings.width, settings.window
         self._chunk_s = settings.chunk_s
-        # Of a deterministic engine: prompts are cut at multiples of this and computed alone.
+        # Deterministic engine: prompts are split at multiples of this, each piece computed alone.
         self._pieces = limits.PIECE_TOKENS if settings.deterministic else 0
-        self._together = True  # answers are computed in one batch
-        self._pace = Pace()
+        self._batch_answers = True  # decoding calls share one batch
+        self._pace = StepPace()
         self._threads = Threads(settings.threads) if settings.adaptive else None
-        self._bounds = Bounds(vocab, settings.window, sides.grammars, Candidates(vocab.size))
-        self._embedder = sides.embedder
+        self._bounds = Bounds(vocab, settings.window, parts.grammars, Candidates(vocab.size))
+        self._embedder = parts.embedder
         self._slots = Slots(context, pieces=self._pieces)
-        self._calls: dict[int, Call] = {}
-        self._ready: dict[int, Call] = {}  # with a grant, the oldest grant first
-        self._parked_bytes, self._parked_most = 0, settings.parked_bytes
-        self.context_bytes = self.token_bytes = 0  # of a saved context; known once it is warm
+        self._calls: dict[int, LlamaCall] = {}
+        self._ready: dict[int, LlamaCall] = {}  # calls with a grant, the oldest grant first
+        self._parked_bytes, self._parked_limit = 0, settings.parked_bytes
+        self.context_bytes = self.token_bytes = 0  # of a saved context; set by warm()
         self._steps: list[Step] = []
 
     def warm(self) -> None:
-        """Compute one token and forget it: what aborts should abort before anybody calls."""
+        """Compute a trial batch and drop it: a model that aborts does so before the first call."""
         token = self._vocab.begin or 0
         sizes = [1]
-        if self._context.on_gpu:  # it loads the kernels of a shape when it first meets it
+        if self._context.on_gpu:  # a GPU loads the kernels of a batch size at its first use
             sizes.append(min(self._context.batch_tokens, self._window - 1))
         for size in sizes:
             asked = self._context.decode([Run(0, 0, [token] * size, asks=True)])
             self._context.logits(asked[0])
             self._context.keep(0, 0)
-        self._weigh(token)
+        self._measure_state(token)
         if self._pieces:
-            # On a GPU the kernel of a product is chosen by its number of rows, and how attention
-            # is split by the longest of all contexts: a short trial would not show that.
-            self._together = not self._context.on_gpu and exact.in_company(self._context)
+            # On a GPU the kernel of a matrix product depends on its number of rows, and the split
+            # of attention on the longest of all contexts: a short trial would not detect that.
+            self._batch_answers = not self._context.on_gpu and exact.batches_are_exact(
+                self._context
+            )
 
-    def _weigh(self, token: int) -> None:
-        """How many bytes a saved context takes."""
+    def _measure_state(self, token: int) -> None:
+        """Measure the bytes of a saved context: the fixed part and a token."""
         sizes: list[int] = []
         for first in range(2):
             self._context.decode([Run(0, first, [token], asks=False)])
@@ -98,9 +101,9 @@ class Engine:
         send: Callable[[Sequence[Step]], None],
         answer: Callable[[Frame], None],
     ) -> None:
-        """Step for ever."""
+        """Execute commands and compute steps; never returns."""
         while True:
-            self._take_commands()
+            self._execute_commands()
             self._step()
             if self._steps:
                 send(self._steps)
@@ -109,18 +112,18 @@ class Engine:
                 answer(vector)
 
     # --- commands -----------------------------------------------------------------------------
-    def _take_commands(self) -> None:
-        """All that wait; sleeps for the first when there is nothing else to do."""
+    def _execute_commands(self) -> None:
+        """Execute all queued commands; waits for the first one when there is no other work."""
         busy = bool(self._steps) or self._embedder.busy
         idle = not busy and not any(call.runnable for call in self._ready.values())
         try:
-            self._command(self._commands.get(block=idle))
+            self._execute(self._commands.get(block=idle))
             while True:
-                self._command(self._commands.get_nowait())
+                self._execute(self._commands.get_nowait())
         except Empty:
             return
 
-    def _command(self, frame: Frame) -> None:
+    def _execute(self, frame: Frame) -> None:
         match frame:
             case [frames.ADMIT, *fields]:
                 self._admit(fields)
@@ -131,18 +134,19 @@ class Engine:
             case [frames.GRANT, int(number), int(tokens)] if number in self._calls:
                 call = self._calls[number]
                 call.grant += max(0, tokens)
-                self._ready.pop(number, None)  # prompts take turns, a grant each
+                # To the end of the queue: prompts are fed round-robin, per grant.
+                self._ready.pop(number, None)
                 self._ready[number] = call
             case [frames.CANCEL, int(number)] if number in self._calls:
                 call = self._calls[number]
                 call.finish = Finish.CANCELLED
                 self._report(call)
-            case [(frames.FORGET | frames.PURGE) as kind, whose]:
-                self._let_go(kind, whose)
+            case [(frames.FORGET | frames.PURGE) as kind, owner]:
+                self._drop_contexts(kind, owner)
             case [frames.EMBED, int(number), tokens]:
                 self._embedder.take(number, tokens)
             case _:
-                pass  # for a call that just ended
+                pass  # a command for a call that has ended
 
     def _admit(self, fields: list[Any]) -> None:
         number, slot_number, history, domain, data, values = fields
@@ -151,9 +155,9 @@ class Engine:
         sampling = build(Sampling, values)
         admission = Admission(number, slot_number, history, domain, prompt, sampling)
         try:
-            slot = self._slots.free(slot_number)
+            slot = self._slots.free_slot(slot_number)
             self._check_prompt(number, tokens)
-            call = Call(admission, slot, sampler(admission.sampling, self._bounds))
+            call = LlamaCall(admission, slot, sampler(admission.sampling, self._bounds))
         except DeviceFault as error:
             self._steps.append(Step(number, error=error))
             return
@@ -164,45 +168,47 @@ class Engine:
 
     def _check_prompt(self, number: int, tokens: list[int]) -> None:
         if number in self._calls:
-            raise DeviceFault(f"call {number} is admitted already")
+            raise DeviceFault(f"call {number} is already admitted")
         if not 0 < len(tokens) < self._window:
-            words = f"a prompt of {len(tokens)} tokens, 1 to {self._window - 1} fit the window"
-            raise DeviceFault(words)
+            message = f"the prompt has {len(tokens)} tokens; 1 to {self._window - 1} fit the window"
+            raise DeviceFault(message)
         if min(tokens) < 0 or max(tokens) >= self._vocab.size:
-            raise DeviceFault(f"a token id is not 0 to {self._vocab.size - 1}")
+            raise DeviceFault(
+                f"a token id is out of range: the vocabulary has 0 to {self._vocab.size - 1}"
+            )
 
-    def _begin(self, call: Call) -> None:
-        """Go on from what there is, unless somebody is about to compute more of the same."""
+    def _begin(self, call: LlamaCall) -> None:
+        """Reuse the longest computed prefix, unless another call is computing a longer one."""
         slot = call.slot
         if slot is None or call.begun:
             return
         leader = self._slots.leader(slot)
         other = self._calls.get(leader.call or 0) if leader is not None else None
-        # A leader that was just admitted has its grant with the next command.
+        # A leader that was just admitted gets its grant with the next command.
         if other is not None and (other.runnable or not call.runnable):
             return
         call.begin(self._slots.adopt(slot))
-        self._report(call)  # the kernel counts what was cached before it grants more
+        self._report(call)  # the kernel counts the cached tokens before it grants more
 
-    def _park(self, call: Call, keep: bool) -> None:
-        """Free its slot. What cannot be saved is computed again later: this never ends the call."""
+    def _park(self, call: LlamaCall, keep: bool) -> None:
+        """Save its context and free its slot. A context that cannot be saved is recomputed."""
         slot = call.slot
         if slot is None:
             return
         call.saved = self._slots.saved(slot) if keep else None
         if call.saved is not None:
             self._parked_bytes += len(call.saved.state)
-        if call.saved is None or self._parked_bytes > self._parked_most:
-            self._forget_saved(call)
+        if call.saved is None or self._parked_bytes > self._parked_limit:
+            self._drop_saved(call)
             call.drop(list(slot.tokens), tainted=slot.tainted)
         call.slot = None
         self._slots.clear(slot)
 
-    def _unpark(self, call: Call, number: int) -> None:
+    def _unpark(self, call: LlamaCall, number: int) -> None:
         saved, admission = call.saved, call.admission
         if saved is None and not call.dropped:
             raise DeviceFault(f"call {admission.call} is not parked")
-        slot = self._slots.free(number)
+        slot = self._slots.free_slot(number)
         self._slots.enter(slot, admission.domain, admission.history, [])
         if saved is not None:
             self._slots.load(slot, saved, len(saved.tokens))
@@ -210,21 +216,24 @@ class Engine:
         call.dropped = False
         slot.prompt, slot.call = list(admission.prompt.tokens), admission.call
         call.slot = slot
-        self._forget_saved(call)
+        self._drop_saved(call)
 
-    def _let_go(self, kind: int, whose: Any) -> None:
-        """Of a process, or of a domain: then what parked calls had is for nobody but them."""
+    def _drop_contexts(self, kind: int, owner: Any) -> None:
+        """FORGET the contexts of a process, or PURGE those of a domain.
+
+        After a purge, the contexts of calls in flight are not shared with other calls.
+        """
         if kind == frames.FORGET:
-            self._slots.forget(whose)
+            self._slots.forget(owner)
             return
-        self._slots.purge(whose)
+        self._slots.purge(owner)
         for call in self._calls.values():
-            if call.admission.domain == whose:
+            if call.admission.domain == owner:
                 call.tainted = True
                 if call.saved is not None:
                     call.saved.tainted = True
 
-    def _forget_saved(self, call: Call) -> None:
+    def _drop_saved(self, call: LlamaCall) -> None:
         if call.saved is not None:
             self._parked_bytes -= len(call.saved.state)
             call.saved = None
@@ -233,8 +242,8 @@ class Engine:
     def _step(self) -> None:
         chosen = self._chosen()
         for call in chosen:
-            if call.held is not None and not call.left:
-                call.say(call.held, self._vocab.piece(call.held), self._window)
+            if call.pending is not None and not call.left:
+                call.emit(call.pending, self._vocab.piece(call.pending), self._window)
         runs = self._runs([call for call in chosen if call.runnable and call.finish is None])
         if runs:
             self._compute(runs)
@@ -242,34 +251,34 @@ class Engine:
             if call.admission.call in self._calls:
                 self._report(call)
 
-    def _chosen(self) -> list[Call]:
-        """Who takes part in the step, the oldest grant first."""
+    def _chosen(self) -> list[LlamaCall]:
+        """The calls of this step, the oldest grant first."""
         for call in [call for call in self._ready.values() if not call.begun]:
             if call.runnable:
                 self._guard(call, self._begin)
         able = [call for call in self._ready.values() if call.begun and call.runnable]
         return able[: self._width]
 
-    def _compute(self, runs: list[tuple[Call, Run]]) -> None:
-        """One batch, or several where company would change bits."""
+    def _compute(self, runs: list[tuple[LlamaCall, Run]]) -> None:
+        """Compute the step: one batch, or several where one would change results."""
         if self._threads is not None and self._threads.choose() != self._context.threads:
             self._context.set_threads(self._threads.now)
         begun = time.monotonic()
         for batch in self._batches(runs):
             for call, index in self._decode(batch):
-                self._choose(call, index)
+                self._sample(call, index)
         answers = sum(len(run.tokens) for call, run in runs if not call.feeds)
         fed = sum(len(run.tokens) for _, run in runs) - answers
         self._pace.learn(fed, answers, time.monotonic() - begun)
 
-    def _batches(self, runs: list[tuple[Call, Run]]) -> list[list[tuple[Call, Run]]]:
+    def _batches(self, runs: list[tuple[LlamaCall, Run]]) -> list[list[tuple[LlamaCall, Run]]]:
         if not self._pieces:
             return [runs]
         answers = [(call, run) for call, run in runs if not call.feeds]
         pieces = [[(call, run)] for call, run in runs if call.feeds]
-        return [*([answers] if self._together else [[one] for one in answers]), *pieces]
+        return [*([answers] if self._batch_answers else [[one] for one in answers]), *pieces]
 
-    def _runs(self, calls: list[Call]) -> list[tuple[Call, Run]]:
+    def _runs(self, calls: list[LlamaCall]) -> list[tuple[LlamaCall, Run]]:
         """What each call computes in this step."""
         now = time.monotonic()
         answers = sum(call.decodes for call in calls)
@@ -277,7 +286,7 @@ class Engine:
         stalls = answers > 0 and any(one.long for one in ready)
         room = self._pace.room(self._chunk_s, answering=stalls)
         room = min(room, self._context.batch_tokens - answers)
-        runs: list[tuple[Call, Run]] = []
+        runs: list[tuple[LlamaCall, Run]] = []
         for call, size in zip(calls, portions(ready, room), strict=True):
             if call.decodes:
                 call.feeds = False
@@ -288,8 +297,8 @@ class Engine:
                 runs.append((call, _run(call, tokens, asks=asks)))
         return runs
 
-    def _decode(self, runs: list[tuple[Call, Run]]) -> list[tuple[Call, int]]:
-        """Compute; returns the calls that may choose a token, and where their logits are."""
+    def _decode(self, runs: list[tuple[LlamaCall, Run]]) -> list[tuple[LlamaCall, int]]:
+        """Compute one batch; the calls to sample, with the indexes of their logits."""
         if not runs:
             return []
         try:
@@ -301,18 +310,18 @@ class Engine:
         return [(call, asked[run.slot]) for call, run in runs if run.asks]
 
     def _decode_one_by_one(
-        self, runs: list[tuple[Call, Run]], error: DeviceFault
-    ) -> list[tuple[Call, int]]:
-        """Find whose the fault is. Logits live until the next batch, so tokens are chosen here."""
+        self, runs: list[tuple[LlamaCall, Run]], error: DeviceFault
+    ) -> list[tuple[LlamaCall, int]]:
+        """Find the call at fault. Logits are valid until the next batch, so sample here."""
         if len(runs) == 1:
             self._report(runs[0][0], error)
             return []
         for run in runs:
             for call, index in self._decode([run]):
-                self._choose(call, index)
+                self._sample(call, index)
         return []
 
-    def _choose(self, call: Call, index: int) -> None:
+    def _sample(self, call: LlamaCall, index: int) -> None:
         try:
             token = call.sampler.choose(self._context, index)
         except DeviceFault as error:
@@ -321,15 +330,15 @@ class Engine:
         piece = None if token in self._vocab.ends else self._vocab.piece(token)
         call.choose(token, piece, self._window)
 
-    def _guard(self, call: Call, act: Callable[[Call], None]) -> None:
-        """Let a fault end this call and no other."""
+    def _guard(self, call: LlamaCall, act: Callable[[LlamaCall], None]) -> None:
+        """Run `act`; a DeviceFault ends this call only."""
         try:
             act(call)
         except DeviceFault as error:
             self._report(call, error)
 
-    def _report(self, call: Call, error: DeviceFault | None = None) -> None:
-        """Note the call's step; end the call if it ended."""
+    def _report(self, call: LlamaCall, error: DeviceFault | None = None) -> None:
+        """Queue the step of the call; remove the call if it ended."""
         step = call.step(error)
         if step is not None:
             self._steps.append(step)
@@ -340,7 +349,7 @@ class Engine:
             return
         del self._calls[number]
         self._ready.pop(number, None)
-        self._forget_saved(call)
+        self._drop_saved(call)
         call.sampler.free()
         if call.slot is not None:
             self._slots.leave(call.slot)
@@ -348,14 +357,14 @@ class Engine:
                 self._slots.clear(call.slot)
 
 
-def _run(call: Call, tokens: Sequence[int], *, asks: bool) -> Run:
+def _run(call: LlamaCall, tokens: Sequence[int], *, asks: bool) -> Run:
     slot = call.slot
     if slot is None:
         raise DeviceFault(f"call {call.admission.call} is parked")
     return Run(slot.number, len(slot.tokens), tokens, asks)
 
 
-def _computed(call: Call, run: Run) -> None:
+def _computed(call: LlamaCall, run: Run) -> None:
     slot = call.slot
     if slot is not None:
         prompt = len(slot.tokens) < len(call.admission.prompt.tokens)

@@ -1,12 +1,12 @@
-"""Whether answers may be computed together without changing a bit: tried, not assumed.
+"""Tests whether answers can be computed in one batch without changing a bit.
 
-Attention is computed row by row in a deterministic engine (see cpp.py). But llama.cpp's kernels
-for quantised weights may differ by the number of rows of a product, and their last bits with them.
-Mostly the next quantisation of the activations hides that, so equal scores once prove little. A
-deterministic engine therefore cuts each prompt at fixed places and computes each piece alone.
-Whether the rows of all answers are multiplied alike, alone and together, depends on the
-quantisation and on the processor. That is tried here at the start, on a few hundred scores; where
-they differ, answers are computed alone too.
+Attention is computed row by row in a deterministic engine (see cpp.py). But llama.cpp may choose a
+kernel for quantised weights by the number of rows of a matrix product, and the last bits of the
+result differ by kernel. Mostly the next quantisation of the activations hides the difference, so
+one equal result proves little. A deterministic engine therefore splits each prompt at fixed
+positions and computes each piece alone. Whether the rows of answers have the same results alone and
+in a batch depends on the quantisation and on the processor. It is measured here at the start, on a
+few hundred score vectors; if any differ, answers are computed alone too.
 """
 
 import random
@@ -15,12 +15,12 @@ import numpy as np
 
 from .cpp import Context, Floats, Run
 
-_COMPANIES = (1, 2, 3, 5, 7, 15)  # others beside the one that is compared
+_OTHERS = (1, 2, 3, 5, 7, 15)  # other answers in the batch of the one that is compared
 _ANSWER = 4  # tokens
 
 
-def in_company(context: Context) -> bool:
-    """Each token of an answer has the same scores alone and beside others, in any slot."""
+def batches_are_exact(context: Context) -> bool:
+    """Whether each answer token has the same scores alone and in a batch, in every slot."""
     chance = random.Random(2)
     sizes = [chance.randrange(2, 60) for _ in range(context.slots)]
     prompts = [_tokens(chance, context, size) for size in sizes]
@@ -30,9 +30,9 @@ def in_company(context: Context) -> bool:
     ]
     equal = all(
         np.array_equal(alone[slot * _ANSWER + at], score)
-        for others in _COMPANIES
+        for others in _OTHERS
         if others < context.slots
-        for slot, at, score in _together(context, prompts, answers, others + 1)
+        for slot, at, score in _batched(context, prompts, answers, others + 1)
     )
     _empty(context)
     return equal
@@ -41,14 +41,14 @@ def in_company(context: Context) -> bool:
 def _scores(
     context: Context, prompts: list[list[int]], answers: list[list[int]], slot: int
 ) -> list[Floats]:
-    """Of one answer, alone."""
-    return [score for _, _, score in _together(context, prompts, answers, 1, first=slot)]
+    """The scores of one answer, computed alone."""
+    return [score for _, _, score in _batched(context, prompts, answers, 1, first=slot)]
 
 
-def _together(
+def _batched(
     context: Context, prompts: list[list[int]], answers: list[list[int]], count: int, first: int = 0
 ) -> list[tuple[int, int, Floats]]:
-    """(slot, token, scores) of so many answers that are computed in the same batches."""
+    """(slot, token, scores) of `count` answers that are computed in the same batches."""
     _empty(context)
     slots = range(first, first + count)
     for slot in slots:

@@ -1,11 +1,11 @@
-"""The words between the kernel's side of the engine and its child process.
+"""The frames between the kernel's side of the engine and its child process.
 
-    to the child     LOAD first, then TOKENIZE COMPOSE CHECK EMBED (answered by their id) and ADMIT
-                     GRANT CANCEL PARK UNPARK FORGET PURGE (answered by later steps, if at all)
+    to the child     LOAD first, then requests with an answer (TOKENIZE COMPOSE CHECK EMBED) and
+                     commands without one (ADMIT GRANT CANCEL PARK UNPARK FORGET PURGE)
     to the kernel    LOADING while it loads, STEPS: one frame a step
 
-Tokens travel as bytes and pages as one flat list: both stay under the caps on items. Imported by
-both sides, so it must not import llama_cpp.
+Tokens are sent as bytes and pages as one flat list: both stay below the limits on items. Imported
+by both sides, so it must not import llama_cpp.
 """
 
 from array import array
@@ -13,46 +13,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmasos.drivers.frames import OWN, Frame
+from llmasos.drivers.frames import DRIVER_BASE, Frame
+from llmasos.kernel.abi.errors import DeviceFault
+from llmasos.kernel.abi.values import Finish, Hardware, Logprob
+from llmasos.kernel.abi.wire import build
 from llmasos.kernel.driver import Cut, Facts, Option, Step
-from llmasos.kernel.errors import DeviceFault
-from llmasos.kernel.values import Finish, Hardware, Logprob
-from llmasos.kernel.wire import build
 
-NAME = "the engine"  # in what people read
+NAME = "the engine"  # in messages
 (
     LOAD, TOKENIZE, COMPOSE, CHECK, EMBED, ADMIT, GRANT, CANCEL, PARK, UNPARK, FORGET,
     PURGE,
     LOADING, STEPS,
-) = range(OWN, OWN + 14)  # fmt: skip
+) = range(DRIVER_BASE, DRIVER_BASE + 14)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class LlamaSettings:
     """What the child loads, and how."""
 
     path: str
     slots: int
     width: int
     window: int  # tokens a slot
-    threads: int  # at most
-    adaptive: bool  # fewer while others want the cores
+    threads: int  # maximum
+    adaptive: bool  # fewer threads while other programs use the cores
     flash: bool
-    unified: bool  # one pool of cells for all slots
+    unified: bool  # one KV pool for all slots
     deterministic: bool
-    chunk_s: float  # a step with answers takes no longer; 0: no limit
-    batch: int  # tokens of one step when nobody decodes
+    chunk_s: float  # time limit of a step with decoding calls; 0: none
+    batch: int  # maximum tokens of a step
     gpu_layers: int
-    hang_s: float
-    parked_bytes: int  # saved contexts of stopped calls
-    nice: int  # of the computing threads; the text thread stays as it is
+    hang_s: float  # a step that takes longer: the child is killed
+    parked_bytes: int  # limit of the saved contexts of parked calls
+    nice: int  # of the computing threads; that of the text thread is unchanged
 
 
 Options = dict[str, Option]
 
 
 def tokens_out(tokens: Sequence[int]) -> bytes:
-    """Raises OverflowError for what is no token id of any vocabulary."""
+    """The tokens as 32-bit integers. Raises OverflowError for a larger number."""
     return array("i", tokens).tobytes()
 
 
@@ -91,8 +91,8 @@ def step_in(frame: Frame) -> Step:
 
 def facts_in(values: dict[str, Any]) -> Facts:
     """The facts of UP."""
-    told = {
+    built = {
         "capabilities": frozenset(values["capabilities"]),
         "hardware": [build(Hardware, one) for one in values["hardware"]],
     }
-    return build(Facts, {**values, **told})
+    return build(Facts, {**values, **built})

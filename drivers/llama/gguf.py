@@ -1,9 +1,9 @@
-"""A GGUF file's header, read with bounds before llama.cpp sees the file.
+"""Reads and checks the header of a GGUF file before llama.cpp loads the file.
 
-Answers: is this a model that can be loaded, what does it say of itself, what will its context
-cost. Refused besides what the format forbids: every header that was seen to abort llama.cpp (an
-alignment under 32, no blocks, no tokenizer, experts that do not add up, an unknown rope scaling,
-an epsilon that is no number ...). It must not import llama_cpp.
+Returns the facts of the model and the size of a KV cell. Refused are files that violate the format,
+and every header that is known to abort llama.cpp (an alignment under 32, no blocks, no tokenizer,
+inconsistent expert counts, an unknown rope scaling, an epsilon that is not a number ...). This
+module must not import llama_cpp.
 """
 
 import math
@@ -11,14 +11,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.driver import ImageFacts
-from llmasos.kernel.errors import Errno, SyscallError
 
 from . import quantisation
-from .gguf_file import STRING, TYPE_NAMES, Array, Scalar, Source, Tensor, Value, parse
+from .gguf_file import STRING, TYPE_NAMES, GgufArray, Scalar, Source, Tensor, Value, parse
 
-_BLOCKS_MAX, _EXPERTS_MAX, _HEADS_MAX = 512, 512, 65_536  # of llama.cpp
-_ALIGNMENT = 32  # what the CPU backend asserts of a tensor's address
+_BLOCKS_MAX, _EXPERTS_MAX, _HEADS_MAX = 512, 512, 65_536  # limits of llama.cpp
+_ALIGNMENT = 32  # the CPU backend asserts it of a tensor's address
 # Tensor type: weights in a block, bytes of a block (ggml_blck_size, ggml_type_size).
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
@@ -28,7 +28,7 @@ _BLOCKS = {
     28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
     40: (64, 36), 41: (128, 18), 42: (64, 18),
 }  # fmt: skip
-_NOT_WEIGHTS = frozenset({9, 15, 24, 25, 26, 27, 28})  # no kernel multiplies by these
+_NOT_WEIGHTS = frozenset({9, 15, 24, 25, 26, 27, 28})  # no matrix kernel supports these types
 _FLOATS = frozenset({0, 1, 30})
 _SPDX = {
     "apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-2-clause": "BSD-2-Clause", "gpl-3.0": "GPL-3.0",
@@ -40,33 +40,33 @@ _SPDX = {
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the machine needs of a header."""
+    """The parts of a header that are used."""
 
     facts: ImageFacts
-    cell_bytes: int  # keys and values of one token, as f16
+    cell_bytes: int  # of the KV cache for one token, as f16
     blocks: int
 
 
 def probe(path: Path) -> ImageFacts:
-    """What the file says of itself. EINVAL says what is wrong and at which byte."""
+    """The facts of a model file. EINVAL with the defect and its byte offset."""
     return read(path).facts
 
 
 def read(path: Path) -> Header:
-    """The header. EINVAL says what is wrong and at which byte."""
+    """The header of a model file. EINVAL with the defect and its byte offset."""
     try:
         with path.open("rb") as file:
             source = Source(path, file)
             keys, tensors = parse(source)
     except OSError as error:
-        raise SyscallError(Errno.EINVAL, f"{path} cannot be read: {error.strerror}") from error
+        raise SyscallError(Errno.EINVAL, f"cannot read {path}: {error.strerror}") from error
     _Checks(source, keys).run()
     _check_tensors(source, keys, tensors)
     return Header(_facts(source, keys), _cell_bytes(keys), _blocks(keys))
 
 
 class _Checks:
-    """The keys that llama.cpp trusts, or asserts instead of refusing."""
+    """Checks the keys that llama.cpp does not check, or checks with an assert."""
 
     __slots__ = ("_arch", "_keys", "_source")
 
@@ -81,9 +81,11 @@ class _Checks:
             self._source.refuse(f"general.architecture is {self._arch[:80]!r}")
         kind = self._text("general.type", "model")
         if kind != "model":
-            self._source.refuse(f"it is of the type {kind!r}, not a model")
+            self._source.refuse(f"general.type is {kind!r}, not a model")
         if (parts := self._number("split.count", range(65_536), default=0)) > 1:
-            self._source.refuse(f"it is one of {parts} parts; join them first")
+            self._source.refuse(
+                f"it is one of {parts} parts; merge them with llama-gguf-split --merge"
+            )
         self._shape()
         self._experts()
         self._rope()
@@ -100,7 +102,7 @@ class _Checks:
             return default
         if not isinstance(entry.value, str):
             found = TYPE_NAMES[entry.kind]
-            self._source.refuse(f"{name} is of the type {found}, not string", entry.at)
+            self._source.refuse(f"{name} has type {found}, not string", entry.at)
         return entry.value
 
     def _number(self, name: str, allowed: range, default: int | None = None) -> int:
@@ -111,23 +113,23 @@ class _Checks:
             return default
         if not isinstance(entry.value, int):
             found = TYPE_NAMES[entry.kind]
-            self._source.refuse(f"{name} is of the type {found}, not an integer", entry.at)
+            self._source.refuse(f"{name} has type {found}, not an integer", entry.at)
         if entry.value not in allowed:
-            most = allowed.stop - 1
-            words = f"{name} is {entry.value}, {allowed.start} to {most} are allowed"
-            self._source.refuse(words, entry.at)
+            limit = allowed.stop - 1
+            message = f"{name} is {entry.value}, not {allowed.start} to {limit}"
+            self._source.refuse(message, entry.at)
         return entry.value
 
     def _numbers(self, name: str, allowed: range, *, required: bool) -> None:
-        """One number, or one for each block."""
+        """Check a key with one number, or with one for each block."""
         entry = self._keys.get(name)
-        if entry is None or not isinstance(entry.value, Array):
+        if entry is None or not isinstance(entry.value, GgufArray):
             self._number(name, allowed, None if required else allowed.start)
             return
         array = entry.value
         if not array.numbers or any(int(n) not in range(allowed.stop) for n in array.numbers):
-            most = allowed.stop - 1
-            self._source.refuse(f"{name} holds a number that is not 0 to {most}", entry.at)
+            limit = allowed.stop - 1
+            self._source.refuse(f"{name} contains a number that is not 0 to {limit}", entry.at)
 
     def _shape(self) -> None:
         arch = self._arch
@@ -167,30 +169,31 @@ class _Checks:
         for name, kind in (("token_type", 5), ("scores", 6)):
             array = self._array(f"tokenizer.ggml.{name}", frozenset({kind}))
             if array is not None and array.count != tokens.count:
-                what = f"{array.count} of {name} for {tokens.count} tokens"
-                self._source.refuse(f"the tokenizer has {what}")
+                message = f"the tokenizer has {array.count} of {name} for {tokens.count} tokens"
+                self._source.refuse(message)
         for name in ("bos", "eos", "eot", "eom", "unknown", "padding", "separator", "seperator"):
             self._number(f"tokenizer.ggml.{name}_token_id", range(tokens.count), default=0)
         self._text("tokenizer.chat_template", "")
         if model == "llama":
             self._byte_tokens(tokens)
 
-    def _array(self, name: str, kinds: frozenset[int]) -> Array | None:
+    def _array(self, name: str, kinds: frozenset[int]) -> GgufArray | None:
         entry = self._keys.get(name)
         if entry is None:
             return None
-        if not isinstance(entry.value, Array) or entry.value.kind not in kinds:
+        if not isinstance(entry.value, GgufArray) or entry.value.kind not in kinds:
             wanted = "/".join(TYPE_NAMES[kind] for kind in sorted(kinds))
             self._source.refuse(f"{name} is not an array of {wanted}", entry.at)
         return entry.value
 
-    def _byte_tokens(self, tokens: Array) -> None:
-        """Without them an unknown character ends the process."""
+    def _byte_tokens(self, tokens: GgufArray) -> None:
+        """Check that all 256 exist: without one, llama.cpp aborts at an unknown character."""
         raw = bytes(self._source.buffer[slice(*tokens.raw)])
         missing = [b for b in range(256) if b"<0x%02X>" % b not in raw]
         if missing:
-            words = f"its tokenizer lacks {len(missing)} byte tokens, <0x{missing[0]:02X}> first"
-            self._source.refuse(words, tokens.raw[0])
+            first = f"<0x{missing[0]:02X}> first"
+            message = f"its tokenizer lacks {len(missing)} byte tokens, {first}"
+            self._source.refuse(message, tokens.raw[0])
 
 
 def _check_tensors(source: Source, keys: dict[str, Value], tensors: list[Tensor]) -> None:
@@ -201,15 +204,15 @@ def _check_tensors(source: Source, keys: dict[str, Value], tensors: list[Tensor]
     expected = 0
     for tensor in tensors:
         if not tensor.name or tensor.name in names:
-            source.refuse(f"the tensor name {tensor.name!r} is empty or there twice", tensor.at)
+            source.refuse(f"the tensor name {tensor.name!r} is empty or used twice", tensor.at)
         names.add(tensor.name)
         size = _tensor_bytes(source, tensor)
         if tensor.offset != expected:
-            words = f"tensor {tensor.name} lies at {tensor.offset}, {expected} is its place"
-            source.refuse(words, tensor.at)
+            message = f"tensor {tensor.name} has offset {tensor.offset}, not {expected}"
+            source.refuse(message, tensor.at)
         if tensor.offset + size > room:
-            words = f"tensor {tensor.name} ends at {tensor.offset + size}, the data at {room}"
-            source.refuse(f"{words}: the file is cut short", tensor.at)
+            message = f"tensor {tensor.name} ends at {tensor.offset + size}, the data at {room}"
+            source.refuse(f"{message}: the file is truncated", tensor.at)
         expected = -(-(tensor.offset + size) // alignment) * alignment
 
 
@@ -221,22 +224,24 @@ def _alignment(source: Source, keys: dict[str, Value]) -> int:
     if entry.kind != 4 or not isinstance(value, int) or value & (value - 1):
         source.refuse(f"general.alignment is {value}, not a u32 power of two", entry.at)
     if not _ALIGNMENT <= value <= 65_536:
-        source.refuse(f"general.alignment is {value}, {_ALIGNMENT} to 65536 is allowed", entry.at)
+        source.refuse(f"general.alignment is {value}, not {_ALIGNMENT} to 65536", entry.at)
     return value
 
 
 def _tensor_bytes(source: Source, tensor: Tensor) -> int:
     if tensor.kind not in _BLOCKS:
-        source.refuse(f"tensor {tensor.name} has the unknown type {tensor.kind}", tensor.at)
+        source.refuse(f"tensor {tensor.name} has unknown type {tensor.kind}", tensor.at)
     if tensor.name.endswith(".weight") and tensor.kind in _NOT_WEIGHTS:
-        source.refuse(f"tensor {tensor.name} has the type {tensor.kind}: no weights", tensor.at)
+        source.refuse(
+            f"tensor {tensor.name} has type {tensor.kind}, which is not a weight type", tensor.at
+        )
     if tensor.name.endswith("norm.weight") and tensor.kind not in _FLOATS:
         source.refuse(f"tensor {tensor.name} is quantised (type {tensor.kind})", tensor.at)
     weights, size = _BLOCKS[tensor.kind]
     if tensor.dims[0] % weights or 0 in tensor.dims:
         shape = "x".join(str(dim) for dim in tensor.dims)
-        words = f"tensor {tensor.name} has the shape {shape}, in blocks of {weights}"
-        source.refuse(words, tensor.at)
+        message = f"tensor {tensor.name} has shape {shape}, not whole blocks of {weights}"
+        source.refuse(message, tensor.at)
     return math.prod(tensor.dims) // weights * size
 
 
@@ -254,7 +259,7 @@ def _facts(source: Source, keys: dict[str, Value]) -> ImageFacts:
     )
 
 
-def _licence(value: Scalar | Array) -> str:
+def _licence(value: Scalar | GgufArray) -> str:
     if not isinstance(value, str) or not value.strip():
         return "NOASSERTION"
     known = _SPDX.get(value.strip().lower())
@@ -273,7 +278,7 @@ def _cell_bytes(keys: dict[str, Value]) -> int:
         entry = keys.get(f"{arch}.{name}")
         if entry is None:
             return default
-        if isinstance(entry.value, Array):
+        if isinstance(entry.value, GgufArray):
             return int(max(entry.value.numbers, default=default))
         return entry.value if isinstance(entry.value, int) else default
 

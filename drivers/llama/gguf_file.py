@@ -1,7 +1,7 @@
-"""The bytes of a GGUF header as keys and tensors: only the form is judged here, not the sense.
+"""Parses the bytes of a GGUF header into keys and tensors. Checks the syntax only.
 
-Every count and length is checked against what is left of the file and against limits.py before
-anything is read or built for it; arrays are passed over. A refusal names the byte.
+Every count and length is checked against the rest of the file and against limits.py before any
+memory is allocated for it; long arrays are skipped. An error has the byte offset.
 """
 
 import struct
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from llmasos.kernel import limits
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
 _CHUNK_BYTES = 1024 * 1024
-_NAME_BYTES = 63  # of a tensor: ggml keeps 64 with the final zero
-_NUMBERS_MAX = 512  # items of an array that is kept: one for each block
+_NAME_BYTES = 63  # of a tensor: ggml reserves 64 with the terminating zero
+_NUMBERS_MAX = 512  # items of an array that is stored: one for each block
 STRING, ARRAY, BOOL = 8, 9, 7
 _SCALARS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q",
@@ -29,17 +29,17 @@ Scalar = int | float | str
 
 
 @dataclass(frozen=True, slots=True)
-class Array:
-    """An array that was passed over. `numbers` holds those of a short numeric one."""
+class GgufArray:
+    """An array that was skipped. `numbers`: the items of a short numeric array."""
 
     kind: int
     count: int
     numbers: tuple[float, ...]
-    raw: tuple[int, int]  # bytes of the file
+    raw: tuple[int, int]  # its byte range in the file
 
 
 class Source:
-    """The file's beginning, read as far as it is asked for."""
+    """A reader of the file's beginning, which reads on demand."""
 
     __slots__ = ("_file", "at", "buffer", "path", "size")
 
@@ -56,11 +56,11 @@ class Source:
         raise SyscallError(
             Errno.EINVAL,
             f"{self.path.name} is not a usable GGUF model: {what}{where}",
-            "get the file again and compare its checksum with the publisher's",
+            "download the file again and compare its checksum with the publisher's",
         )
 
     def need(self, count: int, what: str) -> int:
-        """Where the next `count` bytes begin in the buffer; they are there."""
+        """Read `count` more bytes; their offset in the buffer."""
         begin, end = self.at, self.at + count
         if end > self.size:
             left = self.size - begin
@@ -81,11 +81,11 @@ class Source:
         return value
 
     def text(self, what: str, most: int = limits.GGUF_STRING_BYTES) -> bytes:
-        """A string with its length before it."""
+        """Read a length-prefixed string."""
         begin = self.at
         length = self.number("<Q", f"the length of {what}")
         if length > most:
-            self.refuse(f"{what} announces {length} bytes, {most} are allowed", begin)
+            self.refuse(f"{what} has {length} bytes, at most {most} are allowed", begin)
         start = self.need(length, what)
         return bytes(self.buffer[start : start + length])
 
@@ -93,7 +93,7 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Value:
     kind: int
-    value: Scalar | Array
+    value: Scalar | GgufArray
     at: int
 
 
@@ -107,14 +107,14 @@ class Tensor:
 
 
 def parse(source: Source) -> tuple[dict[str, Value], list[Tensor]]:
-    """All keys and all tensors of the header."""
+    """Parse all keys and tensors of the header."""
     magic = source.need(4, "the magic")
     found = bytes(source.buffer[magic : magic + 4])
     if found != b"GGUF":
         source.refuse(f"it begins with {found!r}, not with b'GGUF'", 0)
     version = source.number("<I", "the version")
     if version not in (2, 3):
-        source.refuse(f"version {version} is neither 2 nor 3", 4)
+        source.refuse(f"version {version} is not supported; 2 and 3 are", 4)
     tensor_count = source.number("<Q", "the tensor count")
     key_count = source.number("<Q", "the key count")
     if not 0 < tensor_count <= limits.GGUF_TENSORS:
@@ -126,7 +126,7 @@ def parse(source: Source) -> tuple[dict[str, Value], list[Tensor]]:
         at = source.at
         name = source.text(f"key {index}").decode("utf-8", "backslashreplace")
         if not name or name in keys:
-            source.refuse(f"key {index} ({name!r}) is empty or there twice", at)
+            source.refuse(f"key {index} ({name!r}) is empty or used twice", at)
         keys[name] = _value(source, name)
     return keys, [_tensor(source, index) for index in range(tensor_count)]
 
@@ -136,28 +136,28 @@ def _value(source: Source, name: str) -> Value:
     kind = source.number("<I", f"the type of {name}")
     if kind == STRING:
         text = source.text(name)
-        # What follows a zero is not seen by C: both sides must read the same text.
+        # C stops at a zero byte: the check must read the same text as llama.cpp.
         return Value(kind, text.split(b"\0")[0].decode("utf-8", "replace"), at)
     if kind == ARRAY:
         return Value(kind, _array(source, name), at)
     if kind not in _SCALARS:
-        source.refuse(f"{name} has the unknown type {kind}", at)
+        source.refuse(f"{name} has unknown type {kind}", at)
     value = source.number(_SCALARS[kind], name)
     if kind == BOOL and value not in (0, 1):
-        source.refuse(f"{name} is a bool of value {value}", at)
+        source.refuse(f"{name} is a bool with value {value}", at)
     return Value(kind, value, at)
 
 
-def _array(source: Source, name: str) -> Array:
+def _array(source: Source, name: str) -> GgufArray:
     at = source.at
     kind = source.number("<I", f"the item type of {name}")
     count = source.number("<Q", f"the length of {name}")
     if kind not in _SCALARS and kind != STRING:
-        what = "nested array" if kind == ARRAY else f"array of the unknown type {kind}"
+        what = "nested array" if kind == ARRAY else f"array of unknown type {kind}"
         source.refuse(f"{name} is a {what}", at)
     if count > limits.GGUF_ARRAY_ITEMS:
         most = limits.GGUF_ARRAY_ITEMS
-        source.refuse(f"{name} announces {count} items, {most} are allowed", at)
+        source.refuse(f"{name} has {count} items, at most {most} are allowed", at)
     begin = source.at
     numbers: tuple[float, ...] = ()
     if kind == STRING:
@@ -167,24 +167,24 @@ def _array(source: Source, name: str) -> Array:
         if count <= _NUMBERS_MAX:
             form = f"<{count}{_SCALARS[kind][1]}"
             numbers = struct.unpack_from(form, source.buffer, start)
-    return Array(kind, count, numbers, (begin, source.at))
+    return GgufArray(kind, count, numbers, (begin, source.at))
 
 
 def _skip_strings(source: Source, name: str, count: int) -> None:
-    """Pass over `count` strings; 100,000 of them in the default model, so the loop is bare."""
+    """Skip `count` strings. The default model has 100,000, so the loop is optimised."""
     length_of = struct.Struct("<Q").unpack_from
-    most, bare = limits.GGUF_STRING_BYTES, 8
+    most, prefix = limits.GGUF_STRING_BYTES, 8
     for index in range(count):
         at = source.at
-        if len(source.buffer) < at + bare:
-            source.need(bare, f"the length of {name}[{index}]")
+        if len(source.buffer) < at + prefix:
+            source.need(prefix, f"the length of {name}[{index}]")
         (length,) = length_of(source.buffer, at)
         if length > most:
-            source.refuse(f"{name}[{index}] announces {length} bytes, {most} are allowed", at)
-        source.at = at + bare
+            source.refuse(f"{name}[{index}] has {length} bytes, at most {most} are allowed", at)
+        source.at = at + prefix
         if len(source.buffer) < source.at + length:
             source.need(length, f"{name}[{index}]")
-        source.at = at + bare + length
+        source.at = at + prefix + length
 
 
 def _tensor(source: Source, index: int) -> Tensor:
@@ -192,7 +192,7 @@ def _tensor(source: Source, index: int) -> Tensor:
     name = source.text(f"the name of tensor {index}", _NAME_BYTES).decode("utf-8", "replace")
     rank = source.number("<I", f"the rank of {name}")
     if not 1 <= rank <= 4:
-        source.refuse(f"tensor {name} has {rank} dimensions, 1 to 4 are allowed", at)
+        source.refuse(f"tensor {name} has {rank} dimensions; 1 to 4 are allowed", at)
     dims = tuple(source.number("<Q", f"the shape of {name}") for _ in range(rank))
     kind = source.number("<I", f"the type of {name}")
     offset = source.number("<Q", f"the offset of {name}")

@@ -1,6 +1,6 @@
-"""Grammars and JSON schemas on a model's vocabulary: where an answer stands in one.
+"""Grammars and JSON schemas applied to a model's vocabulary: which tokens may come next.
 
-A text is compiled once (drivers/grammar) and kept; each answer gets a matcher of its own.
+Each grammar is compiled once (drivers/grammar) and cached; each answer has its own matcher.
 """
 
 import threading
@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmasos.drivers.grammar import compiler
-from llmasos.kernel import limits
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Sampling
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.values import Sampling
 
 from .cpp import Vocab
 
 
 class Matcher:
-    """Where one answer stands in its grammar. One thread uses it at a time."""
+    """The state of one answer in its grammar. Not thread-safe."""
 
     __slots__ = ("_ends", "_matcher", "_size")
 
@@ -27,51 +27,54 @@ class Matcher:
         self._size, self._ends = vocab.size, vocab.ends
 
     def allows(self, token: int) -> bool:
-        """Cheap: whether this token may come next. An end may when the grammar is satisfied."""
+        """Whether this token may come next; an end may if the answer is complete. Cheap."""
         if token in self._ends:
             return self.may_end
         return 0 <= token < self._size and self._matcher.validate_tokens([token]) == 1
 
     def mask(self) -> NDArray[np.bool_]:
-        """Every token that may come next."""
+        """The tokens that may come next."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         return np.unpackbits(bits, count=self._size, bitorder="little").astype(np.bool_)
 
     def take(self, token: int) -> None:
-        """The next token; not an end. DeviceFault when it is not allowed."""
+        """Add the next token, which is not an end. DeviceFault when it is not allowed."""
         if not 0 <= token < self._size or not self._matcher.consume_token(token):
             self._check()
-            raise DeviceFault(f"token {token} is not in the grammar")
+            raise DeviceFault(f"the grammar does not allow token {token} here")
 
     @property
     def may_end(self) -> bool:
+        """Whether the answer is complete."""
         return self._matcher.is_accepting()
 
     @property
     def finished(self) -> bool:
-        """Nothing but an end may come."""
+        """Whether only an end may come next."""
         return self._matcher.is_stopped()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise DeviceFault(f"the grammar cannot go on: {compiler.complaint(self._matcher)}")
+            raise DeviceFault(f"the grammar failed: {compiler.error_text(self._matcher)}")
 
 
 class Grammars:
-    """The compiled grammars of one engine. Any thread may ask."""
+    """The compiled grammars of one engine. Thread-safe."""
 
     def __init__(self, vocab: Vocab) -> None:
         self._vocab = vocab
         self._tokenizer: compiler.LLTokenizer | None = None
-        self._known: OrderedDict[tuple[str, str], compiler.LLMatcher] = OrderedDict()
-        self._lock = threading.Lock()  # of `_known`
+        self._cache: OrderedDict[tuple[str, str], compiler.LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()  # guards `_cache`
         self._compiling = threading.Lock()  # one at a time
 
     def matcher(self, sampling: Sampling) -> Matcher | None:
-        """None: the answer is free. EINVAL with the place of what is wrong."""
+        """A matcher for an answer; None when it has no constraint. EINVAL with the position."""
         if sampling.grammar is not None and sampling.schema is not None:
-            raise SyscallError(Errno.EINVAL, "a grammar and a schema", "give one of the two")
+            raise SyscallError(
+                Errno.EINVAL, "the request has a grammar and a schema", "give one of the two"
+            )
         if sampling.grammar is not None:
             key = "grammar", sampling.grammar
         elif sampling.schema is not None:
@@ -86,9 +89,9 @@ class Grammars:
 
     def _find(self, key: tuple[str, str]) -> compiler.LLMatcher | None:
         with self._lock:
-            found = self._known.get(key)
+            found = self._cache.get(key)
             if found is not None:
-                self._known.move_to_end(key)
+                self._cache.move_to_end(key)
             return found
 
     def _compile(self, key: tuple[str, str]) -> compiler.LLMatcher:
@@ -96,24 +99,24 @@ class Grammars:
             self._tokenizer = _tokenizer(self._vocab)
         compiled = compiler.compiled(*key, self._tokenizer)
         with self._lock:
-            self._known[key] = compiled
-            if len(self._known) > limits.GRAMMARS:
-                self._known.popitem(last=False)
+            self._cache[key] = compiled
+            if len(self._cache) > limits.GRAMMARS:
+                self._cache.popitem(last=False)
         return compiled
 
 
 def _tokenizer(vocab: Vocab) -> compiler.LLTokenizer:
     """ENOTSUP for a model that cannot end an answer."""
     if not vocab.ends:
-        why = "this model has no token that ends an answer, so no grammar can"
-        raise SyscallError(Errno.ENOTSUP, why)
+        message = "a grammar needs a token that ends the answer, and this model has none"
+        raise SyscallError(Errno.ENOTSUP, message)
 
     def tokenize(text: bytes) -> list[int]:
         tokens: list[int] = vocab.tokenize(text.decode(), special=False).tolist()
         return tokens
 
     pieces = [vocab.piece(token) for token in range(vocab.size)]
-    silent = [token for token, piece in enumerate(pieces) if not piece]
+    special = [token for token, piece in enumerate(pieces) if not piece]
     ends = sorted(vocab.ends)
-    words = compiler.Vocabulary(pieces, silent, ends[0], vocab.begin, tokenize)
-    return compiler.tokenizer(words, ends)
+    vocabulary = compiler.Vocabulary(pieces, special, ends[0], vocab.begin, tokenize)
+    return compiler.tokenizer(vocabulary, ends)

@@ -1,8 +1,8 @@
-"""One running child that holds a model, and what is owed by it.
+"""The connection to one running engine child, with the tokens outstanding per call.
 
-What every child of a driver has in common stands in drivers/process.py; here are the calls: what
-was granted and not yet told, so that a hang of the engine thread is noticed while texts are still
-answered.
+drivers/process.py has the part common to all child processes. Here are the calls: the tokens that
+were granted and not yet reported, so that a hang of the engine thread is detected while the text
+thread still answers.
 """
 
 from asyncio.subprocess import Process
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmasos.drivers import process as processes
 from llmasos.drivers.frames import Frame
-from llmasos.drivers.process import Line, Start, Watchdog
+from llmasos.drivers.process import ChildConnection, Start, Watchdog
 from llmasos.kernel.driver import Admission, Facts, Listener, Step
 
 from . import frames
@@ -19,38 +19,38 @@ from .answers import Answers
 from .options import SPIN
 
 
-class Link(Line[Facts]):
-    """The running child."""
+class LlamaLink(ChildConnection[Facts]):
+    """The running engine child."""
 
-    def __init__(self, process: Process, chosen: frames.Settings, listener: Listener) -> None:
+    def __init__(self, process: Process, chosen: frames.LlamaSettings, listener: Listener) -> None:
         super().__init__(frames.NAME, process, chosen.hang_s, frames.facts_in)
         self._listener = listener
-        self._owed: dict[int, int] = {}  # tokens granted and not yet told, by call
+        self._outstanding: dict[int, int] = {}  # tokens granted and not yet reported, by call
         self._parked: set[int] = set()
         self._cancelled: set[int] = set()
-        self._steps = Watchdog(chosen.hang_s, self.hang)
+        self._step_watchdog = Watchdog(chosen.hang_s, self.hang)
         self._answers = Answers(listener)
 
-    def take(self, frame: Frame) -> bool:
+    def handle_frame(self, frame: Frame) -> bool:
         match frame:
             case [frames.STEPS, *steps]:
-                self._take_steps([frames.step_in(step) for step in steps])
+                self._handle_steps([frames.step_in(step) for step in steps])
             case [frames.LOADING, float(done)]:
                 self._listener.loading(done)
             case _:
                 return False
         return True
 
-    def lost(self) -> None:
-        self._steps.feed(work=False)
-        self._answers.lost()
+    def disconnected(self) -> None:
+        self._step_watchdog.reset(work=False)
+        self._answers.disconnected()
 
     # --- calls --------------------------------------------------------------------------------
     def admit(self, admission: Admission) -> None:
         tokens = frames.tokens_out(admission.prompt.tokens)
         head = [frames.ADMIT, admission.call, admission.slot, admission.history]
         self.send([*head, admission.domain, tokens, admission.sampling])
-        self._owed[admission.call] = 0
+        self._outstanding[admission.call] = 0
         self._answers.admit(admission)
 
     def purge(self, domain: str) -> None:
@@ -60,63 +60,65 @@ class Link(Line[Facts]):
         self.send([frames.FORGET, history])
 
     def grant(self, call: int, tokens: int) -> None:
-        if call in self._owed:
+        if call in self._outstanding:
             self.send([frames.GRANT, call, tokens])
-            self._owed[call] += tokens
+            self._outstanding[call] += tokens
             self._watch()
 
     def cancel(self, call: int) -> None:
-        if call in self._owed:
+        if call in self._outstanding:
             self.send([frames.CANCEL, call])
             self._cancelled.add(call)
             self._watch()
         self._answers.cancel(call)
 
     def park(self, call: int, keep: bool) -> None:
-        if call in self._owed:
+        if call in self._outstanding:
             self.send([frames.PARK, call, keep])
             self._parked.add(call)
 
     def unpark(self, call: int, slot: int) -> None:
-        if call in self._owed:
+        if call in self._outstanding:
             self.send([frames.UNPARK, call, slot])
             self._parked.discard(call)
             self._watch()
 
-    def _take_steps(self, steps: list[Step]) -> None:
+    def _handle_steps(self, steps: list[Step]) -> None:
         for step in steps:
             if step.finish is not None or step.error is not None:
-                self._owed.pop(step.call, None)
+                self._outstanding.pop(step.call, None)
                 self._parked.discard(step.call)
                 self._cancelled.discard(step.call)
-            elif step.call in self._owed:
-                self._owed[step.call] -= step.tokens + step.fed + step.cached
-        self._steps.feed(work=self._works())
-        passed = self._answers.passed(steps)
-        if passed:
-            self._listener.stepped(passed)
+            elif step.call in self._outstanding:
+                self._outstanding[step.call] -= step.tokens + step.fed + step.cached
+        self._step_watchdog.reset(work=self._is_busy())
+        released = self._answers.released(steps)
+        if released:
+            self._listener.stepped(released)
 
-    def _works(self) -> bool:
-        """Something is owed by the engine thread."""
+    def _is_busy(self) -> bool:
+        """Whether a step of the engine thread is outstanding."""
         if self._cancelled:
             return True
-        return any(owed > 0 and call not in self._parked for call, owed in self._owed.items())
+        return any(
+            tokens > 0 and call not in self._parked for call, tokens in self._outstanding.items()
+        )
 
     def _watch(self) -> None:
-        if self._works():
-            self._steps.wake()
+        if self._is_busy():
+            self._step_watchdog.arm()
 
 
 def environment() -> dict[str, str]:
-    """Only what a child needs; and no debugger attached to it when it aborts."""
+    """The environment of a child. ggml attaches no debugger when it aborts."""
     return processes.environment(SPIN, GGML_NO_BACKTRACE="1")
 
 
-async def launch(chosen: frames.Settings, log: Path, listener: Listener) -> Link:
-    """Start a child; returns when it is up. DeviceFault with the reason when it does not come up.
+async def launch(chosen: frames.LlamaSettings, log: Path, listener: Listener) -> LlamaLink:
+    """Start a child; returns when it is up. DeviceFault with the reason when it fails to start.
 
-    A cancel point: the child is ended before the cancellation goes on.
+    When cancelled, it ends the child first.
     """
     load = [frames.LOAD, asdict(chosen)]
     start = Start(frames.NAME, f"{__package__}.child", log, environment(), load)
-    return await processes.launch(start, lambda process: Link(process, chosen, listener))
+    return await processes.launch(start, lambda process: LlamaLink(process, chosen, listener))

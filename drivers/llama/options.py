@@ -1,28 +1,28 @@
-"""How a model is mounted: options checked, defaults chosen for this machine, memory counted."""
+"""The options of a mounted model: checks, defaults for this machine, required memory."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.driver import Option
-from llmasos.kernel.errors import Errno, SyscallError
 
-from .frames import Settings
+from .frames import LlamaSettings
 from .gguf import Header
 
 _BLOCK_TOKENS = 256  # llama.cpp rounds each slot's cells up to this
 _SPARE_BYTES = 256 * 1024 * 1024  # buffers of a step, vocabulary, interpreter
 NICE = 5
-# libgomp's threads wait for each other by spinning 300,000 times, which is nothing when the cores
-# are theirs and everything when one is not: beside one busy program a step took 40 times as long.
-# This costs a quiet machine 1 % and makes a shared one 9 times faster.
+# libgomp threads wait for each other in a spin loop of 300,000 iterations. That is harmless on idle
+# cores and very slow on shared ones: beside one busy program a step took 40 times as long. 1,000
+# iterations cost 1 % on an idle machine and are 9 times faster on a shared one.
 SPIN = {"GOMP_SPINCOUNT": "1000"}
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class NumberOption:
     """An option that is a number from `low` to `high`."""
 
     low: float
@@ -30,20 +30,23 @@ class Number:
     whole: bool = True
 
 
-OPTIONS: dict[str, Number | None] = {  # None: true or false
-    "slots": Number(1, limits.SLOTS_MAX),  # sequences resident at once
-    "width": Number(1, limits.SLOTS_MAX),  # sequences in one step; as many as slots
-    "window": Number(_BLOCK_TOKENS, limits.WINDOW_MAX),  # tokens a slot
-    "threads": Number(1, 512),  # as many as there are cores that others leave
+OPTIONS: dict[str, NumberOption | None] = {  # None: true or false
+    "slots": NumberOption(1, limits.SLOTS_MAX),  # sequences resident at once
+    "width": NumberOption(1, limits.SLOTS_MAX),  # sequences in one step; default: slots
+    "window": NumberOption(_BLOCK_TOKENS, limits.WINDOW_MAX),  # tokens a slot
+    "threads": NumberOption(1, 512),  # default: the cores that other programs leave
     "flash": None,  # flash attention
-    "unified": None,  # one pool of cells for all slots
-    "deterministic": None,  # what runs beside a call changes nothing in it
-    "chunk_s": Number(0, 60, whole=False),  # a step with answers takes no longer; 0: no limit
-    "batch": Number(32, 8192),  # tokens of one step when nobody answers
-    "gpu_layers": Number(-1, 10_000),  # -1: as many as fit a GPU, if there is one
-    "hang_s": Number(0.1, 86_400, whole=False),  # work without a step for this long: killed
-    "parked_bytes": Number(0, 2**50),  # saved contexts of stopped calls; more are computed again
-    "nice": Number(0, 19),  # of the computing threads
+    "unified": None,  # one KV pool for all slots
+    "deterministic": None,  # results do not depend on other calls
+    "chunk_s": NumberOption(0, 60, whole=False),  # limit of a step with decoding calls; 0: none
+    "batch": NumberOption(32, 8192),  # maximum tokens of a step
+    "gpu_layers": NumberOption(-1, 10_000),  # -1: as many as fit the GPUs, if there are any
+    "hang_s": NumberOption(
+        0.1, 86_400, whole=False
+    ),  # a step that takes longer: the child is killed
+    # Saved contexts of parked calls; contexts beyond that are recomputed.
+    "parked_bytes": NumberOption(0, 2**50),
+    "nice": NumberOption(0, 19),  # of the computing threads
 }
 
 
@@ -52,21 +55,22 @@ def check(options: Mapping[str, Option]) -> None:
     for name, value in options.items():
         if name not in OPTIONS:
             known = ", ".join(sorted(OPTIONS))
-            raise SyscallError(Errno.EINVAL, f"unknown option {name!r}", f"known: {known}")
+            raise SyscallError(Errno.EINVAL, f"unknown option {name!r}", f"the options are {known}")
         allowed = OPTIONS[name]
         if not _fits(value, allowed):
-            raise SyscallError(Errno.EINVAL, f"option {name} is {value!r}", _words(allowed))
+            message = f"invalid value {value!r} for option {name}"
+            raise SyscallError(Errno.EINVAL, message, f"{name} takes {_range_text(allowed)}")
     slots, width = int(options.get("slots", limits.SLOTS)), int(options.get("width", 1))
     if width > slots:
-        words = f"option width is {width}, over the {slots} slots"
-        raise SyscallError(Errno.EINVAL, words, "give fewer width or more slots")
+        message = f"option width is {width}, more than the {slots} slots"
+        raise SyscallError(Errno.EINVAL, message, "reduce width or increase slots")
     for name in ("flash", "unified"):
         if options.get("deterministic") and name in options:
-            words = f"a deterministic engine chooses {name} so that company changes nothing"
-            raise SyscallError(Errno.EINVAL, words, f"leave {name} out, or deterministic")
+            message = f"options deterministic and {name} exclude each other"
+            raise SyscallError(Errno.EINVAL, message, f"remove {name} or deterministic")
 
 
-def _fits(value: Option, allowed: Number | None) -> bool:
+def _fits(value: Option, allowed: NumberOption | None) -> bool:
     if allowed is None or isinstance(value, bool):
         return allowed is None and isinstance(value, bool)
     if not isinstance(value, (int if allowed.whole else (int, float))):
@@ -74,22 +78,23 @@ def _fits(value: Option, allowed: Number | None) -> bool:
     return allowed.low <= value <= allowed.high
 
 
-def _words(allowed: Number | None) -> str:
+def _range_text(allowed: NumberOption | None) -> str:
     if allowed is None:
-        return "true or false is allowed"
+        return "true or false"
     kind = "a whole number" if allowed.whole else "a number"
-    return f"{kind} from {allowed.low:g} to {allowed.high:g} is allowed"
+    return f"{kind} from {allowed.low:g} to {allowed.high:g}"
 
 
-def settings(path: Path, header: Header, options: Mapping[str, Option]) -> Settings:
-    """Every option, chosen by the caller or for this machine."""
+def settings(path: Path, header: Header, options: Mapping[str, Option]) -> LlamaSettings:
+    """All settings: the given options, and defaults for this machine."""
     check(options)
     slots = int(options.get("slots", limits.SLOTS))
     window = int(options.get("window", min(limits.WINDOW_TOKENS, header.facts.context)))
     if window > header.facts.context:
-        words = f"a window of {window} tokens, this model was made for {header.facts.context}"
-        raise SyscallError(Errno.EINVAL, words, "mount it with a smaller window")
-    return Settings(
+        trained = header.facts.context
+        message = f"the window is {window} tokens, this model was trained for {trained}"
+        raise SyscallError(Errno.EINVAL, message, f"mount it with --set window={trained}")
+    return LlamaSettings(
         path=str(path.resolve()),
         slots=slots,
         width=int(options.get("width", slots)),
@@ -113,12 +118,13 @@ def _cells(window: int) -> int:
 
 
 def cores() -> int:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def check_memory(chosen: Settings, header: Header) -> None:
+def check_memory(chosen: LlamaSettings, header: Header) -> None:
     """ENOMEM with the numbers when the model and its slots do not fit."""
     free = available_bytes()
     context = chosen.slots * _cells(chosen.window) * header.cell_bytes
@@ -127,7 +133,7 @@ def check_memory(chosen: Settings, header: Header) -> None:
         mega = 1024 * 1024
         raise SyscallError(
             Errno.ENOMEM,
-            f"{needed // mega} MB are needed ({header.facts.bytes // mega} MB of model, "
+            f"{needed // mega} MB are needed ({header.facts.bytes // mega} MB of weights, "
             f"{context // mega} MB for {chosen.slots} slots of {chosen.window} tokens), "
             f"{free // mega} MB are free",
             "mount it with fewer slots or a smaller window",
@@ -135,10 +141,11 @@ def check_memory(chosen: Settings, header: Header) -> None:
 
 
 def available_bytes() -> int | None:
+    """Free memory; None where the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
-        return None  # not Linux: the load itself will tell
+        return None  # not Linux: the load fails if memory is short
     for line in lines:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

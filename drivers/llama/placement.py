@@ -1,8 +1,8 @@
-"""What llama.cpp finds to compute with, and where a model goes. Runs in child processes only.
+"""Lists the devices that llama.cpp finds and places a model on them. Child processes only.
 
     python -m llmasos.drivers.llama.placement
 
-prints it as JSON. Devices are named cpu0, gpu0, gpu1 ... in llama.cpp's own order.
+prints the devices as JSON. They are named cpu0, gpu0, gpu1 ... in llama.cpp's order.
 """
 
 import ctypes
@@ -12,37 +12,37 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from llmasos.kernel.values import Hardware
+from llmasos.kernel.abi.values import Hardware
 
 from . import devices, gguf, options
 from .cpp import amx_kernels, backend, system_info
-from .frames import Settings
+from .frames import LlamaSettings
 
 _CPU, _GPU, _IGPU = 0, 1, 2  # enum ggml_backend_dev_type
 _NOT_GPUS = frozenset({"CPU", "BLAS", "RPC", "AMX"})  # backends
-_SPARE_BYTES = 512 * 1024 * 1024  # of a GPU: the buffers of a step
+_SPARE_BYTES = 512 * 1024 * 1024  # reserved on the GPUs for the buffers of a step
 _MEGA = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model goes, and why."""
+    """The devices of a model, and the reason."""
 
-    settings: Settings  # with the number of layers that go to a GPU
-    on: str
+    settings: LlamaSettings  # with gpu_layers resolved
+    on: str  # device names
     why: str
     found: Sequence[Hardware]
 
     def facts(self) -> dict[str, object]:
-        """What UP tells of it."""
-        words = f"{self.on}: {self.why}; {self.settings.threads} threads"
+        """Its part of the facts in UP."""
+        text = f"{self.on}: {self.why}; {self.settings.threads} threads"
         return {
-            "placement": words, "on": self.on, "hardware": [asdict(one) for one in self.found],
+            "placement": text, "on": self.on, "hardware": [asdict(one) for one in self.found],
         }  # fmt: skip
 
 
 def backends() -> frozenset[str]:
-    """What can be a GPU to this build of llama.cpp: CUDA, ROCm, Vulkan, MTL ..."""
+    """The GPU backends of this build of llama.cpp: CUDA, ROCm, Vulkan, MTL ..."""
     count = backend("reg_count", ctypes.c_size_t)
     get = backend("reg_get", ctypes.c_void_p, ctypes.c_size_t)
     name = backend("reg_name", ctypes.c_char_p, ctypes.c_void_p)
@@ -50,7 +50,7 @@ def backends() -> frozenset[str]:
 
 
 def found() -> list[Hardware]:
-    """Everything that computes, or could in another build."""
+    """All devices, including GPUs that only another build of llama.cpp can use."""
     count = backend("dev_count", ctypes.c_size_t)
     get = backend("dev_get", ctypes.c_void_p, ctypes.c_size_t)
     kind = backend("dev_type", ctypes.c_int, ctypes.c_void_p)
@@ -68,7 +68,7 @@ def found() -> list[Hardware]:
 
 
 def _cpu_note() -> str:
-    """What another build of llama.cpp would do better here."""
+    """How another build of llama.cpp is faster on this CPU; empty if none is."""
     return devices.build_without_amx() if amx_kernels(system_info()) else ""
 
 
@@ -85,12 +85,12 @@ def _describe(device: int, name: str, kind: str) -> Hardware:
     memory = backend("dev_memory", None, ctypes.c_void_p, sizes, sizes)
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     memory(device, ctypes.byref(free), ctypes.byref(total))
-    words = description(device).decode("utf-8", "replace").strip()
-    return Hardware(name, kind, words, total.value, free.value, usable=True, note="")
+    text = description(device).decode("utf-8", "replace").strip()
+    return Hardware(name, kind, text, total.value, free.value, usable=True, note="")
 
 
-def place(settings: Settings) -> Placement:
-    """Choose how many layers go to the GPUs. Reads the file's header when there is one."""
+def place(settings: LlamaSettings) -> Placement:
+    """Choose how many layers go to the GPUs. Reads the model file's header if there is a GPU."""
     every = found()
     if not any(one.kind == "gpu" and one.usable for one in every):
         return Placement(replace(settings, gpu_layers=0), "cpu0", without(every), every)
@@ -100,24 +100,26 @@ def place(settings: Settings) -> Placement:
 
 
 def without(every: Sequence[Hardware]) -> str:
-    """Why there is no GPU to use."""
+    """Why no GPU is used."""
     if any(one.kind == "gpu" for one in every):
         return "this build of llama.cpp has no GPU support"
     return "no GPU was found"
 
 
-def choose(settings: Settings, every: Sequence[Hardware], layers: int, needed: int) -> Placement:
-    """All layers when they fit, else as many as do; what a person asked for is done as said."""
+def choose(
+    settings: LlamaSettings, every: Sequence[Hardware], layers: int, needed: int
+) -> Placement:
+    """All layers if they fit, else as many as fit; an explicit gpu_layers is used unchanged."""
     gpus = [one for one in every if one.kind == "gpu" and one.usable]
     names = ", ".join(gpu.name for gpu in gpus)
     room = sum(max(0, gpu.free - _SPARE_BYTES) for gpu in gpus)
     fitting = min(layers, room * layers // max(1, needed))
-    asked = settings.gpu_layers
-    count = fitting if asked < 0 else min(asked, layers)
+    requested = settings.gpu_layers
+    count = fitting if requested < 0 else min(requested, layers)
     why = f"all {layers} layers" if count == layers else f"{count} of {layers} layers"
-    if asked < 0 and fitting < layers:
+    if requested < 0 and fitting < layers:
         why += f": {needed // _MEGA} MB are needed, {room // _MEGA} MB are free on {names}"
-    elif asked == 0:
+    elif requested == 0:
         why = "gpu_layers is 0"
     placed = replace(settings, gpu_layers=count)
     return Placement(placed, names if count else "cpu0", why, every)

@@ -1,11 +1,11 @@
-"""What a model file does: its perplexity over a passage, and its speed with a full batch.
+"""Measures a model file: its perplexity over a passage, and its speed with a full batch.
 
     python -m llmasos.drivers.llama.quality FILE STAGE
 
-Perplexity is computed as llama.cpp's own tool does it: the passage is cut into windows of
-WINDOW tokens, the first half of each is context only, and the figure is the exponential of the
-mean negative log-likelihood of the tokens of the second halves. It compares files of one model;
-it is over a short text of ours, so it is no figure to publish.
+Perplexity is computed as by llama.cpp's tool: the passage is split into windows of WINDOW tokens,
+the first half of each is context only, and the figure is the exponential of the mean negative
+log-likelihood of the tokens of the second halves. It compares files of one model; the passage is
+short and ours, so the figure is not comparable with published ones.
 https://github.com/ggml-org/llama.cpp/blob/master/tools/perplexity/perplexity.cpp
 """
 
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmasos.kernel.errors import DeviceFault
+from llmasos.kernel.abi.errors import DeviceFault
 
-from . import bare, errand, gguf, options
-from .cpp import Context, Model, lib, load
-from .frames import Settings
+from . import bare, gguf, options, task
+from .cpp import Context, LlamaModel, lib, load
+from .frames import LlamaSettings
 from .placement import place
 
 PASSAGE = Path(__file__).with_name("passage.txt")
@@ -33,23 +33,23 @@ _SEQUENCES, _PROMPT, _NEW = 16, 64, 32  # tokens
 _OPTIONS = {"slots": _SEQUENCES, "window": 256, "nice": 0}
 
 
-def work(voice: errand.Voice) -> dict[str, object]:
+def work(output: task.TaskOutput) -> dict[str, object]:
     path, stage = Path(sys.argv[1]), sys.argv[2]
     header = gguf.read(path)
     settings = place(options.settings(path, header, _OPTIONS)).settings
-    voice.stage(stage, 0.0)
+    output.stage(stage, 0.0)
     model = load(settings)
     window = min(WINDOW, header.facts.context)
-    value = perplexity(model, settings, window, lambda done: voice.stage(stage, done))
+    value = perplexity(model, settings, window, lambda done: output.stage(stage, done))
     prefill, decode = _speed(model, settings)
-    voice.stage(stage, 1.0)
+    output.stage(stage, 1.0)
     return {"perplexity": value, "prefill": prefill, "decode": decode}
 
 
-def _speed(model: Model, settings: Settings) -> tuple[float, float]:
+def _speed(model: LlamaModel, settings: LlamaSettings) -> tuple[float, float]:
     chance = random.Random(1)
-    plain = [token for token in range(model.vocab.size) if model.vocab.piece(token)]
-    prompts = [chance.choices(plain, k=_PROMPT) for _ in range(_SEQUENCES)]
+    ordinary = [token for token in range(model.vocab.size) if model.vocab.piece(token)]
+    prompts = [chance.choices(ordinary, k=_PROMPT) for _ in range(_SEQUENCES)]
     context = Context(model, settings)
     loop = bare.Loop(context, model, shared=0, threads=None)
     loop.warm()
@@ -61,8 +61,9 @@ def _speed(model: Model, settings: Settings) -> tuple[float, float]:
 
 
 def perplexity(
-    model: Model, settings: Settings, window: int, tell: Callable[[float], None]
+    model: LlamaModel, settings: LlamaSettings, window: int, report: Callable[[float], None]
 ) -> float:
+    """The perplexity of a model over PASSAGE; `report` gets the progress, 0 to 1."""
     tokens = model.vocab.tokenize(PASSAGE.read_text(encoding="utf-8"), special=False)
     count = min(_WINDOWS, len(tokens) // window)
     scorer = _Scorer(model, settings, window)
@@ -70,33 +71,33 @@ def perplexity(
     for number in range(count):
         losses = scorer.losses(tokens[number * window : (number + 1) * window])
         total, scored = total + float(losses.sum()), scored + len(losses)
-        tell((number + 1) / (count + 1))
+        report((number + 1) / (count + 1))
     return round(math.exp(total / scored), 3)
 
 
 class _Scorer:
-    """A context of one sequence that tells how likely each token was."""
+    """A context of one sequence that computes the likelihood of each token."""
 
-    def __init__(self, model: Model, settings: Settings, window: int) -> None:
+    def __init__(self, model: LlamaModel, settings: LlamaSettings, window: int) -> None:
         parameters = lib.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = window
         parameters.n_threads = parameters.n_threads_batch = settings.threads
         parameters.op_offload = settings.gpu_layers != 0
         self._context: Any = lib.llama_init_from_model(model.handle, parameters)
         if not self._context:
-            raise DeviceFault(f"no context of {window} tokens")
+            raise DeviceFault(f"llama.cpp cannot create a context of {window} tokens")
         self._vocab = model.vocab
         self._batch: Any = lib.llama_batch_init(window, 0, 1)
 
     def losses(self, tokens: NDArray[np.int32]) -> NDArray[np.float64]:
-        """Negative log-likelihoods of the tokens of the second half but the first of them."""
+        """Negative log-likelihoods of the tokens of the second half, except its first."""
         first = len(tokens) // 2
         self._decode(tokens, first)
         found: list[float] = []
         for at in range(first, len(tokens) - 1):
             pointer = lib.llama_get_logits_ith(self._context, at)
             if not pointer:
-                raise DeviceFault(f"no logits at {at}")
+                raise DeviceFault(f"no logits at index {at}")
             scores = np.ctypeslib.as_array(pointer, (self._vocab.size,)).astype(np.float64)
             most = scores.max()
             found.append(float(most + np.log(np.exp(scores - most).sum()) - scores[tokens[at + 1]]))
@@ -117,4 +118,4 @@ class _Scorer:
 
 
 if __name__ == "__main__":
-    errand.run(work)
+    task.run(work)

@@ -1,7 +1,7 @@
-"""The quantisations of llama.cpp by name: what a file is, and what one can be made into.
+"""The quantisations of llama.cpp by name, and those that a file can be converted to.
 
-The numbers are llama.cpp's `enum llama_ftype`, which a file holds as `general.file_type`. It must
-not import llama_cpp.
+The numbers are llama.cpp's `enum llama_ftype`, which a file contains as `general.file_type`. This
+module must not import llama_cpp.
 """
 
 FILE_TYPES = {
@@ -13,7 +13,7 @@ FILE_TYPES = {
     "NVFP4": 39, "Q1_0": 40, "Q2_0": 41,
 }  # fmt: skip
 _NAMES = {number: name for name, number in FILE_TYPES.items()}
-# Not offered: what llama.cpp makes only with an importance matrix, or only of special models.
+# Not offered: those that need an importance matrix, or a special model.
 OFFERED = (
     "Q8_0", "Q4_K_M", "F16", "BF16", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_S", "Q4_1",
     "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "Q2_K",
@@ -21,5 +21,5 @@ OFFERED = (
 
 
 def name(file_type: object) -> str:
-    """The name of a file's type; empty for one that is not known."""
+    """The name of a file type; empty for an unknown one."""
     return _NAMES.get(file_type, "") if isinstance(file_type, int) else ""

@@ -1,9 +1,9 @@
-"""The process that requantises a file: llama.cpp may abort, so it is not the kernel's own.
+"""The process that requantises a file. It is a process of its own because llama.cpp may abort.
 
     python -m llmasos.drivers.llama.requantise SOURCE TARGET QUANTISATION
 
-Any outcome but a whole file with a right header leaves nothing behind. A target that is there
-already, from before or from another machine with the same cache, is not made again.
+The target appears only when it is complete and its header is valid; otherwise nothing is left. An
+existing target, of an earlier run or of another machine with the same cache, is not rebuilt.
 """
 
 import ctypes
@@ -16,10 +16,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmasos.kernel import limits
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 
-from . import errand, gguf, options
+from . import gguf, options, task
 from .cpp import lib
 from .quantisation import FILE_TYPES
 from .tuning import PART
@@ -31,46 +31,46 @@ _ERROR = 4  # of ggml's log levels
 
 
 class Log:
-    """What llama.cpp says of its work: sizes, tensors, errors."""
+    """Parses the log of llama.cpp: sizes, progress by tensor, the last error."""
 
-    def __init__(self, voice: errand.Voice) -> None:
-        self._voice = voice
-        self.follow = False  # tell of each tensor
+    def __init__(self, output: task.TaskOutput) -> None:
+        self._output = output
+        self.follow = False  # report each tensor as progress
         self.sizes: dict[str, float] = {}  # bytes
         self.error = ""
-        self._callback = lib.llama_log_callback(self._hear)
+        self._callback = lib.llama_log_callback(self._parse)
         lib.llama_log_set(self._callback, ctypes.c_void_p(0))
 
-    def _hear(self, level: int, text: bytes, _: object) -> None:
-        words = text.decode("utf-8", "replace")
+    def _parse(self, level: int, text: bytes, _: object) -> None:
+        line = text.decode("utf-8", "replace")
         if level == _ERROR:
-            self.error = words.strip()
-            sys.stderr.write(words)
-        for name, mega in _SIZE.findall(words):
+            self.error = line.strip()
+            sys.stderr.write(line)
+        for name, mega in _SIZE.findall(line):
             self.sizes[name] = float(mega) * 2**20
-        if self.follow and (tensor := _TENSOR.match(words)):
-            self._voice.stage("quantise", int(tensor[1]) / int(tensor[2]))
+        if self.follow and (tensor := _TENSOR.match(line)):
+            self._output.stage("quantise", int(tensor[1]) / int(tensor[2]))
 
 
-def work(voice: errand.Voice) -> dict[str, object]:
+def work(output: task.TaskOutput) -> dict[str, object]:
     source, target, wanted = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     gguf.read(source)
-    if not _is_made(target, wanted):
+    if not _exists(target, wanted):
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = Log(voice)
-        _check_room(source, target, wanted, log)
-        with _unfinished(target, voice) as (part, fd):
+        log = Log(output)
+        _check_space(source, target, wanted, log)
+        with _unfinished(target, output) as (part, fd):
             log.follow = True
             _quantise(source, part, wanted, log)
             os.fsync(fd)
             if gguf.read(part).facts.quantisation != wanted:
-                raise DeviceFault(f"llama.cpp made no {wanted} of {source}")
+                raise DeviceFault(f"llama.cpp did not convert {source} to {wanted}")
             part.rename(target)
         _sync(target.parent)
     return {"path": str(target)}
 
 
-def _is_made(target: Path, wanted: str) -> bool:
+def _exists(target: Path, wanted: str) -> bool:
     try:
         return gguf.read(target).facts.quantisation == wanted
     except SyscallError:
@@ -85,11 +85,11 @@ def _quantise(source: Path, target: Path, wanted: str, log: Log, *, dry: bool = 
     parameters.dry_run = dry
     names = os.fsencode(source), os.fsencode(target)
     if lib.llama_model_quantize(*names, ctypes.byref(parameters)):
-        raise DeviceFault(f"llama.cpp cannot make {wanted} of {source}: {log.error}")
+        raise DeviceFault(f"llama.cpp cannot convert {source} to {wanted}: {log.error}")
 
 
-def _check_room(source: Path, target: Path, wanted: str, log: Log) -> None:
-    """ENOSPC with the numbers. What the kernel needs to go on writing stays free."""
+def _check_space(source: Path, target: Path, wanted: str, log: Log) -> None:
+    """ENOSPC when the target does not fit. FREE_BYTES stay free for the kernel."""
     _quantise(source, target, wanted, log, dry=True)
     size = source.stat().st_size
     header = size - log.sizes.get("model", size)
@@ -99,16 +99,17 @@ def _check_room(source: Path, target: Path, wanted: str, log: Log) -> None:
         raise SyscallError(
             Errno.ENOSPC,
             f"{needed / _MEGA:.0f} MB are needed at {target.parent} "
-            f"({limits.FREE_BYTES / _MEGA:.0f} MB of them stay free), {free / _MEGA:.0f} MB are",
-            "make room, or let LLMASOS_CACHE_DIR name another disk",
+            f"({limits.FREE_BYTES / _MEGA:.0f} MB of them stay free), "
+            f"{free / _MEGA:.0f} MB are free",
+            "free disk space, or set LLMASOS_CACHE_DIR to a folder on another disk",
         )
 
 
 @contextmanager
-def _unfinished(target: Path, voice: errand.Voice) -> Generator[tuple[Path, int]]:
-    """A name for what is being written, and the lock that says so; gone when it was not renamed."""
+def _unfinished(target: Path, output: task.TaskOutput) -> Generator[tuple[Path, int]]:
+    """A locked temporary file beside the target; deleted unless it is renamed."""
     part = target.with_name(f".{target.name}.{os.urandom(4).hex()}{PART}")
-    voice.unfinished = part
+    output.unfinished = part
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
     try:
@@ -119,11 +120,11 @@ def _unfinished(target: Path, voice: errand.Voice) -> Generator[tuple[Path, int]
 
 
 def _sync(folder: Path) -> None:
-    """The new name reaches the disk, too."""
+    """Make a rename in `folder` durable."""
     fd = os.open(folder, os.O_RDONLY)
     os.fsync(fd)
     os.close(fd)
 
 
 if __name__ == "__main__":
-    errand.run(work)
+    task.run(work)

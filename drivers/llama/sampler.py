@@ -1,10 +1,10 @@
-"""How the next token is chosen: numpy's argmax where greed is all, llama.cpp's chain elsewhere.
+"""Samples the next token: numpy's argmax for greedy sampling, else a sampler chain of llama.cpp.
 
-What a call adds comes before: bias, the ban of ends, its grammar. The grammar is asked about the
-one token that was chosen without it, which mostly is allowed; only when not is every other token
-weighed and the choice made again. A chain takes note of a token when it is final and never twice:
-that ends the process. A sampler belongs to a call, not to a slot: a parked call keeps it. Penalties
-look at the answer only, so a context that was reused and one that was computed anew agree.
+Bias, banned end tokens and the grammar are applied first. The token is chosen without the grammar,
+which mostly allows it; only if not, all forbidden tokens are masked and the choice is repeated. A
+chain accepts each final token exactly once: a second time aborts the process. A sampler belongs to
+a call, not to a slot: a parked call keeps it. Penalties consider the answer only, so a reused
+context and a recomputed one give the same result.
 """
 
 import ctypes
@@ -15,20 +15,20 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from llmasos.drivers.spelling import spelled
-from llmasos.kernel.errors import DeviceFault, SyscallError
-from llmasos.kernel.values import Likely, Logprob, Sampling, unpack_bias
+from llmasos.drivers.logprobs import token_text
+from llmasos.kernel.abi.errors import DeviceFault, SyscallError
+from llmasos.kernel.abi.values import Alternative, Logprob, Sampling, unpack_bias
 
 from .cpp import Context, Floats, Vocab, lib
 from .grammar import Grammars, Matcher
 
-_COLD = 1e-3  # a temperature under this is greedy: scores over it would not be finite
+_COLD = 1e-3  # temperatures below are greedy: the scaled logits would not be finite
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _ROW = cast("Any", ctypes.POINTER(lib.llama_token_data))
 
 
 class Candidates:
-    """A vocabulary with its scores, as llama.cpp's chains take it. One serves a whole engine."""
+    """The candidate array of llama.cpp's chains. One is shared by all calls of an engine."""
 
     __slots__ = ("_array", "_ids", "_rows")
 
@@ -38,7 +38,7 @@ class Candidates:
         self._array: Any = lib.llama_token_data_array()
 
     def choose(self, chain: Any, scores: Floats) -> int:
-        """By a chain, which does not take note of the token."""
+        """Sample with a chain, without accepting the token."""
         rows: Any = self._rows
         array: Any = self._array
         rows["id"], rows["logit"], rows["p"] = self._ids, scores, 0
@@ -53,7 +53,7 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a sampler must know of its engine."""
+    """What the samplers of one engine share."""
 
     vocab: Vocab
     window: int  # tokens
@@ -62,10 +62,10 @@ class Bounds:
 
 
 class Picker(Protocol):
-    """Chooses among scores, of which the best is a finite number."""
+    """Chooses a token by scores, of which the maximum is finite."""
 
     def pick(self, scores: Floats) -> int: ...
-    def note(self, token: int) -> None: ...
+    def accept(self, token: int) -> None: ...
     def free(self) -> None: ...
 
 
@@ -75,7 +75,7 @@ class Greedy:
     def pick(self, scores: Floats) -> int:
         return int(scores.argmax())
 
-    def note(self, token: int) -> None:
+    def accept(self, token: int) -> None:
         pass
 
     def free(self) -> None:
@@ -90,17 +90,17 @@ class Chain:
         self._chain: Any = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         for part in _parts(sampling, bounds):
             if not part:
-                raise DeviceFault("llama.cpp made no sampler")
+                raise DeviceFault("llama.cpp cannot create a sampler")
             lib.llama_sampler_chain_add(self._chain, part)
 
     def pick(self, scores: Floats) -> int:
         if not self._chain:
-            raise DeviceFault("this sampler is freed")
+            raise DeviceFault("the sampler was freed")
         return self._candidates.choose(self._chain, scores)
 
-    def note(self, token: int) -> None:
+    def accept(self, token: int) -> None:
         if not self._chain or not 0 <= token < self._size:
-            raise DeviceFault(f"token {token} cannot be noted")
+            raise DeviceFault(f"the sampler cannot accept token {token}")
         lib.llama_sampler_accept(self._chain, token)
 
     def free(self) -> None:
@@ -118,7 +118,7 @@ def _penalised(sampling: Sampling) -> bool:
 
 
 def _parts(sampling: Sampling, bounds: Bounds) -> list[Any]:
-    """The last one selects: a chain without such a part would end the process."""
+    """The samplers of a chain. The last one selects: a chain without one aborts the process."""
     parts: list[Any] = []
     if _penalised(sampling):
         penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
@@ -138,29 +138,40 @@ def _parts(sampling: Sampling, bounds: Bounds) -> list[Any]:
 
 
 class Sampler:
-    """One answer's choices. `finished`: nothing but an end may follow the last of them."""
+    """The sampler of one answer. `finished`: only an end may follow."""
 
-    __slots__ = ("_added", "_banned", "_biased", "_matcher", "_picker", "_tops", "_vocab", "told")
+    __slots__ = (
+        "_added",
+        "_banned",
+        "_biased",
+        "_matcher",
+        "_picker",
+        "_top_count",
+        "_vocab",
+        "logprob",
+    )
 
     def __init__(self, sampling: Sampling, bounds: Bounds) -> None:
         self._vocab = bounds.vocab
-        # When the end is to be ignored, no token that ends an answer is ever chosen.
+        # With ignore_eos, no token that ends an answer is chosen.
         ends = bounds.vocab.ends if sampling.ignore_eos else ()
         self._banned = np.fromiter(ends, np.intp)
         tokens, values = unpack_bias(sampling.bias)
         self._biased, self._added = np.array(tokens, np.intp), np.array(values, np.float32)
         if self._biased.max(initial=-1) >= bounds.vocab.size:
-            raise DeviceFault(f"a biased token is not 0 to {bounds.vocab.size - 1}")
-        self._tops = sampling.logprobs
-        self.told: Logprob | None = None  # of the last choice
+            raise DeviceFault(
+                f"a biased token is out of range: the vocabulary has 0 to {bounds.vocab.size - 1}"
+            )
+        self._top_count = sampling.logprobs
+        self.logprob: Logprob | None = None  # of the last token
         self._matcher: Matcher | None = bounds.grammars.matcher(sampling)
         greedy = sampling.temperature < _COLD and not _penalised(sampling)
         self._picker: Picker = Greedy() if greedy else Chain(sampling, bounds)
 
     def choose(self, context: Context, index: int) -> int:
-        """The next token; an end when the grammar leaves nothing else."""
+        """Choose the next token; an end if the grammar allows nothing else."""
         scores = context.logits(index)
-        raw = scores.copy() if self._tops is not None else None
+        raw = scores.copy() if self._top_count is not None else None
         if len(self._biased):
             scores[self._biased] += self._added
         if len(self._banned):
@@ -168,18 +179,18 @@ class Sampler:
         _check(scores)
         token = self._picker.pick(scores)
         if self._matcher is not None and not self._matcher.allows(token):
-            token = self._choose_again(self._matcher, scores)
+            token = self._choose_allowed(self._matcher, scores)
         if token in self._vocab.ends:
             return token
         if self._matcher is not None:
             self._matcher.take(token)
-        self._picker.note(token)
+        self._picker.accept(token)
         if raw is not None:
-            self.told = _logprob(raw, token, self._tops or 0, self._vocab)
+            self.logprob = _logprob(raw, token, self._top_count or 0, self._vocab)
         return token
 
-    def _choose_again(self, matcher: Matcher, scores: Floats) -> int:
-        """Among what the grammar allows; never of nothing, which would end the process."""
+    def _choose_allowed(self, matcher: Matcher, scores: Floats) -> int:
+        """Choose among the tokens that the grammar allows. None left would abort a chain."""
         scores[~matcher.mask()] = -np.inf
         if math.isfinite(float(scores.max())):
             return self._picker.pick(scores)
@@ -192,12 +203,12 @@ class Sampler:
         return self._matcher is not None and self._matcher.finished
 
     def free(self) -> None:
-        """When the call ends."""
+        """Free the sampler when the call ends."""
         self._picker.free()
 
 
 def sampler(sampling: Sampling, bounds: Bounds) -> Sampler:
-    """DeviceFault; the grammar has been checked before, so one that is none is a fault, too."""
+    """A sampler for a call. DeviceFault, also for the grammar: it was checked before."""
     try:
         return Sampler(sampling, bounds)
     except SyscallError as error:
@@ -207,22 +218,20 @@ def sampler(sampling: Sampling, bounds: Bounds) -> Sampler:
 def _check(scores: Floats) -> None:
     # An infinite or undefined score would make a chain's probabilities undefined.
     if not math.isfinite(float(scores.max())):
-        raise DeviceFault("the model computed no numbers")
+        raise DeviceFault("the model returned logits that are not finite")
 
 
 def _logprob(raw: Floats, token: int, count: int, vocab: Vocab) -> Logprob:
-    """By the model's own scores: before bias, grammar and temperature."""
+    """The log probability of a token by the raw logits, and the `count` likeliest tokens."""
     best = raw.max()
     total = float(best) + math.log(float(np.exp(raw - best).sum(dtype=np.float64)))
-    tops: NDArray[np.intp] = (
-        np.argpartition(raw, -count)[-count:] if count else np.empty(0, np.intp)
-    )
-    ranked = sorted(tops.tolist(), key=lambda one: (-raw[one], one))
+    top: NDArray[np.intp] = np.argpartition(raw, -count)[-count:] if count else np.empty(0, np.intp)
+    ranked = sorted(top.tolist(), key=lambda one: (-raw[one], one))
 
-    def likely(one: int) -> Likely:
-        text, part = spelled(vocab.name(one))
-        return Likely(one, text, float(raw[one]) - total, part)
+    def likely(one: int) -> Alternative:
+        text, part = token_text(vocab.name(one))
+        return Alternative(one, text, float(raw[one]) - total, part)
 
     chosen = likely(token)
-    text, part = spelled(vocab.piece(token))  # a control token says nothing
+    text, part = token_text(vocab.piece(token))  # empty for a control token
     return Logprob(token, text, chosen.logprob, [likely(one) for one in ranked], part)

@@ -1,73 +1,75 @@
-"""Slots, and what lies in them: who continues where, who copies from whom, what is kept aside.
+"""The slots of a context and the reuse of their contents.
 
-A call goes on from the longest beginning of its prompt that its domain has computed: in its own
-slot, in another's, or in a saved context. When another call is just computing such a beginning, it
-waits for that one: sixteen agents with one system prompt compute it once. What an idle process
-leaves in a slot is saved when the slot goes to somebody else, so that it comes back by a copy.
+A call reuses the longest prefix of its prompt that its domain has computed: in its own slot, in
+another slot, or in a saved context. When another call is computing a longer common prefix, it waits
+for that call: sixteen agents with one system prompt compute it once. The context of an idle process
+is saved when its slot is assigned to another process, so that it is restored by a copy.
 """
 
 from dataclasses import dataclass, field
 
-from llmasos.kernel import limits
-from llmasos.kernel.errors import DeviceFault
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault
 
 from .cpp import Context
-from .prefix import Kept, Saved, common
+from .prefix import PrefixCache, Saved, common
 
 
 @dataclass(slots=True)
-class Slot:
-    """What lies in the context at one sequence id."""
+class ContextSlot:
+    """The contents of one sequence id of the context."""
 
     number: int
     tokens: list[int] = field(default_factory=list[int])
-    exact: int = 0  # of the first tokens: see Saved
-    domain: str = ""  # who may share them
-    history: int | None = None  # whose they are; None: of a process that is gone
-    call: int | None = None  # who computes here; None: free
-    tainted: bool = False  # its domain was purged while somebody computed: not for others
-    prompt: list[int] = field(default_factory=list[int])  # of that call: what will lie here
+    exact: int = 0  # see Saved
+    domain: str = ""  # that may reuse the tokens
+    history: int | None = None  # of which process; None: it has ended
+    call: int | None = None  # that uses the slot; None: free
+    tainted: bool = False  # its domain was purged during the call: not shared
+    prompt: list[int] = field(default_factory=list[int])  # of the call
 
 
 class Slots:
-    """Every slot of one context. `pieces`: of a deterministic engine, the size of its cuts."""
+    """All slots of one context. `pieces`: the piece size of a deterministic engine, or 0."""
 
-    def __init__(self, context: Context, *, pieces: int = 0, kept: Kept | None = None) -> None:
+    def __init__(
+        self, context: Context, *, pieces: int = 0, cache: PrefixCache | None = None
+    ) -> None:
         self._context = context
         self._pieces = pieces
-        self._kept = kept or Kept()
-        self._slots = [Slot(number) for number in range(context.slots)]
+        self._cache = cache or PrefixCache()
+        self._slots = [ContextSlot(number) for number in range(context.slots)]
 
-    def free(self, number: int) -> Slot:
-        """A slot by its number. DeviceFault when it is taken or does not exist."""
+    def free_slot(self, number: int) -> ContextSlot:
+        """A slot by its number. DeviceFault when it is in use or does not exist."""
         if not 0 <= number < len(self._slots):
-            raise DeviceFault(f"slot {number} of {len(self._slots)}")
+            raise DeviceFault(f"no slot {number}: the context has {len(self._slots)} slots")
         slot = self._slots[number]
         if slot.call is not None:
-            raise DeviceFault(f"slot {number} is taken by call {slot.call}")
+            raise DeviceFault(f"slot {number} is used by call {slot.call}")
         return slot
 
-    # --- beginnings that are shared ---------------------------------------------------------------
-    def enter(self, slot: Slot, domain: str, history: int, prompt: list[int]) -> None:
-        """A prompt comes into a free slot. What the slot holds stays if the prompt begins so."""
+    # --- shared prefixes --------------------------------------------------------------------------
+    def enter(self, slot: ContextSlot, domain: str, history: int, prompt: list[int]) -> None:
+        """Assign a free slot to a prompt. The slot keeps its tokens up to the common prefix."""
         same = self._same(slot, domain, prompt)
         if slot.history not in (None, history):
-            self._keep_aside(slot, same)
+            self._save_idle(slot, same)
         kept = self._context.keep(slot.number, same)
         del slot.tokens[kept:]
         slot.exact = min(slot.exact, kept)
         slot.domain, slot.history, slot.prompt = domain, history, prompt
 
-    def _keep_aside(self, slot: Slot, same: int) -> None:
-        """Save what an idle process left, unless the newcomer goes on from nearly all of it."""
+    def _save_idle(self, slot: ContextSlot, same: int) -> None:
+        """Save the context of an idle process, unless the new prompt reuses nearly all of it."""
         if slot.history is not None and len(slot.tokens) >= same + limits.SHARE_TOKENS:
             saved = self.saved(slot)
             if saved is not None:
-                self._kept.put(saved)
+                self._cache.put(saved)
 
-    def leader(self, slot: Slot) -> Slot | None:
-        """Who is about to compute more of this slot's prompt than there is to go on from yet."""
-        best, most = None, self._best(slot)[1] + limits.SHARE_TOKENS
+    def leader(self, slot: ContextSlot) -> ContextSlot | None:
+        """The slot whose call is computing a longer prefix of this slot's prompt than exists."""
+        best, longest = None, self._best(slot)[1] + limits.SHARE_TOKENS
         for other in self._slots:
             if other is slot or other.call is None or other.domain != slot.domain:
                 continue
@@ -75,53 +77,57 @@ class Slots:
                 continue
             same = common(other.prompt, slot.prompt)
             shared = self._usable(same, same, slot.prompt)
-            ahead = (len(other.tokens), -other.call) > (len(slot.tokens), -(slot.call or 0))
-            if shared >= most and ahead and len(other.tokens) < shared:
-                best, most = other, shared
+            first = (len(other.tokens), -other.call) > (len(slot.tokens), -(slot.call or 0))
+            if shared >= longest and first and len(other.tokens) < shared:
+                best, longest = other, shared
         return best
 
-    def adopt(self, slot: Slot) -> int:
-        """Go on from the longest beginning that there is; how many tokens the slot then holds."""
+    def adopt(self, slot: ContextSlot) -> int:
+        """Copy the longest computed prefix into the slot; the number of tokens in it then."""
         source, same = self._best(slot)
         if source is not None and same >= len(slot.tokens) + limits.SHARE_TOKENS:
             self._copy(source, slot, same)
         return len(slot.tokens)
 
-    def _best(self, slot: Slot) -> tuple[Slot | Saved | None, int]:
-        """The longest beginning of the slot's prompt, and where it lies; saved ones first."""
-        best: Slot | Saved | None = None
-        most = len(slot.tokens)
-        for saved in self._kept.find(slot.domain, slot.prompt):
+    def _best(self, slot: ContextSlot) -> tuple[ContextSlot | Saved | None, int]:
+        """The longest computed prefix of the slot's prompt: its source and its length."""
+        best: ContextSlot | Saved | None = None
+        longest = len(slot.tokens)
+        for saved in self._cache.find(slot.domain, slot.prompt):
             same = self._usable(common(saved.tokens, slot.prompt), saved.exact, slot.prompt)
-            if same > most:
-                best, most = saved, same
+            if same > longest:
+                best, longest = saved, same
         for other in self._slots:
             if other is slot:
                 continue
             same = self._same(other, slot.domain, slot.prompt)
-            nearer = self._context.on_gpu and isinstance(best, Saved) and same == most
-            if same > most or nearer:
-                best, most = other, same
-        return best, most
+            # Of equal length: a GPU copies between slots faster than from memory.
+            faster = self._context.on_gpu and isinstance(best, Saved) and same == longest
+            if same > longest or faster:
+                best, longest = other, same
+        return best, longest
 
-    def _same(self, slot: Slot, domain: str, prompt: list[int]) -> int:
+    def _same(self, slot: ContextSlot, domain: str, prompt: list[int]) -> int:
         if slot.domain != domain or slot.tainted:
             return 0
         return self._usable(common(slot.tokens, prompt), slot.exact, prompt)
 
     def _usable(self, same: int, exact: int, prompt: list[int]) -> int:
-        """The last token is computed again for its scores; pieces are shared whole."""
+        """The reusable part of a common prefix.
+
+        The last token is always computed for its logits; pieces are reused as a whole.
+        """
         same = max(0, min(same, len(prompt) - 1))
         if not self._pieces:
             return same
         return min(same, exact) // self._pieces * self._pieces
 
-    def _copy(self, source: "Slot | Saved", slot: Slot, same: int) -> None:
-        """Load a whole context and cut it; keep the beginning, if several may want it.
+    def _copy(self, source: "ContextSlot | Saved", slot: ContextSlot, same: int) -> None:
+        """Load a context and truncate it to `same` tokens; save the prefix if others may reuse it.
 
-        On a GPU a slot is copied there: through the processor it takes many times as long.
+        On a GPU a slot is copied on the device: through the CPU it takes many times as long.
         """
-        if self._context.on_gpu and isinstance(source, Slot):
+        if self._context.on_gpu and isinstance(source, ContextSlot):
             self._context.keep(slot.number, 0)
             self._context.copy(source.number, slot.number)
             kept = self._context.keep(slot.number, same)
@@ -129,27 +135,27 @@ class Slots:
             return
         saved = source if isinstance(source, Saved) else self.save(source)
         self.load(slot, saved, same)
-        self._kept.touch(saved)
-        if isinstance(source, Slot) or len(saved.tokens) >= 2 * same:
-            tight = self.saved(slot)
-            if tight is not None:
-                tight.history = None
-                self._kept.put(tight)
+        self._cache.touch(saved)
+        if isinstance(source, ContextSlot) or len(saved.tokens) >= 2 * same:
+            prefix = self.saved(slot)
+            if prefix is not None:
+                prefix.history = None
+                self._cache.put(prefix)
 
-    def saved(self, slot: Slot) -> Saved | None:
-        """Its context in memory; None where there is no room for it."""
+    def saved(self, slot: ContextSlot) -> Saved | None:
+        """A copy of its context; None if there is no memory for it."""
         try:
             return self.save(slot)
         except (DeviceFault, MemoryError):
             return None
 
     # --- whole contexts ---------------------------------------------------------------------------
-    def save(self, slot: Slot) -> Saved:
+    def save(self, slot: ContextSlot) -> Saved:
         state = self._context.save(slot.number) if slot.tokens else bytearray()
         tokens, tainted = list(slot.tokens), slot.tainted
         return Saved(state, tokens, slot.exact, slot.domain, slot.history, tainted)
 
-    def load(self, slot: Slot, saved: Saved, tokens: int) -> None:
+    def load(self, slot: ContextSlot, saved: Saved, tokens: int) -> None:
         """Put the first `tokens` of a saved context into a slot, in place of what it holds."""
         self._context.keep(slot.number, 0)
         slot.tokens, slot.exact = [], 0
@@ -159,25 +165,24 @@ class Slots:
             slot.tokens, slot.exact = saved.tokens[:kept], min(saved.exact, kept)
             slot.tainted = saved.tainted
 
-    def clear(self, slot: Slot) -> None:
+    def clear(self, slot: ContextSlot) -> None:
         self._context.keep(slot.number, 0)
         slot.tokens, slot.exact, slot.domain = [], 0, ""
         slot.history, slot.call, slot.prompt = None, None, []
         slot.tainted = False
 
-    def leave(self, slot: Slot) -> None:
-        """The call ended; its tokens stay for whoever begins alike."""
+    def leave(self, slot: ContextSlot) -> None:
+        """Free the slot of a call that ended. Its tokens stay for reuse."""
         slot.call, slot.prompt = None, []
         if slot.tainted:
             self.clear(slot)
 
     def purge(self, domain: str) -> None:
-        """What idle processes of a domain left is dropped: something of it was forgotten.
+        """Drop the contexts of a domain after the erasure of a part of its data.
 
-        What lies where somebody computes is shared with nobody from now on, and dropped when that
-        call ends.
+        A slot in use is not shared from now on, and is cleared when its call ends.
         """
-        self._kept.purge(domain)
+        self._cache.purge(domain)
         for slot in self._slots:
             if slot.domain == domain and slot.call is None:
                 self.clear(slot)
@@ -185,8 +190,11 @@ class Slots:
                 slot.tainted = True
 
     def forget(self, history: int) -> None:
-        """A process is gone. What it left in a slot is its domain's until somebody writes there."""
-        self._kept.forget(history)
+        """Release the contexts of a process that ended.
+
+        Its domain may reuse its slot until the slot is assigned to another prompt.
+        """
+        self._cache.forget(history)
         for slot in self._slots:
             if slot.history == history and slot.call is None:
                 slot.history = None

@@ -1,8 +1,8 @@
-"""The model's own chat template, rendered in a sandbox.
+"""Renders the model's chat template in a sandbox.
 
-The template comes out of a file that nobody has read, so it gets an immutable sandbox, a time
-limit and a limit on what it may produce. A model without a template gets the plain one below.
-Rendering belongs on the main thread: the alarm that ends it rings there.
+The template is part of an untrusted file, so it runs in an immutable sandbox with a time limit and
+a limit on its output. A model without a template gets DEFAULT. Rendering must run on the main
+thread, where SIGALRM ends it.
 """
 
 import contextlib
@@ -15,30 +15,30 @@ from typing import NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llmasos.kernel import limits
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.values import Message
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Message
 
-PLAIN = """\
+DEFAULT = """\
 {%- for message in messages %}{{ message.role }}: {{ message.content }}
 {% endfor %}assistant: """
 _POWER_MAX = 64  # exponent of a ** in a template
-# What a template's expressions can raise besides jinja2's own errors.
+# What the expressions of a template can raise besides the errors of jinja2.
 _FAULTS = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 
 
-class _Refusal(Exception):
-    """The template called raise_exception: it refuses these messages."""
+class _Rejected(Exception):
+    """The template called raise_exception: it rejects these messages."""
 
 
 class _Timeout(BaseException):
-    """Not an Exception: nothing inside the template may catch it."""
+    """A BaseException, so that nothing inside the template catches it."""
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Also refuses the operators that make much of little before any limit is looked at."""
+    """Restricts `*` and `**`, which create large values before the output limit applies."""
 
     intercepted_binops = frozenset({"*", "**"})
 
@@ -72,7 +72,7 @@ def _product(left: object, right: object) -> int | float | str:
 
 
 def _raise_exception(message: object) -> NoReturn:
-    raise _Refusal(str(message))
+    raise _Rejected(str(message))
 
 
 def _strftime_now(form: str) -> str:
@@ -80,7 +80,7 @@ def _strftime_now(form: str) -> str:
 
 
 class Template:
-    """A compiled template. EINVAL when the source is none."""
+    """A compiled template. EINVAL when the source does not compile."""
 
     __slots__ = ("_template", "_values")
 
@@ -90,17 +90,17 @@ class Template:
         )
         known = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         try:
-            self._template = environment.from_string(source or PLAIN, globals=known)
+            self._template = environment.from_string(source or DEFAULT, globals=known)
         except (jinja2.TemplateError, *_FAULTS) as error:
             raise _refused(f"the model's chat template does not compile: {error}") from error
         self._values = dict(values)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """EINVAL with the template's own words; ETIMEDOUT when it does not end."""
-        plain = [{"role": str(m.role), "content": m.content} for m in messages]
+        """The rendered prompt. EINVAL with the template's message; ETIMEDOUT after TEMPLATE_S."""
+        fields = [{"role": str(m.role), "content": m.content} for m in messages]
         values: dict[str, object] = {
             **self._values,
-            "messages": plain,
+            "messages": fields,
             "add_generation_prompt": True,
             "tools": None,
         }
@@ -108,10 +108,10 @@ class Template:
             with _time_limit():
                 return self._join(values)
         except _Timeout:
-            words = f"the model's chat template did not end within {limits.TEMPLATE_S:g} s"
-            raise SyscallError(Errno.ETIMEDOUT, words, "generate with raw=True") from None
-        except _Refusal as error:
-            raise _refused(f"the model's chat template refuses these messages: {error}") from None
+            message = f"the model's chat template did not end within {limits.TEMPLATE_S:g} s"
+            raise SyscallError(Errno.ETIMEDOUT, message, "use raw=True") from None
+        except _Rejected as error:
+            raise _refused(f"the model's chat template rejects these messages: {error}") from None
         except (jinja2.TemplateError, *_FAULTS) as error:
             raise _refused(f"the model's chat template failed: {error}") from error
 
@@ -133,10 +133,10 @@ def _refused(message: str) -> SyscallError:
 
 @contextlib.contextmanager
 def _time_limit() -> Generator[None]:
-    def ring(number: int, frame: types.FrameType | None) -> None:
+    def expire(number: int, frame: types.FrameType | None) -> None:
         raise _Timeout
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, limits.TEMPLATE_S)
     try:
         yield

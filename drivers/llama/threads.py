@@ -1,9 +1,9 @@
-"""How many threads compute: as many as the other programs leave cores.
+"""Adapts the number of computing threads to the cores that other programs leave idle.
 
-Threads that wait for each other by spinning lose more than they win when a core is not theirs: on
-two cores beside one busy program, two threads are slower than one. So what everybody else takes of
-our cores is looked up twice a second, while there are steps, and the number follows: down at once,
-up when two looks agree.
+Threads wait for each other in spin loops, which is slow on a shared core: on two cores beside one
+busy program, two threads are slower than one. So the load of other programs on our cores is sampled
+twice a second while there are steps. The number of threads decreases at once and increases after
+two consecutive samples.
 """
 
 import os
@@ -11,53 +11,55 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-_LOOK_S = 0.5
+_SAMPLE_S = 0.5
 _STAT = Path("/proc/stat")
 _TICKS = os.sysconf("SC_CLK_TCK")
-_TAKEN = 0.6  # of a core: from here on it counts as somebody else's
+_BUSY = 0.6  # of a core: from this load on it counts as used by others
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """Seconds of processor time until now."""
+class LoadSample:
+    """Seconds of CPU time since boot."""
 
-    at: float
-    busy: float  # of our cores, by everybody and by the hypervisor
-    own: float
+    at: float  # monotonic seconds
+    busy: float  # of our cores, by all processes and the hypervisor
+    own: float  # by this process
 
 
 def wanted(cores: int, foreign: float) -> int:
-    """Threads for so many cores, when others take `foreign` of them."""
-    return max(1, cores - int(foreign + 1 - _TAKEN))
+    """Threads for so many cores, when other programs use `foreign` of them."""
+    return max(1, cores - int(foreign + 1 - _BUSY))
 
 
 class Threads:
-    """Follows the load of the machine. Where the system does not tell it, nothing changes."""
+    """Adapts to the load of the machine. Without /proc/stat the number is constant."""
 
     def __init__(self, most: int) -> None:
         self.now = self._most = most
         self._cores = _affinity()
-        self._last = self._look()
-        self._agreed = 0
+        self._last = self._sample()
+        self._increase_seen = False
 
     def choose(self) -> int:
         """Threads for the next step."""
         last = self._last
-        if last is None or self._most == 1 or time.monotonic() - last.at < _LOOK_S:
+        if last is None or self._most == 1 or time.monotonic() - last.at < _SAMPLE_S:
             return self.now
-        look = self._last = self._look()
-        if look is not None and look.at - last.at < 4 * _LOOK_S:  # else there was a pause
-            taken = (look.busy - last.busy - (look.own - last.own)) / (look.at - last.at)
-            self._follow(min(self._most, wanted(len(self._cores), max(0.0, taken))))
+        sample = self._last = self._sample()
+        if (
+            sample is not None and sample.at - last.at < 4 * _SAMPLE_S
+        ):  # else the engine was idle meanwhile
+            foreign = (sample.busy - last.busy - (sample.own - last.own)) / (sample.at - last.at)
+            self._adapt(min(self._most, wanted(len(self._cores), max(0.0, foreign))))
         return self.now
 
-    def _follow(self, threads: int) -> None:
-        if threads > self.now and not self._agreed:
-            self._agreed = 1
+    def _adapt(self, threads: int) -> None:
+        if threads > self.now and not self._increase_seen:
+            self._increase_seen = True
             return
-        self._agreed, self.now = 0, threads
+        self._increase_seen, self.now = False, threads
 
-    def _look(self) -> Look | None:
+    def _sample(self) -> LoadSample | None:
         try:
             lines = _STAT.read_text().splitlines()
         except OSError:
@@ -69,7 +71,7 @@ class Threads:
                 user, nice, system, _idle, _wait, irq, soft, steal = map(int, numbers[:8])
                 ticks += user + nice + system + irq + soft + steal
         times = os.times()
-        return Look(time.monotonic(), ticks / _TICKS, times.user + times.system)
+        return LoadSample(time.monotonic(), ticks / _TICKS, times.user + times.system)
 
 
 def _affinity() -> frozenset[str]:

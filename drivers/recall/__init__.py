@@ -1,8 +1,8 @@
-"""The recall driver: Chroma and an embedder in one child process, for all owners of the machine.
+"""The recall driver: vectors and an embedder in one child process, for all owners of the machine.
 
-`driver.py` is the kernel's side, `child.py` the process, `frames.py` what they say to each other.
-The child alone loads numpy and the embedder, and a process of its own loads Chroma; this module
-and what it imports never do.
+`driver.py` is the kernel's side, `child.py` the process, `frames.py` their messages. Only the child
+loads numpy and the embedder, and a process of its own loads Chroma; this module and its imports
+never do.
 """
 
 from collections.abc import Mapping
@@ -17,5 +17,5 @@ check = _options.check
 
 
 def recall(options: Mapping[str, Option], log: Path) -> Recall:
-    """A device that is not started. EINVAL: an option is not usable."""
+    """A device that is not started. EINVAL: an option is invalid."""
     return ChromaRecall(options, log)

@@ -1,10 +1,11 @@
-"""The process of recall: embeds, holds the vectors of everybody, searches, dies with its kernel.
+"""The recall process: embeds texts, stores the vectors of all owners, searches them.
 
     python -m llmasos.drivers.recall.child SOCKET_FD KERNEL_PID
 
-The reader cuts frames off the socket; the main thread alone changes what is held and searches it,
-and embeds the question for that; some threads embed texts; one has Chroma follow, which works in
-a process of its own. So no search and no change waits for Chroma. The end of the socket is the end.
+The reader thread reads frames from the socket. Only the main thread changes the stored vectors and
+searches them; it also embeds the questions. Other threads embed texts. One thread keeps Chroma,
+which runs in a process of its own, synchronised. So no search and no change waits for Chroma. The
+process exits when the socket closes or the kernel dies.
 """
 
 import contextlib
@@ -16,60 +17,66 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from llmasos.drivers.door import Door, lower, outermost, thread, tie_to
+from llmasos.drivers.child_runtime import (
+    ParentConnection,
+    exit_with_parent,
+    lower_priority,
+    run_or_exit,
+    start_thread,
+)
 from llmasos.drivers.frames import ANSWER, UP
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from . import frames
-from .arrivals import Arrivals
 from .embedding import Embedding, missing
 from .encoder import DIMENSIONS, NAME, Encoder
 from .heap import Heap
-from .held import Held
+from .requests import RequestQueue
 from .search import Chooser, search
-from .upkeep import Upkeep
+from .store import VectorStore
+from .synchronizer import Synchronizer
 
-_SWITCH_S = 0.0005  # how long a question waits for the Python of those who embed pages
-_NICE, _NICE_EMBED = 5, 10  # of what answers, and of what is done beside
+_SWITCH_S = 0.0005  # how long a question waits for the interpreter lock while pages are embedded
+_NICE, _NICE_BACKGROUND = 5, 10  # of the main thread, and of the others
 
 
 def main(fd: int, kernel_pid: int) -> NoReturn:
     faulthandler.enable()
     sys.setswitchinterval(_SWITCH_S)
     os.umask(0o077)
-    tie_to(kernel_pid)
-    door = Door(fd)
-    arrivals = Arrivals()
-    thread(frames.NAME, lambda: _read(door, arrivals))
-    lower(_NICE)
-    settings = frames.Settings(**arrivals.work.get()[1])
+    exit_with_parent(kernel_pid)
+    parent = ParentConnection(fd)
+    requests = RequestQueue()
+    start_thread(frames.NAME, lambda: _read(parent, requests))
+    lower_priority(_NICE)
+    settings = frames.RecallSettings(**requests.frames.get()[1])
     encoder = _encoder(settings.embedder)
-    held = Held()
-    upkeep = Upkeep(held, settings, door)
-    embedding = Embedding(encoder, door, arrivals)
+    store = VectorStore()
+    synchronizer = Synchronizer(store, settings, parent)
+    embedding = Embedding(encoder, parent, requests)
     heap = Heap()
     for _ in range(settings.threads if isinstance(encoder, Encoder) else 0):
-        thread(frames.NAME, lambda: _beside(lambda: embedding.work(heap.trim)))
-    thread(frames.NAME, lambda: _beside(lambda: upkeep.work(heap.trim)))
-    made = NAME if isinstance(encoder, Encoder) else ""
-    facts = {"os_pid": os.getpid(), "embedder": made, "dimensions": DIMENSIONS if made else 0}
-    door.send([UP, facts])
-    Desk(held, upkeep, embedding, settings.exact_pages).work(arrivals, door)
+        start_thread(frames.NAME, lambda: _background(lambda: embedding.work(heap.trim)))
+    start_thread(frames.NAME, lambda: _background(lambda: synchronizer.work(heap.trim)))
+    name = NAME if isinstance(encoder, Encoder) else ""
+    facts = {"os_pid": os.getpid(), "embedder": name, "dimensions": DIMENSIONS if name else 0}
+    parent.send([UP, facts])
+    RequestLoop(store, synchronizer, embedding, settings.exact_pages).work(requests, parent)
 
 
-def _read(door: Door, arrivals: Arrivals) -> None:
+def _read(parent: ParentConnection, requests: RequestQueue) -> None:
     with contextlib.suppress(ConnectionError):
-        door.read(arrivals.take)
+        parent.read(requests.put)
     os._exit(0)
 
 
-def _beside(work: Callable[[], None]) -> None:
-    lower(_NICE_EMBED)
+def _background(work: Callable[[], None]) -> None:
+    lower_priority(_NICE_BACKGROUND)
     work()
 
 
 def _encoder(wanted: str) -> Encoder | SyscallError:
-    """The builtin embedder, or why there is none: the rest goes on without."""
+    """The builtin embedder, or the error that embed requests get: the rest works without it."""
     if wanted == "none":
         return missing()
     try:
@@ -79,62 +86,65 @@ def _encoder(wanted: str) -> Encoder | SyscallError:
         return error
 
 
-class Desk:
-    """What the main thread does, one frame after the other."""
+class RequestLoop:
+    """The loop of the main thread: handles one frame after the other."""
 
-    def __init__(self, held: Held, upkeep: Upkeep, embedding: Embedding, exact_pages: int) -> None:
-        self._held, self._upkeep, self._embedding = held, upkeep, embedding
+    def __init__(
+        self, store: VectorStore, synchronizer: Synchronizer, embedding: Embedding, exact_pages: int
+    ) -> None:
+        self._store, self._synchronizer, self._embedding = store, synchronizer, embedding
         self._exact_pages = exact_pages
 
-    def work(self, arrivals: Arrivals, door: Door) -> NoReturn:
+    def work(self, requests: RequestQueue, parent: ParentConnection) -> NoReturn:
         while True:
-            word, number, *values = arrivals.work.get()
-            if word == frames.EMBED:
-                self._embedding.take(number, *values)
+            kind, number, *values = requests.frames.get()
+            if kind == frames.EMBED:
+                self._embedding.put(number, *values)
                 continue
-            if word == frames.AHEAD:
-                self._embedding.ahead(*values)
+            if kind == frames.AHEAD:
+                self._embedding.prepare(*values)
                 continue
-            if word == frames.SEARCH and not arrivals.waits(number):
+            if kind == frames.SEARCH and not requests.is_waiting(number):
                 continue
             owner = os.fsdecode(values[0])
             try:
-                answer = self._do(word, number, owner, values[1:])
+                answer = self._do(kind, number, owner, values[1:])
             except SyscallError as error:
-                door.refuse(number, error)
+                parent.send_error(number, error)
             else:
                 if answer is not None:
-                    door.send([ANSWER, number, *answer])
-            arrivals.answered(number)
+                    parent.send([ANSWER, number, *answer])
+            requests.answered(number)
 
-    def _do(self, word: int, number: int, owner: str, values: list[Any]) -> list[Any] | None:
-        """The answer; None when the thread of Chroma gives it."""
-        match word:
+    def _do(self, kind: int, number: int, owner: str, values: list[Any]) -> list[Any] | None:
+        """The answer; None when the synchronizer's thread sends it."""
+        match kind:
             case frames.ADD:
-                self._held.add(owner, *values)
-                self._upkeep.touch(owner)
+                self._store.add(owner, *values)
+                self._synchronizer.touch(owner)
                 return []
             case frames.REMOVE:
-                self._held.remove(owner, *values)
-                self._upkeep.touch(owner)
+                self._store.remove(owner, *values)
+                self._synchronizer.touch(owner)
                 return []
             case frames.SEARCH:
                 return self._search(owner, *values)
             case frames.STORED:
-                self._upkeep.stored(number, owner, values[0])
+                self._synchronizer.stored(number, owner, values[0])
                 return None
             case _:
-                self._upkeep.renew(number, owner)
+                self._synchronizer.renew(number, owner)
                 return None
 
-    def _search(self, path: str, asked: str | bytes, reach: bytes, also: bytes) -> list[Any]:
-        question = self._embedding.question(asked) if isinstance(asked, str) else asked
-        vector = _direction(question)
-        owner = self._held.owner(path)
+    def _search(self, path: str, question: str | bytes, reach: bytes, also: bytes) -> list[Any]:
+        if isinstance(question, str):
+            question = self._embedding.question(question)
+        vector = _unit_vector(question)
+        owner = self._store.owner(path)
         spans = [(int(n), int(a), int(b)) for n, a, b in np.frombuffer(reach, "Q").reshape(-1, 3)]
         choose = Chooser(
             self._exact_pages,
-            lambda space, question, many: self._upkeep.offered(path, space, question, many),
+            lambda space, question, count: self._synchronizer.query(path, space, question, count),
         )
         found = search(owner, vector, spans, np.frombuffer(also, np.uint64), choose)
         unknown = frames.numbers_out(found.unknown)
@@ -142,16 +152,17 @@ class Desk:
         return [pages, scores, found.mean, found.spread, unknown, owner.note]
 
 
-def _direction(data: bytes) -> Any:
-    """A question of length 1. EINVAL."""
+def _unit_vector(data: bytes) -> Any:
+    """The question's vector, scaled to length 1. EINVAL."""
     if not data or len(data) % 4:
-        raise SyscallError(Errno.EINVAL, f"a question of {len(data)} bytes is no vector")
+        message = f"a question of {len(data)} bytes is not a vector of 32-bit floats"
+        raise SyscallError(Errno.EINVAL, message)
     vector = np.frombuffer(data, "<f4").astype(np.float32)
     length = float(np.linalg.norm(vector))
     if not np.isfinite(length) or length == 0:
-        raise SyscallError(Errno.EINVAL, "a question without a direction")
+        raise SyscallError(Errno.EINVAL, "the question's vector has length 0 or is not finite")
     return vector / np.float32(length)
 
 
 if __name__ == "__main__":
-    outermost(frames.NAME, lambda: main(int(sys.argv[1]), int(sys.argv[2])))
+    run_or_exit(frames.NAME, lambda: main(int(sys.argv[1]), int(sys.argv[2])))

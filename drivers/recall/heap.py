@@ -1,8 +1,8 @@
-"""Free memory goes back to the system: what a burst of texts took is not kept for the next one.
+"""Returns freed memory to the system after a burst of texts.
 
-The threads that embed allocate arrays of megabytes, of another size for each batch, on heaps of
-their own; glibc keeps what is freed between two that are in use, so the process would grow for
-hours. Child process only.
+The embedding threads allocate arrays of megabytes, of a different size for each batch, on heaps of
+their own; glibc keeps freed blocks between two used ones, so the process would grow for hours.
+Child process only.
 """
 
 import ctypes
@@ -11,24 +11,24 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 
 
 class Heap:
-    """Any thread may call `trim` after its work; every RECALL_TRIM_S one of them does it."""
+    """Any thread may call `trim` after its work; it trims at most every RECALL_TRIM_S seconds."""
 
     def __init__(self) -> None:
-        trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
-        self._give_back: Callable[[int], int] | None = trim
+        trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+        self._malloc_trim: Callable[[int], int] | None = trim
         self._lock = threading.Lock()
         self._due = 0.0
 
     def trim(self) -> None:
         now = time.monotonic()
-        if self._give_back is None or now < self._due or not self._lock.acquire(blocking=False):
+        if self._malloc_trim is None or now < self._due or not self._lock.acquire(blocking=False):
             return
         try:
             self._due = now + limits.RECALL_TRIM_S
-            self._give_back(0)
+            self._malloc_trim(0)
         finally:
             self._lock.release()

@@ -1,36 +1,36 @@
-"""How recall is mounted: options checked, defaults chosen for this machine."""
+"""The options of recall: validation, and defaults for this machine."""
 
 import os
 import re
 from collections.abc import Mapping
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.driver import Option
-from llmasos.kernel.errors import Errno, SyscallError
 
-from .frames import Settings
+from .frames import RecallSettings
 
 _EMBEDDERS = ("builtin", "none")
 _URL = r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?"
 _MOST_THREADS = 64
 _ALLOWED = {
-    "embedder": f"{' or '.join(_EMBEDDERS)} is allowed",
-    "url": "a Chroma server is http://HOST:PORT or https://HOST:PORT; none: files of our own",
-    "threads": f"a whole number from 0 (as the machine has cores) to {_MOST_THREADS} is allowed",
+    "embedder": f"allowed: {' or '.join(_EMBEDDERS)}",
+    "url": "allowed: http://HOST:PORT or https://HOST:PORT of a Chroma server; empty: local files",
+    "threads": f"allowed: a whole number from 0 (one per core) to {_MOST_THREADS}",
 }
 
 
 def check(options: Mapping[str, Option]) -> None:
-    """EINVAL for an unknown option or a bad value, with what is allowed."""
+    """EINVAL for an unknown option or an invalid value; the hint lists the allowed values."""
     for name, value in options.items():
         if name not in _ALLOWED:
             known = ", ".join(sorted(_ALLOWED))
             raise SyscallError(Errno.EINVAL, f"unknown option {name!r}", f"known: {known}")
-        if not _fits(name, value):
+        if not _is_valid(name, value):
             raise SyscallError(Errno.EINVAL, f"option {name} is {value!r}", _ALLOWED[name])
 
 
-def _fits(name: str, value: Option) -> bool:
+def _is_valid(name: str, value: Option) -> bool:
     if name == "threads":
         return type(value) is int and 0 <= value <= _MOST_THREADS
     if not isinstance(value, str):
@@ -42,11 +42,11 @@ def _is_url(value: str) -> bool:
     return re.fullmatch(_URL, value) is not None
 
 
-def settings(options: Mapping[str, Option]) -> Settings:
-    """Every option, chosen by the caller or for this machine."""
+def settings(options: Mapping[str, Option]) -> RecallSettings:
+    """All options: those of the caller, else the defaults for this machine."""
     check(options)
     threads = int(options.get("threads", 0)) or min(_cores(), limits.EMBED_THREADS)
-    return Settings(
+    return RecallSettings(
         embedder=str(options.get("embedder", "builtin")),
         url=str(options.get("url", "")).rstrip("/"),
         threads=threads,

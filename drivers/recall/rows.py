@@ -1,9 +1,9 @@
-"""The vectors of one space in memory, in the order of their places: what is scored, what is new.
+"""The vectors of one space in memory, ordered by place: their scores, and their state in Chroma.
 
-A page is scored with the cosine of the question and its vector smoothed by its neighbours,
-norm(v + 0.3 (before + after)), where a neighbour is the place next to it, when that is held. The
-stored vectors stay as they came: scores are smoothed by adding those of the neighbours, and the
-lengths of the smoothed vectors are kept. Not safe for threads; child process only.
+The score of a page is the cosine of the question and the page's vector smoothed by its neighbours,
+norm(v + 0.3 (before + after)), where a neighbour is the adjacent place, if it exists. The stored
+vectors are not smoothed: scores are smoothed by adding those of the neighbours, and the lengths of
+the smoothed vectors are stored. Not thread-safe; child process only.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
 Vectors = NDArray[np.float32]
 Places = NDArray[np.int64]
@@ -21,12 +21,13 @@ _SHARE = np.float32(0.3)  # of each neighbour
 _LENGTH_ERROR = 0.01
 _GROWTH = 1.5
 _FIRST_ROWS = 64
-_BLOCK = 2048  # rows whose smoothed vectors exist at once
-_STORED, _PENDING, _SENT = range(3)  # what Chroma has of a row
+_BLOCK = 2048  # rows that are smoothed at once
+_STORED, _PENDING, _SENT = range(3)  # state of a row in Chroma
 
 
 class Rows:
-    """Of one space. Indexes are positions in the order of places, valid until the next change."""
+    """The rows of one space. An index is a position in the order of places, valid until the next
+    change."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -38,7 +39,7 @@ class Rows:
 
     @property
     def dimensions(self) -> int:
-        """0: nothing is held, so any will do."""
+        """Of each vector; 0: there are no rows, so any number is accepted."""
         return self._arrays.vectors.shape[1] if self._count else 0
 
     @property
@@ -47,7 +48,7 @@ class Rows:
 
     # --- changes ------------------------------------------------------------------------------
     def add(self, places: Places, vectors: Vectors) -> None:
-        """New rows, or other vectors for rows that are held. EINVAL."""
+        """Add rows, or replace the vectors of existing rows. EINVAL."""
         _check(vectors, self.dimensions)
         places, vectors = _ordered(places, vectors)
         if not len(places):
@@ -92,7 +93,7 @@ class Rows:
     def remove(self, places: Places) -> None:
         kept = ~np.isin(self.places, places)
         old, count = self._arrays, self._count
-        # Copies: what was removed does not stay in memory either.
+        # Copies, so that removed vectors do not stay in memory.
         self._arrays = _Arrays(
             old.places[:count][kept], old.vectors[:count][kept], old.state[:count][kept],
             np.zeros(int(kept.sum()), np.float32),
@@ -101,13 +102,13 @@ class Rows:
         self._rescale(0, self._count)
 
     def _rescale(self, first: int, end: int) -> None:
-        """The lengths of smoothed vectors, of these rows and those beside them."""
+        """Update the lengths of the smoothed vectors of these rows and their neighbours."""
         first, end = max(0, first - 1), min(self._count, end + 1)
         for start in range(first, end, _BLOCK):
             stop = min(end, start + _BLOCK)
             smooth = self._smooth(start, stop)
             lengths = np.sqrt(np.einsum("ij,ij->i", smooth, smooth))
-            # Vectors that cancel each other out have no direction: they are like nothing.
+            # A smoothed vector of length 0 has no direction: its score is 0.
             inverse = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
             self._arrays.scale[start:stop] = inverse
 
@@ -115,18 +116,18 @@ class Rows:
         vectors, wide = self._arrays.vectors, slice(max(0, first - 1), min(self._count, end + 1))
         smooth = vectors[first:end].copy()
         before, after = self._joined(first, end)
-        lone = np.zeros((1, vectors.shape[1]), np.float32)
+        zero = np.zeros((1, vectors.shape[1]), np.float32)
         around = vectors[wide]
         if wide.start == first:
-            around = np.concatenate([lone, around])
+            around = np.concatenate([zero, around])
         if wide.stop == end:
-            around = np.concatenate([around, lone])
+            around = np.concatenate([around, zero])
         smooth += (_SHARE * before)[:, None] * around[:-2]
         smooth += (_SHARE * after)[:, None] * around[2:]
         return smooth
 
     def _joined(self, first: int, end: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """1 where the row before, and the row after, is a neighbour."""
+        """1 where the previous row, and the next row, is a neighbour."""
         places = self.places
         steps = np.diff(places[max(0, first - 1) : end + 1]) == 1
         if first == 0:
@@ -137,12 +138,12 @@ class Rows:
 
     # --- scores -------------------------------------------------------------------------------
     def span(self, first: int, last: int) -> tuple[int, int]:
-        """The indexes of the places from `first` to `last`, this one too."""
+        """The range of indexes of the places from `first` to `last`, inclusive."""
         low, high = np.searchsorted(self.places, [first, last + 1])
         return int(low), int(high)
 
     def find(self, places: Places) -> NDArray[np.intp]:
-        """The indexes of those that are held."""
+        """The indexes of the places that exist."""
         at = np.searchsorted(self.places, places)
         inside = at < self._count
         at, places = at[inside], places[inside]
@@ -150,52 +151,53 @@ class Rows:
         return found
 
     def scores(self, question: Vectors, first: int, end: int) -> Scores:
-        """Of a run of rows."""
+        """Scores of the rows from `first` to `end`, exclusive."""
         low, high = max(0, first - 1), min(self._count, end + 1)
-        plain = self._arrays.vectors[low:high] @ question
+        raw = self._arrays.vectors[low:high] @ question
         before, after = self._joined(first, end)
         padded = np.zeros(end - first + 2, np.float32)
-        padded[low - first + 1 : high - first + 1] = plain
+        padded[low - first + 1 : high - first + 1] = raw
         smooth = padded[1:-1] + _SHARE * (before * padded[:-2] + after * padded[2:])
         return (smooth * self._arrays.scale[first:end]).astype(np.float64)
 
     def scores_at(self, question: Vectors, at: NDArray[np.intp]) -> Scores:
-        """Of rows here and there."""
+        """Scores of the rows at these indexes."""
         last = self._count - 1
         places = self.places
         total = self._arrays.vectors[at] @ question
         for beside in (at - 1, at + 1):
-            held = np.clip(beside, 0, last)
-            near = np.abs(places[held] - places[at]) == 1
-            total[near] += _SHARE * (self._arrays.vectors[held[near]] @ question)
+            clipped = np.clip(beside, 0, last)
+            near = np.abs(places[clipped] - places[at]) == 1
+            total[near] += _SHARE * (self._arrays.vectors[clipped[near]] @ question)
         return (total * self._arrays.scale[at]).astype(np.float64)
 
-    # --- what Chroma has ----------------------------------------------------------------------
+    # --- state in Chroma ----------------------------------------------------------------------
     def pending(self, first: int, end: int) -> NDArray[np.intp]:
-        """The rows of a run that Chroma does not have."""
+        """The rows from `first` to `end` that Chroma does not have."""
         return np.flatnonzero(self._arrays.state[first:end] != _STORED) + first
 
     @property
-    def waiting(self) -> bool:
+    def has_pending(self) -> bool:
+        """Whether Chroma does not have all rows."""
         return bool((self._arrays.state[: self._count] != _STORED).any())
 
     def send(self, most: int) -> tuple[Places, Vectors]:
-        """Copies of some that are pending, for Chroma; `sent` or `unsent` follows."""
+        """Copies of up to `most` pending rows, for Chroma; `sent` or `unsent` follows."""
         at = np.flatnonzero(self._arrays.state[: self._count] == _PENDING)[:most]
         self._arrays.state[at] = _SENT
         return self._arrays.places[at], self._arrays.vectors[at]
 
     def sent(self) -> None:
-        """Chroma has them; what has changed since then is still pending."""
+        """Chroma has stored the sent rows; rows changed since are still pending."""
         state = self._arrays.state[: self._count]
         state[state == _SENT] = _STORED
 
     def unsent(self) -> None:
-        """Nobody knows what Chroma has."""
+        """The state in Chroma is unknown: every row is pending."""
         self._arrays.state[: self._count] = _PENDING
 
     def block(self, start: int, most: int) -> tuple[Places, Vectors]:
-        """Copies of a run of rows."""
+        """Copies of up to `most` rows from `start` on."""
         end = min(self._count, start + most)
         return self._arrays.places[start:end].copy(), self._arrays.vectors[start:end].copy()
 
@@ -206,7 +208,7 @@ class _Arrays:
 
     places: Places  # ascending
     vectors: Vectors
-    state: NDArray[np.uint8]  # what Chroma has
+    state: NDArray[np.uint8]  # in Chroma
     scale: NDArray[np.float32]  # 1 / length of the smoothed vector
 
     def copy(self, other: "_Arrays", count: int) -> None:
@@ -226,7 +228,7 @@ def _empty(rows: int, dimensions: int) -> _Arrays:
 
 
 def _ordered(places: Places, vectors: Vectors) -> tuple[Places, Vectors]:
-    """Ascending; of one place the last."""
+    """Sort by place; of duplicate places the last one is kept."""
     if len(places) < 2 or (np.diff(places) > 0).all():
         return places, vectors
     unique, at = np.unique(places[::-1], return_index=True)
@@ -235,8 +237,9 @@ def _ordered(places: Places, vectors: Vectors) -> tuple[Places, Vectors]:
 
 def _check(vectors: Vectors, dimensions: int) -> None:
     if dimensions and len(vectors) and vectors.shape[1] != dimensions:
-        words = f"vectors of {vectors.shape[1]} numbers for a space of {dimensions}"
-        raise SyscallError(Errno.EINVAL, words, "remove the space first: they cannot be compared")
+        message = f"vectors of {vectors.shape[1]} dimensions for a space of {dimensions}"
+        hint = "remove the space first: vectors of different sizes cannot be compared"
+        raise SyscallError(Errno.EINVAL, message, hint)
     squares = np.einsum("ij,ij->i", vectors, vectors)
-    if not (np.abs(squares - 1) < _LENGTH_ERROR).all():  # also when one is no number
-        raise SyscallError(Errno.EINVAL, "a vector is not of length 1")
+    if not (np.abs(squares - 1) < _LENGTH_ERROR).all():  # also for NaN
+        raise SyscallError(Errno.EINVAL, "a vector does not have length 1")

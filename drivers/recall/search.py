@@ -1,9 +1,10 @@
-"""Which pages in reach are like a question.
+"""Finds the pages in reach that are most similar to a question.
 
-Up to EXACT_PAGES every page in reach is scored. Above, the smallest parts of the reach are, and of
-the others those that Chroma offers with their neighbours, those that it does not have yet, and
-those that were asked for; mean and spread of such a part come from these, each as it is, and for
-all others from 512 rows at equal steps. Child process only.
+Up to EXACT_PAGES pages in reach, every page is scored. Above that, the smallest parts are scored
+completely. Of each other part these rows are scored: those that Chroma returns with their
+neighbours, those that Chroma does not have yet, and those requested in `also`. Mean and spread of
+such a part are computed from the scored rows and, for the rest, from a sample of up to 512 rows at
+equal steps. Child process only.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,21 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmasos.kernel import limits
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
-from .held import LAST, SPACE_BITS, Owner, Space
 from .rows import Places, Scores, Vectors
+from .store import LAST, SPACE_BITS, Owner, Space
 
 _SAMPLE = 512  # rows
-_MOST = 5  # times CANDIDATES are asked of Chroma where only a part of a space is in reach
+_MOST = 5  # times CANDIDATES are requested when only a part of a space is in reach
 
-Ask = Callable[[int, bytes, int], Places | None]  # of Chroma: space, question, how many
+Query = Callable[[int, bytes, int], Places | None]  # Chroma's: space, question, count
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A run of rows in reach."""
+class SpacePart:
+    """A range of rows in reach."""
 
     number: int  # of the space
     space: Space
@@ -39,19 +40,19 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What the search tells."""
+class SearchResult:
+    """The result of a search, best page first."""
 
     pages: NDArray[np.uint64]
     scores: Scores
-    mean: float
-    spread: float
-    unknown: list[int]
+    mean: float  # of the scores of all pages in reach
+    spread: float  # their standard deviation
+    unknown: list[int]  # spaces that are not stored
 
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
-    """Pages of one part, with the sums over all of its pages."""
+    """The scored pages of one part, with moments over all of its pages."""
 
     pages: NDArray[np.uint64]
     scores: Scores
@@ -63,45 +64,50 @@ class _Scored:
 def search(
     owner: Owner, question: Vectors, reaches: Sequence[tuple[int, int, int]],
     also: NDArray[np.uint64], choose: "Chooser",
-) -> Found:  # fmt: skip
+) -> SearchResult:  # fmt: skip
     parts, unknown = _parts(owner, reaches)
     scored: list[_Scored] = []
-    left = choose.exact_pages
+    left = choose.exact_pages  # pages that may still be scored completely
     for part in sorted(parts, key=lambda part: part.count):
         _check(part, question)
         chosen = None if part.count <= left else choose.rows(part, question, also)
         left -= part.count
-        scored.append(_all(part, question) if chosen is None else _some(part, question, chosen))
+        if chosen is None:
+            scored.append(_score_all(part, question))
+        else:
+            scored.append(_score_chosen(part, question, chosen))
     return _best(scored, also, unknown)
 
 
 class Chooser:
-    """Which rows of a large part are worth a score."""
+    """Selects the rows of a large part to score."""
 
-    def __init__(self, exact_pages: int, ask: Ask) -> None:
-        self.exact_pages, self._ask = exact_pages, ask
+    def __init__(self, exact_pages: int, query: Query) -> None:
+        self.exact_pages, self._query = exact_pages, query
 
     def rows(
-        self, part: Part, question: Vectors, also: NDArray[np.uint64]
+        self, part: SpacePart, question: Vectors, also: NDArray[np.uint64]
     ) -> NDArray[np.intp] | None:
-        """None: all, as Chroma did not answer."""
-        if not part.space.level:
+        """The indexes to score; None: all, because Chroma did not answer."""
+        if not part.space.synchronized:
             return None
         rows = part.space.rows
-        many = min(_MOST, -(-rows.count // max(1, part.count)))
-        offered = self._ask(part.number, question.tobytes(), many * limits.CANDIDATES)
-        if offered is None:
+        factor = min(_MOST, -(-rows.count // max(1, part.count)))
+        candidates = self._query(part.number, question.tobytes(), factor * limits.CANDIDATES)
+        if candidates is None:
             return None
-        at = rows.find(np.sort(offered))
+        at = rows.find(np.sort(candidates))
         wanted = rows.find(np.sort(_places(also, part.number)))
         pending = rows.pending(part.first, part.end)
         chosen = np.unique(np.concatenate([at - 1, at, at + 1, wanted, pending]))
         return chosen[(chosen >= part.first) & (chosen < part.end)]
 
 
-def _parts(owner: Owner, reaches: Sequence[tuple[int, int, int]]) -> tuple[list[Part], list[int]]:
-    """Runs of rows that do not overlap, and the spaces that nothing is known of."""
-    parts: list[Part] = []
+def _parts(
+    owner: Owner, reaches: Sequence[tuple[int, int, int]]
+) -> tuple[list[SpacePart], list[int]]:
+    """Ranges of rows that do not overlap, and the spaces that are not stored."""
+    parts: list[SpacePart] = []
     unknown: list[int] = []
     by_space: dict[int, list[tuple[int, int]]] = {}
     for number, first, last in reaches:
@@ -114,26 +120,31 @@ def _parts(owner: Owner, reaches: Sequence[tuple[int, int, int]]) -> tuple[list[
         reached = 0
         for low, high in sorted(space.rows.span(*span) for span in spans):
             if high > max(low, reached):
-                parts.append(Part(number, space, max(low, reached), high))
+                parts.append(SpacePart(number, space, max(low, reached), high))
                 reached = high
     return parts, unknown
 
 
-def _check(part: Part, question: Vectors) -> None:
+def _check(part: SpacePart, question: Vectors) -> None:
     if len(question) != part.space.rows.dimensions:
-        held = part.space.rows.dimensions
-        words = f"a question of {len(question)} numbers, space {part.number} has vectors of {held}"
-        raise SyscallError(Errno.EINVAL, words, "embed both with the same embedder")
+        dimensions = part.space.rows.dimensions
+        message = (
+            f"a question of {len(question)} dimensions, but space {part.number} has {dimensions}"
+        )
+        raise SyscallError(Errno.EINVAL, message, "embed both with the same embedder")
 
 
-def _all(part: Part, question: Vectors) -> _Scored:
+def _score_all(part: SpacePart, question: Vectors) -> _Scored:
     scores = part.space.rows.scores(question, part.first, part.end)
     places = part.space.rows.places[part.first : part.end]
     return _Scored(_pages(part, places), scores, part.count, *_moments(scores))
 
 
-def _some(part: Part, question: Vectors, chosen: NDArray[np.intp]) -> _Scored:
-    """The chosen rows count as they are, so what stands out does; the sample is for the rest."""
+def _score_chosen(part: SpacePart, question: Vectors, chosen: NDArray[np.intp]) -> _Scored:
+    """Score the chosen rows, and a sample of the others for the moments.
+
+    The chosen rows enter the moments with their own weight, so outliers are not extrapolated.
+    """
     rows = part.space.rows
     steps = np.arange(part.first, part.end, -(-part.count // _SAMPLE))
     scores = rows.scores_at(question, chosen)
@@ -152,13 +163,13 @@ def _moments(scores: Scores) -> tuple[float, float]:
     return float(scores.mean()), float(np.square(scores).mean())
 
 
-def _pages(part: Part, places: Places) -> NDArray[np.uint64]:
+def _pages(part: SpacePart, places: Places) -> NDArray[np.uint64]:
     return (np.uint64(part.number) << np.uint64(SPACE_BITS)) | places.astype(np.uint64)
 
 
-def _best(scored: Sequence[_Scored], also: NDArray[np.uint64], unknown: list[int]) -> Found:
+def _best(scored: Sequence[_Scored], also: NDArray[np.uint64], unknown: list[int]) -> SearchResult:
     if not scored:
-        return Found(np.empty(0, np.uint64), np.empty(0), 0.0, 0.0, unknown)
+        return SearchResult(np.empty(0, np.uint64), np.empty(0), 0.0, 0.0, unknown)
     pages = np.concatenate([one.pages for one in scored])
     scores = np.concatenate([one.scores for one in scored])
     total = sum(one.count for one in scored)
@@ -171,11 +182,11 @@ def _best(scored: Sequence[_Scored], also: NDArray[np.uint64], unknown: list[int
         kept[:] = True
     order = np.argsort(-scores[kept], kind="stable")
     spread = max(0.0, square - mean * mean) ** 0.5
-    return Found(pages[kept][order], scores[kept][order], mean, spread, unknown)
+    return SearchResult(pages[kept][order], scores[kept][order], mean, spread, unknown)
 
 
 def _places(pages: NDArray[np.uint64], number: int) -> Places:
-    """Those of one space."""
+    """The places of the pages of one space."""
     bits = np.uint64(SPACE_BITS)
     mine = pages[(pages >> bits) == np.uint64(number)]
     places: Places = (mine & np.uint64(LAST)).astype(np.int64)

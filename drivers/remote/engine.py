@@ -1,7 +1,7 @@
 """An endpoint as an engine: texts, checks, slots.
 
-A slot is a request in flight. The endpoint keeps no context of ours, so nothing is parked, shared
-or forgotten; and it does not die: each call fails, or does not, by itself.
+A slot is a request in flight. The endpoint keeps no context for us, so nothing is parked, shared or
+forgotten. The engine does not go down when calls fail: each call fails on its own.
 """
 
 import asyncio
@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 
 from llmasos.drivers.pages import cut_text
 from llmasos.drivers.restart import Restarter
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError, TooBig
+from llmasos.kernel.abi.values import Message, Sampling, check_biased
 from llmasos.kernel.driver import (
     Admission,
     Cause,
@@ -24,22 +26,20 @@ from llmasos.kernel.driver import (
     Step,
     Vectors,
 )
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError, TooBig
-from llmasos.kernel.values import Message, Sampling, check_biased
 
-from . import asking, reading, structure
-from .about import NOT_THERE, About
-from .call import Call
-from .http import Endpoint, patiently
-from .options import LLAMA, Settings
-from .trouble import Refusal
+from . import parsing, payload, structure
+from .call import RemoteCall
+from .discovery import UNSUPPORTED, Discovery
+from .failure import Refusal
+from .http import EndpointClient, with_retries
+from .options import LLAMA, RemoteSettings
 
 _OPENAI = frozenset({"template", "stop", "bias", "logprobs", "embed"})
 _LLAMA = _OPENAI | {"tokenize", "exact_usage", "seed", "grammar"}
 
 
-class Contact:
-    """A look at the endpoint that found it. It ends when another one is requested."""
+class EndpointSession:
+    """The time from one successful probe of the endpoint to the next requested restart."""
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
@@ -53,21 +53,21 @@ class Contact:
 class RemoteEngine:
     """One endpoint and one of its models."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RemoteSettings) -> None:
         self._settings = settings
-        self._endpoint = Endpoint(settings)
+        self._endpoint = EndpointClient(settings)
         self._facts: Facts | None = None
         self._listener: Listener | None = None
-        self._looking: asyncio.Task[Facts] | None = None
+        self._probing: asyncio.Task[Facts] | None = None
         self._restarter = Restarter("the endpoint", self._connect)
         self._stopped = False
-        self._calls: dict[int, Call] = {}
-        self._closing: set[asyncio.Task[None]] = set()  # of calls that have ended
-        self._steps: list[Step] = []  # to be told at once
+        self._calls: dict[int, RemoteCall] = {}
+        self._closing: set[asyncio.Task[None]] = set()  # tasks of calls that have ended
+        self._steps: list[Step] = []  # to be reported together
 
     # --- start and stop -------------------------------------------------------------------------
     async def start(self, listener: Listener) -> None:
-        """A look at the endpoint: is it there, does it take the key, which model is it?"""
+        """Probe the endpoint: whether it answers, accepts the key, and has the model."""
         self._listener = listener
         try:
             await self._restarter.start(self._up, self._down)
@@ -75,22 +75,22 @@ class RemoteEngine:
             await self._endpoint.close()
             raise
 
-    async def _connect(self) -> "Contact":
-        self._looking = asyncio.create_task(patiently(self._look, self._settings.retries))
+    async def _connect(self) -> "EndpointSession":
+        self._probing = asyncio.create_task(with_retries(self._probe, self._settings.retries))
         try:
-            return Contact(await self._looking)
+            return EndpointSession(await self._probing)
         except asyncio.CancelledError:
             if not self._stopped:
                 raise
-            raise self._endpoint.refusal("it was unmounted before it was up") from None
+            raise self._endpoint.refusal("unmounted before it was ready") from None
 
-    def _up(self, contact: "Contact") -> None:
+    def _up(self, contact: "EndpointSession") -> None:
         self._facts = contact.facts
         if self._listener is not None:
             self._listener.up(contact.facts)
 
     def _down(self, death: Death) -> None:
-        """On request, or when the look that was requested failed."""
+        """After a requested restart, or when its probe failed."""
         self._facts = None
         self._drop_calls()
         if self._listener is not None:
@@ -102,33 +102,35 @@ class RemoteEngine:
     async def restart(self) -> None:
         await self._restarter.restart()
 
-    async def _look(self) -> Facts:
-        about = About(self._endpoint)
-        card = await about.card()
+    async def _probe(self) -> Facts:
+        discovery = Discovery(self._endpoint)
+        card = await discovery.card()
         self._settings = self._endpoint.settings
-        meta = reading.fields(card.get("meta"))
-        told: dict[str, int | None] = {"window": reading.whole_number(card.get("max_model_len"))}
-        able = _OPENAI
+        meta = parsing.fields(card.get("meta"))
+        reported: dict[str, int | None] = {
+            "window": parsing.whole_number(card.get("max_model_len"))
+        }
+        capabilities = _OPENAI
         if self._settings.dialect == LLAMA:
-            told, able = await about.props(), _LLAMA
-            if not await self._embeds():
-                able -= {"embed"}
-        window = self._window(told.get("window") or 0)
-        slots = self._settings.slots or min(told.get("slots") or limits.SLOTS, limits.SLOTS_MAX)
+            reported, capabilities = await discovery.props(), _LLAMA
+            if not await self._can_embed():
+                capabilities -= {"embed"}
+        window = self._window(reported.get("window") or 0)
+        slots = self._settings.slots or min(reported.get("slots") or limits.SLOTS, limits.SLOTS_MAX)
         return Facts(
             slots, slots, window, slots * window, 0,
-            f"remote: {self._settings.place}, model {self._endpoint.clean(self._settings.model)}",
-            able, vocab=reading.whole_number(meta.get("n_vocab")) or 0,
+            f"remote: {self._settings.origin}, model {self._endpoint.clean(self._settings.model)}",
+            capabilities, vocab=parsing.whole_number(meta.get("n_vocab")) or 0,
         )  # fmt: skip
 
-    def _window(self, told: int) -> int:
-        asked = self._settings.window
-        if told and asked > told:
-            words = f"a window of {asked} tokens; {self._settings.place} has {told}"
-            raise SyscallError(Errno.EINVAL, words, "mount it with a smaller window")
-        return asked or min(told or limits.REMOTE_WINDOW_TOKENS, limits.WINDOW_MAX)
+    def _window(self, reported: int) -> int:
+        requested = self._settings.window
+        if reported and requested > reported:
+            message = f"a window of {requested} tokens; {self._settings.origin} has {reported}"
+            raise SyscallError(Errno.EINVAL, message, "mount it with a smaller window")
+        return requested or min(reported or limits.REMOTE_WINDOW_TOKENS, limits.WINDOW_MAX)
 
-    async def _embeds(self) -> bool:
+    async def _can_embed(self) -> bool:
         try:
             await self.embed(["a"])
         except SyscallError as error:
@@ -138,10 +140,10 @@ class RemoteEngine:
         return True
 
     async def stop(self) -> None:
-        """Calls in flight get no further step."""
+        """Stop the engine. Calls in flight report no further step."""
         self._listener, self._stopped = None, True
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._probing is not None:
+            self._probing.cancel()
         await self._restarter.stop()
         self._drop_calls()
         await asyncio.gather(*self._closing, return_exceptions=True)
@@ -157,11 +159,12 @@ class RemoteEngine:
 
     # --- texts ----------------------------------------------------------------------------------
     async def tokenize(self, text: str) -> Sequence[int]:
-        """Names of control tokens are text, too. ENOTSUP: the API has nothing like it."""
+        """Token ids. Names of control tokens are treated as text. ENOTSUP: OpenAI's API has no
+        tokenizer."""
         if self._settings.dialect != LLAMA:
             raise SyscallError(
-                Errno.ENOTSUP, "the OpenAI API tells no tokens",
-                "a llama.cpp server does: `--set dialect=llama`",
+                Errno.ENOTSUP, "the OpenAI API has no tokenizer",
+                "a llama.cpp server has one: `--set dialect=llama`",
             )  # fmt: skip
         return await self._tokens(text, special=False)
 
@@ -169,25 +172,26 @@ class RemoteEngine:
         body = {"content": text, "add_special": special, "parse_special": special}
         answer = await self._endpoint.ask(f"{self._settings.root}/tokenize", body)
         tokens = [
-            reading.whole_number(one) for one in reading.items(reading.fields(answer).get("tokens"))
+            parsing.whole_number(one) for one in parsing.items(parsing.fields(answer).get("tokens"))
         ]
         known = [token for token in tokens if token is not None]
         if len(known) < len(tokens) or (text and not known):
-            raise self._endpoint.refusal("tokens that are none")
+            raise self._endpoint.refusal("its answer to /tokenize contains no valid tokens")
         return known
 
     async def compose(self, messages: Sequence[Message], *, raw: bool, fresh: int) -> Prompt:
-        """The endpoint renders the messages. Their size is exact for llama.cpp, else estimated."""
+        """A prompt; the endpoint renders its messages. Its size is exact for llama.cpp, else
+        estimated."""
         if not 0 <= fresh <= len(messages):
-            words = f"{fresh} of {len(messages)} messages to be cut"
-            raise SyscallError(Errno.EINVAL, words, "fresh counts the last messages")
+            message = f"cannot cut the last {fresh} of {len(messages)} messages"
+            raise SyscallError(Errno.EINVAL, message, "fresh is from 0 to the number of messages")
         cuts = [await self._cut(one.content) for one in messages[len(messages) - fresh :]]
         size = await self._size(messages, raw)
         return Prompt((), cuts, list(messages), raw, size)
 
     async def _cut(self, text: str) -> list[Cut]:
         if self._settings.dialect != LLAMA:
-            return cut_text(text, asking.estimate)
+            return cut_text(text, payload.estimate)
         loop = asyncio.get_running_loop()
 
         def count(piece: str) -> int:
@@ -198,7 +202,7 @@ class RemoteEngine:
 
     async def _size(self, messages: Sequence[Message], raw: bool) -> int:
         if self._settings.dialect != LLAMA:
-            return asking.estimate_prompt(list(messages), raw=raw)
+            return payload.estimate_prompt(list(messages), raw=raw)
         text = "".join(one.content for one in messages)
         if not raw:
             body = {"messages": [{"role": str(m.role), "content": m.content} for m in messages]}
@@ -208,17 +212,17 @@ class RemoteEngine:
                 if refusal.status == 400:
                     raise SyscallError(Errno.EINVAL, refusal.message) from refusal
                 raise
-            text = str(reading.fields(answer).get("prompt", ""))
+            text = str(parsing.fields(answer).get("prompt", ""))
         return len(await self._tokens(text, special=True)) if text else 0
 
     async def check(self, sampling: Sampling) -> None:
-        """ENOTSUP for what the dialect lacks; EINVAL for what a schema cannot have checked.
+        """ENOTSUP for an option that the dialect lacks; EINVAL for a schema that cannot be checked.
 
-        A grammar is tried on the endpoint.
+        A grammar or a schema is tried on a llama.cpp server.
         """
-        asking.check(self._settings, sampling)
+        payload.check(self._settings, sampling)
         if sampling.schema is not None:
-            asking.schema_of(sampling.schema)
+            payload.schema_of(sampling.schema)
             await asyncio.to_thread(structure.read, sampling.schema)
         vocab = self._facts.vocab if self._facts else 0
         if vocab:
@@ -231,23 +235,23 @@ class RemoteEngine:
         if sampling.grammar:
             body["grammar"] = sampling.grammar
         elif sampling.schema:
-            body["json_schema"] = asking.schema_of(sampling.schema)
+            body["json_schema"] = payload.schema_of(sampling.schema)
         try:
             await self._endpoint.ask(f"{self._settings.root}/completion", body)
         except Refusal as refusal:
             if refusal.status != 400:
                 raise
-            hint = "the endpoint does not tell the place"
+            hint = "the endpoint does not report the position of the error"
             raise SyscallError(Errno.EINVAL, refusal.message, hint) from refusal
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
-        """Through /v1/embeddings. ENOTSUP when the endpoint has none."""
+        """Embed texts with /v1/embeddings. ENOTSUP when the endpoint does not have it."""
         settings = self._settings
         body = {"model": settings.model, "input": list(texts), "encoding_format": "float"}
         try:
-            answer = reading.fields(await self._endpoint.ask(f"{settings.url}/embeddings", body))
+            answer = parsing.fields(await self._endpoint.ask(f"{settings.url}/embeddings", body))
         except Refusal as refusal:
-            if refusal.status in NOT_THERE:
+            if refusal.status in UNSUPPORTED:
                 raise SyscallError(Errno.ENOTSUP, refusal.message, refusal.hint) from refusal
             if "too large" in refusal.message or "context" in refusal.message:
                 raise TooBig(refusal.message, "give shorter texts") from refusal
@@ -256,38 +260,39 @@ class RemoteEngine:
             vectors = await asyncio.to_thread(_vectors, answer, len(texts))
         except ValueError as error:
             raise self._endpoint.refusal(str(error)) from error
-        claimed = reading.whole_number(reading.fields(answer.get("usage")).get("prompt_tokens"))
+        claimed = parsing.whole_number(parsing.fields(answer.get("usage")).get("prompt_tokens"))
         most = sum(len(text.encode("utf-8", "replace")) + 2 for text in texts)
-        tokens = sum(map(asking.estimate, texts)) if claimed is None else min(claimed, most)
+        tokens = sum(map(payload.estimate, texts)) if claimed is None else min(claimed, most)
         return Vectors(len(vectors[0]) // 4, vectors, tokens)
 
     # --- commands -------------------------------------------------------------------------------
     def purge(self, domain: str) -> None:
-        """The endpoint keeps nothing that it was told to keep."""
+        """Does nothing: the endpoint keeps no context for us."""
 
     def forget(self, history: int) -> None:
-        """Nothing is kept."""
+        """Does nothing: no context is kept."""
 
     def admit(self, admission: Admission) -> None:
         fault = self._fault(admission)
         if fault:
-            self._tell(Step(admission.call, error=DeviceFault(fault)))
+            self._report(Step(admission.call, error=DeviceFault(fault)))
             return
         window = self._facts.window if self._facts else 0
-        asked = admission.sampling.max_tokens or limits.MAX_TOKENS
-        most = min(asked, window - admission.prompt.size)
-        self._calls[admission.call] = Call(admission, most, self._endpoint, self._tell)
+        requested = admission.sampling.max_tokens or limits.MAX_TOKENS
+        max_tokens = min(requested, window - admission.prompt.size)
+        call = RemoteCall(admission, max_tokens, self._endpoint, self._report)
+        self._calls[admission.call] = call
 
     def _fault(self, admission: Admission) -> str:
         facts, size = self._facts, admission.prompt.size
         if facts is None:
             return "the endpoint is not mounted"
         if not 0 <= admission.slot < facts.slots:
-            return f"slot {admission.slot} of {facts.slots}"
+            return f"no slot {admission.slot}: the engine has {facts.slots}"
         if any(call.slot == admission.slot for call in self._calls.values()):
-            return f"slot {admission.slot} is taken"
+            return f"slot {admission.slot} is in use"
         if not 0 < size < facts.window or not admission.prompt.messages:
-            return f"a prompt of {size} tokens, 1 to {facts.window - 1} fit the window"
+            return f"a prompt of {size} tokens; the window takes 1 to {facts.window - 1}"
         return ""
 
     def grant(self, call: int, tokens: int) -> None:
@@ -301,21 +306,24 @@ class RemoteEngine:
             known.cancel()
 
     def park(self, call: int, *, keep: bool) -> None:
-        """It cannot; the facts say so."""
+        """Does nothing: parking is not among the engine's capabilities."""
 
     def unpark(self, call: int, slot: int) -> None:
-        """It was not parked."""
+        """Does nothing: no call is parked."""
 
-    def _tell(self, step: Step) -> None:
-        """With all others of this turn of the event loop, and never in the midst of a command."""
+    def _report(self, step: Step) -> None:
+        """Report a step, together with the others of this event loop iteration.
+
+        Never synchronously: the listener must not be called during a command.
+        """
         if step.finish or step.error:
             self._close(self._calls.pop(step.call, None))
         if not self._steps:
             asyncio.get_running_loop().call_soon(self._flush)
         self._steps.append(step)
 
-    def _close(self, call: Call | None) -> None:
-        """Its connection may take a moment longer."""
+    def _close(self, call: RemoteCall | None) -> None:
+        """Keep the task of an ended call until its connection is closed."""
         if call is not None and call.task is not None:
             self._closing.add(call.task)
             call.task.add_done_callback(self._closing.discard)
@@ -327,29 +335,30 @@ class RemoteEngine:
 
 
 def _values(embedding: object) -> list[float | None]:
-    """Numbers, or these as little-endian 32-bit floats in base64, which some prefer to send."""
+    """The numbers of a vector: a list, or little-endian 32-bit floats in base64."""
     if not isinstance(embedding, str):
-        return [reading.number(value) for value in reading.items(embedding)]
+        return [parsing.number(value) for value in parsing.items(embedding)]
     data = base64.b64decode(embedding, validate=True)
     if len(data) % 4:
-        raise ValueError("a vector of half a number")
-    return [reading.number(value) for value in struct.unpack(f"<{len(data) // 4}f", data)]
+        raise ValueError(f"a vector of {len(data)} bytes, not a multiple of 4")
+    return [parsing.number(value) for value in struct.unpack(f"<{len(data) // 4}f", data)]
 
 
 def _vectors(answer: Mapping[str, object], count: int) -> list[bytes]:
-    """Of length 1, in the order of the texts. ValueError: they are none."""
+    """Vectors of length 1, in the order of the texts. ValueError: they are not valid."""
     found: dict[int, bytes] = {}
-    for place, one in enumerate(map(reading.fields, reading.items(answer.get("data")))):
-        index = reading.whole_number(one.get("index"))
+    for position, one in enumerate(map(parsing.fields, parsing.items(answer.get("data")))):
+        index = parsing.whole_number(one.get("index"))
         values = _values(one.get("embedding"))
-        sound = [value for value in values if value is not None]
-        length = math.hypot(*sound)
-        if len(sound) < len(values) or not 0 < length < math.inf:
-            raise ValueError("a vector without length or with values that are no numbers")
-        if len(sound) > limits.EMBED_DIMENSIONS:
-            raise ValueError(f"a vector of {len(sound)} dimensions")
-        unit = struct.pack(f"<{len(sound)}f", *(value / length for value in sound))
-        found[place if index is None else index] = unit
+        finite = [value for value in values if value is not None]
+        length = math.hypot(*finite)
+        if len(finite) < len(values) or not 0 < length < math.inf:
+            raise ValueError("a vector of length 0 or with values that are not finite numbers")
+        if len(finite) > limits.EMBED_DIMENSIONS:
+            most = limits.EMBED_DIMENSIONS
+            raise ValueError(f"a vector of {len(finite)} dimensions; the limit is {most}")
+        unit = struct.pack(f"<{len(finite)}f", *(value / length for value in finite))
+        found[position if index is None else index] = unit
     if sorted(found) != list(range(count)) or len(set(map(len, found.values()))) != 1:
-        raise ValueError(f"{count} vectors of one size were asked for, {len(found)} came")
+        raise ValueError(f"{len(found)} vectors instead of {count} of the same size")
     return [found[index] for index in range(count)]

@@ -1,55 +1,55 @@
-"""The events of an answer, out of bytes: server-sent events, or one JSON document.
+"""Splits the bytes of an answer into events: server-sent events, or one JSON document.
 
-Not every endpoint streams when it is asked to, and errors often come as one document. What is
-neither, or too much, is refused.
+Some endpoints do not stream even when requested, and errors are often one document. Any other
+format, or too much data, raises EndpointFailure.
 """
 
 import re
 from collections.abc import Iterator
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 
-from .trouble import Trouble
+from .failure import EndpointFailure
 
 _BOM = b"\xef\xbb\xbf"
-_LINE = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a \r at the end may be half of \r\n
-_FIELD = re.compile(rb"[A-Za-z][A-Za-z_-]{0,63}")  # a line that is not of this form is no event's
+_LINE = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a \r at the end may be the first half of \r\n
+_FIELD = re.compile(rb"[A-Za-z][A-Za-z_-]{0,63}")  # field name of a line
 
 
-class Events:
-    """One answer."""
+class EventStream:
+    """The parser of one answer."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._data: list[bytes] = []  # of the event that has begun
-        self._size = 0  # bytes of it
+        self._data: list[bytes] = []  # data lines of the current event
+        self._size = 0  # bytes of the current event
         self._bytes = 0  # of the answer
-        self.document: bool | None = None  # one JSON document; None: nothing came yet
+        self.document: bool | None = None  # one JSON document; None: not known yet
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
-        """The data of the events that are whole now. Trouble: these are no events."""
+        """The data of the completed events. EndpointFailure: not events, or too much data."""
         self._bytes += len(piece)
         if self._bytes > limits.REMOTE_ANSWER_BYTES:
-            raise Trouble(f"an answer of more than {limits.REMOTE_ANSWER_BYTES} bytes")
+            raise EndpointFailure(f"an answer of more than {limits.REMOTE_ANSWER_BYTES} bytes")
         self._buffer += piece
         if self.document is None:
-            self._look()
+            self._detect()
         if self.document:
             if len(self._buffer) > limits.REMOTE_BODY_BYTES:
-                raise Trouble(f"an answer of more than {limits.REMOTE_BODY_BYTES} bytes")
+                raise EndpointFailure(f"an answer of more than {limits.REMOTE_BODY_BYTES} bytes")
         elif self.document is not None:
             yield from self._lines()
 
     def end(self) -> Iterator[bytes]:
-        """What has no end of its own, now that no more comes."""
+        """The data of the last event, at the end of the answer."""
         if self.document:
             yield bytes(self._buffer)
         elif self.document is not None:
             self._buffer += b"\n\n"
             yield from self._lines()
 
-    def _look(self) -> None:
-        """Decide by the first byte that is no space."""
+    def _detect(self) -> None:
+        """Set `document` by the first byte that is not a space."""
         if len(self._buffer) < len(_BOM) and _BOM.startswith(self._buffer):
             return
         begin = bytes(self._buffer.removeprefix(_BOM).lstrip())
@@ -64,7 +64,7 @@ class Events:
                 line = bytes(self._buffer[start : found.start()])
                 start = found.end()
                 if line:
-                    self._take(line)
+                    self._add(line)
                 elif self._data:
                     event = b"\n".join(self._data)
                     self._data, self._size = [], 0
@@ -73,15 +73,15 @@ class Events:
             del self._buffer[:start]
         self._check_size(len(self._buffer))
 
-    def _take(self, line: bytes) -> None:
+    def _add(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         if name == b"data":
             self._data.append(value.removeprefix(b" "))
             self._size += len(line)
             self._check_size(self._size)
         elif name and not _FIELD.fullmatch(name):
-            raise Trouble(f"not a stream of events: {line[:60]!r}")
+            raise EndpointFailure(f"not a stream of events: {line[:60]!r}")
 
     def _check_size(self, size: int) -> None:
         if size > limits.REMOTE_LINE_BYTES:
-            raise Trouble(f"a line of more than {limits.REMOTE_LINE_BYTES} bytes")
+            raise EndpointFailure(f"a line of more than {limits.REMOTE_LINE_BYTES} bytes")

@@ -1,7 +1,7 @@
-"""The wire to one endpoint: requests, their caps, and refusals in words without the key.
+"""The HTTP client of one endpoint: requests, their limits, and error messages without the key.
 
-The only host of httpx. Redirects are not followed and no proxy or netrc of the environment is
-used: the key goes to the host of the url and to nobody else. It is read for each request.
+The only module that imports httpx. Redirects are not followed, and no proxy or netrc of the
+environment is used: the key is sent to the host of the url only. It is read for each request.
 """
 
 import asyncio
@@ -16,23 +16,23 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from llmasos.kernel import limits, paths, secrets
-from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.abi import limits, paths, secrets
+from llmasos.kernel.abi.errors import SyscallError
 
-from .options import Settings
-from .reading import complaint, parse
-from .trouble import Refusal, Trouble
+from .failure import EndpointFailure, Refusal
+from .options import RemoteSettings
+from .parsing import error_text, parse
 
-_AGAIN = frozenset({408, 429, *range(500, 600)}) - {501}
-_SPARE = 8  # connections beside the slots: for tokens, vectors and checks
-_COMPLAINT_BYTES = 8 * 1024  # more of it than is shown, so that no half of a key is
+_RETRYABLE = frozenset({408, 429, *range(500, 600)}) - {501}  # HTTP statuses
+_SPARE = 8  # connections besides the slots: for tokens, vectors and checks
+_ERROR_BYTES = 8 * 1024  # more than is shown, so that a key is never cut and shown in part
 T = TypeVar("T")
 
 
-class Endpoint:
+class EndpointClient:
     """One url and its connections."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RemoteSettings) -> None:
         self.settings = settings
         self._key = ""
         self._client: httpx.AsyncClient | None = None
@@ -42,17 +42,17 @@ class Endpoint:
             await self._client.aclose()
 
     def clean(self, text: str) -> str:
-        """Foreign words as one short line that does not hold the key."""
+        """Foreign text as one short printable line without the key."""
         if self._key:
             text = text.replace(self._key, "[key]")
         line = "".join(char if char.isprintable() else " " for char in text)
         return " ".join(line.split())[: limits.REMOTE_WORDS_CHARS]
 
-    def refusal(self, words: str, hint: str = "") -> Refusal:
-        return Refusal(f"{self.settings.place}: {self.clean(words)}", hint)
+    def refusal(self, message: str, hint: str = "") -> Refusal:
+        return Refusal(f"{self.settings.origin}: {self.clean(message)}", hint)
 
     async def ask(self, url: str, body: object = None) -> object:
-        """One JSON answer, within `stall_s`. GET without a body."""
+        """One JSON answer, within `stall_s` seconds. Without a body the method is GET."""
         stall_s = self.settings.stall_s
         try:
             async with asyncio.timeout(stall_s), self.open(url, body) as pieces:
@@ -60,18 +60,20 @@ class Endpoint:
                 async for piece in pieces:
                     data += piece
                     if len(data) > limits.REMOTE_BODY_BYTES:
-                        raise Trouble(f"an answer of more than {limits.REMOTE_BODY_BYTES} bytes")
-            return await asyncio.to_thread(parse, bytes(data))  # it may be long
+                        raise EndpointFailure(
+                            f"an answer of more than {limits.REMOTE_BODY_BYTES} bytes"
+                        )
+            return await asyncio.to_thread(parse, bytes(data))  # large answers take long
         except TimeoutError:
             raise self.refusal(f"no answer within {stall_s:g} s") from None
-        except Trouble as trouble:
-            raise self.refusal(str(trouble)) from trouble
+        except EndpointFailure as failure:
+            raise self.refusal(str(failure)) from failure
 
     @asynccontextmanager
     async def open(self, url: str, body: object = None) -> AsyncGenerator[AsyncIterator[bytes]]:
-        """The bytes of an answer that is a success. Refusal for any other, and for none."""
+        """The bytes of a successful response. Refusal for any other status, and for no response."""
         headers = {"accept-encoding": "identity", "content-type": "application/json"}
-        if self._client is None:  # reading the authorities takes a while
+        if self._client is None:  # reading the certificate authorities takes long
             self._client = await asyncio.to_thread(_client, self.settings)
         await self._read_key()
         if self._key:
@@ -86,29 +88,29 @@ class Endpoint:
                     raise await self._refused(response)
                 yield response.aiter_raw()
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            words = f"{self.settings.place} cannot be reached: {_words(error)}"
-            again = "CERTIFICATE" not in words
+            message = f"cannot connect to {self.settings.origin}: {_text(error)}"
+            retryable = "CERTIFICATE" not in message
             hint = f"`curl {quote(self.settings.url)}/models` shows whether it answers"
-            raise Refusal(words, hint, again=again) from error
+            raise Refusal(message, hint, retryable=retryable) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise self.refusal(f"the connection broke: {_words(error)}") from error
+            raise self.refusal(f"the connection failed: {_text(error)}") from error
 
     async def _read_key(self) -> None:
         name = self.settings.secret
         if name:
             try:
-                # A keyring may take its time.
+                # A keyring may take long.
                 self._key = await asyncio.to_thread(self._read, name)
             except SyscallError as error:
                 raise Refusal(error.message, error.hint) from error
 
     def _read(self, name: str) -> str:
-        """The key, which goes to the url that it is bound to and nowhere else."""
+        """The key. It is sent only to the url that it is bound to: EACCES for another."""
         folder = paths.find().secrets
         secrets.check_bound(folder, name, self.settings.url)
         return secrets.read(folder, name)
 
-    def _target(self, response: httpx.Response) -> str:
+    def _redirect_target(self, response: httpx.Response) -> str:
         try:
             found = urlsplit(str(response.headers.get("location", ""))).netloc
         except ValueError:
@@ -117,28 +119,28 @@ class Endpoint:
 
     async def _refused(self, response: httpx.Response) -> Refusal:
         status = response.status_code
-        place = self.settings.place
+        origin = self.settings.origin
         if response.is_redirect:
-            words = f"{place} redirects to {self._target(response)}, which is not followed"
-            return Refusal(words, "add the url that it leads to, if you trust it", status=status)
+            target = self._redirect_target(response)
+            message = f"{origin} redirects to {target}; redirects are not followed"
+            return Refusal(message, "add the target url, if you trust it", status=status)
         data = bytearray()
         async for piece in response.aiter_raw():
             data += piece
-            if len(data) > _COMPLAINT_BYTES:
+            if len(data) > _ERROR_BYTES:
                 break
-        words = f"{place} said {status}: {self.clean(complaint(bytes(data)))}"
+        message = f"{origin} answered {status}: {self.clean(error_text(bytes(data)))}"
         after_s = _seconds(response.headers.get("retry-after", ""))
-        again = status in _AGAIN and after_s <= limits.REMOTE_RETRY_AFTER_S
+        retryable = status in _RETRYABLE and after_s <= limits.REMOTE_RETRY_AFTER_S
         if after_s:
-            words += f" (asks for a pause of {after_s:g} s)"
-        return Refusal(
-            words, _hint(status, self.settings), status=status, again=again, after_s=after_s
-        )
+            message += f" (retry after {after_s:g} s)"
+        hint = _hint(status, self.settings)
+        return Refusal(message, hint, status=status, retryable=retryable, after_s=after_s)
 
 
-def _client(settings: Settings) -> httpx.AsyncClient:
+def _client(settings: RemoteSettings) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        verify=_trust() if settings.secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        verify=_tls_context() if settings.secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         timeout=httpx.Timeout(None, connect=settings.connect_s),
         limits=httpx.Limits(max_connections=limits.SLOTS_MAX + _SPARE),
         follow_redirects=False,
@@ -146,14 +148,14 @@ def _client(settings: Settings) -> httpx.AsyncClient:
     )
 
 
-def _trust() -> ssl.SSLContext:
-    """The authorities that certifi knows, and this system's own."""
+def _tls_context() -> ssl.SSLContext:
+    """Trusts the authorities of certifi and of this system."""
     context = httpx.create_ssl_context(trust_env=False)
     context.load_default_certs()
     return context
 
 
-def _words(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
@@ -161,29 +163,29 @@ def _seconds(text: str) -> float:
     return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0.0
 
 
-def _hint(status: int, settings: Settings) -> str:
+def _hint(status: int, settings: RemoteSettings) -> str:
     match status:
         case 401 | 403:
-            return "`llmasos secrets set NAME`, and add the model with `--set secret=NAME`"
+            return "`llmasos secrets set NAME`, then add the model with `--set secret=NAME`"
         case 404 if not settings.url.endswith("/v1"):
-            return f"many urls end in /v1: `curl {quote(settings.url)}/v1/models` shows if it does"
+            return f"many urls end in /v1: try `curl {quote(settings.url)}/v1/models`"
         case 404:
             return f"`curl {quote(settings.url)}/models` lists its models"
         case 429:
-            return "ask again later, or mount it with fewer slots"
+            return "try again later, or mount it with fewer slots"
         case _:
             return ""
 
 
-async def patiently(attempt: Callable[[], Awaitable[T]], retries: int) -> T:
-    """Try again after growing pauses, while a refusal allows it."""
+async def with_retries(attempt: Callable[[], Awaitable[T]], retries: int) -> T:
+    """Retry with exponential backoff, up to `retries` times, while the refusal is retryable."""
     for tried in range(retries):
         try:
             return await attempt()
         except Refusal as refusal:
-            if not refusal.again:
+            if not refusal.retryable:
                 raise
-            longest: float = min(limits.REMOTE_RETRY_LAST_S, limits.REMOTE_RETRY_FIRST_S * 2**tried)
-            pause_s = max(refusal.after_s, longest * random.uniform(0.5, 1.0))
+            base_s: float = min(limits.REMOTE_RETRY_LAST_S, limits.REMOTE_RETRY_FIRST_S * 2**tried)
+            pause_s = max(refusal.after_s, base_s * random.uniform(0.5, 1.0))
         await asyncio.sleep(pause_s)
     return await attempt()

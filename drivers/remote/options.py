@@ -1,19 +1,19 @@
-"""How an endpoint is used: its url and options checked, and what was not said filled in."""
+"""The options of an endpoint: validation and defaults."""
 
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from llmasos.kernel import limits, secrets
+from llmasos.kernel.abi import limits, secrets
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.driver import Option
-from llmasos.kernel.errors import Errno, SyscallError
 
 _MODEL_CHARS = 256
 OPENAI, LLAMA = "openai", "llama"
 _CHOICES = {
-    "dialect": (OPENAI, LLAMA),  # llama: the server is llama.cpp's, which takes and tells more
-    "limit": ("max_tokens", "max_completion_tokens"),  # the field that newer models insist on
+    "dialect": (OPENAI, LLAMA),  # llama: a llama.cpp server, with more fields
+    "limit": ("max_tokens", "max_completion_tokens"),  # newer OpenAI models require the second
 }
 _PATHS = ("/chat/completions", "/completions", "/embeddings", "/models")
 _TEXTS = ("url", "model", "secret")
@@ -27,30 +27,30 @@ _SECONDS_SPAN = (0.05, 86_400)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """Every option."""
+class RemoteSettings:
+    """All options of an endpoint."""
 
-    url: str  # as https://HOST/v1, without a slash at its end
+    url: str  # as https://HOST/v1, without a trailing slash
     model: str = ""  # empty: the only one that the endpoint lists
-    secret: str = ""  # its name; empty: none is sent
+    secret: str = ""  # its name; empty: no key is sent
     dialect: str = OPENAI
     limit: str = "max_tokens"
-    slots: int = 0  # 0: as many as the endpoint says, or SLOTS
-    window: int = 0  # 0: what the endpoint says, or REMOTE_WINDOW_TOKENS
+    slots: int = 0  # 0: as the endpoint reports, else SLOTS
+    window: int = 0  # tokens; 0: as the endpoint reports, else REMOTE_WINDOW_TOKENS
     retries: int = limits.REMOTE_RETRIES
     connect_s: float = limits.REMOTE_CONNECT_S
     first_s: float = limits.REMOTE_FIRST_S
     stall_s: float = limits.REMOTE_STALL_S
 
     @property
-    def place(self) -> str:
-        """The endpoint's host, as people see it."""
+    def origin(self) -> str:
+        """Scheme, host and port, for messages."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc}"
 
     @property
     def root(self) -> str:
-        """Where llama.cpp's own paths begin."""
+        """The base of llama.cpp's own paths."""
         return self.url.removesuffix("/v1")
 
     @property
@@ -58,8 +58,8 @@ class Settings:
         return self.url.startswith("https://")
 
 
-def settings(options: Mapping[str, Option]) -> Settings:
-    """EINVAL for an unknown option or a bad value, with what is allowed."""
+def settings(options: Mapping[str, Option]) -> RemoteSettings:
+    """Validate the options. EINVAL for an unknown option or an invalid value."""
     for name, value in options.items():
         _check(name, value)
     url = str(options.get("url", "")).rstrip("/")
@@ -70,57 +70,57 @@ def settings(options: Mapping[str, Option]) -> Settings:
     if secret and url.startswith("http:") and not _loopback(host):
         raise SyscallError(
             Errno.EINVAL,
-            f"a secret would cross the network unencrypted to {host}",
-            "give an https:// url; http:// with a secret is for this machine alone",
+            f"a secret would be sent unencrypted to {host}",
+            "give an https:// url; http:// with a secret is allowed for this machine only",
         )
     known = {**options, "url": url}
-    return Settings(**known)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    return RemoteSettings(**known)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def _check(name: str, value: Option) -> None:
     if name in _WHOLE:
         low, high = _WHOLE[name]
-        fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        allowed = f"a whole number from {low} to {high} is allowed"
+        valid = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        allowed = f"allowed: a whole number from {low} to {high}"
     elif name in _SECONDS:
         least, most = _SECONDS_SPAN
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fits = fits and least <= float(value) <= most
-        allowed = f"seconds from {least:g} to {most:g} are allowed"
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool)
+        valid = valid and least <= float(value) <= most
+        allowed = f"allowed: {least:g} to {most:g} seconds"
     elif name in _CHOICES:
-        fits, allowed = value in _CHOICES[name], f"allowed: {', '.join(_CHOICES[name])}"
+        valid, allowed = value in _CHOICES[name], f"allowed: {', '.join(_CHOICES[name])}"
     elif name in _TEXTS:
-        fits = isinstance(value, str) and (name == "url" or 0 < len(value) <= _MODEL_CHARS)
-        allowed = f"a text of 1 to {_MODEL_CHARS} characters is allowed"
+        valid = isinstance(value, str) and (name == "url" or 0 < len(value) <= _MODEL_CHARS)
+        allowed = f"allowed: a text of 1 to {_MODEL_CHARS} characters"
     else:
         known = ", ".join(sorted({*_WHOLE, *_SECONDS, *_CHOICES, *_TEXTS} - {"url"}))
         raise SyscallError(Errno.EINVAL, f"unknown option {name!r}", f"known: {known}")
-    if not fits:
+    if not valid:
         raise SyscallError(Errno.EINVAL, f"option {name} is {value!r:.80}", allowed)
 
 
 def _host(url: str) -> str:
-    """The host of a usable url. The url is not repeated: a key may stand in it."""
+    """The host of a valid url. EINVAL; the message omits the url, which may contain a key."""
     hint = "as in https://api.example.com/v1 or http://127.0.0.1:8080/v1"
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise SyscallError(Errno.EINVAL, "the url is not plain ASCII", hint)
+        raise SyscallError(Errno.EINVAL, "the url is not printable ASCII without spaces", hint)
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise SyscallError(Errno.EINVAL, f"the url makes no sense: {error}", hint) from error
+        raise SyscallError(Errno.EINVAL, f"invalid url: {error}", hint) from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SyscallError(Errno.EINVAL, "the url is not http:// or https:// and a host", hint)
+        raise SyscallError(Errno.EINVAL, "the url is not http://HOST or https://HOST", hint)
     if "@" in parts.netloc or parts.query or parts.fragment or "?" in url:
         raise SyscallError(
             Errno.EINVAL,
-            "the url holds a user, a password or a query: keys do not belong there",
-            "`llmasos secrets set NAME`, then `--set secret=NAME`",
+            "the url contains a user, a password or a query: keys must not be part of a url",
+            "`llmasos secrets set NAME` stores a key; `--set secret=NAME` uses it",
         )
     path = next((path for path in _PATHS if parts.path.endswith(path)), "")
     if path:
-        words = f"the url goes on to {path}, which is added where it is needed"
-        raise SyscallError(Errno.EINVAL, words, f"give it without {path}")
+        message = f"the url ends with {path}, which the driver adds itself"
+        raise SyscallError(Errno.EINVAL, message, f"give it without {path}")
     return parts.hostname
 
 

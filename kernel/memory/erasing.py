@@ -1,16 +1,16 @@
-"""Pages that nobody has any more leave the database, in pieces.
+"""Erases pages that no process has any more from the database, in pieces.
 
-One transaction takes them from who had them and writes down that they are going; it erases the
-first of them, too. The others are erased by the sweeper soon afterwards, piece by piece, also after
-a crash. What indexes and Chroma's files keep of them is the sweeper's as well.
+One transaction removes them from the page tables, queues them in the table `going` and erases the
+first of them. The sweeper erases the others soon afterwards in pieces, also after a crash. The
+sweeper also removes what indexes and Chroma's files keep of them.
 """
 
 import logging
 from collections.abc import Iterable, Sequence
 
-from ..database import Statement
-from ..errors import Damaged, SyscallError
-from ..process import Process
+from ..abi.errors import Damaged, SyscallError
+from ..process.table import Process
+from ..storage.database import Statement
 from . import pieces, schema
 from .memory import Memory
 from .rows import runs
@@ -21,14 +21,14 @@ _LOST = """SELECT min(id), max(id), count(*) FROM pages WHERE id BETWEEN ? AND ?
 
 
 async def drop(memory: Memory, process: Process) -> list[int]:
-    """Free a reaped process's pages, but for those that others have. The spaces that are gone."""
+    """Erase a reaped process's pages that no other process has. Returns the erased spaces."""
     return await erase(memory, process.owner, process.pid)
 
 
 async def erase(memory: Memory, owner: str, pid: int) -> list[int]:
-    """A process's rows, and the pages that nobody has any more. The spaces that are gone."""
+    """Erase the rows of a pid and the pages that no other process has: the erased spaces."""
     tables = memory.tables
-    async with tables.structure(owner), tables.lock(pid):
+    async with tables.ownership_lock(owner), tables.lock(pid):
         table = tables.remove(pid)
         memory.unread.discard(pid)
         sql = """SELECT space FROM ranges WHERE pid = ?1 UNION
@@ -36,69 +36,75 @@ async def erase(memory: Memory, owner: str, pid: int) -> list[int]:
         spaces = {int(row[0] or 0) for row in await memory.read(owner, sql, pid)}
         if table is not None:
             spaces |= table.spaces()
-        statements = [*schema.gone(pid), ("UPDATE spaces SET pid = 0 WHERE pid = ?", (pid,))]
+        statements = [
+            *schema.delete_process(pid),
+            ("UPDATE spaces SET pid = 0 WHERE pid = ?", (pid,)),
+        ]
         empty: list[int] = []
         for space in sorted(spaces):
-            gone, erased = emptied(memory, owner, space)
+            whole, erased = erase_unused(memory, owner, space)
             statements += erased
-            empty += [space] if gone else []
-        await memory.let_go(owner, statements, frees=True)
+            empty += [space] if whole else []
+        await memory.queue_erase(owner, statements, frees=True)
     tables.unlock([pid])
     return empty
 
 
-def freed(memory: Memory, owner: str, pages: Iterable[int]) -> tuple[list[int], list[Statement]]:
-    """Those of some pages that nobody has any more, and how they go."""
-    free = [
+def erase_pages(
+    memory: Memory, owner: str, pages: Iterable[int]
+) -> tuple[list[int], list[Statement]]:
+    """Those of these pages that no process has, and the statements that erase them."""
+    unused = [
         page
         for page in pages
         if all(one.number(page) is None
-               for one in memory.tables.having(owner, schema.space_of(page)[0]))
+               for one in memory.tables.using(owner, schema.space_of(page)[0]))
     ]  # fmt: skip
-    statements = [schema.going(low, high) for low, high in runs(free)]
-    statements += [schema.unknown(space) for space in {schema.space_of(p)[0] for p in free}]
-    return free, [*statements, schema.DIRTY] if free else []
+    statements = [schema.queue_erase(low, high) for low, high in runs(unused)]
+    statements += [schema.clear_digest(space) for space in {schema.space_of(p)[0] for p in unused}]
+    return unused, [*statements, schema.DIRTY] if unused else []
 
 
-def emptied(memory: Memory, owner: str, space: int) -> tuple[bool, list[Statement]]:
-    """How what nobody has of a space goes. Whether that is all of it."""
-    holes = unused(memory, owner, space)
-    statements = [schema.going(low, high) for low, high in holes]
-    whole = holes[:1] == [schema.whole(space)]
+def erase_unused(memory: Memory, owner: str, space: int) -> tuple[bool, list[Statement]]:
+    """Statements that erase the unused pages of a space; and whether that is all of it."""
+    holes = unused_ranges(memory, owner, space)
+    statements = [schema.queue_erase(low, high) for low, high in holes]
+    whole = holes[:1] == [schema.id_range(space)]
     if whole:
         statements.append(("DELETE FROM spaces WHERE space = ?", (space,)))
-    return whole, [*statements, schema.unknown(space), schema.DIRTY] if holes else []
+    return whole, [*statements, schema.clear_digest(space), schema.DIRTY] if holes else []
 
 
-def unused(memory: Memory, owner: str, space: int) -> list[tuple[int, int]]:
-    """Ids of a space that no table reaches: first and last of each run."""
-    mine = memory.tables.having(owner, space)
-    used = sorted(part for table in mine for part in table.holds(space))
-    writer = next((table for table in mine if table.space == space), None)
+def unused_ranges(memory: Memory, owner: str, space: int) -> list[tuple[int, int]]:
+    """Ids of a space that no table uses: first and last of each run."""
+    tables = memory.tables.using(owner, space)
+    used = sorted(part for table in tables for part in table.places_used(space))
+    writer = next((table for table in tables if table.space == space), None)
     holes: list[tuple[int, int]] = []
     at = 0
     for first, end in used:
         if first > at:
             holes.append((schema.page_id(space, at), schema.page_id(space, first - 1)))
         at = max(at, end)
-    end = (1 << schema.SPAN) - 1 if writer is None else writer.place - 1  # more may come
+    # The writer of the space may add pages at `writer.place` and after it.
+    end = (1 << schema.SPAN) - 1 if writer is None else writer.place - 1
     if end >= at:
         holes.append((schema.page_id(space, at), schema.page_id(space, end)))
     return holes
 
 
-async def abandon(memory: Memory, owner: str, space: int) -> bool:
-    """Erase a space unless somebody has it. Whether it is erased."""
-    async with memory.tables.structure(owner):
-        if memory.tables.having(owner, space):
+async def erase_unmapped(memory: Memory, owner: str, space: int) -> bool:
+    """Erase a space if no process has it. Whether it was erased."""
+    async with memory.tables.ownership_lock(owner):
+        if memory.tables.using(owner, space):
             return False
-        _, statements = emptied(memory, owner, space)
-        await memory.let_go(owner, statements, frees=True)
+        _, statements = erase_unused(memory, owner, space)
+        await memory.queue_erase(owner, statements, frees=True)
     return True
 
 
 async def finish(memory: Memory, owner: str) -> list[int]:
-    """Erase all that is going. The ids that were still there."""
+    """Erase all queued pages. Returns the ids that still existed."""
     erased: list[int] = []
     more = True
     while more:
@@ -109,15 +115,15 @@ async def finish(memory: Memory, owner: str) -> list[int]:
 
 # --- after a crash --------------------------------------------------------------------------------
 async def clear(memory: Memory, owner: str) -> None:
-    """At boot: spaces that nobody has, as the last run ended in the midst of something."""
+    """At boot: erase spaces that no process has, left by an operation that a crash interrupted."""
     for (space,) in await memory.read(owner, "SELECT space FROM spaces WHERE pid = 0"):
-        await abandon(memory, owner, int(space or 0))
+        await erase_unmapped(memory, owner, int(space or 0))
 
 
 async def recover(memory: Memory, alive: set[int]) -> None:
-    """After a crash: what no living process has leaves the database of each owner.
+    """After a crash: erase from each owner's database what no living process has.
 
-    A database that turns out to be damaged is not used in this run, and keeps nobody else from it.
+    A damaged database is disabled for this run; other owners are not affected.
     """
     for owner in memory.owners():
         try:
@@ -125,39 +131,42 @@ async def recover(memory: Memory, alive: set[int]) -> None:
             for pid in orphans(memory, owner, alive):
                 await erase(memory, owner, pid)
         except Damaged as error:
-            memory.withhold(owner, error)
-        except SyscallError as error:  # as on a full disk: the next start tries again
-            log.warning("pages that nobody has stay in the database of %s: %s", owner, error)
+            memory.disable(owner, error)
+        except SyscallError as error:  # for example a full disk: the next boot tries again
+            log.warning("pages of no process stay in the database of %s: %s", owner, error)
 
 
 def orphans(memory: Memory, owner: str, alive: set[int]) -> list[int]:
-    """Pids that have pages, and whose process is gone: a crash came between the two."""
+    """Pids that have pages but no process: a crash came between reaping and erasing."""
     sql = "SELECT pid FROM tables UNION SELECT pid FROM spaces WHERE pid > 0"
-    return [int(pid or 0) for (pid,) in memory.now(owner, sql) if pid not in alive]
+    return [int(pid or 0) for (pid,) in memory.read_blocking(owner, sql) if pid not in alive]
 
 
 async def lost(memory: Memory, owner: str) -> int:
-    """How many pages nobody has that do not go. Not those of a document that is being mapped."""
-    async with memory.tables.structure(owner):
+    """The number of pages of no process that are not queued for erasure.
+
+    Pages of a document that is being mapped are not counted.
+    """
+    async with memory.tables.ownership_lock(owner):
         return sum(pages for _, _, pages in await _lost(memory, owner))
 
 
 async def _lost(memory: Memory, owner: str) -> Sequence[tuple[int, int, int]]:
-    """First id, last id and number of each run."""
+    """Runs of lost pages: first id, last id and number of each."""
     found: list[tuple[int, int, int]] = []
     for (number,) in await memory.read(owner, "SELECT space FROM spaces"):
         space = int(number or 0)
-        if (owner, space) in memory.coming:
+        if (owner, space) in memory.storing:
             continue
-        for low, high in unused(memory, owner, space):
+        for low, high in unused_ranges(memory, owner, space):
             first, last, pages = (await memory.read(owner, _LOST, low, high))[0]
             if first is not None:
                 found.append((int(first), int(last or 0), int(pages or 0)))
     return found
 
 
-async def let_go_lost(memory: Memory, owner: str) -> None:
-    """Erase the pages that nobody has."""
-    async with memory.tables.structure(owner):
-        statements = [schema.going(low, high) for low, high, _ in await _lost(memory, owner)]
-        await memory.let_go(owner, [*statements, schema.DIRTY], frees=True)
+async def erase_lost(memory: Memory, owner: str) -> None:
+    """Erase the pages that no process has."""
+    async with memory.tables.ownership_lock(owner):
+        statements = [schema.queue_erase(low, high) for low, high, _ in await _lost(memory, owner)]
+        await memory.queue_erase(owner, [*statements, schema.DIRTY], frees=True)

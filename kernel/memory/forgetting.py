@@ -1,81 +1,82 @@
-"""Forgetting for good: a page leaves with every copy that was ever derived of it.
+"""Erases pages permanently, with every copy and everything derived from them.
 
-The text and its hash leave the database (`secure_delete` overwrites them), with the summaries that
-tell of it; the engines' contexts are dropped; the text indexes are merged so that no segment keeps
-the words, the write-ahead log is emptied, copies from before a migration are removed, and Chroma's
-files are made anew. What fails of the latter is said, and done again by the sweeper.
+The text and its hash are deleted from the database (`secure_delete` overwrites them), with the
+summaries made from it; the engines' contexts are dropped. The text indexes are merged so that no
+segment keeps the words, the write-ahead log is emptied, copies from before a migration are removed,
+and Chroma's files are rewritten. The result reports a failure of these steps; the sweeper retries.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from .. import limits, points
-from ..database import Statement
-from ..errors import SyscallError
-from . import rows, schema, words
-from .meaning import Meaning
+from .. import points
+from ..abi import limits
+from ..abi.errors import SyscallError
+from ..storage.database import Statement
+from . import rows, schema, text_index
 from .memory import Memory
 from .rows import Moved, runs
-from .table import GONE, Table
+from .table import GONE, PageTable
+from .vector_index import VectorIndex
 
 Purge = Callable[[Sequence[int], Sequence[int]], None]  # ids of pages, and pids that had them
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
-    """What was done."""
+class ForgetResult:
+    """The result of a `forget`."""
 
     pages: int
-    pids: Sequence[int]  # who had them
-    left: str = ""  # what is still to be done, and why
+    pids: Sequence[int]  # processes that had them
+    left: str = ""  # what is not done yet, and why
 
 
 async def forget(
-    memory: Memory, meaning: Meaning, table: Table, numbers: Iterable[int],
+    memory: Memory, vectors: VectorIndex, table: PageTable, numbers: Iterable[int],
     purge: Purge,
-) -> Forgotten:  # fmt: skip
-    """Erase pages for everybody who has them.
+) -> ForgetResult:  # fmt: skip
+    """Erase pages for every process that has them.
 
-    `purge` ends calls that see them and drops what engines hold of the owner. It is called while
-    nothing can be written to the tables that had them, so no answer of such a call is kept.
+    `purge` ends calls that see them and drops the engines' contexts of the owner. It is called
+    while the tables that had them are locked, so no answer of such a call is written.
     """
     owner = table.owner
-    asked = sorted({page for number in numbers if (page := table.page(number)) is not None})
+    requested = sorted({page for number in numbers if (page := table.page(number)) is not None})
     ids: list[int] = []
     pids: set[int] = set()
-    for at in range(0, len(asked), limits.SLICE_ROWS):
-        gone, had = await _erased(memory, owner, set(asked[at : at + limits.SLICE_ROWS]), purge)
+    for at in range(0, len(requested), limits.SLICE_ROWS):
+        gone, had = await _delete(memory, owner, set(requested[at : at + limits.SLICE_ROWS]), purge)
         ids += gone
         pids.update(had)
     if not ids:
-        return Forgotten(0, [])
+        return ForgetResult(0, [])
     points.passed("forget.erased")
     try:
-        async with memory.upkeep(owner):
-            await _swept(memory, meaning, owner, ids)
+        async with memory.maintenance(owner):
+            await _sweep(memory, vectors, owner, ids)
     except (SyscallError, OSError) as error:
-        return Forgotten(len(ids), sorted(pids), f"indexes still hold something of it: {error}")
-    return Forgotten(len(ids), sorted(pids))
+        return ForgetResult(len(ids), sorted(pids), f"indexes still hold erased pages: {error}")
+    return ForgetResult(len(ids), sorted(pids))
 
 
-async def _swept(memory: Memory, meaning: Meaning, owner: str, ids: Sequence[int]) -> None:
-    """Out of every copy that was derived of the pages."""
+async def _sweep(memory: Memory, vectors: VectorIndex, owner: str, ids: Sequence[int]) -> None:
+    """Remove the pages from indexes, logs and copies."""
     database = memory.database(owner)
     await memory.store.write(database, [schema.SWEEPING], durable=False, frees=True)
-    await words.merge(memory, owner)
-    await memory.store.empty_log(database)
-    for pattern in ("*.copy", "*.part"):  # a migration's, whole or cut short
+    await text_index.merge(memory, owner)
+    await memory.store.truncate_log(database)
+    for pattern in ("*.copy", "*.part"):  # of a migration, complete or interrupted
         for copy in memory.directory(owner).glob(pattern):
             copy.unlink(missing_ok=True)
-    await meaning.erased(owner, [], ids)
-    await meaning.sweep(owner)
+    await vectors.remove(owner, [], ids)
+    await vectors.sweep(owner)
     points.passed("forget.renewed")
     await memory.store.write(database, [schema.CLEAN], frees=True)
 
 
-def holders(memory: Memory, table: Table, numbers: Iterable[int]) -> list[int]:
-    """The processes that have any of these pages of a process: shared, forked or mapped."""
+def holders(memory: Memory, table: PageTable, numbers: Iterable[int]) -> list[int]:
+    """Pids of the processes that have any of these pages: shared, forked or mapped."""
     pages = {page for number in numbers if (page := table.page(number)) is not None}
     by_space: dict[int, list[int]] = {}
     for page in pages:
@@ -83,18 +84,18 @@ def holders(memory: Memory, table: Table, numbers: Iterable[int]) -> list[int]:
     found = {
         other.pid
         for space, some in by_space.items()
-        for other in memory.tables.having(table.owner, space)
+        for other in memory.tables.using(table.owner, space)
         if any(True for page in some for _ in other.numbers(page))
     }
     return sorted(found)
 
 
-async def _erased(
-    memory: Memory, owner: str, asked: set[int], purge: Purge
+async def _delete(
+    memory: Memory, owner: str, requested: set[int], purge: Purge
 ) -> tuple[list[int], list[int]]:
-    """Off the database, with all that tells of them. The pages, and who had any."""
-    async with memory.tables.structure(owner), AsyncExitStack() as held:
-        ids = sorted(await _with_summaries(memory, owner, asked))
+    """Delete pages and their summaries from the database: the deleted ids, and the pids."""
+    async with memory.tables.ownership_lock(owner), AsyncExitStack() as locks:
+        ids = sorted(await _with_summaries(memory, owner, requested))
         memory.forgets[owner] += 1
         tokens = {int(r[0] or 0): int(r[8] or 0) for r in await memory.by_id(owner, ids)}
         ids = [page for page in ids if page in tokens]
@@ -102,47 +103,47 @@ async def _erased(
         had = {
             one.pid: one
             for space in {schema.space_of(page)[0] for page in ids}
-            for one in memory.tables.having(owner, space)
+            for one in memory.tables.using(owner, space)
         }
         pids: list[int] = []
         for pid, other in sorted(had.items()):
-            await held.enter_async_context(memory.tables.changing(other))
+            await locks.enter_async_context(memory.tables.changing(other))
             gone = {number: page for page in ids for number in other.numbers(page)}
             if gone:
                 pids.append(pid)
                 other.tokens -= sum(tokens[page] for page in gone.values())
                 statements += _forgotten(memory, other, sorted(gone))
         for low, high in runs(ids):
-            statements += schema.erased(low, high)
-        statements += [schema.unknown(schema.space_of(page)[0]) for page in ids]
+            statements += schema.erase_pages(low, high)
+        statements += [schema.clear_digest(schema.space_of(page)[0]) for page in ids]
         if ids:
             database = memory.database(owner)
             await memory.store.write(database, [*statements, schema.DIRTY], frees=True)
-            memory.forgets[owner] += 1  # again: what was read while it was written may be gone
+            memory.forgets[owner] += 1  # again: pages read during the write may be erased
             purge(ids, pids)
     return ids, pids
 
 
 async def _with_summaries(memory: Memory, owner: str, pages: set[int]) -> set[int]:
-    """Pages, the summaries that tell of any of them, those that tell of these, and so on."""
+    """Pages, the summaries made from any of them, the summaries of these, and so on."""
     found, fresh = set(pages), set(pages)
     while fresh:
         some = list(fresh)[: schema.AT_ONCE]
         fresh -= set(some)
         sql = f"SELECT summary FROM told WHERE page IN ({','.join('?' * len(some))})"
-        told = {int(row[0] or 0) for row in await memory.read(owner, sql, *some)}
-        fresh |= told - found
-        found |= told
+        summaries = {int(row[0] or 0) for row in await memory.read(owner, sql, *some)}
+        fresh |= summaries - found
+        found |= summaries
     return found
 
 
-def _forgotten(memory: Memory, table: Table, numbers: Sequence[int]) -> list[Statement]:
-    """A process that has the pages has holes there."""
+def _forgotten(memory: Memory, table: PageTable, numbers: Sequence[int]) -> list[Statement]:
+    """Mark the pages as gone in a table that had them; the statements that save it."""
     for number in numbers:
         table.mark(number).page = GONE
-    table.leave(numbers)
-    table.title = None  # it may hold words of theirs
-    moves = [Moved(low, high, "forgotten", "it was asked for") for low, high in runs(numbers)]
+    table.evict(numbers)
+    table.title = None  # it may hold text of these pages
+    moves = [Moved(low, high, "forgotten", "requested") for low, high in runs(numbers)]
     return [
         *(rows.mark_row(table, number) for number in numbers),
         *(rows.move_row(table.pid, move) for move in moves),

@@ -1,23 +1,23 @@
-"""Are the pages whole, and do the indexes say what the pages say? Each index that is derived of the
-pages is in the table DERIVED below, with how it is looked at and how it is made anew.
+"""Checks the pages of an owner and the indexes derived from them, and rebuilds the indexes.
 
-Looking takes place on a connection of its own, making in pieces: other calls of the owner go on.
+The table DERIVED below lists each derived index with its check and its rebuild. A check reads on a
+connection of its own and a rebuild runs in pieces, so other calls of the owner go on meanwhile.
 """
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from .. import limits
-from ..database import Checker, Row, Value
-from ..errors import SyscallError
-from ..values import Checked
-from . import erasing, pieces, schema, words
-from .meaning import Meaning
+from ..abi import limits
+from ..abi.errors import SyscallError
+from ..abi.values import Checked
+from ..storage.database import Checker, Row, Value
+from . import erasing, pieces, schema, text_index
 from .memory import Memory
 from .refusing import refused
 from .rows import digest
-from .table import Table
+from .table import PageTable
+from .vector_index import VectorIndex
 
 Result = TypeVar("Result")
 _TEXTS = "SELECT id, text, hash FROM pages WHERE id > ? ORDER BY id LIMIT ?"
@@ -25,17 +25,17 @@ _TEXTS = "SELECT id, text, hash FROM pages WHERE id > ? ORDER BY id LIMIT ?"
 
 @dataclass(slots=True)
 class _Check:
-    """One run."""
+    """One run of `fsck`."""
 
     memory: Memory
-    meaning: Meaning
+    vectors: VectorIndex
     owner: str
     checker: Checker
     faults: list[str] = field(default_factory=list[str])
     mended: list[str] = field(default_factory=list[str])
 
     async def run(self, work: Callable[..., Result], *values: object) -> Result:
-        """A piece of the work, in a thread that no other call of the owner waits for."""
+        """Run a piece of the check in a thread that no other call of the owner waits for."""
         async with self.memory.store.pacing.piece():
             return await self.memory.checks.run(self.owner, work, *values)
 
@@ -47,32 +47,32 @@ class _Check:
 
 
 async def fsck(
-    memory: Memory, meaning: Meaning, owner: str, alive: set[int], *, rebuild: bool
+    memory: Memory, vectors: VectorIndex, owner: str, alive: set[int], *, rebuild: bool
 ) -> Checked:
-    """What was found, and what was mended. Pages that somebody has are never changed."""
-    async with memory.upkeep(owner):
+    """Check, and rebuild if requested. Pages that a process has are never changed."""
+    async with memory.maintenance(owner):
         checker = await memory.checks.run(owner, memory.database(owner).checker)
         try:
-            check = _Check(memory, meaning, owner, checker)
+            check = _Check(memory, vectors, owner, checker)
             await _pages(check, alive, rebuild=rebuild)
-            for name, (look, make) in DERIVED.items():
-                check.faults += await look(check)
+            for name, (inspect, rebuild_index) in DERIVED.items():
+                check.faults += await inspect(check)
                 if rebuild:
-                    await make(check)
-                    check.mended.append(f"made anew: {name}")
+                    await rebuild_index(check)
+                    check.mended.append(f"rebuilt: {name}")
             return await _checked(check)
         finally:
             checker.close()
 
 
 async def _checked(check: _Check) -> Checked:
-    meaning = check.meaning
+    vectors = check.vectors
     return Checked(
         pages=await check.number("SELECT count(*) FROM pages"),
         spaces=await check.number("SELECT count(*) FROM spaces"),
         vectors=await check.number("SELECT count(*) FROM vectors"),
-        waiting=0 if meaning.off else await check.number("SELECT count(*) FROM todo"),
-        embedder=meaning.made_by, chroma=await _chroma_is(check), faults=check.faults,
+        waiting=0 if vectors.disabled else await check.number("SELECT count(*) FROM todo"),
+        embedder=vectors.embedder_name, chroma=await _chroma_state(check), faults=check.faults,
         mended=check.mended, refused=await refused(check.memory, check.owner),
     )  # fmt: skip
 
@@ -87,18 +87,18 @@ async def _pages(check: _Check, alive: set[int], *, rebuild: bool) -> None:
 
 
 async def _file(check: _Check) -> None:
-    """The database as SQLite sees it."""
+    """Run SQLite's integrity check."""
     for row in await check.read("PRAGMA main.integrity_check(10)"):
         if row[0] != "ok":
             check.faults.append(f"pages.db: {row[0]!s}")
 
 
 async def _texts(check: _Check) -> None:
-    """Texts against the hashes that were written with them."""
+    """Compare texts with the hashes that were stored with them."""
 
     def some(after: int) -> tuple[int, int | None]:
         found = check.checker.read(_TEXTS, (after, limits.CHECKED_AT_ONCE))
-        wrong = sum(digest(str(text)) != held for _, text, held in found)
+        wrong = sum(digest(str(text)) != stored for _, text, stored in found)
         return wrong, int(found[-1][0] or 0) if found else None
 
     after: int | None = -1
@@ -107,13 +107,13 @@ async def _texts(check: _Check) -> None:
         more, after = await check.run(some, after)
         wrong += more
     if wrong:
-        check.faults.append(f"{wrong} pages are not what was written")
+        check.faults.append(f"{wrong} pages do not match their hash")
 
 
-async def _table(check: _Check, table: Table, alive: set[int]) -> None:
-    """A page table and what stands behind it, while nobody changes it."""
+async def _table(check: _Check, table: PageTable, alive: set[int]) -> None:
+    """Check that the pages of a page table exist; holds the table's lock."""
     if table.pid not in alive:
-        check.faults.append(f"pages of process {table.pid}, which is gone")
+        check.faults.append(f"process {table.pid} was removed, its pages were not erased")
     async with check.memory.tables.lock(table.pid):
         for one in table.ranges:
             first = schema.page_id(one.space, one.place)
@@ -124,50 +124,50 @@ async def _table(check: _Check, table: Table, alive: set[int]) -> None:
             if holes > known:
                 check.faults.append(
                     f"process {table.pid}: {holes - known} pages from {one.first} to "
-                    f"{one.end - 1} are not there: a write of them failed"
+                    f"{one.end - 1} are missing: a write failed"
                 )
 
 
 async def _lost(check: _Check, *, rebuild: bool) -> None:
-    """Pages that no process has: they can neither be read nor forgotten."""
+    """Check for pages that no process has: they can be neither read nor forgotten."""
     pages = await erasing.lost(check.memory, check.owner)
     if not pages:
         return
     check.faults.append(f"{pages} pages belong to no process")
     if rebuild:
-        await erasing.let_go_lost(check.memory, check.owner)
+        await erasing.erase_lost(check.memory, check.owner)
         check.mended.append("erased: pages that belong to no process")
 
 
-# --- words ----------------------------------------------------------------------------------------
-async def _words(check: _Check) -> list[str]:
-    """Both text indexes against the pages, as they were at one moment."""
-    if check.owner in check.memory.filling:
-        return ["the text indexes are not complete: making them anew was interrupted"]
+# --- text indexes ---------------------------------------------------------------------------------
+async def _text_indexes(check: _Check) -> list[str]:
+    """Compare both text indexes with the pages, in one snapshot of the database."""
+    if check.owner in check.memory.rebuilding:
+        return ["the text indexes are incomplete: a rebuild was interrupted"]
     wrong: list[str] = []
     await check.read("BEGIN")
     try:
         for index in pieces.INDEXES:
             try:
-                same = await _same(check, words.Comparison(check.checker, index))
+                same = await _same(check, text_index.Comparison(check.checker, index))
             except SyscallError as error:
                 wrong.append(f"the text index {index} cannot be read: {error.message}")
             else:
-                wrong += [] if same else [f"the text index {index} is not what the pages say"]
+                wrong += [] if same else [f"the text index {index} does not match the pages"]
     finally:
         check.checker.read("ROLLBACK")
     return wrong
 
 
-async def _same(check: _Check, comparison: words.Comparison) -> bool:
+async def _same(check: _Check, comparison: text_index.Comparison) -> bool:
     await check.run(comparison.begin)
     while await check.run(comparison.some):
         pass
     return await check.run(comparison.end)
 
 
-async def _new_words(check: _Check) -> None:
-    await words.rebuild(check.memory, check.owner)
+async def _rebuild_texts(check: _Check) -> None:
+    await text_index.rebuild(check.memory, check.owner)
 
 
 # --- vectors --------------------------------------------------------------------------------------
@@ -178,59 +178,60 @@ async def _vectors(check: _Check) -> list[str]:
     spare = await check.number(
         "SELECT count(*) FROM vectors WHERE id NOT IN (SELECT id FROM pages)"
     )
-    wrong = [f"{lost} pages have no vector and wait for none"] if lost else []
-    return [*wrong, *([f"{spare} vectors are of no page"] if spare else [])]
+    wrong = [f"{lost} pages have no vector and are not queued for one"] if lost else []
+    return [*wrong, *([f"{spare} vectors belong to no page"] if spare else [])]
 
 
-async def _new_vectors(check: _Check) -> None:
+async def _rebuild_vectors(check: _Check) -> None:
     memory, owner = check.memory, check.owner
     await memory.store.slice(memory.database(owner), pieces.begin_vectors)
-    await resume_vectors(memory, check.meaning, owner)
+    await resume_vectors(memory, check.vectors, owner)
 
 
-async def resume_vectors(memory: Memory, meaning: Meaning, owner: str) -> None:
-    """Remove the vectors that are still there, as making them anew was interrupted."""
+async def resume_vectors(memory: Memory, vectors: VectorIndex, owner: str) -> None:
+    """Continue a rebuild: remove the old vectors that are left and queue the pages again."""
     while await memory.store.slice(memory.database(owner), pieces.clear_vectors):
         pass
     await memory.count_waiting(owner)
     spaces = await memory.read(owner, "SELECT space FROM spaces")
-    await meaning.erased(owner, [int(row[0] or 0) for row in spaces])
-    meaning.written(owner)
+    await vectors.remove(owner, [int(row[0] or 0) for row in spaces])
+    vectors.pages_written(owner)
 
 
 # --- Chroma ---------------------------------------------------------------------------------------
 async def _chroma(check: _Check) -> list[str]:
     wrong: list[str] = []
-    for space, there in await _stored(check):
+    for space, stored in await _stored(check):
         sql = "SELECT count(*) FROM vectors WHERE id BETWEEN ? AND ?"
-        wanted = await check.number(sql, *schema.whole(space))
-        if there < 0:
-            return ["Chroma cannot be used"]
-        if there != wanted:
-            wrong.append(f"Chroma has {there} vectors of space {space}, there are {wanted}")
+        wanted = await check.number(sql, *schema.id_range(space))
+        if stored < 0:
+            return ["Chroma is not available"]
+        if stored != wanted:
+            wrong.append(f"Chroma has {stored} vectors of space {space}, the database {wanted}")
     return wrong
 
 
 async def _stored(check: _Check) -> list[tuple[int, int]]:
-    """Spaces that the recall process holds, and how many vectors Chroma has of each."""
-    held = check.meaning.held(check.owner)
-    return [(space, await check.meaning.stored(check.owner, space)) for space in held]
+    """The spaces loaded in the recall process, with the number of vectors in Chroma."""
+    loaded = check.vectors.loaded_spaces(check.owner)
+    return [(space, await check.vectors.stored(check.owner, space)) for space in loaded]
 
 
-async def _new_chroma(check: _Check) -> None:
-    await check.meaning.renew(check.owner)
+async def _rebuild_chroma(check: _Check) -> None:
+    await check.vectors.renew(check.owner)
 
 
-async def _chroma_is(check: _Check) -> str:
-    if not check.meaning.os_pid:
-        return check.meaning.trouble or "not started: nobody needed it yet"
-    return "usable" if all(there >= 0 for _, there in await _stored(check)) else "cannot be used"
+async def _chroma_state(check: _Check) -> str:
+    if not check.vectors.os_pid:
+        return check.vectors.failure or "not started: no search yet"
+    usable = all(stored >= 0 for _, stored in await _stored(check))
+    return "usable" if usable else "not available"
 
 
-Look = Callable[[_Check], Awaitable[list[str]]]
-Make = Callable[[_Check], Awaitable[None]]
-DERIVED: dict[str, tuple[Look, Make]] = {
-    "text index": (_words, _new_words),
-    "vectors": (_vectors, _new_vectors),
-    "Chroma": (_chroma, _new_chroma),
+Inspect = Callable[[_Check], Awaitable[list[str]]]
+Rebuild = Callable[[_Check], Awaitable[None]]
+DERIVED: dict[str, tuple[Inspect, Rebuild]] = {
+    "text index": (_text_indexes, _rebuild_texts),
+    "vectors": (_vectors, _rebuild_vectors),
+    "Chroma": (_chroma, _rebuild_chroma),
 }

@@ -1,9 +1,9 @@
-"""Texts of pages become vectors, and a page that its embedder refuses does not keep the others.
+"""Embeds batches of pages. A page that the embedder refuses does not block the others.
 
-A batch that fails is tried again in smaller ones, until a page stands alone. Whether that page or
-the embedder is at fault is found out with a short text that every embedder takes. A page that was
-alone when the embedder stopped answering is refused the second time. Pure, apart from the embedder
-that is handed over; knows no database.
+A batch that fails is retried in halves, down to one page. A short probe text that every embedder
+accepts then shows whether the page or the embedder is at fault. A single page during which the
+embedder stops answering INDEX_STRIKES times is refused. Pure, apart from the embedder that is
+passed in; it must not know the database.
 """
 
 import math
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from .. import limits
-from ..errors import DeviceFault, SyscallError
+from ..abi import limits
+from ..abi.errors import DeviceFault, SyscallError
 
 Embed = Callable[[Sequence[str]], Awaitable[Sequence[bytes]]]
 _PROBE = "a"
@@ -23,68 +23,70 @@ _LENGTH_ERROR = 0.01  # of a vector, whose length is 1
 
 
 @dataclass(slots=True)
-class Pace:
-    """How many pages are embedded at once."""
+class BatchSize:
+    """How many pages are embedded in one call."""
 
     pages: int = limits.INDEX_PAGES
-    strikes: Counter[int] = field(default_factory=Counter[int])  # of pages, by id
+    strikes: Counter[int] = field(default_factory=Counter[int])  # by page id: embedder failures
 
-    def faster(self) -> None:
+    def grow(self) -> None:
         self.pages = min(limits.INDEX_PAGES, 2 * self.pages)
 
 
 @dataclass(slots=True)
 class Indexer:
-    """What is known of one owner's vectors."""
+    """The state of the indexing of one owner."""
 
     loaded: set[int] = field(default_factory=set[int])  # spaces that the device holds
     lock: anyio.Lock = field(default_factory=anyio.Lock)
-    news: anyio.Event = field(default_factory=anyio.Event)
-    pace: Pace = field(default_factory=Pace)
-    coming: int = 0  # pages whose vectors are being kept and handed over
+    wake: anyio.Event = field(default_factory=anyio.Event)
+    batch: BatchSize = field(default_factory=BatchSize)
+    in_flight: int = 0  # pages whose vectors are being stored and sent
     running: bool = False
-    other: str = ""  # that the vectors are of another embedder
-    misfit: str = ""  # why new vectors cannot stand beside those that are there
-    stuck: str = ""  # why the last try made no vectors
-    looked: str = ""  # the embedder for which refused pages were looked at again
+    foreign_vectors: str = ""  # message while the stored vectors are of another embedder
+    dimension_mismatch: str = (
+        ""  # message while new vectors have another dimension than stored ones
+    )
+    last_error: str = ""  # why the last attempt made no vectors
+    retried_for: str = ""  # the embedder for which refused pages were queued again
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """Of a batch. Neither: a smaller one is to be tried."""
+class EmbeddedPages:
+    """The result of a batch. Both empty: retry with the smaller batch size."""
 
     vectors: Mapping[int, bytes]  # by page
-    refused: Mapping[int, str]  # why, by page
+    refused: Mapping[int, str]  # the reason by page
 
 
-async def embedded(embed: Embed, texts: Mapping[int, str], pace: Pace) -> Made:
-    """Vectors of pages. SyscallError: the embedder makes none at all now."""
+async def embedded(embed: Embed, texts: Mapping[int, str], batch: BatchSize) -> EmbeddedPages:
+    """Vectors of pages. SyscallError: the embedder does not work at all now."""
     if len(texts) == 1:
-        return await _alone(embed, *next(iter(texts.items())), pace)
+        return await _embed_one(embed, *next(iter(texts.items())), batch)
     try:
         vectors = await embed(list(texts.values()))
     except SyscallError:
         if await _answers(embed):
-            pace.pages = max(1, len(texts) // 2)
-            return Made({}, {})
-        pace.pages = 1  # one of these pages may end it again
+            batch.pages = max(1, len(texts) // 2)
+            return EmbeddedPages({}, {})
+        batch.pages = 1  # one of these pages may have crashed the embedder
         raise
-    return await _sound(embed, dict(zip(texts, vectors, strict=True)), pace)
+    return await _checked(embed, dict(zip(texts, vectors, strict=True)), batch)
 
 
-async def _alone(embed: Embed, page: int, text: str, pace: Pace) -> Made:
+async def _embed_one(embed: Embed, page: int, text: str, batch: BatchSize) -> EmbeddedPages:
     await embed([_PROBE])
     try:
         vectors = await embed([text])
     except SyscallError as error:
         if not await _answers(embed):
-            pace.strikes[page] += 1
-            if pace.strikes[page] < limits.INDEX_STRIKES:
+            batch.strikes[page] += 1
+            if batch.strikes[page] < limits.INDEX_STRIKES:
                 raise
-        del pace.strikes[page]
-        pace.faster()
-        return Made({}, {page: error.message[: limits.NOTE_CHARS]})
-    return await _sound(embed, {page: vectors[0]}, pace)
+        del batch.strikes[page]
+        batch.grow()
+        return EmbeddedPages({}, {page: error.message[: limits.NOTE_CHARS]})
+    return await _checked(embed, {page: vectors[0]}, batch)
 
 
 async def _answers(embed: Embed) -> bool:
@@ -95,18 +97,18 @@ async def _answers(embed: Embed) -> bool:
     return True
 
 
-async def _sound(embed: Embed, vectors: Mapping[int, bytes], pace: Pace) -> Made:
-    """Those that can be searched among. DeviceFault: the embedder makes no others."""
+async def _checked(embed: Embed, vectors: Mapping[int, bytes], batch: BatchSize) -> EmbeddedPages:
+    """Keep the vectors of length 1. DeviceFault: the embedder makes no vectors of length 1."""
     [probe] = await embed([_PROBE]) if not all(map(_is_unit, vectors.values())) else [b""]
     if probe and not _is_unit(probe):
         raise DeviceFault("the embedder makes vectors that are not of length 1")
-    pace.faster()
+    batch.grow()
     good = {page: vector for page, vector in vectors.items() if _is_unit(vector)}
     why = "its vector is not of length 1"
-    return Made(good, {page: why for page in vectors if page not in good})
+    return EmbeddedPages(good, {page: why for page in vectors if page not in good})
 
 
 def _is_unit(vector: bytes) -> bool:
     numbers = array("f")
     numbers.frombytes(vector)
-    return abs(math.hypot(*numbers) - 1) < _LENGTH_ERROR  # also False for what is no number
+    return abs(math.hypot(*numbers) - 1) < _LENGTH_ERROR  # also False for NaN

@@ -1,13 +1,14 @@
-"""How many pages of each owner are not found by meaning: counted on disk, known without asking it.
+"""The number of pages of each owner that have no vector, kept in memory.
 
-Owns nothing but these numbers. It must not know what a page is.
+The numbers are counted in the database at boot and after each batch. This file owns nothing else
+and must not know what a page is.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..database import Value
+from ..storage.database import Value
 
 COUNTED = """SELECT (SELECT count(*) FROM todo), (SELECT min(since) FROM todo),
                     (SELECT count(*) FROM refused)"""
@@ -15,19 +16,19 @@ COUNTED = """SELECT (SELECT count(*) FROM todo), (SELECT min(since) FROM todo),
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """Of one owner, or of the machine."""
+    """The indexing lag of one owner, or of the machine."""
 
-    waiting: int = 0  # pages whose vectors are still to come
-    since: float = 0.0  # Unix seconds: how long the oldest of them has waited; 0: none waits
+    waiting: int = 0  # pages that wait for a vector
+    since: float = 0.0  # Unix seconds: when the oldest of them began to wait; 0: none waits
     refused: int = 0  # pages of which the embedder made no vector
 
 
 class Lags:
-    """Of the machine."""
+    """The lags of all owners."""
 
     def __init__(self) -> None:
         self._lags: dict[str, Lag] = {}
-        self._total: Lag | None = Lag()  # of all; None: to be added up
+        self._total: Lag | None = Lag()  # of all owners; None: not computed yet
 
     def of(self, owner: str) -> Lag:
         return self._lags.get(owner, Lag())
@@ -41,13 +42,13 @@ class Lags:
         return self._total
 
     def add(self, owner: str, pages: int) -> None:
-        """So many pages have begun to wait."""
+        """Add pages that begin to wait now."""
         before = self.of(owner)
         since = before.since if before.waiting else time.time()
         self._set(owner, Lag(before.waiting + pages, since, before.refused))
 
     def counted(self, owner: str, row: Sequence[Value]) -> None:
-        """The one row that COUNTED gives."""
+        """Set a lag to the row that the query COUNTED returns."""
         waiting, since, refused = row
         self._set(owner, Lag(int(waiting or 0), float(since or 0), int(refused or 0)))
 

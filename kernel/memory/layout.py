@@ -1,10 +1,10 @@
-"""What stands in the window, and what leaves it: pure decisions.
+"""Decides which pages are in the window and which leave it, and renders them. Pure.
 
-A window only grows at its end, so that only new tokens are computed, until a call does not fit.
-Then one compaction takes at least a part of the window (COMPACT_SHARE) away in one step, the least
-valuable pages first; what stays moves to the front and is computed anew. A page's value is
-Greedy-Dual-Size-Frequency's (Cherkasova 1998): how often it was used, times what bringing it back
-costs for each token that it holds, less with each message since its last use.
+A window only grows at its end, so only new tokens are computed, until a call does not fit. Then one
+compaction evicts at least COMPACT_SHARE of the window in one step, the least valuable pages first;
+the remaining pages move to the front and are computed again. A page's value is that of
+Greedy-Dual-Size-Frequency (Cherkasova 1998): the number of its uses times the cost of recalling it
+per token, divided by its age in messages.
 """
 
 import math
@@ -13,23 +13,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from .. import limits
+from ..abi import limits
+from ..abi.values import Message, Role
 from ..driver import Cut
-from ..values import Message, Role
-from .lexical import indexed, match
+from ..recall.lexical import indexed, match
 from .table import Piece
 
-GAP = "\n[...]\n"  # where pages of a message are not in the window
+GAP = "\n[...]\n"  # replaces pages of a message that are not in the window
 _WORD = re.compile(r"\w+")
 _BREAK = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
-_ASKED = 3  # sentences that ask, at most
-LINE_TOKENS = 8  # what a page that is brought back takes beside its text, about
-MESSAGE_TOKENS = 8  # what a template adds to a message, about
+_QUESTION_SENTENCES = 3  # sentences of a question, at most
+LINE_TOKENS = 8  # tokens that a recalled page takes besides its text, approximately
+MESSAGE_TOKENS = 8  # tokens that a template adds to a message, approximately
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A page as it is stored, under its number."""
+    """A stored page with its number in a process."""
 
     number: int
     id: int
@@ -43,18 +43,18 @@ class Stored:
     text: str
     labels: list[str]
     signs: int = 0  # see schema.signs
-    speaker: str = ""  # who said it; "": its author
-    created: float = 0.0  # Unix seconds: when it was written first
+    speaker: str = ""  # whose words these are; "": the author's
+    created: float = 0.0  # Unix seconds: when it was first written
 
     @property
     def said_by(self) -> str:
-        """Whom it is shown as a text of."""
+        """The name shown with the text."""
         return self.speaker or self.author
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What speaks for a page: when it was last used, in messages ago, and how often."""
+    """The use of a page: messages since its last use, and the number of recalls."""
 
     age: int
     uses: int
@@ -73,13 +73,13 @@ def victims(
     kept: set[int],
     least: int,
 ) -> list[int]:
-    """Pages that leave, until `least` tokens are free: fewer when no more may go.
+    """Pages to evict to free `least` tokens; fewer when no more may leave.
 
-    `kept` stay whatever happens; the newest message stays unless all else is not enough.
+    `kept` never leave; pages of the newest message leave only after all others.
     """  # fmt: skip
     newest = set(window[-1].numbers()) if window else set[int]()
-    loose = [n for piece in window for n in piece.numbers() if n not in kept]
-    order = sorted(loose, key=lambda n: (n in newest, value(sizes[n], uses[n])))
+    evictable = [n for piece in window for n in piece.numbers() if n not in kept]
+    order = sorted(evictable, key=lambda n: (n in newest, value(sizes[n], uses[n])))
     chosen: list[int] = []
     for number in order:
         if least <= 0:
@@ -91,10 +91,10 @@ def victims(
 
 # --- a request that is larger than the window -----------------------------------------------------
 def kept_cuts(cuts: Sequence[Sequence[Cut]], fixed: set[int], room: int) -> list[list[int]]:
-    """Which pieces of the new messages stand in the window; the others are stored only.
+    """Which pages of the new messages are in the window; the others are only stored.
 
-    The last piece says what is wanted, most often; the first one of its message, too. Of the rest
-    those that share its words. `fixed` are messages that stay whole.
+    The last page most often has the question, so it comes first, then the first page of the same
+    message, then those that share the most words with the last page. `fixed`: messages kept whole.
     """
     kept: list[list[int]] = [list(range(len(c))) if i in fixed else [] for i, c in enumerate(cuts)]
     room -= sum(cut.tokens for i in fixed for cut in cuts[i])
@@ -115,10 +115,10 @@ def kept_cuts(cuts: Sequence[Sequence[Cut]], fixed: set[int], room: int) -> list
 
 
 def relevance(question: str, texts: Sequence[str]) -> list[float]:
-    """Words that each text shares with the question, rare ones for more."""
+    """Score of each text by the words it shares with the question, weighted by their rarity."""
     terms = re.findall(r'"([^"]+)"', match(question))
-    held = [" ".join(["", *_WORD.findall(indexed(text).lower()), ""]) for text in texts]
-    counts = [[text.count(f" {term} ") for term in terms] for text in held]
+    folded = [" ".join(["", *_WORD.findall(indexed(text).lower()), ""]) for text in texts]
+    counts = [[text.count(f" {term} ") for term in terms] for text in folded]
     weights = [
         math.log(1 + len(texts) / (1 + sum(1 for row in counts if row[at])))
         for at in range(len(terms))
@@ -130,18 +130,18 @@ def relevance(question: str, texts: Sequence[str]) -> list[float]:
 
 
 # --- messages -------------------------------------------------------------------------------------
-def messages(window: Sequence[Piece], held: Mapping[int, Stored]) -> list[Message]:
+def messages(window: Sequence[Piece], stored: Mapping[int, Stored]) -> list[Message]:
     """The window as a conversation."""
-    said: list[Message] = []
+    conversation: list[Message] = []
     for piece in window:
-        own = joined([(number, held[number].text) for number in piece.pages])
-        back = recalled([held[number] for number in piece.recalled])
-        said.append(Message(piece.role, f"{back}\n{own}" if back and own else back or own))
-    return said
+        own = joined([(number, stored[number].text) for number in piece.pages])
+        back = recalled([stored[number] for number in piece.recalled])
+        conversation.append(Message(piece.role, f"{back}\n{own}" if back and own else back or own))
+    return conversation
 
 
 def joined(pieces: Sequence[tuple[int, str]]) -> str:
-    """Pages of one message, with a mark where some between them are missing."""
+    """Join pages of one message, with GAP where pages between them are missing."""
     parts: list[str] = []
     before: int | None = None
     for number, text in pieces:
@@ -153,18 +153,18 @@ def joined(pieces: Sequence[tuple[int, str]]) -> str:
 
 
 def recalled(pages: Sequence[Stored]) -> str:
-    """Pages that were brought back, as the model reads them: by day, with who wrote them.
+    """Recalled pages as the model reads them: grouped by day, each with its speaker.
 
-    Plain lines and an empty one: a small model takes marks for a form that it has to go on with.
+    Plain lines, then an empty one: a small model continues a markup as if it were a form.
     """
     lines: list[str] = []
     day: str | None = None
     for page in sorted(pages, key=lambda page: page.number):
-        on = datetime.fromtimestamp(page.time, UTC).strftime("%Y-%m-%d") if page.time else ""
-        if on != day:
+        date = datetime.fromtimestamp(page.time, UTC).strftime("%Y-%m-%d") if page.time else ""
+        if date != day:
             first = "From earlier" if day is None else "Then"
-            lines.append(f"{first}, on {on}:" if on else f"{first}:")
-            day = on
+            lines.append(f"{first}, on {date}:" if date else f"{first}:")
+            day = date
         mark = " (summary)" if page.kind == "summary" else ""
         lines.append(f"{page.said_by}{mark}: {page.text.strip()}")
     return "\n".join([*lines, ""]) if lines else ""
@@ -173,7 +173,7 @@ def recalled(pages: Sequence[Stored]) -> str:
 def trimmed(
     messages: Sequence[Message], cuts: Sequence[Sequence[Cut]], kept: Sequence[Sequence[int]]
 ) -> list[Message]:
-    """New messages with the pieces that stay."""
+    """The new messages with the pages that are kept."""
     return [
         Message(message.role, joined([(j, pieces[j].text) for j in indexes]))
         for message, pieces, indexes in zip(messages, cuts, kept, strict=True)
@@ -182,9 +182,9 @@ def trimmed(
 
 
 def questions_of(messages: Sequence[Message]) -> list[str]:
-    """What pages are looked for with: what is asked, and all that is said.
+    """The queries of a recall: the sentences that ask, and the whole text.
 
-    A question among much else would drown in it, so its sentence stands alone, too.
+    In a long text the question has little weight, so it is searched for separately as well.
     """
     text = next((m.content for m in reversed(messages) if m.role is Role.USER), "")
     text = (text or messages[-1].content).strip()
@@ -192,5 +192,5 @@ def questions_of(messages: Sequence[Message]) -> list[str]:
     if len(text) > 2 * half:
         text = f"{text[:half]}\n{text[-half:]}"
     sentences = [one.strip() for one in _BREAK.split(text) if one.strip()]
-    asked = [one for one in sentences if one[-1] in "?\uff1f"] or sentences[-1:]
-    return list(dict.fromkeys(filter(None, [" ".join(asked[-_ASKED:]), text])))
+    questions = [one for one in sentences if one[-1] in "?\uff1f"] or sentences[-1:]
+    return list(dict.fromkeys(filter(None, [" ".join(questions[-_QUESTION_SENTENCES:]), text])))

@@ -1,22 +1,24 @@
-"""The page tables of an owner as they stand in the database, read once when the machine starts."""
+"""Reads the page tables of an owner from the database, once at boot."""
 
-from ..database import Database, Row
-from ..store import Store
+from ..storage.database import Database, Row
+from ..storage.store import Store
 from . import rows
 from .lag import COUNTED
-from .table import Range, Table
+from .table import PageTable, Range
 
 
-def load_tables(store: Store, database: Database, owner: str) -> tuple[list[Table], Row]:
-    """An owner's tables, without their windows; and how far the vectors lag behind.
+def load_tables(store: Store, database: Database, owner: str) -> tuple[list[PageTable], Row]:
+    """An owner's page tables without their windows, and the row of the query COUNTED.
 
     SyscallError, ValueError or TypeError when the database cannot be read.
     """
-    tables: dict[int, Table] = {}
+    tables: dict[int, PageTable] = {}
     sql = "SELECT pid, space, next, place, messages, tokens, held FROM tables"
     for row in store.read(database, sql):
-        pid, space, after, place, messages, tokens, held = (int(one or 0) for one in row)
-        tables[pid] = Table(pid, owner, space, after, place, messages, tokens, held=held)
+        pid, space, after, place, messages, tokens, window = (int(one or 0) for one in row)
+        tables[pid] = PageTable(
+            pid, owner, space, after, place, messages, tokens, window_tokens=window
+        )
     for row in store.read(database, "SELECT * FROM ranges ORDER BY pid, first"):
         pid, *numbers, writable = (int(one or 0) for one in row[:6])
         table = tables.get(pid)

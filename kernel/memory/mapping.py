@@ -1,8 +1,8 @@
-"""Pages that are stored once and seen by several: documents, folders, parts of other processes.
+"""Maps documents, folders and pages of other processes; shared pages are stored once.
 
-A document becomes a space of its own, known by its path, its bytes and the tokenizer that cut it,
-so that whoever maps it again gets the same pages. A mapping shows what was there when it was made;
-mapped again by the same process, a document that has changed takes the place of what it was.
+A document gets a space of its own, identified by its path, its bytes and the tokenizer that cut it,
+so mapping it again gives the same pages. A mapping shows the document as it was when it was mapped;
+when the same process maps a changed document again, the new mapping replaces the old one.
 """
 
 import logging
@@ -15,18 +15,18 @@ from pathlib import Path
 
 from anyio import CancelScope
 
-from .. import limits
-from ..database import Statement, Transaction
+from ..abi import limits
+from ..abi.errors import Errno, SyscallError
+from ..abi.values import Kind
 from ..driver import Cut
-from ..errors import Errno, SyscallError
-from ..filesystem import Access
-from ..values import Kind
+from ..storage.database import Statement, Transaction
+from ..storage.filesystem import Access
 from . import documents, rows, schema
 from .documents import Document
-from .erasing import abandon, emptied, freed, unused
+from .erasing import erase_pages, erase_unmapped, erase_unused, unused_ranges
 from .memory import Memory
-from .rows import Change, Written
-from .table import Range, Table
+from .rows import Change, NewPage
+from .table import PageTable, Range
 
 log = logging.getLogger(__name__)
 CutText = Callable[[str], Awaitable[Sequence[Cut]]]
@@ -37,96 +37,104 @@ def _allowed(_: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A document to be mapped."""
+class MapRequest:
+    """A request to map a document or a folder."""
 
     source: str  # /files/PATH
     writable: bool
-    model: str  # whose tokenizer cuts it
+    model: str  # its tokenizer cuts the text into pages
     cut: CutText
     access: Access = field(default_factory=Access)
-    why_not: Callable[[Path], str] = _allowed  # for a file of a folder; "": it may be mapped
-    author: str = ""  # who maps it
+    why_not: Callable[[Path], str] = (
+        _allowed  # why a file of a folder may not be mapped; "": it may
+    )
+    author: str = ""  # of the pages: the caller
 
 
 @dataclass(slots=True)
-class Gone:
-    """What nobody has any more when mappings are taken away, and how that is written."""
+class Released:
+    """Pages that no process has any more after an unmap, and the statements that erase them."""
 
     spaces: list[int] = field(default_factory=list[int])
-    pages: list[int] = field(default_factory=list[int])  # of other spaces
+    pages: list[int] = field(default_factory=list[int])  # in other spaces
     statements: list[Statement] = field(default_factory=list[Statement])
 
 
-async def document(memory: Memory, table: Table, asked: Asked) -> tuple[Range, list[str], Gone]:
-    """Map the text or the folder at a path, in the place of what was mapped from there before.
+async def document(
+    memory: Memory, table: PageTable, request: MapRequest
+) -> tuple[Range, list[str], Released]:
+    """Map the file or folder at a path; replaces an earlier mapping of the same path.
 
-    What was skipped of a folder is told, and what is gone with the mapping before.
+    Returns the mapping, the skipped files with reasons, and what the old mapping leaves to erase.
     """
-    path = Path(asked.source.removeprefix("/files"))
+    path = Path(request.source.removeprefix("/files"))
     files = memory.files
-    found = await files.run(table.owner, documents.look, asked.access, path)
-    await documents.permitted(found, asked.why_not)
-    texts, skipped = await files.run(table.owner, documents.read, asked.access, found)
-    digest = await files.run(table.owner, _digest, asked.model, texts)
-    name = asked.source, digest
+    found = await files.run(table.owner, documents.list_files, request.access, path)
+    await documents.permitted(found, request.why_not)
+    texts, skipped = await files.run(table.owner, documents.read, request.access, found)
+    digest = await files.run(table.owner, _digest, request.model, texts)
+    name = request.source, digest
     async with (
-        _stored(memory, table.owner, name, texts, asked),
-        memory.tables.structure(table.owner),
+        _stored(memory, table.owner, name, texts, request),
+        memory.tables.ownership_lock(table.owner),
         memory.tables.changing(table),
     ):
         known = await _known(memory, table.owner, *name)
-        if known is None:  # it was forgotten, or unmapped by its last user, meanwhile
-            raise SyscallError(Errno.EAGAIN, f"{path} was let go meanwhile", "map it again")
-        mapped, gone = await _placed(memory, table, asked, *known)
-        await memory.change(table, Change(ranges=[mapped], more=gone.statements, goes=True))
-    return mapped, skipped, gone
+        if known is None:  # its pages were forgotten, or its last process unmapped it, meanwhile
+            raise SyscallError(Errno.EAGAIN, f"{path} was erased while it was mapped", "try again")
+        mapped, released = await _mapped(memory, table, request, *known)
+        await memory.change(table, Change(ranges=[mapped], more=released.statements, erases=True))
+    return mapped, skipped, released
 
 
 @asynccontextmanager
 async def _stored(
-    memory: Memory, owner: str, name: tuple[str, bytes], texts: Sequence[Document], asked: Asked,
-) -> AsyncGenerator[None]:  # fmt: skip
-    """Store a document that is not stored yet. It goes again when nobody has mapped it."""
+    memory: Memory,
+    owner: str,
+    name: tuple[str, bytes],
+    texts: Sequence[Document],
+    request: MapRequest,
+) -> AsyncGenerator[None]:
+    """Store a document that is not stored yet; erase it at the end if no process has mapped it."""
     if await _known(memory, owner, *name):
         yield
         return
-    pages = [page for m, one in enumerate(texts) for page in await _pages(one, m, asked)]
+    pages = [page for m, one in enumerate(texts) for page in await _pages(one, m, request)]
     space = memory.new_space(owner)
-    memory.coming.add((owner, space))
+    memory.storing.add((owner, space))
     try:
         await _store(memory, owner, space, name, pages)
         yield
     finally:
         with CancelScope(shield=True):
             try:
-                await abandon(memory, owner, space)
+                await erase_unmapped(memory, owner, space)
             except SyscallError as error:
-                log.warning("a document of %s that was not mapped stays until the next start: %s",
+                log.warning("an unmapped document of %s is erased at the next boot: %s",
                             owner, error)  # fmt: skip
             finally:
-                memory.coming.discard((owner, space))
+                memory.storing.discard((owner, space))
 
 
-async def _placed(
-    memory: Memory, table: Table, asked: Asked, space: int, count: int
-) -> tuple[Range, Gone]:
-    """The mapping of a source: the one that is there, if it shows all of this; otherwise a new one.
+async def _mapped(
+    memory: Memory, table: PageTable, request: MapRequest, space: int, count: int
+) -> tuple[Range, Released]:
+    """The mapping of a source: the existing one if it shows the same pages, otherwise a new one.
 
-    Others of the source are taken away: old text does not stand beside new.
+    Other mappings of the source are removed: old and new text are never mapped together.
     """
-    before = [one for one in table.ranges if one.source == asked.source]
+    before = [one for one in table.ranges if one.source == request.source]
     same = (one for one in before if one.space == space and not table.changed(one))
     mapped = next(same, None)
     if mapped is None:
-        mapped = table.map(space, 0, count, writable=asked.writable, source=asked.source)
+        mapped = table.map(space, 0, count, writable=request.writable, source=request.source)
         table.tokens += await _tokens(memory, table, mapped)
-    mapped.writable = asked.writable
-    gone = Gone()
+    mapped.writable = request.writable
+    released = Released()
     for one in before:
         if one is not mapped:
-            await _take(memory, table, one, gone)
-    return mapped, gone
+            await _remove(memory, table, one, released)
+    return mapped, released
 
 
 def _digest(model: str, texts: Sequence[Document]) -> bytes:
@@ -137,9 +145,9 @@ def _digest(model: str, texts: Sequence[Document]) -> bytes:
 
 
 async def _known(memory: Memory, owner: str, source: str, digest: bytes) -> tuple[int, int] | None:
-    """The space of a document that is stored whole, and how many pages it has.
+    """The space of a completely stored document, and its number of pages.
 
-    Of two that were stored at the same time it is the one that somebody has mapped.
+    Of two that were stored at the same time, it is the one that a process has mapped.
     """
     sql = """SELECT space, count FROM spaces WHERE source = ? AND digest = ? ORDER BY
              NOT EXISTS (SELECT 1 FROM ranges WHERE ranges.space = spaces.space), space LIMIT 1"""
@@ -148,23 +156,23 @@ async def _known(memory: Memory, owner: str, source: str, digest: bytes) -> tupl
 
 
 async def _store(
-    memory: Memory, owner: str, space: int, name: tuple[str, bytes], pages: Sequence[Written]
+    memory: Memory, owner: str, space: int, name: tuple[str, bytes], pages: Sequence[NewPage]
 ) -> None:
-    """A document's pages, piece by piece; it is known by its name when the last is there."""
+    """Store a document's pages in slices; its name is set with the last slice."""
     database = memory.database(owner)
-    coming = ("INSERT INTO spaces VALUES(?, 0, ?, x'', 0)", (space, schema.COMING))
-    await memory.store.write(database, [coming])
+    incomplete = ("INSERT INTO spaces VALUES(?, 0, ?, x'', 0)", (space, schema.INCOMPLETE))
+    await memory.store.write(database, [incomplete])
     for at in range(0, len(pages), limits.SLICE_ROWS):
         some = pages[at : at + limits.SLICE_ROWS]
         ids = [schema.page_id(space, at + index) for index in range(len(some))]
         statements = await memory.files.run(owner, _rows, owner, ids, some)
-        statements += schema.followed(ids[0], ids[-1])
+        statements += schema.index_pages(ids[0], ids[-1])
         await memory.store.slice(database, partial(_write, statements), frees=False)
         memory.lags.add(owner, len(ids))
     known = "UPDATE spaces SET source = ?, digest = ?, count = ? WHERE space = ?"
     last = schema.page_id(space, len(pages) - 1)
     await memory.store.write(
-        database, [*schema.sealed(last), (known, (*name, len(pages), space))]
+        database, [*schema.complete_windows(last), (known, (*name, len(pages), space))]
     )  # fmt: skip
 
 
@@ -172,28 +180,28 @@ def _write(statements: Sequence[Statement], transaction: Transaction) -> None:
     transaction.write(statements)
 
 
-def _rows(owner: str, ids: Sequence[int], pages: Sequence[Written]) -> list[Statement]:
+def _rows(owner: str, ids: Sequence[int], pages: Sequence[NewPage]) -> list[Statement]:
     return [rows.page_row(owner, page, one) for page, one in zip(ids, pages, strict=True)]
 
 
-async def _pages(one: Document, message: int, asked: Asked) -> list[Written]:
-    """A document as pages, in order."""
-    found: list[Written] = []
+async def _pages(one: Document, message: int, request: MapRequest) -> list[NewPage]:
+    """Cut a document into pages, in order."""
+    found: list[NewPage] = []
     for at in range(0, len(one.text), limits.CUT_CHARS):
         found += [
-            Written(c.text, c.tokens, Kind.DOCUMENT, asked.author, message,
+            NewPage(c.text, c.tokens, Kind.DOCUMENT, request.author, message,
                     speaker=one.name[-limits.NAME_CHARS :],
                     time=one.time, key=one.name[: limits.KEY_CHARS])
-            for c in await asked.cut(one.text[at : at + limits.CUT_CHARS])
+            for c in await request.cut(one.text[at : at + limits.CUT_CHARS])
         ]  # fmt: skip
     return found
 
 
 async def process(
-    memory: Memory, table: Table, other: Table, part: range, *, writable: bool
+    memory: Memory, table: PageTable, other: PageTable, part: range, *, writable: bool
 ) -> list[Range]:
-    """Map pages of another process of the same owner, as they are now. ENOENT: none are there."""
-    async with memory.tables.structure(table.owner), memory.tables.changing(table):
+    """Map pages of another process of the same owner, as they are now. ENOENT: it has none."""
+    async with memory.tables.ownership_lock(table.owner), memory.tables.changing(table):
         pages = list(other.pages(part.start, min(part.stop, other.next)))
         if not pages:
             hint = f"`llmasos mem {other.pid}` lists its pages"
@@ -209,8 +217,8 @@ async def process(
     return mapped
 
 
-def _none(other: Table, part: range) -> str:
-    """Why nothing of a process can be mapped."""
+def _none(other: PageTable, part: range) -> str:
+    """The error message when a range of a process has no pages."""
     if not other.next:
         return f"process {other.pid} has no pages"
     last = other.next - 1
@@ -220,7 +228,7 @@ def _none(other: Table, part: range) -> str:
 
 
 def _runs(pages: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Stored pages as space, first place and count of each run."""
+    """Page ids as runs: space, first place and count of each."""
     found: list[tuple[int, int, int]] = []
     for page in pages:
         space, place = schema.space_of(page)
@@ -231,8 +239,8 @@ def _runs(pages: Sequence[int]) -> list[tuple[int, int, int]]:
     return found
 
 
-async def _tokens(memory: Memory, table: Table, mapped: Range) -> int:
-    """Of the pages that stand for the numbers of a mapping."""
+async def _tokens(memory: Memory, table: PageTable, mapped: Range) -> int:
+    """The tokens of the pages of a mapping."""
     sql = "SELECT coalesce(sum(tokens), 0) FROM pages WHERE id BETWEEN ? AND ?"
     total = 0
     for space, place, count in _runs([p for _, p in table.pages(mapped.first, mapped.end)]):
@@ -242,23 +250,23 @@ async def _tokens(memory: Memory, table: Table, mapped: Range) -> int:
     return total
 
 
-async def unmap(memory: Memory, table: Table, number: int) -> Gone:
-    """Take a mapping away, with what was written in it. ENOENT."""
-    gone = Gone()
-    async with memory.tables.structure(table.owner), memory.tables.changing(table):
-        await _take(memory, table, table.mapping(number), gone)
-        await memory.change(table, Change(more=gone.statements, goes=True, frees=True))
-    return gone
+async def unmap(memory: Memory, table: PageTable, number: int) -> Released:
+    """Remove a mapping with the pages that were written in it. ENOENT."""
+    released = Released()
+    async with memory.tables.ownership_lock(table.owner), memory.tables.changing(table):
+        await _remove(memory, table, table.mapping(number), released)
+        await memory.change(table, Change(more=released.statements, erases=True, frees=True))
+    return released
 
 
-async def _take(memory: Memory, table: Table, found: Range, gone: Gone) -> None:
-    """Off a table; what nobody has any more is added to what is gone."""
+async def _remove(memory: Memory, table: PageTable, found: Range, released: Released) -> None:
+    """Remove a mapping from a table; pages that no process has any more are added to `released`."""
     table.tokens -= await _tokens(memory, table, found)
-    free, erased = freed(memory, table.owner, table.unmap(found))
-    whole, statements = emptied(memory, table.owner, found.space)
-    gone.spaces += [found.space] if whole else []
-    gone.pages += free if whole else [*free, *_holes(memory, table.owner, found)]
-    gone.statements += [
+    free, erased = erase_pages(memory, table.owner, table.unmap(found))
+    empty, statements = erase_unused(memory, table.owner, found.space)
+    released.spaces += [found.space] if empty else []
+    released.pages += free if empty else [*free, *_holes(memory, table.owner, found)]
+    released.statements += [
         ("DELETE FROM ranges WHERE pid = ? AND first = ?", (table.pid, found.first)),
         ("DELETE FROM marks WHERE pid = ? AND number BETWEEN ? AND ?",
          (table.pid, found.first, found.end - 1)),
@@ -267,10 +275,10 @@ async def _take(memory: Memory, table: Table, found: Range, gone: Gone) -> None:
 
 
 def _holes(memory: Memory, owner: str, found: Range) -> list[int]:
-    """Pages of a mapping that nobody has, though somebody has others of its space."""
+    """Pages of a mapping that no process has, while a process has others of the space."""
     first, last = found.page(found.first), found.page(found.end - 1)
     return [
         page
-        for low, high in unused(memory, owner, found.space)
+        for low, high in unused_ranges(memory, owner, found.space)
         for page in range(max(low, first), min(high, last) + 1)
     ]

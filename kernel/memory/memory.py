@@ -1,9 +1,9 @@
-"""Every process's pages: written, read, shared and erased.
+"""Writes, reads, shares and erases the pages of every process.
 
-An owner's data is one directory; a text stands in its database and nowhere else. A turn is one
-transaction: its pages, what the window became and why, with the call's number. Page tables are in
-memory and change at once, in the order in which the writes are queued; a write that fails leaves
-numbers that stand for nothing.
+An owner's data is one directory; a text is stored in its database and nowhere else. A turn is one
+transaction: its pages, the new window, the moves with their reasons, and the call's number. Page
+tables are in memory and change at once, in the order in which the writes are queued; a write that
+fails leaves page numbers without a page.
 """
 
 import json
@@ -16,51 +16,53 @@ from typing import TypeVar
 
 import anyio
 
-from .. import limits
-from ..database import Database, Row, Statement, Transaction, Value, damaged
+from ..abi import limits
+from ..abi.errors import SyscallError
+from ..abi.values import Message, Role
 from ..driver import Cut
-from ..errors import SyscallError
-from ..process import Process, check_alive
-from ..store import Store
-from ..turns import Turns
-from ..values import Message, Role
+from ..process.table import Process, check_alive
+from ..storage.database import Database, Row, Statement, Transaction, Value, damaged
+from ..storage.store import Store
+from ..storage.threads import FairThreads
 from . import pieces, rows, schema
 from .lag import COUNTED, Lags
 from .layout import Stored
 from .loading import load_tables
-from .rows import Change, Moved, Turn, Written, stored
+from .rows import Change, Moved, NewPage, TurnRecord, stored
 from .schema import SCHEMA
-from .table import Piece, Range, Table, load, without
+from .table import PageTable, Piece, Range, load, without
 from .tables import Tables
 
 Result = TypeVar("Result")
 _FILE = "pages.db"
 _STORED = f"SELECT {schema.COLUMNS} FROM pages WHERE id"
-_FEWER_MOVES = """DELETE FROM moves WHERE pid = ? AND seq <= (SELECT seq FROM moves WHERE pid = ?
+_TRIM_MOVES = """DELETE FROM moves WHERE pid = ? AND seq <= (SELECT seq FROM moves WHERE pid = ?
                   ORDER BY seq DESC LIMIT 1 OFFSET ?)"""
 
 
-def _nothing(_: str) -> None:
+def _ignore(_: str) -> None:
     return
 
 
 class Memory:
-    """The pages of the machine."""
+    """The pages of all owners."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.tables = Tables()
         self._owners: dict[str, Database] = {}
         self._spaces: dict[str, int] = {}  # last number, by owner
-        self.unread: set[int] = set()  # pids whose window is still on disk
-        self.forgets: Counter[str] = Counter()  # times, by owner: what was read before may be gone
-        self.files = Turns(limits.OWNER_FILES, limits.FILES)  # by owner: what maps files
-        self.lags = Lags()  # pages that are not found by meaning yet
-        self.checks = Turns(1, limits.CHECKERS)  # by owner: what reads all pages
-        self._upkeep: dict[str, anyio.Lock] = {}
-        self.filling: set[str] = set()  # owners whose text indexes are being made anew
-        self.coming: set[tuple[str, int]] = set()  # spaces of documents that are being stored
-        self.left: Callable[[str], None] = _nothing  # called when an owner has pages to be erased
+        self.unread: set[int] = set()  # pids whose window is not read from disk yet
+        # By owner: number of `forget` steps. If it changes, pages read before may be erased.
+        self.forgets: Counter[str] = Counter()
+        self.files = FairThreads(limits.OWNER_FILES, limits.FILES)  # by owner: to map files
+        self.lags = Lags()  # pages that have no vector yet
+        self.checks = FairThreads(1, limits.CHECKERS)  # by owner: to read all pages
+        self._maintenance: dict[str, anyio.Lock] = {}
+        self.rebuilding: set[str] = set()  # owners whose text indexes are being rebuilt
+        self.storing: set[tuple[str, int]] = set()  # spaces of documents that are being stored
+        # Called with an owner whose database has pages to erase.
+        self.on_erase_pending: Callable[[str], None] = _ignore
         owners = store.directory / "owners"
         owners.mkdir(mode=0o700, exist_ok=True)
         for directory in owners.iterdir():
@@ -86,29 +88,29 @@ class Memory:
         return list(self._owners)
 
     def _load(self, owner: str) -> None:
-        """A database that cannot be read is its owner's misfortune, and nobody else's."""
+        """Load an owner's tables. A database that cannot be read disables this owner only."""
         try:
             tables, lag = load_tables(self.store, self.database(owner), owner)
         except (SyscallError, ValueError, TypeError) as error:
             path = self.directory(owner) / _FILE
-            self.withhold(owner, error if isinstance(error, SyscallError) else damaged(path, error))
+            self.disable(owner, error if isinstance(error, SyscallError) else damaged(path, error))
             return
         self.lags.counted(owner, lag)
         for table in tables:
             self.tables.add(table)
             self.unread.add(table.pid)
 
-    def withhold(self, owner: str, error: SyscallError) -> None:
-        """Do without an owner's pages: whoever asks for them gets the error."""
+    def disable(self, owner: str, error: SyscallError) -> None:
+        """Disable an owner's pages: each access raises the error."""
         for table in self.tables.of(owner):
             self.tables.remove(table.pid)
             self.unread.discard(table.pid)
         self._owners.pop(owner, None)
-        self.store.withhold(f"owners/{owner}/{_FILE}", owner, error)
+        self.store.disable(f"owners/{owner}/{_FILE}", owner, error)
 
-    def upkeep(self, owner: str) -> anyio.Lock:
-        """Held while an owner's pages are checked, swept, or their indexes are made anew."""
-        return self._upkeep.setdefault(owner, anyio.Lock())
+    def maintenance(self, owner: str) -> anyio.Lock:
+        """The lock for checking and sweeping an owner's pages and for rebuilding their indexes."""
+        return self._maintenance.setdefault(owner, anyio.Lock())
 
     def new_space(self, owner: str) -> int:
         self.database(owner)
@@ -117,21 +119,21 @@ class Memory:
 
     # --- tables -----------------------------------------------------------------------------------
     def tokens(self, pid: int) -> int:
-        """Of all pages of a process."""
+        """The tokens of all pages of a process."""
         table = self.tables.get(pid)
         return table.tokens if table is not None else 0
 
-    def table(self, process: Process) -> Table:
-        """Its page table; an empty one until something is written. ESRCH: it was reaped."""
+    def table(self, process: Process) -> PageTable:
+        """Its page table; empty until something is written. ESRCH: the process was reaped."""
         known = self.tables.get(process.pid)
         if known is None:
             check_alive(process)
             space = self.new_space(process.owner)
-            known = self.tables.add(Table(process.pid, process.owner, space))
+            known = self.tables.add(PageTable(process.pid, process.owner, space))
         return known
 
-    async def opened(self, process: Process) -> Table:
-        """The same, with its window read from disk after a restart."""
+    async def opened(self, process: Process) -> PageTable:
+        """Its page table, with the window read from disk after a restart."""
         table = self.table(process)
         if table.pid in self.unread:
             sql = "SELECT window FROM tables WHERE pid = ?"
@@ -143,40 +145,42 @@ class Memory:
             if table.pid in self.unread:
                 self.unread.discard(table.pid)
                 table.window, table.sizes = window, sizes
-                table.weigh()
+                table.count_window()
         return table
 
-    async def _whole(self, table: Table) -> list[Piece]:
-        """The window of a process from a time when all of it was always there."""
+    async def _whole(self, table: PageTable) -> list[Piece]:
+        """The window of a process of an older version, whose window was always all of its pages."""
         pieces: dict[int, Piece] = {}
-        held = await self.stored(table, [number for number, _ in table.pages(0, table.next)])
-        for number, page in held.items():
-            role = Role(page.kind) if page.kind in set(Role) else Role.USER  # it was replaced
+        pages = await self.stored(table, [number for number, _ in table.pages(0, table.next)])
+        for number, page in pages.items():
+            role = Role(page.kind) if page.kind in set(Role) else Role.USER  # the page was replaced
             piece = pieces.setdefault(page.message, Piece(page.message, role, []))
             piece.pages.append(number)
         return list(pieces.values())
 
-    def saved(self, table: Table, *, ranges: Sequence[Range] = ()) -> list[Statement]:
-        """A table as it is now; a window that was not read yet stays as it is on disk."""
+    def saved(self, table: PageTable, *, ranges: Sequence[Range] = ()) -> list[Statement]:
+        """Statements that save a table; a window that is not read yet is left as it is on disk."""
         read = table.pid not in self.unread
         if read:
-            table.weigh()
+            table.count_window()
         return rows.saved(table, window=read, ranges=ranges)
 
     # --- reading ----------------------------------------------------------------------------------
     async def read(self, owner: str, sql: str, *values: Value) -> list[Row]:
         return await self.in_thread(owner, self.store.read, self.database(owner), sql, values)
 
-    async def in_thread(self, owner: str, do: Callable[..., Result], *values: object) -> Result:
-        """Call a function that reads the owner's database in a thread, in turn with others."""
-        return await self.store.readers.run(owner, do, *values)
+    async def in_thread(
+        self, owner: str, function: Callable[..., Result], *values: object
+    ) -> Result:
+        """Run a function that reads the owner's database in a reader thread."""
+        return await self.store.readers.run(owner, function, *values)
 
-    def now(self, owner: str, sql: str, *values: Value) -> list[Row]:
-        """The same, for who is in a thread already."""
+    def read_blocking(self, owner: str, sql: str, *values: Value) -> list[Row]:
+        """Like `read`, for a caller that is in a thread already. Blocks."""
         return self.store.read(self.database(owner), sql, values)
 
-    async def stored(self, table: Table, numbers: Iterable[int]) -> dict[int, Stored]:
-        """Pages by number, in the order that is asked for; those that are gone are left out."""
+    async def stored(self, table: PageTable, numbers: Iterable[int]) -> dict[int, Stored]:
+        """Pages by number, in the order requested; erased ones are left out."""
         wanted = {number: table.page(number) for number in numbers}
         ids = [page for page in wanted.values() if page is not None]
         found = {int(row[0] or 0): row for row in await self.by_id(table.owner, ids)}
@@ -186,16 +190,16 @@ class Memory:
             if page is not None and page in found
         }
 
-    async def sizes(self, table: Table, numbers: Iterable[int]) -> dict[int, int]:
-        """Tokens of pages by number, without their texts."""
+    async def sizes(self, table: PageTable, numbers: Iterable[int]) -> dict[int, int]:
+        """Tokens of pages by number; does not read their texts."""
         ids = {number: page for number in numbers if (page := table.page(number)) is not None}
         sql = "SELECT id, tokens FROM pages WHERE id IN (SELECT value FROM json_each(?))"
-        asked = json.dumps(sorted(ids.values()))
-        found = {int(p or 0): int(t or 0) for p, t in await self.read(table.owner, sql, asked)}
+        values = json.dumps(sorted(ids.values()))
+        found = {int(p or 0): int(t or 0) for p, t in await self.read(table.owner, sql, values)}
         return {number: found[page] for number, page in ids.items() if page in found}
 
     async def count_waiting(self, owner: str) -> None:
-        """How many pages wait for their vectors, counted anew."""
+        """Count the pages that wait for a vector again."""
         self.lags.counted(owner, (await self.read(owner, COUNTED))[0])
 
     async def by_id(self, owner: str, ids: Sequence[int]) -> list[Row]:
@@ -211,43 +215,43 @@ class Memory:
             found += self.store.read(database, sql, some)
         return found
 
-    async def keyed(self, table: Table, key: str) -> dict[int, tuple[int, int]]:
-        """The pages of a process that a key stands for: by number, their ids and tokens."""
+    async def keyed(self, table: PageTable, key: str) -> dict[int, tuple[int, int]]:
+        """The pages of a process with a key: ids and tokens by number."""
         sql = "SELECT id, tokens FROM pages WHERE key = ? AND key != ''"
         found = {int(p or 0): int(t or 0) for p, t in await self.read(table.owner, sql, key)}
         return {number: (page, found[page]) for number, page in table.find(set(found))}
 
     # --- writing ----------------------------------------------------------------------------------
     async def write(
-        self, process: Process, pages: Sequence[Written], more: Sequence[Statement] = ()
+        self, process: Process, pages: Sequence[NewPage], more: Sequence[Statement] = ()
     ) -> list[tuple[int, int]]:
-        """Append pages outside any turn, and outside the window. Their numbers and ids.
+        """Append pages outside any turn and outside the window; returns their numbers and ids.
 
-        `more`: what is written of each as well, after its id.
+        `more`: statements that are run for each page, with its id as the first value.
         """
         table = await self.opened(process)
         async with self.tables.changing(table, whole=False):
             room, statements = self._appended(table, pages, 0)
             statements += [(sql, (page, *values)) for _, page in room for sql, values in more]
-            await self._commit(table, [*statements, *self.saved(table, ranges=table.ranges[-1:])])
+            await self._write(table, [*statements, *self.saved(table, ranges=table.ranges[-1:])])
         return room
 
-    async def say(
+    async def append_message(
         self, process: Process, message: Message, cuts: Sequence[Cut], author: str
     ) -> None:
-        """Append one message to the window, outside any turn: a system prompt at spawn."""
+        """Append a message to the window, outside any turn: the system prompt at spawn."""
         table = await self.opened(process)
         async with self.tables.changing(table, whole=False):
             number = table.messages
             by = process.owner
-            pages = [Written(c.text, c.tokens, message.role, author, speaker=by) for c in cuts]
+            pages = [NewPage(c.text, c.tokens, message.role, author, speaker=by) for c in cuts]
             room, statements = self._appended(table, pages, 0)
             table.window = [*table.window, Piece(number, message.role, [n for n, _ in room])]
             table.sizes |= {n: c.tokens for (n, _), c in zip(room, cuts, strict=True)}
-            await self._commit(table, [*statements, *self.saved(table, ranges=table.ranges[-1:])])
+            await self._write(table, [*statements, *self.saved(table, ranges=table.ranges[-1:])])
 
-    async def commit(self, process: Process, turn: Turn) -> list[int]:
-        """Write a turn, durable when it returns. The numbers of its pages."""
+    async def commit(self, process: Process, turn: TurnRecord) -> list[int]:
+        """Write a turn, durable when it returns; returns the numbers of its pages."""
         table = await self.opened(process)
         async with self.tables.changing(table, whole=False):
             if turn.is_void():
@@ -256,28 +260,28 @@ class Memory:
             room, statements = self._appended(table, turn.pages, turn.call)
             numbers = [number for number, _ in room]
             recalled = {n: parts for n, parts in turn.recalled.items() if table.page(n) is not None}
-            turn = replace(turn, recalled=recalled)  # without what was forgotten meanwhile
-            statements += self._moved(table, turn, numbers)
-            here = table.resident() | set(recalled)  # what was evicted meanwhile stays out
+            turn = replace(turn, recalled=recalled)  # without pages erased meanwhile
+            statements += self._move_rows(table, turn, numbers)
+            here = table.resident() | set(recalled)  # pages evicted meanwhile stay out
             window = without(turn.window, {n for p in turn.window for n in p.numbers()} - here)
             table.window = [*window, *rows.pieces(turn, numbers, message)]
             table.sizes |= turn.sizes
             table.sizes |= {n: p.tokens for n, p in zip(numbers, turn.pages, strict=True)}
             statements += self.saved(table, ranges=table.ranges[-1:])
-            await self._commit(table, statements)
+            await self._write(table, statements)
         return numbers
 
     def _appended(
-        self, table: Table, pages: Sequence[Written], call: int
+        self, table: PageTable, pages: Sequence[NewPage], call: int
     ) -> tuple[list[tuple[int, int]], list[Statement]]:
-        """Pages at the table's end: numbers and ids, and how they are stored."""
+        """Append pages to the table: their numbers and ids, and the statements that store them."""
         room = table.append(len(pages))
-        return room, self.stores(table, [page for _, page in room], pages, call)
+        return room, self.store_rows(table, [page for _, page in room], pages, call)
 
-    def stores(
-        self, table: Table, ids: Sequence[int], pages: Sequence[Written], call: int = 0
+    def store_rows(
+        self, table: PageTable, ids: Sequence[int], pages: Sequence[NewPage], call: int = 0
     ) -> list[Statement]:
-        """How a table's new pages are stored under ids that lie side by side."""
+        """Statements that store a table's new pages under consecutive ids."""
         if not ids:
             return []
         statements = [
@@ -287,75 +291,82 @@ class Memory:
         self.lags.add(table.owner, len(ids))
         table.messages += pages[-1].message + 1
         table.tokens += sum(one.tokens for one in pages)
-        return [*statements, *schema.followed(ids[0], ids[-1])]
+        return [*statements, *schema.index_pages(ids[0], ids[-1])]
 
-    def _moved(self, table: Table, turn: Turn, numbers: Sequence[int]) -> list[Statement]:
-        """The moves of a turn, and the marks of what came back."""
+    def _move_rows(
+        self, table: PageTable, turn: TurnRecord, numbers: Sequence[int]
+    ) -> list[Statement]:
+        """Statements for the moves of a turn and the marks of the recalled pages."""
         now = time.time()
-        moves = rows.left(turn, numbers)
+        moves = rows.moves_out(turn, numbers)
         for number, parts in turn.recalled.items():
             mark = table.mark(number)
             mark.used, mark.uses = now, mark.uses + 1
             moves.append(Moved(number, number, "recalled", "a request", turn.call, parts))
-        statements = self._rows(table, moves)
+        statements = self._moves(table, moves)
         return [*statements, *(rows.mark_row(table, number) for number in turn.recalled)]
 
-    def _rows(self, table: Table, moves: Sequence[Moved]) -> list[Statement]:
-        """Moves as they are written down; the oldest are not kept for ever."""
+    def _moves(self, table: PageTable, moves: Sequence[Moved]) -> list[Statement]:
+        """Statements that store moves and delete all but the newest MOVES of the process."""
         written = [rows.move_row(table.pid, move) for move in moves]
-        fewer: Statement = (_FEWER_MOVES, (table.pid, table.pid, limits.MOVES))
-        return [*written, fewer] if written else []
+        trim: Statement = (_TRIM_MOVES, (table.pid, table.pid, limits.MOVES))
+        return [*written, trim] if written else []
 
-    async def change(self, table: Table, what: Change) -> None:
-        """Make durable what was changed of a table: pins, evictions, mappings."""
+    async def change(self, table: PageTable, what: Change) -> None:
+        """Write a change of a table (pins, evictions, mappings), durable when it returns."""
         statements = [
             *what.more,
             *(rows.mark_row(table, number) for number in what.marks),
-            *self._rows(table, what.moves),
+            *self._moves(table, what.moves),
             *self.saved(table, ranges=what.ranges),
         ]
-        if what.goes:
-            await self.let_go(table.owner, statements, frees=what.frees)
+        if what.erases:
+            await self.queue_erase(table.owner, statements, frees=what.frees)
         else:
-            await self._commit(table, statements)
+            await self._write(table, statements)
 
-    async def let_go(
+    async def queue_erase(
         self, owner: str, statements: Sequence[Statement], *, frees: bool = False
     ) -> None:
-        """Write that pages are going; a few are erased at once, the others soon."""
+        """Queue pages for erasure; the first piece is erased at once, the others by the sweeper."""
 
         def work(transaction: Transaction) -> bool:
             transaction.write(statements)
             return pieces.erase(transaction)[1]
 
         if await self.store.apply(self.database(owner), work, frees=frees):
-            self.left(owner)
+            self.on_erase_pending(owner)
 
-    async def _commit(self, table: Table, statements: Sequence[Statement]) -> None:
+    async def _write(self, table: PageTable, statements: Sequence[Statement]) -> None:
         await self.store.write(self.database(table.owner), statements)
 
-    # --- sharing and going ------------------------------------------------------------------------
+    # --- fork and recovery ------------------------------------------------------------------------
     async def copy(self, parent: Process, children: Sequence[Process]) -> None:
-        """Give each child the parent's pages, durable when it returns. None is stored twice."""
+        """Give each child the parent's pages, durable when it returns. No page is stored twice."""
         table = await self.opened(parent)
-        async with self.tables.structure(parent.owner), self.tables.changing(table, whole=False):
-            made: list[Statement] = []
-            born: list[Table] = []
+        async with (
+            self.tables.ownership_lock(parent.owner),
+            self.tables.changing(table, whole=False),
+        ):
+            statements: list[Statement] = []
+            tables: list[PageTable] = []
             why = f"at the fork from process {parent.pid}"
             for child in children:
                 own = table.copy(child.pid, self.new_space(parent.owner))
-                born.append(self.tables.add(own))
-                made += self.saved(own, ranges=own.ranges)
-                made += [rows.mark_row(own, number) for number in own.marks]
-                made += self._rows(own, [Moved(0, own.next - 1, "shared", why)] if own.next else [])
+                tables.append(self.tables.add(own))
+                statements += self.saved(own, ranges=own.ranges)
+                statements += [rows.mark_row(own, number) for number in own.marks]
+                statements += self._moves(
+                    own, [Moved(0, own.next - 1, "shared", why)] if own.next else []
+                )
             try:
-                await self.store.write(self.database(parent.owner), made)
+                await self.store.write(self.database(parent.owner), statements)
             except SyscallError:
-                for own in born:
+                for own in tables:
                     self.tables.remove(own.pid)
                 raise
 
     def committed(self, owner: str, call: int) -> bool:
-        """Whether a call's pages are on disk: then it succeeded, whatever the journal says."""
+        """Whether a call's pages are on disk: if so, it succeeded, whatever the journal says."""
         sql = "SELECT 1 FROM pages WHERE call = ? AND call > 0 LIMIT 1"
         return bool(self.store.read(self.database(owner), sql, (call,)))

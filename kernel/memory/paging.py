@@ -1,20 +1,20 @@
-"""What a call will see: the plan of a turn, made before anything moves.
+"""Plans the window of a call, before any page moves.
 
-As long as all of a process fits, its window only grows. Afterwards a request brings back the pages
-that it needs (recall), just before itself, and a call that does not fit compacts the window first.
-Pinned pages and system prompts stay. The prompt is composed by the engine, so its size is exact; a
-request that is larger than the window is stored whole and stands there in part, never cut unsaid.
+While all pages of a process fit, its window only grows. After that a request recalls the pages that
+it needs, placed just before it, and a call that does not fit compacts the window first. Pinned
+pages and system prompts stay. The engine composes the prompt, so its size is exact. A request
+larger than the window is stored whole; a part of it is in the window, and a notice says so.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .. import limits
+from ..abi import limits
+from ..abi.errors import TooBig
+from ..abi.values import Generate, Message, Role
 from ..driver import Cut, Engine, Facts, Prompt
-from ..errors import TooBig
-from ..process import Process
-from ..values import Generate, Message, Role
-from .fuse import Ranked, fill
+from ..process.table import Process
+from ..recall.ranking import Ranked, fill
 from .layout import (
     LINE_TOKENS,
     Stored,
@@ -26,52 +26,53 @@ from .layout import (
     trimmed,
     victims,
 )
-from .meaning import Meaning
 from .memory import Memory
-from .recall import Hit, Wanted, find
-from .rows import Turn, Written
-from .table import Piece, Table, without
+from .recall import RecallHit, Wanted, find
+from .rows import NewPage, TurnRecord
+from .table import PageTable, Piece, without
+from .vector_index import VectorIndex
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a call will see, and what it will write. Nothing has moved yet."""
+class PagingPlan:
+    """What a call will see and write. No page has moved yet."""
 
     prompt: Prompt
     fresh: Sequence[Message]
     max_tokens: int
-    window: Sequence[Piece] = ()  # what stays of the old one
-    kept: Sequence[Sequence[int]] = ()  # pieces of the new messages that are in the window
-    cuts: Sequence[Sequence[Cut]] = ()  # the new messages as pages
-    back: Sequence[Hit] = ()
+    window: Sequence[Piece] = ()  # the part of the old window that stays
+    kept: Sequence[Sequence[int]] = ()  # by new message: indexes of its pages in the window
+    cuts: Sequence[Sequence[Cut]] = ()  # the new messages cut into pages
+    recalled: Sequence[RecallHit] = ()
     evicted: Sequence[int] = ()
-    sizes: Mapping[int, int] = field(
-        default_factory=dict[int, int]
-    )  # tokens of the old pages in it
+    # Tokens of the old pages in the window, by number.
+    sizes: Mapping[int, int] = field(default_factory=dict[int, int])
     notices: Sequence[str] = ()
     pages: frozenset[int] = frozenset()  # ids of the stored pages in the prompt
 
-    def turn(self, process: Process, call: int, answer: Sequence[Cut], author: str) -> Turn:
-        """What the call leaves behind when it has answered. `author`: who called, with messages of
-        whatever roles; what the model said is the model's."""
-        said = [(m.role, cuts) for m, cuts in zip(self.fresh, self.cuts, strict=True)]
-        whole = [*((role, cuts, author) for role, cuts in said)]
+    def turn(self, process: Process, call: int, answer: Sequence[Cut], author: str) -> TurnRecord:
+        """The record to write when the call has answered.
+
+        `author`: the caller, the author of all messages of the request; the answer's is the model.
+        """
+        requested = [(m.role, cuts) for m, cuts in zip(self.fresh, self.cuts, strict=True)]
+        whole = [*((role, cuts, author) for role, cuts in requested)]
         whole.append((Role.ASSISTANT, answer, process.model))
         pages = [
-            Written(c.text, c.tokens, role, by, message, speaker=_speaker(process, role))
+            NewPage(c.text, c.tokens, role, by, message, speaker=_speaker(process, role))
             for message, (role, cuts, by) in enumerate(whole)
             for c in cuts
         ]
-        return Turn(
-            call, pages, self.kept, [*(role for role, _ in said), Role.ASSISTANT], self.window,
-            {hit.page.number: hit.ranked.parts for hit in self.back}, self.evicted,
+        return TurnRecord(
+            call, pages, self.kept, [*(role for role, _ in requested), Role.ASSISTANT], self.window,
+            {hit.page.number: hit.ranked.parts for hit in self.recalled}, self.evicted,
             "room for a request", self.sizes,
         )  # fmt: skip
 
     def seen(self, written: Sequence[int]) -> list[int]:
-        """Numbers of the pages that the call saw; `written` are those of the turn, if it was kept.
+        """Numbers of the pages that the call saw. `written`: the turn's pages, if it was written.
 
-        Of a request larger than the window, not all are among them.
+        Pages of a request that were not in the window are left out.
         """
         found, at = list(self.sizes), 0
         for cuts, kept in zip(self.cuts, self.kept, strict=True):
@@ -85,78 +86,82 @@ def _speaker(process: Process, role: Role) -> str:
 
 
 class Pager:
-    """Makes plans."""
+    """Makes the plans of calls."""
 
-    def __init__(self, memory: Memory, meaning: Meaning) -> None:
-        self._memory, self._meaning = memory, meaning
+    def __init__(self, memory: Memory, vectors: VectorIndex) -> None:
+        self._memory, self._vectors = memory, vectors
 
     async def prepare(
         self, process: Process, request: Generate, engine: Engine, facts: Facts
-    ) -> Plan:
-        """Lay out a call; changes nothing. E2BIG with the numbers when it cannot be."""
+    ) -> PagingPlan:
+        """Plan a call; changes nothing. E2BIG with the numbers when it cannot fit."""
         table = await self._memory.opened(process)
-        held = await self._memory.stored(table, table.resident())
-        draft = _Draft(process, table, held, request, facts)
-        prompt = await engine.compose(draft.said(), raw=request.raw, fresh=len(request.messages))
-        draft.take(prompt)
+        stored = await self._memory.stored(table, table.resident())
+        draft = _Draft(process, table, stored, request, facts)
+        prompt = await engine.compose(
+            draft.messages(), raw=request.raw, fresh=len(request.messages)
+        )
+        draft.set_cuts(prompt)
         if table.tokens > facts.window // 2:
-            self._meaning.want(process.owner)
-        if draft.fits(prompt.size) and not draft.absent():
+            self._vectors.ensure_indexing(process.owner)
+        if draft.fits(prompt.size) and not draft.has_pages_outside():
             return draft.plan(prompt)
         if request.overflow == "error" and not draft.fits(prompt.size):
             raise draft.too_big(prompt.size)
-        await self._bring(table, draft)
-        return await self._fitted(table, draft, engine, prompt.size)
+        await self._add_recalled(table, draft)
+        return await self._compacted(table, draft, engine, prompt.size)
 
-    async def _bring(self, table: Table, draft: "_Draft") -> None:
-        """What comes back: pinned pages, and those that the request needs."""
-        draft.back = await self._pinned(table)
-        if draft.absent() and draft.request.recall and not draft.request.raw:
-            draft.back += await self._recalled(table, draft)
+    async def _add_recalled(self, table: PageTable, draft: "_Draft") -> None:
+        """Recall pinned pages that are not in the window, and pages that the request needs."""
+        draft.recalled = await self._pinned(table)
+        if draft.has_pages_outside() and draft.request.recall and not draft.request.raw:
+            draft.recalled += await self._recalled(table, draft)
 
-    async def _pinned(self, table: Table) -> list[Hit]:
-        """Pinned pages that are not in the window."""
+    async def _pinned(self, table: PageTable) -> list[RecallHit]:
+        """The pinned pages that are not in the window."""
         here = table.resident()
         numbers = [n for n, mark in table.marks.items() if mark.pinned and n not in here]
-        held = await self._memory.stored(table, sorted(numbers))
-        return [Hit(p, Ranked(p.id, 0.0, p.tokens, {"pinned": 1.0})) for p in held.values()]
+        stored = await self._memory.stored(table, sorted(numbers))
+        return [RecallHit(p, Ranked(p.id, 0.0, p.tokens, {"pinned": 1.0})) for p in stored.values()]
 
-    async def _recalled(self, table: Table, draft: "_Draft") -> list[Hit]:
-        """Pages outside the window that the request needs."""
-        room = min(int(draft.window * limits.RECALL_SHARE), draft.most_back())
+    async def _recalled(self, table: PageTable, draft: "_Draft") -> list[RecallHit]:
+        """The pages outside the window that the request needs."""
+        room = min(int(draft.window * limits.RECALL_SHARE), draft.recall_room())
         if room <= 0:
             return []
-        skip = draft.here() | {hit.page.number for hit in draft.back}
-        best: dict[int, Hit] = {}
+        skip = draft.resident() | {hit.page.number for hit in draft.recalled}
+        best: dict[int, RecallHit] = {}
         notes: list[str] = []
         for question in questions_of(draft.request.messages):
             wanted = Wanted(question, count=limits.BACK, skip=skip)
-            found = await find(self._memory, self._meaning, table, wanted)
+            found = await find(self._memory, self._vectors, table, wanted)
             for hit in found.hits:
-                if hit.ranked.score < found.clear:
+                if hit.ranked.score < found.threshold:
                     break
                 known = best.get(hit.page.id)
                 if known is None or known.ranked.score < hit.ranked.score:
                     best[hit.page.id] = hit
-            notes += [found.note] if found.note and not self._meaning.off else []
+            notes += [found.note] if found.note and not self._vectors.disabled else []
         draft.notices = list(dict.fromkeys(notes))
         ranked = sorted((hit.ranked for hit in best.values()), key=lambda one: -one.score)
         chosen = fill(ranked, room, LINE_TOKENS)
-        if not chosen:  # the best alone may be larger than the share
-            chosen = fill(ranked[:1], draft.most_back(), LINE_TOKENS)
+        if not chosen:  # the best page may be larger than the share
+            chosen = fill(ranked[:1], draft.recall_room(), LINE_TOKENS)
         return [best[one.page] for one in chosen]
 
-    async def _fitted(self, table: Table, draft: "_Draft", engine: Engine, size: int) -> Plan:
-        """Compact until the call fits, as the engine counts. E2BIG when nothing more can go."""
-        size += sum(hit.page.tokens + LINE_TOKENS for hit in draft.back)
+    async def _compacted(
+        self, table: PageTable, draft: "_Draft", engine: Engine, size: int
+    ) -> PagingPlan:
+        """Compact until the call fits by the engine's count. E2BIG when nothing more can leave."""
+        size += sum(hit.page.tokens + LINE_TOKENS for hit in draft.recalled)
         for _ in range(limits.COMPOSE_TRIES):
             over = size + draft.reserve - draft.window
             if over > 0:
-                whole = not draft.evicted
+                first = not draft.evicted
                 draft.shrink(over)
-                if whole and draft.evicted:  # what has just left may be what the request needs
-                    await self._bring(table, draft)
-            prompt = await engine.compose(draft.said(), raw=draft.request.raw, fresh=0)
+                if first and draft.evicted:  # the request may need a page that was just evicted
+                    await self._add_recalled(table, draft)
+            prompt = await engine.compose(draft.messages(), raw=draft.request.raw, fresh=0)
             size = prompt.size
             if draft.fits(size):
                 return draft.plan(prompt)
@@ -164,81 +169,81 @@ class Pager:
 
 
 class _Draft:
-    """A plan that is being made."""
+    """A plan under construction."""
 
     def __init__(
-        self, process: Process, table: Table, held: Mapping[int, Stored], request: Generate,
+        self, process: Process, table: PageTable, stored: Mapping[int, Stored], request: Generate,
         facts: Facts,
     ) -> None:  # fmt: skip
         window = facts.window
         self.request, self.window, self._trained = request, window, facts.trained
-        self._process, self._table, self._held = process, table, held
+        self._process, self._table, self._stored = process, table, stored
         wanted = request.sampling.max_tokens
         self.reserve = wanted or min(limits.MAX_TOKENS, window // 4)
-        gone = table.resident() - set(held)
-        self.pieces = without(table.window, gone)
+        missing = table.resident() - set(stored)
+        self.pieces = without(table.window, missing)
         self.evicted: list[int] = []
-        self.back: list[Hit] = []
+        self.recalled: list[RecallHit] = []
         self.cuts: Sequence[Sequence[Cut]] = ()
         self.kept: list[list[int]] = []
         self.notices: list[str] = []
 
-    def take(self, prompt: Prompt) -> None:
-        """The new messages as the engine cut them."""
+    def set_cuts(self, prompt: Prompt) -> None:
+        """Take over the new messages as the engine cut them into pages."""
         self.cuts = prompt.cuts
         self.kept = [list(range(len(cuts))) for cuts in prompt.cuts]
 
-    def here(self) -> frozenset[int]:
-        """Pages that are in the window, and stay."""
+    def resident(self) -> frozenset[int]:
+        """Numbers of the pages in the window that are not evicted."""
         return frozenset(self._table.resident().difference(self.evicted))
 
-    def absent(self) -> bool:
+    def has_pages_outside(self) -> bool:
         """Whether there are pages outside the window."""
         table = self._table
-        gone = sum(1 for mark in table.marks.values() if mark.page == 0)
-        return sum(one.count for one in table.ranges) - gone > len(self.here())
+        erased = sum(1 for mark in table.marks.values() if mark.page == 0)
+        return sum(one.count for one in table.ranges) - erased > len(self.resident())
 
     def fits(self, size: int) -> bool:
         return size + self.reserve <= self.window
 
-    def most_back(self) -> int:
-        """Tokens that pages may take which come back: what the rest needs anyhow stays free."""
-        back = sum(hit.page.tokens + LINE_TOKENS for hit in self.back)
+    def recall_room(self) -> int:
+        """Tokens that recalled pages may take: the window minus all that has to be in it."""
+        recalled_sizes = sum(hit.page.tokens + LINE_TOKENS for hit in self.recalled)
         fresh = sum(cut.tokens for cuts in self.cuts for cut in cuts)
-        fixed = sum(self._held[number].tokens for number in self._fixed())
-        beside = 2 * LINE_TOKENS * len(self.cuts)
-        return self.window - self.reserve - fresh - fixed - back - beside
+        fixed = sum(self._stored[number].tokens for number in self._fixed())
+        template_tokens = 2 * LINE_TOKENS * len(self.cuts)
+        return self.window - self.reserve - fresh - fixed - recalled_sizes - template_tokens
 
     def _fixed(self) -> set[int]:
-        """Pages that never leave by themselves."""
+        """Numbers of the pages that compaction never evicts."""
         system = {n for p in self.pieces if p.role is Role.SYSTEM for n in p.pages}
         return system | {n for p in self.pieces for n in p.numbers() if self._table.pinned(n)}
 
-    def said(self) -> list[Message]:
-        """The conversation as it would be sent now."""
+    def messages(self) -> list[Message]:
+        """The conversation as it would be sent to the engine."""
         new = list(self.request.messages)
         if self.cuts:
             new = trimmed(new, self.cuts, self.kept)
-        block = recalled([hit.page for hit in self.back])
+        block = recalled([hit.page for hit in self.recalled])
         if block:
             at = next((i for i, m in enumerate(new) if m.role is Role.USER), 0)
             new[at] = Message(new[at].role, f"{block}\n{new[at].content}")
-        return [*messages(self.pieces, self._held), *new]
+        return [*messages(self.pieces, self._stored), *new]
 
     def shrink(self, over: int) -> None:
-        """Free so many tokens at least: old pages, then what came back, then of the request.
+        """Free at least `over` tokens: old pages first, then recalled pages, then the request's.
 
-        E2BIG when nothing of the request would be left.
+        E2BIG when no page of the request would be left.
         """
         size = self.window - self.reserve + over
-        sizes = {n: self._held[n].tokens for p in self.pieces for n in p.numbers()}
+        sizes = {n: self._stored[n].tokens for p in self.pieces for n in p.numbers()}
         least = max(over, int(self.window * limits.COMPACT_SHARE)) if not self.evicted else over
-        leaving = victims(self.pieces, sizes, self._uses(), self._fixed(), least)
-        self.evicted += leaving
-        self.pieces = without(self.pieces, set(leaving))
-        over -= sum(sizes[number] for number in leaving)
-        while over > 0 and self.back and not self._table.pinned(self.back[-1].page.number):
-            over -= self.back.pop().page.tokens + LINE_TOKENS
+        evicted = victims(self.pieces, sizes, self._uses(), self._fixed(), least)
+        self.evicted += evicted
+        self.pieces = without(self.pieces, set(evicted))
+        over -= sum(sizes[number] for number in evicted)
+        while over > 0 and self.recalled and not self._table.pinned(self.recalled[-1].page.number):
+            over -= self.recalled.pop().page.tokens + LINE_TOKENS
         if over > 0:
             self._trim(over)
             if not any(self.kept):
@@ -254,61 +259,61 @@ class _Draft:
         return uses
 
     def _trim(self, over: int) -> None:
-        """A request that is too large by itself stands there in part."""
+        """Keep a part of a request that does not fit the window by itself."""
         if self.request.overflow == "error" or self.request.raw:
             return
-        here = sum(self.cuts[i][j].tokens for i, kept in enumerate(self.kept) for j in kept)
+        kept_tokens = sum(self.cuts[i][j].tokens for i, kept in enumerate(self.kept) for j in kept)
         fixed = {i for i, m in enumerate(self.request.messages) if m.role is Role.SYSTEM}
-        self.kept = kept_cuts(self.cuts, fixed, here - over)
+        self.kept = kept_cuts(self.cuts, fixed, kept_tokens - over)
         whole = sum(len(cuts) for cuts in self.cuts)
         tokens = sum(cut.tokens for cuts in self.cuts for cut in cuts)
         self.notices[:] = [
             f"the request has {tokens} tokens, the window {self.window}: "
             f"{sum(map(len, self.kept))} of its {whole} pages are in the window, the others "
-            f"are stored beside it"
+            f"are stored outside it"
         ]
 
-    def plan(self, prompt: Prompt) -> Plan:
+    def plan(self, prompt: Prompt) -> PagingPlan:
         room = self.window - prompt.size
         wanted = self.request.sampling.max_tokens
-        back = {hit.page.number: hit.page.tokens for hit in self.back}
-        sizes = {n: self._held[n].tokens for p in self.pieces for n in p.numbers()}
-        pages = {self._held[n].id for p in self.pieces for n in p.numbers()}
-        pages.update(hit.page.id for hit in self.back)
-        return Plan(
+        recalled_sizes = {hit.page.number: hit.page.tokens for hit in self.recalled}
+        sizes = {n: self._stored[n].tokens for p in self.pieces for n in p.numbers()}
+        pages = {self._stored[n].id for p in self.pieces for n in p.numbers()}
+        pages.update(hit.page.id for hit in self.recalled)
+        return PagingPlan(
             prompt, self.request.messages, wanted or min(limits.MAX_TOKENS, room), self.pieces,
-            self.kept, self.cuts, self.back, self.evicted, sizes | back, self.notices,
+            self.kept, self.cuts, self.recalled, self.evicted, sizes | recalled_sizes, self.notices,
             frozenset(pages),
         )  # fmt: skip
 
     def too_big(self, prompt: int) -> TooBig:
         process, window = self._process, self.window
         wanted = self.request.sampling.max_tokens
-        before = sum(self._held[n].tokens for p in self.pieces for n in p.numbers())
+        before = sum(self._stored[n].tokens for p in self.pieces for n in p.numbers())
         needs = prompt + (wanted or limits.MAX_TOKENS)
-        asked = f" and {wanted} are asked for" if wanted else ""
+        answer = f" and {wanted} are requested for the answer" if wanted else ""
         return TooBig(
             f"the prompt has {prompt} tokens ({before} of them earlier pages of process "
-            f"{process.pid}){asked}; the window has {window}",
-            "; ".join(filter(None, ["say less", self._pins(), self._larger(needs)])),
+            f"{process.pid}){answer}; the window has {window}",
+            "; ".join(filter(None, ["shorten the request", self._pins(), self._larger(needs)])),
         )
 
     def _pins(self) -> str:
-        """What could be unpinned of what the prompt holds, if anything."""
-        pages = [*(self._held[n] for p in self.pieces for n in p.numbers())]
-        pages += [hit.page for hit in self.back]
+        """A hint to unpin pages of the prompt; empty when none is pinned."""
+        pages = [*(self._stored[n] for p in self.pieces for n in p.numbers())]
+        pages += [hit.page for hit in self.recalled]
         pinned = [page for page in pages if self._table.pinned(page.number)]
         if not pinned:
             return ""
         tokens, pid = sum(page.tokens for page in pinned), self._process.pid
-        held = f"pinned pages take {tokens} tokens"
-        return f"{held}: `llmasos mem pin {pid} {min(page.number for page in pinned)} --off`"
+        taken = f"pinned pages take {tokens} tokens"
+        return f"{taken}: `llmasos mem pin {pid} {min(page.number for page in pinned)} --off`"
 
     def _larger(self, needs: int) -> str:
-        """The commands for a window that is large enough, if the model can have it."""
+        """A hint with the commands for a larger window, if the model supports one."""
         model, larger = self._process.model, -(-needs // limits.PAGE_TOKENS) * limits.PAGE_TOKENS
         most = min(self._trained or limits.WINDOW_MAX, limits.WINDOW_MAX)
         if larger > most:
-            return f"no window is large enough: {needs} tokens are needed, {model} can have {most}"
+            return f"the call needs {needs} tokens, a window of {model} has at most {most}"
         commands = f"`llmasos unmount {model}`, `llmasos mount {model} --set window={larger}`"
-        return f"or give the model a larger window: {commands}"
+        return f"or mount the model with a larger window: {commands}"

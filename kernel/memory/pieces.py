@@ -1,61 +1,62 @@
-"""Long work on an owner's database in pieces: each is one transaction that takes milliseconds.
+"""Long operations on an owner's database, in pieces: each is one transaction of milliseconds.
 
-What is left to be done stands in the database (`going`, and rows of `derived`), so whoever comes
-next goes on where the last piece ended, also after a crash. Other writes of the owner go between
-two pieces, and find the database as if the work was done up to there.
+The remaining work is recorded in the database (the table `going`, and rows of `derived`), so the
+next piece continues where the last one ended, also after a crash. Other writes of the owner run
+between two pieces and see a consistent state.
 """
 
 from collections.abc import Sequence
 
-from .. import limits
-from ..database import Statement, Transaction
+from ..abi import limits
+from ..storage.database import Statement, Transaction
 from . import schema
 
 _GOING = "SELECT low, high FROM going ORDER BY low LIMIT 1"
 _IDS = "SELECT id FROM pages WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
-_WAIT = f"""INSERT OR IGNORE INTO todo SELECT id, {schema.NOW} FROM pages
+_QUEUE = f"""INSERT OR IGNORE INTO todo SELECT id, {schema.NOW} FROM pages
             WHERE id BETWEEN ? AND ?"""
-_SPARE = ("vectors", "todo", "refused")  # may hold a page that was erased while its vector was made
+# Tables that may have a row of a page that was erased while it was embedded.
+_STALE = ("vectors", "todo", "refused")
 UNFINISHED = """SELECT 1 FROM going UNION ALL
                 SELECT 1 FROM derived WHERE name IN ('dirty', 'words', 'remake') LIMIT 1"""
 REMAKE = "SELECT 1 FROM derived WHERE name = 'remake'"
-FILLING = "SELECT 1 FROM derived WHERE name = 'words'"
+REBUILDING = "SELECT 1 FROM derived WHERE name = 'words'"
 INDEXES = ("turns", "nears")
 
 
-# --- pages that are going -------------------------------------------------------------------------
+# --- pages queued for erasure ---------------------------------------------------------------------
 def erase(transaction: Transaction) -> tuple[list[int], bool]:
-    """Erase some of the pages that are going: their ids, and whether there are more."""
+    """Erase up to SLICE_ROWS queued pages: their ids, and whether there are more."""
     erased: list[int] = []
     while len(erased) < limits.SLICE_ROWS:
         found = transaction.read(_GOING)
         if not found:
             return erased, False
         low, high = (int(one or 0) for one in found[0])
-        some = limits.SLICE_ROWS - len(erased)
-        ids = [int(row[0] or 0) for row in transaction.read(_IDS, (low, high, some))]
-        end = ids[-1] if len(ids) == some else high
+        room = limits.SLICE_ROWS - len(erased)
+        ids = [int(row[0] or 0) for row in transaction.read(_IDS, (low, high, room))]
+        end = ids[-1] if len(ids) == room else high
         if ids:
-            transaction.write(schema.erased(ids[0], ids[-1]))
+            transaction.write(schema.erase_pages(ids[0], ids[-1]))
         transaction.write([
-            *((f"DELETE FROM {table} WHERE id BETWEEN ? AND ?", (low, end)) for table in _SPARE),
+            *((f"DELETE FROM {table} WHERE id BETWEEN ? AND ?", (low, end)) for table in _STALE),
             ("DELETE FROM going WHERE low = ?", (low,)),
         ])  # fmt: skip
         if end < high:
-            transaction.write([schema.going(end + 1, high)])
+            transaction.write([schema.queue_erase(end + 1, high)])
         erased += ids
     return erased, bool(transaction.read(_GOING))
 
 
 # --- the text indexes -----------------------------------------------------------------------------
 def begin_words(transaction: Transaction) -> None:
-    """Empty the text indexes; from now on they are filled from the first page on."""
+    """Empty the text indexes and record that they are to be filled from the first page."""
     clear = [(f"INSERT INTO {index}({index}) VALUES('delete-all')", ()) for index in INDEXES]
     transaction.write([*clear, ("INSERT OR REPLACE INTO derived VALUES('words', '0')", ())])
 
 
 def fill_words(transaction: Transaction) -> bool:
-    """Enter the next pages into the text indexes. False: all are there."""
+    """Add the next pages to the text indexes. False: all pages are in them."""
     found = transaction.read("SELECT CAST(version AS INTEGER) FROM derived WHERE name = 'words'")
     if not found:
         return False
@@ -66,24 +67,24 @@ def fill_words(transaction: Transaction) -> bool:
         return False
     low, high = int(ids[0][0] or 0), int(ids[-1][0] or 0)
     filled = ("UPDATE derived SET version = ? WHERE name = 'words'", (str(high),))
-    transaction.write([filled, *schema.entered(low, high)])
+    transaction.write([filled, *schema.fill_text_indexes(low, high)])
     return True
 
 
 def merge_words(transaction: Transaction, index: str, *, first: bool) -> bool:
-    """Merge the segments of a text index a bit further. False: nothing is left of what is gone.
+    """Run one step of merging a text index's segments. False: the merge is complete.
 
-    `first`: begin with all segments that there are.
+    `first`: start a merge of all existing segments.
     """
     before = transaction.changes
     pages = -limits.MERGE_PAGES if first else limits.MERGE_PAGES
     transaction.write([(f"INSERT INTO {index}({index}, rank) VALUES('merge', ?)", (pages,))])
-    return transaction.changes - before >= 2  # as SQLite's documentation says
+    return transaction.changes - before >= 2  # fewer: nothing was merged (FTS5, "merge")
 
 
 # --- vectors --------------------------------------------------------------------------------------
 def begin_vectors(transaction: Transaction) -> None:
-    """From now on there are no vectors until all are gone: those of two embedders never mix."""
+    """Record that all vectors are to be removed; none is used until then (no mixed embedders)."""
     transaction.write([
         ("INSERT OR REPLACE INTO derived VALUES('remake', '0')", ()),
         ("DELETE FROM derived WHERE name IN ('vectors', 'numbers')", ()),
@@ -91,7 +92,7 @@ def begin_vectors(transaction: Transaction) -> None:
 
 
 def clear_vectors(transaction: Transaction) -> bool:
-    """Let some pages wait for new vectors. False: all of them do."""
+    """Remove the next vectors and queue their pages again. False: all pages are queued."""
     found = transaction.read("SELECT CAST(version AS INTEGER) FROM derived WHERE name = 'remake'")
     if not found:
         return False
@@ -101,7 +102,7 @@ def clear_vectors(transaction: Transaction) -> bool:
     statements: Sequence[Statement] = (
         ("DELETE FROM vectors WHERE id BETWEEN ? AND ?", (low, high)),
         ("DELETE FROM refused WHERE id BETWEEN ? AND ?", (low, high)),
-        (_WAIT, (low, high)),
+        (_QUEUE, (low, high)),
         ("UPDATE derived SET version = ? WHERE name = 'remake'", (str(high),))
         if ids else ("DELETE FROM derived WHERE name = 'remake'", ()),
     )  # fmt: skip

@@ -1,13 +1,13 @@
-"""Pages that an embedder refused: remembered with the reason, and tried again with another one.
+"""Pages that an embedder refused: stored with the reason, and retried when the embedder changes.
 
-They are found by their words. It must not know how a text becomes a vector.
+They are found by words only. This file must not know how a text is embedded.
 """
 
 import logging
 from collections.abc import Mapping
 
-from .. import limits
-from ..database import Statement
+from ..abi import limits
+from ..storage.database import Statement
 from . import schema
 from .memory import Memory
 
@@ -22,31 +22,31 @@ _AGAIN = (
 )
 
 
-async def refuse(memory: Memory, owner: str, made_by: str, why: Mapping[int, str]) -> None:
-    """These pages do not wait for a vector any more."""
+async def refuse(memory: Memory, owner: str, embedder: str, why: Mapping[int, str]) -> None:
+    """Record pages that get no vector, and take them out of `todo`."""
     statements: list[Statement] = []
     for page, reason in why.items():
         log.warning("page %d of %s is found by words only: %s", page, owner, reason)
-        statements += [(_REFUSE, (made_by, reason, page)), (_DONE, (page,))]
+        statements += [(_REFUSE, (embedder, reason, page)), (_DONE, (page,))]
     await memory.store.write(memory.database(owner), statements, durable=False)
 
 
 async def refused(memory: Memory, owner: str) -> list[str]:
-    """The first pages of which there is no vector, where they are, and why."""
+    """The first REFUSED refused pages, with the processes that have them and the reason."""
     found: list[str] = []
     for page, why in await memory.read(owner, _REFUSED, limits.REFUSED):
         space, _ = schema.space_of(int(page or 0))
         places = [
             f"page {number} of process {table.pid}"
-            for table in memory.tables.having(owner, space)
+            for table in memory.tables.using(owner, space)
             for number in table.numbers(int(page or 0))
         ]
-        found.append(f"{', '.join(places) or 'a page that goes'}: {why!s}")
+        found.append(f"{', '.join(places) or 'a page that is being erased'}: {why!s}")
     return found
 
 
-async def look_again(memory: Memory, owner: str, made_by: str) -> None:
-    """Pages that another embedder refused wait for this one."""
-    if await memory.read(owner, _OTHERS, made_by):
-        statements: list[Statement] = [(sql, (made_by,)) for sql in _AGAIN]
+async def retry_refused(memory: Memory, owner: str, embedder: str) -> None:
+    """Queue the pages that another embedder refused for this one."""
+    if await memory.read(owner, _OTHERS, embedder):
+        statements: list[Statement] = [(sql, (embedder,)) for sql in _AGAIN]
         await memory.store.write(memory.database(owner), statements, durable=False)

@@ -1,4 +1,4 @@
-"""What is written of pages and page tables, and how it stands in rows."""
+"""The values that are written of pages and page tables, and their conversion to rows."""
 
 import json
 import time
@@ -6,42 +6,42 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from ..database import Row, Statement
-from ..values import Role
+from ..abi.values import Role
+from ..storage.database import Row, Statement
 from . import schema
 from .layout import Stored
-from .table import Mark, Piece, Range, Table, dump
+from .table import PageMark, PageTable, Piece, Range, dump
 
 _TABLE = "INSERT OR REPLACE INTO tables VALUES(?,?,?,?,?,?,?,?)"
-_TABLE_AS_IT_IS = """UPDATE tables SET space = ?2, next = ?3, place = ?4, messages = ?5, tokens = ?6
-                     WHERE pid = ?1"""
+_TABLE_WITHOUT_WINDOW = """UPDATE tables SET space = ?2, next = ?3, place = ?4, messages = ?5,
+                           tokens = ?6 WHERE pid = ?1"""
 _RANGE = "INSERT OR REPLACE INTO ranges VALUES(?,?,?,?,?,?,?)"
 _MARK = "INSERT OR REPLACE INTO marks VALUES(?,?,?,?,?,?)"
 _MOVE = "INSERT INTO moves(pid, first, last, time, call, what, why, parts) VALUES(?,?,?,?,?,?,?,?)"
 
-REPLACED, OTHERS = "replaced", ", under another author"  # what a move is, and the end of its why
+REPLACED, OTHERS = "replaced", ", under another author"  # `what` of a move, suffix of its `why`
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """A page to be. The kernel sets kind and author; the rest is what the caller says of it."""
+class NewPage:
+    """A page to be written. The kernel sets kind and author; the caller gives the rest."""
 
     text: str
     tokens: int
     kind: str
     author: str
-    message: int = 0  # of those that are written together, from 0
+    message: int = 0  # index of its message among those written together
     time: float | None = None  # None: now
     session: str = ""
     key: str = ""
     labels: Sequence[str] = ()
-    created: float | None = None  # when something was first written there; None: now
-    speaker: str = ""  # who said it; empty: its author
+    created: float | None = None  # Unix seconds: when the page was first written; None: now
+    speaker: str = ""  # whose words these are; empty: the author's
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Pages that came into the window or left it, and why."""
+    """Pages that entered or left the window, and why."""
 
     first: int
     last: int
@@ -52,30 +52,31 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What a call leaves behind."""
+class TurnRecord:
+    """What a call writes when it has ended."""
 
     call: int
-    pages: Sequence[Written]  # of the request, then of the answer
-    kept: Sequence[Sequence[int]]  # pieces of each of its messages that are in the window
+    pages: Sequence[NewPage]  # of the request, then of the answer
+    kept: Sequence[Sequence[int]]  # by message: indexes of its pages that are in the window
     roles: Sequence[Role]  # of the messages, the answer's last
-    window: Sequence[Piece]  # what stays of the old one
-    recalled: Mapping[int, Mapping[str, float]]  # pages that came back, with the parts of the score
+    window: Sequence[Piece]  # the part of the old window that stays
+    recalled: Mapping[int, Mapping[str, float]]  # recalled pages, with the parts of the score
     evicted: Sequence[int]
-    why: str  # they left
-    sizes: Mapping[int, int] = field(default_factory=dict[int, int])  # tokens of what was recalled
-    is_void: Callable[[], bool] = lambda: False  # asked when it is written: what it saw is gone
+    why: str  # reason of the evictions
+    sizes: Mapping[int, int] = field(default_factory=dict[int, int])  # tokens, pages in the window
+    # Evaluated before the write. True: a page that the call saw was erased.
+    is_void: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a syscall changed of a page table."""
+    """A syscall's change of a page table, to be written."""
 
     moves: Sequence[Moved] = ()
     marks: Iterable[int] = ()  # numbers
     ranges: Sequence[Range] = ()
     more: Sequence[Statement] = ()
-    goes: bool = False  # `more` says that pages go
+    erases: bool = False  # `more` queues pages for erasure
     frees: bool = False
 
 
@@ -91,7 +92,7 @@ def stored(number: int, row: Row) -> Stored:
 
 
 def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Numbers as first and last of each run."""
+    """Consecutive numbers as runs: first and last of each."""
     found: list[tuple[int, int]] = []
     for number in sorted(set(numbers)):
         if found and number == found[-1][1] + 1:
@@ -101,8 +102,8 @@ def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
-def pieces(turn: Turn, numbers: Sequence[int], message: int) -> list[Piece]:
-    """The new messages as they stand in the window; what came back stands before the first one."""
+def pieces(turn: TurnRecord, numbers: Sequence[int], message: int) -> list[Piece]:
+    """The new messages in the window; the recalled pages belong to the first user message."""
     by_message: dict[int, list[int]] = {}
     for number, page in zip(numbers, turn.pages, strict=True):
         by_message.setdefault(page.message, []).append(number)
@@ -113,34 +114,34 @@ def pieces(turn: Turn, numbers: Sequence[int], message: int) -> list[Piece]:
             mine = [mine[at] for at in turn.kept[index]]
         if mine:
             made.append(Piece(message + index, role, mine))
-    host = next((p for p in made if p.role is Role.USER), made[0] if made else None)
-    if host is not None:
-        host.recalled = sorted(turn.recalled)
+    first_user = next((p for p in made if p.role is Role.USER), made[0] if made else None)
+    if first_user is not None:
+        first_user.recalled = sorted(turn.recalled)
     return made
 
 
-def left(turn: Turn, numbers: Sequence[int]) -> list[Moved]:
-    """What went out of the window, and what of a request larger than it never came in."""
+def moves_out(turn: TurnRecord, numbers: Sequence[int]) -> list[Moved]:
+    """Moves: evicted pages, and pages of a too large request that were never in the window."""
     shown = {number for piece in pieces(turn, numbers, 0) for number in piece.pages}
-    beside = [number for number in numbers if number not in shown]
+    outside = [number for number in numbers if number not in shown]
     why = "the request is larger than the window"
     return [
         *(Moved(a, b, "evicted", turn.why, turn.call) for a, b in runs(turn.evicted)),
-        *(Moved(a, b, "beside", why, turn.call) for a, b in runs(beside)),
+        *(Moved(a, b, "beside", why, turn.call) for a, b in runs(outside)),
     ]
 
 
-def mark(row: Row) -> Mark:
+def mark(row: Row) -> PageMark:
     _pid, _number, page, pinned, used, uses = row
-    behind = None if page is None else int(page)
-    return Mark(behind, bool(pinned), float(used or 0), int(uses or 0))
+    target = None if page is None else int(page)
+    return PageMark(target, bool(pinned), float(used or 0), int(uses or 0))
 
 
 def range_row(pid: int, one: Range) -> Statement:
     return _RANGE, (pid, one.first, one.count, one.space, one.place, int(one.writable), one.source)
 
 
-def mark_row(table: Table, number: int) -> Statement:
+def mark_row(table: PageTable, number: int) -> Statement:
     mark = table.marks[number]
     return _MARK, (table.pid, number, mark.page, int(mark.pinned), mark.used, mark.uses)
 
@@ -151,24 +152,26 @@ def move_row(pid: int, move: Moved) -> Statement:
     return _MOVE, row
 
 
-def saved(table: Table, *, window: bool, ranges: Sequence[Range] = ()) -> list[Statement]:
-    """What is on disk of a table, as it is now. `window` False: its window there stays."""
+def saved(table: PageTable, *, window: bool, ranges: Sequence[Range] = ()) -> list[Statement]:
+    """Statements that save a table. `window` False: the window on disk is left as it is."""
     row = (table.pid, table.space, table.next, table.place, table.messages, table.tokens)
     space = (table.space, table.pid, "", b"")
     return [
         ("INSERT OR IGNORE INTO spaces VALUES(?,?,?,?,0)", space),
-        (_TABLE, (*row, dump(table.window), table.held)) if window else (_TABLE_AS_IT_IS, row),
+        (_TABLE, (*row, dump(table.window), table.window_tokens))
+        if window
+        else (_TABLE_WITHOUT_WINDOW, row),
         *(range_row(table.pid, one) for one in ranges),
     ]
 
 
 def digest(text: str) -> bytes:
-    """What tells whether a page is still what was written."""
+    """The hash that is stored with a page and checked by fsck."""
     return blake2b(text.encode(), digest_size=16).digest()
 
 
-def page_row(owner: str, page: int, one: Written, *, message: int = 0, call: int = 0) -> Statement:
-    """A page of a message that is counted from `message` on."""
+def page_row(owner: str, page: int, one: NewPage, *, message: int = 0, call: int = 0) -> Statement:
+    """The statement that inserts a page. `message`: number of the first message of this write."""
     now = time.time()
     return schema.INSERT_PAGE, (
         page, message + one.message, owner, one.kind, one.author,

@@ -1,25 +1,25 @@
-"""What an owner's database holds of their pages, and the statements that change it.
+"""The schema of an owner's database of pages, and the statements that change it.
 
-A page is stored once, whoever maps it. Its id is its space and its place in it, so the pages of a
-space lie side by side: an index is asked for a part of a space by a range of ids, and neighbours
-are id - 1 and id + 1. `turns` and `nears` are text indexes without a text of their own: their
-contents are views, which is why a page leaves them before it, or a neighbour, changes.
+A page is stored once, however many processes map it. Its id is its space and its place in the
+space, so the pages of a space are adjacent: a part of a space is a range of ids, and neighbours are
+id - 1 and id + 1. `turns` and `nears` are external-content text indexes (FTS5) over views, so a
+page has to be deleted from them before the page or a neighbour changes.
 """
 
 from collections.abc import Sequence
 
-from ..database import Schema, Statement
-from .fuse import Signs
-from .fuse import signs as seen
-from .lexical import indexed
+from ..recall.lexical import indexed
+from ..recall.ranking import Signs
+from ..recall.ranking import signs as signs_of_text
+from ..storage.database import Schema, Statement
 
-AT_ONCE = 500  # ids of one query
+AT_ONCE = 500  # ids per query
 ASKS, TIMED = 1, 2  # bits of signs
 
 
 def signs(text: str) -> int:
-    """What a page's text shows about its form, looked at once: it takes as long as ranking."""
-    found = seen(text)
+    """Signs of a page's text as bits; stored, since computing them takes as long as ranking."""
+    found = signs_of_text(text)
     return ASKS * found.asks + TIMED * found.timed
 
 
@@ -28,10 +28,10 @@ def signs_of(bits: int) -> Signs:
 
 
 TOKENIZE = "porter unicode61"  # of the text indexes
-COMING = "coming"  # the source of a space whose document is not whole yet
-SPAN = 32  # bits of a place
+INCOMPLETE = "coming"  # source of a space whose document is not completely stored yet
+SPAN = 32  # bits of the place in an id
 NOW = "(julianday('now') - 2440587.5) * 86400.0"  # Unix seconds, on every SQLite
-NEAR = 2  # pages on each side that belong to a page's window
+NEAR = 2  # neighbours on each side that are indexed with a page in `nears`
 _FIRST = """
   CREATE TABLE owner(key_id TEXT); INSERT INTO owner VALUES(NULL);
   CREATE TABLE pages(pid INTEGER, number INTEGER, message INTEGER NOT NULL,
@@ -42,7 +42,7 @@ _FIRST = """
     PRIMARY KEY(pid, number)) WITHOUT ROWID;
   CREATE INDEX pages_by_call ON pages(call)
 """
-# Spaces, ranges and derived indexes. What was there becomes the spaces of its processes.
+# Spaces, ranges and derived indexes. Existing pages become the spaces of their processes.
 _SPACES = f"""
   ALTER TABLE pages RENAME TO old;
   DROP INDEX pages_by_call;
@@ -93,59 +93,59 @@ _SPACES = f"""
   INSERT INTO todo SELECT id FROM pages;
   DROP TABLE old
 """
-_HELD = """
+_WINDOW_TOKENS = """
   ALTER TABLE tables ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
   UPDATE tables SET held = tokens WHERE window IS NULL
 """
-# Since when a page waits for its vector, and pages that an embedder refused.
+# The time since when a page waits for its vector, and pages that an embedder refused.
 _REFUSED = f"""
   ALTER TABLE todo ADD COLUMN since REAL NOT NULL DEFAULT 0;
   UPDATE todo SET since = {NOW};
   CREATE TABLE refused(id INTEGER PRIMARY KEY, made_by TEXT NOT NULL, why TEXT NOT NULL,
     time REAL NOT NULL)
 """
-# Pages that nobody has any more, and that are erased in pieces: first and last id.
+# Pages that no process has any more, queued for erasure in pieces: first and last id.
 _GOING = "CREATE TABLE going(low INTEGER PRIMARY KEY, high INTEGER NOT NULL)"
-# Who said a page, as its writer says, apart from who wrote it.
+# The speaker of a page, as given by its author.
 _SPEAKER = """
   ALTER TABLE pages ADD COLUMN speaker TEXT NOT NULL DEFAULT '';
   DROP VIEW said;
   CREATE VIEW said AS SELECT id, CASE coalesce(nullif(speaker, ''), author) WHEN '' THEN text
     ELSE coalesce(nullif(speaker, ''), author) || ': ' || text END AS text FROM pages
 """
-# Words are folded and symbols are words: the text indexes are filled anew, in pieces, after boot.
+# Folded words and symbols as words: the text indexes are rebuilt in pieces, after boot.
 _FOLDED = """
   INSERT INTO turns(turns) VALUES('delete-all');
   INSERT INTO nears(nears) VALUES('delete-all');
   INSERT OR REPLACE INTO derived SELECT 'words', '0' WHERE EXISTS (SELECT 1 FROM pages)
 """
 SCHEMA = Schema(
-    "pages", (_FIRST, _SPACES, _HELD, _REFUSED, _GOING, _SPEAKER, _FOLDED),
+    "pages", (_FIRST, _SPACES, _WINDOW_TOKENS, _REFUSED, _GOING, _SPEAKER, _FOLDED),
     functions={"indexed": indexed, "signs": signs},
 )  # fmt: skip
 
-# Something of pages that are gone is left in an index: set when they go, reset when a sweep begins,
-# removed when it has ended and nothing was set meanwhile.
+# An index still holds something of erased pages: set by an erasure, reset when a sweep begins,
+# removed when the sweep has ended and it was not set again meanwhile.
 DIRTY: Statement = ("INSERT OR REPLACE INTO derived VALUES('dirty', '1')", ())
 SWEEPING: Statement = ("UPDATE derived SET version = '0' WHERE name = 'dirty'", ())
 CLEAN: Statement = ("DELETE FROM derived WHERE name = 'dirty' AND version = '0'", ())
 INSERT_PAGE = f"INSERT INTO pages VALUES({','.join('?' * 17)})"
 COLUMNS = """id, message, owner, kind, author, time, session, key, tokens, text, labels, signs,
              speaker, created"""
-LAST = (1 << 63) - 1  # the greatest id that there can be
-# While the text indexes are made anew, pages beyond this one are not in them yet.
-_HERE = f"""BETWEEN ? AND min(?, coalesce((SELECT CAST(version AS INTEGER) FROM derived
+LAST = (1 << 63) - 1  # the largest possible id
+# While the text indexes are rebuilt, pages beyond this id are not in them yet.
+_INDEXED = f"""BETWEEN ? AND min(?, coalesce((SELECT CAST(version AS INTEGER) FROM derived
             WHERE name = 'words'), {LAST}))"""
-_TURNS_OF = f"INSERT INTO turns(rowid, turn) SELECT id, turn FROM turn_view WHERE id {_HERE}"
-_NEARS_OF = f"INSERT INTO nears(rowid, near) SELECT id, near FROM near_view WHERE id {_HERE}"
-_LEAVE_TURNS = f"""INSERT INTO turns(turns, rowid, turn)
-                   SELECT 'delete', id, turn FROM turn_view WHERE id {_HERE}"""
-_LEAVE_NEARS = f"""INSERT INTO nears(nears, rowid, near)
-                   SELECT 'delete', id, near FROM near_view WHERE id {_HERE}"""
+_TURNS_OF = f"INSERT INTO turns(rowid, turn) SELECT id, turn FROM turn_view WHERE id {_INDEXED}"
+_NEARS_OF = f"INSERT INTO nears(rowid, near) SELECT id, near FROM near_view WHERE id {_INDEXED}"
+_DELETE_TURNS = f"""INSERT INTO turns(turns, rowid, turn)
+                   SELECT 'delete', id, turn FROM turn_view WHERE id {_INDEXED}"""
+_DELETE_NEARS = f"""INSERT INTO nears(nears, rowid, near)
+                   SELECT 'delete', id, near FROM near_view WHERE id {_INDEXED}"""
 
 
-def unknown(space: int) -> Statement:
-    """A document that is not whole any more is not mapped again as if it were."""
+def clear_digest(space: int) -> Statement:
+    """Clear the digest of a space, so that an incomplete document is not mapped again."""
     return "UPDATE spaces SET digest = x'' WHERE space = ? AND pid = 0", (space,)
 
 
@@ -153,20 +153,20 @@ def page_id(space: int, place: int) -> int:
     return space << SPAN | place
 
 
-def whole(space: int) -> tuple[int, int]:
-    """The first and the last id that a space can have."""
+def id_range(space: int) -> tuple[int, int]:
+    """The first and the last possible id of a space."""
     return page_id(space, 0), page_id(space + 1, 0) - 1
 
 
 def space_of(page: int) -> tuple[int, int]:
-    """Its space, and its place there."""
+    """The space of a page and its place in the space."""
     return page >> SPAN, page & (1 << SPAN) - 1
 
 
-def followed(low: int, high: int) -> list[Statement]:
-    """After pages were inserted: they are found by words at once, and by meaning soon.
+def index_pages(low: int, high: int) -> list[Statement]:
+    """Index inserted pages: text at once; they are queued for their vectors.
 
-    A page gets its window when the pages after it are there.
+    A page is added to `nears` when the NEAR pages after it exist.
     """
     return [
         (_TURNS_OF, (low, high)),
@@ -175,8 +175,8 @@ def followed(low: int, high: int) -> list[Statement]:
     ]
 
 
-def sealed(high: int) -> list[Statement]:
-    """No page will come after this one: the last ones get their windows."""
+def complete_windows(high: int) -> list[Statement]:
+    """Add the last pages of a space to `nears`: no page will follow `high`."""
     return _windows(max(high - NEAR + 1, high >> SPAN << SPAN), high)
 
 
@@ -187,28 +187,28 @@ def _windows(first: int, last: int) -> list[Statement]:
     ]
 
 
-def entered(low: int, high: int) -> list[Statement]:
-    """Pages, with their windows, into text indexes that have none of them."""
+def fill_text_indexes(low: int, high: int) -> list[Statement]:
+    """Add pages to text indexes that have none of them."""
     return [(_TURNS_OF, (low, high)), (_NEARS_OF, (low, high))]
 
 
-def going(low: int, high: int) -> Statement:
-    """Pages that nobody has any more; ids without a page are left out."""
+def queue_erase(low: int, high: int) -> Statement:
+    """Queue pages for erasure; nothing is queued if no page exists in the range."""
     sql = """INSERT INTO going SELECT ?1, ?2 WHERE EXISTS
              (SELECT 1 FROM pages WHERE id BETWEEN ?1 AND ?2)
              ON CONFLICT(low) DO UPDATE SET high = max(high, excluded.high)"""
     return sql, (low, high)
 
 
-def erased(low: int, high: int) -> list[Statement]:
-    """Pages and all that was derived of them leave; the windows of their neighbours are made anew.
+def erase_pages(low: int, high: int) -> list[Statement]:
+    """Delete pages and everything derived from them; their neighbours are indexed again.
 
-    `low` and `high` are of one space.
+    `low` and `high` are in one space.
     """
     before, after = (low - NEAR, low - 1), (high + 1, high + NEAR)
     return [
-        (_LEAVE_NEARS, (before[0], after[1])),
-        (_LEAVE_TURNS, (low, high)),
+        (_DELETE_NEARS, (before[0], after[1])),
+        (_DELETE_TURNS, (low, high)),
         *((f"DELETE FROM {table} WHERE id BETWEEN ? AND ?", (low, high))
           for table in ("pages", "vectors", "todo", "refused")),
         ("DELETE FROM told WHERE summary BETWEEN ? AND ?", (low, high)),
@@ -218,8 +218,8 @@ def erased(low: int, high: int) -> list[Statement]:
     ]  # fmt: skip
 
 
-def gone(pid: int) -> Sequence[Statement]:
-    """A process's own rows leave; its pages may be others', too."""
+def delete_process(pid: int) -> Sequence[Statement]:
+    """Delete a process's rows; its pages may be in use by other processes."""
     return [
         (f"DELETE FROM {table} WHERE pid = ?", (pid,))
         for table in ("tables", "ranges", "marks", "moves")

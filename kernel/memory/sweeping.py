@@ -1,11 +1,11 @@
-"""What is left of pages that are gone: the sweeper removes it, owner by owner, in the background.
+"""The sweeper removes what is left of erased pages, per owner, in the background.
 
-Their rows are erased at once, as fast as pieces go. Words of theirs stay in old segments of the
-text indexes, and vectors in Chroma's files, until these are merged and made anew. That takes as
-long as the indexes are large, so it is done for many at once: SWEEP_S after the first of them has
-gone, however many go meanwhile; Chroma's files once a tenth of the vectors is gone, or an hour
-later. What is left stands on disk, and the next boot goes on; so it does with indexes whose making
-was interrupted. `forget` does not wait for any of this.
+Queued rows are erased at once, piece by piece. Words of erased pages stay in old segments of the
+text indexes, and vectors in Chroma's files, until the segments are merged and the files rewritten.
+That takes time proportional to the indexes, so one sweep serves many erasures: it runs SWEEP_S
+after the first of them. Chroma's files are rewritten once 1/RENEW_PARTS of the vectors is gone, or
+RENEW_LATE_S later. The remaining work is recorded on disk and continues at the next boot, as do
+interrupted rebuilds of indexes. `forget` sweeps by itself, without these delays.
 """
 
 import logging
@@ -15,167 +15,168 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from .. import limits
-from ..errors import Damaged, SyscallError
+from ..abi import limits
+from ..abi.errors import Damaged, SyscallError
 from ..supervisor import Supervisor
-from . import erasing, pieces, schema, words
+from . import erasing, pieces, schema, text_index
 from .fsck import resume_vectors
-from .meaning import Meaning
 from .memory import Memory
+from .vector_index import VectorIndex
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Due:
-    """What has to be done for an owner."""
+class PendingSweep:
+    """The pending work of one owner."""
 
-    erase: anyio.Event = field(default_factory=anyio.Event)  # set: there are pages to be erased
-    news: anyio.Event = field(default_factory=anyio.Event)  # set: something more has gone
-    sweep: bool = True  # something of pages that are gone is left in an index
-    whole: bool = False  # Chroma's files are made anew by the next sweep, however few are gone
-    gone: int = 0  # pages whose vectors may be in Chroma's files
-    late: float | None = None  # monotonic seconds since these are left, while no words are
+    erase: anyio.Event = field(default_factory=anyio.Event)  # set: there are rows to erase
+    more: anyio.Event = field(default_factory=anyio.Event)  # set: more pages were erased
+    sweep: bool = True  # an index still holds something of erased pages
+    whole: bool = False  # the next sweep rewrites Chroma's files, however few vectors are gone
+    gone: int = 0  # erased pages whose vectors may be in Chroma's files
+    late: float | None = None  # monotonic seconds: since when only Chroma's files are left to do
 
 
 class Sweeper:
-    """Of the machine."""
+    """Runs one background job per owner with pending work."""
 
-    def __init__(self, memory: Memory, meaning: Meaning, jobs: Supervisor) -> None:
-        self._memory, self._meaning, self._jobs = memory, meaning, jobs
-        self._due: dict[str, Due] = {}  # by owner; each has a job
-        memory.left = self.left
+    def __init__(self, memory: Memory, vectors: VectorIndex, jobs: Supervisor) -> None:
+        self._memory, self._vectors, self._jobs = memory, vectors, jobs
+        self._pending: dict[str, PendingSweep] = {}  # by owner
+        memory.on_erase_pending = self.resume
         for owner in memory.owners():
             try:
-                self._look(owner)
-            except Damaged as error:  # its owner does without it, nobody else
-                memory.withhold(owner, error)
+                self._resume_after_boot(owner)
+            except Damaged as error:  # disable this owner only
+                memory.disable(owner, error)
 
-    def _look(self, owner: str) -> None:
-        """At boot: what the last run left."""
-        if self._memory.now(owner, pieces.FILLING):
-            self._memory.filling.add(owner)
-        if self._memory.now(owner, pieces.UNFINISHED):
-            self.left(owner)
+    def _resume_after_boot(self, owner: str) -> None:
+        """At boot: resume what the last run left."""
+        if self._memory.read_blocking(owner, pieces.REBUILDING):
+            self._memory.rebuilding.add(owner)
+        if self._memory.read_blocking(owner, pieces.UNFINISHED):
+            self.resume(owner)
 
     def dirty(self, owner: str, pages: int | None = None) -> None:
-        """Pages of this owner are gone: their indexes are swept within SWEEP_S from now.
+        """Schedule a sweep after pages of this owner were erased.
 
-        `pages`: how many, of a process that is gone; the vectors of so few may wait for others.
+        `pages`: how many pages a reaped process had; their vectors may stay in Chroma's files for a
+        later sweep. None: the next sweep rewrites these files.
         """
-        due = self._due.get(owner)
-        if due is None:
-            due = self._due[owner] = Due()
+        pending = self._pending.get(owner)
+        if pending is None:
+            pending = self._pending[owner] = PendingSweep()
             self._jobs.run("sweep", self._work, owner, owner=owner)
-        due.sweep = True
-        due.whole = due.whole or pages is None
-        due.gone += pages or 0
-        due.news.set()
+        pending.sweep = True
+        pending.whole = pending.whole or pages is None
+        pending.gone += pages or 0
+        pending.more.set()
 
-    def left(self, owner: str) -> None:
-        """There are pages to be erased, or an index to be made: begin now."""
+    def resume(self, owner: str) -> None:
+        """Erase queued rows and resume interrupted rebuilds now, without the pause."""
         self.dirty(owner)
-        self._due[owner].erase.set()
+        self._pending[owner].erase.set()
 
     async def _work(self, owner: str) -> None:
-        """Until nothing is left. What fails is tried again after growing pauses."""
-        due, pause_s = self._due[owner], limits.SWEEP_S
-        while due.sweep or due.late is not None:
-            if due.sweep:
-                await self._wait(owner, due, pause_s)
+        """The owner's job: sweep until nothing is left; retry failures with growing pauses."""
+        pending, pause_s = self._pending[owner], limits.SWEEP_S
+        while pending.sweep or pending.late is not None:
+            if pending.sweep:
+                await self._wait(owner, pending, pause_s)
             else:
-                await self._wait_late(due)
-            begun = time.monotonic()
-            if await self._swept(owner, due):
-                took_s = time.monotonic() - begun
+                await self._wait_late(pending)
+            started = time.monotonic()
+            if await self._swept(owner, pending):
+                took_s = time.monotonic() - started
                 pause_s = max(limits.SWEEP_S, min(limits.SWEEP_SHARE * took_s, limits.SWEEP_MOST_S))
             else:
                 pause_s = min(2 * pause_s, limits.SWEEP_LAST_S)
-        del self._due[owner]
+        del self._pending[owner]
 
-    async def _swept(self, owner: str, due: Due) -> bool:
-        """Sweep; whatever keeps it from being done, it stays due."""
-        done, due.sweep = False, False
+    async def _swept(self, owner: str, pending: PendingSweep) -> bool:
+        """Sweep; if it fails or is cancelled, the work stays pending."""
+        done, pending.sweep = False, False
         try:
             done = await self.sweep(owner)
         finally:
             if not done:
-                due.sweep = due.whole = True
+                pending.sweep = pending.whole = True
         return done
 
-    async def _wait_late(self, due: Due) -> None:
-        """Until more has gone, or Chroma's files have kept vectors for long enough."""
-        due.news = anyio.Event()
-        with anyio.move_on_after(_left_s(due)) as waited:
-            await due.news.wait()
-        due.sweep = due.sweep or waited.cancelled_caught
+    async def _wait_late(self, pending: PendingSweep) -> None:
+        """Wait until more pages are erased, or the rewrite of Chroma's files is due."""
+        pending.more = anyio.Event()
+        with anyio.move_on_after(_left_s(pending)) as waited:
+            await pending.more.wait()
+        pending.sweep = pending.sweep or waited.cancelled_caught
 
-    async def _wait(self, owner: str, due: Due, pause_s: float) -> None:
-        """The pause before a sweep; pages that have to be erased meanwhile are."""
+    async def _wait(self, owner: str, pending: PendingSweep, pause_s: float) -> None:
+        """Pause before a sweep; erase rows that are queued meanwhile."""
         with anyio.move_on_after(pause_s):
             while True:
-                await due.erase.wait()
-                due.erase = anyio.Event()
-                await self._attempt(owner, self._finish)
+                await pending.erase.wait()
+                pending.erase = anyio.Event()
+                await self._try(owner, self._finish)
 
     async def close(self) -> None:
-        """The machine goes down: what is due is done now."""
-        for owner, due in list(self._due.items()):
-            due.whole = True
+        """At shutdown: do the pending work now."""
+        for owner, pending in list(self._pending.items()):
+            pending.whole = True
             await self.sweep(owner)
 
     async def sweep(self, owner: str) -> bool:
-        """Whether all of it is done."""
-        return await self._attempt(owner, self._sweep)
+        """Sweep once. Whether it succeeded."""
+        return await self._try(owner, self._sweep)
 
-    async def _attempt(self, owner: str, do: Callable[[str], Awaitable[None]]) -> bool:
+    async def _try(self, owner: str, work: Callable[[str], Awaitable[None]]) -> bool:
         try:
-            async with self._memory.upkeep(owner):
-                await do(owner)
+            async with self._memory.maintenance(owner):
+                await work(owner)
         except (SyscallError, OSError) as error:
-            log.warning("pages of %s that are gone are not swept: %s", owner, error)
+            log.warning("the indexes of %s still hold erased pages: %s", owner, error)
             return False
         return True
 
     async def _finish(self, owner: str) -> None:
-        """Erase what is going, and make the indexes that are not complete."""
+        """Erase the queued rows and finish interrupted rebuilds of indexes."""
         memory = self._memory
         erased = await erasing.finish(memory, owner)
-        if erased:  # also vectors that were made meanwhile
-            await self._meaning.erased(owner, [], erased)
+        if erased:  # includes vectors that were stored meanwhile
+            await self._vectors.remove(owner, [], erased)
             await memory.count_waiting(owner)
-        await words.resume(memory, owner)
-        if memory.now(owner, pieces.REMAKE):
-            await resume_vectors(memory, self._meaning, owner)
+        await text_index.resume(memory, owner)
+        if memory.read_blocking(owner, pieces.REMAKE):
+            await resume_vectors(memory, self._vectors, owner)
 
     async def _sweep(self, owner: str) -> None:
         memory, database = self._memory, self._memory.database(owner)
         await memory.store.write(database, [schema.SWEEPING], durable=False, frees=True)
         await self._finish(owner)
-        due = self._due.get(owner)
-        whole = due is None or self._renews(owner, due)
+        pending = self._pending.get(owner)
+        whole = pending is None or self._rewrites_chroma(owner, pending)
         if whole:
-            if due is not None:
-                due.whole, due.gone = False, 0
-            await self._meaning.sweep(owner)
-        await words.merge(memory, owner)
-        if whole:  # else the mark stays: the next start makes Chroma's files anew
+            if pending is not None:
+                pending.whole, pending.gone = False, 0
+            await self._vectors.sweep(owner)
+        await text_index.merge(memory, owner)
+        if whole:  # otherwise the mark stays: the next boot rewrites Chroma's files
             await memory.store.write(database, [schema.CLEAN], frees=True)
-        if due is not None:
-            due.late = None if whole else (due.late or time.monotonic())
-        await memory.store.empty_log(database)
+        if pending is not None:
+            pending.late = None if whole else (pending.late or time.monotonic())
+        await memory.store.truncate_log(database)
 
-    def _renews(self, owner: str, due: Due) -> bool:
-        """Whether Chroma's files are made anew: it takes as long as the owner has pages.
+    def _rewrites_chroma(self, owner: str, pending: PendingSweep) -> bool:
+        """Whether to rewrite Chroma's files now: it takes time proportional to the owner's pages.
 
-        They hold numbers and no text, so a process that was a small part of them waits for others.
+        They hold vectors and no text, so the vectors of a small process wait for others.
         """
-        held = sum(one.count for table in self._memory.tables.of(owner) for one in table.ranges)
-        return due.whole or due.gone * limits.RENEW_PARTS >= held or _left_s(due) <= 0
+        pages = sum(one.count for table in self._memory.tables.of(owner) for one in table.ranges)
+        return pending.whole or pending.gone * limits.RENEW_PARTS >= pages or _left_s(pending) <= 0
 
 
-def _left_s(due: Due) -> float:
-    """Until Chroma's files are made anew, however few vectors are gone."""
-    if due.late is None:
+def _left_s(pending: PendingSweep) -> float:
+    """Seconds until Chroma's files are rewritten, however few vectors are gone."""
+    if pending.late is None:
         return limits.RENEW_LATE_S
-    return max(0.0, due.late + limits.RENEW_LATE_S - time.monotonic())
+    return max(0.0, pending.late + limits.RENEW_LATE_S - time.monotonic())

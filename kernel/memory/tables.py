@@ -1,8 +1,8 @@
-"""Every page table, who has pages of which space, and one change at a time.
+"""All page tables, the processes that use each space, and the locks for changes.
 
-A change is applied in memory while its write is on the way, under the table's lock, and taken back
-when it cannot be written. What decides whether a stored page is anybody's (sharing, mapping,
-replacing, erasing) holds the owner's lock as well, taken first.
+A change is applied in memory while its write is in flight, under the table's lock, and undone when
+the write fails. Operations that decide whether a stored page is still in use (sharing, mapping,
+replacing, erasing) also hold the owner's lock, which is taken first.
 """
 
 from collections.abc import AsyncGenerator, Iterable
@@ -10,80 +10,80 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from ..errors import Errno, SyscallError
-from .table import Table
+from ..abi.errors import Errno, SyscallError
+from .table import PageTable
 
 
 class Tables:
-    """Of the machine."""
+    """The page tables of all processes."""
 
     def __init__(self) -> None:
-        self._by_pid: dict[int, Table] = {}
-        self._having: dict[tuple[str, int], set[int]] = {}  # owner and space: pids
-        self._had: dict[int, set[int]] = {}  # pid: spaces
-        self._structures: dict[str, anyio.Lock] = {}  # by owner
+        self._by_pid: dict[int, PageTable] = {}
+        self._by_space: dict[tuple[str, int], set[int]] = {}  # owner and space: pids
+        self._spaces: dict[int, set[int]] = {}  # pid: spaces
+        self._ownership_locks: dict[str, anyio.Lock] = {}  # by owner
         self._locks: dict[int, anyio.Lock] = {}  # by pid
 
-    def get(self, pid: int) -> Table | None:
+    def get(self, pid: int) -> PageTable | None:
         return self._by_pid.get(pid)
 
-    def of(self, owner: str) -> list[Table]:
+    def of(self, owner: str) -> list[PageTable]:
         return [table for table in self._by_pid.values() if table.owner == owner]
 
-    def add(self, table: Table) -> Table:
+    def add(self, table: PageTable) -> PageTable:
         self._by_pid[table.pid] = table
         self.index(table)
         return table
 
-    def remove(self, pid: int) -> Table | None:
-        """The process is gone, or never came."""
+    def remove(self, pid: int) -> PageTable | None:
+        """Remove the table of a process that was reaped, or whose fork failed."""
         table = self._by_pid.pop(pid, None)
         if table is not None:
             self.index(table)
-        self._had.pop(pid, None)
+        self._spaces.pop(pid, None)
         return table
 
-    # --- who has what -----------------------------------------------------------------------------
-    def index(self, table: Table) -> None:
-        """It may have pages of other spaces now."""
-        had = self._had.get(table.pid, set())
-        has = table.spaces() if table.pid in self._by_pid else set[int]()
-        for space in had - has:
-            pids = self._having[table.owner, space]
+    # --- tables by space --------------------------------------------------------------------------
+    def index(self, table: PageTable) -> None:
+        """Update the index of tables by space after a change of a table."""
+        before = self._spaces.get(table.pid, set())
+        after = table.spaces() if table.pid in self._by_pid else set[int]()
+        for space in before - after:
+            pids = self._by_space[table.owner, space]
             pids.discard(table.pid)
             if not pids:
-                del self._having[table.owner, space]
-        for space in has - had:
-            self._having.setdefault((table.owner, space), set()).add(table.pid)
-        self._had[table.pid] = has
+                del self._by_space[table.owner, space]
+        for space in after - before:
+            self._by_space.setdefault((table.owner, space), set()).add(table.pid)
+        self._spaces[table.pid] = after
 
-    def having(self, owner: str, space: int) -> list[Table]:
-        """Tables that have pages of a space, or write to it."""
-        return [self._by_pid[pid] for pid in sorted(self._having.get((owner, space), ()))]
+    def using(self, owner: str, space: int) -> list[PageTable]:
+        """The tables that have pages of a space, or write to it."""
+        return [self._by_pid[pid] for pid in sorted(self._by_space.get((owner, space), ()))]
 
-    # --- one change at a time ---------------------------------------------------------------------
-    def structure(self, owner: str) -> anyio.Lock:
-        """Held while it is decided whose a stored page is."""
-        return self._structures.setdefault(owner, anyio.Lock())
+    # --- locks ------------------------------------------------------------------------------------
+    def ownership_lock(self, owner: str) -> anyio.Lock:
+        """The owner's lock, held while deciding whether a stored page is still in use."""
+        return self._ownership_locks.setdefault(owner, anyio.Lock())
 
     def lock(self, pid: int) -> anyio.Lock:
         return self._locks.setdefault(pid, anyio.Lock())
 
     def unlock(self, pids: Iterable[int]) -> None:
-        """Processes that are gone need no locks any more."""
+        """Drop the locks of processes that were reaped."""
         for pid in pids:
             self._locks.pop(pid, None)
 
     @asynccontextmanager
-    async def changing(self, table: Table, *, whole: bool = True) -> AsyncGenerator[None]:
-        """One change of a table, taken back when it cannot be written.
+    async def changing(self, table: PageTable, *, whole: bool = True) -> AsyncGenerator[None]:
+        """Hold the table's lock for one change; undo the change when the body raises.
 
-        `whole`: not only an append. ESRCH: its process is gone meanwhile.
+        `whole` False: the change is an append only. ESRCH: the process was reaped meanwhile.
         """
         async with self.lock(table.pid):
             if self._by_pid.get(table.pid) is not table:
-                words = f"process {table.pid} is gone"
-                raise SyscallError(Errno.ESRCH, words, "`llmasos ps` lists the others")
+                message = f"process {table.pid} was removed"
+                raise SyscallError(Errno.ESRCH, message, "`llmasos ps` lists processes")
             before = table.state(whole=whole)
             try:
                 yield

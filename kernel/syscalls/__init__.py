@@ -1,15 +1,16 @@
 """One short function per syscall; HANDLERS has them in the order of the table.
 
-A `def` handler never waits and is answered at once; an `async def` handler may wait, and streams by
-`call.send`. Who may call what was settled in the trap; here nothing is refused for want of rights.
+A `def` handler never waits: its reply is sent at once. An `async def` handler may wait, and streams
+with `call.send`. dispatch.py has authorised the call before; a handler checks further permissions
+only where a call has more objects than the authorised one.
 """
 
 from collections.abc import Callable, Mapping
 
 from . import explain, mail, models, pages, poison, policies, processes, system, texts, users
-from .call import Call as Call
+from .call import CallContext as CallContext
 
-# What the trap dispatches to; hello is the trap's own. A test holds it against the table.
+# Used by dispatch.py; hello is handled by the session. A test compares it with the syscall table.
 Handler = Callable[..., object]
 HANDLERS: Mapping[str, Handler] = {
     f.__name__: f

@@ -1,18 +1,18 @@
-"""A syscall on its way: what every handler is given beside its request."""
+"""The context of a syscall in flight: the second argument of every handler."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ..identity import Caller
+from ..access.identity import Caller
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A syscall on its way: who asked, and how to stream to them."""
+class CallContext:
+    """The caller of a syscall, and how to stream to it."""
 
     caller: Caller
-    number: int  # the journal's, of its begin; 0 for calls that are not begun and ended
-    begun: Awaitable[None] | None  # ends when that begin is written
+    number: int  # of its begin entry in the journal; 0 for calls without begin and end
+    begun: Awaitable[None] | None  # completes when that entry is written
     send: Callable[[object], None]  # never waits
     writable: Callable[[], Awaitable[None]]  # waits for a slow reader
-    own: bool = False  # of lists and of the journal, it is allowed its application's own part
+    own: bool = False  # in lists and the journal, only rows of the caller's own application

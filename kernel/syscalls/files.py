@@ -1,38 +1,39 @@
-"""What a caller names outside: files, opened with the rights of that user, and secrets."""
+"""Access for a caller to what is outside the kernel: files, with the user's rights, and secrets."""
 
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .. import paths, permit, secrets
-from ..errors import Denied
-from ..filesystem import Access, rights
-from ..identity import Caller
+from ..abi import paths, secrets
+from ..abi.errors import Denied
+from ..access.identity import Caller
+from ..access.permissions import file_object
 from ..machine import Machine
+from ..storage.filesystem import Access, rights
 
 Options = Mapping[str, bool | int | float | str]
-_HINT = "`llmasos mem write PID` takes a text from stdin"
+_HINT = "`llmasos mem write PID` reads the text from stdin"
 
 
 def access(m: Machine, caller: Caller) -> Access:
-    """For the user who calls. EACCES for one whose rights the kernel cannot take."""
+    """File access with the rights of the calling user. EACCES when the kernel cannot take them."""
     if caller.owner == m.owner:
         return Access(m.private_paths)
     uid = m.users.uid(caller.owner)
     if uid is None:
-        words = f"{caller.owner} is no user of the operating system, and may read no file of it"
-        raise Denied(words, _HINT)
+        message = f"{caller.owner} is not a user of the operating system and cannot read its files"
+        raise Denied(message, _HINT)
     if os.geteuid() != 0:
-        words = f"this kernel runs as {m.owner}, and opens files for no other user"
-        raise Denied(words, _HINT)
+        message = f"this kernel runs as {m.owner} and cannot open files as another user"
+        raise Denied(message, _HINT)
     return Access(m.private_paths, rights(uid))
 
 
 def claim(m: Machine, caller: Caller, url: str, options: Options) -> Callable[[], None]:
-    """What makes sure that the secret of an endpoint is sent to it, once the options make sense.
+    """A function, called after the options were checked, that binds a secret to an endpoint's URL.
 
-    A secret goes to one URL. Its owner, who owns this kernel, says to which by the first model that
-    has it; others name it for that URL alone. EACCES, at once for them. Blocks.
+    A secret is sent to one URL only: the URL of the first model with which the machine's owner uses
+    it. Other users can use it for that URL only; for them EACCES is raised at once. Blocks.
     """
     name = options.get("secret")
     folder, own = paths.find().secrets, caller.owner == m.owner
@@ -44,7 +45,7 @@ def claim(m: Machine, caller: Caller, url: str, options: Options) -> Callable[[]
 
 
 def check_secret(m: Machine, caller: Caller, url: str, options: Options) -> None:
-    """A mount may name another secret than its image: one that is for the same URL. EACCES."""
+    """EACCES when the secret in the options of a mount is not bound to the URL of the image."""
     name = options.get("secret")
     if url and isinstance(name, str):
         own = caller.owner == m.owner
@@ -52,10 +53,10 @@ def check_secret(m: Machine, caller: Caller, url: str, options: Options) -> None
 
 
 def why_not(m: Machine, caller: Caller) -> Callable[[Path], str]:
-    """What says of a file of a folder why the caller may not map it, or nothing."""
+    """A function that returns why the caller is not allowed to map a file; empty: it is allowed."""
 
     def why(path: Path) -> str:
-        object_ = permit.file_object(f"/files{path}")
+        object_ = file_object(f"/files{path}")
         decision = m.policy.check(caller.subjects, "mmap", object_)
         return "" if decision.allowed else decision.rule or f"no rule for {decision.subject}"
 

@@ -1,20 +1,20 @@
 """Messages between processes."""
 
-from .. import values as v
+from ..abi import values as v
 from ..machine import Machine
-from .call import Call
+from .call import CallContext
 
 
-async def send(m: Machine, call: Call, request: v.Send) -> v.Sent:
-    """To a process, from whoever calls or from a process of theirs. EAGAIN: its mailbox is full."""
-    to = m.processes.living(request.pid, call.caller.owner)
+async def send(m: Machine, call: CallContext, request: v.Send) -> v.Sent:
+    """Send to a process, from the caller or one of its processes. EAGAIN: the mailbox is full."""
+    to = m.processes.get_alive(request.pid, call.caller.owner)
     author = call.caller.author
     if request.sender:
-        author = f"app:{m.processes.living(request.sender, call.caller.owner).app}"
+        author = f"app:{m.processes.get_alive(request.sender, call.caller.owner).app}"
     return v.Sent(*await m.mail.send(to, request, author))
 
 
-async def recv(m: Machine, call: Call, request: v.Recv) -> v.Mail:
-    """The oldest message; whoever waits for one holds no slot. ETIMEDOUT."""
-    process = m.processes.living(request.pid, call.caller.owner)
+async def recv(m: Machine, call: CallContext, request: v.Recv) -> v.Mail:
+    """The oldest message; waits for one without using a slot. ETIMEDOUT."""
+    process = m.processes.get_alive(request.pid, call.caller.owner)
     return await m.mail.receive(process, request, call.caller.connection)

@@ -1,60 +1,60 @@
-"""Pages of a process: read, written, searched, pinned, mapped, forgotten."""
+"""Pages of a process: read, write, search, pin, evict, map, share, forget and check."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from .. import limits, permit
-from .. import values as v
-from ..database import Value
+from ..abi import limits
+from ..abi import values as v
+from ..abi.errors import Errno, SyscallError
 from ..driver import Cut
-from ..errors import Errno, SyscallError
 from ..machine import Machine
 from ..memory import changing, forgetting, mapping, reading
 from ..memory import fsck as checking
 from ..memory.layout import Stored
 from ..memory.recall import Wanted, find
-from ..memory.rows import Written
-from ..memory.table import Table
-from ..process import Process
+from ..memory.rows import NewPage
+from ..memory.table import PageTable
+from ..process.table import Process
+from ..storage.database import Value
 from . import files
-from .call import Call
+from .call import CallContext
 
 
-async def read_mem(m: Machine, call: Call, request: v.ReadMem) -> v.Pages:
+async def read_mem(m: Machine, call: CallContext, request: v.ReadMem) -> v.Pages:
     _check_times(request)
     _, table = await _opened(m, call, request.pid)
     return await reading.read(m.memory, table, request)
 
 
 def _check_times(request: v.ReadMem | v.SearchMem) -> None:
-    """EINVAL: nothing can be in between."""
+    """EINVAL for an empty interval."""
     since, until = request.since, request.until
     if since is not None and until is not None and since > until:
-        words = f"since={_day(since)} is later than until={_day(until)}"
-        raise SyscallError(Errno.EINVAL, words, "give the earlier time as since")
+        message = f"since={_iso(since)} is later than until={_iso(until)}"
+        raise SyscallError(Errno.EINVAL, message, "give the earlier time as since")
 
 
-def _day(seconds: float) -> str:
-    """Unix seconds as people write them, in UTC."""
+def _iso(seconds: float) -> str:
+    """Unix seconds as an ISO time in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-async def write_mem(m: Machine, call: Call, request: v.WriteMem) -> v.Written:
-    """A text as pages: appended, in the place of a page, or as what a key stands for."""
-    process = m.processes.living(request.pid, call.caller.owner)
+async def write_mem(m: Machine, call: CallContext, request: v.WriteMem) -> v.Written:
+    """Write a text as pages: appended, in place of a page, or as the value of a key."""
+    process = m.processes.get_alive(request.pid, call.caller.owner)
     if request.page is not None and request.key:
-        words = "a page is named by its number or by its key"
-        raise SyscallError(Errno.EINVAL, f"page={request.page} and key={request.key!r}: {words}")
+        message = f"page={request.page} and key={request.key!r}: give a page or a key, not both"
+        raise SyscallError(Errno.EINVAL, message)
     cuts = await _cut(m, process, request.text)
     table = await m.memory.opened(process)
     before = await _before(m, table, request)
     old = before[0] if request.page is not None and before else None
-    # A text that takes the place of others is not less marked than they were.
+    # A text that replaces pages keeps their labels.
     labels = dict.fromkeys([*(one for page in before for one in page.labels), *request.labels])
     pages = [
-        Written(
+        NewPage(
             c.text, c.tokens, v.Kind.NOTE, call.caller.author, 0, request.time,
             request.session or (old.session if old else ""),
             request.key or (old.key if old else ""), list(labels), speaker=request.speaker,
@@ -68,15 +68,15 @@ async def write_mem(m: Machine, call: Call, request: v.WriteMem) -> v.Written:
         numbers, free = await changing.put(m.memory, table, request.key, pages)
     else:
         numbers = [number for number, _ in await m.memory.write(process, pages)]
-    await m.freed(process.owner, [], free)
-    _tell(m, process)
+    await m.pages_freed(process.owner, [], free)
+    _pages_written(m, process)
     return v.Written(numbers)
 
 
-async def _before(m: Machine, table: Table, request: v.WriteMem) -> list[Stored]:
-    """The pages that are to be replaced: one by its number, or those of a key. ENOENT."""
+async def _before(m: Machine, table: PageTable, request: v.WriteMem) -> list[Stored]:
+    """The pages to replace: one by its number, or those of a key. ENOENT."""
     if request.page is not None:
-        table.must(request.page)
+        table.require(request.page)
         return list((await m.memory.stored(table, [request.page])).values())
     if not request.key:
         return []
@@ -84,7 +84,7 @@ async def _before(m: Machine, table: Table, request: v.WriteMem) -> list[Stored]
     return list((await m.memory.stored(table, numbers)).values())
 
 
-async def search_mem(m: Machine, call: Call, request: v.SearchMem) -> v.Hits:
+async def search_mem(m: Machine, call: CallContext, request: v.SearchMem) -> v.Hits:
     begun = time.perf_counter()
     _check_times(request)
     _, table = await _opened(m, call, request.pid)
@@ -93,12 +93,12 @@ async def search_mem(m: Machine, call: Call, request: v.SearchMem) -> v.Hits:
         request.question, request.count, request.tokens, filters=_filters(request),
         way=request.way, skip=frozenset(resident if request.outside else ()),
     )  # fmt: skip
-    found = await find(m.memory, m.meaning, table, wanted)
+    found = await find(m.memory, m.vectors, table, wanted)
     hits: list[v.Hit] = []
-    room = limits.READ_MEM_BYTES
+    bytes_left = limits.READ_MEM_BYTES
     for hit in found.hits:
-        room -= reading.bytes_of(hit.page, texts=request.texts)
-        if room < 0 and hits:
+        bytes_left -= reading.bytes_of(hit.page, texts=request.texts)
+        if bytes_left < 0 and hits:
             break
         parts = {name: round(part, 3) for name, part in hit.ranked.parts.items()}
         shown = reading.page(table, hit.page, resident)
@@ -109,7 +109,7 @@ async def search_mem(m: Machine, call: Call, request: v.SearchMem) -> v.Hits:
 
 
 def _filters(request: v.SearchMem) -> dict[str, Value]:
-    asked: dict[str, Value | None] = {
+    conditions: dict[str, Value | None] = {
         "? IN (pages.author, pages.speaker)": request.author or None,
         "pages.time >= ?": request.since,
         "pages.time <= ?": request.until,
@@ -117,10 +117,10 @@ def _filters(request: v.SearchMem) -> dict[str, Value]:
         if request.kinds else None,
         "EXISTS (SELECT 1 FROM json_each(pages.labels) WHERE value = ?)": request.label or None,
     }  # fmt: skip
-    return {sql: value for sql, value in asked.items() if value is not None}
+    return {sql: value for sql, value in conditions.items() if value is not None}
 
 
-async def pin(m: Machine, call: Call, request: v.Pin) -> v.Nothing:
+async def pin(m: Machine, call: CallContext, request: v.Pin) -> v.Nothing:
     process, table = await _opened(m, call, request.pid)
     numbers = _numbers(request.first, request.count)
     window = m.window(process.model) if request.pinned else 0
@@ -128,24 +128,24 @@ async def pin(m: Machine, call: Call, request: v.Pin) -> v.Nothing:
     return v.Nothing()
 
 
-async def evict(m: Machine, call: Call, request: v.Evict) -> v.Nothing:
+async def evict(m: Machine, call: CallContext, request: v.Evict) -> v.Nothing:
     _, table = await _opened(m, call, request.pid)
     await changing.evict(m.memory, table, _numbers(request.first, request.count))
     return v.Nothing()
 
 
-async def mmap(m: Machine, call: Call, request: v.Mmap) -> v.Mapped:
-    """A document, a folder, or pages of another process; stored once."""
-    process = m.processes.living(request.pid, call.caller.owner)
+async def mmap(m: Machine, call: CallContext, request: v.Mmap) -> v.Mapped:
+    """Map a document, a folder, or pages of another process; each is stored once."""
+    process = m.processes.get_alive(request.pid, call.caller.owner)
     table = await m.memory.opened(process)
     if request.source.startswith("/files/"):
-        asked = mapping.Asked(
+        asked = mapping.MapRequest(
             request.source, request.writable, process.model, lambda text: _cut(m, process, text),
             files.access(m, call.caller), files.why_not(m, call.caller), call.caller.author,
         )  # fmt: skip
-        mapped, skipped, gone = await mapping.document(m.memory, table, asked)
-        await m.freed(process.owner, gone.spaces, gone.pages)
-        _tell(m, process)
+        mapped, skipped, freed = await mapping.document(m.memory, table, asked)
+        await m.pages_freed(process.owner, freed.spaces, freed.pages)
+        _pages_written(m, process)
         return v.Mapped(mapped.first, mapped.count, mapped.source, skipped)
     other = m.processes.get(int(request.source.split("/")[2]), call.caller.owner)
     parts = await _map(m, table, other, _part(request), writable=request.writable)
@@ -157,40 +157,40 @@ def _part(request: v.Mmap) -> range:
 
 
 async def _map(
-    m: Machine, table: Table, other: Process, part: range, *, writable: bool
+    m: Machine, table: PageTable, other: Process, part: range, *, writable: bool
 ) -> tuple[int, int]:
-    """First number and count of what was mapped. EINVAL: a process has its own pages already."""
+    """First number and count of the mapped pages. EINVAL for a process's own pages."""
     if other.pid == table.pid:
-        words = f"process {table.pid} has its own pages already"
-        raise SyscallError(Errno.EINVAL, words, "name another process", pid=table.pid)
+        message = f"process {table.pid} has its own pages already"
+        raise SyscallError(Errno.EINVAL, message, "name another process", pid=table.pid)
     source = await m.memory.opened(other)
     mapped = await mapping.process(m.memory, table, source, part, writable=writable)
     return mapped[0].first, sum(one.count for one in mapped)
 
 
-async def munmap(m: Machine, call: Call, request: v.Munmap) -> v.Nothing:
+async def munmap(m: Machine, call: CallContext, request: v.Munmap) -> v.Nothing:
     process, table = await _opened(m, call, request.pid)
-    gone = await mapping.unmap(m.memory, table, request.first)
-    await m.freed(process.owner, gone.spaces, gone.pages)
+    freed = await mapping.unmap(m.memory, table, request.first)
+    await m.pages_freed(process.owner, freed.spaces, freed.pages)
     return v.Nothing()
 
 
-async def share(m: Machine, call: Call, request: v.Share) -> v.Mapped:
-    """Give pages to another process."""
+async def share(m: Machine, call: CallContext, request: v.Share) -> v.Mapped:
+    """Map pages of this process into another one."""
     giver = m.processes.get(request.pid, call.caller.owner)
-    taker = m.processes.living(request.to, call.caller.owner)
+    taker = m.processes.get_alive(request.to, call.caller.owner)
     table = await m.memory.opened(taker)
     part = range(request.first, request.first + request.count)
     first, count = await _map(m, table, giver, part, writable=request.writable)
     return v.Mapped(first, count, f"/proc/{request.pid}/mem", [])
 
 
-async def forget(m: Machine, call: Call, request: v.Forget) -> v.Forgotten:
+async def forget(m: Machine, call: CallContext, request: v.Forget) -> v.Forgotten:
     process, table = await _opened(m, call, request.pid)
     numbers = _numbers(request.first, request.count)
     if request.key:
         numbers = list(await m.memory.keyed(table, request.key))
-    _ask_holders(m, call, table, numbers)
+    _check_holders(m, call, table, numbers)
     done = await m.forget(process, table, numbers)
     if not done.pages:
         what = f"key {request.key!r}" if request.key else f"page {request.first}"
@@ -198,26 +198,26 @@ async def forget(m: Machine, call: Call, request: v.Forget) -> v.Forgotten:
     return v.Forgotten(done.pages, list(done.pids), done.left)
 
 
-def _ask_holders(m: Machine, call: Call, table: Table, numbers: Sequence[int]) -> None:
-    """What is forgotten leaves every process that has it: the gate is asked about each. EACCES."""
+def _check_holders(m: Machine, call: CallContext, table: PageTable, numbers: Sequence[int]) -> None:
+    """Forgotten pages are erased in every process that has them: check each of them. EACCES."""
     for pid in forgetting.holders(m.memory, table, numbers):
         if pid != table.pid:
-            permit.also(m, call.caller, "forget", f"/proc/{pid}/mem")
+            m.permissions.require_also(call.caller, "forget", f"/proc/{pid}/mem")
 
 
-async def trace_mem(m: Machine, call: Call, request: v.TraceMem) -> v.Trace:
+async def trace_mem(m: Machine, call: CallContext, request: v.TraceMem) -> v.Trace:
     _, table = await _opened(m, call, request.pid)
     return await reading.trace(m.memory, table, request.page)
 
 
-async def fsck(m: Machine, call: Call, request: v.Fsck) -> v.Checked:
-    """Look at an owner's pages and indexes; mend what is derived."""
+async def fsck(m: Machine, call: CallContext, request: v.Fsck) -> v.Checked:
+    """Check an owner's pages and indexes; repair what is derived."""
     owner = call.caller.owner
     alive = {process.pid for process in m.processes.all()}
     try:
-        return await checking.fsck(m.memory, m.meaning, owner, alive, rebuild=request.rebuild)
-    except BaseException:  # whatever it began is ended without the caller
-        m.sweeper.left(owner)
+        return await checking.fsck(m.memory, m.vectors, owner, alive, rebuild=request.rebuild)
+    except BaseException:  # the sweeper completes what it began
+        m.sweeper.resume(owner)
         raise
 
 
@@ -225,19 +225,19 @@ def _numbers(first: int, count: int) -> list[int]:
     return list(range(first, first + count))
 
 
-async def _opened(m: Machine, call: Call, pid: int) -> tuple[Process, Table]:
+async def _opened(m: Machine, call: CallContext, pid: int) -> tuple[Process, PageTable]:
     process = m.processes.get(pid, call.caller.owner)
     return process, await m.memory.opened(process)
 
 
-def _tell(m: Machine, process: Process) -> None:
-    """There is something to be found by meaning."""
-    m.meaning.want(process.owner)
-    m.meaning.written(process.owner)
+def _pages_written(m: Machine, process: Process) -> None:
+    """Pages were written: update the vector index, and load the recall device if needed."""
+    m.vectors.ensure_indexing(process.owner)
+    m.vectors.pages_written(process.owner)
 
 
 async def _cut(m: Machine, process: Process, text: str) -> Sequence[Cut]:
-    """A text in pages, as the process's model counts."""
+    """Cut a text into pages by the tokens of the process's model."""
     async with m.using(process.model) as (device, _):
         message = v.Message(v.Role.USER, text)
         prompt = await device.engine.compose([message], raw=True, fresh=1)

@@ -1,38 +1,38 @@
-"""Calls that crashed their engines: what is held against them, and how that ends."""
+"""The marks of calls that crashed their engines: list and lift."""
 
-from .. import suspect
-from .. import values as v
-from ..errors import Errno, SyscallError
-from ..limits import POISON_S
+from ..abi import values as v
+from ..abi.errors import Errno, SyscallError
+from ..abi.limits import POISON_S
 from ..machine import Machine
-from ..suspect import Mark
-from .call import Call
+from ..scheduling import quarantine
+from ..scheduling.quarantine import SuspectMark
+from .call import CallContext
 
 
-def poison_list(m: Machine, call: Call, request: v.Nothing) -> v.Poisons:
-    return _told(m.scheduler.suspects.marks())
+def poison_list(m: Machine, call: CallContext, request: v.Nothing) -> v.Poisons:
+    return _poisons(m.loader.quarantine.marks())
 
 
-async def poison_lift(m: Machine, call: Call, request: v.PoisonLift) -> v.Poisons:
-    """Returns what was held against them."""
+async def poison_lift(m: Machine, call: CallContext, request: v.PoisonLift) -> v.Poisons:
+    """Remove marks; returns the removed ones."""
     if bool(request.id) == request.all:
-        raise SyscallError(Errno.EINVAL, "poison_lift: give an id, or all")
-    marks = m.scheduler.suspects.marks()
+        raise SyscallError(Errno.EINVAL, "poison_lift needs either an id or all")
+    marks = m.loader.quarantine.marks()
     chosen = {c: mark for c, mark in marks.items() if c.hex().startswith(request.id)}
     if not chosen and request.id:
-        hint = "`llmasos poison list` shows them"
-        raise SyscallError(Errno.ENOENT, f"nothing is held against a call {request.id}", hint)
+        hint = "`llmasos poison list` lists the ids"
+        raise SyscallError(Errno.ENOENT, f"no quarantined call {request.id}", hint)
     if len(chosen) > 1 and not request.all:
-        words = f"{len(chosen)} calls begin with {request.id}"
-        raise SyscallError(Errno.EINVAL, words, "give more of the id")
-    await m.scheduler.suspects.lift(list(chosen))
-    m.scheduler.judge()
-    return _told(chosen)
+        message = f"{len(chosen)} ids begin with {request.id}"
+        raise SyscallError(Errno.EINVAL, message, "give more digits of the id")
+    await m.loader.quarantine.lift(list(chosen))
+    m.loader.apply_quarantine()
+    return _poisons(chosen)
 
 
-def _told(marks: dict[bytes, Mark]) -> v.Poisons:
+def _poisons(marks: dict[bytes, SuspectMark]) -> v.Poisons:
     return v.Poisons([
-        v.PoisonInfo(suspect.name(call), mark.model, mark.owner, mark.poison, mark.since,
+        v.PoisonInfo(quarantine.name(call), mark.model, mark.owner, mark.poison, mark.since,
                      mark.since + POISON_S, mark.reason)
         for call, mark in marks.items()
     ])  # fmt: skip

@@ -1,65 +1,67 @@
-"""The rules: listed, changed, questioned, tried on what was recorded, learned from it."""
+"""The policy rules: list, edit, simulate on recorded calls, and learn rules from them."""
 
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from io import StringIO
 
-from .. import limits
-from .. import values as v
-from ..abi import TABLE
-from ..breath import Breath, release
-from ..errors import Errno, SyscallError, TooBig
-from ..journal import Recorded
+from ..abi import limits
+from ..abi import values as v
+from ..abi.errors import Errno, SyscallError, TooBig
+from ..abi.table import TABLE
+from ..access.decisions import PROCESS_SEPARATOR, subject_objects
+from ..access.evaluator import Evaluator
 from ..machine import Machine
-from ..policy import ITSELF, Judge, about
-from .call import Call
+from ..storage.journal import Recorded
+from ..yield_point import YieldPoint, release
+from .call import CallContext
 from .explain import rule_info
 
 _LAX = {v.Effect.DENY: 0, v.Effect.ASK: 1, v.Effect.ALLOW: 2}
-_LEARNED = "r:learned"  # a role without rows: an app that has any role may what rows allow it
-Kind = tuple[tuple[str, ...], str, str]  # of calls: who did what to which object
+_LEARNED = "r:learned"  # a role without rows: with a role, an app is allowed what its rows allow
+Kind = tuple[tuple[str, ...], str, str]  # equal calls: subjects, syscall, object
 
 
-async def policy_list(m: Machine, call: Call, request: v.PolicyList) -> v.Rules:
-    own = m.policy.own
+async def policy_list(m: Machine, call: CallContext, request: v.PolicyList) -> v.Rules:
+    own = m.policy.user_rules
     if request.text:
         text = await m.readers.run(call.caller.owner, own.read)
         if len(text) > limits.POLICY_CHARS:
-            words = f"{own.path} has {len(text)} characters, a reply takes {limits.POLICY_CHARS}"
-            raise TooBig(words, "edit the file itself, then `llmasos policy reload`")
+            message = f"{own.path} has {len(text)} characters, the limit is {limits.POLICY_CHARS}"
+            raise TooBig(message, "edit the file directly, then `llmasos policy reload`")
         return v.Rules(m.policy.epoch, str(own.path), [], None, text)
-    rules = [rule for rule in m.policy.judge.rules if not request.own or rule.file == own.name]
+    rules = [rule for rule in m.policy.evaluator.rules if not request.own or rule.file == own.name]
     end = request.after + limits.POLICY_ROWS
-    told = [rule_info(rule) for rule in rules[request.after : end]]
-    return v.Rules(m.policy.epoch, str(own.path), told, end if end < len(rules) else None, "")
+    rows = [rule_info(rule) for rule in rules[request.after : end]]
+    return v.Rules(m.policy.epoch, str(own.path), rows, end if end < len(rules) else None, "")
 
 
 # --- changes ----------------------------------------------------------------------------------
-async def policy_edit(m: Machine, call: Call, request: v.PolicyEdit) -> v.PolicyChanged:
-    async with m.changing:  # two changes at once would lose one
-        before = await m.readers.run(call.caller.owner, m.policy.own.read)
+async def policy_edit(m: Machine, call: CallContext, request: v.PolicyEdit) -> v.PolicyChanged:
+    async with m.policy_lock:  # concurrent edits would lose one of them
+        before = await m.readers.run(call.caller.owner, m.policy.user_rules.read)
         text = await _changed(m, request, before)
         mistakes = await _mistakes(m, call, text)
         added, removed = await _difference(m.policy.text, text)
         if not mistakes and not request.dry:
-            await m.revise(text, undo=request.undo)
+            await m.replace_user_rules(text, undo=request.undo)
         elif mistakes and not request.dry and request.text is None:
-            words = _blame(mistakes, text, request.add)
-            raise SyscallError(Errno.EINVAL, words, "nothing was changed")
+            message = _describe(mistakes, text, request.add)
+            raise SyscallError(Errno.EINVAL, message, "the rules are unchanged")
         most = limits.DIFFERENCES
         more = sum(max(0, len(rows) - most) for rows in (added, removed, mistakes))
         return v.PolicyChanged(m.policy.epoch, added[:most], removed[:most], mistakes[:most], more)
 
 
 async def _changed(m: Machine, request: v.PolicyEdit, before: str) -> str:
-    """The text of the file after the change. ENOENT for a row that is not there."""
+    """The text of the file after the change. ENOENT for a missing row."""
     if request.undo:
         if before != m.policy.text:
-            words = f"{m.policy.own.path} was edited and never came into force: undo would lose it"
-            hint = "`llmasos policy reload`, or put back what you do not want by hand"
-            raise SyscallError(Errno.EBUSY, words, hint)
-        return await m.readers.run(m.owner, m.policy.own.earlier)
+            path = m.policy.user_rules.path
+            message = f"{path} was edited and not reloaded: undo would discard the edits"
+            hint = "`llmasos policy reload` loads them; or revert them in an editor"
+            raise SyscallError(Errno.EBUSY, message, hint)
+        return await m.readers.run(m.owner, m.policy.user_rules.previous)
     if request.text is not None:
         return request.text
     if not (request.add or request.remove):
@@ -68,33 +70,33 @@ async def _changed(m: Machine, request: v.PolicyEdit, before: str) -> str:
     if request.remove:
         lines = await _without(m, lines, request.remove)
     if any("\n" in row for row in request.add):
-        raise SyscallError(Errno.EINVAL, "a row is one line", "give each row by itself")
+        raise SyscallError(Errno.EINVAL, "a row is one line", "pass each row separately")
     return "".join(f"{line}\n" for line in (*lines, *request.add))
 
 
 async def _without(m: Machine, lines: Sequence[str], rows: Sequence[str]) -> list[str]:
-    """The lines without the first one of each row. ENOENT for a row that is not there."""
-    going = Counter(map(_row, rows))
-    breath = Breath()
+    """The lines without the first occurrence of each row. ENOENT for a missing row."""
+    removed = Counter(map(_row, rows))
+    yield_point = YieldPoint()
     left: list[str] = []
     for line in lines:
         row = _row(line)
-        if row and going[row] > 0:
-            going[row] -= 1
+        if row and removed[row] > 0:
+            removed[row] -= 1
         else:
             left.append(line)
-        await breath()
-    missing = next(iter(+going), None)
+        await yield_point()
+    missing = next(iter(+removed), None)
     if missing is not None:
-        words = f"{m.policy.own.path} has no row `{missing}`"
-        raise SyscallError(Errno.ENOENT, words, "`llmasos policy list --own` shows them")
+        message = f"{m.policy.user_rules.path} has no row `{missing}`"
+        raise SyscallError(Errno.ENOENT, message, "`llmasos policy list --own` lists the rows")
     return left
 
 
-async def _mistakes(m: Machine, call: Call, text: str) -> list[str]:
-    """What is wrong with the text, or that who brings it could bring no other afterwards."""
+async def _mistakes(m: Machine, call: CallContext, text: str) -> list[str]:
+    """The mistakes in the text, or that the caller could not edit the rules after this change."""
     try:
-        judge = await m.policy.judged(text)
+        evaluator = await m.policy.evaluator_for(text)
     except SyscallError:
         return await m.policy.mistakes(text)
     caller = call.caller
@@ -102,18 +104,18 @@ async def _mistakes(m: Machine, call: Call, text: str) -> list[str]:
         (caller.subjects, "policy_edit", "/kernel/policy"),
         (caller.subjects[:1], "hello", f"/kernel/profile/{caller.profile}"),
     ):
-        decision = m.policy.decide(judge, subjects, action, object_)
+        decision = m.policy.decide(evaluator, subjects, action, object_)
         if not decision.allowed:
-            place = decision.rule.partition(": ")[0] or m.policy.own.name
-            return [f"{place}: with this you could change the rules no more"]
-    parts = judge.parts()
-    del judge
+            place = decision.rule.partition(": ")[0] or m.policy.user_rules.name
+            return [f"{place}: after this change you could no longer edit the rules"]
+    parts = evaluator.parts()
+    del evaluator
     await release(parts)
     return []
 
 
-def _blame(mistakes: Sequence[str], text: str, add: Sequence[str]) -> str:
-    """The first mistake, by the row itself where it stands in no file."""
+def _describe(mistakes: Sequence[str], text: str, add: Sequence[str]) -> str:
+    """The first mistake; an added row, which is in no file yet, is quoted."""
     first, more = mistakes[0], len(mistakes) - 1
     place, _, why = first.partition(": ")
     line = place.rpartition(":")[2]
@@ -124,12 +126,12 @@ def _blame(mistakes: Sequence[str], text: str, add: Sequence[str]) -> str:
 
 
 def _row(line: str) -> str:
-    """A row without its comment, as rules are spelled."""
+    """A row in canonical form, without its comment."""
     return ", ".join(field.strip() for field in line.split("#", 1)[0].split(","))
 
 
 async def _difference(before: str, after: str) -> tuple[list[str], list[str]]:
-    """Rows that came, and rows that went, as they stand."""
+    """The added and the removed rows."""
     if before == after:
         return [], []
     old, new = await _rows(before), await _rows(after)
@@ -141,41 +143,41 @@ async def _difference(before: str, after: str) -> tuple[list[str], list[str]]:
 
 
 async def _surplus(many: Counter[str], few: Counter[str]) -> list[str]:
-    found, breath = list[str](), Breath()
+    found, yield_point = list[str](), YieldPoint()
     for row, count in many.items():
         found += [row] * (count - few.get(row, 0))
-        await breath()
+        await yield_point()
     return found
 
 
 async def _rows(text: str) -> Counter[str]:
-    """How often each row stands there."""
-    found, breath = Counter[str](), Breath()
+    """The count of each row."""
+    found, yield_point = Counter[str](), YieldPoint()
     for line in StringIO(text, newline="\n"):
         found[_row(line)] += 1
-        await breath()
+        await yield_point()
     del found[""]
     return found
 
 
-# --- what was recorded ------------------------------------------------------------------------
-async def policy_simulate(m: Machine, call: Call, request: v.PolicySimulate) -> v.Simulated:
-    """The last RECORDED kinds of calls under other own rules. EINVAL for rules with mistakes.
+# --- recorded calls ---------------------------------------------------------------------------
+async def policy_simulate(m: Machine, call: CallContext, request: v.PolicySimulate) -> v.Simulated:
+    """Decide the last RECORDED kinds of calls by other user rules. EINVAL for invalid rules.
 
-    What becomes laxer counts as allowed, what becomes stricter as blocked: each says from what to
-    what. They are compared with the rules of now.
+    Compared with the rules in force, a less strict effect counts as allowed and a stricter one as
+    blocked; each difference has both effects.
     """
-    judge = await m.policy.judged(request.text)
+    evaluator = await m.policy.evaluator_for(request.text)
     since = time.time() - request.since_s
-    await m.journal.settle()
+    await m.journal.drain()
     recorded = await m.readers.run(call.caller.owner, m.journal.recorded, since)
     kinds = await m.readers.run(call.caller.owner, _kinds, recorded)
     blocked: list[v.Difference] = []
     allowed: list[v.Difference] = []
-    breath = Breath()
+    yield_point = YieldPoint()
     for kind, calls in kinds:
-        await breath()
-        difference = _compare(m, judge, kind, calls)
+        await yield_point()
+        difference = _compare(m, evaluator, kind, calls)
         if difference is not None:
             laxer = _LAX[difference.after] > _LAX[difference.before]
             (allowed if laxer else blocked).append(difference)
@@ -185,68 +187,72 @@ async def policy_simulate(m: Machine, call: Call, request: v.PolicySimulate) -> 
 
 
 def _kinds(recorded: Iterable[Recorded]) -> list[tuple[Kind, int]]:
-    """Once each, however they ended; what was called most comes first."""
+    """Each kind of call with its count, whatever the outcome; the most frequent first."""
     found = Counter[Kind]()
     for one in recorded:
         found[one.subjects, one.syscall, one.object] += one.calls
     return found.most_common()
 
 
-def _compare(m: Machine, judge: Judge, kind: Kind, calls: int) -> v.Difference | None:
-    """None when the answer stays."""
+def _compare(m: Machine, evaluator: Evaluator, kind: Kind, calls: int) -> v.Difference | None:
+    """None when the effect is the same."""
     before = m.policy.check(*kind)
-    after = m.policy.decide(judge, *kind)
+    after = m.policy.decide(evaluator, *kind)
     if before.effect is after.effect:
         return None
     subjects, action, object_ = kind
-    who = [one for one in subjects if one != ITSELF]
+    who = [one for one in subjects if one != PROCESS_SEPARATOR]
     return v.Difference(who, action, object_, calls, before.effect, after.effect, after.rule)
 
 
-async def policy_learn(m: Machine, call: Call, request: v.PolicyLearn) -> v.Learned:
-    """Rows that allow an app what it, or one process of it, was allowed, and nothing more.
+async def policy_learn(m: Machine, call: CallContext, request: v.PolicyLearn) -> v.Learned:
+    """Rows that allow an app exactly what it, or one of its processes, was allowed.
 
-    Only calls that needed its consent count. The role gives it a voice: without one, rows of an
-    app can only take away.
+    Only calls that the app was evaluated for count. The row that assigns a role is needed because
+    the rows of an app without a role can only deny.
     """
     if not request.pid and not request.app:
-        raise SyscallError(Errno.EINVAL, "whose calls?", "`llmasos policy learn PID` or APP")
+        message = "policy_learn needs a pid or an app"
+        raise SyscallError(Errno.EINVAL, message, "see `llmasos policy learn --help`")
     since = time.time() - request.since_s
-    await m.journal.settle()
+    await m.journal.drain()
     recorded = await m.readers.run(call.caller.owner, m.journal.recorded, since)
-    asked = f"app:{request.app}" if request.app else f"pid:{request.pid}"
-    app, needed = await m.readers.run(call.caller.owner, _needed, recorded, asked)
+    subject = f"app:{request.app}" if request.app else f"pid:{request.pid}"
+    app, needed = await m.readers.run(call.caller.owner, _needed, recorded, subject)
     process = next((one for one in m.processes.all() if one.pid == request.pid), None)
     who = f"app:{request.app or (process.app if process else app) or 'APP'}"
     rows = [f"p, {who}, {action}, {object_}, allow" for action, object_ in sorted(needed)]
     return v.Learned(needed.total(), [f"g, {who}, {_LEARNED}", *rows] if rows else [])
 
 
-def _needed(recorded: Iterable[Recorded], asked: str) -> tuple[str, Counter[tuple[str, str]]]:
-    """What had its consent, and the app that stood before it: a process's own, if it is one."""
+def _needed(recorded: Iterable[Recorded], subject: str) -> tuple[str, Counter[tuple[str, str]]]:
+    """The calls that the subject was evaluated for, and the app before it among the subjects.
+
+    For the subject of a process, that is the app of the process.
+    """
     app = ""
     needed = Counter[tuple[str, str]]()
     for one in recorded:
-        if one.errno or asked not in one.subjects:
+        if one.errno or subject not in one.subjects:
             continue
-        above = one.subjects[: one.subjects.index(asked)]
+        above = one.subjects[: one.subjects.index(subject)]
         app = next((name[4:] for name in reversed(above) if name.startswith("app:")), app)
-        path = dict(about(one.subjects, one.object))[asked]
+        path = dict(subject_objects(one.subjects, one.object))[subject]
         needed[one.syscall, _any_process(path)] += one.calls
-        # The journal has the first object of a call; the second is a process of its own, too.
+        # The journal has only the first object of a call; the second is also an own process.
         if _has_second(one):
             needed[one.syscall, "/proc/own/*"] += 0
     return app, needed
 
 
 def _has_second(one: Recorded) -> bool:
-    """A child is spawned by the consent of its parent, so the parent is among the subjects."""
-    below = one.syscall != "spawn" or any(name.startswith("pid:") for name in one.subjects)
-    return below and one.syscall in TABLE and TABLE[one.syscall].second != ""
+    """Whether the call had a second object: for spawn, its parent, which is then a subject."""
+    has_parent = one.syscall != "spawn" or any(name.startswith("pid:") for name in one.subjects)
+    return has_parent and one.syscall in TABLE and TABLE[one.syscall].second != ""
 
 
 def _any_process(object_: str) -> str:
-    """The next run has another pid: what holds of this one has to hold of its own then."""
+    """The object for any pid: the next run of the app has another one."""
     parts = object_.split("/")
     if parts[1:3] == ["proc", "own"] and len(parts) > 3:
         return "/proc/own/*"

@@ -1,4 +1,4 @@
-"""The kernel itself: counters, the journal, what processes say, the end."""
+"""The kernel itself: counters, settings, the journal, output of processes, shutdown."""
 
 import os
 import time
@@ -6,46 +6,46 @@ from collections.abc import Callable
 
 import anyio
 
-from .. import limits, permit
-from .. import values as v
+from ..abi import limits
+from ..abi import values as v
 from ..machine import Machine
 from ..watch import Follower, gap
-from .call import Call
+from .call import CallContext
 
 
-def stat(m: Machine, call: Call, request: v.Nothing) -> v.Stat:
+def stat(m: Machine, call: CallContext, request: v.Nothing) -> v.Stat:
     processes = m.processes.all()
     busy = [p for p in processes if p.call]
     counters, owner, lag = m.counters, call.caller.owner, m.memory.lags.total()
-    indexing, why = m.meaning.state(owner)
-    m.sizes.look(m.journal, counters)
+    indexing, why = m.vectors.state(owner)
+    m.sizes.refresh(m.journal, m.permissions.last_s)
     return v.Stat(
         system=m.system, os_pid=os.getpid(), uptime_s=round(time.monotonic() - m.started, 3),
         owner=m.owner, private=m.private, shared=m.shared, listens=m.listens,
         processes=sum(p.ending is None for p in processes),
         running=sum(p.running for p in busy), waiting=sum(not p.running for p in busy),
-        connections=counters.connections, calls=counters.calls, refused=counters.refused,
-        gate_us=round(1e6 * counters.gate_s / max(1, counters.calls), 2),
+        connections=counters.connections, calls=counters.calls, refused=m.permissions.refused,
+        gate_us=round(1e6 * m.permissions.spent_s / max(1, counters.calls), 2),
         gate_p50_us=round(1e6 * m.sizes.gate_s, 2),
         rss_bytes=m.sizes.resident, journal_bytes=m.sizes.journal,
         hits=m.faults.total.hits, soft_faults=m.faults.total.soft,
         hard_faults=m.faults.total.hard, evictions=m.faults.total.evicted,
-        thrashes=m.faults.total.thrashes, mail=m.mail.held,
+        thrashes=m.faults.total.thrashes, mail=m.mail.messages,
         damages=[one for one in m.store.damages.all if owner in (m.owner, one.owner)],
-        pages_waiting=0 if m.meaning.off else lag.waiting,
-        waiting_since=0.0 if m.meaning.off else lag.since,
+        pages_waiting=0 if m.vectors.disabled else lag.waiting,
+        waiting_since=0.0 if m.vectors.disabled else lag.since,
         pages_refused=lag.refused, indexing=indexing, indexing_note=why,
         last_run=m.last_run, jobs_running=m.jobs.running, job_failures=m.jobs.failures,
         jobs_failed=_failed(m, owner) if m.jobs.failures else [],
     )  # fmt: skip
 
 
-def settings(m: Machine, call: Call, request: v.Nothing) -> v.Settings:
+def settings(m: Machine, call: CallContext, request: v.Nothing) -> v.Settings:
     return v.Settings(list(m.settings))
 
 
 def _failed(m: Machine, caller: str) -> list[v.JobInfo]:
-    """Jobs that have failed; those of other owners only if the machine is the caller's."""
+    """Jobs that have failed; jobs of other users only for the machine's owner."""
     failed = [job for job in m.jobs.jobs() if job.failures]
     seen = [job for job in failed if caller in (job.owner, m.owner) or not job.owner]
     return [
@@ -54,27 +54,27 @@ def _failed(m: Machine, caller: str) -> list[v.JobInfo]:
     ]
 
 
-async def watch(m: Machine, call: Call, request: v.Watch) -> v.Nothing:
+async def watch(m: Machine, call: CallContext, request: v.Watch) -> v.Nothing:
     caller = call.caller
-    # Strangers who were turned away are told to whoever may look at everybody's calls.
-    looks = m.policy.check(caller.subjects[:1], "policy_simulate", "/kernel/policy").allowed
+    # Rejected connections have no user: only callers that may see all users' calls get these.
+    sees_all = m.policy.check(caller.subjects[:1], "policy_simulate", "/kernel/policy").allowed
 
     def wants(event: v.Event) -> bool:
-        nobody = event.owner == "" and (looks or event.kind != "refused")
+        unowned = event.owner == "" and (sees_all or event.kind != "refused")
         return (
-            (nobody or event.owner == caller.owner)
+            (unowned or event.owner == caller.owner)
             and request.pid in (0, event.pid)
             and (not request.kinds or event.kind in request.kinds)
-            and (not call.own or permit.sees(m, caller, event))
+            and (not call.own or m.permissions.may_see(caller, event))
             and event.time >= (request.not_before or 0)
         )
 
     follower: Follower[v.Event] = Follower(wants)
-    with m.following.one(caller.owner):
-        m.events.add(follower)  # before history is read, so that nothing falls between the two
+    with m.follow_limits.call(caller.owner):
+        m.events.add(follower)  # before the history is read, so that no event is missed
         try:
-            if not request.follow:  # nobody would bring what is still on its way to the disk
-                await m.journal.settle()
+            if not request.follow:  # otherwise queued events are written later and never sent
+                await m.journal.drain()
             cursor = m.journal.cursor if request.since is None else request.since
             if request.since is not None:
                 cursor = await _history(m, call, wants, (cursor, request.not_before or 0.0))
@@ -86,7 +86,7 @@ async def watch(m: Machine, call: Call, request: v.Watch) -> v.Nothing:
 
 
 async def _history(
-    m: Machine, call: Call, wants: Callable[[v.Event], bool], begin: tuple[int, float]
+    m: Machine, call: CallContext, wants: Callable[[v.Event], bool], begin: tuple[int, float]
 ) -> int:
     cursor, not_before = begin
     while True:
@@ -107,7 +107,9 @@ async def _history(
             await call.writable()
 
 
-async def _follow(call: Call, follower: Follower[v.Event], cursor: int, interval_s: float) -> None:
+async def _follow(
+    call: CallContext, follower: Follower[v.Event], cursor: int, interval_s: float
+) -> None:
     while batch := await follower.batch(limits.WATCH_BATCH):
         events = [event for event in batch if event.seq > cursor]
         if follower.missed and events:
@@ -120,17 +122,17 @@ async def _follow(call: Call, follower: Follower[v.Event], cursor: int, interval
             await anyio.sleep(interval_s)
 
 
-async def attach(m: Machine, call: Call, request: v.Attach) -> v.Exit:
+async def attach(m: Machine, call: CallContext, request: v.Attach) -> v.Exit:
     process = m.processes.get(request.pid, call.caller.owner)
     follower: Follower[str] = Follower(lambda _: True)
-    with m.following.one(call.caller.owner):
+    with m.follow_limits.call(call.caller.owner):
         process.output.add(follower)
         if process.ending is not None:
             follower.close()
         try:
             while texts := await follower.batch(limits.WATCH_BATCH):
                 if follower.missed:
-                    texts.insert(0, f"\n[{follower.missed} pieces were not shown]\n")
+                    texts.insert(0, f"\n[{follower.missed} parts of the output are missing]\n")
                     follower.missed = 0
                 call.send(v.Output("".join(texts), process.state))
                 await call.writable()
@@ -139,6 +141,6 @@ async def attach(m: Machine, call: Call, request: v.Attach) -> v.Exit:
     return process.ending or v.Exit(process.pid, 0, "")
 
 
-def shutdown(m: Machine, call: Call, request: v.Shutdown) -> v.Nothing:
+def shutdown(m: Machine, call: CallContext, request: v.Shutdown) -> v.Nothing:
     m.stop(f"was stopped by {call.caller.owner}", drain=request.drain)
     return v.Nothing()

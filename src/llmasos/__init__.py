@@ -6,40 +6,40 @@ Names load when they are first used, so that `llmasos ps` pays for nothing it do
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmasos.kernel.errors import Busy as Busy
-    from llmasos.kernel.errors import Denied as Denied
-    from llmasos.kernel.errors import EngineFailed as EngineFailed
-    from llmasos.kernel.errors import Errno as Errno
-    from llmasos.kernel.errors import NotFound as NotFound
-    from llmasos.kernel.errors import SyscallError as SyscallError
-    from llmasos.kernel.errors import Timeout as Timeout
-    from llmasos.kernel.errors import TooBig as TooBig
-    from llmasos.kernel.values import DeviceInfo as DeviceInfo
-    from llmasos.kernel.values import Event as Event
-    from llmasos.kernel.values import Exit as Exit
-    from llmasos.kernel.values import Fault as Fault
-    from llmasos.kernel.values import Finish as Finish
-    from llmasos.kernel.values import Forgotten as Forgotten
-    from llmasos.kernel.values import Hit as Hit
-    from llmasos.kernel.values import Hits as Hits
-    from llmasos.kernel.values import ImageInfo as ImageInfo
-    from llmasos.kernel.values import Kind as Kind
-    from llmasos.kernel.values import Likely as Likely
-    from llmasos.kernel.values import Logprob as Logprob
-    from llmasos.kernel.values import Mail as Mail
-    from llmasos.kernel.values import Mapped as Mapped
-    from llmasos.kernel.values import Message as Message
-    from llmasos.kernel.values import Page as Page
-    from llmasos.kernel.values import ProcessInfo as ProcessInfo
-    from llmasos.kernel.values import Profile as Profile
-    from llmasos.kernel.values import Role as Role
-    from llmasos.kernel.values import Signal as Signal
-    from llmasos.kernel.values import Spawned as Spawned
-    from llmasos.kernel.values import Stat as Stat
-    from llmasos.kernel.values import State as State
-    from llmasos.kernel.values import Trace as Trace
-    from llmasos.kernel.values import Usage as Usage
-    from llmasos.kernel.values import Where as Where
+    from llmasos.kernel.abi.errors import Busy as Busy
+    from llmasos.kernel.abi.errors import Denied as Denied
+    from llmasos.kernel.abi.errors import EngineFailed as EngineFailed
+    from llmasos.kernel.abi.errors import Errno as Errno
+    from llmasos.kernel.abi.errors import NotFound as NotFound
+    from llmasos.kernel.abi.errors import SyscallError as SyscallError
+    from llmasos.kernel.abi.errors import Timeout as Timeout
+    from llmasos.kernel.abi.errors import TooBig as TooBig
+    from llmasos.kernel.abi.values import Alternative as Alternative
+    from llmasos.kernel.abi.values import DeviceInfo as DeviceInfo
+    from llmasos.kernel.abi.values import Event as Event
+    from llmasos.kernel.abi.values import Exit as Exit
+    from llmasos.kernel.abi.values import Fault as Fault
+    from llmasos.kernel.abi.values import Finish as Finish
+    from llmasos.kernel.abi.values import Forgotten as Forgotten
+    from llmasos.kernel.abi.values import Hit as Hit
+    from llmasos.kernel.abi.values import Hits as Hits
+    from llmasos.kernel.abi.values import ImageInfo as ImageInfo
+    from llmasos.kernel.abi.values import Kind as Kind
+    from llmasos.kernel.abi.values import Logprob as Logprob
+    from llmasos.kernel.abi.values import Mail as Mail
+    from llmasos.kernel.abi.values import Mapped as Mapped
+    from llmasos.kernel.abi.values import Message as Message
+    from llmasos.kernel.abi.values import Page as Page
+    from llmasos.kernel.abi.values import ProcessInfo as ProcessInfo
+    from llmasos.kernel.abi.values import Profile as Profile
+    from llmasos.kernel.abi.values import Role as Role
+    from llmasos.kernel.abi.values import Signal as Signal
+    from llmasos.kernel.abi.values import Spawned as Spawned
+    from llmasos.kernel.abi.values import Stat as Stat
+    from llmasos.kernel.abi.values import State as State
+    from llmasos.kernel.abi.values import Trace as Trace
+    from llmasos.kernel.abi.values import Usage as Usage
+    from llmasos.kernel.abi.values import Where as Where
     from llmasos.userland.sdk import Answer as Answer
     from llmasos.userland.sdk import AsyncAnswer as AsyncAnswer
     from llmasos.userland.sdk import AsyncLLMasOS as AsyncLLMasOS
@@ -57,13 +57,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "llmasos.kernel.errors": (
+    "llmasos.kernel.abi.errors": (
         "Busy", "Denied", "EngineFailed", "Errno", "NotFound", "SyscallError", "Timeout", "TooBig",
     ),
-    "llmasos.kernel.values": (
-        "DeviceInfo", "Event", "Exit", "Fault", "Finish", "Forgotten", "Hit", "Hits", "ImageInfo",
-        "Kind", "Likely", "Logprob", "Mail", "Mapped", "Message", "Page", "ProcessInfo", "Profile",
-        "Role", "Signal", "Spawned", "Stat", "State", "Trace", "Usage", "Where",
+    "llmasos.kernel.abi.values": (
+        "Alternative", "DeviceInfo", "Event", "Exit", "Fault", "Finish", "Forgotten", "Hit",
+        "Hits", "ImageInfo", "Kind", "Logprob", "Mail", "Mapped", "Message", "Page", "ProcessInfo",
+        "Profile", "Role", "Signal", "Spawned", "Stat", "State", "Trace", "Usage", "Where",
     ),
     "llmasos.userland.sdk": (
         "Answer", "AsyncAnswer", "AsyncLLMasOS", "AsyncModel", "AsyncProcess", "ForkError",

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.values import Finish, Message, Role
 from llmasos.kernel.driver import CAPABILITIES, Option
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Finish, Message, Role
 from tests.drivers.rig import PLENTY, STORY, Outcome, Rig, check_end
 
 SMALL: dict[str, Option] = {"slots": 4, "width": 2, "window": 256}

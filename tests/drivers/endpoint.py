@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from llmasos.drivers import remote
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.driver import Option
-from llmasos.kernel.errors import DeviceFault
 from tests.drivers.rig import Outcome, Rig, check_end
 
 KEY = "sk-a-key-that-nobody-may-see"

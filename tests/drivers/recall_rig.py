@@ -11,7 +11,7 @@ from random import Random
 import anyio
 
 from llmasos.drivers import recall
-from llmasos.kernel.driver import Death, Likeness, Option, Reach, RecallFacts
+from llmasos.kernel.driver import Death, Option, Reach, RecallFacts, VectorScores
 
 DEADLINE_S = 60.0  # a guard against hangs, never a timing
 WIDTH = 16  # numbers of a vector, where it need not be an embedder's
@@ -82,7 +82,7 @@ class Rig:
 
     async def search(
         self, owner: Path, question: str | bytes, *reaches: Reach, also: Sequence[int] = ()
-    ) -> Likeness:
+    ) -> VectorScores:
         with anyio.fail_after(DEADLINE_S):
             return await self.device.search(owner, question, reaches, also)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import anyio
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.values import Message, Role, Sampling
 from llmasos.kernel.driver import Admission, Death, Engine, Facts, Option, Prompt, Step
-from llmasos.kernel.values import Message, Role, Sampling
 
 DEADLINE_S = 90.0  # a guard against hangs, never a timing
 PLENTY = 100_000  # tokens

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from llmasos.drivers.llama import gguf, options
-from llmasos.drivers.llama.cpp import Context, Model, Run, lib, load
+from llmasos.drivers.llama.cpp import Context, LlamaModel, Run, lib, load
 from llmasos.drivers.llama.embed import VectorContext
-from llmasos.drivers.llama.frames import Settings
+from llmasos.drivers.llama.frames import LlamaSettings
 from llmasos.drivers.llama.grammar import Grammars
 from llmasos.drivers.llama.sampler import Bounds, Candidates, Chain, Sampler, sampler
-from llmasos.kernel.errors import SyscallError
-from llmasos.kernel.values import Sampling, pack_bias
+from llmasos.kernel.abi.errors import SyscallError
+from llmasos.kernel.abi.values import Sampling, pack_bias
 
 SMALL: dict[str, bool | int | float | str] = {
     "slots": 4, "window": 256, "batch": 32, "threads": 1,
@@ -36,8 +36,8 @@ class Bench:
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.path, self.folder = path, folder
-        self.settings: Settings = options.settings(path, gguf.read(path), SMALL)
-        self.model: Model = load(self.settings)
+        self.settings: LlamaSettings = options.settings(path, gguf.read(path), SMALL)
+        self.model: LlamaModel = load(self.settings)
         self.context = Context(self.model, self.settings)
         self.vocab = self.model.vocab
         candidates = Candidates(self.vocab.size)
@@ -191,7 +191,7 @@ def a_chain_that_is_freed(b: Bench) -> object:
 def a_chain_told_a_token_that_is_not_there(b: Bench) -> None:
     chain = Chain(Sampling(seed=1, repeat_penalty=1.5), b.bounds)
     try:
-        chain.note(b.vocab.size)
+        chain.accept(b.vocab.size)
     finally:
         chain.free()
 

@@ -1,7 +1,7 @@
 """What a step computes, against a simulated engine: gaps, waits, and who goes first."""
 
-from llmasos.drivers.llama.batch import Pace, Ready, portions
-from llmasos.kernel import limits
+from llmasos.drivers.llama.batch import Ready, StepPace, portions
+from llmasos.kernel.abi import limits
 
 ANSWER = Ready(0, 500)
 
@@ -37,7 +37,7 @@ def test_a_long_prompt_waits_no_longer_than_aging_allows() -> None:
 
 
 def test_the_room_of_a_step_follows_its_time() -> None:
-    pace = Pace()
+    pace = StepPace()
     assert pace.room(0.3, answering=True) == limits.CHUNK_TOKENS  # nothing is known yet
     for _ in range(40):
         pace.learn(0, 8, 0.05)

@@ -7,9 +7,9 @@ import pytest
 
 from llmasos.drivers import echo
 from llmasos.drivers.echo_calls import piece, tokenize
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.values import Finish, Message, Role
 from llmasos.kernel.driver import Cause
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Finish, Message, Role
 from tests.drivers import contract
 from tests.drivers.contract import Promise
 from tests.drivers.rig import PLENTY, Outcome, Rig
@@ -101,7 +101,8 @@ async def test_the_engine_dies_once_and_rises(tmp_path: Path) -> None:
         rig.engine.grant(number, PLENTY)
         await rig.ear.until(lambda: rig.ear.downs)
         [death] = rig.ear.downs
-        assert (death.reason, death.cause) == ("the echo engine died, as it was told", Cause.CRASH)
+        assert death.reason == "the echo engine crashed, as its options request"
+        assert death.cause is Cause.CRASH
         assert (death.failed, death.deaths) == (False, 1)
         with pytest.raises(DeviceFault):
             await rig.engine.tokenize("hello")

@@ -7,8 +7,8 @@ import anyio
 import pytest
 
 from llmasos.drivers import llama
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.driver import Vectors
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from tests.drivers import cut_model
 from tests.drivers.default_model import MODEL
 from tests.drivers.rig import DEADLINE_S, PLENTY, Rig

@@ -14,9 +14,9 @@ import pytest
 
 from llmasos.drivers import llama
 from llmasos.drivers.llama.quantisation import OFFERED
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.driver import Tuning
-from llmasos.kernel.errors import Errno, SyscallError
 from tests.drivers import cut_model
 from tests.drivers.default_model import MODEL
 from tests.drivers.rig import PLENTY, STORY, Outcome, Rig

@@ -12,9 +12,9 @@ import pytest
 from llmasos.drivers.grammar import gbnf
 from llmasos.drivers.llama.cpp import lib
 from llmasos.drivers.llama.grammar import Grammars
-from llmasos.kernel import limits
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Sampling
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.values import Sampling
 from tests.drivers.vocabulary import grammars, matcher, matches, model, tokens
 
 LIST = r"""
@@ -173,7 +173,7 @@ def test_only_the_last_grammars_are_kept() -> None:
     few = Grammars(model().vocab)
     for number in range(limits.GRAMMARS + 5):
         few.matcher(Sampling(grammar=f'root ::= "{number}"'))
-    assert len(few._known) == limits.GRAMMARS  # pyright: ignore[reportPrivateUsage]
+    assert len(few._cache) == limits.GRAMMARS  # pyright: ignore[reportPrivateUsage]
     assert few.matcher(Sampling(grammar='root ::= "0"'))
 
 
@@ -183,23 +183,23 @@ def test_only_the_last_grammars_are_kept() -> None:
     [
         ("root ::= foo", "line 1, column 10", "'foo' is not defined"),
         ('root ::= "a"\n  | "b"', "line 2, column 3", "a rule's name is expected"),
-        ('root ::= x\nx ::= "b', "line 2, column 7", "no end of the text"),
+        ('root ::= x\nx ::= "b', "line 2, column 7", "has no end"),
         ("root ::= [a", "line 1, column 10", "no ]"),
-        ('root ::= ("a"', "line 1, column 14", "no ) for the ( of line 1, column 10"),
-        ('root ::= "a" )', "line 1, column 14", "')' is not expected"),
+        ('root ::= ("a"', "line 1, column 14", "no ) for the ( at line 1, column 10"),
+        ('root ::= "a" )', "line 1, column 14", "unexpected ')'"),
         ('root = "a"', "line 1, column 6", "::= is expected"),
-        ('root ::= "\\q"', "line 1, column 11", "\\q is no escape"),
-        ('root ::= "\\x4"', "line 1, column 11", "\\x is no escape"),
-        ('root ::= "\\', "line 1, column 11", "is no escape"),
-        ('root ::= "\\ud800"', "line 1, column 11", "\\ud800 is no character"),
+        ('root ::= "\\q"', "line 1, column 11", "\\q is not a valid escape"),
+        ('root ::= "\\x4"', "line 1, column 11", "\\x is not a valid escape"),
+        ('root ::= "\\', "line 1, column 11", "is not a valid escape"),
+        ('root ::= "\\ud800"', "line 1, column 11", "\\ud800 is not a valid character"),
         ("root ::= [z-a]", "line 1, column 11", "ends before it begins"),
-        ("root ::= []", "line 1, column 10", "empty set"),
+        ("root ::= []", "line 1, column 10", "empty character set"),
         ('root ::= "a"\nroot ::= "b"', "line 2, column 1", "defined twice, first in line 1"),
-        ("root ::= <[12]>", "line 1, column 10", "tokens cannot be named"),
-        ('root ::= "a"{5,2}', "line 1, column 13", "the wrong way round"),
+        ("root ::= <[12]>", "line 1, column 10", "token references are not supported"),
+        ('root ::= "a"{5,2}', "line 1, column 13", "its minimum after its maximum"),
         ('root ::= "a"{x}', "line 1, column 13", "{N}, {N,} or {N,M} is expected"),
-        ('root ::= "a"{9999999}', "line 1, column 13", "is over 100000 times"),
-        ("root ::= " + "(" * 200, "line 1, column 110", "more than 100 groups"),
+        ('root ::= "a"{9999999}', "line 1, column 13", "is more than 100000 times"),
+        ("root ::= " + "(" * 200, "line 1, column 110", "more than 100 nested groups"),
         ('root ::= "a" root', "line 1, column 1", "'root' can never end"),
         ("root ::= root", "line 1, column 1", "'root' can never end"),
         ('root ::= "a" b | "b"\nb ::= ("x" | "y") b', "line 2, column 1", "'b' can never end"),

@@ -9,7 +9,7 @@ from llmasos.drivers.llama import devices, gguf, options
 from llmasos.drivers.llama.cpp import amx_kernels, system_info
 from llmasos.drivers.llama.devices import Seen
 from llmasos.drivers.llama.placement import Placement, choose, place, without
-from llmasos.kernel.values import Hardware
+from llmasos.kernel.abi.values import Hardware
 from llmasos.userland import bootstrap
 from tests.drivers.default_model import MODEL
 

@@ -12,10 +12,10 @@ import pytest
 
 from llmasos.drivers import llama
 from llmasos.drivers.llama import options
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.values import Finish, Message, Role
 from llmasos.kernel.driver import Cause
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Finish, Message, Role
 from tests.drivers import contract, cut_model
 from tests.drivers.contract import Promise
 from tests.drivers.default_model import MODEL
@@ -167,12 +167,12 @@ async def test_a_hanging_engine_is_killed(tmp_path: Path, monkeypatch: pytest.Mo
         freeze(rig.facts.os_pid)
         rig.engine.grant(rig.admit(tokens), PLENTY)
         await rig.ear.until(lambda: rig.ear.downs)
-        assert "no sign of life for 3 s" in rig.ear.downs[0].reason
+        assert "no answer for 3 s" in rig.ear.downs[0].reason
         assert rig.ear.downs[0].cause is Cause.OUTSIDE  # it was stopped: no call is the reason
         await rig.ear.until(lambda: rig.ear.ups == 2)
         assert (await rig.run(tokens)).last.error is None
         freeze(rig.facts.os_pid)
-        with pytest.raises(DeviceFault, match="no sign of life"), anyio.fail_after(60):
+        with pytest.raises(DeviceFault, match="no answer for"), anyio.fail_after(60):
             await rig.engine.tokenize("hello")
 
 

@@ -2,8 +2,8 @@
 
 import random
 
-from llmasos.drivers.llama.prefix import Kept, Saved, common
-from llmasos.kernel import limits
+from llmasos.drivers.llama.prefix import PrefixCache, Saved, common
+from llmasos.kernel.abi import limits
 
 LONG = limits.SHARE_TOKENS
 
@@ -30,7 +30,7 @@ def test_the_common_beginning_is_what_a_slow_count_says() -> None:
 
 
 def test_only_the_same_domain_finds_a_context() -> None:
-    kept = Kept()
+    kept = PrefixCache()
     tokens = list(range(LONG + 5))
     kept.put(saved(tokens))
     assert [one.tokens for one in kept.find("a", tokens)] == [tokens]
@@ -39,13 +39,13 @@ def test_only_the_same_domain_finds_a_context() -> None:
 
 
 def test_a_context_too_short_to_share_is_not_kept() -> None:
-    kept = Kept()
+    kept = PrefixCache()
     kept.put(saved(list(range(LONG - 1))))
     assert kept.bytes == 0
 
 
 def test_the_least_recently_used_goes_when_bytes_run_out() -> None:
-    kept = Kept(most_bytes=25)
+    kept = PrefixCache(most_bytes=25)
     texts = [[n, *range(LONG)] for n in range(3)]
     first, second, third = (saved(text, history=n) for n, text in enumerate(texts))
     kept.put(first)
@@ -57,7 +57,7 @@ def test_the_least_recently_used_goes_when_bytes_run_out() -> None:
 
 
 def test_a_longer_context_of_the_same_process_replaces_the_shorter() -> None:
-    kept = Kept()
+    kept = PrefixCache()
     tokens = list(range(LONG + 20))
     kept.put(saved(tokens[:-10]))
     kept.put(saved(tokens))
@@ -66,7 +66,7 @@ def test_a_longer_context_of_the_same_process_replaces_the_shorter() -> None:
 
 
 def test_what_was_a_process_s_alone_goes_with_it() -> None:
-    kept = Kept()
+    kept = PrefixCache()
     tokens = list(range(LONG + 20))
     kept.put(saved(tokens, history=7))
     kept.put(saved(tokens[:LONG], history=None))

@@ -12,9 +12,9 @@ import anyio
 import pytest
 
 from llmasos.drivers import recall
-from llmasos.kernel import limits
-from llmasos.kernel.driver import Likeness, Option, Reach, RecallDriver
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.driver import Option, Reach, RecallDriver, VectorScores
 from tests.drivers.recall_rig import (
     ALL,
     DEADLINE_S,
@@ -52,7 +52,7 @@ async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
             yield rig
 
 
-def check(found: Likeness, scores: dict[int, float]) -> None:
+def check(found: VectorScores, scores: dict[int, float]) -> None:
     """It is exactly the best of these."""
     assert list(found.pages) == best(scores)
     for number, score in zip(found.pages, found.scores, strict=True):
@@ -290,12 +290,12 @@ async def test_vectors_that_cannot_be_compared_are_refused(rig: Rig) -> None:
     owner = rig.owner()
     await rig.device.add(owner, 1, [1], [pack([1.0, 0.0])])
     for places, given, words in (
-        ([2], [pack([1.0, 0.0, 0.0])], "3 numbers for a space of 2"),
-        ([2], [pack([2.0, 0.0])], "not of length 1"),
-        ([2], [pack([float("nan"), 0.0])], "not of length 1"),
+        ([2], [pack([1.0, 0.0, 0.0])], "3 dimensions for a space of 2"),
+        ([2], [pack([2.0, 0.0])], "does not have length 1"),
+        ([2], [pack([float("nan"), 0.0])], "does not have length 1"),
         ([2], [b"abc"], "3 bytes"),
         ([2, 3], [pack([1.0, 0.0])], "2 places and 1 vectors"),
-        ([2, 3], [pack([1.0]), pack([1.0, 0.0])], "one of a size"),
+        ([2, 3], [pack([1.0]), pack([1.0, 0.0])], "vectors of one size"),
         ([-1], [pack([1.0, 0.0])], "below 0"),
         ([2**32], [pack([1.0, 0.0])], "32 bits"),
     ):
@@ -334,7 +334,7 @@ async def test_weights_that_are_not_the_pinned_ones_are_not_loaded(
         assert rig.facts.embedder == ""
         with pytest.raises(DeviceFault, match=f"sha256 {told}") as error:
             await rig.device.embed(["a"])
-        assert "install it again" in error.value.hint
+        assert "reinstall the package" in error.value.hint
         await rig.device.add(rig.owner(), 1, [0], [pack([1.0])])
     assert "it was loaded" not in (tmp_path / "log").read_text()
 

@@ -19,9 +19,9 @@ from random import Random
 import anyio
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.driver import Cause, Likeness
-from llmasos.kernel.errors import DeviceFault
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault
+from llmasos.kernel.driver import Cause, VectorScores
 from tests.drivers.recall_rig import (
     DEADLINE_S,
     WIDTH,
@@ -87,7 +87,7 @@ async def until(true: Callable[[], Awaitable[bool]]) -> None:
             await anyio.sleep(0.02)
 
 
-async def check(rig: Rig, owner: Path, pages: int = PAGES) -> Likeness:
+async def check(rig: Rig, owner: Path, pages: int = PAGES) -> VectorScores:
     """A search finds what it should."""
     found = await rig.search(owner, QUESTION, whole(1))
     assert not found.unknown
@@ -128,7 +128,7 @@ async def test_a_hanging_child_is_killed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(limits, "HANG_S", 2.0)
     async with Rig(tmp_path) as rig:
         freeze(rig.facts.os_pid)
-        with pytest.raises(DeviceFault, match="no sign of life"), anyio.fail_after(DEADLINE_S):
+        with pytest.raises(DeviceFault, match="no answer for"), anyio.fail_after(DEADLINE_S):
             await rig.device.add(rig.owner(), 1, [], [])
         await rig.ear.until(lambda: rig.ear.ups == 2)
         await rig.device.add(rig.owner(), 1, [], [])

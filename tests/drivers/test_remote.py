@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from llmasos.drivers import remote
-from llmasos.drivers.remote import asking, options
-from llmasos.kernel import limits
+from llmasos.drivers.remote import options, payload
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.values import Message, Role, Sampling, pack_bias
 from llmasos.kernel.driver import Option, Prompt
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Message, Role, Sampling, pack_bias
 from tests.drivers.default_model import MODEL
 from tests.drivers.endpoint import Answer, Endpoint, Request, refuse, statuses
 
@@ -28,7 +28,7 @@ def anyio_backend() -> str:
 async def body(dialect: str, sampling: Sampling, *, raw: bool = False) -> dict[str, Any]:
     prompt = Prompt((), (), [Message(Role.USER, "hi")], raw, 3)
     chosen = options.settings({"url": "http://127.0.0.1/v1", "model": "m", "dialect": dialect})
-    _, sent = asking.request(chosen, prompt, sampling, 7)
+    _, sent = payload.request(chosen, prompt, sampling, 7)
     return sent
 
 
@@ -130,12 +130,12 @@ URL = "https://api.example.com/v1"
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "not http:// or https://"),
-        ({"url": "ftp://host/v1"}, "not http:// or https://"),
-        ({"url": "https://me:word@host/v1"}, "keys do not belong there"),
-        ({"url": "https://host/v1?key=1"}, "keys do not belong there"),
-        ({"url": "https://host:port/v1"}, "makes no sense"),
-        ({"url": "https://hö/v1"}, "not plain ASCII"),
+        ({}, "not http://HOST or https://HOST"),
+        ({"url": "ftp://host/v1"}, "not http://HOST or https://HOST"),
+        ({"url": "https://me:word@host/v1"}, "keys must not be part of a url"),
+        ({"url": "https://host/v1?key=1"}, "keys must not be part of a url"),
+        ({"url": "https://host:port/v1"}, "invalid url"),
+        ({"url": "https://hö/v1"}, "not printable ASCII"),
         ({"url": "http://example.com/v1", "secret": "mine"}, "unencrypted to example.com"),
         ({"url": URL, "slots": 0}, "slots is 0"),
         ({"url": URL, "slots": True}, "slots is True"),
@@ -144,7 +144,7 @@ URL = "https://api.example.com/v1"
         ({"url": URL, "stall_s": math.nan}, "stall_s is nan"),
         ({"url": URL, "model": ""}, "model is ''"),
         ({"url": URL, "colour": 1}, "unknown option 'colour'"),
-        ({"url": URL, "secret": "not a name!"}, "no name of a secret"),
+        ({"url": URL, "secret": "not a name!"}, "invalid name of a secret"),
     ],
 )
 def test_a_bad_option_is_refused(options: dict[str, Option], words: str) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from llmasos.drivers.remote.events import Events
-from llmasos.kernel import limits
-from llmasos.kernel.values import Finish
+from llmasos.drivers.remote.events import EventStream
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.values import Finish
 from tests.drivers.endpoint import Answer, Request, fault, one
 
 pytestmark = pytest.mark.anyio
@@ -118,10 +118,10 @@ async def test_a_whole_answer_instead_of_a_stream_is_read(
         ('{"choices": []}', "an answer without choices"),
         ('{"hello": 1}', "an answer without choices"),
         ('{"choices": [{"message"', "not JSON"),
-        ("[1, 2]", "no part of an answer"),
-        ("data: 7\n\n", "no part of an answer"),
+        ("[1, 2]", "not an event of an answer"),
+        ("data: 7\n\n", "not an event of an answer"),
         ("Service unavailable\n", "not a stream of events"),
-        ("   ", "the stream was cut"),
+        ("   ", "the stream ended early"),
     ],
 )
 async def test_an_error_in_any_form_is_said(data: str, words: str) -> None:
@@ -137,7 +137,7 @@ async def test_a_refused_request_says_why(body: str) -> None:
         request.head(400)
         request.write(body)
 
-    assert "said 400: no" in await fault(answer)
+    assert "answered 400: no" in await fault(answer)
 
 
 async def test_any_success_is_one() -> None:
@@ -151,7 +151,7 @@ async def test_any_success_is_one() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_events_do_not_depend_on_how_bytes_come(size: int) -> None:
     data = f"{BOM}data: a\r\n\r\n: x\r\n\r\ndata: b\ndata: ü\n\ndata: c\r\rdata: d".encode()
-    events = Events()
+    events = EventStream()
     found: list[bytes] = []
     for at in range(0, len(data), size):
         found += events.feed(data[at : at + size])

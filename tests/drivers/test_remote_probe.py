@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from llmasos.drivers import echo, llama, remote
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.driver import Option
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
 from tests.drivers.endpoint import Endpoint, Request, refuse, statuses
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +61,7 @@ async def test_the_models_of_an_endpoint_are_listed(answer: Any, names: list[str
 async def test_an_endpoint_without_a_list_needs_a_name() -> None:
     assert await probed(failing(404, {"error": "no"}), model="mine") == []
     found = await failed(failing(404, {"error": "no"}))
-    assert "said 404" in found.message
+    assert "answered 404" in found.message
     empties: list[Any] = [{"data": []}, {}, {"data": "x"}, "hello"]
     for empty in empties:
         found = await failed(listed(empty))
@@ -72,7 +72,7 @@ async def test_an_endpoint_without_a_list_needs_a_name() -> None:
 
 async def test_a_model_that_is_not_there_is_named_with_those_that_are() -> None:
     found = await failed(listed(TWO), model="bigg")
-    assert "it has no model 'bigg', it lists small, big" in found.message
+    assert "no model 'bigg'; it lists small, big" in found.message
     assert "--no-check" in found.hint
     many = {"data": [{"id": f"m{number}"} for number in range(500)]}
     found = await failed(listed(many), model="x")
@@ -82,9 +82,9 @@ async def test_a_model_that_is_not_there_is_named_with_those_that_are() -> None:
 @pytest.mark.parametrize(
     ("status", "words", "hint"),
     [
-        (401, "said 401: no key", "--set secret=NAME"),
-        (403, "said 403: no key", "--set secret=NAME"),
-        (500, "said 500: no key", ""),
+        (401, "answered 401: no key", "--set secret=NAME"),
+        (403, "answered 403: no key", "--set secret=NAME"),
+        (500, "answered 500: no key", ""),
         (302, "redirects to", "if you trust it"),
     ],
 )
@@ -107,15 +107,15 @@ async def test_a_url_that_ends_too_early_or_too_late_is_said() -> None:
 
 
 async def test_nobody_there_is_said_at_once() -> None:
-    with pytest.raises(DeviceFault, match="cannot be reached"):
+    with pytest.raises(DeviceFault, match="cannot connect to"):
         await remote.models({"url": "http://127.0.0.1:1/v1"})
-    with pytest.raises(DeviceFault, match="cannot be reached"):
+    with pytest.raises(DeviceFault, match="cannot connect to"):
         await remote.models({"url": "http://[::1]:1/v1"})
 
 
 async def test_the_llama_dialect_asks_whether_it_is_that_server() -> None:
     found = await failed(Endpoint(statuses(404)), dialect="llama")
-    assert "this is not llama.cpp's server" in found.message
+    assert "not a llama.cpp server" in found.message
 
 
 @pytest.mark.parametrize("driver", [echo, llama])

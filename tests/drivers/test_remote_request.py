@@ -10,9 +10,9 @@ import anyio
 import pytest
 
 from llmasos.drivers import remote
-from llmasos.kernel import limits, paths, secrets
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Finish
+from llmasos.kernel.abi import limits, paths, secrets
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.values import Finish
 from tests.drivers.endpoint import HOUR_S, KEY, Endpoint, Request, fault, one, refuse, statuses
 from tests.drivers.rig import PLENTY, Outcome, Rig, check_end
 
@@ -41,13 +41,13 @@ async def test_what_stays_is_not(status: int) -> None:
     async with Endpoint(statuses(status)) as endpoint, endpoint.rig() as rig:
         outcome = await rig.run(await rig.ask())
         assert outcome.last.error is not None
-        assert f"said {status}: no" in outcome.last.error.message
+        assert f"answered {status}: no" in outcome.last.error.message
         assert len(endpoint.bodies) == 1
 
 
 @pytest.mark.usefixtures("hasty")
 async def test_retries_end() -> None:
-    assert "said 500" in await fault(statuses(*[500] * 9), options={"retries": 2})
+    assert "answered 500" in await fault(statuses(*[500] * 9), options={"retries": 2})
 
 
 @pytest.mark.usefixtures("hasty")
@@ -73,7 +73,7 @@ async def test_a_pause_that_is_asked_for_is_kept_or_refused(
     monkeypatch.setattr("llmasos.drivers.remote.http.asyncio.sleep", sleep)
     assert (await one(statuses(429, retry_after=7))).text == "yes"
     assert paused == [7.0]
-    assert "a pause of 3600 s" in await fault(statuses(429, retry_after=3600))
+    assert "retry after 3600 s" in await fault(statuses(429, retry_after=3600))
     assert len(paused) == 1
 
 
@@ -147,7 +147,7 @@ def test_a_secret_that_does_not_exist_is_enoent(key: Path) -> None:
 async def test_an_endpoint_that_is_not_there_is_told_at_the_mount() -> None:
     async with Endpoint(refuse) as endpoint:
         url = endpoint.url
-    with pytest.raises(DeviceFault, match="cannot be reached"):
+    with pytest.raises(DeviceFault, match="cannot connect to"):
         await Rig(remote, Path(), Path(), url=url, retries=0).__aenter__()
 
 
@@ -172,7 +172,7 @@ async def test_a_server_that_is_not_llama_cpp_s_is_not_taken_for_it() -> None:
         request.json({}, 404)
 
     async with Endpoint(nothing) as endpoint:
-        with pytest.raises(DeviceFault, match="this is not llama"):
+        with pytest.raises(DeviceFault, match="not a llama"):
             await endpoint.rig(dialect="llama").__aenter__()
 
 

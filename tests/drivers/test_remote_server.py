@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from llmasos.drivers import remote
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Finish, Sampling, pack_bias
 from llmasos.kernel.driver import Option
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.values import Finish, Sampling, pack_bias
 from tests.drivers import contract, cut_model
 from tests.drivers.contract import Promise
 from tests.drivers.default_model import MODEL

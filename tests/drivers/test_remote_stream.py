@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import anyio
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.values import Finish
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.values import Finish
 from tests.drivers.endpoint import HOUR_S, Request, fault, one
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +42,7 @@ async def test_an_endpoint_that_hangs_mid_stream_is_left() -> None:
         request.text("one")
         await request.gone()
 
-    assert "silent for 0.2 s after 1 tokens" in await fault(hang, options={"stall_s": 0.2})
+    assert "no data for 0.2 s after 1 tokens" in await fault(hang, options={"stall_s": 0.2})
 
 
 async def test_a_stream_cut_in_a_chunk_is_a_fault() -> None:
@@ -52,7 +52,7 @@ async def test_a_stream_cut_in_a_chunk_is_a_fault() -> None:
         request.write(b"%x\r\n%s\r\n" % (len(event), event))
         request.write(b"100\r\ndata: {")
 
-    assert "the connection broke" in await fault(cut)
+    assert "the connection failed" in await fault(cut)
 
 
 async def test_a_stream_without_an_end_is_a_fault() -> None:
@@ -60,7 +60,7 @@ async def test_a_stream_without_an_end_is_a_fault() -> None:
         request.head()
         request.text("half of")
 
-    assert "the stream was cut after 1 tokens" in await fault(cut)
+    assert "the stream ended early, after 1 tokens" in await fault(cut)
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ async def test_a_stream_without_an_end_is_a_fault() -> None:
         (b"data: {\n\n", "not JSON"),
         (b"data: \xff\xfe\n\n", "not valid UTF-8"),
         (b"data: " + b"[" * 100_000 + b"\n\n", "not JSON"),
-        (b'data: {"choices": 7}\n\n', "no part of an answer"),
-        (b"data: 7\n\n", "no part of an answer"),
-        (b'data: {"choices":[{"delta":{"content":[1]}}]}\n\n', "a text that is none"),
+        (b'data: {"choices": 7}\n\n', "not an event of an answer"),
+        (b"data: 7\n\n", "not an event of an answer"),
+        (b'data: {"choices":[{"delta":{"content":[1]}}]}\n\n', "content that is not text"),
         (b'data: {"error":{"message":"out of\\nluck"}}\n\n', "out of luck"),
         (b'data: {"choices":[{"delta":{},"finish_reason":"content_filter"}]}\n\n', "filter"),
         (b"data: " + b"x" * (limits.REMOTE_LINE_BYTES + 1), "a line of more than"),
         (b"data: x\n" * (limits.REMOTE_LINE_BYTES + 1), "a line of more than"),
         (b"\x1f\x8b\x08garbage\n", "not a stream of events"),
-        (b"", "the stream was cut"),
+        (b"", "the stream ended early"),
     ],
 )
 async def test_garbage_is_a_fault_that_says_so(data: bytes, words: str) -> None:

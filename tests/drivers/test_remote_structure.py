@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from llmasos.drivers.remote.structure import closed
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Finish, Sampling
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.values import Finish, Sampling
 from tests.drivers.endpoint import Answer, Endpoint, Request, one, refuse
 
 pytestmark = pytest.mark.anyio
@@ -62,7 +62,7 @@ async def test_an_answer_that_satisfies_its_schema_ends_well(text: str) -> None:
 async def test_an_answer_that_does_not_is_an_error(text: str, words: str) -> None:
     outcome = await one(says(text), schema=SCHEMA, max_tokens=100)
     assert isinstance(outcome.last.error, DeviceFault)
-    assert "the answer does not satisfy the schema: " in outcome.last.error.message
+    assert "the answer does not match the schema: " in outcome.last.error.message
     assert words in outcome.last.error.message
     assert outcome.last.error.hint
     assert outcome.text == text  # what came is shown all the same

@@ -10,9 +10,9 @@ import pytest
 
 from llmasos.drivers import restart
 from llmasos.drivers.restart import Backoff, Restarter
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.driver import Cause, Death
-from llmasos.kernel.errors import DeviceFault
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 20

@@ -15,10 +15,10 @@ from llmasos.drivers.llama import sampler as module
 from llmasos.drivers.llama.answers import Answers
 from llmasos.drivers.llama.cpp import Floats
 from llmasos.drivers.llama.sampler import Bounds, Candidates, Chain, sampler
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.abi.values import Finish, Logprob, Sampling, pack_bias
 from llmasos.kernel.driver import Admission, Prompt, Step
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.values import Finish, Logprob, Sampling, pack_bias
 from tests.drivers import cut_model
 from tests.drivers.rig import PLENTY, Ear, Outcome, Rig, check_end
 from tests.drivers.vocabulary import grammars, model, tokens
@@ -83,18 +83,18 @@ def test_an_end_is_refused_until_the_grammar_may_end(temperature: float) -> None
     assert choose(Scores(end, a), grammar='root ::= "a"?', **way) == end
 
 
-def test_a_refused_token_is_never_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    noted: list[int] = []
-    note = Chain.note
+def test_a_refused_token_is_never_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted: list[int] = []
+    accept = Chain.accept
 
     def listen(self: Chain, token: int) -> None:
-        noted.append(token)
-        note(self, token)
+        accepted.append(token)
+        accept(self, token)
 
-    monkeypatch.setattr(module.Chain, "note", listen)
+    monkeypatch.setattr(module.Chain, "accept", listen)
     [x], [a] = tokens("x"), tokens("a")
     assert choose(Scores(x, a), temperature=0.7, top_k=1, grammar='root ::= "a"') == a
-    assert noted == [a]
+    assert accepted == [a]
 
 
 def test_ignoring_the_end_chooses_one_when_nothing_else_is_left() -> None:
@@ -123,8 +123,8 @@ def told(scores: Scores, **fields: Any) -> Logprob:
     made = sampler(Sampling(**values), bounds())
     made.choose(scores, 0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     made.free()
-    assert made.told is not None
-    return made.told
+    assert made.logprob is not None
+    return made.logprob
 
 
 def test_probabilities_are_those_of_the_model_before_anything_was_changed() -> None:
@@ -259,14 +259,14 @@ async def test_a_call_whose_answer_is_looked_at_can_be_cancelled_and_ends_once()
         answers = Answers(ear)
         answers.admit(Admission(1, 0, 1, "", Prompt([], ()), Sampling(schema=schema)))
         first, last, other = Step(1, "[1, "), Step(1, "1]", finish=Finish.STOP), Step(2, "other")
-        assert answers.passed([first]) == [first]
-        assert answers.passed([other, last]) == [other]
+        assert answers.released([first]) == [first]
+        assert answers.released([other, last]) == [other]
         if lost:
-            answers.lost()
+            answers.disconnected()
         else:
             answers.cancel(1)
         answers.admit(Admission(3, 0, 3, "", Prompt([], ()), Sampling(schema=schema)))
-        assert answers.passed([Step(3, "[1]", finish=Finish.STOP)]) == []
+        assert answers.released([Step(3, "[1]", finish=Finish.STOP)]) == []
         await ear.until(partial(ear.steps, 3))
         assert ear.steps(3) == [Step(3, "[1]", finish=Finish.STOP)]
         cancelled = Step(1, "1]", finish=Finish.CANCELLED)

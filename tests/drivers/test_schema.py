@@ -10,8 +10,8 @@ import pytest
 
 from llmasos.drivers.grammar import compiler
 from llmasos.drivers.grammar.check import Check
-from llmasos.drivers.grammar.document import Document, loads
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.drivers.grammar.document import SchemaDocument, loads
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from tests.drivers.schemas import accepts, written
 
 BIG = 2**53 + 1
@@ -26,7 +26,7 @@ def refused(schema: Any) -> SyscallError:
 
 
 def problem(schema: Any, text: str) -> str:
-    document = Document(schema if isinstance(schema, str) else json.dumps(schema))
+    document = SchemaDocument(schema if isinstance(schema, str) else json.dumps(schema))
     return Check(document, compiler.matches).problem(loads(text), document.root)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from llmasos.drivers.pages import cut_answer, cut_text
 from llmasos.drivers.stops import Scan
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 
 
 def obvious(text: str, stops: list[str]) -> str:

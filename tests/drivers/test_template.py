@@ -3,9 +3,9 @@
 import pytest
 
 from llmasos.drivers.llama.template import Template
-from llmasos.kernel import limits
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.values import Message, Role
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Message, Role
 
 TALK = [Message(Role.SYSTEM, "Be kind."), Message(Role.USER, "Hi {{ 7 * 7 }}")]
 MARKS = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -3,14 +3,14 @@
 from functools import cache
 
 from llmasos.drivers.llama import gguf, options
-from llmasos.drivers.llama.cpp import Model, load
+from llmasos.drivers.llama.cpp import LlamaModel, load
 from llmasos.drivers.llama.grammar import Grammars, Matcher
-from llmasos.kernel.values import Sampling
+from llmasos.kernel.abi.values import Sampling
 from tests.drivers.default_model import MODEL
 
 
 @cache
-def model() -> Model:
+def model() -> LlamaModel:
     return load(options.settings(MODEL, gguf.read(MODEL), {}))
 
 

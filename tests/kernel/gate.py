@@ -3,8 +3,8 @@
 from itertools import pairwise
 from pathlib import Path
 
-from llmasos.kernel.abi import TABLE
-from llmasos.kernel.policy import Policy
+from llmasos.kernel.abi.table import TABLE
+from llmasos.kernel.access.decisions import Policy
 
 CAREFUL = ("u:alice", "r:careful")
 OPERATOR = ("u:alice", "r:operator")

@@ -1,10 +1,10 @@
-"""P-06: what a fresh machine allows: the table beside this file, and what has to hold of it."""
+"""P-06: the permissions of a fresh machine: authorisation.txt and its invariants."""
 
 from itertools import product
 
-from llmasos.kernel.abi import TABLE
-from llmasos.kernel.policy import Policy
-from llmasos.kernel.values import Profile, UserRole
+from llmasos.kernel.abi.table import TABLE
+from llmasos.kernel.abi.values import Profile, UserRole
+from llmasos.kernel.access.decisions import Policy
 from tests.kernel import authorisation
 
 RULES = ("user_add", "user_remove", "user_role", "key_create", "key_list", "key_revoke",
@@ -15,23 +15,23 @@ CHANGES = {"spawn", "generate", "fork", "wait", "kill", "nice"}  # in the reader
 def cells() -> list[tuple[str, str]]:
     paths = {action: authorisation.objects(action) for action in TABLE}
     everywhere = sorted({path for own in paths.values() for path in own})
-    return list(product(TABLE, [*everywhere, *authorisation.ABROAD]))
+    return list(product(TABLE, [*everywhere, *authorisation.OTHER_OBJECTS]))
 
 
 def allowed(policy: Policy, *subjects: str) -> set[tuple[str, str]]:
-    """Every call and object that they may, of all that there are."""
+    """Every pair of call and object that these subjects are allowed."""
     return {cell for cell in cells() if policy.check(subjects, *cell).allowed}
 
 
-def test_the_table_of_who_may_do_what_is_current() -> None:
+def test_the_matrix_of_permissions_is_current() -> None:
     said = authorisation.FILE.read_text(encoding="utf-8")
-    assert authorisation.text() == said, "run: make readme"
+    assert authorisation.text() == said, "run: make docs"
 
 
 def test_the_table_covers_every_call_and_every_role() -> None:
     said = authorisation.FILE.read_text(encoding="utf-8")
     assert {line.split()[0] for line in said.splitlines() if line[:1].islower()} == set(TABLE)
-    assert [one for (one,) in authorisation.PEOPLE] == [f"u:{role}" for role in UserRole]
+    assert [one for (one,) in authorisation.USERS] == [f"u:{role}" for role in UserRole]
     assert [one for (one,) in authorisation.PROFILES] == [f"r:{profile}" for profile in Profile]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from llmasos.kernel import config
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.paths import Paths
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.paths import Paths
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.backpressure import Load, Received
-from llmasos.kernel.connection import Connection
-from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import SyscallError
+from llmasos.kernel.backpressure import Received, UserLoad
+from llmasos.kernel.connection.connection import Connection
 
 pytestmark = pytest.mark.anyio
 KICK_S = 0.3
@@ -29,7 +29,7 @@ class Recorder:
 
     def opened(self, connection: Connection) -> None:
         self.connection = connection
-        connection.greeted()
+        connection.cancel_hello_timeout()
 
     def frame(self, received: Received) -> None:
         raise AssertionError(received)
@@ -84,15 +84,15 @@ async def test_who_has_stopped_reading_is_disconnected(
     recorder, _ = ends
     recorder.connection.send(REPLY)
     await recorder.gone.wait()
-    assert "not read for 0.3 s" in recorder.errors[0].message
+    assert "did not read its replies for 0.3 s" in recorder.errors[0].message
 
 
 async def test_unread_bytes_are_counted_until_they_are_read(
     ends: tuple[Recorder, socket.socket],
 ) -> None:
     recorder, client = ends
-    load, loop = Load("ann"), asyncio.get_running_loop()
-    recorder.connection.count_in(load)
+    load, loop = UserLoad("ann"), asyncio.get_running_loop()
+    recorder.connection.set_load(load)
     recorder.connection.send(REPLY)
     await asyncio.sleep(0)  # it is written at the end of a turn of the loop
     await asyncio.sleep(0)

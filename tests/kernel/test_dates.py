@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from llmasos.kernel.memory.dates import named
+from llmasos.kernel.recall.dates import named
 
 NOW = datetime(2025, 3, 14, 15, tzinfo=UTC).timestamp()  # a Friday
 

@@ -4,15 +4,15 @@ import random
 
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.decide import Admit, Claim, Grant, Park, Table, decide
+from llmasos.kernel.abi import limits
+from llmasos.kernel.scheduling.scheduler import Admit, Claim, DeviceState, Grant, Park, decide
 
 
 class Device:
     """Twenty obvious lines: what an engine does with admissions and grants."""
 
     def __init__(self, slots: int, width: int, cells: int = 10**9) -> None:
-        self.table = Table(slots, width, cells)
+        self.table = DeviceState(slots, width, cells)
         self.computed: dict[int, int] = {}  # by process
         self.order: list[int] = []  # calls that hold a grant, first granted first
 
@@ -40,7 +40,7 @@ class Device:
         assert len(slots) == len(set(slots)) <= self.table.slots
         held = sum(c.cells for c in self.table.claims.values() if c.slot is not None)
         assert held <= self.table.cells
-        assert self.table.room() >= 0
+        assert self.table.parked_bytes_left() >= 0
 
     def step(self) -> None:
         """One batch: up to `width` of those with a grant; a prompt gives as much as it may."""
@@ -52,7 +52,7 @@ class Device:
         for claim in (claims[call] for call in able[: self.table.width]):
             spent = min(claim.prompt, claim.granted) or 1
             claim.prompt = max(0, claim.prompt - spent)
-            claim.held += spent
+            claim.computed += spent
             claim.granted -= spent
             self.table.charge(claim, spent)
             self.computed[claim.process] = self.computed.get(claim.process, 0) + spent
@@ -187,7 +187,7 @@ def test_contexts_of_stopped_calls_are_saved_within_the_limit_and_others_compute
     stopped = [device.add(call) for call in range(1, 5)]
     for _ in range(4):
         device.step()
-    held = [claim.held for claim in stopped]
+    held = [claim.computed for claim in stopped]
     assert all(held)
     for claim in stopped:
         claim.stopped = True
@@ -198,17 +198,17 @@ def test_contexts_of_stopped_calls_are_saved_within_the_limit_and_others_compute
     kept = [claim for claim in stopped if claim.saved]
     assert 0 < len(kept) < 4
     for claim, before in zip(stopped, held, strict=True):
-        assert (claim.held, claim.prompt) == ((before, 0) if claim.saved else (0, before))
+        assert (claim.computed, claim.prompt) == ((before, 0) if claim.saved else (0, before))
         # What is granted may be computed before the engine hears of it.
         assert not claim.saved or claim.saved == 100 + 4 * (before + claim.granted)
-    assert device.table.room() == 500 - sum(claim.saved for claim in kept) >= 0
+    assert device.table.parked_bytes_left() == 500 - sum(claim.saved for claim in kept) >= 0
     for claim in waiting:
         device.table.drop(claim.call)
     for claim in stopped:
-        device.table.go_on(claim)
+        device.table.resume(claim)
     device.step()
     assert all(claim.slot is not None for claim in stopped)
-    assert device.table.room() == 500
+    assert device.table.parked_bytes_left() == 500
 
 
 def test_without_a_limit_every_context_is_saved() -> None:
@@ -227,7 +227,7 @@ def test_a_slow_reader_gets_no_further_quantum() -> None:
     claim = device.add(1)
     device.add(2)
     device.step()
-    claim.behind = True
+    claim.slow_reader = True
     for _ in range(200):
         device.step()
     assert device.computed[1] <= 10 + 2 * limits.QUANTUM_TOKENS
@@ -237,7 +237,7 @@ def test_a_slow_reader_gets_no_further_quantum() -> None:
 def test_a_process_returns_to_the_slot_that_holds_its_tokens() -> None:
     device = Device(slots=4, width=4)
     for slot in range(4):
-        device.table.last[slot] = 100 + slot
+        device.table.last_process[slot] = 100 + slot
     device.add(1, process=102)
     device.decide()
     assert device.table.claims[1].slot == 2
@@ -246,13 +246,13 @@ def test_a_process_returns_to_the_slot_that_holds_its_tokens() -> None:
 def test_a_free_slot_that_nobody_comes_back_to_is_taken_first_then_the_least_recent() -> None:
     device = Device(slots=4, width=4)
     for slot, process in ((2, 102), (0, 100), (1, 101)):  # 2 was used longest ago
-        device.table.enter(slot, process)
+        device.table.mark_used(slot, process)
     assert device.table.free_slots() == [3, 2, 0, 1]
     for call, slot in ((1, 3), (2, 2), (3, 0), (4, 1)):
         device.add(call)
         device.decide()
         assert device.table.claims[call].slot == slot
-    device.table.enter(3, 1)
+    device.table.mark_used(3, 1)
     for call in (3, 1, 4, 2):
         device.table.drop(call)
     assert device.table.free_slots() == [0, 3, 1, 2]  # in the order in which they were left
@@ -299,7 +299,7 @@ def test_random_histories_keep_the_invariants() -> None:
                 elif move < 0.7:
                     victim.stopped = not victim.stopped
                 elif move < 0.8:
-                    victim.behind = not victim.behind
+                    victim.slow_reader = not victim.slow_reader
 
 
 def test_newcomers_do_not_starve_who_has_a_history() -> None:
@@ -338,7 +338,7 @@ def test_a_stopped_call_is_not_paid_for_the_time_it_was_stopped() -> None:
     stopped.stopped = True
     for _ in range(5_000):
         device.step()
-    device.table.go_on(stopped)
+    device.table.resume(stopped)
     before = dict(device.computed)
     for _ in range(1_000):
         device.step()

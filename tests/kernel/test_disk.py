@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import disk, limits
-from llmasos.kernel.errors import Errno
+from llmasos.kernel.abi import disk, limits
+from llmasos.kernel.abi.errors import Errno
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,9 @@ def test_a_disk_with_room_is_no_error(tmp_path: Path) -> None:
     room = os.statvfs(tmp_path)
     if room.f_bavail * room.f_frsize < 2 * limits.FREE_BYTES:
         pytest.skip("this disk is nearly full")
-    assert disk.check_room(tmp_path) > limits.FREE_BYTES
+    assert disk.check_free_space(tmp_path) > limits.FREE_BYTES
 
 
 def test_a_directory_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        disk.check_room(tmp_path / "none")
+        disk.check_free_space(tmp_path / "none")

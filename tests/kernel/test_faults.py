@@ -4,26 +4,26 @@ from dataclasses import replace
 
 import pytest
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.values import Role
 from llmasos.kernel.driver import Cut, Prompt
 from llmasos.kernel.memory.faults import Counts, Faults, account
-from llmasos.kernel.memory.fuse import Ranked
 from llmasos.kernel.memory.layout import Stored
-from llmasos.kernel.memory.paging import Plan
-from llmasos.kernel.memory.recall import Hit
+from llmasos.kernel.memory.paging import PagingPlan
+from llmasos.kernel.memory.recall import RecallHit
 from llmasos.kernel.memory.table import Piece
-from llmasos.kernel.values import Role
+from llmasos.kernel.recall.ranking import Ranked
 
 WINDOW = 100
 
 
-def plan(tokens: int = 10) -> Plan:
+def plan(tokens: int = 10) -> PagingPlan:
     """Two pages that stayed and one that came back, in this order, of so many tokens each."""
     page = Stored(7, 7, 0, "user", "ann", 0.0, "", "", tokens, "it came back", [])
-    back = Hit(page, Ranked(7, 5.0, tokens))
+    back = RecallHit(page, Ranked(7, 5.0, tokens))
     window = [Piece(0, Role.USER, [0]), Piece(1, Role.ASSISTANT, [1])]
     sizes: dict[int, int] = {0: tokens, 1: tokens, 7: tokens}
-    return Plan(Prompt([1] * 3 * tokens, []), [], 1, window, back=[back], sizes=sizes)
+    return PagingPlan(Prompt([1] * 3 * tokens, []), [], 1, window, recalled=[back], sizes=sizes)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_alarm_is_on_above_the_limit_and_not_at_it() -> None:
     assert most < limits.THRASH_CALLS
     alarms = [faults.charge(1, half, 0, window)[1] for _ in range(most + 1)]
     assert [bool(alarm) for alarm in alarms] == [False] * most + [True]
-    assert f"last {most + 1} calls 3.5 windows of 60 tokens" in alarms[-1]
+    assert f"last {most + 1} calls computed 3.5 windows of 60 tokens" in alarms[-1]
     for _ in range(limits.THRASH_CALLS - most - 1):  # the calls before are all still counted
         assert faults.charge(1, half, 30, window)[1]
     assert faults.charge(1, half, 30, window)[1] == ""  # the first is not

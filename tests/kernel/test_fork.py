@@ -7,17 +7,17 @@ from pathlib import Path
 import anyio
 import pytest
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Exit, Fork, Message, Page, Profile, ReadMem, Role, Spawn
+from llmasos.kernel.access.identity import Caller
 from llmasos.kernel.driver import Cut
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.identity import Caller
 from llmasos.kernel.memory import reading
 from llmasos.kernel.memory.erasing import drop, orphans
 from llmasos.kernel.memory.memory import Memory
-from llmasos.kernel.memory.rows import Turn, Written
-from llmasos.kernel.process import Process, Processes
-from llmasos.kernel.store import Store
-from llmasos.kernel.values import Exit, Fork, Message, Page, Profile, ReadMem, Role, Spawn
+from llmasos.kernel.memory.rows import NewPage, TurnRecord
+from llmasos.kernel.process.table import Process, ProcessTable
+from llmasos.kernel.storage.store import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -33,17 +33,17 @@ def caller(connection: int = 1) -> Caller:
     return Caller(connection, "alice", Profile.OPEN, ("u:alice",), started_by=("notes",))
 
 
-async def spawn(table: Processes, **fields: object) -> Process:
+async def spawn(table: ProcessTable, **fields: object) -> Process:
     return await table.spawn(caller(), Spawn("m", **fields), "m")  # type: ignore[arg-type]
 
 
 async def say(memory: Memory, parent: Process, call: int, text: str) -> None:
     pages = [
-        Written(text, len(text), Role.USER, "alice"),
-        Written(text.upper(), 2, Role.ASSISTANT, "m", 1),
+        NewPage(text, len(text), Role.USER, "alice"),
+        NewPage(text.upper(), 2, Role.ASSISTANT, "m", 1),
     ]
     window = memory.table(parent).window
-    turn = Turn(call, pages, [[0]], [Role.USER, Role.ASSISTANT], window, {}, (), "")
+    turn = TurnRecord(call, pages, [[0]], [Role.USER, Role.ASSISTANT], window, {}, (), "")
     await memory.commit(parent, turn)
 
 
@@ -53,7 +53,7 @@ async def pages_of(memory: Memory, process: Process) -> list[Page]:
 
 
 async def test_a_child_is_like_its_parent_unless_it_is_said_otherwise(store: Store) -> None:
-    table = Processes(store, "alice")
+    table = ProcessTable(store, "alice")
     parent = await spawn(table, app="chat", nice=3)
     like, other = (
         (table.children(parent, fork, caller(7))[0])
@@ -67,11 +67,11 @@ async def test_a_child_is_like_its_parent_unless_it_is_said_otherwise(store: Sto
 
 
 async def test_the_children_come_back_after_a_restart(store: Store) -> None:
-    table = Processes(store, "alice")
+    table = ProcessTable(store, "alice")
     parent = await spawn(table)
     children = table.children(parent, Fork(parent.pid, 5), caller(1))
     await table.add(children)
-    assert [p.pid for p in Processes(store, "alice").all()] == [
+    assert [p.pid for p in ProcessTable(store, "alice").all()] == [
         parent.pid,
         *(c.pid for c in children),
     ]
@@ -80,9 +80,9 @@ async def test_the_children_come_back_after_a_restart(store: Store) -> None:
 async def test_children_see_the_parents_pages_which_are_stored_once(
     store: Store, tmp_path: Path
 ) -> None:
-    table, memory = Processes(store, "alice"), Memory(store)
+    table, memory = ProcessTable(store, "alice"), Memory(store)
     parent = await spawn(table)
-    await memory.say(parent, Message(Role.SYSTEM, "be"), [Cut("be", 1)], "alice")
+    await memory.append_message(parent, Message(Role.SYSTEM, "be"), [Cut("be", 1)], "alice")
     await say(memory, parent, 77, "question")
     children = table.children(parent, Fork(parent.pid, 3), caller(1))
     await memory.copy(parent, children)
@@ -100,7 +100,7 @@ async def test_children_see_the_parents_pages_which_are_stored_once(
 
 
 async def test_what_one_of_them_says_later_is_its_own(store: Store) -> None:
-    table, memory = Processes(store, "alice"), Memory(store)
+    table, memory = ProcessTable(store, "alice"), Memory(store)
     parent = await spawn(table)
     await say(memory, parent, 1, "before")
     (child,) = table.children(parent, Fork(parent.pid), caller(1))
@@ -117,7 +117,7 @@ async def test_what_one_of_them_says_later_is_its_own(store: Store) -> None:
 
 
 async def test_a_turn_that_is_being_written_is_copied_whole_or_not_at_all(store: Store) -> None:
-    table, memory = Processes(store, "alice"), Memory(store)
+    table, memory = ProcessTable(store, "alice"), Memory(store)
     parent = await spawn(table)
     children: list[Process] = []
 
@@ -142,13 +142,13 @@ async def test_a_turn_that_is_being_written_is_copied_whole_or_not_at_all(store:
 async def test_a_crash_between_pages_and_processes_leaves_orphans_that_are_found(
     store: Store,
 ) -> None:
-    table, memory = Processes(store, "alice"), Memory(store)
+    table, memory = ProcessTable(store, "alice"), Memory(store)
     parent = await spawn(table)
     await say(memory, parent, 1, "hello")
     children = table.children(parent, Fork(parent.pid, 2), caller(1))
     await memory.copy(parent, children)
     again = Memory(store)
-    alive = {p.pid for p in Processes(store, "alice").all()}
+    alive = {p.pid for p in ProcessTable(store, "alice").all()}
     assert sorted(orphans(again, "alice", alive)) == [child.pid for child in children]
 
 
@@ -156,27 +156,27 @@ async def test_a_full_table_refuses_the_whole_count(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "PROCESSES", 4)
-    table = Processes(store, "alice")
+    table = ProcessTable(store, "alice")
     parent = await spawn(table)
     with (
-        pytest.raises(SyscallError, match="holds 4 at most, and 3 are free") as caught,
+        pytest.raises(SyscallError, match="the limit of this machine is 4, 3 are free") as caught,
         table.reserve(4, "alice"),
     ):
         pass
     assert caught.value.errno is Errno.EAGAIN
     with table.reserve(2, "alice"):  # a fork on its way
         await spawn(table)
-        with pytest.raises(SyscallError, match="and 0 are free"):
+        with pytest.raises(SyscallError, match="4, 0 are free"):
             await spawn(table)
     await table.add(table.children(parent, Fork(parent.pid, 2), caller(1)))
     assert len(table.all()) == 4
 
 
 async def test_the_dead_do_not_fork(store: Store) -> None:
-    table = Processes(store, "alice")
+    table = ProcessTable(store, "alice")
     parent = await spawn(table)
     await table.exit(parent, 0, "TERM")
     assert parent.ending == Exit(parent.pid, 0, "TERM")
     with pytest.raises(SyscallError) as caught:
-        table.living(parent.pid, "alice")
+        table.get_alive(parent.pid, "alice")
     assert caught.value.errno is Errno.ESRCH

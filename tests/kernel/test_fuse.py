@@ -8,20 +8,20 @@ from math import inf, isfinite, log
 
 import pytest
 
-from llmasos.kernel.memory import dates, lexical
-from llmasos.kernel.memory.fuse import (
+from llmasos.kernel.recall import dates, lexical
+from llmasos.kernel.recall.ranking import (
     Candidate,
-    Question,
+    Population,
+    Query,
     Ranked,
-    Reach,
     Signs,
-    clear,
     fill,
     rank,
+    relevance_threshold,
     signs,
 )
 
-ASKED = Question("When did Anna go to the pottery class in May?", frozenset({"Anna", "Ben"}), 1.7e9)
+ASKED = Query("When did Anna go to the pottery class in May?", frozenset({"Anna", "Ben"}), 1.7e9)
 
 
 def candidates(dice: random.Random, count: int, *, dense: bool = True) -> list[Candidate]:
@@ -41,7 +41,7 @@ def candidates(dice: random.Random, count: int, *, dense: bool = True) -> list[C
     ]
 
 
-def slow(question: Question, pages: list[Candidate], reach: Reach) -> dict[int, float]:
+def slow(question: Query, pages: list[Candidate], reach: Population) -> dict[int, float]:
     """The same as obviously as possible, for a question that names Anna and asks for when."""
     words = {one.page: 0.5 * one.turn + one.near for one in pages}
     others = [0.0] * (max(len(pages), min(reach.pages, 600), 40) - len(pages))
@@ -72,7 +72,9 @@ def test_scores_are_what_a_slow_model_says(dense: bool) -> None:
     for seed in range(40):
         dice = random.Random(seed)
         pages = candidates(dice, dice.randrange(1, 60), dense=dense)
-        reach = Reach(dice.choice((5, 30, 3_000)), 0.2, dice.choice((0.05, 0.1)) if dense else 0.0)
+        reach = Population(
+            dice.choice((5, 30, 3_000)), 0.2, dice.choice((0.05, 0.1)) if dense else 0.0
+        )
         expected = slow(ASKED, pages, reach)
         ranked = rank(ASKED, pages, reach)
         for one in ranked:
@@ -85,14 +87,16 @@ def test_the_order_of_the_candidates_does_not_matter() -> None:
     dice = random.Random(1)
     pages = candidates(dice, 80)
     pages += [replace(one, page=one.page + 20_000) for one in pages]  # equals
-    orders = [rank(ASKED, dice.sample(pages, len(pages)), Reach(900, 0.2, 0.1)) for _ in range(5)]
+    orders = [
+        rank(ASKED, dice.sample(pages, len(pages)), Population(900, 0.2, 0.1)) for _ in range(5)
+    ]
     places = [[one.page for one in order] for order in orders]
     assert all(one == places[0] for one in places)
 
 
 def test_of_equals_the_newer_page_comes_first() -> None:
     pages = [Candidate(number, 1.0, 1.0) for number in range(5)]
-    assert [one.page for one in rank(Question("rain"), pages, Reach(5))] == [4, 3, 2, 1, 0]
+    assert [one.page for one in rank(Query("rain"), pages, Population(5))] == [4, 3, 2, 1, 0]
 
 
 BETTER: dict[str, Callable[[Candidate], Candidate]] = {
@@ -114,9 +118,11 @@ def test_a_page_that_fits_better_does_not_fall(
         dice = random.Random(seed)
         pages = candidates(dice, 40)
         number = dice.randrange(40)
-        reach = Reach(500, 0.2, 0.1)
+        reach = Population(500, 0.2, 0.1)
 
-        def place(pages: list[Candidate], page: int = pages[number].page, at: Reach = reach) -> int:
+        def place(
+            pages: list[Candidate], page: int = pages[number].page, at: Population = reach
+        ) -> int:
             return [one.page for one in rank(ASKED, pages, at)].index(page)
 
         before = place(pages)
@@ -134,19 +140,21 @@ def test_a_page_that_fits_better_does_not_fall(
         [Candidate(1, dense=0.3), Candidate(2, turn=4.0, near=4.0)],
     ],
 )
-@pytest.mark.parametrize("reach", [Reach(0), Reach(700, 0.5, 0.0), Reach(2, 0.1, 1e-300)])
+@pytest.mark.parametrize(
+    "reach", [Population(0), Population(700, 0.5, 0.0), Population(2, 0.1, 1e-300)]
+)
 @pytest.mark.parametrize("text", ["", "rain", "什么"])
 def test_scores_are_numbers_where_nothing_differs(
-    pages: list[Candidate], reach: Reach, text: str
+    pages: list[Candidate], reach: Population, text: str
 ) -> None:
-    ranked = rank(Question(text), pages, reach)
+    ranked = rank(Query(text), pages, reach)
     assert len(ranked) == len(pages)
     assert all(isfinite(one.score) for one in ranked)
 
 
 def parts(text: str, author: str, known: frozenset[str]) -> bool:
     page = Candidate(1, author=author)
-    return "author" in rank(Question(text, known), [page], Reach(1))[0].parts
+    return "author" in rank(Query(text, known), [page], Population(1))[0].parts
 
 
 @pytest.mark.parametrize(
@@ -198,5 +206,9 @@ def test_the_best_that_fit_are_taken() -> None:
 
 
 def test_what_is_clearly_called_for_scores_more_where_meaning_counts_too() -> None:
-    assert clear([Candidate(1, dense=0.1), Candidate(2)]) == clear([Candidate(1, dense=0.6)])
-    assert clear([Candidate(1, 3.0)]) < clear([Candidate(1, 3.0, dense=0.6)])
+    assert relevance_threshold([Candidate(1, dense=0.1), Candidate(2)]) == relevance_threshold(
+        [Candidate(1, dense=0.6)]
+    )
+    assert relevance_threshold([Candidate(1, 3.0)]) < relevance_threshold(
+        [Candidate(1, 3.0, dense=0.6)]
+    )

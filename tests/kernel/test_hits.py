@@ -6,25 +6,25 @@ from pathlib import Path
 import anyio
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.database import Schema
+from llmasos.kernel.abi import limits
 from llmasos.kernel.memory import memory as memory_module
-from llmasos.kernel.memory.meaning import Meaning
 from llmasos.kernel.memory.memory import Memory
-from llmasos.kernel.memory.recall import Found, Wanted, find
+from llmasos.kernel.memory.recall import RecallResult, Wanted, find
 from llmasos.kernel.memory.schema import SCHEMA
 from llmasos.kernel.memory.sweeping import Sweeper
-from llmasos.kernel.store import Store
+from llmasos.kernel.memory.vector_index import VectorIndex
+from llmasos.kernel.storage.database import Schema
+from llmasos.kernel.storage.store import Store
 from llmasos.kernel.supervisor import Supervisor
 from tests.kernel.test_memory import page, process, whole
 
 pytestmark = pytest.mark.anyio
 
 
-async def searched(memory: Memory, question: str, *, tokens: int = 0) -> Found:
+async def searched(memory: Memory, question: str, *, tokens: int = 0) -> RecallResult:
     table = await memory.opened(process(1))
-    meaning = Meaning(memory, None, Supervisor(anyio.create_task_group()))  # it starts nothing
-    return await find(memory, meaning, table, Wanted(question, 10, tokens))
+    vectors = VectorIndex(memory, None, Supervisor(anyio.create_task_group()))  # it starts nothing
+    return await find(memory, vectors, table, Wanted(question, 10, tokens))
 
 
 async def written(memory: Memory, texts: Sequence[str]) -> None:
@@ -73,13 +73,13 @@ async def test_pages_of_before_are_found_by_the_new_words_after_a_start(
     memory = Memory(store)
     async with anyio.create_task_group() as tasks:
         supervisor = Supervisor(tasks)
-        sweeper = Sweeper(memory, Meaning(memory, None, supervisor), supervisor)
-        assert "being made anew" in (await searched(memory, "C++")).note
+        sweeper = Sweeper(memory, VectorIndex(memory, None, supervisor), supervisor)
+        assert "being rebuilt" in (await searched(memory, "C++")).note
         await sweeper.close()
-        assert memory.filling == set()
+        assert memory.rebuilding == set()
         tasks.cancel_scope.cancel()
     found = await searched(memory, "C++")
-    assert "made anew" not in found.note
+    assert "rebuilt" not in found.note
     assert found.hits[0].page.text == "the compiler is in C++"
     await whole(memory)
     store.close()

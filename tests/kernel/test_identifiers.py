@@ -5,15 +5,15 @@ from pathlib import Path
 import anyio
 import pytest
 
-from llmasos.kernel.database import Schema
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.identifiers import TABLE, Identifiers
-from llmasos.kernel.identity import Caller
-from llmasos.kernel.journal import Entry, Journal
-from llmasos.kernel.mailbox import Mailboxes
-from llmasos.kernel.process import Process, Processes
-from llmasos.kernel.store import Store
-from llmasos.kernel.values import Profile, Send, Spawn
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Profile, Send, Spawn
+from llmasos.kernel.access.identity import Caller
+from llmasos.kernel.process.mailboxes import Mailboxes
+from llmasos.kernel.process.table import Process, ProcessTable
+from llmasos.kernel.storage.database import Schema
+from llmasos.kernel.storage.identifiers import TABLE, Identifiers
+from llmasos.kernel.storage.journal import Entry, Journal
+from llmasos.kernel.storage.store import Store
 from tests.system.power import Power
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +57,7 @@ async def test_calls_are_numbered_anew_behind_what_was_lost(lives: Lives) -> Non
     for _ in range(3):
         store = lives.begin()
         journal = Journal(store, lambda _: None)
-        given += [await journal.written(Entry("call")) for _ in range(50)]
+        given += [await journal.append_and_wait(Entry("call")) for _ in range(50)]
         given += [journal.append(Entry("refused")) for _ in range(5)]  # told before it is written
         lives.cut(store)
     assert given == sorted(set(given))
@@ -80,7 +80,7 @@ async def test_pids_are_given_once_also_when_their_process_never_came(lives: Liv
     caller = Caller(0, "ann", Profile.OPEN, ("u:ann",))
     for _ in range(3):
         store = lives.begin()
-        processes = Processes(store, "alice")
+        processes = ProcessTable(store, "alice")
         for _ in range(3):
             spawned = await processes.spawn(caller, Spawn("echo"), "echo")
             given += [spawned.pid]

@@ -7,21 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import ImageAdd
 from llmasos.kernel.boot import Drivers
 from llmasos.kernel.driver import Option
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.filesystem import Access
-from llmasos.kernel.image import Image, Images
-from llmasos.kernel.store import Store
-from llmasos.kernel.values import ImageAdd
+from llmasos.kernel.scheduling.images import Image, ImageRegistry
+from llmasos.kernel.storage.filesystem import Access
+from llmasos.kernel.storage.store import Store
 from llmasos.userland.daemon import DRIVERS
 
 pytestmark = pytest.mark.anyio
 URL = "https://api.example.com/v1"
 
 
-def images(store: Store) -> Images:
-    return Images(store, Drivers(DRIVERS), {"echo": ("echo", Path())}, store.directory / "cache")
+def images(store: Store) -> ImageRegistry:
+    return ImageRegistry(
+        store, Drivers(DRIVERS), {"echo": ("echo", Path())}, store.directory / "cache"
+    )
 
 
 async def test_images_of_version_1_are_still_there(tmp_path: Path) -> None:
@@ -77,13 +79,13 @@ LIST = """
 import anyio, sys
 from pathlib import Path
 from llmasos.kernel.boot import Drivers
-from llmasos.kernel.image import Images
-from llmasos.kernel.store import Store
+from llmasos.kernel.scheduling.images import ImageRegistry
+from llmasos.kernel.storage.store import Store
 from llmasos.userland.daemon import DRIVERS
 async def main():
     where = Path(sys.argv[1])
     store = Store(where)
-    images = Images(store, Drivers(DRIVERS), {"echo": ("echo", Path())}, where / "cache")
+    images = ImageRegistry(store, Drivers(DRIVERS), {"echo": ("echo", Path())}, where / "cache")
     for image in images.all():
         await images.info(image)
     store.close()
@@ -106,8 +108,8 @@ def test_another_model_behind_the_same_name_is_told_apart(tmp_path: Path) -> Non
     found: set[str] = set()
     for data in (b"one", b"two", b"one" * 2, b"x" * 3_000_000, b"x" * 2_999_999 + b"y"):
         file.write_bytes(data)
-        found.add(Image("m", "llama", file, builtin=False).likeness())
+        found.add(Image("m", "llama", file, builtin=False).fingerprint())
     for url, model in (("http://a", ""), ("http://b", ""), ("http://b", "large")):
         image = Image("m", "remote", Path(), False, url, {"model": model})
-        found.add(image.likeness())
+        found.add(image.fingerprint())
     assert len(found) == 8

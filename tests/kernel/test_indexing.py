@@ -8,17 +8,17 @@ import anyio
 import pytest
 
 from llmasos.drivers import recall
-from llmasos.kernel import limits
-from llmasos.kernel.database import Value
-from llmasos.kernel.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.memory.indexing import Pace, embedded
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.memory.indexing import BatchSize, embedded
 from llmasos.kernel.memory.lag import Lag, Lags
-from llmasos.kernel.memory.meaning import Meaning
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.refusing import refused
-from llmasos.kernel.memory.rows import Written
-from llmasos.kernel.process import Process
-from llmasos.kernel.store import Store
+from llmasos.kernel.memory.rows import NewPage
+from llmasos.kernel.memory.vector_index import VectorIndex
+from llmasos.kernel.process.table import Process
+from llmasos.kernel.storage.database import Value
+from llmasos.kernel.storage.store import Store
 from llmasos.kernel.supervisor import Supervisor
 
 pytestmark = pytest.mark.anyio
@@ -49,7 +49,7 @@ class Embedder:
 
 async def all_of(embed: Embedder, texts: dict[int, str]) -> tuple[set[int], dict[int, str]]:
     """Index everything as the kernel does, with an embedder that is started again when it died."""
-    pace, vectors, refused = Pace(), set[int](), dict[int, str]()
+    pace, vectors, refused = BatchSize(), set[int](), dict[int, str]()
     while left := [page for page in texts if page not in vectors and page not in refused]:
         embed.down = False
         try:
@@ -79,7 +79,7 @@ async def test_an_embedder_that_makes_nothing_refuses_no_page() -> None:
         return [bytes(16) for _ in texts]
 
     for embed in (broken, empty):
-        pace = Pace()
+        pace = BatchSize()
         for count in (64, 1, 1, 1):
             with pytest.raises(DeviceFault):
                 await embedded(embed, dict.fromkeys(range(count), "text"), pace)
@@ -117,17 +117,17 @@ async def test_a_refused_page_is_recorded_and_tried_again_with_another_embedder(
     memory, lags = Memory(store), Counted()
     memory.lags = lags
     process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
-    pages = [Written(f"{word} page", 2, "note", OWNER) for word in ("good", "bad", "good", "fine")]
+    pages = [NewPage(f"{word} page", 2, "note", OWNER) for word in ("good", "bad", "good", "fine")]
     ids = [page for _, page in await memory.write(process, pages)]
     assert memory.lags.of(OWNER).waiting == 4
     device = recall.recall({"embedder": "none"}, tmp_path / "log")
     async with anyio.create_task_group() as tasks:
-        meaning = Meaning(memory, device, Supervisor(tasks))
-        meaning.embedder = "first", Embedder()
-        assert meaning.state(OWNER) == ("idle", "nobody has searched yet")
-        meaning.want(OWNER)
+        vectors = VectorIndex(memory, device, Supervisor(tasks))
+        vectors.embedder = "first", Embedder()
+        assert vectors.state(OWNER) == ("idle", "no search yet")
+        vectors.ensure_indexing(OWNER)
         await lags.until(Lag(0, 0.0, 1))
-        assert meaning.state(OWNER) == ("current", "")
+        assert vectors.state(OWNER) == ("current", "")
         held = await memory.read(OWNER, "SELECT id FROM vectors ORDER BY id")
         assert [row[0] for row in held] == [ids[0], ids[2], ids[3]]
         sql = "SELECT id, made_by, why FROM refused"
@@ -139,8 +139,8 @@ async def test_a_refused_page_is_recorded_and_tried_again_with_another_embedder(
             return [UNIT for _ in texts]
 
         await store.write(memory.database(OWNER), [("DELETE FROM derived", ())])
-        meaning.embedder = "second", takes_all
-        meaning.want(OWNER)
+        vectors.embedder = "second", takes_all
+        vectors.ensure_indexing(OWNER)
         await lags.until(Lag(0, 0.0, 0))
         assert len(await memory.read(OWNER, "SELECT id FROM vectors")) == 4
         tasks.cancel_scope.cancel()
@@ -154,22 +154,22 @@ async def test_a_failing_embedder_is_tried_again_without_new_pages(
     memory, lags = Memory(store), Counted()
     memory.lags = lags
     process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
-    await memory.write(process, [Written("good page", 2, "note", OWNER)])
+    await memory.write(process, [NewPage("good page", 2, "note", OWNER)])
     device = recall.recall({"embedder": "none"}, tmp_path / "log")
     async with anyio.create_task_group() as tasks:
-        meaning = Meaning(memory, device, Supervisor(tasks))
+        vectors = VectorIndex(memory, device, Supervisor(tasks))
         states: list[tuple[str, str]] = []
 
         async def fails_first(texts: Sequence[str]) -> Sequence[bytes]:
-            states.append(meaning.state(OWNER))
+            states.append(vectors.state(OWNER))
             if len(states) < 5:
                 raise DeviceFault("no model")
             return [UNIT for _ in texts]
 
-        meaning.embedder = "first", fails_first
-        meaning.want(OWNER)
+        vectors.embedder = "first", fails_first
+        vectors.ensure_indexing(OWNER)
         await lags.until(Lag(0, 0.0, 0))
         assert states[1:5] == [("stuck", "no model")] * 4
-        assert meaning.state(OWNER) == ("current", "")
+        assert vectors.state(OWNER) == ("current", "")
         tasks.cancel_scope.cancel()
     await device.stop()

@@ -9,12 +9,12 @@ from pathlib import Path
 import anyio
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.journal import Entry, Journal
-from llmasos.kernel.store import Store
-from llmasos.kernel.tallies import SCHEMA as COUNTERS
-from llmasos.kernel.values import Event
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Event
+from llmasos.kernel.storage.journal import Entry, Journal
+from llmasos.kernel.storage.store import Store
+from llmasos.kernel.storage.tallies import SCHEMA as COUNTERS
 from llmasos.kernel.watch import Follower, Followers, gap
 
 pytestmark = pytest.mark.anyio
@@ -23,9 +23,9 @@ pytestmark = pytest.mark.anyio
 async def test_a_call_without_an_end_is_found_after_a_restart(tmp_path: Path) -> None:
     store = Store(tmp_path)
     journal = Journal(store, lambda _: None)
-    first = await journal.written(Entry("begin", 3, "alice", syscall="generate"))
-    second = await journal.written(Entry("begin", 4, "alice", syscall="generate"))
-    await journal.written(Entry("end", 3, "alice", first, "generate"))
+    first = await journal.append_and_wait(Entry("begin", 3, "alice", syscall="generate"))
+    second = await journal.append_and_wait(Entry("begin", 4, "alice", syscall="generate"))
+    await journal.append_and_wait(Entry("end", 3, "alice", first, "generate"))
     store.close()
     store = Store(tmp_path)
     again = Journal(store, lambda _: None)
@@ -37,11 +37,13 @@ async def test_a_call_without_an_end_is_found_after_a_restart(tmp_path: Path) ->
 async def test_old_segments_go_and_unfinished_calls_are_carried_forward(tmp_path: Path) -> None:
     store = Store(tmp_path)
     journal = Journal(store, lambda _: None, owner="alice", total_bytes=500_000)
-    begun = await journal.written(Entry("begin", 1, "alice", syscall="generate", note="first"))
+    begun = await journal.append_and_wait(
+        Entry("begin", 1, "alice", syscall="generate", note="first")
+    )
     for _ in range(40):
         async with anyio.create_task_group() as tasks:
             for _ in range(256):
-                tasks.start_soon(journal.written, Entry("call", 2, "alice", note="x" * 100))
+                tasks.start_soon(journal.append_and_wait, Entry("call", 2, "alice", note="x" * 100))
     segments = sorted((tmp_path / "journal").glob("*.db"))
     assert segments[0].name != "00000001.db"
     assert journal.bytes < 500_000
@@ -59,18 +61,18 @@ async def flood(journal: Journal, owner: str, rows: int) -> None:
     for _ in range(rows // 256):
         async with anyio.create_task_group() as tasks:
             for _ in range(256):
-                tasks.start_soon(journal.written, Entry("call", 2, owner, note="x" * 100))
+                tasks.start_soon(journal.append_and_wait, Entry("call", 2, owner, note="x" * 100))
 
 
 async def test_a_user_who_floods_the_journal_evicts_nobody_else(tmp_path: Path) -> None:
     store = Store(tmp_path)
     journal = Journal(store, lambda _: None, owner="ann", total_bytes=1_000_000)
     for owner in ("", "ann", "bob"):
-        await journal.written(Entry("call", owner=owner, note="kept"))
-    journal.turned_away("", SyscallError(Errno.EACCES, "kept"))
-    await journal.written(Entry("device", note="kept"))
+        await journal.append_and_wait(Entry("call", owner=owner, note="kept"))
+    journal.rejected("", SyscallError(Errno.EACCES, "kept"))
+    await journal.append_and_wait(Entry("device", note="kept"))
     await flood(journal, "eve", 8_192)
-    await journal.settle()
+    await journal.drain()
     for owner in ("", "ann", "bob"):
         assert [one.owner for one in journal.history(0, 100_000) if one.note == "kept"].count(
             owner
@@ -87,7 +89,7 @@ async def test_the_journal_stays_within_its_room_when_users_come(tmp_path: Path)
     journal = Journal(store, lambda _: None, owner="ann", total_bytes=4_000_000)
     for number in range(10):
         await flood(journal, f"user{number}", 3_072 if number < 2 else 512)
-    await journal.settle()
+    await journal.drain()
     assert journal.bytes < 4_500_000
     events = Counter(event.owner for event in journal.history(0, 100_000))
     assert all(events[f"user{number}"] >= 128 for number in range(2, 10))
@@ -103,7 +105,7 @@ async def test_refusals_in_a_loop_are_counted(tmp_path: Path) -> None:
     same = Entry("refused", 0, "eve", syscall="nice", object="/proc/1", subject=subject)
     assert {journal.refuse(same) for _ in range(10_000)} == {1}
     numbers = [journal.refuse(replace(same, object=f"/proc/{n + 2}")) for n in range(100_000)]
-    await journal.settle()
+    await journal.drain()
     events = journal.history(0, 200_000)
     listed = [event for event in events if event.object.startswith("/proc/")]
     assert len(listed) <= 1 + limits.USER_REFUSAL_ROWS
@@ -130,7 +132,7 @@ async def test_a_damaged_segment_is_set_aside_and_the_others_are_read(
     journal = Journal(store, lambda _: None, owner="ann", total_bytes=4_000_000)
     assert len(store.damages.all) == 2
     assert all(one.file.endswith(".damaged") for one in store.damages.all)
-    number = await journal.written(Entry("call", owner=owner))
+    number = await journal.append_and_wait(Entry("call", owner=owner))
     assert number > max(before)
     after = {event.seq for event in journal.history(0, 100_000)}
     assert number in after
@@ -143,13 +145,13 @@ async def test_a_segment_that_breaks_while_it_is_used_is_left_for_a_new_one(
 ) -> None:
     store = Store(tmp_path)
     journal = Journal(store, lambda _: None, owner="ann")
-    await journal.written(Entry("call", owner="ann", note="before"))
+    await journal.append_and_wait(Entry("call", owner="ann", note="before"))
     path = tmp_path / "journal" / "00000001.db"
     with closing(sqlite3.connect(path)) as other:  # its log goes into the file
         assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
     with path.open("r+b") as file:
         file.write(b"x" * path.stat().st_size)
-    numbers = [await journal.written(Entry("call", owner="ann")) for _ in range(3)]
+    numbers = [await journal.append_and_wait(Entry("call", owner="ann")) for _ in range(3)]
     assert [event.seq for event in journal.history(0, 10)] == numbers
     store.close()
 
@@ -161,7 +163,7 @@ async def test_followers_get_events_of_all_users_in_their_order(tmp_path: Path) 
     async with anyio.create_task_group() as tasks:
         for number in range(600):
             owner = ("ann", "bob", "eve")[number % 3]
-            tasks.start_soon(journal.written, Entry("call", owner=owner))
+            tasks.start_soon(journal.append_and_wait, Entry("call", owner=owner))
     assert told == list(range(1, 601))
     store.close()
 
@@ -172,7 +174,7 @@ async def test_counters_of_one_user_have_a_bound(tmp_path: Path) -> None:
     for number in range(3 * limits.COUNTER_ROWS):
         journal.count(f"u:eve app:{number}", "read_mem", "/proc/0/mem", "default.csv:1")
     journal.count("u:bob r:careful", "ps", "/proc", "default.csv:1")
-    await journal.settle()
+    await journal.drain()
     counters = store.open("counters.db", COUNTERS)
     rows = store.read(counters, "SELECT count(*), sum(calls) FROM counters")
     assert rows == [(limits.COUNTER_ROWS + 2, 3 * limits.COUNTER_ROWS + 1)]
@@ -184,7 +186,7 @@ async def test_history_goes_on_where_the_cursor_says(tmp_path: Path) -> None:
     store = Store(tmp_path)
     journal = Journal(store, lambda _: None)
     for n in range(25):
-        await journal.written(Entry("call", note=str(n)))
+        await journal.append_and_wait(Entry("call", note=str(n)))
     seen: list[str] = []
     cursor = 0
     while events := journal.history(cursor, 10):
@@ -204,7 +206,7 @@ async def test_followers_hear_an_event_after_it_is_written(tmp_path: Path) -> No
 
     journal = Journal(store, tell)
     for _ in range(5):
-        await journal.written(Entry("call"))
+        await journal.append_and_wait(Entry("call"))
     assert heard == [(n, True) for n in range(1, 6)]
     store.close()
 
@@ -214,10 +216,10 @@ async def test_a_slow_follower_finds_a_gap_and_slows_nobody() -> None:
     slow: Follower[int] = Follower(lambda _: True, most=10)
     followers.add(slow)
     for n in range(25):
-        followers.tell(n)
+        followers.publish(n)
     assert await slow.batch(100) == list(range(15, 25))
     assert slow.missed == 15
-    assert gap(15, 7).note == "15 events were not shown here; read them with since=7"
+    assert gap(15, 7).note == "15 events are missing here; read them with since=7"
     slow.close()
     assert await slow.batch(100) == []
 
@@ -228,7 +230,7 @@ async def test_class_c_calls_are_counted_not_listed(tmp_path: Path) -> None:
     for _ in range(1000):
         journal.count("r:careful", "ps", "/proc", "default.csv:1")
     journal.flush()
-    await journal.written(Entry("call"))
+    await journal.append_and_wait(Entry("call"))
     store.close()
     store = Store(tmp_path)
     again = Journal(store, lambda _: None)

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.values import Message, Role
 from llmasos.kernel.driver import Cut
 from llmasos.kernel.memory.layout import (
     GAP,
@@ -21,7 +22,6 @@ from llmasos.kernel.memory.layout import (
     victims,
 )
 from llmasos.kernel.memory.table import Piece, without
-from llmasos.kernel.values import Message, Role
 
 
 def stored(number: int, text: str, *, author: str = "ann", time: float = 0.0) -> Stored:

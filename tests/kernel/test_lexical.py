@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.memory.lexical import indexed, match, terms
+from llmasos.kernel.abi import limits
+from llmasos.kernel.recall.lexical import indexed, match, terms
 
 PAGES = (
     "We met at the harbour café; Zoë paid.",

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.logfile import earlier, open_log
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.logfile import earlier, open_log
 from llmasos.userland.cli import exits, main
 from tests.conftest import Machine, documents
 
 WRITER = """
 import logging, os, sys
 from pathlib import Path
-from llmasos.kernel import limits
-from llmasos.kernel.logfile import LogHandler, open_log
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.logfile import LogHandler, open_log
 
 limits.LOG_BYTES = 2_000
 logging.basicConfig(handlers=[LogHandler(Path(sys.argv[1]))], format="%(message)s")
@@ -94,4 +94,4 @@ def test_a_daemon_divides_its_log(machine: Machine) -> None:
     lines = [one["line"] for one in documents(machine.llmasos("daemon", "logs", "--json"))]
     assert earlier(machine.paths.log).exists()
     assert machine.paths.log.stat().st_size < 150
-    assert "down" in lines[-1]
+    assert "stopped" in lines[-1]

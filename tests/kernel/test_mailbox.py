@@ -6,11 +6,11 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.mailbox import Mailboxes
-from llmasos.kernel.process import Process
-from llmasos.kernel.store import Store
-from llmasos.kernel.values import Send
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Send
+from llmasos.kernel.process.mailboxes import Mailboxes
+from llmasos.kernel.process.table import Process
+from llmasos.kernel.storage.store import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -24,10 +24,10 @@ async def test_mail_to_a_process_that_goes_meanwhile_goes_with_it(tmp_path: Path
         tasks.start_soon(boxes.send, process, Send(1, "hello"), "ann")
         await checkpoint()  # it is queued, and nobody has heard that it is written
         await boxes.drop(process)
-    assert boxes.held == 0
+    assert boxes.messages == 0
     assert store.peek("owners/ann/mail.db", "SELECT count(*) FROM mail") == [(0,)]
     store.close()
-    assert Mailboxes(Store(tmp_path)).held == 0
+    assert Mailboxes(Store(tmp_path)).messages == 0
 
 
 async def test_a_process_that_goes_while_its_first_message_is_numbered_gets_none(
@@ -38,7 +38,7 @@ async def test_a_process_that_goes_while_its_first_message_is_numbered_gets_none
     process = Process(1, 0, "ann", "app", "echo", 0.0, True, ())
 
     async def send() -> None:
-        with pytest.raises(SyscallError, match="is gone") as caught:
+        with pytest.raises(SyscallError, match="was removed") as caught:
             await boxes.send(process, Send(1, "hello"), "ann")
         assert caught.value.errno is Errno.ESRCH
 
@@ -47,6 +47,6 @@ async def test_a_process_that_goes_while_its_first_message_is_numbered_gets_none
         await checkpoint()
         process.reaped = True
         await boxes.drop(process)
-    assert boxes.held == 0
+    assert boxes.messages == 0
     assert store.peek("owners/ann/mail.db", "SELECT count(*) FROM mail") == [(0,)]
     store.close()

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Role
 from llmasos.kernel.driver import Cut
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.filesystem import Access
 from llmasos.kernel.memory import changing, documents, mapping
 from llmasos.kernel.memory.erasing import drop
 from llmasos.kernel.memory.memory import Memory
-from llmasos.kernel.memory.rows import Turn
-from llmasos.kernel.memory.table import Table
-from llmasos.kernel.store import Store
-from llmasos.kernel.values import Role
+from llmasos.kernel.memory.rows import TurnRecord
+from llmasos.kernel.memory.table import PageTable
+from llmasos.kernel.storage.filesystem import Access
+from llmasos.kernel.storage.store import Store
 from tests.kernel.test_memory import OWNER, full, page, process, say, texts_of, whole
 
 pytestmark = pytest.mark.anyio
@@ -41,10 +41,10 @@ async def cut(text: str) -> Sequence[Cut]:
 
 
 async def mapped(
-    memory: Memory, table: Table, path: Path, *, writable: bool = True
-) -> tuple[tuple[int, int], mapping.Gone]:
+    memory: Memory, table: PageTable, path: Path, *, writable: bool = True
+) -> tuple[tuple[int, int], mapping.Released]:
     """First page and count, and what is gone."""
-    asked = mapping.Asked(f"/files{path}", writable, "m", cut)
+    asked = mapping.MapRequest(f"/files{path}", writable, "m", cut)
     found, _, gone = await mapping.document(memory, table, asked)
     return (found.first, found.count), gone
 
@@ -74,7 +74,7 @@ async def test_a_document_that_changed_takes_the_place_of_what_it_was(
     await changing.pin(memory, table, [2], True)
     asked = [page("what is three?"), page("a number", kind=Role.ASSISTANT, message=1)]
     roles = [Role.USER, Role.ASSISTANT]
-    await memory.commit(one, Turn(1, asked, [[0]], roles, [], {2: {"words": 1.0}}, (), ""))
+    await memory.commit(one, TurnRecord(1, asked, [[0]], roles, [], {2: {"words": 1.0}}, (), ""))
     assert table.resident() == {2, 3, 4}
     (space,) = {found.space for found in table.ranges if found.source}
     own = table.page(1)
@@ -191,6 +191,6 @@ def test_links_and_what_is_hidden_are_counted(tmp_path: Path) -> None:
     (folder / "empty.md").write_text("")
     os.symlink(folder / "one.md", folder / "deep" / "link.md")
     os.symlink(tmp_path, folder / "up")
-    found, skipped = documents.read(Access(), documents.look(Access(), folder))
+    found, skipped = documents.read(Access(), documents.list_files(Access(), folder))
     assert [one.name for one in found] == ["one.md", "deep/two.md"]
     assert skipped == ["2 links", "2 hidden", "empty.md: is empty"]

@@ -8,15 +8,15 @@ from pathlib import Path
 import anyio
 import pytest
 
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Page, ReadMem, Role
 from llmasos.kernel.memory import changing, mapping, reading
 from llmasos.kernel.memory.erasing import drop
 from llmasos.kernel.memory.memory import Memory
-from llmasos.kernel.memory.rows import Turn, Written
-from llmasos.kernel.memory.table import Table
-from llmasos.kernel.process import Process
-from llmasos.kernel.store import Store
-from llmasos.kernel.values import Page, ReadMem, Role
+from llmasos.kernel.memory.rows import NewPage, TurnRecord
+from llmasos.kernel.memory.table import PageTable
+from llmasos.kernel.process.table import Process
+from llmasos.kernel.storage.store import Store
 
 pytestmark = pytest.mark.anyio
 OWNER = "alice"
@@ -35,8 +35,8 @@ def process(pid: int) -> Process:
     )
 
 
-def page(text: str, *, key: str = "", kind: str = Role.USER, message: int = 0) -> Written:
-    return Written(text, len(text.split()), kind, OWNER, message, key=key)
+def page(text: str, *, key: str = "", kind: str = Role.USER, message: int = 0) -> NewPage:
+    return NewPage(text, len(text.split()), kind, OWNER, message, key=key)
 
 
 async def pages_of(memory: Memory, one: Process) -> list[Page]:
@@ -53,7 +53,7 @@ async def say(memory: Memory, one: Process, text: str, *, call: int = 1) -> list
     table = await memory.opened(one)
     pages = [page(text), page(f"re {text}", kind=Role.ASSISTANT, message=1)]
     roles = [Role.USER, Role.ASSISTANT]
-    return await memory.commit(one, Turn(call, pages, [[0]], roles, table.window, {}, (), ""))
+    return await memory.commit(one, TurnRecord(call, pages, [[0]], roles, table.window, {}, (), ""))
 
 
 async def whole(memory: Memory) -> None:
@@ -227,7 +227,7 @@ async def test_what_is_evicted_during_a_call_stays_out(store: Store) -> None:
     await changing.evict(memory, table, [0])
     pages = [page("now"), page("answer", kind=Role.ASSISTANT, message=1)]
     roles = [Role.USER, Role.ASSISTANT]
-    await memory.commit(one, Turn(2, pages, [[0]], roles, planned, {}, (), ""))
+    await memory.commit(one, TurnRecord(2, pages, [[0]], roles, planned, {}, (), ""))
     assert (await memory.opened(one)).resident() == {1, 2, 3}
 
 
@@ -258,7 +258,7 @@ async def test_an_unmapped_part_is_free_for_nobody_else(store: Store) -> None:
     with pytest.raises(SyscallError, match="nothing is mapped at page 0") as caught:
         await mapping.unmap(memory, table, 0)
     assert caught.value.errno is Errno.ENOENT
-    assert caught.value.hint == f"`llmasos mem {table.pid}` shows what is"
+    assert caught.value.hint == f"`llmasos mem {table.pid}` lists its pages"
 
 
 @pytest.mark.parametrize("number", [5, 10**9])
@@ -304,12 +304,12 @@ async def test_a_page_that_was_replaced_tells_its_first_writing(store: Store) ->
     trace = await reading.trace(memory, table, 0)
     assert trace.moves[:1] == written
     assert [(move.what, move.why) for move in trace.moves] == [
-        ("written", "by alice"), ("evicted", "it was asked for"),
+        ("written", "by alice"), ("evicted", "requested"),
         ("replaced", "by alice"), ("replaced", "by alice"),
     ]  # fmt: skip
     assert trace.moves == sorted(trace.moves, key=lambda move: move.time)
     assert (trace.page.message, table.messages) == (0, 4)
-    await changing.replace(memory, table, 0, [Written("x", 1, Role.USER, "bob")])
+    await changing.replace(memory, table, 0, [NewPage("x", 1, Role.USER, "bob")])
     moves = (await reading.trace(memory, table, 0)).moves
     assert (moves[0].why, moves[-1].why) == ("", "by alice, under another author")
 
@@ -333,7 +333,7 @@ async def test_a_page_that_came_by_a_fork_says_so(store: Store) -> None:
 async def test_a_text_of_several_pages_does_not_go_in_the_place_of_one(store: Store) -> None:
     memory, one = Memory(store), process(1)
     await memory.write(one, [page("a")])
-    table: Table = await memory.opened(one)
+    table: PageTable = await memory.opened(one)
     with pytest.raises(SyscallError, match="takes 2 pages") as caught:
         await changing.replace(memory, table, 0, [page("b"), page("c")])
     assert caught.value.errno is Errno.E2BIG
@@ -412,7 +412,7 @@ async def test_nothing_is_written_for_a_process_that_was_reaped(store: Store) ->
         lambda: memory.write(one, [page("b")]),
         lambda: changing.put(memory, table, "key", [page("b", key="key")]),
     ):
-        with pytest.raises(SyscallError, match="process 1 is gone") as caught:
+        with pytest.raises(SyscallError, match="process 1 was removed") as caught:
             await change()
         assert caught.value.errno is Errno.ESRCH
     assert await memory.read(OWNER, "SELECT count(*) FROM pages") == [(0,)]

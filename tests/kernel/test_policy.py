@@ -2,7 +2,7 @@
 
 Mistakes in rules stand in test_policy_rules.py, the file of the own rules in test_policy_own.py,
 how Casbin can be misled in test_policy_hazards.py, and whether the index loses a row in
-test_judge.py.
+test_evaluator.py.
 """
 
 from inspect import iscoroutinefunction
@@ -12,10 +12,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.policy import ITSELF, Judge, Policy
-from llmasos.kernel.values import Effect
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Effect
+from llmasos.kernel.access.decisions import PROCESS_SEPARATOR, Policy
+from llmasos.kernel.access.evaluator import Evaluator
 from tests.kernel.gate import CAREFUL, NO_A, NO_B, OPERATOR, A, B, policy
 
 ALLOW, ASK, DENY = Effect.ALLOW, Effect.ASK, Effect.DENY
@@ -34,7 +35,7 @@ def test_only_who_has_a_role_chooses_a_profile(tmp_path: Path) -> None:
     gate = policy(tmp_path)
     assert gate.check(("u:alice",), "hello", "/kernel/profile/operator").allowed
     assert not gate.check(("u:bob",), "hello", "/kernel/profile/careful").allowed
-    gate.members([("bob", "guest")])
+    gate.set_members([("bob", "guest")])
     assert not gate.check(("u:bob",), "hello", "/kernel/profile/careful").allowed
     gate.load()
     assert gate.check(("u:bob",), "hello", "/kernel/profile/careful").allowed
@@ -44,7 +45,7 @@ def test_only_who_has_a_role_chooses_a_profile(tmp_path: Path) -> None:
 def test_who_has_left_has_no_role_any_more(tmp_path: Path) -> None:
     gate = policy(tmp_path)
     for roles in ([("bob", "user")], []):
-        gate.members(roles)
+        gate.set_members(roles)
         gate.load()
     assert not gate.check(("u:bob",), "ps", "/proc").allowed
     assert gate.check(("u:alice",), "ps", "/proc").allowed
@@ -88,7 +89,7 @@ def test_a_call_that_does_not_exist_is_denied_even_to_the_owner(tmp_path: Path) 
     for action in ("format_disk", "*", "", "Spawn", "spawn "):
         decision = policy(tmp_path).check(("u:alice",), action, "/dev")
         assert not decision.allowed
-        assert "is no syscall" in decision.rule
+        assert "is not a syscall" in decision.rule
 
 
 # --- several subjects -------------------------------------------------------------------------
@@ -119,7 +120,7 @@ def test_a_deny_of_the_user_beats_what_the_profile_allows_in_any_order(tmp_path:
 
 
 @pytest.mark.parametrize("who", ["pid", "app"])
-def test_a_process_or_an_app_without_rules_has_no_say_and_with_rules_only_takes_away(
+def test_a_process_or_an_app_abstains_without_rules_and_only_restricts_with_rules(
     tmp_path: Path, who: str
 ) -> None:
     rows = f"p, {who}:7, kill, /proc/*, deny\np, {who}:8, unmount, /*, allow\n"
@@ -162,20 +163,20 @@ def test_callers_and_calls_are_told_apart_in_any_order(tmp_path: Path) -> None:
 async def test_a_decision_is_made_once_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, heard = policy(tmp_path), list[str]()
-    real = Judge.rule
+    gate, evaluated = policy(tmp_path), list[str]()
+    real = Evaluator.evaluate
 
-    def rule(judge: Judge, subject: str, action: str, object_: str) -> object:
-        heard.append(subject)
-        return real(judge, subject, action, object_)
+    def evaluate(evaluator: Evaluator, subject: str, action: str, object_: str) -> object:
+        evaluated.append(subject)
+        return real(evaluator, subject, action, object_)
 
-    monkeypatch.setattr(Judge, "rule", rule)
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
     for _ in range(3):
         gate.check(CAREFUL, "ps", "/proc")
-    assert heard == [*CAREFUL]
+    assert evaluated == [*CAREFUL]
     await gate.reload("")
     gate.check(CAREFUL, "ps", "/proc")
-    assert heard == [*CAREFUL, *CAREFUL]
+    assert evaluated == [*CAREFUL, *CAREFUL]
 
 
 def test_the_cache_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,13 +187,13 @@ def test_the_cache_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert len(vars(gate)["_cache"]) <= 10
 
 
-def test_a_judge_remembers_no_subject_that_has_no_role(tmp_path: Path) -> None:
+def test_an_evaluator_caches_no_subject_without_a_role(tmp_path: Path) -> None:
     gate = policy(tmp_path, "p, r:careful, kill, /proc/1, ask\n")
     for number in range(1, 50):
         gate.check(("u:alice", f"pid:{number}"), "kill", "/proc/1")
-    known = vars(gate.judge.roles)["_known"]
-    assert "u:alice" in known
-    assert not [one for one in known if one.startswith("pid:")]
+    cached = vars(gate.evaluator.roles)["_resolved"]
+    assert "u:alice" in cached
+    assert not [one for one in cached if one.startswith("pid:")]
 
 
 # --- refusals ---------------------------------------------------------------------------------
@@ -201,11 +202,11 @@ def test_a_refusal_names_the_rule_and_the_command_that_explains_it(tmp_path: Pat
     row = f"policy.csv:1: {NO_A.strip()}"
     assert gate.check(CAREFUL, "spawn", A).rule == row
     refusal = gate.refusal(CAREFUL, "spawn", A, 12)
-    assert (refusal.errno, refusal.asks) == (Errno.EACCES, False)
+    assert (refusal.errno, refusal.needs_approval) == (Errno.EACCES, False)
     assert refusal.message == f"u:alice as r:careful may not spawn {A}: {row}"
     assert "`llmasos policy explain 12`" in refusal.hint
     none = gate.refusal(CAREFUL, "mount", A, 13)
-    assert none.message.endswith("no rule allows it to r:careful")
+    assert none.message.endswith("no rule allows it for r:careful")
     assert "`llmasos policy explain 13`" in none.hint
 
 
@@ -219,14 +220,14 @@ def test_a_refusal_names_a_shipped_rule_by_its_file(tmp_path: Path) -> None:
 def test_a_refusal_at_the_door_names_the_profile(tmp_path: Path) -> None:
     gate = policy(tmp_path)
     refusal = gate.refusal(("u:bob",), "hello", "/kernel/profile/owner", 12)
-    assert refusal.message == "u:bob may not come as owner: no rule allows it to u:bob"
+    assert refusal.message == "u:bob may not connect as owner: no rule allows it for u:bob"
 
 
 def test_a_refusal_says_that_a_person_may_be_asked(tmp_path: Path) -> None:
     gate = policy(tmp_path, "p, r:careful, spawn, /dev/image/*, ask\n")
     refusal = gate.refusal(CAREFUL, "spawn", A, 12)
-    assert refusal.asks
-    assert "has to ask a person before it may spawn" in refusal.message
+    assert refusal.needs_approval
+    assert "needs a person's approval to spawn" in refusal.message
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_a_refusal_can_be_shown_whatever_the_object_holds(tmp_path: Path, path: 
 
 # --- a change ---------------------------------------------------------------------------------
 def test_the_gate_never_waits() -> None:
-    for asked in (Policy.check, Policy.decide, Policy.refusal, Judge.rule):
+    for asked in (Policy.check, Policy.decide, Policy.refusal, Evaluator.evaluate):
         assert not iscoroutinefunction(asked)
 
 
@@ -260,10 +261,10 @@ def test_a_bad_file_leaves_the_running_rules(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_a_bad_text_leaves_rules_epoch_and_copy(tmp_path: Path) -> None:
     gate = policy(tmp_path, NO_A)
-    judge = gate.judge
+    evaluator = gate.evaluator
     with pytest.raises(SyscallError, match="want"):
         await gate.reload(NO_B + "nonsense")
-    assert (gate.judge, gate.epoch, gate.text) == (judge, 1, NO_A)
+    assert (gate.evaluator, gate.epoch, gate.text) == (evaluator, 1, NO_A)
     assert (tmp_path / "memory.csv").read_text() == NO_A
     assert not gate.check(CAREFUL, "spawn", A).allowed
     assert gate.check(CAREFUL, "spawn", B).allowed
@@ -283,7 +284,7 @@ async def test_what_is_revoked_between_two_calls_is_refused_to_the_second(tmp_pa
 def test_nothing_is_kept_of_a_process_that_is_gone(tmp_path: Path) -> None:
     """By any name, as the object or as one who asks; of 70 to 79 and of other processes it is."""
     gate = policy(tmp_path)
-    before = gate.kept
+    before = gate.cache_sizes
     for subjects in (CAREFUL, (*CAREFUL, "app:x", "pid:7"), (*CAREFUL, "pid:5", "pid:7")):
         for object_ in ("/proc/7", "/proc/7/mem", "/proc/own/7/mem", "/proc/5", "/kernel", "/proc"):
             gate.check(subjects, "read_mem", object_)
@@ -291,10 +292,10 @@ def test_nothing_is_kept_of_a_process_that_is_gone(tmp_path: Path) -> None:
         gate.check(CAREFUL, "read_mem", object_)
     gate.forget(7)
     left = 6  # of CAREFUL alone: about 5, the kernel, all processes, 70, 77 and 5
-    assert gate.kept == (before[0] + left, before[1] + 4)
+    assert gate.cache_sizes == (before[0] + left, before[1] + 4)
     for pid in (5, 70, 77):
         gate.forget(pid)
-    assert gate.kept == (before[0] + 2, before[1])
+    assert gate.cache_sizes == (before[0] + 2, before[1])
 
 
 def test_a_load_forgets_what_was_cached(tmp_path: Path) -> None:
@@ -309,11 +310,11 @@ def test_a_load_forgets_what_was_cached(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_rules_that_are_only_tried_change_nothing(tmp_path: Path) -> None:
     gate = policy(tmp_path)
-    judge = await gate.judged(NO_A)
+    evaluator = await gate.evaluator_for(NO_A)
     for _ in range(2):
-        assert gate.decide(judge, CAREFUL, "spawn", A).effect is DENY
+        assert gate.decide(evaluator, CAREFUL, "spawn", A).effect is DENY
         assert gate.check(CAREFUL, "spawn", A).allowed
-        assert gate.decide(judge, CAREFUL, "spawn", B).effect is ALLOW
+        assert gate.decide(evaluator, CAREFUL, "spawn", B).effect is ALLOW
     assert (gate.epoch, gate.text) == (1, "")
     assert not (tmp_path / "memory.csv").exists()
 
@@ -368,7 +369,7 @@ async def test_users_who_come_while_rules_are_read_are_there_at_the_next_change(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(gate.reload, NO_A)
         await anyio.lowlevel.checkpoint()
-        gate.members([("bob", "user")])
+        gate.set_members([("bob", "user")])
     assert not gate.check(("u:bob",), "ps", "/proc").allowed
     await gate.reload(gate.text)
     assert gate.check(("u:bob",), "ps", "/proc").allowed
@@ -413,9 +414,14 @@ def test_only_processes_and_the_journal_have_own_parts(tmp_path: Path) -> None:
 def test_a_process_that_acts_is_its_own_whoever_makes_it(tmp_path: Path) -> None:
     gate, path = policy(tmp_path), "/proc/7/generate"
     person, bounds = ("u:alice", "r:operator"), ("r:careful", "app:notes", "pid:7")
-    assert gate.check((*person, ITSELF, *bounds), "generate", path).allowed
+    assert gate.check((*person, PROCESS_SEPARATOR, *bounds), "generate", path).allowed
     assert not gate.check((*person, *bounds), "generate", path).allowed
-    assert not gate.check((*CAREFUL, ITSELF, "r:operator", "pid:7"), "generate", path).allowed
+    assert not gate.check(
+        (*CAREFUL, PROCESS_SEPARATOR, "r:operator", "pid:7"), "generate", path
+    ).allowed
     gate = policy(tmp_path, "p, pid:7, generate, /proc/own/*, deny\n")
-    assert not gate.check((*person, ITSELF, *bounds), "generate", path).allowed
-    assert ITSELF not in gate.refusal((*person, ITSELF, *bounds), "generate", path, 3).message
+    assert not gate.check((*person, PROCESS_SEPARATOR, *bounds), "generate", path).allowed
+    assert (
+        PROCESS_SEPARATOR
+        not in gate.refusal((*person, PROCESS_SEPARATOR, *bounds), "generate", path, 3).message
+    )

@@ -22,10 +22,11 @@ from casbin.persist.adapters.file_adapter import FileAdapter
 from casbin.persist.adapters.string_adapter import StringAdapter
 
 from llmasos.kernel import check
-from llmasos.kernel.errors import SyscallError
-from llmasos.kernel.policy import Judge, Plain, Rule
-from llmasos.kernel.policy.gate import model
-from llmasos.kernel.values import Effect
+from llmasos.kernel.abi.errors import SyscallError
+from llmasos.kernel.abi.values import Effect
+from llmasos.kernel.access.decisions import model
+from llmasos.kernel.access.evaluator import Evaluator, PlainEvaluator
+from llmasos.kernel.access.rules import Rule
 from tests.kernel.gate import CAREFUL, NO_A, A, chain, policy, restarted
 
 ALLOW, ASK, DENY = Effect.ALLOW, Effect.ASK, Effect.DENY
@@ -52,8 +53,8 @@ def naive(rows: str, matcher: str = KEYS, effect: str = WINS) -> Any:
     return casbin.Enforcer(parsed, StringAdapter(rows))
 
 
-def judge(rules: Sequence[Rule], conf: str | None = None) -> Judge:
-    made = Judge(conf or model(), rules)
+def build_evaluator(rules: Sequence[Rule], conf: str | None = None) -> Evaluator:
+    made = Evaluator(conf or model(), rules)
     deque(made.build(), maxlen=0)
     return made
 
@@ -89,8 +90,8 @@ def test_without_an_allow_nothing_may_be_allowed(tmp_path: Path) -> None:
     one = "p, r:careful, shutdown, /kernel/x, deny"
     assert not policy(tmp_path, one).check(("r:careful",), "shutdown", "/kernel").allowed
     for question in (("r:eve", "ps", "/a"), ("r:x", "ps", "/b"), ("r:x", "kill", "/a")):
-        assert judge(rules("p, r:x, ps, /a, ask")).rule(*question).effect is DENY
-        assert Plain(model(), rules("p, r:x, ps, /a, ask")).rule(*question) is DENY
+        assert build_evaluator(rules("p, r:x, ps, /a, ask")).evaluate(*question).effect is DENY
+        assert PlainEvaluator(model(), rules("p, r:x, ps, /a, ask")).evaluate(*question) is DENY
 
 
 @pytest.mark.parametrize("turn", [1, -1])
@@ -98,9 +99,12 @@ def test_the_order_of_rows_decides_nothing(turn: int) -> None:
     rows = ["p, r:x, ps, /a/*, allow", "p, r:x, ps, /a/b, deny"]
     priority = naive("\n".join(rows).replace("r:", ""), KEYS, "priority(p.eft) || deny")
     assert priority.enforce("x", "ps", "/a/b")  # the first one is reached first
-    ruling = judge(rules("\n".join(rows[::turn]))).rule("r:x", "ps", "/a/b")
+    ruling = build_evaluator(rules("\n".join(rows[::turn]))).evaluate("r:x", "ps", "/a/b")
     assert ruling.effect is DENY
-    assert Plain(model(), rules("\n".join(rows[::turn]))).rule("r:x", "ps", "/a/b") is DENY
+    assert (
+        PlainEvaluator(model(), rules("\n".join(rows[::turn]))).evaluate("r:x", "ps", "/a/b")
+        is DENY
+    )
 
 
 def test_the_effect_of_the_model_is_the_only_safe_one() -> None:
@@ -119,12 +123,12 @@ def test_an_answer_that_is_a_refusal_and_yet_true_is_no_answer_of_ours(tmp_path:
         bool(decision)
 
 
-def test_a_judge_that_was_switched_off_allows_nothing(tmp_path: Path) -> None:
+def test_a_disabled_evaluator_allows_nothing(tmp_path: Path) -> None:
     off = naive("p, a, read, /x, deny")
     off.enable_enforce(False)
     assert off.enforce("eve", "read", "/x")
     gate = policy(tmp_path, NO_A)
-    vars(gate.judge)["_enforcer"].enable_enforce(False)
+    vars(gate.evaluator)["_enforcer"].enable_enforce(False)
     for subjects, object_ in ((CAREFUL, A), (CAREFUL, "/dev/image/b"), (("u:alice",), "/x")):
         assert not gate.check(subjects, "spawn", object_).allowed
 
@@ -144,11 +148,11 @@ def test_a_question_that_raises_is_a_deny(
         naive("p, a, read, /x/*, allow", matcher).enforce(*asked)
     gate = policy(tmp_path)
     broken = matcher if matcher != KEYS else "under(r.obj)"
-    made = judge(gate.judge.rules, re.sub(r"(?m)^m = .*$", f"m = {broken}", model()))
+    made = build_evaluator(gate.evaluator.rules, re.sub(r"(?m)^m = .*$", f"m = {broken}", model()))
     for subjects in (("u:alice",), CAREFUL, ("u:alice", "pid:7")):
         decision = gate.decide(made, subjects, "ps", "/proc")
         assert decision.effect is DENY
-        assert decision.rule.startswith("the rules could not be judged: ")
+        assert decision.rule.startswith("the rules could not be evaluated: ")
 
 
 def test_a_row_that_is_cut_would_end_every_question(tmp_path: Path) -> None:
@@ -293,7 +297,7 @@ def test_a_name_with_a_line_break_would_become_a_row(tmp_path: Path) -> None:
     one.load_policy()
     assert one.get_policy() == [["u:eve", "*", "/*", "allow"]]
     gate = policy(tmp_path)
-    gate.members([(name, "guest")])
+    gate.set_members([(name, "guest")])
     gate.load()
     for subject in ("u:eve", "u:bob", "u:zoe"):
         assert not gate.check((subject,), "ps", "/proc").allowed
@@ -309,8 +313,8 @@ def test_a_rule_that_was_added_is_still_there_after_a_restart(tmp_path: Path) ->
     assert one.add_policy("a", "read", "/x", "deny")  # yes, it says
     assert file.read_text() == "p, a, read, /x, allow"
     gate = policy(tmp_path)
-    gate.own.write(NO_A)
-    assert gate.own.path.read_text() == NO_A
+    gate.user_rules.write(NO_A)
+    assert gate.user_rules.path.read_text() == NO_A
     gate.load()
     assert not gate.check(CAREFUL, "spawn", A).allowed
 
@@ -318,9 +322,9 @@ def test_a_rule_that_was_added_is_still_there_after_a_restart(tmp_path: Path) ->
 def test_a_file_that_is_empty_or_gone_allows_nothing_more(tmp_path: Path) -> None:
     """Casbin loads what is left of a file without a word."""
     assert not naive("# nothing").enforce("a", "read", "/x")
-    path = policy(tmp_path, NO_A + "p, r:careful, shutdown, /kernel, allow\n").own.path
+    path = policy(tmp_path, NO_A + "p, r:careful, shutdown, /kernel, allow\n").user_rules.path
     path.unlink()
-    with pytest.raises(SyscallError, match="has vanished"):
+    with pytest.raises(SyscallError, match="is missing"):
         restarted(tmp_path)
     path.write_text("")
     assert not restarted(tmp_path).check(CAREFUL, "shutdown", "/kernel").allowed
@@ -334,23 +338,25 @@ def test_a_deny_at_the_end_of_a_long_chain_of_roles_would_be_lost(
     rows = "\n".join([*chain(depth), f"p, r:l{depth}, ps, /proc, deny"])
     mine = f"{rows}\np, r:l0, ps, /proc, allow"
     assert naive(mine).enforce("r:l0", "ps", "/proc")
-    assert Plain(model(), rules(mine)).rule("r:l0", "ps", "/proc") is ALLOW
+    assert PlainEvaluator(model(), rules(mine)).evaluate("r:l0", "ps", "/proc") is ALLOW
     with pytest.raises(SyscallError, match="nested deeper than 8"):
         policy(tmp_path, rows)
-    assert judge(rules(mine)).rule("r:l0", "ps", "/proc").effect is DENY  # and were it loaded
+    assert (
+        build_evaluator(rules(mine)).evaluate("r:l0", "ps", "/proc").effect is DENY
+    )  # and were it loaded
 
 
 def test_a_user_with_the_deepest_roles_that_are_loaded_loses_no_deny(tmp_path: Path) -> None:
     rows = ["g, u:bob, r:l0", *chain(8), "p, r:l8, ps, /*, deny", "p, u:bob, ps, /proc, allow"]
     assert not naive("\n".join(rows).replace("/*", "/proc")).enforce("u:bob", "ps", "/proc")
-    assert Plain(model(), rules("\n".join(rows))).rule("u:bob", "ps", "/proc") is DENY
+    assert PlainEvaluator(model(), rules("\n".join(rows))).evaluate("u:bob", "ps", "/proc") is DENY
     assert not policy(tmp_path, "\n".join(rows)).check(("u:bob",), "ps", "/proc").allowed
 
 
-def test_a_circle_of_roles_would_be_followed(tmp_path: Path) -> None:
+def test_a_cycle_of_roles_would_be_followed(tmp_path: Path) -> None:
     rows = "g, r:a, r:b\ng, r:b, r:a\n"
     assert naive(f"{rows}p, r:b, ps, /proc, allow").enforce("r:a", "ps", "/proc")
-    with pytest.raises(SyscallError, match="circle"):
+    with pytest.raises(SyscallError, match="contains itself"):
         policy(tmp_path, rows)
 
 
@@ -358,7 +364,7 @@ def test_a_user_who_is_named_like_a_role_would_have_it(tmp_path: Path) -> None:
     rows = "p, owner, read, /x, allow\ng, alice, owner"
     assert naive(rows).enforce("owner", "read", "/x")
     gate = policy(tmp_path, "p, r:bob, shutdown, /kernel, allow\n")
-    gate.members([("operator", "guest"), ("bob", "guest")])
+    gate.set_members([("operator", "guest"), ("bob", "guest")])
     gate.load()
     for name in ("owner", "operator", "bob"):
         assert not gate.check((f"u:{name}",), "shutdown", "/kernel").allowed
@@ -375,19 +381,19 @@ def test_names_that_were_asked_about_are_not_kept_for_ever(tmp_path: Path) -> No
     gate = policy(tmp_path, "p, r:careful, kill, /proc/1, ask\n")
     for number in range(1, 20):
         gate.check((*CAREFUL, f"pid:{number}"), "kill", "/proc/1")
-    enforcer = vars(gate.judge)["_enforcer"]
+    enforcer = vars(gate.evaluator)["_enforcer"]
     assert not enforcer.rm_map["g"].all_roles
-    assert {*vars(gate.judge.roles)["_known"]} <= {"u:alice"}
+    assert {*vars(gate.evaluator.roles)["_resolved"]} <= {"u:alice"}
 
 
-# --- two judges -------------------------------------------------------------------------------
-def test_two_judges_share_nothing() -> None:
+# --- two evaluators ---------------------------------------------------------------------------
+def test_two_evaluators_share_nothing() -> None:
     """Rules that are only tried are asked in turn with those in force."""
-    allow, deny = (judge(rules(f"p, r:x, ps, /a, {effect}")) for effect in (ALLOW, DENY))
+    allow, deny = (build_evaluator(rules(f"p, r:x, ps, /a, {effect}")) for effect in (ALLOW, DENY))
     for _ in range(3):
-        assert allow.rule("r:x", "ps", "/a").effect is ALLOW
-        assert deny.rule("r:x", "ps", "/a").effect is DENY
-        assert deny.rule("r:y", "ps", "/a").effect is DENY
+        assert allow.evaluate("r:x", "ps", "/a").effect is ALLOW
+        assert deny.evaluate("r:x", "ps", "/a").effect is DENY
+        assert deny.evaluate("r:y", "ps", "/a").effect is DENY
 
 
 # --- the package ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The file of the own rules: read and written whole, undone, and missed when it has vanished."""
+"""The file of the own rules: read and written whole, undone, and an error when it is missing."""
 
 import errno
 import os
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import limits, paths
-from llmasos.kernel.abi import TABLE
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.policy import Policy
-from llmasos.kernel.policy.own import OwnFile
+from llmasos.kernel.abi import limits, paths
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.table import TABLE
+from llmasos.kernel.access.decisions import Policy
+from llmasos.kernel.access.user_rules import UserRulesFile
 from tests.kernel.gate import CAREFUL, NO_A, NO_B, A, B, policy, restarted
 
 
-def own(tmp_path: Path) -> OwnFile:
-    return OwnFile(tmp_path / "policy.csv", tmp_path / "memory.csv")
+def own(tmp_path: Path) -> UserRulesFile:
+    return UserRulesFile(tmp_path / "policy.csv", tmp_path / "memory.csv")
 
 
 def names(tmp_path: Path) -> set[str]:
@@ -27,27 +27,27 @@ def names(tmp_path: Path) -> set[str]:
 def test_a_fresh_machine_has_no_own_rules(tmp_path: Path) -> None:
     gate = Policy(TABLE, "alice", tmp_path / "none" / "policy.csv", tmp_path / "memory.csv")
     assert gate.text == ""
-    assert not gate.own.path.parent.exists()
-    assert OwnFile(tmp_path / "policy.csv", None).read() == ""
+    assert not gate.user_rules.path.parent.exists()
+    assert UserRulesFile(tmp_path / "policy.csv", None).read() == ""
 
 
 def test_a_file_that_has_vanished_with_its_denies_is_refused(tmp_path: Path) -> None:
     gate = policy(tmp_path, NO_A)
-    gate.own.path.unlink()
+    gate.user_rules.path.unlink()
     for load in (gate.load, lambda: restarted(tmp_path)):
-        with pytest.raises(SyscallError, match="has vanished, and it had rules") as caught:
+        with pytest.raises(SyscallError, match="is missing, and it had rules") as caught:
             load()
         assert caught.value.errno is Errno.EINVAL
         assert str(tmp_path / "memory.csv") in caught.value.hint
-        assert f"touch {gate.own.path}" in caught.value.hint
+        assert f"touch {gate.user_rules.path}" in caught.value.hint
     assert not gate.check(CAREFUL, "spawn", A).allowed
     assert gate.epoch == 1
-    gate.own.path.write_bytes((tmp_path / "memory.csv").read_bytes())  # as the hint says
+    gate.user_rules.path.write_bytes((tmp_path / "memory.csv").read_bytes())  # as the hint says
     assert not restarted(tmp_path).check(CAREFUL, "spawn", A).allowed
 
 
 def test_a_person_may_mean_that_there_are_no_rules(tmp_path: Path) -> None:
-    path = policy(tmp_path, NO_A).own.path
+    path = policy(tmp_path, NO_A).user_rules.path
     path.write_text("")
     assert restarted(tmp_path).check(CAREFUL, "spawn", A).allowed
     path.unlink()  # of nothing, nothing is lost
@@ -56,7 +56,7 @@ def test_a_person_may_mean_that_there_are_no_rules(tmp_path: Path) -> None:
 
 def test_a_copy_that_cannot_be_read_counts_as_rules(tmp_path: Path) -> None:
     (tmp_path / "memory.csv").mkdir()
-    with pytest.raises(SyscallError, match="has vanished"):
+    with pytest.raises(SyscallError, match="is missing"):
         restarted(tmp_path)
 
 
@@ -64,7 +64,7 @@ def test_a_copy_that_cannot_be_read_counts_as_rules(tmp_path: Path) -> None:
 def test_a_file_that_is_cut_within_a_rule_is_refused(tmp_path: Path, row: str) -> None:
     gate = policy(tmp_path, f"{NO_B}{row}")
     for end in range(1, len(row)):
-        gate.own.path.write_text(f"{NO_B}{row[:end]}")
+        gate.user_rules.path.write_text(f"{NO_B}{row[:end]}")
         with pytest.raises(SyscallError, match=r"policy.csv:2"):
             gate.load()
     assert gate.epoch == 1
@@ -73,13 +73,13 @@ def test_a_file_that_is_cut_within_a_rule_is_refused(tmp_path: Path, row: str) -
 
 def test_a_file_that_cannot_be_read_leaves_the_running_rules(tmp_path: Path) -> None:
     gate = policy(tmp_path, NO_A)
-    gate.own.path.unlink()
-    gate.own.path.mkdir()
+    gate.user_rules.path.unlink()
+    gate.user_rules.path.mkdir()
     with pytest.raises(SyscallError, match="cannot be read") as caught:
         gate.load()
     assert caught.value.errno is Errno.EINVAL
-    gate.own.path.rmdir()
-    gate.own.path.write_bytes(b"p, r:careful, spawn, /dev/image/*, allow # \xff\n")
+    gate.user_rules.path.rmdir()
+    gate.user_rules.path.write_bytes(b"p, r:careful, spawn, /dev/image/*, allow # \xff\n")
     with pytest.raises(SyscallError, match=r"policy.csv cannot be read: 'utf-8' codec") as caught:
         gate.load()
     assert caught.value.errno is Errno.EINVAL
@@ -90,7 +90,7 @@ def test_a_file_that_cannot_be_read_leaves_the_running_rules(tmp_path: Path) -> 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 def test_a_file_of_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "policy.csv").write_text(NO_A, encoding=encoding)
-    with pytest.raises(SyscallError, match=r"cannot be read|shows as nothing"):
+    with pytest.raises(SyscallError, match=r"cannot be read|is not printable"):
         restarted(tmp_path)
 
 
@@ -101,11 +101,11 @@ async def test_the_copy_is_what_is_in_force(tmp_path: Path) -> None:
     assert copy.read_text() == NO_A
     await gate.reload(NO_B)
     assert copy.read_text() == NO_B
-    gate.own.path.write_text("nonsense")
+    gate.user_rules.path.write_text("nonsense")
     with pytest.raises(SyscallError):
         gate.load()
     assert copy.read_text() == NO_B
-    gate.own.path.write_text("# none\n")
+    gate.user_rules.path.write_text("# none\n")
     gate.load()
     assert copy.read_text() == "# none\n"
 
@@ -127,7 +127,7 @@ async def test_rules_are_in_force_where_the_copy_cannot_be_written(
     assert not gate.check(CAREFUL, "spawn", A).allowed
     await gate.reload(NO_B)
     assert not gate.check(CAREFUL, "spawn", B).allowed
-    assert caplog.text.count("the copy of the rules in force is old") == 2
+    assert caplog.text.count("the copy of the rules in force is outdated") == 2
 
 
 # --- written ----------------------------------------------------------------------------------
@@ -137,11 +137,11 @@ def test_a_text_comes_back_as_it_is(tmp_path: Path, text: str) -> None:
     file.write(text)
     assert file.read() == text
     file.write("other")
-    assert file.earlier() == text
+    assert file.previous() == text
 
 
 def test_what_is_written_is_there_after_a_restart_for_the_owner_alone(tmp_path: Path) -> None:
-    file = OwnFile(tmp_path / "config" / "policy.csv", None)
+    file = UserRulesFile(tmp_path / "config" / "policy.csv", None)
     file.write(NO_A)
     gate = Policy(TABLE, "alice", file.path)
     assert not gate.check(CAREFUL, "spawn", A).allowed
@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_a_whole_file_and_the_one_before(
     assert caught.value.errno is Errno.ENOSPC
     monkeypatch.undo()
     assert file.read() == ("second" if call < 3 else "third")  # that one not after a power cut
-    assert file.earlier() == ("first" if call < 2 else "second")
+    assert file.previous() == ("first" if call < 2 else "second")
     file.write("fourth")
     assert file.read() == "fourth"
 
@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_a_whole_file_and_the_one_before(
 def test_a_disk_that_refuses_is_an_error_of_the_disk(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("a file where the folder should be")
     with pytest.raises(SyscallError, match="cannot be written") as caught:
-        OwnFile(tmp_path / "config" / "policy.csv", None).write("x")
+        UserRulesFile(tmp_path / "config" / "policy.csv", None).write("x")
     assert caught.value.errno is Errno.EIO
 
 
@@ -192,11 +192,11 @@ def test_each_undo_goes_one_change_further_back(tmp_path: Path) -> None:
     for text in ("a", "b", "c"):
         file.write(text)
     for text in ("b", "a", ""):
-        assert file.earlier() == text
-        file.undone(text)
+        assert file.previous() == text
+        file.restore(text)
         assert file.read() == text
-    with pytest.raises(SyscallError, match="no earlier policy") as caught:
-        file.earlier()
+    with pytest.raises(SyscallError, match="no previous version") as caught:
+        file.previous()
     assert caught.value.errno is Errno.EINVAL
     assert names(tmp_path) == {"policy.csv"}
 
@@ -205,11 +205,11 @@ def test_a_change_after_an_undo_goes_on_from_there(tmp_path: Path) -> None:
     file = own(tmp_path)
     for text in ("a", "b", "c"):
         file.write(text)
-    file.undone(file.earlier())
+    file.restore(file.previous())
     file.write("d")
     for text in ("b", "a", ""):
-        assert file.earlier() == text
-        file.undone(text)
+        assert file.previous() == text
+        file.restore(text)
 
 
 def test_so_many_earlier_files_are_kept_and_no_more(tmp_path: Path) -> None:
@@ -219,10 +219,10 @@ def test_so_many_earlier_files_are_kept_and_no_more(tmp_path: Path) -> None:
     kept = {f"policy.csv.{number}" for number in range(1, most + 1)}
     assert names(tmp_path) == {"policy.csv", *kept}
     for number in range(most + 3, 3, -1):
-        assert file.earlier() == str(number)
-        file.undone(str(number))
-    with pytest.raises(SyscallError, match="no earlier policy"):
-        file.earlier()
+        assert file.previous() == str(number)
+        file.restore(str(number))
+    with pytest.raises(SyscallError, match="no previous version"):
+        file.previous()
 
 
 @pytest.mark.parametrize("odd", ["folder", "bytes"])
@@ -236,7 +236,7 @@ def test_an_earlier_file_that_cannot_be_read_is_said_to_be_so(tmp_path: Path, od
     else:
         earlier.write_bytes(b"\xff")
     with pytest.raises(SyscallError, match=r"policy.csv.1 cannot be read") as caught:
-        file.earlier()
+        file.previous()
     assert caught.value.errno is Errno.EINVAL
 
 
@@ -250,9 +250,9 @@ async def test_own_rules_never_reach_the_installed_package(tmp_path: Path) -> No
 
     before, gate = shipped(), policy(tmp_path)
     for text in (NO_A, NO_B, "g, u:bob, r:guest\n"):
-        gate.own.write(text)
+        gate.user_rules.write(text)
         await gate.reload(text)
-    gate.own.undone(gate.own.earlier())
+    gate.user_rules.restore(gate.user_rules.previous())
     gate.load()
     assert shipped() == before
     assert names(tmp_path) == {"policy.csv", "policy.csv.1", "policy.csv.2", "memory.csv"}

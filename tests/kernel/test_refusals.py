@@ -1,7 +1,7 @@
 """Which refusals are listed: the first of a kind, so many a second, and of each user apart."""
 
-from llmasos.kernel import limits
-from llmasos.kernel.refusals import Refusals
+from llmasos.kernel.abi import limits
+from llmasos.kernel.storage.refusals import Refusals
 
 
 def listed(refusals: Refusals, owner: str, subjects: int, seconds: int, per_s: int) -> int:
@@ -39,10 +39,10 @@ def test_many_subjects_of_a_user_share_the_rows_of_the_user() -> None:
 
 def test_who_is_refused_too_often_hurries_until_there_was_a_pause() -> None:
     refusals = Refusals()
-    assert not any(refusals.hurries("eve", 0.0) for _ in range(limits.USER_REFUSAL_ROWS))
-    assert all(refusals.hurries("eve", 0.0) for _ in range(100))
-    assert not refusals.hurries("bob", 0.0)
-    assert not refusals.hurries("eve", limits.REFUSAL_S)
+    assert not any(refusals.limits_rate("eve", 0.0) for _ in range(limits.USER_REFUSAL_ROWS))
+    assert all(refusals.limits_rate("eve", 0.0) for _ in range(100))
+    assert not refusals.limits_rate("bob", 0.0)
+    assert not refusals.limits_rate("eve", limits.REFUSAL_S)
 
 
 def test_one_user_takes_no_rows_from_another() -> None:

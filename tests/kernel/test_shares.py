@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.drivers.llama.prefix import Kept, Saved
-from llmasos.kernel import limits
-from llmasos.kernel.abi import TABLE
+from llmasos.drivers.llama.prefix import PrefixCache, Saved
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.table import TABLE
+from llmasos.kernel.abi.values import Send
+from llmasos.kernel.access.decisions import Policy
 from llmasos.kernel.driver import Cause, Death
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.mailbox import Mailboxes
-from llmasos.kernel.policy import Policy
-from llmasos.kernel.process import Process, Processes
-from llmasos.kernel.store import Store
-from llmasos.kernel.suspect import Accused, Marks, Suspects
-from llmasos.kernel.values import Send
-from llmasos.kernel.watch import Following
+from llmasos.kernel.process.mailboxes import Mailboxes
+from llmasos.kernel.process.table import Process, ProcessTable
+from llmasos.kernel.scheduling.quarantine import Marks, Quarantine, SuspectCall
+from llmasos.kernel.storage.store import Store
+from llmasos.kernel.watch import FollowLimits
 
 pytestmark = pytest.mark.anyio
 OWNER = "olga"
@@ -26,7 +26,7 @@ def process(pid: int, owner: str) -> Process:
     return Process(pid, 0, owner, "app", "echo", 0.0, True, ())
 
 
-def full(table: Processes, owner: str, most: int) -> int:
+def full(table: ProcessTable, owner: str, most: int) -> int:
     """How many entries a user gets, and EAGAIN says so."""
     with ExitStack() as held:
         for count in range(most + 1):
@@ -45,7 +45,7 @@ async def test_no_user_takes_all_processes_and_the_owner_keeps_some(
     monkeypatch.setattr(limits, "USER_PROCESSES", 8)
     monkeypatch.setattr(limits, "OWNER_PROCESSES", 5)
     store = Store(tmp_path)
-    table = Processes(store, OWNER)
+    table = ProcessTable(store, OWNER)
     assert full(table, "ann", 30) == 8
     with table.reserve(8, "ann"):
         assert full(table, "bob", 30) == 7  # 20, less ann's 8, less the owner's 5
@@ -67,14 +67,14 @@ async def test_entries_are_counted_also_after_a_restart(
 ) -> None:
     monkeypatch.setattr(limits, "USER_PROCESSES", 3)
     store = Store(tmp_path)
-    table = Processes(store, OWNER)
+    table = ProcessTable(store, OWNER)
     await table.add([process(1, "ann"), process(2, "ann")])
-    for each in (table, Processes(store, OWNER)):
+    for each in (table, ProcessTable(store, OWNER)):
         assert full(each, "ann", 5) == 1
     await table.exit(table.all()[0], 0, "TERM")
     assert full(table, "ann", 5) == 1  # an ended one still has its entry
     await table.reap(table.all()[0])
-    for each in (table, Processes(store, OWNER)):
+    for each in (table, ProcessTable(store, OWNER)):
         assert full(each, "ann", 5) == 2
     store.close()
 
@@ -84,7 +84,7 @@ async def test_one_users_ended_processes_do_not_remove_anothers(
 ) -> None:
     monkeypatch.setattr(limits, "USER_ENDED", 3)
     store = Store(tmp_path)
-    table = Processes(store, OWNER)
+    table = ProcessTable(store, OWNER)
     await table.add([process(pid, "bob" if pid == 1 else "ann") for pid in range(1, 8)])
     for one in table.all():
         await table.exit(one, 0, "TERM")
@@ -110,11 +110,11 @@ async def test_short_messages_fill_only_their_owners_share(
     await boxes.send(other, Send(2, ""), "ann")
     store.close()
     again = Mailboxes(Store(tmp_path))
-    assert again.held == 3
+    assert again.messages == 3
 
 
 def marked(marks: Marks, owner: str, *calls: bytes) -> None:
-    marks.died([Accused(call, "m", owner) for call in calls], [], Death("x", Cause.CRASH), 1.0)
+    marks.died([SuspectCall(call, "m", owner) for call in calls], [], Death("x", Cause.CRASH), 1.0)
 
 
 def test_one_users_suspects_do_not_push_out_anothers() -> None:
@@ -122,9 +122,9 @@ def test_one_users_suspects_do_not_push_out_anothers() -> None:
     marked(marks, "bob", b"poison", b"of bob")
     for n in range(20):
         marked(marks, "ann", b"a%d" % n, b"b%d" % n)
-    assert {b"poison", b"of bob"} <= set(marks.held)
-    assert len(marks.held) == 10
-    assert b"b19" in marks.held
+    assert {b"poison", b"of bob"} <= set(marks.by_call)
+    assert len(marks.by_call) == 10
+    assert b"b19" in marks.by_call
 
 
 async def test_suspects_on_disk_are_shared_alike(
@@ -132,11 +132,13 @@ async def test_suspects_on_disk_are_shared_alike(
 ) -> None:
     monkeypatch.setattr(limits, "MARKS", 4)
     store = Store(tmp_path)
-    suspects = Suspects(store)
+    suspects = Quarantine(store)
     death = Death("x", Cause.CRASH)
-    suspects.died([Accused(b"1" * 16, "m", "bob"), Accused(b"2" * 16, "m", "bob")], [], death)
+    suspects.died(
+        [SuspectCall(b"1" * 16, "m", "bob"), SuspectCall(b"2" * 16, "m", "bob")], [], death
+    )
     for n in range(6):
-        calls = [Accused(bytes([n, m]) * 8, "m", "ann") for m in range(2)]
+        calls = [SuspectCall(bytes([n, m]) * 8, "m", "ann") for m in range(2)]
         suspects.died(calls, [], death)
     store.close()
     sql = "SELECT owner, count(*) FROM marks GROUP BY owner ORDER BY owner"
@@ -165,20 +167,20 @@ def test_one_users_questions_leave_anothers_decisions_cached(
 
 
 def test_one_user_follows_so_much_and_the_others_too() -> None:
-    following = Following()
+    following = FollowLimits()
     with ExitStack() as held:
         for _ in range(limits.USER_FOLLOWERS):
-            held.enter_context(following.one("ann"))
+            held.enter_context(following.call("ann"))
         with pytest.raises(SyscallError, match="calls of ann follow") as caught:
-            held.enter_context(following.one("ann"))
+            held.enter_context(following.call("ann"))
         assert caught.value.errno is Errno.EAGAIN
-        held.enter_context(following.one("bob"))
-    with following.one("ann"):
+        held.enter_context(following.call("bob"))
+    with following.call("ann"):
         pass
 
 
 def test_one_users_contexts_do_not_drop_anothers() -> None:
-    kept = Kept(most_bytes=100)
+    kept = PrefixCache(most_bytes=100)
     bobs = Saved(bytearray(10), list(range(100, 200)), 0, "bob")
     kept.put(bobs)
     for n in range(50):

@@ -17,13 +17,13 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.database import Database, Schema, Transaction
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.process import SCHEMA as PROCESSES
-from llmasos.kernel.process import Processes
-from llmasos.kernel.store import Store
-from llmasos.kernel.values import Exit, State
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Exit, State
+from llmasos.kernel.process.table import SCHEMA as PROCESSES
+from llmasos.kernel.process.table import ProcessTable
+from llmasos.kernel.storage.database import Database, Schema, Transaction
+from llmasos.kernel.storage.store import Store
 from tests.system import foreign
 
 pytestmark = pytest.mark.anyio
@@ -112,7 +112,7 @@ async def test_who_hears_first_hears_before_the_caller(
         asyncio.get_running_loop().call_soon(heard.append, "woken")
 
     try:
-        await store.write(database, [(INSERT, rows)], first=first)
+        await store.write(database, [(INSERT, rows)], on_done=first)
         heard.append("goes on")
     except SyscallError:
         heard.append("fails")
@@ -299,8 +299,8 @@ async def test_a_value_that_sqlite_does_not_take_is_refused_and_the_writer_goes_
 WRITER = """
 import anyio, sys
 from pathlib import Path
-from llmasos.kernel.database import Schema
-from llmasos.kernel.store import Store
+from llmasos.kernel.storage.database import Schema
+from llmasos.kernel.storage.store import Store
 from tests.system import foreign
 async def main():
     store = Store(Path(sys.argv[1]))
@@ -407,7 +407,7 @@ async def test_nobody_else_may_read_any_file_of_the_store(tmp_path: Path) -> Non
     before = os.umask(0)
     try:
         store = Store(tmp_path)
-        Processes(store, "alice")  # makes a copy of the old version
+        ProcessTable(store, "alice")  # makes a copy of the old version
         await store.write(store.open("rows.db", ROWS), [(INSERT, (1, "x"))])
         modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     finally:
@@ -426,7 +426,7 @@ async def test_an_old_store_moves_forward_after_a_copy(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "processes.db")) as rows, rows:
         rows.execute("UPDATE processes SET state = 'zombie', code = 143 WHERE pid = 7")
     store = Store(tmp_path)
-    processes = Processes(store, "alice")
+    processes = ProcessTable(store, "alice")
     assert [
         (p.pid, p.app, p.model, p.nice, p.keep, p.bounds, p.started_by) for p in processes.all()
     ] == [
@@ -488,7 +488,7 @@ async def test_a_nearly_full_disk_refuses_writes_but_lets_go(tmp_path: Path) -> 
     room = os.statvfs(tmp_path)
     store = Store(tmp_path, reserve_bytes=room.f_blocks * room.f_frsize * 2)
     database = store.open("rows.db", ROWS)
-    with pytest.raises(SyscallError, match="are free") as caught:
+    with pytest.raises(SyscallError, match="MB free at") as caught:
         await store.write(database, [(INSERT, (1, "x"))])
     assert caught.value.errno is Errno.ENOSPC
     await store.write(database, [("DELETE FROM rows", ())], frees=True)

@@ -7,7 +7,7 @@ import logging
 import anyio
 import pytest
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 from llmasos.kernel.supervisor import BackgroundJob, Supervisor
 
 pytestmark = pytest.mark.anyio

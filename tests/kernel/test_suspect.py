@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel.decide import Admit, Claim, Park, Table, decide
+from llmasos.kernel.abi.errors import Errno
+from llmasos.kernel.abi.values import Message, Role, Sampling, pack_bias
 from llmasos.kernel.driver import Cause, Death, Prompt
-from llmasos.kernel.errors import Errno
-from llmasos.kernel.store import Store
-from llmasos.kernel.suspect import Accused, Marks, Suspects, name
-from llmasos.kernel.values import Message, Role, Sampling, pack_bias
+from llmasos.kernel.scheduling.quarantine import Marks, Quarantine, SuspectCall, name
+from llmasos.kernel.scheduling.scheduler import Admit, Claim, DeviceState, Park, decide
+from llmasos.kernel.storage.store import Store
 
 CRASH = Death("x")
 
 
-def accused(*calls: bytes) -> list[Accused]:
-    return [Accused(call, "m", "ann") for call in calls]
+def suspect_calls(*calls: bytes) -> list[SuspectCall]:
+    return [SuspectCall(call, "m", "ann") for call in calls]
 
 
 @dataclass
@@ -60,7 +60,7 @@ def test_marks_are_what_a_slow_model_says() -> None:
             cut = dice.randint(0, len(picked))
             inside, parked = picked[:cut], picked[cut:]
             if dice.random() < 0.6:
-                marks.died(accused(*inside), accused(*parked), CRASH, now)
+                marks.died(suspect_calls(*inside), suspect_calls(*parked), CRASH, now)
                 slow.history.append((now, "died", inside, parked))
             elif inside:
                 marks.ended(inside[0])
@@ -74,14 +74,14 @@ def test_marks_are_what_a_slow_model_says() -> None:
 def test_the_table_is_bounded_and_the_oldest_go() -> None:
     marks = Marks(most=10)
     for n in range(50):
-        marks.died(accused(bytes([n])), [], CRASH, float(n))
-    assert list(marks.held) == [bytes([n]) for n in range(40, 50)]
+        marks.died(suspect_calls(bytes([n])), [], CRASH, float(n))
+    assert list(marks.by_call) == [bytes([n]) for n in range(40, 50)]
 
 
 def test_poison_is_forgotten_after_its_time() -> None:
     marks = Marks(life_s=100.0)
     for now in (0.0, 1.0):
-        marks.died(accused(b"a"), [], CRASH, now)
+        marks.died(suspect_calls(b"a"), [], CRASH, now)
     mark = marks.get(b"a", 100.0)
     assert mark is not None
     assert mark.poison
@@ -91,28 +91,28 @@ def test_poison_is_forgotten_after_its_time() -> None:
 def test_a_kill_from_outside_accuses_nobody() -> None:
     marks = Marks()
     for cause in (Cause.OUTSIDE, Cause.OUTSIDE):
-        assert marks.died(accused(b"a"), accused(b"b"), Death("x", cause), 0.0) == []
-    assert marks.held == {}
+        assert marks.died(suspect_calls(b"a"), suspect_calls(b"b"), Death("x", cause), 0.0) == []
+    assert marks.by_call == {}
 
 
 def test_a_suspect_whose_engine_is_killed_from_outside_stays_a_suspect() -> None:
     marks = Marks()
-    marks.died(accused(b"a", b"b"), [], CRASH, 0.0)
+    marks.died(suspect_calls(b"a", b"b"), [], CRASH, 0.0)
     for now in (1.0, 2.0):
-        marks.died(accused(b"a"), [], Death("x", Cause.OUTSIDE), now)
-    assert marks.held[b"a"].poison is False
-    marks.died(accused(b"a"), [], CRASH, 3.0)
-    assert marks.held[b"a"].poison is True
+        marks.died(suspect_calls(b"a"), [], Death("x", Cause.OUTSIDE), now)
+    assert marks.by_call[b"a"].poison is False
+    marks.died(suspect_calls(b"a"), [], CRASH, 3.0)
+    assert marks.by_call[b"a"].poison is True
 
 
 def test_want_of_memory_makes_suspects_and_no_poison() -> None:
     marks = Marks()
     for now in (0.0, 1.0, 2.0):
-        marks.died(accused(b"a"), [], Death("x", Cause.MEMORY), now)
-        assert marks.held[b"a"].poison is False
-    marks.died(accused(b"a"), [], CRASH, 3.0)
-    marks.died(accused(b"a"), [], Death("x", Cause.MEMORY), 4.0)
-    assert marks.held[b"a"].poison is True
+        marks.died(suspect_calls(b"a"), [], Death("x", Cause.MEMORY), now)
+        assert marks.by_call[b"a"].poison is False
+    marks.died(suspect_calls(b"a"), [], CRASH, 3.0)
+    marks.died(suspect_calls(b"a"), [], Death("x", Cause.MEMORY), 4.0)
+    assert marks.by_call[b"a"].poison is True
 
 
 # --- a simulated device -----------------------------------------------------------------------
@@ -122,7 +122,7 @@ class Device:
     def __init__(self, dice: random.Random, poisons: set[int], calls: int) -> None:
         self.dice, self.poisons = dice, poisons
         self.marks, self.now = Marks(), 0.0
-        self.table = Table(slots=dice.randint(2, 8), width=8, cells=10**9)
+        self.table = DeviceState(slots=dice.randint(2, 8), width=8, cells=10**9)
         self.left = dict.fromkeys(range(calls), 3)  # times that each call is still to be answered
         self.refused: set[int] = set()
         self.deaths = 0
@@ -135,7 +135,7 @@ class Device:
             if mark is not None and mark.poison:
                 self.refused.add(call)
             elif self.dice.random() < 0.5:
-                claim = Claim(call, call, 1.0, 5, 10, alone=mark is not None)
+                claim = Claim(call, call, 1.0, 5, 10, exclusive=mark is not None)
                 self.table.add(claim)
 
     def turn(self) -> None:
@@ -151,7 +151,7 @@ class Device:
                 case _:
                     pass
         inside = [c for c in self.table.claims.values() if c.slot is not None]
-        assert len(inside) == 1 or not any(c.alone for c in inside)
+        assert len(inside) == 1 or not any(c.exclusive for c in inside)
         running = [c for c in inside if not c.stopped]
         if any(c.call in self.poisons for c in running) and self.dice.random() < 0.5:
             self.die(inside)
@@ -164,19 +164,21 @@ class Device:
     def die(self, inside: list[Claim]) -> None:
         self.deaths += 1
         parked = [c for c in self.table.claims.values() if c.parked]
-        first, second = [accused(*(bytes([c.call]) for c in some)) for some in (inside, parked)]
+        first, second = [
+            suspect_calls(*(bytes([c.call]) for c in some)) for some in (inside, parked)
+        ]
         self.marks.died(first, second, CRASH, self.now)
         for claim in (*inside, *parked):
             self.table.drop(claim.call)
         for claim in self.table.claims.values():
-            claim.alone = self.marks.get(bytes([claim.call]), self.now) is not None
+            claim.exclusive = self.marks.get(bytes([claim.call]), self.now) is not None
 
     def end(self, claim: Claim) -> None:
         if claim.call in self.poisons:
             return  # it never gets so far
         self.left[claim.call] -= 1
         self.table.drop(claim.call)
-        if claim.alone:
+        if claim.exclusive:
             self.marks.ended(bytes([claim.call]))
 
 
@@ -205,15 +207,15 @@ def test_a_crash_that_nobody_caused_refuses_nobody() -> None:
         assert device.refused == set(), seed
         assert not any(device.left.values()), seed
         assert device.deaths == 1
-        assert device.marks.held == {}, seed  # each was answered alone since
+        assert device.marks.by_call == {}, seed  # each was answered alone since
 
 
 # --- alone ------------------------------------------------------------------------------------
 def test_a_suspect_waits_for_the_others_and_nobody_overtakes_it() -> None:
-    table = Table(slots=4, width=4, cells=10**9)
+    table = DeviceState(slots=4, width=4, cells=10**9)
     for call in (1, 2):
         table.add(Claim(call, call, 1.0, 5, 10, slot=call))
-    table.add(Claim(3, 3, 1.0, 5, 10, alone=True))
+    table.add(Claim(3, 3, 1.0, 5, 10, exclusive=True))
     table.add(Claim(4, 4, 1.0, 5, 10))
     assert not any(isinstance(d, Admit) for d in decide(table))
     table.drop(1)
@@ -228,8 +230,8 @@ def test_a_suspect_waits_for_the_others_and_nobody_overtakes_it() -> None:
 
 
 def test_a_suspect_that_is_stopped_gives_way() -> None:
-    table = Table(slots=4, width=4, cells=10**9)
-    table.add(Claim(1, 1, 1.0, 5, 10, slot=0, stopped=True, alone=True))
+    table = DeviceState(slots=4, width=4, cells=10**9)
+    table.add(Claim(1, 1, 1.0, 5, 10, slot=0, stopped=True, exclusive=True))
     table.add(Claim(2, 2, 1.0, 5, 10))
     assert [type(d) for d in decide(table)][:2] == [Park, Admit]
 
@@ -242,16 +244,16 @@ SAMPLING = Sampling(max_tokens=5, seed=1)
 @pytest.mark.anyio
 async def test_suspects_and_poison_survive_a_restart(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    suspects = Suspects(store)
+    suspects = Quarantine(store)
     bystander = suspects.hash("m", Prompt([9], ()), SAMPLING)
     deadly = suspects.hash("m", PROMPT, SAMPLING)
-    suspects.died(accused(deadly, bystander), [], Death("boom\nsecond line"))
-    assert suspects.suspect(deadly)
+    suspects.died(suspect_calls(deadly, bystander), [], Death("boom\nsecond line"))
+    assert suspects.is_suspect(deadly)
     assert suspects.poison(deadly) is None
-    suspects.died(accused(deadly), [], Death("boom again\nsecond line"))
+    suspects.died(suspect_calls(deadly), [], Death("boom again\nsecond line"))
     store.close()
     store = Store(tmp_path)
-    suspects = Suspects(store)
+    suspects = Quarantine(store)
     assert suspects.hash("m", PROMPT, SAMPLING) == deadly
     refusal = suspects.poison(deadly)
     assert refusal is not None
@@ -262,25 +264,25 @@ async def test_suspects_and_poison_survive_a_restart(tmp_path: Path) -> None:
     assert f"`llmasos poison lift {name(deadly)}`" in refusal.hint
     mark = suspects.marks()[deadly]
     assert (mark.model, mark.owner, mark.poison) == ("m", "ann", True)
-    assert suspects.suspect(bystander)
+    assert suspects.is_suspect(bystander)
     assert suspects.ended(bystander)
     assert not suspects.ended(deadly)
     store.close()
     store = Store(tmp_path)
-    suspects = Suspects(store)
-    assert not suspects.suspect(bystander)
+    suspects = Quarantine(store)
+    assert not suspects.is_suspect(bystander)
     await suspects.lift([deadly])
     assert suspects.poison(deadly) is None
     store.close()
     store = Store(tmp_path)
-    assert Suspects(store).marks() == {}
+    assert Quarantine(store).marks() == {}
     store.close()
 
 
 @pytest.mark.anyio
 async def test_a_call_is_known_by_what_it_makes_the_engine_do(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    known = Suspects(store)
+    known = Quarantine(store)
     hash_ = known.hash("m", PROMPT, SAMPLING)
     same = [replace(SAMPLING, seed=2), replace(SAMPLING, temperature=0.1, max_tokens=7)]
     assert all(known.hash("m", PROMPT, sampling) == hash_ for sampling in same)
@@ -296,5 +298,5 @@ async def test_a_call_is_known_by_what_it_makes_the_engine_do(tmp_path: Path) ->
     store.close()
     (tmp_path / "other").mkdir()
     elsewhere = Store(tmp_path / "other")
-    assert Suspects(elsewhere).hash("m", PROMPT, SAMPLING) != hash_  # keyed
+    assert Quarantine(elsewhere).hash("m", PROMPT, SAMPLING) != hash_  # keyed
     elsewhere.close()

@@ -8,13 +8,13 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from llmasos.kernel.turns import Turns
+from llmasos.kernel.storage.threads import FairThreads
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_one_user_cannot_fill_the_threads() -> None:
-    turns, gate = Turns(2, 4), threading.Event()
+    turns, gate = FairThreads(2, 4), threading.Event()
     inside: Counter[str] = Counter()
     entered = threading.Semaphore(0)
 
@@ -37,7 +37,7 @@ async def test_one_user_cannot_fill_the_threads() -> None:
 
 async def test_who_asks_once_comes_after_one_of_each_user_and_not_after_all() -> None:
     """With one thread for all, the second in line is whoever asked second, not a crowd."""
-    turns, gate, order = Turns(1, 1), threading.Event(), list[str]()
+    turns, gate, order = FairThreads(1, 1), threading.Event(), list[str]()
     entered = threading.Event()
 
     def first() -> None:
@@ -58,7 +58,7 @@ async def test_who_asks_once_comes_after_one_of_each_user_and_not_after_all() ->
 
 
 async def test_what_is_cancelled_or_fails_leaves_its_place() -> None:
-    turns = Turns(1, 1)
+    turns = FairThreads(1, 1)
     with anyio.CancelScope() as scope:
         scope.cancel()
         await turns.run("one", lambda: None)

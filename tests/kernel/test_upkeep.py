@@ -10,19 +10,19 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.database import Statement, Transaction
-from llmasos.kernel.errors import SyscallError
-from llmasos.kernel.memory import changing, erasing, mapping, pieces, words
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import SyscallError
+from llmasos.kernel.abi.values import Checked
+from llmasos.kernel.memory import changing, erasing, mapping, pieces, text_index
 from llmasos.kernel.memory.erasing import drop
 from llmasos.kernel.memory.fsck import fsck
-from llmasos.kernel.memory.meaning import WAITING, Meaning
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.sweeping import Sweeper
-from llmasos.kernel.memory.table import Table
-from llmasos.kernel.store import Store
+from llmasos.kernel.memory.table import PageTable
+from llmasos.kernel.memory.vector_index import WAITING, VectorIndex
+from llmasos.kernel.storage.database import Statement, Transaction
+from llmasos.kernel.storage.store import Store
 from llmasos.kernel.supervisor import Supervisor
-from llmasos.kernel.values import Checked
 from tests.kernel.test_mapping import count, cut
 from tests.kernel.test_memory import OWNER, page, process, texts_of, whole
 
@@ -58,8 +58,8 @@ async def checked(memory: Memory, *, rebuild: bool = False) -> tuple[list[str], 
     alive = {table.pid for table in memory.tables.of(OWNER)}
     found: list[Checked] = []
     async with anyio.create_task_group() as tasks:
-        meaning = Meaning(memory, None, Supervisor(tasks))
-        found.append(await fsck(memory, meaning, OWNER, alive, rebuild=rebuild))
+        vectors = VectorIndex(memory, None, Supervisor(tasks))
+        found.append(await fsck(memory, vectors, OWNER, alive, rebuild=rebuild))
     return list(found[0].faults), list(found[0].mended)
 
 
@@ -98,19 +98,19 @@ async def test_a_rebuild_that_was_interrupted_is_ended_by_the_next_start(
     await filled(memory, 1)
     with anyio.CancelScope() as scope:
         store.at = lambda number: scope.cancel() if number == stage else None
-        await words.rebuild(memory, OWNER)
+        await text_index.rebuild(memory, OWNER)
     assert scope.cancelled_caught
     store.at = None
     assert await count(memory, "turns_docsize") == (stage - 1) * limits.SLICE_ROWS
     await memory.write(process(1), [page("written meanwhile")])
     again = Memory(store)
     async with anyio.create_task_group() as tasks:
-        sweeper = Sweeper(again, Meaning(again, None, Supervisor(tasks)), Supervisor(tasks))
-        assert again.filling == {OWNER}
+        sweeper = Sweeper(again, VectorIndex(again, None, Supervisor(tasks)), Supervisor(tasks))
+        assert again.rebuilding == {OWNER}
         with anyio.fail_after(30):
             assert await sweeper.sweep(OWNER)
         tasks.cancel_scope.cancel()
-    assert again.filling == set()
+    assert again.rebuilding == set()
     await whole(again)
     assert await count(again, "turns_docsize") == MANY + 1
     store.close()
@@ -128,7 +128,7 @@ async def test_the_text_indexes_are_merged_piece_by_piece_until_nothing_is_left(
     await changing.replace(memory, table, 0, [page("plain")])
     for number in range(2, MANY, 2):
         await changing.replace(memory, table, number, [page("plain")])
-    await words.merge(memory, OWNER)
+    await text_index.merge(memory, OWNER)
     sql = "SELECT count(*) FROM {}_data WHERE instr(block, CAST('zanzibar' AS BLOB))"
     for index in pieces.INDEXES:
         assert await memory.read(OWNER, sql.format(index)) == [(0,)]
@@ -176,7 +176,7 @@ async def test_fsck_finds_what_sqlite_finds_in_the_text_indexes(
         [fault for fault in faults if f"the text index {wrong}" in fault] if wrong else not faults
     )
     _, mended = await checked(memory, rebuild=True)
-    assert "made anew: text index" in mended
+    assert "rebuilt: text index" in mended
     assert not [fault for fault in (await checked(memory))[0] if "text index" in fault]
     await store.write(database, checks)
     store.close()
@@ -191,7 +191,7 @@ async def test_other_writes_of_an_owner_go_between_the_pieces_of_a_reaped_proces
     await filled(memory, 1)
     order: list[str] = []
     left: list[str] = []
-    memory.left = left.append
+    memory.on_erase_pending = left.append
     await drop(memory, process(1))
     assert left == [OWNER]
     assert await count(memory) == MANY - limits.SLICE_ROWS
@@ -224,7 +224,7 @@ async def test_pages_that_were_going_at_a_crash_are_erased_by_the_next_start(
     again = Memory(store)  # nobody went on erasing
     assert await count(again) == 2 * (MANY - limits.SLICE_ROWS)
     async with anyio.create_task_group() as tasks:
-        sweeper = Sweeper(again, Meaning(again, None, Supervisor(tasks)), Supervisor(tasks))
+        sweeper = Sweeper(again, VectorIndex(again, None, Supervisor(tasks)), Supervisor(tasks))
         with anyio.fail_after(30):
             assert await sweeper.sweep(OWNER)
         tasks.cancel_scope.cancel()
@@ -254,7 +254,7 @@ async def test_a_sweep_comes_however_often_pages_go(
     await drop(memory, process(1))
     assert await count(memory, "derived") == 1
     async with anyio.create_task_group() as tasks:
-        sweeper = Sweeper(memory, Meaning(memory, None, Supervisor(tasks)), Supervisor(tasks))
+        sweeper = Sweeper(memory, VectorIndex(memory, None, Supervisor(tasks)), Supervisor(tasks))
         with anyio.fail_after(30):
             while await count(memory, "derived"):
                 sweeper.dirty(OWNER)
@@ -269,7 +269,7 @@ async def test_what_goes_during_a_sweep_is_still_marked_after_it(tmp_path: Path)
     await filled(memory, 2, 3)
     await drop(memory, process(1))
     async with anyio.create_task_group() as tasks:
-        sweeper = Sweeper(memory, Meaning(memory, None, Supervisor(tasks)), Supervisor(tasks))
+        sweeper = Sweeper(memory, VectorIndex(memory, None, Supervisor(tasks)), Supervisor(tasks))
         begun = anyio.Event()
         store.at = lambda number: begun.set() if number == 2 else None
         tasks.start_soon(sweeper.sweep, OWNER)
@@ -277,7 +277,7 @@ async def test_what_goes_during_a_sweep_is_still_marked_after_it(tmp_path: Path)
             await begun.wait()
             store.at = None
             await drop(memory, process(2))
-            async with memory.upkeep(OWNER):
+            async with memory.maintenance(OWNER):
                 pass
         assert await count(memory, "derived") == 1
         assert await sweeper.sweep(OWNER)
@@ -286,8 +286,8 @@ async def test_what_goes_during_a_sweep_is_still_marked_after_it(tmp_path: Path)
     store.close()
 
 
-class Files(Meaning):
-    """Counts how often Chroma's files are made anew."""
+class Files(VectorIndex):
+    """Counts how often Chroma's files are rewritten."""
 
     renewals = 0
 
@@ -316,18 +316,18 @@ async def test_one_process_of_many_does_not_rewrite_all_vectors_of_its_owner(
     for pid in range(1, 31):
         await filled(memory, pid, 4)
     async with anyio.create_task_group() as tasks:
-        meaning = Files(memory, None, Supervisor(tasks))
-        sweeper = Watched(memory, meaning, Supervisor(tasks))
+        vectors = Files(memory, None, Supervisor(tasks))
+        sweeper = Watched(memory, vectors, Supervisor(tasks))
 
         async def gone(pid: int) -> tuple[int, object]:
-            """Files made anew, and marks of what is left, when the process's words are gone."""
+            """Files rewritten, and marks of what is left, when the process's words are gone."""
             await drop(memory, process(pid))
             assert await count(memory, "derived WHERE version = '1'") == 1
             sweeper.swept = anyio.Event()
             sweeper.dirty(OWNER, 4)
             await sweeper.swept.wait()
             assert await count(memory, "derived WHERE version = '1'") == 0
-            return meaning.renewals, await count(memory, "derived")
+            return vectors.renewals, await count(memory, "derived")
 
         with anyio.fail_after(60):
             assert await gone(1) == (0, 1)  # the next start would make them anew
@@ -372,7 +372,7 @@ async def test_a_mapping_that_is_cut_short_leaves_nothing(
             return await cut(text)
 
         try:
-            asked = mapping.Asked(f"/files{book}", True, "m", cutting)  # type: ignore[arg-type]
+            asked = mapping.MapRequest(f"/files{book}", True, "m", cutting)  # type: ignore[arg-type]
             await mapping.document(memory, table, asked)
         except SyscallError as error:
             caught.append(error)
@@ -384,11 +384,11 @@ async def test_a_mapping_that_is_cut_short_leaves_nothing(
     await erasing.finish(memory, OWNER)
     assert await count(memory) == 1 + done * 3 * limits.SLICE_ROWS
     assert await count(memory, "spaces") == 1 + done
-    assert memory.coming == set()
+    assert memory.storing == set()
     assert await checked(memory) == ([], [])
     await whole(memory)
     found, _, _ = await mapping.document(
-        memory, table, mapping.Asked(f"/files{book}", True, "m", cut)
+        memory, table, mapping.MapRequest(f"/files{book}", True, "m", cut)
     )
     assert found.count == 3 * limits.SLICE_ROWS
     store.close()
@@ -399,7 +399,7 @@ async def test_one_of_two_that_store_the_same_document_is_erased(tmp_path: Path)
     memory = Memory(store)
     book = tmp_path / "book.md"
     book.write_text("".join(f"{line}\n" for line in lines(20)))
-    asked = mapping.Asked(f"/files{book}", True, "m", cut)
+    asked = mapping.MapRequest(f"/files{book}", True, "m", cut)
     async with anyio.create_task_group() as tasks:
         for pid in (1, 2):
             tasks.start_soon(mapping.document, memory, await memory.opened(process(pid)), asked)
@@ -451,8 +451,8 @@ async def test_new_vectors_come_after_all_old_ones_are_gone(tmp_path: Path) -> N
     assert await count(memory, "derived WHERE name = 'remake'") == 1
     async with anyio.create_task_group() as tasks:
         again = Memory(store)
-        meaning = Meaning(again, None, Supervisor(tasks))
-        assert await Sweeper(again, meaning, Supervisor(tasks)).sweep(OWNER)
+        vectors = VectorIndex(again, None, Supervisor(tasks))
+        assert await Sweeper(again, vectors, Supervisor(tasks)).sweep(OWNER)
         tasks.cancel_scope.cancel()
     assert (await count(memory, "vectors"), await count(memory, "todo")) == (0, MANY)
     assert await count(memory, "derived") == 0
@@ -462,7 +462,7 @@ async def test_new_vectors_come_after_all_old_ones_are_gone(tmp_path: Path) -> N
 def test_numbers_are_found_as_by_looking_at_each() -> None:
     dice = random.Random(3)
     for _ in range(200):
-        table = Table(1, OWNER, 1)
+        table = PageTable(1, OWNER, 1)
         for _ in range(dice.randrange(1, 5)):
             if dice.random() < 0.5:
                 table.append(dice.randrange(1, 6))
@@ -470,7 +470,7 @@ def test_numbers_are_found_as_by_looking_at_each() -> None:
                 table.map(dice.randrange(2, 4), dice.randrange(3), 4, writable=True, source="/x")
         for _ in range(dice.randrange(4)):
             number = dice.randrange(table.next)
-            table.mark(number).page = dice.choice([0, None, table.aside()])
+            table.mark(number).page = dice.choice([0, None, table.allocate_replacement()])
         held = list(table.pages(0, table.next))
         wanted = {page for _, page in dice.choices(held, k=3)} if held else set[int]()
         assert table.find(wanted) == [(n, page) for n, page in held if page in wanted]

@@ -13,9 +13,9 @@ async def test_what_is_dropped_is_counted_and_never_shown() -> None:
     follower: Follower[str] = Follower(lambda _: True)
     output.add(follower)
     for text in ("a secret", "more of it"):
-        output.tell(text)
+        output.publish(text)
     output.drop()
-    output.tell("what came later")
+    output.publish("what came later")
     with anyio.fail_after(30):
         assert await follower.batch(10) == ["what came later"]
     assert follower.missed == 2

@@ -10,9 +10,9 @@ from typing import Any, cast
 import msgpack
 import pytest
 
-from llmasos.kernel import limits, values
-from llmasos.kernel.errors import Errno, SyscallError, TooBig
-from llmasos.kernel.wire import (
+from llmasos.kernel.abi import limits, values
+from llmasos.kernel.abi.errors import Errno, SyscallError, TooBig
+from llmasos.kernel.abi.wire import (
     CALL,
     Frames,
     FrameTooBig,
@@ -104,7 +104,7 @@ def test_frames_before_a_bad_length_are_still_delivered() -> None:
         (b"\xdd\xff\xff\xff\xff", "list .* 4294967295 items"),
         (b"\x92\x00\xa2\xff\xfe", "UTF-8"),
         (body([0, {1: 2}]), "msgpack"),
-        (b"\x92\x00\x82\xa1a\x01\xa1a\x02", "twice"),
+        (b"\x92\x00\x82\xa1a\x01\xa1a\x02", "duplicate"),
         (body([0, msgpack.ExtType(4, b"x")]), "msgpack"),
         (body([0] * (limits.ARRAY_ITEMS + 1)), "list .* 4097 items; 4096"),
         (body([0, {str(n): n for n in range(257)}]), "map .* 257 items; 256"),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from llmasos.kernel.paths import Paths
+from llmasos.kernel.abi.paths import Paths
 from tests.drivers import cut_model
 from tests.system.forked import Forked
 
@@ -48,7 +48,7 @@ class Machine:
         folder = self.paths.state.parent / "limits"
         folder.mkdir(exist_ok=True)
         lines = [f"limits.{name} = {value!r}" for name, value in values.items()]
-        text = "\n".join(["from llmasos.kernel import limits", *lines, ""])
+        text = "\n".join(["from llmasos.kernel.abi import limits", *lines, ""])
         (folder / "sitecustomize.py").write_text(text)
         self.environment["PYTHONPATH"] = f"{folder}{os.pathsep}{cut_model.folder()}"
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmasos.kernel import limits
-from llmasos.kernel.wire import CALL, ERROR, ITEM, REPLY, Frames, pack, unpack_reply
-from llmasos.userland.line import COMMAND
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.wire import CALL, ERROR, ITEM, REPLY, Frames, pack, unpack_reply
+from llmasos.userland.client import COMMAND
 
 
 class Raw:

@@ -11,9 +11,9 @@ import anyio
 import pytest
 
 from llmasos import AsyncLLMasOS, LLMasOS
-from llmasos.kernel import values as v
-from llmasos.kernel.abi import TABLE
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.table import TABLE
 from llmasos.userland.sdk import application
 from tests.conftest import Machine
 from tests.system.test_program import run
@@ -287,7 +287,7 @@ def test_the_name_that_a_program_gives_itself_is_what_the_kernel_has(shared: Mac
 SEES = """
     import json, sys
     from llmasos import LLMasOS
-    from llmasos.kernel.errors import SyscallError
+    from llmasos.kernel.abi.errors import SyscallError
 
     def errno(call, *args):
         try:

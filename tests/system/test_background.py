@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.conftest import Machine
 
 
@@ -20,7 +20,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     machine.down()
 
 
-def events(line: Line, last: str, times: int) -> list[str]:
+def events(line: BlockingClient, last: str, times: int) -> list[str]:
     """The notes of jobs, until the wanted one has come so many times."""
     notes: list[str] = []
     stream = line.stream("watch", v.Watch(since=0, kinds=["job"]), v.Events, v.Nothing)
@@ -35,10 +35,10 @@ def events(line: Line, last: str, times: int) -> list[str]:
 def test_a_job_that_fails_runs_again(machine: Machine, job: str) -> None:
     machine.environment["LLMASOS_FAIL_AT"] = f"job.{job}:2"
     machine.start("--model", "echo", "--private", "--idle-exit-s", "3600")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         first, *_ = events(line, f"{job} running", 2)
         assert first.startswith(f"{job} waiting RuntimeError at points.py:")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         stat = line.call("stat", v.Nothing(), v.Stat)
         [seen] = stat.jobs_failed
         assert seen.name == job
@@ -47,7 +47,7 @@ def test_a_job_that_fails_runs_again(machine: Machine, job: str) -> None:
         assert stat.jobs_running > 1
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid  # the machine serves
         assert pid > 0
-    assert f"the background job {job} failed" in machine.log
+    assert f"background job {job} failed" in machine.log
     assert "RuntimeError: LLMASOS_FAIL_AT names" in machine.log
     status = json.loads(machine.llmasos("daemon", "status", "--json").stdout)
     assert status["job_failures"] == 2
@@ -61,7 +61,7 @@ def test_doctor_names_a_job_that_waits(machine: Machine) -> None:
     [finding] = [c for c in json.loads(done.stdout)["checks"] if c["name"] == "jobs"]
     assert finding["status"] == "warn"
     assert "garbage failed" in finding["what"]
-    assert "tried again in" in finding["what"]
+    assert "next try in" in finding["what"]
     assert "llmasos daemon logs" in finding["fix"]
 
 
@@ -70,7 +70,7 @@ def test_a_call_that_fails_outside_its_handler_ends_and_nothing_else_does(
 ) -> None:
     machine.environment["LLMASOS_FAIL_AT"] = "job.call:1"
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         with pytest.raises(SyscallError, match="EIO: spawn failed inside the kernel"):
             line.call("spawn", v.Spawn("echo"), v.Spawned)
         assert line.call("spawn", v.Spawn("echo"), v.Spawned).pid > 0  # on the same connection
@@ -84,7 +84,7 @@ def test_a_load_that_fails_inside_the_kernel_is_an_error_and_can_be_asked_again(
 ) -> None:
     machine.environment["LLMASOS_FAIL_AT"] = "job.load:1"
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         with pytest.raises(SyscallError, match="EIO: loading echo failed inside the kernel"):
             line.call("mount", v.Mount("echo"), v.DeviceInfo)
         assert line.call("mount", v.Mount("echo"), v.DeviceInfo).state == "up"

@@ -2,21 +2,21 @@
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.system.raw import raw
 from tests.system.test_life import ENDLESS, GREEDY, info, kill, messages, spawn, turn
 
 
-def fork(line: Line, pid: int, count: int = 1, **fields: object) -> list[int]:
+def fork(line: BlockingClient, pid: int, count: int = 1, **fields: object) -> list[int]:
     return line.call("fork", v.Fork(pid, count, **fields), v.Forked).pids  # type: ignore[arg-type]
 
 
 def test_children_continue_from_the_parents_context(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         parent = spawn(line, system="Be brief.", app="story", nice=2)
         turn(line, parent, "one two")
         before = messages(line, parent)
@@ -41,21 +41,24 @@ def test_children_continue_from_the_parents_context(machine: Machine) -> None:
 def test_an_acknowledged_fork_survives_kill_9(machine: Machine) -> None:
     """P-08: a fork is durable when it is acknowledged."""
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         parent = spawn(line)
         turn(line, parent, "remember")
         before = messages(line, parent)
         pids = fork(line, parent, 8)
         machine.shoot()
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert all(messages(line, pid) == before for pid in pids)
         assert turn(line, pids[-1], "go on")[0] == "go on"
 
 
 def test_the_turn_in_flight_is_not_part_of_a_fork(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         line.call("mount", v.Mount("echo", {"rate": 100}), v.DeviceInfo)
         parent = spawn(line)
         turn(line, parent, "said")
@@ -74,7 +77,7 @@ def test_the_turn_in_flight_is_not_part_of_a_fork(machine: Machine) -> None:
 
 def test_the_dead_and_the_unknown_are_not_forked(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         ended = spawn(line)
         kill(line, ended)
         for pid in (ended, ended + 1000):
@@ -96,10 +99,10 @@ def test_the_dead_and_the_unknown_are_not_forked(machine: Machine) -> None:
 
 def test_children_may_end_with_the_connection_that_forked_them(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         parent = spawn(line)
         turn(line, parent, "hello")
-        with Line(machine.paths.socket) as other:
+        with BlockingClient(machine.paths.socket) as other:
             bound = fork(other, parent, 3, keep=False)
             kept = fork(other, parent, 1)
         while any(one.pid in bound for one in line.call("ps", v.Ps(), v.Processes).processes):
@@ -109,7 +112,7 @@ def test_children_may_end_with_the_connection_that_forked_them(machine: Machine)
 
 def test_forks_of_a_real_model_share_what_was_read(machine: Machine) -> None:
     machine.start()
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         parent = spawn(line, "smollm2", system="You answer in one short sentence.")
         turn(line, parent, "Name a colour.")
         pids = fork(line, parent, 4)

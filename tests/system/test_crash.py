@@ -16,9 +16,9 @@ from functools import partial
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 
 TALKERS = 16
@@ -60,7 +60,7 @@ class Ledger:
 def talk(machine: Machine, ledger: Ledger, pid: int, seed: int) -> None:
     """One conversation, turn after turn, until the connection dies."""
     known = ledger.processes[pid]
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         for turn in range(10_000):
             prompt = f"turn {len(known.turns)} of {pid} with {seed}.{turn}"
             known.doubt = prompt
@@ -77,7 +77,7 @@ def talk(machine: Machine, ledger: Ledger, pid: int, seed: int) -> None:
 def meddle(machine: Machine, ledger: Ledger, seed: int) -> None:
     """Spawn, nice, stop, end and reap processes of its own until the connection dies."""
     dice = random.Random(seed)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         while True:
             pid = line.call("spawn", v.Spawn("echo", app="meddler"), v.Spawned).pid
             known = ledger.spawned(pid)
@@ -115,7 +115,7 @@ def until_dead(work: Callable[[], None], faults: list[BaseException]) -> None:
         faults.append(error)
 
 
-def check(line: Line, ledger: Ledger) -> None:
+def check(line: BlockingClient, ledger: Ledger) -> None:
     """Compare the machine with the ledger; forget what ended."""
     alive = {process.pid: process for process in listed(line)}
     for pid, known in list(ledger.processes.items()):
@@ -143,7 +143,7 @@ def check(line: Line, ledger: Ledger) -> None:
         known.doubt = ""
 
 
-def listed(line: Line) -> Iterator[v.ProcessInfo]:
+def listed(line: BlockingClient) -> Iterator[v.ProcessInfo]:
     after: int | None = 0
     while after is not None:
         reply = line.call("ps", v.Ps(ended=True, after=after), v.Processes)
@@ -151,7 +151,7 @@ def listed(line: Line) -> Iterator[v.ProcessInfo]:
         after = reply.next
 
 
-def check_pages(line: Line, pid: int, known: Known) -> None:
+def check_pages(line: BlockingClient, pid: int, known: Known) -> None:
     """Every acknowledged turn, in order, whole; then at most the one in doubt, whole too."""
     messages: dict[int, str] = {}
     first: int | None = 0
@@ -179,7 +179,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(machine: Machine, kills: int
     faults: list[BaseException] = []
     machine.start("--mount", "false")
     for cycle in range(kills):
-        with Line(machine.paths.socket) as line:
+        with BlockingClient(machine.paths.socket) as line:
             if cycle == 0:
                 options: dict[str, bool | int | float | str] = {"rate": 200, "window": 4096}
                 line.call("mount", v.Mount("echo", options), v.DeviceInfo)
@@ -200,7 +200,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(machine: Machine, kills: int
         assert not faults, faults
         machine.reap()
         machine.start("--mount", "false")
-        with Line(machine.paths.socket) as line:
+        with BlockingClient(machine.paths.socket) as line:
             check(line, ledger)
     turns = sum(len(known.turns) for known in ledger.processes.values())
     print(f"{kills} kills, {ledger.acknowledged} acknowledgements, {turns} turns, 0 lost")

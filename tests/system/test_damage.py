@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 
 START = ("--mount", "false")
@@ -38,7 +38,7 @@ def doctor(machine: Machine) -> dict[str, str]:
     return next(one for one in checks if one["name"] == "databases")
 
 
-def damages(line: Line) -> list[v.Damage]:
+def damages(line: BlockingClient) -> list[v.Damage]:
     return line.call("stat", v.Nothing(), v.Stat).damages
 
 
@@ -47,7 +47,7 @@ def test_another_owner_does_not_notice(machine: Machine) -> None:
     for name in spoiled:
         spoil(machine.paths.state / name)
     machine.start(*START)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
         line.call("write_mem", v.WriteMem(pid, "a page"), v.Written)
         line.call("send", v.Send(pid, "a message"), v.Sent)
@@ -63,7 +63,7 @@ def test_the_owner_of_damaged_pages_is_told_what_helps(
     machine: Machine, how: Callable[[Path], None]
 ) -> None:
     machine.start(*START)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         owner = line.call("stat", v.Nothing(), v.Stat).owner
         kept = line.call("spawn", v.Spawn("echo", keep=True), v.Spawned).pid
         other = line.call("spawn", v.Spawn("echo", keep=False), v.Spawned).pid
@@ -72,7 +72,7 @@ def test_the_owner_of_damaged_pages_is_told_what_helps(
     path = machine.paths.state / "owners" / owner / "pages.db"
     how(path)
     machine.start(*START)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         for call, request, kind in (
             ("read_mem", v.ReadMem(kept, 0), v.Pages),
             ("write_mem", v.WriteMem(kept, "another"), v.Written),
@@ -91,7 +91,7 @@ def test_the_owner_of_damaged_pages_is_told_what_helps(
     machine.stop()
     path.rename(f"{path}.damaged")
     machine.start(*START)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert damages(line) == []
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
         assert pid > other
@@ -110,7 +110,7 @@ def refused(machine: Machine) -> str:
 
 def test_what_a_machine_cannot_do_without_is_named(machine: Machine) -> None:
     machine.start(*START)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo", keep=True), v.Spawned).pid
         line.call("write_mem", v.WriteMem(pid, "a page"), v.Written)
     machine.stop()
@@ -121,11 +121,11 @@ def test_what_a_machine_cannot_do_without_is_named(machine: Machine) -> None:
     path.rename(f"{path}.damaged")
     for _ in range(2):  # its pages are not taken for pages of nobody
         said = refused(machine)
-        assert "there are pages of 1 process" in said
+        assert "1 process has pages" in said
         assert f"mv {machine.paths.state}/owners {machine.paths.state}/owners.old" in said
     path.write_bytes(whole)
     machine.start(*START)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert [p.text for p in line.call("read_mem", v.ReadMem(pid), v.Pages).pages] == ["a page"]
     machine.stop()
 
@@ -137,7 +137,7 @@ def test_what_a_machine_can_do_without_is_set_aside(machine: Machine) -> None:
         spoil(machine.paths.state / name)
     for _ in range(2):  # until somebody removes them
         machine.start(*START)
-        with Line(machine.paths.socket) as line:
+        with BlockingClient(machine.paths.socket) as line:
             line.call("spawn", v.Spawn("echo"), v.Spawned)
             files = [one.file for one in damages(line)]
             assert files == ["counters.db.1.damaged", "suspects.db.1.damaged"], files

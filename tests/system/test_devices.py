@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.system.test_life import spawn, turn
 from tests.system.test_poison import command
@@ -22,7 +22,7 @@ KILLS = [pytest.param(2, FEW, id="2"), pytest.param(6, {}, id="6", marks=pytest.
 class Events:
     """What the journal says of one device, as it comes."""
 
-    def __init__(self, line: Line, path: str) -> None:
+    def __init__(self, line: BlockingClient, path: str) -> None:
         self._stream = iter(line.stream("watch", v.Watch(since=0, kinds=["device"]), v.Events,
                                         v.Nothing))  # fmt: skip
         self._path = path
@@ -39,14 +39,14 @@ class Events:
             self._waiting += [event.note for event in batch.events if event.object == self._path]
 
 
-def recall(line: Line) -> v.RecallInfo:
-    found = line.call("devices", v.Look(), v.Devices).recall
+def recall(line: BlockingClient) -> v.RecallInfo:
+    found = line.call("devices", v.ListDevices(), v.Devices).recall
     assert found is not None
     return found
 
 
-def device(line: Line) -> v.DeviceInfo:
-    [found] = line.call("devices", v.Look(), v.Devices).devices
+def device(line: BlockingClient) -> v.DeviceInfo:
+    [found] = line.call("devices", v.ListDevices(), v.Devices).devices
     return found
 
 
@@ -64,7 +64,10 @@ def test_an_engine_that_is_killed_in_a_row_comes_back(
 ) -> None:
     machine.limits(**limits, DEMAND_S=0.0)
     machine.start()
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         events = Events(other, "/dev/image/smollm2")
         pid = spawn(line, "smollm2")
         kill_in_a_row(kills, events, lambda: device(line).os_pid)
@@ -77,7 +80,10 @@ def test_an_engine_that_is_killed_in_a_row_comes_back(
 def test_a_failed_engine_says_so_and_is_restarted_by_one_command(machine: Machine) -> None:
     machine.limits(CRASHES=0, RESTART_FIRST_S=250.0)
     machine.start("--model", "echo")
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         line.call("unmount", v.Unmount("echo"), v.Nothing)
         line.call("mount", v.Mount("echo", {"die_after": 3}), v.DeviceInfo)
         pid = spawn(line)
@@ -88,7 +94,7 @@ def test_a_failed_engine_says_so_and_is_restarted_by_one_command(machine: Machin
             turn(line, pid, "and now")
         shown = command(machine, "devices")
         assert "failed" in shown.stdout
-        assert "echo: started again in 2" in shown.stderr
+        assert "echo: restarts in 2" in shown.stderr
         assert "recall: off" in shown.stderr
         [check] = [
             one
@@ -100,9 +106,9 @@ def test_a_failed_engine_says_so_and_is_restarted_by_one_command(machine: Machin
         found = device(line)
         assert (found.state, found.restarts) == ("failed", 1)
         assert 200 < found.retry_s <= 250
-        assert "as it was told" in found.note
+        assert "as its options request" in found.note
         again = command(machine, *check["fix"].split("`")[1].split()[1:])  # as printed
-        assert again.stderr == "echo is up again\n"
+        assert again.stderr == "restarted echo\n"
         assert turn(other, pid, "hello")[0] == "hello"
         assert (device(line).state, device(line).retry_s) == ("up", 0.0)
         with pytest.raises(SyscallError, match="ENOENT: other is not mounted") as caught:
@@ -120,7 +126,10 @@ def test_a_recall_process_that_is_killed_in_a_row_comes_back(
 ) -> None:
     machine.limits(**limits, DEMAND_S=3600.0)
     machine.start("--model", "echo")
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         events = Events(other, f"/dev/{v.RECALL}")
         pid = spawn(line)
         turn(line, pid, "The old car needs oil.")
@@ -133,10 +142,10 @@ def test_a_recall_process_that_is_killed_in_a_row_comes_back(
         assert (again.device, again.restarts) == (v.RECALL, kills + 1)
         assert again.os_pid not in (0, os_pid)
         assert recall(line).state == "up"
-        assert not search(line, pid).startswith("recall is by words only")
+        assert not search(line, pid).startswith("recall is lexical only")
 
 
-def search(line: Line, pid: int) -> str:
+def search(line: BlockingClient, pid: int) -> str:
     """Why meaning was not used, if it was not."""
     return line.call("search_mem", v.SearchMem(pid, "Which oil?"), v.Hits).note
 
@@ -159,7 +168,7 @@ def test_without_descriptors_calls_get_the_numbers_and_with_them_all_is_well(
     machine: Machine,
 ) -> None:
     machine.start("--model", "echo", "--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         turn(line, pid, "hello")  # what it needs is open
         starve(machine)
@@ -175,7 +184,7 @@ def test_without_descriptors_calls_get_the_numbers_and_with_them_all_is_well(
         assert line.call("stat", v.Nothing(), v.Stat).connections == 1
         feed(machine)
         assert line.call("restart", v.Restart(v.RECALL), v.Restarted).os_pid
-        with Line(machine.paths.socket) as other:
+        with BlockingClient(machine.paths.socket) as other:
             assert turn(other, spawn(other), "all is well")[0] == "all is well"
             other.call("mount", v.Mount("smollm2"), v.DeviceInfo)
 
@@ -183,7 +192,10 @@ def test_without_descriptors_calls_get_the_numbers_and_with_them_all_is_well(
 def test_an_engine_that_died_for_want_of_descriptors_comes_back(machine: Machine) -> None:
     machine.limits(RESTART_FIRST_S=0.01, CRASHES=2, DEMAND_S=0.0)
     machine.start()
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         events = Events(other, "/dev/image/smollm2")
         pid = spawn(line, "smollm2")
         events.until("up")

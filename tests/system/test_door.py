@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.errors import Errno
-from llmasos.kernel.wire import ERROR, REPLY
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno
+from llmasos.kernel.abi.wire import ERROR, REPLY
 from tests.system.daemon import Machine
 from tests.system.raw import Raw, hung_up_on, raw
 
@@ -139,7 +139,7 @@ def test_a_private_machine_is_its_owner_s_alone(machine: Machine) -> None:
 def test_a_shared_machine_knows_its_users_and_nobody_else(shared: Machine) -> None:
     assert shared.paths.socket.stat().st_mode & 0o777 == 0o660
     with bob(shared) as client:
-        assert "nobody knows you here" in refused(client)["message"]
+        assert "is not in the user table" in refused(client)["message"]
     with owner(shared) as root:
         root.call("user_add", name="bob", uid=BOB, role="user")
     with bob(shared) as client:
@@ -159,7 +159,7 @@ def test_nobody_but_an_owner_chooses_the_profile_of_an_owner(shared: Machine) ->
         root.call("user_add", name="bob", uid=BOB, role="operator")
     with bob(shared) as client:
         said = client.refused("hello", version=limits.PROTOCOL_VERSION, profile="owner")
-        assert "u:bob may not come as owner" in said["message"]
+        assert "u:bob may not connect as owner" in said["message"]
 
 
 @AS_BOB
@@ -281,7 +281,7 @@ def test_who_gets_a_name_anew_is_somebody_else(shared: Machine) -> None:
         root.call("user_remove", name="alice")
         root.call("user_add", name="alice", uid=BOB - 1)
         assert "removed" in early.receive()[2]["message"]
-        assert "nobody knows you" in refused(late)["message"]
+        assert "is not in the user table" in refused(late)["message"]
         made = key(root, "alice")
     with bob(shared) as client:
         hello(client, key=made["key"], profile="operator")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.waiting import until
 
@@ -16,14 +16,15 @@ TEXTS = ["My dog is afraid of thunder.", "The vault opens with tangerine.", "Bre
 pytestmark = pytest.mark.usefixtures("meaning")
 
 
-def found(line: Line, pid: int) -> v.Hits:
+def found(line: BlockingClient, pid: int) -> v.Hits:
     """A search after all pages have their vectors."""
     search = v.SearchMem(pid, "What does my pet fear?")
     return until(lambda: settled(line.call("search_mem", search, v.Hits)))
 
 
 def settled(reply: v.Hits) -> v.Hits | None:
-    return None if "for a moment" in reply.note else reply
+    pending = "for a moment" in reply.note or "not embedded yet" in reply.note
+    return None if pending else reply
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def builtin(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     machine = Machine(tmp_path_factory.mktemp("builtin"))
     machine.meaning()
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
         for text in TEXTS:
             line.call("write_mem", v.WriteMem(pid, text), v.Written)
@@ -46,7 +47,7 @@ def builtin(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     return machine.paths.state, pid, checked.embedder
 
 
-def every_page_is_found(line: Line) -> None:
+def every_page_is_found(line: BlockingClient) -> None:
     """A search by meaning finds every page, or says that some wait."""
     pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
     search = v.SearchMem(pid, "water that flows", 1000, way="meaning", texts=False)
@@ -64,7 +65,7 @@ def test_a_changed_embedder_is_refused_until_the_vectors_are_made_anew(
     state, pid, embedder = builtin
     shutil.copytree(state, machine.paths.state)
     machine.start("--mount", "false", "--memory-embedder", "smollm2")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         refused = found(line, pid)
         assert f"the vectors are of {embedder}" in refused.note
         assert "the embedder is smollm2" in refused.note
@@ -92,7 +93,7 @@ def test_vectors_of_another_size_are_refused_under_the_same_name_too(
     with closing(sqlite3.connect(pages)) as database, database:
         database.execute("UPDATE derived SET version = '7' WHERE name = 'numbers'")
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         line.call("write_mem", v.WriteMem(pid, "A page of later."), v.Written)
         refused = found(line, pid)
         assert "vectors have 7 numbers" in refused.note
@@ -104,7 +105,7 @@ def test_vectors_of_another_size_are_refused_under_the_same_name_too(
 
 def test_a_page_that_is_not_what_was_written_is_told(machine: Machine) -> None:
     machine.start("--mount", "false", "--memory-embedder", "none")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
         for text in TEXTS:
             line.call("write_mem", v.WriteMem(pid, text), v.Written)
@@ -114,6 +115,6 @@ def test_a_page_that_is_not_what_was_written_is_told(machine: Machine) -> None:
     with closing(sqlite3.connect(pages)) as database, database:
         database.execute("UPDATE pages SET text = text || '!' WHERE id & 1")
     machine.start("--mount", "false", "--memory-embedder", "none")
-    with Line(machine.paths.socket) as line:
-        assert "1 pages are not what was written" in line.call("fsck", v.Fsck(), v.Checked).faults
+    with BlockingClient(machine.paths.socket) as line:
+        assert "1 pages do not match their hash" in line.call("fsck", v.Fsck(), v.Checked).faults
     machine.stop()

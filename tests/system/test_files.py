@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import filesystem, openat
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.filesystem import Access
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.storage import filesystem, openat
+from llmasos.kernel.storage.filesystem import Access
+from llmasos.userland.client import BlockingClient
 from tests.conftest import Machine
 from tests.drivers.gguf_files import File
 from tests.system.raw import Raw, raw
@@ -40,17 +40,17 @@ def walked(folder: int, path: str, flags: int) -> int:
 
 
 @pytest.fixture
-def line(shared: Machine) -> Iterator[Line]:
-    with Line(shared.paths.socket) as line:
+def line(shared: Machine) -> Iterator[BlockingClient]:
+    with BlockingClient(shared.paths.socket) as line:
         yield line
 
 
 @pytest.fixture
-def pid(line: Line) -> int:
+def pid(line: BlockingClient) -> int:
     return line.call("spawn", v.Spawn("echo", keep=False), v.Spawned).pid
 
 
-def refused(line: Line, pid: int, path: Path | str) -> SyscallError:
+def refused(line: BlockingClient, pid: int, path: Path | str) -> SyscallError:
     with pytest.raises(SyscallError) as caught:
         line.call("mmap", v.Mmap(pid, f"/files{path}"), v.Mapped)
     assert line.call("read_mem", v.ReadMem(pid), v.Pages).pages == []
@@ -153,7 +153,7 @@ def test_a_folder_that_becomes_a_link_meanwhile_is_never_followed(
 
 # --- what is private ------------------------------------------------------------------------------
 def test_what_belongs_to_llmasos_is_given_to_nobody(
-    shared: Machine, line: Line, pid: int, tmp_path: Path
+    shared: Machine, line: BlockingClient, pid: int, tmp_path: Path
 ) -> None:
     shared.paths.secrets.mkdir(parents=True, exist_ok=True)
     key = shared.paths.secrets / "private"
@@ -179,11 +179,15 @@ def test_what_belongs_to_llmasos_is_given_to_nobody(
     ["/proc/self/environ", "/proc/1/environ", "/proc", "/proc/self/cwd", "/sys/kernel/profiling",
      "/sys", "/dev/null", "/dev/zero", "/dev"],
 )  # fmt: skip
-def test_what_the_system_tells_and_devices_are_no_files(line: Line, pid: int, path: str) -> None:
+def test_what_the_system_tells_and_devices_are_no_files(
+    line: BlockingClient, pid: int, path: str
+) -> None:
     assert refused(line, pid, path).errno is Errno.EACCES
 
 
-def test_links_lead_nowhere(shared: Machine, line: Line, pid: int, tmp_path: Path) -> None:
+def test_links_lead_nowhere(
+    shared: Machine, line: BlockingClient, pid: int, tmp_path: Path
+) -> None:
     (tmp_path / "own.md").write_text("a text")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "it.md").write_text("a text")
@@ -205,7 +209,9 @@ def test_links_lead_nowhere(shared: Machine, line: Line, pid: int, tmp_path: Pat
     assert (mapped.count, mapped.skipped) == (1, ["5 links"])
 
 
-def test_what_is_no_regular_file_does_not_hang(line: Line, pid: int, tmp_path: Path) -> None:
+def test_what_is_no_regular_file_does_not_hang(
+    line: BlockingClient, pid: int, tmp_path: Path
+) -> None:
     os.mkfifo(tmp_path / "fifo")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
@@ -213,7 +219,7 @@ def test_what_is_no_regular_file_does_not_hang(line: Line, pid: int, tmp_path: P
             assert refused(line, pid, tmp_path / name).errno is Errno.EINVAL
         (tmp_path / "it.md").write_text("a text")
         mapped = line.call("mmap", v.Mmap(pid, f"/files{tmp_path}"), v.Mapped)
-    assert mapped.skipped == ["fifo: is no file", "socket: is no file"]
+    assert mapped.skipped == ["fifo: is not a regular file", "socket: is not a regular file"]
 
 
 @pytest.mark.skipif(not ROOT, reason="a device and a mount are made by root")
@@ -222,7 +228,7 @@ def test_devices_and_mounts_elsewhere_are_known(shared: Machine, tmp_path: Path)
         os.mknod(tmp_path / "null", 0o600 | 0o020000, os.makedev(1, 3))
     except OSError:
         pytest.skip("no devices may be made here")
-    with pytest.raises(SyscallError, match="is no file"):
+    with pytest.raises(SyscallError, match="is not a regular file"):
         Access().run(lambda opener: opener.file(tmp_path / "null"))
     (tmp_path / "bound").mkdir()
     (shared.paths.state / "owners").mkdir(exist_ok=True)
@@ -238,7 +244,7 @@ def test_devices_and_mounts_elsewhere_are_known(shared: Machine, tmp_path: Path)
 
 # --- each file of a folder ------------------------------------------------------------------------
 def test_a_rule_about_a_file_holds_when_its_folder_is_mapped(
-    shared: Machine, line: Line, pid: int, tmp_path: Path
+    shared: Machine, line: BlockingClient, pid: int, tmp_path: Path
 ) -> None:
     for name in ("one.md", "private/two.md", "three.md", "odd name:x.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -248,7 +254,7 @@ def test_a_rule_about_a_file_holds_when_its_folder_is_mapped(
         f"p, r:operator, mmap, /files{tmp_path}/three.md, ask",
         f"p, r:operator, mmap, /files{tmp_path}/odd+20name:x.md, deny",
     ]
-    with Line(shared.paths.socket, profile=v.Profile.OWNER) as owner:
+    with BlockingClient(shared.paths.socket, profile=v.Profile.OWNER) as owner:
         owner.call("policy_edit", v.PolicyEdit(add=rows), v.PolicyChanged)
         try:
             mapped = line.call("mmap", v.Mmap(pid, f"/files{tmp_path}"), v.Mapped)
@@ -278,7 +284,7 @@ def test_another_user_s_rights_are_that_user_s(open_place: Path) -> None:
     assert os.read(file, 10) == b"a text"
     os.close(file)
     for path in (theirs, closed / "it", closed / "none", open_place / "none"):
-        with pytest.raises(SyscallError, match=f"there is no file {path} that") as caught:
+        with pytest.raises(SyscallError, match=f"{path} does not exist or you may not") as caught:
             access.run(partial(filesystem.Opener.file, path=path))
         assert caught.value.errno is Errno.ENOENT
     file, _ = Access().run(lambda opener: opener.file(theirs))  # and the kernel has its own again
@@ -319,11 +325,13 @@ def test_an_operator_of_a_shared_machine_learns_nothing_of_others_files(
         pid = client.call("spawn", model="echo")["pid"]
         said = {told(client, "image_add", path, name="x", path=str(path)) for path in paths}
         said |= {told(client, "mmap", path, pid=pid, source=f"/files{path}") for path in paths}
-        assert said == {"2 there is no file X that you may read `ls -ld X` shows what is there"}
+        assert said == {
+            "2 X does not exist or you may not read it `ls -ld X` shows its permissions"
+        }
         assert client.call("mmap", pid=pid, source=f"/files{own}")["count"] == 1
         folder = client.call("mmap", pid=pid, source=f"/files{files}")
         assert folder["count"] == 1
-        assert f"there: there is no file {paths[0]} that you may read" in folder["skipped"]
+        assert "there: does not exist or you may not read it" in folder["skipped"]
 
 
 @AS_BOB

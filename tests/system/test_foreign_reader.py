@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Denied
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Denied
+from llmasos.userland.client import BlockingClient
 from tests.system import foreign
 from tests.system.daemon import Machine
 
 START = ("--mount", "false")
 
 
-def write_some(line: Line, mark: str) -> tuple[int, dict[str, object]]:
+def write_some(line: BlockingClient, mark: str) -> tuple[int, dict[str, object]]:
     """One of each: what the kernel should say of it after a restart."""
     pid = line.call("spawn", v.Spawn("echo", app=mark), v.Spawned).pid
     for number in range(3):
@@ -30,7 +30,7 @@ def write_some(line: Line, mark: str) -> tuple[int, dict[str, object]]:
     }
 
 
-def look_around(line: Line) -> None:
+def look_around(line: BlockingClient) -> None:
     """What opens databases by other ways than the kernel's own connections."""
     for _ in line.stream("watch", v.Watch(0, follow=False), v.Events, v.Nothing):
         pass
@@ -44,7 +44,7 @@ def look_around(line: Line) -> None:
     line.call("stat", v.Nothing(), v.Stat)
 
 
-def map_by_another_name(line: Line, pid: int, database: Path) -> None:
+def map_by_another_name(line: BlockingClient, pid: int, database: Path) -> None:
     """To open and close it, if only to see what it is, would drop the locks of the kernel."""
     link = database.parents[1] / f"{database.name}.txt"
     link.hardlink_to(database)
@@ -53,7 +53,7 @@ def map_by_another_name(line: Line, pid: int, database: Path) -> None:
     link.unlink()
 
 
-def found(line: Line, pid: int, user: str) -> dict[str, object]:
+def found(line: BlockingClient, pid: int, user: str) -> dict[str, object]:
     [process] = line.call("ps", v.Ps(pid=pid), v.Processes).processes
     pages = line.call("read_mem", v.ReadMem(pid, 0), v.Pages).pages
     users = [one.name for one in line.call("user_list", v.Nothing(), v.Users).users]
@@ -68,7 +68,7 @@ def found(line: Line, pid: int, user: str) -> dict[str, object]:
 
 def test_a_reader_beside_the_daemon_costs_no_acknowledged_write(machine: Machine) -> None:
     machine.start(*START)
-    with Line(machine.paths.socket, profile=v.Profile.OWNER) as line:
+    with BlockingClient(machine.paths.socket, profile=v.Profile.OWNER) as line:
         written = [write_some(line, "first")]
         paths = foreign.databases(machine.paths.state)
         assert {path.name for path in paths} >= {
@@ -85,7 +85,7 @@ def test_a_reader_beside_the_daemon_costs_no_acknowledged_write(machine: Machine
         assert after == logs
     machine.shoot()
     machine.start(*START)
-    with Line(machine.paths.socket, profile=v.Profile.OWNER) as line:
+    with BlockingClient(machine.paths.socket, profile=v.Profile.OWNER) as line:
         for pid, expected in written:
             assert found(line, pid, str(expected["user"])) == expected
     machine.stop()

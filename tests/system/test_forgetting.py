@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.waiting import until
 
 SECRET = "zanzibarquince"  # a word that no stemmer changes
 
 
-def spawn(line: Line) -> int:
+def spawn(line: BlockingClient) -> int:
     return line.call("spawn", v.Spawn("echo"), v.Spawned).pid
 
 
-def indexed(line: Line, pid: int, question: str) -> v.Hits:
+def indexed(line: BlockingClient, pid: int, question: str) -> v.Hits:
     """A search after all pages have their vectors."""
 
     def complete() -> v.Hits | None:
@@ -52,7 +52,7 @@ def near(machine: Machine, vector: bytes) -> set[str]:
 @pytest.mark.usefixtures("meaning")
 def test_what_is_forgotten_is_nowhere_on_the_disk(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         for number in range(12):
             line.call("write_mem", v.WriteMem(pid, f"Page {number} is about bread."), v.Written)
@@ -100,7 +100,7 @@ def _id(machine: Machine, text: str) -> int:
 
 def test_a_reaped_processs_words_are_gone_when_the_machine_is_down(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid, other = spawn(line), spawn(line)
         line.call("write_mem", v.WriteMem(other, "Something else stays."), v.Written)
         line.call("write_mem", v.WriteMem(pid, f"The word is {SECRET}."), v.Written)
@@ -114,7 +114,7 @@ def test_a_reaped_processs_words_are_gone_when_the_machine_is_down(machine: Mach
 
 def test_a_crash_before_the_sweep_is_made_good_by_the_next_run(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         line.call("write_mem", v.WriteMem(pid, f"The word is {SECRET}."), v.Written)
         line.call("kill", v.Kill(pid), v.Nothing)
@@ -129,7 +129,7 @@ def test_a_crash_before_the_sweep_is_made_good_by_the_next_run(machine: Machine)
 @pytest.mark.parametrize("number", [0, 7])
 def test_what_is_not_there_is_not_forgotten(machine: Machine, number: int, tmp_path: Path) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         with pytest.raises(SyscallError, match=f"process {pid} has no page {number}") as caught:
             line.call("forget", v.Forget(pid, number), v.Forgotten)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.system.test_forgetting import SECRET, holding
 from tests.system.test_life import ENDLESS, GREEDY, kill, turn
@@ -33,7 +33,7 @@ class Asked(threading.Thread):
         request = v.Generate(
             self._pid, [v.Message(v.Role.USER, "What is the word?")], sampling=self._sampling
         )
-        with Line(self._socket) as line:
+        with BlockingClient(self._socket) as line:
             stream = line.stream("generate", request, v.Delta, v.Generated)
             try:
                 for delta in stream:
@@ -52,7 +52,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine with one slot."""
     machine = Machine(tmp_path_factory.mktemp("calls"))
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         options: dict[str, bool | int | float | str] = {"slots": 1, "rate": 200}
         line.call("mount", v.Mount("echo", options), v.DeviceInfo)
     yield machine
@@ -60,13 +60,13 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 
 @pytest.fixture
-def line(box: Machine) -> Iterator[Line]:
-    with Line(box.paths.socket) as line:
+def line(box: Machine) -> Iterator[BlockingClient]:
+    with BlockingClient(box.paths.socket) as line:
         yield line
 
 
 @pytest.fixture
-def pid(line: Line) -> int:
+def pid(line: BlockingClient) -> int:
     """A process whose first page is pinned, and comes back with each request."""
     pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
     line.call("write_mem", v.WriteMem(pid, f"The word is {SECRET}."), v.Written)
@@ -74,22 +74,22 @@ def pid(line: Line) -> int:
     return pid
 
 
-def waiting(line: Line) -> int:
+def waiting(line: BlockingClient) -> int:
     return sum(one.waiting for one in line.call("devices", v.Nothing(), v.Devices).devices)
 
 
-def texts(line: Line, pid: int) -> list[str]:
+def texts(line: BlockingClient, pid: int) -> list[str]:
     return [page.text for page in line.call("read_mem", v.ReadMem(pid), v.Pages).pages]
 
 
-def nothing_is_left(box: Machine, line: Line, *pids: int) -> None:
+def nothing_is_left(box: Machine, line: BlockingClient, *pids: int) -> None:
     for pid in pids:
         assert SECRET not in turn(line, pid, "And now?")[0]
         assert SECRET not in " ".join(texts(line, pid))
     assert holding(box, SECRET.encode()) == set()
 
 
-def test_an_answer_shows_what_a_call_saw(line: Line, pid: int) -> None:
+def test_an_answer_shows_what_a_call_saw(line: BlockingClient, pid: int) -> None:
     assert SECRET in turn(line, pid, "What is the word?")[0]  # so that the others can fail
     for number in range(len(texts(line, pid))):
         line.call("forget", v.Forget(pid, number), v.Forgotten)
@@ -97,7 +97,7 @@ def test_an_answer_shows_what_a_call_saw(line: Line, pid: int) -> None:
 
 @pytest.mark.parametrize("whose", ["its own", "its parent's"])
 def test_a_call_that_waits_for_a_slot_is_composed_again(
-    box: Machine, line: Line, pid: int, whose: str
+    box: Machine, line: BlockingClient, pid: int, whose: str
 ) -> None:
     asks = pid if whose == "its own" else line.call("fork", v.Fork(pid), v.Forked).pids[0]
     other = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
@@ -116,7 +116,7 @@ def test_a_call_that_waits_for_a_slot_is_composed_again(
 
 
 def test_a_stopped_call_without_a_word_is_composed_again(
-    box: Machine, line: Line, pid: int
+    box: Machine, line: BlockingClient, pid: int
 ) -> None:
     kill(line, pid, v.Signal.STOP)
     asked = Asked(box, pid, GREEDY)
@@ -128,17 +128,17 @@ def test_a_stopped_call_without_a_word_is_composed_again(
     nothing_is_left(box, line, pid)
 
 
-def ends_without_a_trace(box: Machine, line: Line, pid: int, asked: Asked) -> None:
+def ends_without_a_trace(box: Machine, line: BlockingClient, pid: int, asked: Asked) -> None:
     asked.wait()
     assert asked.error is not None
     assert asked.error.errno is Errno.ECANCELED
-    assert "was forgotten; the answer is not kept" in asked.error.message
+    assert "was forgotten; the answer is discarded" in asked.error.message
     assert texts(line, pid) == []
     nothing_is_left(box, line, pid)
 
 
 def test_a_call_that_answers_ends_and_nothing_of_it_is_kept(
-    box: Machine, line: Line, pid: int
+    box: Machine, line: BlockingClient, pid: int
 ) -> None:
     asked = Asked(box, pid, ENDLESS)
     until(lambda: SECRET in asked.said)
@@ -146,7 +146,9 @@ def test_a_call_that_answers_ends_and_nothing_of_it_is_kept(
     ends_without_a_trace(box, line, pid, asked)
 
 
-def test_a_parked_call_ends_and_nothing_of_it_is_kept(box: Machine, line: Line, pid: int) -> None:
+def test_a_parked_call_ends_and_nothing_of_it_is_kept(
+    box: Machine, line: BlockingClient, pid: int
+) -> None:
     asked = Asked(box, pid, ENDLESS)
     until(lambda: SECRET in asked.said)
     kill(line, pid, v.Signal.STOP)
@@ -157,7 +159,7 @@ def test_a_parked_call_ends_and_nothing_of_it_is_kept(box: Machine, line: Line, 
     ends_without_a_trace(box, line, pid, asked)
 
 
-def test_other_calls_of_the_owner_go_on(box: Machine, line: Line, pid: int) -> None:
+def test_other_calls_of_the_owner_go_on(box: Machine, line: BlockingClient, pid: int) -> None:
     other = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
     asked = Asked(box, other, ENDLESS)
     until(lambda: bool(asked.said))

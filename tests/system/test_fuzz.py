@@ -17,9 +17,9 @@ import msgpack
 import psutil
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.abi import TABLE
-from llmasos.kernel.wire import CALL, CANCEL, ERROR, REPLY, Frames, pack, unpack_reply
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.table import TABLE
+from llmasos.kernel.abi.wire import CALL, CANCEL, ERROR, REPLY, Frames, pack, unpack_reply
 from tests.system.daemon import Machine
 
 packb = cast("Any", msgpack).packb  # untyped

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from llmasos.kernel import points
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.waiting import until
 
@@ -35,7 +35,7 @@ def crash(machine: Machine, point: str) -> tuple[int, list[str]]:
     kept: list[str] = []
     machine.environment["LLMASOS_DIE_AT"] = point
     machine.start(*START)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
         with pytest.raises(SyscallError) as caught:
             for text in TEXTS:
@@ -52,7 +52,7 @@ def crash(machine: Machine, point: str) -> tuple[int, list[str]]:
 def catches_up(machine: Machine, pid: int, kept: list[str]) -> None:
     """The next run has all of these pages, by meaning too, and no index lacks any."""
     machine.start(*START)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pages = line.call("read_mem", v.ReadMem(pid), v.Pages).pages
         assert [page.text for page in pages] == kept
         asked = v.SearchMem(pid, "Which fruit opens it?")

@@ -9,21 +9,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 
 GREEDY = v.Sampling(temperature=0, max_tokens=24)
 ENDLESS = v.Sampling(temperature=0, max_tokens=1500, ignore_eos=True)
 
 
-def spawn(line: Line, model: str = "echo", **fields: object) -> int:
+def spawn(line: BlockingClient, model: str = "echo", **fields: object) -> int:
     return line.call("spawn", v.Spawn(model, **fields), v.Spawned).pid  # type: ignore[arg-type]
 
 
 def turn(
-    line: Line, pid: int, text: str, sampling: v.Sampling = GREEDY,
+    line: BlockingClient, pid: int, text: str, sampling: v.Sampling = GREEDY,
     overflow: v.Overflow = v.Overflow.PAGE,
 ) -> tuple[str, v.Generated]:  # fmt: skip
     messages = [v.Message(v.Role.USER, text)]
@@ -34,15 +34,15 @@ def turn(
     return said, stream.reply
 
 
-def kill(line: Line, pid: int, name: v.Signal = v.Signal.TERM) -> None:
+def kill(line: BlockingClient, pid: int, name: v.Signal = v.Signal.TERM) -> None:
     line.call("kill", v.Kill(pid, name), v.Nothing)
 
 
-def info(line: Line, pid: int) -> v.ProcessInfo:
+def info(line: BlockingClient, pid: int) -> v.ProcessInfo:
     return line.call("ps", v.Ps(pid), v.Processes).processes[0]
 
 
-def messages(line: Line, pid: int) -> list[tuple[str, str]]:
+def messages(line: BlockingClient, pid: int) -> list[tuple[str, str]]:
     """The conversation: pages joined to messages."""
     joined: dict[int, tuple[str, str]] = {}
     for page in line.call("read_mem", v.ReadMem(pid), v.Pages).pages:
@@ -53,7 +53,7 @@ def messages(line: Line, pid: int) -> list[tuple[str, str]]:
 
 def test_a_conversation_is_pages_and_goes_on(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line, system="Be brief.", app="story")
         first, reply = turn(line, pid, "one two three")
         assert first == "one two three"
@@ -72,7 +72,7 @@ def test_a_conversation_is_pages_and_goes_on(machine: Machine) -> None:
 def test_a_long_message_becomes_several_pages_that_join_to_it(machine: Machine) -> None:
     machine.start("--mount", "false", "--window", "8192")
     text = "".join(f"Sätze {n} 漢字. " for n in range(300))
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         turn(line, pid, text)
         pages = line.call("read_mem", v.ReadMem(pid), v.Pages).pages
@@ -84,14 +84,14 @@ def test_a_long_message_becomes_several_pages_that_join_to_it(machine: Machine) 
 
 def test_what_does_not_fit_is_refused_with_the_numbers_if_it_is_to_be(machine: Machine) -> None:
     machine.start("--mount", "false", "--window", "256")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         turn(line, pid, "short")
         before = messages(line, pid)
         with pytest.raises(SyscallError, match="the window has 256") as caught:
             turn(line, pid, "word " * 400, overflow=v.Overflow.ERROR)
         assert caught.value.errno is Errno.E2BIG
-        with pytest.raises(SyscallError, match="500 are asked for"):
+        with pytest.raises(SyscallError, match="500 are requested for the answer"):
             turn(line, pid, "x", v.Sampling(max_tokens=500))
         assert messages(line, pid) == before
         with pytest.raises(SyscallError, match="system prompt has") as caught:
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers_if_it_is_to_be(machine: M
 
 def test_kill_9_keeps_processes_conversations_and_aliases(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         line.call("image_add", v.ImageAdd("gpt-3", image="echo"), v.ImageInfo)
         kept = spawn(line, "gpt-3", nice=3)
         bound = spawn(line, keep=False)
@@ -113,7 +113,7 @@ def test_kill_9_keeps_processes_conversations_and_aliases(machine: Machine) -> N
         before = messages(line, kept)
         machine.shoot()
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert info(line, kept).nice == 3
         assert info(line, kept).state is v.State.STOPPED
         assert info(line, ended).state is v.State.ENDED
@@ -130,14 +130,14 @@ def test_kill_9_keeps_processes_conversations_and_aliases(machine: Machine) -> N
 
 def test_a_call_that_a_crash_cut_is_completed_in_the_journal(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         line.call("mount", v.Mount("echo", {"rate": 50}), v.DeviceInfo)
         pid = spawn(line)
         request = v.Generate(pid, [v.Message(v.Role.USER, "cut " * 30)], sampling=ENDLESS)
         next(iter(line.stream("generate", request, v.Delta, v.Generated)))
         machine.shoot()
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         watch = v.Watch(since=0, follow=False, pid=pid, kinds=["begin", "end"])
         events = [
             e for items in line.stream("watch", watch, v.Events, v.Nothing) for e in items.events
@@ -149,7 +149,10 @@ def test_a_call_that_a_crash_cut_is_completed_in_the_journal(machine: Machine) -
 
 def test_term_int_stop_and_cont_do_what_they_say(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         line.call("mount", v.Mount("echo", {"rate": 200}), v.DeviceInfo)
         pid = spawn(line)
         request = v.Generate(pid, [v.Message(v.Role.USER, "go " * 10)], sampling=ENDLESS)
@@ -175,7 +178,10 @@ def test_term_int_stop_and_cont_do_what_they_say(machine: Machine) -> None:
 
 def test_a_stopped_process_does_not_hold_up_the_others(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         options: dict[str, bool | int | float | str] = {"rate": 500, "slots": 1}
         line.call("mount", v.Mount("echo", options), v.DeviceInfo)
         first = spawn(line)
@@ -203,12 +209,12 @@ def test_a_full_disk_is_said_and_loses_nothing(machine: Machine) -> None:
         pytest.skip("this machine does not let us mount a tmpfs")
     try:
         machine.start("--mount", "false")
-        with Line(machine.paths.socket) as line:
+        with BlockingClient(machine.paths.socket) as line:
             pid = spawn(line)
             turn(line, pid, "before")
             ballast = machine.paths.state / "ballast"
             ballast.write_bytes(bytes(20 * 1024 * 1024))
-            with pytest.raises(SyscallError, match="are free") as caught:
+            with pytest.raises(SyscallError, match="MB free at") as caught:
                 spawn(line)
             assert caught.value.errno is Errno.ENOSPC
             with pytest.raises(SyscallError) as caught:
@@ -227,7 +233,10 @@ def test_a_full_disk_is_said_and_loses_nothing(machine: Machine) -> None:
 def test_sigterm_lets_calls_end_and_a_second_one_does_not_wait(machine: Machine) -> None:
     for blows, finish in ((1, v.Finish.STOP), (2, v.Finish.CANCELLED)):
         machine.start("--mount", "false")
-        with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+        with (
+            BlockingClient(machine.paths.socket) as line,
+            BlockingClient(machine.paths.socket) as other,
+        ):
             line.call("mount", v.Mount("echo", {"rate": 50}), v.DeviceInfo)
             pid = spawn(line)
             text = "abc" * 50
@@ -250,7 +259,7 @@ def test_sigterm_lets_calls_end_and_a_second_one_does_not_wait(machine: Machine)
             line.closed()
         assert machine.reap() == 0
         machine.start("--mount", "false")
-        with Line(machine.paths.socket) as line:
+        with BlockingClient(machine.paths.socket) as line:
             assert messages(line, pid) == [("user", text), ("assistant", said)]
             line.call("unmount", v.Unmount("echo"), v.Nothing)
         machine.stop()
@@ -258,9 +267,9 @@ def test_sigterm_lets_calls_end_and_a_second_one_does_not_wait(machine: Machine)
 
 def test_a_private_daemon_leaves_when_idle_and_without_processes(machine: Machine) -> None:
     machine.start("--private", "--mount", "false", "--idle-exit-s", "1")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert info(line, pid).state is v.State.READY  # a process holds the machine up
         kill(line, pid)
         line.call("wait", v.Wait(pid), v.Exit)
@@ -271,7 +280,7 @@ def test_a_private_daemon_leaves_when_idle_and_without_processes(machine: Machin
 def test_no_text_stands_outside_the_owners_directory(machine: Machine) -> None:
     machine.start("--mount", "false")
     secret = "xylophone-7431"
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line, system=f"system {secret}")
         turn(line, pid, f"user {secret}")
         turn(line, pid, secret * 3000)  # larger than the window: stored as pages
@@ -287,7 +296,7 @@ def test_no_text_stands_outside_the_owners_directory(machine: Machine) -> None:
 
 def test_reaping_removes_the_pages_from_the_disk(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         turn(line, pid, "forget me: quixotic")
         kill(line, pid)
@@ -308,7 +317,7 @@ def test_a_hostile_model_file_is_refused_and_the_machine_goes_on(
         "counts.gguf": b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 16,
         "short.gguf": b"GGUF\x03\x00\x00\x00",
     }
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         for name, content in hostile.items():
             path = tmp_path / name
             path.write_bytes(content)
@@ -335,7 +344,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_a_dead_engine_ends_its_calls_and_comes_back(real: Machine, blow: int) -> None:
-    with Line(real.paths.socket) as line, Line(real.paths.socket) as other:
+    with BlockingClient(real.paths.socket) as line, BlockingClient(real.paths.socket) as other:
         pid = spawn(line, "smollm2")
         turn(line, pid, "Say hello.")
         before = messages(line, pid)
@@ -358,7 +367,10 @@ def test_a_dead_engine_ends_its_calls_and_comes_back(real: Machine, blow: int) -
 
 def test_an_engine_that_hangs_is_killed_and_comes_back(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         line.call("mount", v.Mount("smollm2", {"hang_s": 2.0}), v.DeviceInfo)
         pid = spawn(line, "smollm2")
         request = v.Generate(pid, [v.Message(v.Role.USER, "Count.")], sampling=ENDLESS)
@@ -373,7 +385,7 @@ def test_an_engine_that_hangs_is_killed_and_comes_back(machine: Machine) -> None
 
 
 def test_sixteen_processes_answer_at_once_on_a_real_model(real: Machine) -> None:
-    with Line(real.paths.socket) as line:
+    with BlockingClient(real.paths.socket) as line:
         pids = [spawn(line, "smollm2") for _ in range(16)]
         streams = [
             line.stream(
@@ -392,7 +404,7 @@ def test_sixteen_processes_answer_at_once_on_a_real_model(real: Machine) -> None
 
 
 def test_no_engine_outlives_a_killed_kernel(real: Machine) -> None:
-    with Line(real.paths.socket) as line:
+    with BlockingClient(real.paths.socket) as line:
         spawn(line, "smollm2")
         engine = psutil.Process(line.call("devices", v.Nothing(), v.Devices).devices[0].os_pid)
         real.shoot()

@@ -7,34 +7,34 @@ from dataclasses import replace
 
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.waiting import until
 
 
 @pytest.fixture
-def line(machine: Machine) -> Iterator[Line]:
+def line(machine: Machine) -> Iterator[BlockingClient]:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         yield line
 
 
-def spawn(line: Line) -> int:
+def spawn(line: BlockingClient) -> int:
     return line.call("spawn", v.Spawn("echo"), v.Spawned).pid
 
 
-def send(line: Line, pid: int, body: str, **fields: object) -> v.Sent:
+def send(line: BlockingClient, pid: int, body: str, **fields: object) -> v.Sent:
     return line.call("send", v.Send(pid, body, **fields), v.Sent)  # type: ignore[arg-type]
 
 
-def recv(line: Line, pid: int, timeout_s: float | None = 10.0, done: int = 0) -> v.Mail:
+def recv(line: BlockingClient, pid: int, timeout_s: float | None = 10.0, done: int = 0) -> v.Mail:
     return line.call("recv", v.Recv(pid, timeout_s, done), v.Mail)
 
 
-def test_messages_come_in_order_with_sender_and_labels(line: Line) -> None:
+def test_messages_come_in_order_with_sender_and_labels(line: BlockingClient) -> None:
     one, two = spawn(line), spawn(line)
     for number in range(5):
         sent = send(line, two, f"message {number}", sender=one, labels=["web"])
@@ -47,11 +47,11 @@ def test_messages_come_in_order_with_sender_and_labels(line: Line) -> None:
     }
 
 
-def test_who_waits_is_woken_and_holds_no_slot(line: Line, machine: Machine) -> None:
+def test_who_waits_is_woken_and_holds_no_slot(line: BlockingClient, machine: Machine) -> None:
     one, two = spawn(line), spawn(line)
-    with ThreadPoolExecutor(1) as pool, Line(machine.paths.socket) as other:
+    with ThreadPoolExecutor(1) as pool, BlockingClient(machine.paths.socket) as other:
         waiting = pool.submit(recv, other, two)
-        device = line.call("devices", v.Look(), v.Devices).devices[0]
+        device = line.call("devices", v.ListDevices(), v.Devices).devices[0]
         assert device.busy == device.waiting == 0
         stream = line.stream(
             "generate", v.Generate(one, [v.Message(v.Role.USER, "hi")]), v.Delta, v.Generated
@@ -61,12 +61,12 @@ def test_who_waits_is_woken_and_holds_no_slot(line: Line, machine: Machine) -> N
         assert waiting.result(10).body == "wake up"
 
 
-def test_several_who_wait_are_served_in_turn(line: Line, machine: Machine) -> None:
+def test_several_who_wait_are_served_in_turn(line: BlockingClient, machine: Machine) -> None:
     pid = spawn(line)
     ready = threading.Barrier(5)
 
     def wait() -> str:
-        with Line(machine.paths.socket) as mine:
+        with BlockingClient(machine.paths.socket) as mine:
             ready.wait(10)
             mail = recv(mine, pid)
             mine.call("recv", v.Recv(pid, done=mail.number, take=False), v.Mail)
@@ -84,7 +84,7 @@ def test_a_full_mailbox_refuses_with_the_numbers(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         for number in range(limits.MAIL):
             send(line, pid, str(number))
@@ -102,7 +102,7 @@ def test_a_full_mailbox_refuses_with_the_numbers(
 
 def test_kill_9_loses_no_message_and_none_comes_twice_that_was_done(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         numbers = [send(line, pid, f"message {number}").number for number in range(6)]
         first = recv(line, pid)
@@ -112,7 +112,7 @@ def test_kill_9_loses_no_message_and_none_comes_twice_that_was_done(machine: Mac
         send(line, pid, "the last")
     machine.shoot()
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         again = recv(line, pid)
         assert again == replace(second, waiting=again.waiting)
         bodies = [
@@ -128,7 +128,7 @@ def test_kill_9_loses_no_message_and_none_comes_twice_that_was_done(machine: Mac
 def test_a_body_stands_in_its_receivers_owners_directory_only(machine: Machine) -> None:
     machine.start("--mount", "false")
     secret = "xylophone-8127"
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         send(line, pid, f"the secret is {secret}")
     machine.stop()
@@ -140,9 +140,9 @@ def test_a_body_stands_in_its_receivers_owners_directory_only(machine: Machine) 
     assert set(found) == {"owners"}
 
 
-def test_who_waits_for_a_process_that_ends_is_told(line: Line, machine: Machine) -> None:
+def test_who_waits_for_a_process_that_ends_is_told(line: BlockingClient, machine: Machine) -> None:
     pid = spawn(line)
-    with ThreadPoolExecutor(1) as pool, Line(machine.paths.socket) as other:
+    with ThreadPoolExecutor(1) as pool, BlockingClient(machine.paths.socket) as other:
         waiting = pool.submit(recv, other, pid)
         while line.call("stat", v.Nothing(), v.Stat).connections < 2:
             pass
@@ -155,7 +155,7 @@ def test_who_waits_for_a_process_that_ends_is_told(line: Line, machine: Machine)
         assert caught.value.errno is Errno.ESRCH
 
 
-def test_what_is_sent_to_nobody_or_in_anothers_name_is_refused(line: Line) -> None:
+def test_what_is_sent_to_nobody_or_in_anothers_name_is_refused(line: BlockingClient) -> None:
     pid = spawn(line)
     for fields in ({"pid": 99, "body": "x"}, {"pid": pid, "body": "x", "sender": 99}):
         with pytest.raises(SyscallError, match="there is no process 99") as caught:
@@ -165,10 +165,12 @@ def test_what_is_sent_to_nobody_or_in_anothers_name_is_refused(line: Line) -> No
         send(line, pid, "")
 
 
-def test_a_message_whose_receiver_hung_up_is_for_the_next_one(line: Line, machine: Machine) -> None:
+def test_a_message_whose_receiver_hung_up_is_for_the_next_one(
+    line: BlockingClient, machine: Machine
+) -> None:
     pid = spawn(line)
     numbers = [send(line, pid, body).number for body in ("first", "second", "third")]
-    with Line(machine.paths.socket) as careless:
+    with BlockingClient(machine.paths.socket) as careless:
         assert recv(careless, pid).body == "first"
         assert recv(careless, pid).body == "second"  # with this the first is dealt with
     while line.call("stat", v.Nothing(), v.Stat).connections > 1:
@@ -178,7 +180,7 @@ def test_a_message_whose_receiver_hung_up_is_for_the_next_one(line: Line, machin
 
 def test_a_message_can_be_dealt_with_without_taking_the_next(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         for body in ("first", "second"):
             send(line, pid, body)
@@ -187,11 +189,11 @@ def test_a_message_can_be_dealt_with_without_taking_the_next(machine: Machine) -
         assert (said.number, said.body, said.waiting) == (0, "", 1)
     machine.shoot()
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert recv(line, pid).body == "second"
 
 
-def test_a_mailbox_holds_so_many_bytes(line: Line) -> None:
+def test_a_mailbox_holds_so_many_bytes(line: BlockingClient) -> None:
     pid = spawn(line)
     body = "x" * limits.MAIL_CHARS
     for _ in range(limits.MAILBOX_BYTES // limits.MAIL_CHARS):
@@ -205,7 +207,7 @@ def test_a_mailbox_holds_so_many_bytes(line: Line) -> None:
     send(line, pid, body)
 
 
-def test_a_message_may_have_as_many_characters_in_any_script(line: Line) -> None:
+def test_a_message_may_have_as_many_characters_in_any_script(line: BlockingClient) -> None:
     """Three bytes each: more than 1 MiB, both ways."""
     pid = spawn(line)
     wide = "\u6f22" * limits.MAIL_CHARS
@@ -229,7 +231,7 @@ def until_gone(machine: Machine) -> None:
 
 @pytest.mark.parametrize("end", ["dealt with", "its process is gone"])
 def test_a_body_leaves_the_disk_when_nobody_will_ask(
-    line: Line, machine: Machine, end: str
+    line: BlockingClient, machine: Machine, end: str
 ) -> None:
     pid = spawn(line)
     send(line, pid, BODY)
@@ -243,7 +245,7 @@ def test_a_body_leaves_the_disk_when_nobody_will_ask(
 
 def test_a_body_that_was_dealt_with_leaves_the_disk_after_kill_9(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid, other = spawn(line), spawn(line)
         send(line, other, "this one stays")
         send(line, pid, BODY)
@@ -253,5 +255,5 @@ def test_a_body_that_was_dealt_with_leaves_the_disk_after_kill_9(machine: Machin
     assert BODY.encode() in file.read_bytes()  # so that the test can fail
     machine.start("--mount", "false")
     until_gone(machine)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert recv(line, other).body == "this one stays"

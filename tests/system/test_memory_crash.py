@@ -14,9 +14,9 @@ from collections.abc import Callable
 import pytest
 
 from llmasos.kernel import points
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.system import foreign
 from tests.system.daemon import Machine
 
@@ -64,7 +64,7 @@ class Ledger:
 
 
 def write(machine: Machine, ledger: Ledger, pid: int, mark: str) -> None:
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         for number in range(100_000):
             text = f"{mark} number {number} of process {pid} is about copper and bread."
             asked = v.WriteMem(pid, text)
@@ -72,7 +72,7 @@ def write(machine: Machine, ledger: Ledger, pid: int, mark: str) -> None:
 
 
 def talk(machine: Machine, ledger: Ledger, pid: int, mark: str) -> None:
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         for number in range(100_000):
             text = f"{mark} turn {number} of process {pid} asks about lamps."
             sampling = v.Sampling(temperature=0, max_tokens=20)
@@ -85,7 +85,7 @@ def talk(machine: Machine, ledger: Ledger, pid: int, mark: str) -> None:
 
 
 def post(machine: Machine, ledger: Ledger, pid: int, mark: str) -> None:
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         for number in range(500):
             body = f"{mark} message {number}"
             ledger.sent(line.call("send", v.Send(pid, body), v.Sent).number, body)
@@ -95,8 +95,8 @@ def count(machine: Machine, ledger: Ledger, pid: int, mark: str) -> None:
     """Numbers that are told before the rows with them are flushed, and pids."""
     careful = v.Profile.CAREFUL
     with (
-        Line(machine.paths.socket) as line,
-        Line(machine.paths.socket, profile=careful) as refused,
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket, profile=careful) as refused,
     ):
         while True:
             spawned = line.call("spawn", v.Spawn("echo", app="counter"), v.Spawned).pid
@@ -137,11 +137,11 @@ def load(machine: Machine, ledger: Ledger, pids: list[int], mark: str) -> list[t
 
 
 def spawn_all(machine: Machine) -> list[int]:
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         return [line.call("spawn", v.Spawn("echo"), v.Spawned).pid for _ in range(WRITERS + 4)]
 
 
-def read(line: Line, pid: int) -> dict[int, str]:
+def read(line: BlockingClient, pid: int) -> dict[int, str]:
     texts: dict[int, str] = {}
     first: int | None = 0
     while first is not None:
@@ -153,7 +153,7 @@ def read(line: Line, pid: int) -> dict[int, str]:
 
 def compare(machine: Machine, ledger: Ledger) -> None:
     """Nothing is lost, and the indexes say what the pages say."""
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         for pid, known in ledger.pages.items():
             found = read(line, pid)
             ledger.pages_lost += sum(found.get(n) != text for n, text in known.items())
@@ -163,7 +163,7 @@ def compare(machine: Machine, ledger: Ledger) -> None:
 
 def mail_is_there(machine: Machine, ledger: Ledger, pid: int) -> None:
     """Take it all; what is said to be done never comes again."""
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         found: list[tuple[int, str]] = []
         while True:
             try:

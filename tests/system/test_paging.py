@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.waiting import until
 
@@ -31,24 +31,24 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 
 @pytest.fixture
-def line(common: Machine) -> Iterator[Line]:
-    with Line(common.paths.socket, profile=v.Profile.OPERATOR) as line:
+def line(common: Machine) -> Iterator[BlockingClient]:
+    with BlockingClient(common.paths.socket, profile=v.Profile.OPERATOR) as line:
         yield line
 
 
 @pytest.fixture
-def alone(machine: Machine) -> Iterator[Line]:
+def alone(machine: Machine) -> Iterator[BlockingClient]:
     """The only one who speaks with a machine."""
     machine.start("--mount", "false", "--window", str(WINDOW))
-    with Line(machine.paths.socket, profile=v.Profile.OPERATOR) as line:
+    with BlockingClient(machine.paths.socket, profile=v.Profile.OPERATOR) as line:
         yield line
 
 
-def spawn(line: Line, **fields: object) -> int:
+def spawn(line: BlockingClient, **fields: object) -> int:
     return line.call("spawn", v.Spawn("echo", **fields), v.Spawned).pid  # type: ignore[arg-type]
 
 
-def say(line: Line, pid: int, text: str, **fields: object) -> tuple[str, v.Generated]:
+def say(line: BlockingClient, pid: int, text: str, **fields: object) -> tuple[str, v.Generated]:
     asked = v.Generate(pid, [v.Message(v.Role.USER, text)], sampling=GREEDY, **fields)  # type: ignore[arg-type]
     stream = line.stream("generate", asked, v.Delta, v.Generated)
     text = "".join(delta.text for delta in stream)
@@ -56,27 +56,27 @@ def say(line: Line, pid: int, text: str, **fields: object) -> tuple[str, v.Gener
     return text, stream.reply
 
 
-def chat(line: Line, pid: int, turns: int) -> list[v.Generated]:
+def chat(line: BlockingClient, pid: int, turns: int) -> list[v.Generated]:
     return [
         say(line, pid, f"{turn}. {TALK.format(SUBJECTS[turn % len(SUBJECTS)])}")[1]
         for turn in range(turns)
     ]
 
 
-def pages(line: Line, pid: int, **fields: object) -> list[v.Page]:
+def pages(line: BlockingClient, pid: int, **fields: object) -> list[v.Page]:
     return line.call("read_mem", v.ReadMem(pid, **fields), v.Pages).pages  # type: ignore[arg-type]
 
 
-def resident(line: Line, pid: int) -> set[int]:
+def resident(line: BlockingClient, pid: int) -> set[int]:
     return {page.number for page in pages(line, pid) if page.where is v.Where.WINDOW}
 
 
-def trace(line: Line, pid: int, page: int) -> list[tuple[str, str]]:
+def trace(line: BlockingClient, pid: int, page: int) -> list[tuple[str, str]]:
     found = line.call("trace_mem", v.TraceMem(pid, page), v.Trace)
     return [(move.what, move.why) for move in found.moves]
 
 
-def test_a_window_grows_until_it_is_full_and_is_compacted_in_one_step(line: Line) -> None:
+def test_a_window_grows_until_it_is_full_and_is_compacted_in_one_step(line: BlockingClient) -> None:
     pid = spawn(line, system="You are kind.")
     replies = chat(line, pid, 20)
     seen: set[int] = set()
@@ -91,7 +91,7 @@ def test_a_window_grows_until_it_is_full_and_is_compacted_in_one_step(line: Line
     assert len(pages(line, pid)) == 41  # all of it is still there
 
 
-def test_every_page_can_tell_where_it_is_and_why(line: Line) -> None:
+def test_every_page_can_tell_where_it_is_and_why(line: BlockingClient) -> None:
     pid = spawn(line, system="You are kind.")
     replies = chat(line, pid, 12)
     gone = {page for reply in replies for page in reply.evicted}
@@ -106,7 +106,7 @@ def test_every_page_can_tell_where_it_is_and_why(line: Line) -> None:
         assert ("recalled", "a request") in trace(line, pid, fault.page)
 
 
-def test_what_was_said_long_ago_comes_back_when_it_is_asked_for(line: Line) -> None:
+def test_what_was_said_long_ago_comes_back_when_it_is_asked_for(line: BlockingClient) -> None:
     pid = spawn(line)
     say(line, pid, "The password of the vault is tangerine.")
     chat(line, pid, 12)
@@ -121,7 +121,7 @@ def test_what_was_said_long_ago_comes_back_when_it_is_asked_for(line: Line) -> N
     assert found.moves[-1].call == reply.call
 
 
-def test_nothing_is_brought_back_where_it_is_not_wanted(line: Line) -> None:
+def test_nothing_is_brought_back_where_it_is_not_wanted(line: BlockingClient) -> None:
     pid = spawn(line)
     say(line, pid, "The password of the vault is tangerine.")
     chat(line, pid, 12)
@@ -130,14 +130,14 @@ def test_nothing_is_brought_back_where_it_is_not_wanted(line: Line) -> None:
     assert 0 not in reply.window
 
 
-def test_a_request_larger_than_the_window_is_stored_whole_and_said(line: Line) -> None:
+def test_a_request_larger_than_the_window_is_stored_whole_and_said(line: BlockingClient) -> None:
     pid = spawn(line)
     filler = " ".join(f"Line {n} is about nothing much at all." for n in range(300))
     text = f"Read this. {filler} The anchor weighs two tons. {filler} What does the anchor weigh?"
     said, reply = say(line, pid, text)
     (notice,) = reply.notices
     assert "of its" in notice
-    assert notice.endswith("in the window, the others are stored beside it")
+    assert notice.endswith("in the window, the others are stored outside it")
     assert "".join(p.text for p in pages(line, pid) if p.kind is v.Kind.USER) == text
     assert reply.usage.prompt_tokens + 60 <= WINDOW
     assert said.startswith("Read this.")
@@ -148,7 +148,7 @@ def test_a_request_larger_than_the_window_is_stored_whole_and_said(line: Line) -
         say(line, pid, text, overflow=v.Overflow.ERROR)
     assert caught.value.errno is Errno.E2BIG
     before = len(pages(line, pid))
-    with pytest.raises(SyscallError, match="600 are asked for"):
+    with pytest.raises(SyscallError, match="600 are requested"):
         line.call(
             "generate",
             v.Generate(pid, [v.Message(v.Role.USER, "x")], sampling=v.Sampling(max_tokens=600)),
@@ -157,7 +157,7 @@ def test_a_request_larger_than_the_window_is_stored_whole_and_said(line: Line) -
     assert len(pages(line, pid)) == before
 
 
-def test_pinned_pages_stay_and_come_back(line: Line) -> None:
+def test_pinned_pages_stay_and_come_back(line: BlockingClient) -> None:
     pid = spawn(line)
     say(line, pid, "The password of the vault is tangerine.")
     line.call("pin", v.Pin(pid, 0), v.Nothing)
@@ -171,30 +171,30 @@ def test_pinned_pages_stay_and_come_back(line: Line) -> None:
     assert all(0 in reply.window for reply in chat(line, pid, 8))
 
 
-def test_an_evicted_page_leaves_at_once(line: Line) -> None:
+def test_an_evicted_page_leaves_at_once(line: BlockingClient) -> None:
     pid = spawn(line)
     chat(line, pid, 2)
     line.call("evict", v.Evict(pid, 0, 2), v.Nothing)
     assert resident(line, pid) == {2, 3}
-    assert trace(line, pid, 0)[-1] == ("evicted", "it was asked for")
+    assert trace(line, pid, 0)[-1] == ("evicted", "requested")
     _, reply = say(line, pid, "And now for something else entirely", recall=False)
     assert 0 not in reply.window
 
 
-def test_the_window_is_the_same_after_kill_9(alone: Line, machine: Machine) -> None:
+def test_the_window_is_the_same_after_kill_9(alone: BlockingClient, machine: Machine) -> None:
     pid = spawn(alone, system="You are kind.")
     chat(alone, pid, 9)
     before, texts = resident(alone, pid), pages(alone, pid)
     machine.shoot()
     machine.start("--mount", "false", "--window", str(WINDOW))
-    with Line(machine.paths.socket) as again:
+    with BlockingClient(machine.paths.socket) as again:
         assert resident(again, pid) == before
         assert pages(again, pid) == texts
         _, reply = say(again, pid, "hello again")
         assert before <= set(reply.window) or reply.evicted
 
 
-def test_a_child_sees_its_parents_window_and_writes_apart(line: Line) -> None:
+def test_a_child_sees_its_parents_window_and_writes_apart(line: BlockingClient) -> None:
     pid = spawn(line, system="You are kind.")
     chat(line, pid, 9)
     (child,) = line.call("fork", v.Fork(pid), v.Forked).pids
@@ -208,7 +208,7 @@ def test_a_child_sees_its_parents_window_and_writes_apart(line: Line) -> None:
     assert "clouds" in hits[0].page.text  # the parent's page, found by the child
 
 
-def test_a_document_is_mapped_stored_once_and_found(alone: Line, tmp_path: Path) -> None:
+def test_a_document_is_mapped_stored_once_and_found(alone: BlockingClient, tmp_path: Path) -> None:
     book = tmp_path / "a book.md"
     chapters = [f"Chapter {n}. {TALK.format(SUBJECTS[n % 12])} " * 4 for n in range(40)]
     chapters[25] += "The lighthouse keeper hid the ledger behind the third stone."
@@ -243,7 +243,9 @@ def test_a_document_is_mapped_stored_once_and_found(alone: Line, tmp_path: Path)
     assert alone.call("fsck", v.Fsck(), v.Checked).pages > mapped.count  # the other has it still
 
 
-def test_a_folder_is_mapped_and_what_is_no_text_is_named(line: Line, tmp_path: Path) -> None:
+def test_a_folder_is_mapped_and_what_is_no_text_is_named(
+    line: BlockingClient, tmp_path: Path
+) -> None:
     folder = tmp_path / "notes"
     (folder / "deep").mkdir(parents=True)
     (folder / "one.txt").write_text("The first note is about saffron.")
@@ -262,7 +264,7 @@ def test_a_folder_is_mapped_and_what_is_no_text_is_named(line: Line, tmp_path: P
 @pytest.mark.parametrize(
     ("content", "errno", "words"),
     [
-        (None, Errno.ENOENT, "there is no file .* that you may read"),
+        (None, Errno.ENOENT, "does not exist or you may not read it"),
         (b"\xff\xfe\xff", Errno.EINVAL, "not valid UTF-8 at byte 0"),
         (b"a\0b", Errno.EINVAL, "zero byte"),
         (b"  \n", Errno.EINVAL, "is empty"),
@@ -271,14 +273,14 @@ def test_a_folder_is_mapped_and_what_is_no_text_is_named(line: Line, tmp_path: P
     ids=["nothing", "latin", "binary", "empty", "huge"],
 )
 def test_what_cannot_be_mapped_is_named(
-    line: Line, tmp_path: Path, content: bytes | None, errno: Errno, words: str
+    line: BlockingClient, tmp_path: Path, content: bytes | None, errno: Errno, words: str
 ) -> None:
     if content is not None:
         (tmp_path / "it").write_bytes(content)
     assert refused(line, tmp_path / "it", words) is errno
 
 
-def test_a_link_and_a_folder_without_texts_are_named(line: Line, tmp_path: Path) -> None:
+def test_a_link_and_a_folder_without_texts_are_named(line: BlockingClient, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "link").symlink_to("/etc/hostname")
@@ -286,7 +288,7 @@ def test_a_link_and_a_folder_without_texts_are_named(line: Line, tmp_path: Path)
     assert refused(line, folder, "there is no text") is Errno.EINVAL
 
 
-def refused(line: Line, path: Path, words: str) -> Errno:
+def refused(line: BlockingClient, path: Path, words: str) -> Errno:
     pid = spawn(line)
     with pytest.raises(SyscallError, match=words) as caught:
         line.call("mmap", v.Mmap(pid, f"/files{path}"), v.Mapped)
@@ -294,16 +296,18 @@ def refused(line: Line, path: Path, words: str) -> Errno:
     return caught.value.errno
 
 
-def test_a_careful_program_maps_no_files(line: Line, common: Machine, tmp_path: Path) -> None:
+def test_a_careful_program_maps_no_files(
+    line: BlockingClient, common: Machine, tmp_path: Path
+) -> None:
     (tmp_path / "it.txt").write_text("secret")
     pid = spawn(line)
-    with Line(common.paths.socket, profile=v.Profile.CAREFUL) as careful:
+    with BlockingClient(common.paths.socket, profile=v.Profile.CAREFUL) as careful:
         with pytest.raises(SyscallError, match="may not mmap") as caught:
             careful.call("mmap", v.Mmap(pid, f"/files{tmp_path}/it.txt"), v.Mapped)
         assert caught.value.errno is Errno.EACCES
 
 
-def test_pages_of_another_process_are_mapped_and_shared(line: Line) -> None:
+def test_pages_of_another_process_are_mapped_and_shared(line: BlockingClient) -> None:
     one, two = spawn(line), spawn(line)
     say(line, one, "The password of the vault is tangerine.")
     mapped = line.call("mmap", v.Mmap(two, f"/proc/{one}/mem"), v.Mapped)
@@ -321,30 +325,32 @@ def test_pages_of_another_process_are_mapped_and_shared(line: Line) -> None:
     assert caught.value.errno is Errno.ESRCH
 
 
-def test_a_rule_keeps_one_process_out_of_anothers_memory(alone: Line, machine: Machine) -> None:
+def test_a_rule_keeps_one_process_out_of_anothers_memory(
+    alone: BlockingClient, machine: Machine
+) -> None:
     one, two = spawn(alone), spawn(alone)
     say(alone, one, "mine alone")
     row = f"p, r:careful, mmap, /proc/{one}/mem, deny"
-    with Line(machine.paths.socket, profile=v.Profile.OWNER) as owner:
+    with BlockingClient(machine.paths.socket, profile=v.Profile.OWNER) as owner:
         owner.call("policy_edit", v.PolicyEdit([row]), v.PolicyChanged)
-    with Line(machine.paths.socket, profile=v.Profile.CAREFUL) as careful:
+    with BlockingClient(machine.paths.socket, profile=v.Profile.CAREFUL) as careful:
         with pytest.raises(SyscallError, match=row) as caught:
             careful.call("mmap", v.Mmap(two, f"/proc/{one}/mem"), v.Mapped)
         assert caught.value.errno is Errno.EACCES
 
 
-def test_keys_hold_one_value(line: Line) -> None:
+def test_keys_hold_one_value(line: BlockingClient) -> None:
     pid = spawn(line)
     for text in ("blue", "green"):
         line.call("write_mem", v.WriteMem(pid, text, key="colour", labels=["web"]), v.Written)
     (page,) = pages(line, pid, key="colour")
     assert (page.text, page.labels, page.kind) == ("green", ["web"], v.Kind.NOTE)
     assert pages(line, pid, key="size") == []
-    with pytest.raises(SyscallError, match="by its number or by its key"):
+    with pytest.raises(SyscallError, match="a page or a key, not both"):
         line.call("write_mem", v.WriteMem(pid, "x", page=0, key="colour"), v.Written)
 
 
-def test_searches_are_filtered(line: Line) -> None:
+def test_searches_are_filtered(line: BlockingClient) -> None:
     pid = spawn(line)
     rows = [
         ("The boat is red.", "ann", 100.0, "web"),
@@ -358,7 +364,7 @@ def test_searches_are_filtered(line: Line) -> None:
     def found(**fields: object) -> set[str]:
         asked = v.SearchMem(pid, "Which colour has the boat?", **fields)  # type: ignore[arg-type]
         reply = line.call("search_mem", asked, v.Hits)
-        assert "words only" in reply.note
+        assert "lexical only" in reply.note
         return {hit.page.text.split()[-1] for hit in reply.hits}
 
     assert found() == {"red.", "green.", "blue."}
@@ -372,17 +378,17 @@ def test_searches_are_filtered(line: Line) -> None:
     assert len(found(count=1)) == 1
 
 
-def test_a_large_request_is_told_of_also_when_the_window_was_full(line: Line) -> None:
+def test_a_large_request_is_told_of_also_when_the_window_was_full(line: BlockingClient) -> None:
     """What is looked for again, after pages left, takes no notice away."""
     pid = spawn(line)
     chat(line, pid, 12)
     filler = " ".join(f"Line {n} is about nothing much at all." for n in range(100))
     _, reply = say(line, pid, f"{filler} What do you know about bread?")
     assert reply.evicted
-    assert [notice for notice in reply.notices if "stored beside it" in notice]
+    assert [notice for notice in reply.notices if "stored outside it" in notice]
 
 
-def test_a_process_that_thrashes_is_told(line: Line) -> None:
+def test_a_process_that_thrashes_is_told(line: BlockingClient) -> None:
     pid = spawn(line)
     notices: list[str] = []
     for turn in range(20):
@@ -402,7 +408,7 @@ def test_summaries_are_made_beside_the_pages_marked_and_forgotten_with_them(
 ) -> None:
     settings = ("--memory-summaries", "true")
     machine.start("--mount", "false", "--window", str(WINDOW), *settings)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         say(line, pid, "The password of the vault is tangerine.")
         chat(line, pid, 8)
@@ -426,13 +432,13 @@ def test_summaries_are_made_beside_the_pages_marked_and_forgotten_with_them(
     machine.stop()
 
 
-def test_no_summary_is_made_unless_it_is_wanted(line: Line) -> None:
+def test_no_summary_is_made_unless_it_is_wanted(line: BlockingClient) -> None:
     pid = spawn(line)
     assert any(reply.evicted for reply in chat(line, pid, 8))
     assert not [page for page in pages(line, pid) if page.kind is v.Kind.SUMMARY]
 
 
-def test_a_page_that_was_replaced_is_found_by_what_it_says_now(line: Line) -> None:
+def test_a_page_that_was_replaced_is_found_by_what_it_says_now(line: BlockingClient) -> None:
     pid = spawn(line)
     say(line, pid, "The password is pomegranate.")
     line.call("write_mem", v.WriteMem(pid, "The password is tangerine.", page=0), v.Written)
@@ -443,7 +449,7 @@ def test_a_page_that_was_replaced_is_found_by_what_it_says_now(line: Line) -> No
 
 
 def test_a_document_of_which_something_was_forgotten_is_mapped_whole_again(
-    line: Line, tmp_path: Path
+    line: BlockingClient, tmp_path: Path
 ) -> None:
     book = tmp_path / "book.md"
     book.write_text("\n\n".join(f"Chapter {n}. {TALK} " * 6 for n in range(20)))
@@ -457,7 +463,7 @@ def test_a_document_of_which_something_was_forgotten_is_mapped_whole_again(
     assert line.call("fsck", v.Fsck(), v.Checked).faults == []
 
 
-def test_names_of_files_that_are_no_utf_8_harm_nobody(line: Line, tmp_path: Path) -> None:
+def test_names_of_files_that_are_no_utf_8_harm_nobody(line: BlockingClient, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     odd = bytes(folder) + b"/\xff\xfe"
@@ -466,12 +472,12 @@ def test_names_of_files_that_are_no_utf_8_harm_nobody(line: Line, tmp_path: Path
     Path(os.fsdecode(odd + b".txt")).write_text("A text with an odd name.")
     pid = spawn(line)
     mapped = line.call("mmap", v.Mmap(pid, f"/files{folder}"), v.Mapped)
-    assert mapped.skipped == ["\\xff\\xfe.bin: is no text: it holds a zero byte"]
+    assert mapped.skipped == ["\\xff\\xfe.bin: is not a text file: it has a zero byte"]
     (page,) = pages(line, pid)
     assert (page.text, page.key) == ("A text with an odd name.", "\\xff\\xfe.txt")
 
 
-def test_replies_with_many_labels_are_cut_and_go_on(line: Line) -> None:
+def test_replies_with_many_labels_are_cut_and_go_on(line: BlockingClient) -> None:
     pid = spawn(line)
     labels = [f"a-label-with-a-long-name-that-takes-its-room-{n}" for n in range(16)]
     for number in range(700):
@@ -488,7 +494,7 @@ def test_replies_with_many_labels_are_cut_and_go_on(line: Line) -> None:
     assert len(line.call("search_mem", search, v.Hits).hits) > 100
 
 
-def test_pages_are_read_by_key_and_time_and_without_their_texts(line: Line) -> None:
+def test_pages_are_read_by_key_and_time_and_without_their_texts(line: BlockingClient) -> None:
     pid = spawn(line)
     for number in range(300):
         asked = v.WriteMem(pid, f"page {number}", key=f"{number}", time=1000.0 + number)
@@ -504,7 +510,7 @@ def test_pages_are_read_by_key_and_time_and_without_their_texts(line: Line) -> N
     assert {page.text for page in bare} == {""}
 
 
-def test_a_summary_is_not_for_programs_to_write(line: Line) -> None:
+def test_a_summary_is_not_for_programs_to_write(line: BlockingClient) -> None:
     pid = spawn(line)
     line.call("write_mem", v.WriteMem(pid, "x"), v.Written)
     assert [page.kind for page in pages(line, pid)] == [v.Kind.NOTE]

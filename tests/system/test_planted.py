@@ -2,8 +2,8 @@
 
 import pytest
 
-from llmasos.userland.bench.paging import Size, converse
-from llmasos.userland.line import Line
+from llmasos.userland.bench.paging import PagingSize, converse
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 
 WINDOW, TURNS = 1024, 100
@@ -15,8 +15,8 @@ def test_facts_told_in_passing_come_back_when_they_are_asked_for(
     machine: Machine, embedder: str
 ) -> None:
     machine.start("--mount", "false", "--window", str(WINDOW), "--memory-embedder", embedder)
-    with Line(machine.paths.socket) as line:
-        tally = converse(line, Size(WINDOW, TURNS), 1, "echo")
+    with BlockingClient(machine.paths.socket) as line:
+        tally = converse(line, PagingSize(WINDOW, TURNS), 1, "echo")
     assert tally.asked >= 10
     assert tally.compactions > 2
     assert tally.there >= 0.9 * tally.asked, tally.missed

@@ -8,18 +8,18 @@ import sys
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line, Stream
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient, BlockingStream
 from tests.system.daemon import Machine
 from tests.system.test_life import ENDLESS, kill, messages, spawn, turn
 
 POISON = "xyzzy"
 SHORT = v.Sampling(max_tokens=8, seed=1)
-Call = Stream[v.Delta, v.Generated]
+Call = BlockingStream[v.Delta, v.Generated]
 
 
-def ask(line: Line, pid: int, text: str, sampling: v.Sampling = ENDLESS) -> Call:
+def ask(line: BlockingClient, pid: int, text: str, sampling: v.Sampling = ENDLESS) -> Call:
     request = v.Generate(pid, [v.Message(v.Role.USER, text)], sampling=sampling)
     return line.stream("generate", request, v.Delta, v.Generated)
 
@@ -35,7 +35,10 @@ def ends(stream: Call) -> Errno | None:
 def test_bystanders_are_answered_and_a_poison_is_refused_for_good(machine: Machine) -> None:
     machine.start("--mount", "false")
     options: dict[str, bool | int | float | str] = {"poison": POISON, "rate": 200}
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         line.call("mount", v.Mount("echo", options), v.DeviceInfo)
         pids = [spawn(line) for _ in range(8)]
         deadly = spawn(line)
@@ -57,7 +60,7 @@ def test_bystanders_are_answered_and_a_poison_is_refused_for_good(machine: Machi
         assert device.restarts == 2
 
         for _ in range(2):
-            with pytest.raises(SyscallError, match="was alone in its engine") as caught:
+            with pytest.raises(SyscallError, match="while this call was alone in it") as caught:
                 list(ask(other, deadly, f"say {POISON} please"))
             assert caught.value.errno is Errno.EPOISON
             assert "change its prompt" in caught.value.hint
@@ -69,14 +72,17 @@ def test_bystanders_are_answered_and_a_poison_is_refused_for_good(machine: Machi
         assert ends(ask(line, fresh, f"say {POISON} please")) is Errno.EPOISON
     machine.shoot()
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert ends(ask(line, spawn(line), f"say {POISON} please")) is Errno.EPOISON
         assert turn(line, spawn(line), "all is well")[0] == "all is well"
 
 
 def test_a_suspect_is_cleared_when_it_ends(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         line.call("mount", v.Mount("echo", {"die_after": 30, "rate": 500}), v.DeviceInfo)
         pids = [spawn(line) for _ in range(3)]
         assert [ends(s) for s in [ask(line, pid, "round ") for pid in pids]] == [Errno.EIO] * 3
@@ -95,7 +101,7 @@ def test_a_suspect_is_cleared_when_it_ends(machine: Machine) -> None:
             kill(line, process.pid)
 
 
-def die(line: Line, other: Line, death: signal.Signals) -> None:
+def die(line: BlockingClient, other: BlockingClient, death: signal.Signals) -> None:
     """The engine ends under a call that counts to a million."""
     stream = ask(line, spawn(line, "smollm2"), "Count to a million.")
     next(iter(stream))
@@ -108,7 +114,10 @@ def test_a_real_engine_that_crashes_twice_under_a_call_refuses_it_until_it_is_le
     machine: Machine,
 ) -> None:
     machine.start()
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         for _ in range(2):
             die(line, other, signal.SIGSEGV)
         refused = ask(line, spawn(line, "smollm2"), "Count to a million.")
@@ -127,7 +136,10 @@ def test_a_real_engine_that_crashes_twice_under_a_call_refuses_it_until_it_is_le
 def test_an_engine_that_is_killed_from_outside_refuses_nobody(machine: Machine) -> None:
     machine.limits(RESTART_FIRST_S=0.01)
     machine.start()
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         for _ in range(3):
             die(line, other, signal.SIGKILL)
             assert other.call("poison_list", v.Nothing(), v.Poisons).poisons == []
@@ -141,7 +153,7 @@ def test_an_engine_that_is_killed_from_outside_refuses_nobody(machine: Machine) 
 def test_poison_is_listed_and_lifted_on_the_command_line(machine: Machine) -> None:
     machine.start("--mount", "false")
     options: dict[str, bool | int | float | str] = {"poison": POISON}
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         line.call("mount", v.Mount("echo", options), v.DeviceInfo)
         pid = spawn(line)
         for _ in range(2):
@@ -152,17 +164,18 @@ def test_poison_is_listed_and_lifted_on_the_command_line(machine: Machine) -> No
         listed = json.loads(command(machine, "poison", "list", "--json").stdout)["poisons"]
         assert [(one["model"], one["refused"]) for one in listed] == [("echo", True)]
         assert "refused" in command(machine, "poison", "list").stdout
-        assert "an ID is wanted" in command(machine, "poison", "lift", code=2).stderr
+        assert "expected an ID or --all" in command(machine, "poison", "lift", code=2).stderr
         assert (
-            "nothing is held" in command(machine, "poison", "lift", "ffffffffffff", code=3).stderr
+            "no quarantined call"
+            in command(machine, "poison", "lift", "ffffffffffff", code=3).stderr
         )
         words = caught.value.hint.split("`")[1].split()  # as printed
         assert words[:3] == ["llmasos", "poison", "lift"]
-        assert "may run again" in command(machine, *words[1:]).stderr
+        assert "released call" in command(machine, *words[1:]).stderr
         line.call("unmount", v.Unmount("echo"), v.Nothing)  # that one would die again
         line.call("mount", v.Mount("echo"), v.DeviceInfo)
         assert ends(ask(line, pid, f"say {POISON} please", SHORT)) is None
-        assert "nothing is held" in command(machine, "poison", "lift", "--all").stderr
+        assert "no call is quarantined" in command(machine, "poison", "lift", "--all").stderr
 
 
 def command(machine: Machine, *words: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
@@ -174,7 +187,10 @@ def command(machine: Machine, *words: str, code: int = 0) -> "subprocess.Complet
 
 def test_a_call_whose_engine_crashed_once_may_be_asked_again(machine: Machine) -> None:
     machine.start()
-    with Line(machine.paths.socket) as line, Line(machine.paths.socket) as other:
+    with (
+        BlockingClient(machine.paths.socket) as line,
+        BlockingClient(machine.paths.socket) as other,
+    ):
         stream = ask(line, spawn(line, "smollm2"), "Count.")
         next(iter(stream))
         device = other.call("devices", v.Nothing(), v.Devices).devices[0]

@@ -14,10 +14,12 @@ import anyio
 import pytest
 
 from llmasos import AsyncLLMasOS
-from llmasos.kernel import identity, limits, program
-from llmasos.kernel.errors import Denied, Errno, SyscallError
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Denied, Errno, SyscallError
+from llmasos.kernel.access import identity
+from llmasos.kernel.connection import programs as program
 from llmasos.kernel.machine import Machine as Kernel
-from llmasos.kernel.process import Process
+from llmasos.kernel.process.table import Process
 from llmasos.userland.cli import exits
 from tests.system.test_residency import running
 
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.anyio
 SEES = """
     import json, os, sys
     from llmasos import LLMasOS
-    from llmasos.kernel.errors import SyscallError
+    from llmasos.kernel.abi.errors import SyscallError
 
     def errno(call, *args, **named):
         try:
@@ -44,7 +46,7 @@ SEES = """
 ANEW = """
     import json, sys
     from llmasos import LLMasOS
-    from llmasos.kernel.errors import SyscallError
+    from llmasos.kernel.abi.errors import SyscallError
     import os, subprocess
 
     said = {}
@@ -189,11 +191,11 @@ async def test_an_app_with_a_role_may_what_the_role_may_and_nothing_else(tmp_pat
         await poet.generate("hello")
         async with AsyncLLMasOS(socket=where, profile="owner") as owner:
             await owner.policy_edit(add=["g, app:poet, r:poet"])
-            with pytest.raises(SyscallError, match="no rule allows it to app:poet"):
+            with pytest.raises(SyscallError, match="no rule allows it for app:poet"):
                 await poet.generate("hello")
             await owner.policy_edit(add=["p, r:poet, generate, /proc/*, allow"])
         await poet.generate("hello")
-        with pytest.raises(SyscallError, match="no rule allows it to app:poet"):
+        with pytest.raises(SyscallError, match="no rule allows it for app:poet"):
             await poet.fork()
 
 
@@ -212,7 +214,7 @@ async def test_a_line_of_descent_that_is_too_long_is_refused(
 NESTED = """
     import json, os, sys
     from llmasos import LLMasOS
-    from llmasos.kernel.errors import SyscallError
+    from llmasos.kernel.abi.errors import SyscallError
 
     for _ in range(int(sys.argv[2])):
         child = os.fork()
@@ -245,8 +247,8 @@ def test_a_line_of_ancestors_that_breaks_off_is_refused(monkeypatch: pytest.Monk
     ended.wait()
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(Denied, match="has ended"):
-        peer = identity.Peer(ended.pid, os.geteuid())
-        identity.descends_from(ours, peer, {1}, adopts=False)
+        peer = identity.PeerCredentials(ended.pid, os.geteuid())
+        identity.descends_from(ours, peer, {1}, subreaper=False)
 
 
 async def test_a_program_has_so_many_connections(tmp_path: Path) -> None:
@@ -254,7 +256,7 @@ async def test_a_program_has_so_many_connections(tmp_path: Path) -> None:
     many = """
         import json, sys
         from llmasos import LLMasOS
-        from llmasos.kernel.errors import SyscallError
+        from llmasos.kernel.abi.errors import SyscallError
 
         clients, said = [], {}
         try:
@@ -264,7 +266,7 @@ async def test_a_program_has_so_many_connections(tmp_path: Path) -> None:
             said = {"errno": error.errno.name, "many": len(clients)}
     """
     async with running(tmp_path) as (kernel, client):
-        kernel.places = 20
+        kernel.user_connections = 20
         process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
         said = await run(kernel, process, tmp_path, many, str(where))
         assert said == {"errno": "EAGAIN", "many": 19}  # and the one that it inherited
@@ -274,7 +276,7 @@ async def test_what_outlives_its_process_may_do_nothing(tmp_path: Path) -> None:
     left = """
         import os, sys, time
         from llmasos import LLMasOS
-        from llmasos.kernel.errors import SyscallError
+        from llmasos.kernel.abi.errors import SyscallError
 
         client = LLMasOS()
         if os.fork():
@@ -292,9 +294,9 @@ async def test_what_outlives_its_process_may_do_nothing(tmp_path: Path) -> None:
         command = [sys.executable, str(file), str(report)]
         await program.start(kernel, process, command, tmp_path, {})
         await eventually(report.exists)
-        assert any(one.of(process) for one in kernel.clients)
+        assert any(one.belongs_to(process) for one in kernel.clients)
         await client.process(process.pid).kill()
-        await eventually(lambda: not any(one.of(process) for one in kernel.clients))
+        await eventually(lambda: not any(one.belongs_to(process) for one in kernel.clients))
         report.unlink()
 
 
@@ -370,7 +372,7 @@ async def test_no_daemon_is_started_below_a_program(tmp_path: Path) -> None:
         process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
         said = await run(kernel, process, tmp_path, script, TMPDIR=str(elsewhere), **environment)
         assert said["codes"] == [0, 0, *[exits.NO_DAEMON] * 3]
-        assert "LLMASOS_RUNTIME_DIR names" in said["err"]
+        assert "set LLMASOS_RUNTIME_DIR to that of the kernel" in said["err"]
         assert list(elsewhere.iterdir()) == []
 
 

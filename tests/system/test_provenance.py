@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from llmasos import LLMasOS
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.conftest import Machine
 from tests.system.raw import raw
 from tests.system.test_program import run
@@ -30,9 +30,9 @@ def notes(shared: Machine) -> Iterator[LLMasOS]:
 
 
 @pytest.fixture
-def line(shared: Machine) -> Iterator[Line]:
+def line(shared: Machine) -> Iterator[BlockingClient]:
     """A person at the command line."""
-    with Line(shared.paths.socket) as line:
+    with BlockingClient(shared.paths.socket) as line:
         yield line
 
 
@@ -55,7 +55,9 @@ def test_a_writer_does_not_say_what_the_kernel_knows(shared: Machine, field: str
         assert client.call("read_mem", pid=pid)["pages"] == []
 
 
-def test_a_note_is_its_writer_s_whoever_is_said_to_have_spoken(notes: LLMasOS, line: Line) -> None:
+def test_a_note_is_its_writer_s_whoever_is_said_to_have_spoken(
+    notes: LLMasOS, line: BlockingClient
+) -> None:
     with notes.spawn("echo", keep=False) as process:
         process.write_mem("the boat is red", speaker=owner(notes), time=1000.0)
         [page] = process.read_mem()
@@ -65,7 +67,7 @@ def test_a_note_is_its_writer_s_whoever_is_said_to_have_spoken(notes: LLMasOS, l
         assert made(process.read_mem()[1]) == (v.Kind.NOTE, owner(notes), "")
 
 
-def test_whoever_replaces_a_text_has_written_it(notes: LLMasOS, line: Line) -> None:
+def test_whoever_replaces_a_text_has_written_it(notes: LLMasOS, line: BlockingClient) -> None:
     pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
     asked = v.Generate(pid, [v.Message(v.Role.USER, "my words")], sampling=v.Sampling(max_tokens=3))
     for _ in line.stream("generate", asked, v.Delta, v.Generated):
@@ -117,7 +119,9 @@ def test_messages_of_any_role_are_the_caller_s_and_the_answer_is_the_model_s(
         child.close()
 
 
-def test_a_document_is_whoever_s_mapped_it(shared: Machine, line: Line, tmp_path: Path) -> None:
+def test_a_document_is_whoever_s_mapped_it(
+    shared: Machine, line: BlockingClient, tmp_path: Path
+) -> None:
     name = line.welcome.owner  # a file may be called like a user
     (tmp_path / name).write_text("a text")
     with (
@@ -128,7 +132,7 @@ def test_a_document_is_whoever_s_mapped_it(shared: Machine, line: Line, tmp_path
         assert made(process.read_mem()[0]) == (v.Kind.DOCUMENT, "app:notes", name)
 
 
-def test_a_message_says_which_application_sent_it(notes: LLMasOS, line: Line) -> None:
+def test_a_message_says_which_application_sent_it(notes: LLMasOS, line: BlockingClient) -> None:
     with (
         notes.spawn("echo", keep=False) as to,
         notes.spawn("echo", keep=False, app=owner(notes)) as sender,

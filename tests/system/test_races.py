@@ -2,10 +2,10 @@
 
 import psutil
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno
-from llmasos.kernel.wire import ERROR, ITEM
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno
+from llmasos.kernel.abi.wire import ERROR, ITEM
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.system.raw import Raw, raw
 from tests.system.test_life import info, kill, messages, spawn, turn
@@ -13,7 +13,7 @@ from tests.waiting import until
 
 
 def states(machine: Machine) -> dict[int, tuple[str, int | None]]:
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         listed = line.call("ps", v.Ps(ended=True), v.Processes).processes
         return {process.pid: (process.state, process.code) for process in listed}
 
@@ -31,12 +31,12 @@ def test_a_write_whose_client_is_gone_happens_in_memory_and_on_disk_or_in_neithe
     machine: Machine,
 ) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pids = [spawn(line) for _ in range(12)]
     for pid, signal in zip(pids, ("TERM", "STOP", "KILL") * 4, strict=True):
         with raw(machine.paths.socket) as client:
             client.send("kill", pid=pid, signal=signal)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         spawn(line)  # behind all of them in the writer's queue
     before = states(machine)
     machine.shoot()
@@ -46,7 +46,7 @@ def test_a_write_whose_client_is_gone_happens_in_memory_and_on_disk_or_in_neithe
 
 def test_a_signal_behind_an_exit_does_not_undo_it(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pids = [spawn(line) for _ in range(6)]
     with raw(machine.paths.socket) as client:
         for pid in pids:
@@ -62,7 +62,7 @@ def test_a_signal_behind_an_exit_does_not_undo_it(machine: Machine) -> None:
 
 def test_tokens_without_a_text_do_not_stop_a_call(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         sampling = v.Sampling(temperature=0, max_tokens=600, ignore_eos=True, stop=["😀" * 250])
         said, reply = turn(line, pid, "😀" * 100, sampling)
@@ -88,7 +88,7 @@ def test_an_engine_that_is_unmounted_while_it_loads_does_not_stay(machine: Machi
 
 def test_a_load_belongs_to_everybody_who_waits_for_it(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         with raw(machine.paths.socket) as impatient:
             loads(impatient, impatient.send("spawn", model="smollm2"))
         assert turn(line, spawn(line, "smollm2"), "Say hi.")[0]
@@ -96,7 +96,7 @@ def test_a_load_belongs_to_everybody_who_waits_for_it(machine: Machine) -> None:
 
 def test_a_signal_reaches_a_call_that_has_no_slot_yet(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line, "smollm2")
         line.call("unmount", v.Unmount("smollm2"), v.Nothing)
         with raw(machine.paths.socket) as client:
@@ -114,4 +114,4 @@ def test_a_stop_while_the_model_loads_is_clean(machine: Machine) -> None:
     machine.start()
     assert machine.stop() == 0
     assert "Traceback" not in machine.log
-    assert machine.log.rstrip().endswith("down")
+    assert machine.log.rstrip().endswith("stopped")

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.system.test_life import spawn, turn
 from tests.waiting import DEADLINE_S, until
@@ -17,11 +17,11 @@ pytestmark = pytest.mark.usefixtures("meaning")
 PAGES = 40  # fewer than become vectors at once: none of them is counted on the way
 
 
-def search(line: Line, pid: int, question: str = QUESTION) -> v.Hits:
+def search(line: BlockingClient, pid: int, question: str = QUESTION) -> v.Hits:
     return line.call("search_mem", v.SearchMem(pid, question, 3), v.Hits)
 
 
-def by_meaning(line: Line, pid: int, question: str = QUESTION) -> v.Hits:
+def by_meaning(line: BlockingClient, pid: int, question: str = QUESTION) -> v.Hits:
     """A search to which nothing is missing."""
 
     def complete() -> v.Hits | None:
@@ -35,27 +35,27 @@ def texts(found: v.Hits) -> list[str]:
     return [hit.page.text for hit in found.hits]
 
 
-def recall_child(line: Line) -> psutil.Process:
+def recall_child(line: BlockingClient) -> psutil.Process:
     """The recall process of a daemon."""
     found = psutil.Process(line.call("stat", v.Nothing(), v.Stat).os_pid).children()
     [child] = [one for one in found if "llmasos.drivers.recall.child" in one.cmdline()]
     return child
 
 
-def recall_state(line: Line) -> str:
+def recall_state(line: BlockingClient) -> str:
     recall = line.call("devices", v.Nothing(), v.Devices).recall
     assert recall is not None
     return recall.state
 
 
-def until_waiting(line: Line, wanted: int) -> None:
+def until_waiting(line: BlockingClient, wanted: int) -> None:
     """Asks without a search: that would set off itself what should happen without one."""
     until(lambda: line.call("stat", v.Nothing(), v.Stat).pages_waiting == wanted)
 
 
 def test_a_killed_recall_process_costs_no_page_and_comes_back(machine: Machine) -> None:
     machine.start("--mount", "false", "--window", "512")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         line.call("write_mem", v.WriteMem(pid, FACT), v.Written)
         for number in range(6):
@@ -65,11 +65,11 @@ def test_a_killed_recall_process_costs_no_page_and_comes_back(machine: Machine) 
         process = recall_child(line)
         process.suspend()  # while it does not answer, words are all there is, and that is said
         found = search(line, pid, "thunder")
-        assert "by words only" in found.note
+        assert "lexical only" in found.note
         assert FACT in texts(found)
         _, told = turn(line, pid, "Who is afraid of thunder?")
         assert 0 in {fault.page for fault in told.faults}
-        assert any("by words only" in notice for notice in told.notices)
+        assert any("lexical only" in notice for notice in told.notices)
         process.kill()
         process.wait(DEADLINE_S)
         again = {hit.page.number: hit for hit in by_meaning(line, pid).hits}
@@ -82,7 +82,7 @@ def test_a_killed_recall_process_costs_no_page_and_comes_back(machine: Machine) 
 def test_pages_of_who_never_searches_become_vectors(machine: Machine) -> None:
     machine.limits(RECALL_BOOT_S=0.0, INDEX_FIRST_PAGES=8)
     machine.start("--mount", "false", "--window", "512")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert recall_state(line) == "idle"  # there was no page when it looked
         pid = spawn(line)
         for number in range(3):
@@ -96,7 +96,7 @@ def test_pages_of_who_never_searches_become_vectors(machine: Machine) -> None:
 
 def test_the_first_question_after_a_start_is_answered_by_meaning(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         for text in (FACT, "Bread has to rest before it goes into the oven."):
             line.call("write_mem", v.WriteMem(pid, text), v.Written)
@@ -104,7 +104,7 @@ def test_the_first_question_after_a_start_is_answered_by_meaning(machine: Machin
         until_waiting(line, 0)
     machine.stop()
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         found = search(line, pid)
         assert found.note == ""
         assert found.hits[0].parts["meaning"] > 0
@@ -112,17 +112,17 @@ def test_the_first_question_after_a_start_is_answered_by_meaning(machine: Machin
 
 def test_the_recall_process_starts_with_the_daemon_when_there_are_pages(machine: Machine) -> None:
     machine.start("--mount", "false", "--memory-embedder", "none")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         line.call("write_mem", v.WriteMem(spawn(line), FACT), v.Written)
     machine.stop()
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         until_waiting(line, 0)  # nobody has asked for anything
 
 
 def test_a_child_finds_its_parents_pages_by_meaning_and_its_own(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         line.call("write_mem", v.WriteMem(pid, FACT), v.Written)
         (child,) = line.call("fork", v.Fork(pid), v.Forked).pids
@@ -136,7 +136,7 @@ def test_a_child_finds_its_parents_pages_by_meaning_and_its_own(machine: Machine
 
 def test_pages_without_a_vector_are_counted_until_none_is_left(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         for number in range(PAGES):
             line.call("write_mem", v.WriteMem(pid, f"{number} {TALK}"), v.Written)
@@ -147,7 +147,7 @@ def test_pages_without_a_vector_are_counted_until_none_is_left(machine: Machine)
 
 def test_a_rebuild_has_all_pages_wait_and_is_followed_by_itself(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with ThreadPoolExecutor(1) as pool, Line(machine.paths.socket) as line:
+    with ThreadPoolExecutor(1) as pool, BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         for number in range(PAGES):
             line.call("write_mem", v.WriteMem(pid, f"{number} {TALK}"), v.Written)
@@ -155,13 +155,13 @@ def test_a_rebuild_has_all_pages_wait_and_is_followed_by_itself(machine: Machine
         until_waiting(line, 0)
         child = recall_child(line)
         child.suspend()  # else the pages might have their vectors again before anybody looks
-        with Line(machine.paths.socket) as other:
+        with BlockingClient(machine.paths.socket) as other:
             made = pool.submit(other.call, "fsck", v.Fsck(rebuild=True), v.Checked)
             try:
                 until_waiting(line, PAGES)
             finally:
                 child.resume()
-            assert "made anew: vectors" in made.result(DEADLINE_S).mended
+            assert "rebuilt: vectors" in made.result(DEADLINE_S).mended
         until_waiting(line, 0)
         checked = line.call("fsck", v.Fsck(), v.Checked)
         assert (checked.vectors, checked.waiting, checked.faults) == (PAGES, 0, [])

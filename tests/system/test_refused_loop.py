@@ -4,9 +4,9 @@ import threading
 import time
 from statistics import median
 
-from llmasos.kernel import limits
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.system.raw import Raw, raw
 
@@ -27,7 +27,7 @@ def ask_in_a_loop(client: Raw, number: int) -> None:
 
 def test_refusals_in_a_loop_evict_no_history_and_delay_nobody(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
         before = line.call("stat", v.Nothing(), v.Stat)
         threads: list[threading.Thread] = []

@@ -15,12 +15,12 @@ import pytest
 
 from llmasos import AsyncLLMasOS
 from llmasos.kernel import boot
-from llmasos.kernel import values as v
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.paths import Paths
 from llmasos.kernel.driver import Option
-from llmasos.kernel.errors import Errno, SyscallError
 from llmasos.kernel.machine import Machine as Kernel
-from llmasos.kernel.paths import Paths
-from llmasos.userland.line import Line
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.system.test_life import spawn, turn
 
@@ -40,7 +40,7 @@ async def running(
 ) -> AsyncGenerator[tuple[Kernel, AsyncLLMasOS]]:
     """A kernel with three echo models, and a client of it."""
     where = Paths(**{name: root / name for name in ("runtime", "state", "cache", "config")})
-    plan = boot.Plan(
+    plan = boot.BootPlan(
         paths=where, system="test", private=False,
         drivers={"echo": "llmasos.drivers.echo"},
         images={name: ("echo", Path()) for name in NAMES},
@@ -246,7 +246,7 @@ async def test_no_caller_sees_that_a_model_goes_by_itself(tmp_path: Path) -> Non
 
 def progress(path: Path, name: str) -> list[v.Progress]:
     """A mount by the blocking client."""
-    with Line(path) as line:
+    with BlockingClient(path) as line:
         return list(line.stream("mount", v.Mount(name), v.Progress, v.DeviceInfo))
 
 
@@ -268,7 +268,7 @@ async def test_a_load_is_told_while_it_lasts(tmp_path: Path) -> None:
 async def test_two_real_models_are_loaded_at_once(machine: Machine) -> None:
     machine.sense()
     machine.start()
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         images = {i.name: i for i in line.call("images", v.Nothing(), v.Images).images}
         line.call("image_add", v.ImageAdd("twin", images["smollm2"].path), v.ImageInfo)
         pids = [spawn(line, name) for name in ("smollm2", "twin")]

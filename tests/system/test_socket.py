@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.errors import Errno
-from llmasos.kernel.wire import CALL, CANCEL, ERROR, ITEM, pack
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno
+from llmasos.kernel.abi.wire import CALL, CANCEL, ERROR, ITEM, pack
 from tests.system.daemon import Machine
 from tests.system.raw import Raw, hung_up_on, raw
 
@@ -62,7 +62,7 @@ def test_another_user_is_told_whose_machine_it_is(machine: Machine) -> None:
     )
     line = [sys.executable, "-c", code, str(machine.paths.socket)]
     said = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    assert "this machine belongs to root, you are nobody" in said
+    assert "this machine belongs to root, and you are nobody" in said
 
 
 def test_hello_comes_first_and_once(machine: Machine) -> None:
@@ -184,7 +184,7 @@ def test_a_reader_who_does_not_read_is_dropped_and_memory_stays_bounded(
             thread.join(0.2)
         assert dropped.is_set()
         assert kernel.memory_info().rss - before < 32 * 1024 * 1024
-    assert any("were not read" in note for note in hung_up_on(machine.paths.socket))
+    assert any("did not read" in note for note in hung_up_on(machine.paths.socket))
 
 
 def test_a_process_does_one_thing_at_a_time(slow_echo: Machine) -> None:

@@ -4,19 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line, Stream
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient, BlockingStream
 from tests.system.daemon import Machine
 from tests.system.test_life import kill, spawn, turn
 
-Call = Stream[v.Delta, v.Generated]
+Call = BlockingStream[v.Delta, v.Generated]
 TEXT = "a text that is long enough to be stopped in its midst, "
 
 
 class Talk:
     """A call on a connection of its own, stopped as soon as it has said something."""
 
-    def __init__(self, line: Line, pid: int, text: str, sampling: v.Sampling) -> None:
+    def __init__(self, line: BlockingClient, pid: int, text: str, sampling: v.Sampling) -> None:
         request = v.Generate(pid, [v.Message(v.Role.USER, text)], sampling=sampling)
         self.stream = line.stream("generate", request, v.Delta, v.Generated)
         self._deltas: Iterator[v.Delta] = iter(self.stream)
@@ -29,7 +29,7 @@ class Talk:
 
 
 def stopped(
-    line: Line, model: str, text: str, sampling: v.Sampling, calls: int = 6
+    line: BlockingClient, model: str, text: str, sampling: v.Sampling, calls: int = 6
 ) -> tuple[list[int], list[Talk]]:
     """One after the other is stopped; each needs a slot that a stopped one has to leave."""
     pids = [spawn(line, model) for _ in range(calls)]
@@ -45,7 +45,7 @@ def test_more_calls_than_there_is_room_for_are_stopped_and_go_on(
     machine: Machine, room: int
 ) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         options: dict[str, bool | int | float | str] = {"slots": 2, "rate": 100}
         line.call("mount", v.Mount("echo", {**options, "parked_bytes": room}), v.DeviceInfo)
         sampling = v.Sampling(temperature=0, max_tokens=200)
@@ -55,13 +55,13 @@ def test_more_calls_than_there_is_room_for_are_stopped_and_go_on(
         for talk in talks:
             assert talk.end().finish is v.Finish.STOP
             assert talk.text == TEXT * 4
-        [device] = line.call("devices", v.Look(), v.Devices).devices
+        [device] = line.call("devices", v.ListDevices(), v.Devices).devices
         assert (device.busy, device.waiting, device.restarts) == (0, 0, 0)
 
 
 def test_a_real_model_goes_on_as_if_it_had_not_been_stopped(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         options: dict[str, bool | int | float | str] = {
             "slots": 2, "window": 256, "deterministic": True, "parked_bytes": 300_000,
         }  # fmt: skip

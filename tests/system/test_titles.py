@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.system.test_life import info, kill, spawn, turn
 
@@ -25,7 +25,7 @@ def holding(folder: Path, words: str) -> set[str]:
 
 def test_a_title_is_the_first_words_of_the_user(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line, system="You are a keeper of lighthouses.")
         assert (info(line, pid).title, info(line, pid).parent) == ("", 0)
         turn(line, pid, FIRST)
@@ -39,7 +39,7 @@ def test_a_title_is_the_first_words_of_the_user(machine: Machine) -> None:
         assert {one.pid: one.title for one in listed} == {pid: WORDS, child: WORDS}
         machine.shoot()
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert info(line, pid).title == WORDS
         assert info(line, pid).used > info(line, pid).created
 
@@ -47,7 +47,7 @@ def test_a_title_is_the_first_words_of_the_user(machine: Machine) -> None:
 @pytest.mark.parametrize("text", ["x" * 400, "字" * 400, "a\x1b[31m b\tc", "  \n two  words "])
 def test_a_title_is_one_short_line(machine: Machine, text: str) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         turn(line, pid, text, v.Sampling(max_tokens=1))
         title = info(line, pid).title
@@ -58,7 +58,7 @@ def test_a_title_is_one_short_line(machine: Machine, text: str) -> None:
 
 def test_a_page_that_is_forgotten_takes_its_title_along(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         turn(line, pid, "zebra crossing")
         turn(line, pid, "a second question")
@@ -73,7 +73,7 @@ def test_a_page_that_is_forgotten_takes_its_title_along(machine: Machine) -> Non
 
 def test_a_fork_without_its_question_is_called_by_the_answer(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line, system="You are a keeper of lighthouses.")
         turn(line, pid, "zebra crossing")
         child = line.call("fork", v.Fork(pid), v.Forked).pids[0]
@@ -89,7 +89,7 @@ def test_a_fork_without_its_question_is_called_by_the_answer(machine: Machine) -
 def test_a_title_stands_in_no_other_file(machine: Machine) -> None:
     """P-13: the journal and the table of processes hold no person's text."""
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         turn(line, pid, "zebra crossing at noon")
         assert info(line, pid).title == "zebra crossing at noon"
@@ -106,9 +106,9 @@ def test_who_may_not_read_the_pages_sees_no_title(machine: Machine) -> None:
     machine.paths.config.mkdir()
     machine.paths.policy_file.write_text("p, r:reader, read_mem, /proc/*, deny\n")
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         turn(line, pid, "zebra crossing")
-    with Line(machine.paths.socket, profile=v.Profile.READER) as line:
+    with BlockingClient(machine.paths.socket, profile=v.Profile.READER) as line:
         (one,) = line.call("ps", v.Ps(), v.Processes).processes
         assert (one.pid, one.title) == (pid, "")

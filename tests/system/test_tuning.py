@@ -4,20 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.drivers.default_model import MODEL
 from tests.system.daemon import Machine
 from tests.system.test_life import spawn, turn
 
 
-def image(line: Line, name: str = "smollm2") -> v.ImageInfo:
+def image(line: BlockingClient, name: str = "smollm2") -> v.ImageInfo:
     found = line.call("images", v.Nothing(), v.Images).images
     return next(one for one in found if one.name == name)
 
 
-def tune(line: Line, name: str = "smollm2", quantisation: str = "Q8_0", **fields: bool) -> v.Tuned:
+def tune(
+    line: BlockingClient, name: str = "smollm2", quantisation: str = "Q8_0", **fields: bool
+) -> v.Tuned:
     request = v.ImageTune(name, quantisation, measure=False, **fields)
     stream = line.stream("image_tune", request, v.Progress, v.Tuned)
     for _ in stream:
@@ -26,8 +28,8 @@ def tune(line: Line, name: str = "smollm2", quantisation: str = "Q8_0", **fields
     return stream.reply
 
 
-def device(line: Line) -> v.DeviceInfo:
-    (one,) = line.call("devices", v.Look(), v.Devices).devices
+def device(line: BlockingClient) -> v.DeviceInfo:
+    (one,) = line.call("devices", v.ListDevices(), v.Devices).devices
     return one
 
 
@@ -40,7 +42,7 @@ def test_the_first_use_makes_the_model_fast_and_says_so_once(tmp_path: Path) -> 
     machine = apart(tmp_path)
     machine.sense()
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert line.welcome.notices == []
         assert image(line).quantisation == "Q4_1"
         assert turn(line, spawn(line, "smollm2"), "Say hi.")[0]
@@ -49,16 +51,19 @@ def test_the_first_use_makes_the_model_fast_and_says_so_once(tmp_path: Path) -> 
         assert Path(made.tuned).parent == machine.paths.cache / "models"
         assert Path(made.tuned).stat().st_size == made.bytes
         assert device(line).note == ""
-    with Line(machine.paths.socket) as first, Line(machine.paths.socket) as second:
+    with (
+        BlockingClient(machine.paths.socket) as first,
+        BlockingClient(machine.paths.socket) as second,
+    ):
         (notice,) = first.welcome.notices
-        assert "smollm2 was made ready for this machine, once: Q8_0, 145 MB" in notice
+        assert "smollm2 was tuned for this machine, once: Q8_0, 145 MB" in notice
         assert notice in machine.log
         assert second.welcome.notices == []
     machine.stop()
 
     Path(made.tuned).unlink()  # a cache may go at any time
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert image(line).quantisation == "Q4_1"
         spawn(line, "smollm2")
         assert image(line).tuned == made.tuned
@@ -69,8 +74,8 @@ def test_the_first_use_makes_the_model_fast_and_says_so_once(tmp_path: Path) -> 
 def test_the_first_client_hears_of_it_however_fast_it_comes(tmp_path: Path) -> None:
     machine = apart(tmp_path)
     machine.start()
-    with Line(machine.paths.socket) as line:
-        assert "made ready for this machine, once" in line.welcome.notices[0]
+    with BlockingClient(machine.paths.socket) as line:
+        assert "tuned for this machine, once" in line.welcome.notices[0]
         heard: list[str] = []
         stream = line.stream("spawn", v.Spawn("smollm2"), v.Progress, v.Spawned)
         heard += [one.stage for one in stream]
@@ -82,18 +87,18 @@ def test_a_cache_that_cannot_be_written_leaves_the_model_as_it_was_shipped(tmp_p
     (tmp_path / "cache").touch()
     machine = apart(tmp_path)
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         assert turn(line, spawn(line, "smollm2"), "Say hi.")[0]
         assert (image(line).quantisation, image(line).tuned) == ("Q4_1", "")
-        assert "used as it was shipped" in device(line).note
-        assert "WARNING smollm2 is used as it was shipped" in machine.log
+        assert "its shipped file is used" in device(line).note
+        assert "WARNING smollm2: not tuned, its shipped file is used" in machine.log
         assert line.welcome.notices == []
     machine.stop()
 
 
 def test_who_does_not_want_it_gets_the_file_as_it_was_shipped(machine: Machine) -> None:
     machine.start("--mount", "false", "--tune", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         spawn(line, "smollm2")
         assert image(line).tuned == ""
 
@@ -101,12 +106,12 @@ def test_who_does_not_want_it_gets_the_file_as_it_was_shipped(machine: Machine) 
 def test_a_model_is_tuned_on_request_and_back_again(tmp_path: Path) -> None:
     machine = apart(tmp_path)
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         before = image(line)
         small = tune(line, quantisation="Q4_K_M")
         assert (small.before.quantisation, small.after.quantisation) == ("Q4_1", "Q4_K_M")
         assert image(line).digest == before.digest
-        with pytest.raises(SyscallError, match="is Q4_1 as it came"):
+        with pytest.raises(SyscallError, match="is already Q4_1"):
             tune(line, quantisation="Q4_1")
         with pytest.raises(SyscallError, match="Q9") as caught:
             tune(line, quantisation="Q9")
@@ -131,9 +136,9 @@ def test_one_tuning_of_a_model_at_a_time_and_who_leaves_ends_it(tmp_path: Path) 
     machine.start("--mount", "false")
     models = machine.paths.cache / "models"
     request = v.ImageTune("mine", "IQ4_NL", measure=False)
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         line.call("image_add", v.ImageAdd("mine", path=str(MODEL)), v.ImageInfo)
-        with Line(machine.paths.socket) as first:
+        with BlockingClient(machine.paths.socket) as first:
             progress = iter(first.stream("image_tune", request, v.Progress, v.Tuned))
             assert next(progress).stage == "quantise"
             with pytest.raises(SyscallError, match="is being tuned already") as caught:
@@ -154,7 +159,7 @@ def test_one_tuning_of_a_model_at_a_time_and_who_leaves_ends_it(tmp_path: Path) 
 
 def test_what_has_no_file_is_not_tuned(machine: Machine) -> None:
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         with pytest.raises(SyscallError, match="echo has no file") as caught:
             tune(line, "echo")
         assert caught.value.errno is Errno.ENOTSUP

@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel.errors import Errno
-from llmasos.kernel.wire import CALL, ERROR, pack
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno
+from llmasos.kernel.abi.wire import CALL, ERROR, pack
 from tests.conftest import Machine
 from tests.system.raw import Raw, hung_up_on, raw
 
@@ -80,7 +80,7 @@ def test_who_stops_reading_is_disconnected(machine: Machine, pid: int) -> None:
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             while True:  # it waits until the kernel reads on, which is never
                 client.socket.sendall(pack([CALL, 7, "stat", {}]))
-    assert any("were not read for" in note for note in hung_up_on(machine.paths.socket))
+    assert any("did not read its replies for" in note for note in hung_up_on(machine.paths.socket))
 
 
 def test_requests_of_one_user_are_bounded_and_the_next_is_refused_by_its_id(

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.system.test_paging import WINDOW, chat, pages, say, spawn
 
@@ -14,34 +14,34 @@ START = ("--mount", "false", "--window", str(WINDOW))
 
 
 @pytest.fixture
-def line(machine: Machine) -> Iterator[Line]:
+def line(machine: Machine) -> Iterator[BlockingClient]:
     machine.start(*START)
-    with Line(machine.paths.socket, profile=v.Profile.OPERATOR) as line:
+    with BlockingClient(machine.paths.socket, profile=v.Profile.OPERATOR) as line:
         yield line
 
 
-def write(line: Line, pid: int, words: int = 40) -> int:
+def write(line: BlockingClient, pid: int, words: int = 40) -> int:
     """A page outside the window: its number."""
     return line.call("write_mem", v.WriteMem(pid, "word " * words), v.Written).pages[0]
 
 
-def pin(line: Line, pid: int, first: int, count: int = 1, *, pinned: bool = True) -> None:
+def pin(line: BlockingClient, pid: int, first: int, count: int = 1, *, pinned: bool = True) -> None:
     line.call("pin", v.Pin(pid, first, count, pinned), v.Nothing)
 
 
-def context(line: Line, pid: int) -> int:
+def context(line: BlockingClient, pid: int) -> int:
     return line.call("ps", v.Ps(pid), v.Processes).processes[0].context
 
 
-def in_window(line: Line, pid: int) -> int:
+def in_window(line: BlockingClient, pid: int) -> int:
     return sum(p.tokens for p in pages(line, pid) if p.where is v.Where.WINDOW)
 
 
-def tokens(line: Line, pid: int, *numbers: int) -> int:
+def tokens(line: BlockingClient, pid: int, *numbers: int) -> int:
     return sum(page.tokens for page in pages(line, pid) if page.number in numbers)
 
 
-def too_much(line: Line, pid: int, sampling: v.Sampling) -> SyscallError:
+def too_much(line: BlockingClient, pid: int, sampling: v.Sampling) -> SyscallError:
     asked = v.Generate(pid, [v.Message(v.Role.USER, "hello")], sampling=sampling)
     with pytest.raises(SyscallError, match=f"the window has {WINDOW}") as caught:
         list(line.stream("generate", asked, v.Delta, v.Generated))
@@ -50,7 +50,9 @@ def too_much(line: Line, pid: int, sampling: v.Sampling) -> SyscallError:
 
 
 # --- ps ---------------------------------------------------------------------------------------
-def test_ps_tells_what_is_in_the_window_now_and_after_kill_9(line: Line, machine: Machine) -> None:
+def test_ps_tells_what_is_in_the_window_now_and_after_kill_9(
+    line: BlockingClient, machine: Machine
+) -> None:
     pid, other, none = spawn(line, system="You are kind."), spawn(line), spawn(line)
     for _ in range(3):
         chat(line, pid, 4)
@@ -63,14 +65,14 @@ def test_ps_tells_what_is_in_the_window_now_and_after_kill_9(line: Line, machine
     before = {one: in_window(line, one) for one in (pid, other, none)}
     machine.shoot()
     machine.start(*START)
-    with Line(machine.paths.socket) as again:
+    with BlockingClient(machine.paths.socket) as again:
         for _ in range(2):
             found = again.call("ps", v.Ps(), v.Processes).processes
             assert {one.pid: one.context for one in found} == before
         assert before[none] == 0 < before[other] < before[pid] <= WINDOW
 
 
-def test_ps_follows_whatever_changes_a_window(line: Line) -> None:
+def test_ps_follows_whatever_changes_a_window(line: BlockingClient) -> None:
     pid = spawn(line, system="You are kind.")
     for turn in range(20):
         say(line, pid, f"{turn}. " + "bread and copper " * 12)
@@ -87,7 +89,7 @@ def test_ps_follows_whatever_changes_a_window(line: Line) -> None:
 
 
 # --- pins -------------------------------------------------------------------------------------
-def test_pins_take_half_of_the_window_at_most_with_the_system_prompt(line: Line) -> None:
+def test_pins_take_half_of_the_window_at_most_with_the_system_prompt(line: BlockingClient) -> None:
     pid = spawn(line, system="You are kind. " * 4)
     numbers = [write(line, pid) for _ in range(8)]
     with pytest.raises(SyscallError, match="8 pinned pages") as caught:
@@ -105,7 +107,7 @@ def test_pins_take_half_of_the_window_at_most_with_the_system_prompt(line: Line)
     pin(line, pid, numbers[fits])
 
 
-def test_the_window_to_be_counts_while_no_model_is_mounted(line: Line) -> None:
+def test_the_window_to_be_counts_while_no_model_is_mounted(line: BlockingClient) -> None:
     pid = spawn(line)
     numbers = [write(line, pid) for _ in range(8)]
     line.call("unmount", v.Unmount("echo"), v.Nothing)
@@ -116,7 +118,7 @@ def test_the_window_to_be_counts_while_no_model_is_mounted(line: Line) -> None:
 
 
 # --- what does not fit ------------------------------------------------------------------------
-def test_pins_are_named_with_their_tokens_only_when_there_are_some(line: Line) -> None:
+def test_pins_are_named_with_their_tokens_only_when_there_are_some(line: BlockingClient) -> None:
     pid = spawn(line)
     number = write(line, pid)
     hint = too_much(line, pid, v.Sampling(max_tokens=WINDOW)).hint
@@ -128,8 +130,8 @@ def test_pins_are_named_with_their_tokens_only_when_there_are_some(line: Line) -
     assert "`llmasos unmount echo`, `llmasos mount echo --set window=768`" in hint
 
 
-def test_no_larger_window_is_advised_than_the_model_can_have(line: Line) -> None:
+def test_no_larger_window_is_advised_than_the_model_can_have(line: BlockingClient) -> None:
     pid = spawn(line)
     hint = too_much(line, pid, v.Sampling(max_tokens=131_072)).hint
     assert "mount" not in hint
-    assert "tokens are needed, echo can have 131072" in hint
+    assert "a window of echo has at most 131072" in hint

@@ -8,10 +8,10 @@ from typing import Any, cast
 import msgpack
 import pytest
 
-from llmasos.kernel import limits
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno
-from llmasos.kernel.wire import CALL, ERROR, REPLY, pack
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno
+from llmasos.kernel.abi.wire import CALL, ERROR, REPLY, pack
 from tests.conftest import Machine
 from tests.system.raw import Raw, raw
 

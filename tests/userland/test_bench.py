@@ -15,21 +15,21 @@ import pytest
 
 from llmasos.userland import bench
 from llmasos.userland.bench import SUITES, choices, fairness, quiet, run
-from llmasos.userland.bench.answers import Answer, crowded, longest_gap_s, step_s
+from llmasos.userland.bench.answers import TimedAnswer, crowded, longest_gap_s, step_s
 from llmasos.userland.bench.figures import (
     Attempt,
     Bar,
-    Document,
     Figure,
-    Missing,
+    MissingFigure,
+    ResultFile,
     Suite,
     Take,
     table,
 )
-from llmasos.userland.bench.peers import HOST, LLAMA, Absent, Server, llama_server
+from llmasos.userland.bench.peers import HOST, LLAMA, Absent, PeerServer, llama_server
 from llmasos.userland.bench.rig import RigError, image, tuned
 from llmasos.userland.bench.texts import Chat
-from llmasos.userland.cli.exits import Usage
+from llmasos.userland.cli.exits import UsageError
 from tests.drivers import cut_model
 from tests.system.daemon import CACHE
 
@@ -42,9 +42,9 @@ BARS = (
 LONG = ("choices", "exact", "layout", "paging", "throughput")
 
 
-def document(take: Take, *more: Attempt) -> Document:
+def document(take: Take, *more: Attempt) -> ResultFile:
     suite = Suite("x", BARS, lambda _tiny: take)
-    return Document.of(suite, [Attempt(take, 0.01), *more], {"cores": 2}, {}, tiny=False)
+    return ResultFile.of(suite, [Attempt(take, 0.01), *more], {"cores": 2}, {}, tiny=False)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_choice_is_measured_against_the_other_way() -> None:
 
 def test_a_figure_without_a_bar_is_told_and_never_missed() -> None:
     suite = Suite("x", (Bar("x.worth", "how much", "x", "higher"),), lambda _tiny: Take({}))
-    said = Document.of(suite, [Attempt(Take({"x.worth": [0.7]}), 0.0)], {}, {}, tiny=False)
+    said = ResultFile.of(suite, [Attempt(Take({"x.worth": [0.7]}), 0.0)], {}, {}, tiny=False)
     assert said.good
     assert "0.7" in table(said)
     assert "MISSED" not in table(said)
@@ -98,8 +98,10 @@ def test_the_settings_of_each_side_are_printed() -> None:
 
 
 # --- what is computed from what was seen ----------------------------------------------------------
-def heard(*times: float, begun: float = 0.0) -> Answer:
-    answer = Answer(begun, [(at, 1) for at in times], times[-1], "text", len(times), 5, whole=True)
+def heard(*times: float, begun: float = 0.0) -> TimedAnswer:
+    answer = TimedAnswer(
+        begun, [(at, 1) for at in times], times[-1], "text", len(times), 5, whole=True
+    )
     return answer
 
 
@@ -111,7 +113,7 @@ def test_a_crowd_is_timed_from_its_first_call_to_its_last_answer() -> None:
 
 def test_a_crowd_that_made_other_tokens_than_asked_is_no_measurement() -> None:
     for new, prompt in ((4, 5), (3, 6)):
-        with pytest.raises(RigError, match="5 tokens were fed, 3 generated"):
+        with pytest.raises(RigError, match="5 prompt tokens and 3 new ones"):
             crowded([heard(1, 2, 3), heard(2, 3, 4)], new, prompt)
     cut = heard(1, 2, 3)
     cut.whole = False
@@ -149,7 +151,7 @@ def test_every_figure_of_a_suite_has_its_own_name() -> None:
     ("reply", "said"),
     [
         (b"HTTP/1.1 503 Busy\r\n\r\n", "503"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", "before it said"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", "ended without"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: ", "Incomplete"),
     ],
 )
@@ -166,7 +168,7 @@ def test_an_answer_that_was_refused_or_cut_is_no_measurement(reply: bytes, said:
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(RigError, match=said):
-            Server(LLAMA, port, {}).together([Chat("be brief", "hello")], 1)
+            PeerServer(LLAMA, port, {}).together([Chat("be brief", "hello")], 1)
         thread.join()
 
 
@@ -188,7 +190,7 @@ def test_a_missed_bar_and_a_missing_figure_are_not_good() -> None:
 
 
 def test_a_missing_peer_is_reported_with_its_command_and_fails_the_check() -> None:
-    said = document(Take({"x.fast": [101], "x.slow": [1]}, {}, [Missing("peer", "get peer")]))
+    said = document(Take({"x.fast": [101], "x.slow": [1]}, {}, [MissingFigure("peer", "get peer")]))
     assert not said.good
     assert "install it by: get peer" in table(said)
 
@@ -197,7 +199,7 @@ def test_the_quietest_attempt_counts_and_says_that_it_was_noisy() -> None:
     loud = Take({"x.fast": [1], "x.slow": [1]})
     calm = Take({"x.fast": [200], "x.slow": [1]})
     suite = Suite("x", BARS, lambda _tiny: calm)
-    said = Document.of(suite, [Attempt(loud, 0.4), Attempt(calm, 0.2)], {}, {}, tiny=False)
+    said = ResultFile.of(suite, [Attempt(loud, 0.4), Attempt(calm, 0.2)], {}, {}, tiny=False)
     assert said.figures[0].value == 200
     assert said.noisy
     assert "NOISY" in table(said)
@@ -205,7 +207,7 @@ def test_the_quietest_attempt_counts_and_says_that_it_was_noisy() -> None:
 
 def test_counts_are_not_noisy() -> None:
     suite = Suite("x", BARS, lambda _tiny: Take({}), timed=False)
-    said = Document.of(suite, [Attempt(suite.take(False), 0.4)], {}, {}, tiny=False)
+    said = ResultFile.of(suite, [Attempt(suite.take(False), 0.4)], {}, {}, tiny=False)
     assert not said.noisy
     assert "NOISY" not in table(said)
 
@@ -253,7 +255,7 @@ def test_what_orphans_of_ours_compute_is_not_foreign() -> None:
 
 
 def test_an_unknown_suite_is_wrong_usage() -> None:
-    with pytest.raises(Usage, match="nothing") as caught:
+    with pytest.raises(UsageError, match="nothing") as caught:
         bench.main(["nothing"])
     assert "syscall, startup" in caught.value.hint
 
@@ -273,7 +275,7 @@ def test_json_and_files_hold_the_whole_document(
     }  # fmt: skip
     assert said["raw"][0]["take"]["values"]["x.fast"] == [99.0]
     assert bench.main(["x", "--check"]) == 1
-    with pytest.raises(Usage, match="--check"):
+    with pytest.raises(UsageError, match="--check"):
         bench.main(["x", "--tiny", "--check"])
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from llmasos.userland import bench
 from llmasos.userland.bench import conversations, recall, talks
-from llmasos.userland.bench.figures import Attempt, Document, Take, table
+from llmasos.userland.bench.figures import Attempt, ResultFile, Take, table
 from llmasos.userland.bench.talks import Turn
-from llmasos.userland.cli.exits import Usage
+from llmasos.userland.cli.exits import UsageError
 
 TURN = {"id": "t1", "author": "ann", "time": None, "session": "", "text": "The boat is red."}
 QUESTION = {"text": "Which colour has the boat?", "evidence": ["t1"], "category": "single"}
@@ -42,10 +42,10 @@ def test_a_conversation_of_more_pages_than_a_reply_holds(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "no JSON: Expecting property name enclosed in double quotes at character"),
-        ("", "no JSON: Expecting value"),
+        ("{", "not JSON: Expecting property name enclosed in double quotes at character"),
+        ("", "not JSON: Expecting value"),
         ("[" * 100_000, "too deeply nested"),
-        ("\udcff", "no UTF-8: invalid start byte at byte 1"),
+        ("\udcff", "not UTF-8: invalid start byte at byte 1"),
         ("[1]", "the line is not an object: [1]"),
         ('{"id": "a", "questions": []}', "no field 'turns' in"),
         (talk(turns=["hello"]), "one of 'turns' is not an object"),
@@ -56,10 +56,10 @@ def test_a_conversation_of_more_pages_than_a_reply_holds(
         (talk({**TURN, "time": "soon"}), "soon"),
         (talk({**TURN, "time": "1950-01-01"}), "is before 1970"),
         (talk(TURN, TURN), "more than one turn has the id 't1'"),
-        (talk(questions=[]), "it asks no question"),
+        (talk(questions=[]), "it has no questions"),
         (talk(questions=[{**QUESTION, "text": ""}]), "the text of a question has 0 characters"),
         (talk(questions=[{**QUESTION, "evidence": "t1"}]), "'evidence' is not a list"),
-        (talk(questions=[{**QUESTION, "evidence": []}]), "is no turn"),
+        (talk(questions=[{**QUESTION, "evidence": []}]), "is not the id of a turn"),
         (talk(questions=[{**QUESTION, "evidence": ["t9"]}]), "evidence ['t9'] of"),
         (talk(questions=[{**QUESTION, "evidence": [["t1"]]}]), "evidence [['t1']] of"),
     ],
@@ -67,19 +67,19 @@ def test_a_conversation_of_more_pages_than_a_reply_holds(
 def test_a_line_that_makes_no_sense_is_named(tmp_path: Path, line: str, words: str) -> None:
     path = tmp_path / "talks.jsonl"
     path.write_bytes(f"{talk()}\n{line}\n".encode(errors="surrogateescape"))
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         bench.main(["recall", str(path)])
     assert f"{path}:2: not a conversation" in caught.value.message
     assert words in caught.value.message
 
 
 def test_a_file_without_a_conversation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Usage, match="holds no conversation"):
+    with pytest.raises(UsageError, match="contains no conversation"):
         bench.main(["recall", str(written(tmp_path / "none.jsonl"))])
 
 
 def test_a_file_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
-    with pytest.raises(Usage, match="No such file"):
+    with pytest.raises(UsageError, match="No such file"):
         bench.main(["recall", str(tmp_path / "none.jsonl")])
 
 
@@ -112,9 +112,9 @@ def test_questions_that_are_easier_or_harder_than_real_ones_fail_the_suite(
     values = {bar.id: [bar.bar or 0.0] for bar in recall.BARS}
     values |= {"recall.bm25_2k": [words], "recall.dense_2k": [dense]}
     attempt = Attempt(Take(values), 0.0)
-    document = Document.of(recall.SUITE, [attempt], {}, {}, tiny=False)
+    document = ResultFile.of(recall.SUITE, [attempt], {}, {}, tiny=False)
     assert tuple(figure.id for figure in document.figures if not figure.good) == missed
     assert document.good is not bool(missed)
     told = [line for line in table(document).splitlines() if "MISSED" in line]
     assert len(told) == len(missed)
-    assert all("not as hard as real ones" in line for line in told)
+    assert all("questions are not realistic" in line for line in told)

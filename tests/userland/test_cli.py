@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.cli import exits, main, show
 from llmasos.userland.cli.table import GROUPS, VERBS, group_help, help_text
-from llmasos.userland.line import Line
+from llmasos.userland.client import BlockingClient
 from tests.conftest import LIMIT_S, Machine, documents
 from tests.userland.inside import Said, command
 
 HEAVY = {
     "anyio", "asyncio", "pydantic", "subprocess", "sqlite3", "llama_cpp", "casbin", "ssl",
-    "llmasos.kernel.values.pages", "llmasos.kernel.values.policy",
+    "llmasos.kernel.abi.values.pages", "llmasos.kernel.abi.values.policy",
 }  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def test_the_help_fits_a_terminal_of_80_columns() -> None:
     assert [line for text in told for line in text.splitlines() if len(line) > 80] == []
 
 
-@pytest.mark.parametrize("words", [[verb.words] for verb in VERBS.values() if not verb.rest])
+@pytest.mark.parametrize("words", [[verb.name] for verb in VERBS.values() if not verb.rest])
 def test_every_verb_explains_itself(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words[0].split(), "--help"]) == 0
     assert words[0] in capsys.readouterr().out
@@ -254,8 +254,8 @@ def test_stdin_is_part_of_the_prompt(shared: Machine) -> None:
 def test_a_prompt_over_a_frame_says_how_a_file_is_taken(machine: Machine) -> None:
     done = machine.llmasos("run", "-m", "echo", "Sum:", stdin="x" * 1_200_000, check=False)
     assert (done.returncode, done.stdout) == (exits.MEMORY, b"")
-    assert b"E2BIG: the text has 1200006 characters, 1200006 bytes; 1000000" in done.stderr
-    assert b"`llmasos mem map PID FILE` takes a whole file" in done.stderr
+    assert b"E2BIG: the text has 1200006 characters, 1200006 bytes; the limits are" in done.stderr
+    assert b"`llmasos mem map PID FILE` maps a whole file" in done.stderr
     assert not machine.paths.socket.exists()  # no daemon was started for that
 
 
@@ -381,7 +381,7 @@ def test_doctor_and_status_show_an_index_that_is_stuck(machine: Machine) -> None
 
     machine.meaning()
     machine.start("--mount", "false")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
         line.call("write_mem", v.WriteMem(pid, "My dog is afraid of thunder."), v.Written)
     assert index()["status"] == "ok"
@@ -393,7 +393,7 @@ def test_doctor_and_status_show_an_index_that_is_stuck(machine: Machine) -> None
     machine.start("--mount", "false")
     machine.llmasos("mem", "search", str(pid), "pets")
     assert index()["status"] == "warn"
-    assert re.search(r"1 page waits for its vector, for \d+m", index()["what"])
+    assert re.search(r"1 page has been waiting for its vector for \d+m", index()["what"])
     assert "the vectors are of another" in index()["what"]
     status = documents(machine.llmasos("daemon", "status", "--json"))[0]
     assert (status["pages_waiting"], status["indexing"]) == (1, "stuck")

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 
 from llmasos import LLMasOS
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 from llmasos.userland.cli import exits
 from tests.conftest import Machine, documents
 
@@ -59,7 +59,7 @@ def test_a_cut_answer_with_a_form_is_a_failure(model: Machine, tmp_path: Path, f
     done = model.llmasos(*words, check=False)
     assert done.returncode == exits.FAILED
     told = done.stderr.decode()
-    assert "the answer was cut after 5 tokens and does not satisfy the" in told
+    assert "the answer was cut off after 5 tokens and does not satisfy the" in told
     assert "--max-tokens" in told
     done = model.llmasos(*words, "--json", check=False)
     assert done.returncode == exits.FAILED
@@ -68,7 +68,7 @@ def test_a_cut_answer_with_a_form_is_a_failure(model: Machine, tmp_path: Path, f
     chat = ("chat", "-m", "smollm2", "--max-tokens", "5", flag, str(file))
     done = model.llmasos(*chat, stdin="Count.\n", check=False)
     assert done.returncode == exits.FAILED
-    assert b"the answer was cut after 5 tokens" in done.stderr
+    assert b"the answer was cut off after 5 tokens" in done.stderr
 
 
 def test_a_stop_string_in_an_answer_with_a_schema_cuts_it(model: Machine, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_bad_files_and_tokens_are_refused(model: Machine, tmp_path: Path) -> Non
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe")
     done = model.llmasos("chat", "--schema", str(binary), check=False)
-    assert b"not valid UTF-8 at its byte 0" in done.stderr
+    assert b"not valid UTF-8 at byte 0" in done.stderr
     done = model.llmasos("run", "hi", "--bias", "999999=1", check=False)
     assert b"bias of token 999999: 0 to 49151 exist" in done.stderr
     done = model.llmasos("embed", "-m", "echo", "hi", check=False)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llmasos.kernel import lastrun
+from llmasos.kernel.abi import lastrun
 from llmasos.userland.cli import exits
 from tests.conftest import Machine, documents
 
@@ -36,7 +36,7 @@ def test_set_writes_the_file_and_a_restart_brings_it_into_force(machine: Machine
     assert max(map(len, narrow)) <= 80
     shown = machine.llmasos("config", "list")
     assert re.search(rb"window +2048 +1024 +default", shown.stdout)
-    assert b"`llmasos daemon restart` brings" in shown.stderr
+    assert b"`llmasos daemon restart` applies" in shown.stderr
     again = documents(machine.llmasos("daemon", "restart", "--json"))[0]
     assert (again["before"], again["os_pid"] != first["os_pid"]) == (first["os_pid"], True)
     now = settings(machine)
@@ -65,12 +65,12 @@ def test_a_restart_starts_what_does_not_run(machine: Machine) -> None:
 
 def test_without_a_daemon_the_next_one_is_told_of(machine: Machine) -> None:
     found = machine.llmasos("config", "list")
-    assert b"no daemon runs" in found.stderr
+    assert b"no daemon is running" in found.stderr
     assert documents(machine.llmasos("config", "list", "--json"))[0]["running"] is False
     assert machine.llmasos("config", "get", "idle-exit-s").stdout == b"900.0\n"
     assert machine.llmasos("config", "get", "model", LLMASOS_MODEL="qwen").stdout == b"qwen\n"
     told = machine.llmasos("config", "set", "model", "a b", LLMASOS_MODEL="qwen")
-    assert b"LLMASOS_MODEL goes before the file" in told.stderr
+    assert b"LLMASOS_MODEL overrides the file" in told.stderr
     assert machine.llmasos("config", "get", "model").stdout == b"a b\n"
 
 
@@ -169,7 +169,7 @@ def test_a_loss_of_power_is_told_from_a_crash(machine: Machine) -> None:
     file = machine.paths.state / lastrun.NAME
     file.write_text(json.dumps({**json.loads(file.read_text()), "boot": "another"}))
     machine.start("--mount", "false")
-    assert status(machine).startswith("ended with the system: a loss of power, a crash or a reboot")
+    assert status(machine).startswith("ended with the system: a power loss, a crash or a reboot")
     machine.shoot()
     file.write_bytes(b"\0" * 100)  # what a loss of power may leave of it
     machine.start("--mount", "false")

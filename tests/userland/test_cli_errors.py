@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import SyscallError
 from llmasos.userland.cli import exits, main, table
 from llmasos.userland.cli.table import VERBS
-from llmasos.userland.line import Line
+from llmasos.userland.client import BlockingClient
 from tests.conftest import Machine, documents
 from tests.drivers.gguf_files import File
 from tests.system.test_tls import port
@@ -46,7 +46,7 @@ def failure(text: str) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("words", [verb.words for verb in VERBS.values() if not verb.extra])
+@pytest.mark.parametrize("words", [verb.name for verb in VERBS.values() if not verb.extra])
 def test_wrong_usage_is_one_object_on_stderr(
     words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,7 +77,7 @@ def test_verbs_that_do_not_exist_and_missing_texts_are_json_too(
 
 def test_json_after_two_dashes_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nothing", "--", "--json"]) == exits.USAGE
-    assert capsys.readouterr().err.startswith("llmasos: there is no 'nothing'\n  `llmasos --help`")
+    assert capsys.readouterr().err.startswith("llmasos: unknown verb 'nothing'\n  `llmasos --help`")
 
 
 def test_people_read_the_verb_and_how_its_help_is_shown(
@@ -85,8 +85,8 @@ def test_people_read_the_verb_and_how_its_help_is_shown(
 ) -> None:
     assert main(["wait", "x"]) == exits.USAGE
     said = capsys.readouterr().err
-    assert said.startswith("llmasos wait: argument PID: 'x' is no number from 1 to ")
-    assert said.endswith("\n  `llmasos wait --help` shows what it takes\n")
+    assert said.startswith("llmasos wait: argument PID: 'x' is not a valid number from 1 to ")
+    assert said.endswith("\n  `llmasos wait --help` shows the usage\n")
 
 
 def test_what_the_kernel_refuses_is_one_object(shared: Machine) -> None:
@@ -113,17 +113,17 @@ def test_an_endpoint_that_does_not_answer_can_be_added_by_the_hint(shared: Machi
     ]  # fmt: skip
     assert "model=a b, slots=2" in shown
     assert all(len(row.split()) > 1 for row in shown.splitlines())
-    assert shared.llmasos("models", "rm", "far").stderr == b"far is removed\n"
+    assert shared.llmasos("models", "rm", "far").stderr == b"removed far\n"
 
 
 def test_what_stays_of_a_model_that_is_removed_is_said(shared: Machine, tmp_path: Path) -> None:
     shared.llmasos("models", "alias", "parrot", "echo")
     said = shared.llmasos("models", "rm", "parrot").stderr.decode()
-    assert said == "parrot is removed; it was an alias of echo, which stays\n"
+    assert said == "removed parrot; the model echo remains\n"
     file = File().write(tmp_path)
     shared.llmasos("models", "add", "small", str(file))
     said = shared.llmasos("models", "rm", "small").stderr.decode()
-    assert said == f"small is removed; its file stays: {file}\n"
+    assert said == f"removed small; the file remains: {file}\n"
 
 
 def test_a_kind_of_event_that_does_not_exist_is_wrong_usage(
@@ -133,7 +133,7 @@ def test_a_kind_of_event_that_does_not_exist_is_wrong_usage(
     assert main(["logs", "--kind", "nope"]) == exits.USAGE
     said = capsys.readouterr().err
     assert all(kind in said for kind in table.EVENTS)
-    with Line(shared.paths.socket) as line:
+    with BlockingClient(shared.paths.socket) as line:
         request = v.Watch(0, follow=False, kinds=["nope"])
         with pytest.raises(SyscallError, match="want one of begin, end, call"):
             list(line.stream("watch", request, v.Events, v.Nothing))
@@ -186,7 +186,7 @@ def test_an_answer_in_json_says_nothing_beside(machine: Machine) -> None:
 
 # --- what starts a daemon ---------------------------------------------------------------------
 def test_the_table_says_of_every_verb_whether_it_starts_a_daemon() -> None:
-    starts = {verb.words for verb in VERBS.values() if verb.starts}
+    starts = {verb.name for verb in VERBS.values() if verb.starts}
     assert starts | set(LOOK) | ALONE == set(VERBS)
     assert not starts & (set(LOOK) | ALONE)
     nouns = {"models", "users", "keys", "policy"}

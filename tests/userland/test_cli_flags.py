@@ -31,7 +31,7 @@ def test_a_timeout_is_seconds_or_has_a_unit(words: str) -> None:
         line = [*REST.get(words, []), "--timeout", text]
         assert arguments.read(VERBS[words], line).timeout == seconds
     for text in ("soon", "-1", "5x", ""):
-        with pytest.raises(exits.Usage, match="--timeout"):
+        with pytest.raises(exits.UsageError, match="--timeout"):
             arguments.read(VERBS[words], [*REST.get(words, []), f"--timeout={text}"])
 
 
@@ -44,7 +44,7 @@ def test_since_is_so_long_ago_or_a_date(words: str) -> None:
         1793664000
     )
     for text in ("5", "soon", "-1d", ""):
-        with pytest.raises(exits.Usage, match="--since"):
+        with pytest.raises(exits.UsageError, match="--since"):
             arguments.read(VERBS[words], [*REST.get(words, []), f"--since={text}"])
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import values as v
+from llmasos.kernel.abi import values as v
 from llmasos.userland.cli import exits, show, table_memory
 from llmasos.userland.cli.memmap import legend, lines
 from tests.conftest import LIMIT_S, Machine, documents
@@ -90,11 +90,11 @@ def test_mem_is_a_verb_and_a_group(cli: Cli, pid: str) -> None:
     told = cli("mem", "--help")
     assert (told.code, told.narrow) == (exits.OK, True)
     assert all(word in told.out for word in ("mem PID ", "mem why ", "--map ", "mem fsck "))
-    assert "one character a page" in cli("mem", pid, "--help").out
+    assert "one character per page" in cli("mem", pid, "--help").out
     assert cli("mem").code == exits.USAGE
     wrong = cli("mem", "whi", pid)
     assert (wrong.code, wrong.out) == (exits.USAGE, "")
-    assert "there is no 'mem whi'\n  mem takes PID, why, search, " in wrong.err
+    assert "unknown verb 'mem whi'\n  mem takes PID, why, search, " in wrong.err
     assert "models takes list, show, " in cli("models", "x").err
 
 
@@ -153,7 +153,11 @@ def test_chinese_fits_its_columns() -> None:
     assert show.clip("一二三四五六", 12) == "一二三四五六"
     assert show.clip("一二三四五六", 11) == "一二三四五…"
     assert show.clip("a\n  b", 5) == "a b"
-    assert [show.moment(t, 2e9) for t in (0, 2e9 - 60, 1.5e9)] == ["-", "05-18 03:32", "2017-07-14"]
+    assert [show.short_time(t, 2e9) for t in (0, 2e9 - 60, 1.5e9)] == [
+        "-",
+        "05-18 03:32",
+        "2017-07-14",
+    ]
 
 
 def test_the_map_is_read_without_colour(cli: Cli, pid: str, document: Path, box: Machine) -> None:
@@ -190,7 +194,7 @@ def test_a_page_that_came_back_is_marked_and_explained(cli: Cli, pid: str, box: 
     assert (story.code, story.narrow) == (exits.OK, False)
     assert re.search(rf"(?m)^{TIME}  written in call \d+: by ", story.out)
     assert re.search(rf"(?m)^{TIME}  left the window in call \d+: room for a request$", story.out)
-    came = rf"(?m)^{TIME}  came back in call \d+ for a request, score [\d.]+: words \d+\.\d\d"
+    came = rf"(?m)^{TIME}  recalled in call \d+ for a request, score [\d.]+: words \d+\.\d\d"
     assert re.search(came, story.out)
     assert story.out.endswith("  in the window\n")
     found = cli("mem", "why", f"{pid}:{back['number']}", "--json").json
@@ -209,7 +213,7 @@ def test_pages_are_found_and_filtered(cli: Cli, pid: str) -> None:
     assert (told.code, told.narrow) == (exits.OK, True)
     assert told.out.split()[:4] == ["PAGE", "SCORE", "MADE", "OF"]
     assert re.match(r" +2 +\d+\.\d\d  words \d+\.\d\d", told.out.splitlines()[1])
-    assert "words only" in cli("mem", "search", pid, "the blue door").err
+    assert "lexical only" in cli("mem", "search", pid, "the blue door").err
     for filters, numbers in {
         "--author bob": [2], "--label web": [2], "--kind user --kind assistant": [0, 1],
         "--since 1h --author bob": [2], "--until 1h": [], "--since 2100-01-01": [],
@@ -219,7 +223,7 @@ def test_pages_are_found_and_filtered(cli: Cli, pid: str) -> None:
         assert sorted(hit["page"]["number"] for hit in found["hits"]) == numbers, filters
     none = cli("mem", "search", pid, "xyzzy")
     assert (none.code, none.out) == (exits.OK, "")
-    assert "no page was found" in none.err
+    assert "no pages found" in none.err
 
 
 def test_filters_that_nothing_can_meet_say_so(cli: Cli, pid: str) -> None:
@@ -230,9 +234,9 @@ def test_filters_that_nothing_can_meet_say_so(cli: Cli, pid: str) -> None:
     few = cli("mem", "search", pid, "deposit", "--tokens", "3")
     tokens = cli("mem", "search", pid, "deposit", "--json").json["hits"][0]["page"]["tokens"]
     assert (few.code, few.out) == (exits.OK, "")
-    assert "no page was found that fits" in few.err
-    assert f"none fits 3 tokens: the best page has {tokens}" in few.err
-    assert "none fits" not in cli("mem", "search", pid, "deposit", "--tokens", str(tokens)).err
+    assert "no pages found within 3 tokens" in few.err
+    assert f"no page fits 3 tokens: the best has {tokens}" in few.err
+    assert "no page fits" not in cli("mem", "search", pid, "deposit", "--tokens", str(tokens)).err
 
 
 def test_so_long_ago_is_said_with_and_without_ago(cli: Cli, pid: str) -> None:
@@ -241,8 +245,8 @@ def test_so_long_ago_is_said_with_and_without_ago(cli: Cli, pid: str) -> None:
         assert {hit["page"]["number"] for hit in found["hits"]} == {0, 1}
     assert cli("mem", "search", pid, "deposit", "--since", "ago").code == exits.USAGE
     told = cli("mem", "search", "--help").out
-    assert "12h, 30d: so long ago" in " ".join(told.split())
-    assert "one only" in told
+    assert "an age (12h, 30d)" in " ".join(told.split())
+    assert "not repeatable" in told
 
 
 # --- read and write ---------------------------------------------------------------------------
@@ -273,8 +277,13 @@ def test_what_cannot_be_written_is_refused_with_the_reason(
         (["mem", "write", pid], b"x" * 1_000_001, exits.MEMORY, "mem map PID FILE"),
         (["send", pid], b"x" * 500_001, exits.MEMORY, "send it in parts"),
         (["mem", "write", pid, "--page", "3", "x"], b"", exits.DENIED, "read-only"),
-        (["mem", "write", pid, "--page", "0", "--key", "k", "x"], b"", exits.FAILED, "by its key"),
-        (["mem", "write", pid, "--page", "0", LONG], b"", exits.MEMORY, "page 0 is one"),
+        (
+            ["mem", "write", pid, "--page", "0", "--key", "k", "x"],
+            b"",
+            exits.FAILED,
+            "a page or a key",
+        ),
+        (["mem", "write", pid, "--page", "0", LONG], b"", exits.MEMORY, "fit one (page 0)"),
         (["mem", "write", pid, "--label", "a b", "x"], b"", exits.FAILED, "label"),
     ):
         done = box.llmasos(*line, stdin=stdin, check=False)
@@ -288,7 +297,7 @@ def test_pages_are_pinned_and_evicted(cli: Cli, pid: str) -> None:
     assert cli("mem", "pin", pid, "0-1").out == ""
     busy = cli("mem", "evict", pid, "0")
     assert (busy.code, busy.pasted()) == (exits.FAILED, f"llmasos mem pin {pid} 0 --off")
-    assert "upwards, 1000000 pages at most" in cli("mem", "pin", pid, "0-99999999").err
+    assert "ascending, at most 1000000 pages" in cli("mem", "pin", pid, "0-99999999").err
     some = cli("mem", "pin", "--off", pid, "99", "0", "--json")
     assert some.code == exits.NOT_FOUND
     assert [(one["pages"], one["errno"]) for one in some.json["failed"]] == [("99", "ENOENT")]
@@ -297,10 +306,10 @@ def test_pages_are_pinned_and_evicted(cli: Cli, pid: str) -> None:
     assert wheres(cli, pid) == ["store", "window"]
     story = cli("mem", "why", f"{pid}:0").out
     assert [line.split("Z  ")[1] for line in story.splitlines()[4:-1]] == [
-        "pinned: it was asked for", "unpinned: it was asked for",
-        "left the window: it was asked for",
+        "pinned: requested", "unpinned: requested",
+        "left the window: requested",
     ]  # fmt: skip
-    assert story.endswith("in the store; a request that needs it brings it back\n")
+    assert story.endswith("in the store; recalled when a request needs it\n")
 
 
 # --- map, share -------------------------------------------------------------------------------
@@ -311,24 +320,25 @@ def test_documents_folders_and_processes_are_mapped(
     Path("link").symlink_to(document)
     told = cli("mem", "map", pid, "link")
     assert (told.code, told.out) == (exits.OK, "2-7\n")
-    assert told.err == f"6 pages from page 2 on: /files{os.path.realpath(document)}\n"
+    assert told.err == f"mapped 6 pages from page 2: /files{os.path.realpath(document)}\n"
     Path("binary").write_bytes(b"\0")
     told = cli("mem", "map", pid, ".", "--json")
     assert (told.json["first"], told.json["count"]) == (8, 6)
-    assert "binary: is no text: it holds a zero byte" in told.json["skipped"]
-    assert "skipped binary: is no text" in cli("mem", "map", pid, ".").err
+    assert "binary: is not a text file: it has a zero byte" in told.json["skipped"]
+    assert "skipped binary: is not a text file" in cli("mem", "map", pid, ".").err
     for name in ("a.pyc", "b.pyc", "c.pyc"):
         Path(name).write_bytes(b"\0")
     for name, wrong in (("x", b"\xff"), ("y", b"yes\xff")):
         Path(name).write_bytes(wrong)
     told = cli("mem", "map", pid, ".")
     assert (
-        "skipped 4 files (a.pyc, b.pyc, binary, ...): is no text: it holds a zero byte" in told.err
+        "skipped 4 files (a.pyc, b.pyc, binary, ...): is not a text file: it has a zero byte"
+        in told.err
     )
     assert "skipped 2 files (x, y): is not valid UTF-8\n" in told.err
-    assert "with -v each of them is named" in told.err
+    assert "-v lists every file" in told.err
     told = cli("mem", "map", "-v", pid, ".")
-    assert "skipped c.pyc: is no text: it holds a zero byte\n" in told.err
+    assert "skipped c.pyc: is not a text file: it has a zero byte\n" in told.err
     assert "skipped y: is not valid UTF-8 at byte 3\n" in told.err
     assert cli("mem", "unmap", pid, "9").code == exits.OK
     assert cli("mem", "read", pid, "8").code == exits.NOT_FOUND
@@ -358,7 +368,7 @@ def test_a_place_that_cannot_be_mapped_is_named(cli: Cli, pid: str, tmp_path: Pa
         "0": "source",
         pid: "has its own pages",
         str(tmp_path): "no text",
-        "/": "name a file, or a folder in it",
+        "/": "a file or a folder below it",
     }.items():
         done = cli("mem", "map", pid, source)
         assert (done.code, words in done.err) == (exits.FAILED, True), done.err
@@ -396,7 +406,7 @@ def test_nothing_is_forgotten_where_nobody_can_be_asked(cli: Cli, pid: str, box:
     for stdin in ("", "y\n"):
         done = box.llmasos("mem", "forget", pid, "0", stdin=stdin, check=False)
         assert (done.returncode, done.stdout) == (exits.USAGE, b"")
-        assert b"-y does it without a question" in done.stderr
+        assert b"confirm with -y" in done.stderr
     assert len(cli("mem", pid, "--json").json["pages"]) == 2
 
 
@@ -427,7 +437,7 @@ def test_pages_are_exported_whole_or_not_at_all(cli: Cli, pid: str, tmp_path: Pa
     assert re.fullmatch(TIME, pages[0]["time"])
     path = tmp_path / "pages.jsonl"
     told = cli("mem", "export", pid, str(path))
-    assert (told.out, told.err) == ("", f"2 pages of process {pid} are in {path}\n")
+    assert (told.out, told.err) == ("", f"exported 2 pages of process {pid} to {path}\n")
     assert path.read_text().splitlines() == lines
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_text("mine")
@@ -446,7 +456,7 @@ def test_fsck_tells_faults_and_what_was_mended(machine: Machine) -> None:
     machine.start(*settings)
     said(machine, "--keep", FACT)
     sound = machine.llmasos("mem", "fsck")
-    assert b"no fault was found" in sound.stdout
+    assert b"no faults found" in sound.stdout
     machine.stop()
     [path] = machine.paths.state.glob("owners/*/pages.db")
     with sqlite3.connect(path) as database:
@@ -455,10 +465,10 @@ def test_fsck_tells_faults_and_what_was_mended(machine: Machine) -> None:
     machine.start(*settings)
     broken = machine.llmasos("mem", "fsck", check=False)
     assert broken.returncode == exits.FAILED
-    assert b"fault     process 1: 1 pages from 0 to 1 are not there" in broken.stdout
+    assert b"fault     process 1: 1 pages from 0 to 1 are missing" in broken.stdout
     mended = machine.llmasos("mem", "fsck", "--rebuild", "--json", check=False)
     found = documents(mended)[0]
-    assert (mended.returncode, "made anew: text index" in found["mended"]) == (1, True)
+    assert (mended.returncode, "rebuilt: text index" in found["mended"]) == (1, True)
     assert [fault.split(":")[0] for fault in found["left"]] == ["process 1"]
 
 

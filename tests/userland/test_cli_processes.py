@@ -181,7 +181,7 @@ def test_prune_asks_at_a_terminal(cli: Cli, shared: Machine, answer: str, code: 
     os.close(ours)
     assert child.returncode == code
     assert b"hello there" in out
-    assert b"Remove 1 ended process, with all pages? It cannot be undone. [y/N] " in err
+    assert b"Remove 1 ended process with all pages? This cannot be undone. [y/N] " in err
     assert (pid in listed(cli, "-a")) is (answer == "n")
 
 

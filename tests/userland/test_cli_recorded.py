@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 from llmasos.userland.cli import exits
 from tests.conftest import LIMIT_S, Machine, documents
 from tests.system.raw import raw
@@ -87,7 +87,7 @@ def test_what_is_no_file_of_rules_is_not_simulated(cli: Cli, tmp_path: Path) -> 
     assert (said.code, f"{file}:1: 'p' with 1 fields" in said.err) == (exits.FAILED, True)
     assert cli(*shlex.split(said.pasted(5))[1:]).out.startswith(f"{file}:1: ")
     file.write_bytes(b"p\xff")
-    assert "not valid UTF-8 at its byte 1" in cli("policy", "simulate", str(file)).err
+    assert "not valid UTF-8 at byte 1" in cli("policy", "simulate", str(file)).err
     file.write_text("#" * (limits.POLICY_CHARS + 1))
     assert cli("policy", "simulate", str(file)).code == exits.MEMORY
     assert cli("policy", "simulate", str(tmp_path)).code == exits.FAILED
@@ -103,12 +103,12 @@ def test_what_an_app_did_is_what_it_may_afterwards(cli: Cli, poet: int, by: str)
     who = "poet" if by == "poet" else str(poet)
     said = cli("policy", "learn", who)
     assert said.out == "g, app:poet, r:learned\np, app:poet, generate, /proc/own/*, allow\n"
-    assert "app:poet may do this and nothing else" in said.err
+    assert "these rules allow app:poet these calls and nothing else" in said.err
     rules = cli("policy", "learn", "--since", "1h", "--json", who).json
     assert (rules["rules"], rules["calls"] > 0) == (said.out.splitlines(), True)
     assert cli("policy", "add", *rules["rules"]).code == exits.OK
     said = cli("fork", str(poet))
-    assert (said.code, "no rule allows it to app:poet" in said.err) == (exits.DENIED, True)
+    assert (said.code, "no rule allows it for app:poet" in said.err) == (exits.DENIED, True)
     assert cli("policy", "test", "app:poet", "generate", f"/proc/own/{poet}/generate").code == 0
 
 
@@ -156,7 +156,7 @@ def test_what_was_edited_comes_into_force(cli: Cli, box: Machine, kept: Path) ->
     )
     assert documents(done)[0]["removed"] == ["p, r:y, ps, /proc, deny"]
     done = box.llmasos("policy", "edit", EDITOR="true", VISUAL=" ")
-    assert done.stderr == b"no rule was added or removed\n"
+    assert done.stderr == b"no rules added or removed\n"
     assert cli("policy", "undo").code == exits.OK
     assert copies(kept) == []
 
@@ -165,9 +165,9 @@ def test_what_was_edited_comes_into_force(cli: Cli, box: Machine, kept: Path) ->
     ("script", "code", "words"),
     [
         ("echo nonsense >> $1", exits.USAGE, "policy.csv:2: 'nonsense' with 0 fields"),
-        ("echo nonsense >> $1; exit 3", exits.INTERRUPTED, "sh ended with 3"),
-        ("printf '\\377' >> $1", exits.FAILED, "not valid UTF-8 at its byte"),
-        ('echo "p, r:owner, *, /*, deny" >> $1', exits.USAGE, "change the rules no more"),
+        ("echo nonsense >> $1; exit 3", exits.INTERRUPTED, "sh exited with 3"),
+        ("printf '\\377' >> $1", exits.FAILED, "not valid UTF-8 at byte"),
+        ('echo "p, r:owner, *, /*, deny" >> $1', exits.USAGE, "no longer edit the rules"),
         ("$PYTHON -m llmasos policy add 'p, r:z, ps, /proc, ask'; echo >> $1", exits.FAILED,
          "changed while the editor was open"),
     ],
@@ -183,7 +183,7 @@ def test_what_was_typed_is_not_lost(
     said = done.stderr.decode()
     assert (done.returncode, words in said) == (code, True), said
     [copy] = kept.glob("policy-*.csv")
-    assert f"your text stays in {copy}" in said
+    assert f"your edits are kept in {copy}" in said
     assert copy.read_bytes().startswith(ROW.encode())
     assert b"nonsense" not in box.paths.policy_file.read_bytes()
 

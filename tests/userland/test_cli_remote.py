@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from llmasos import LLMasOS
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland import remote
 from llmasos.userland.cli import exits, main
 from llmasos.userland.cli.invocation import Invocation
@@ -86,9 +86,9 @@ def test_a_key_may_stand_in_a_variable(elsewhere: Machine, box: Box) -> None:
         ({remote.KEY_FILE: "/nonexistent"}, exits.NOT_FOUND, "/nonexistent"),
         ({remote.CA: ""}, exits.DENIED, "certificate"),
         ({remote.CA: "/nonexistent"}, exits.FAILED, "/nonexistent"),
-        ({remote.HOST: "nowhere"}, exits.FAILED, "no HOST:PORT"),
-        ({remote.HOST: "http://localhost:80"}, exits.FAILED, "no HOST:PORT"),
-        ({remote.HOST: "localhost:99999"}, exits.FAILED, "no HOST:PORT"),
+        ({remote.HOST: "nowhere"}, exits.FAILED, "not HOST:PORT"),
+        ({remote.HOST: "http://localhost:80"}, exits.FAILED, "not HOST:PORT"),
+        ({remote.HOST: "localhost:99999"}, exits.FAILED, "not HOST:PORT"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -125,7 +125,7 @@ def test_what_is_about_this_machine_is_not_asked_elsewhere(
     words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words.split(), "--host", "localhost:1", "--json"]) == exits.USAGE
-    assert "leave --host out" in json.loads(capsys.readouterr().err)["hint"]
+    assert "omit --host" in json.loads(capsys.readouterr().err)["hint"]
 
 
 def test_a_host_after_two_dashes_is_text() -> None:
@@ -178,9 +178,9 @@ def test_who_asks_this_machine_does_not_load_tls(shared: Machine) -> None:
 
 
 def test_addresses() -> None:
-    assert remote.address("box.example.com:7000") == ("box.example.com", 7000)
-    assert remote.address("tls://[::1]:7000") == ("::1", 7000)
+    assert remote.parse_address("box.example.com:7000") == ("box.example.com", 7000)
+    assert remote.parse_address("tls://[::1]:7000") == ("::1", 7000)
     assert remote.Remote("::1", 7000).address == "tls://[::1]:7000"
     for text in ("box", "box:", ":7000", "box:x", "https://box:7000", "a@box:7000", "box:7000/x"):
         with pytest.raises(SyscallError, match="HOST:PORT"):
-            remote.address(text)
+            remote.parse_address(text)

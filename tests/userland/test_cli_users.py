@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from llmasos import LLMasOS
-from llmasos.kernel import limits
-from llmasos.kernel.identity import NO_KEY
-from llmasos.kernel.values import Keys, UserRole
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.values import Keys, UserRole
+from llmasos.kernel.access.identity import NO_KEY
 from llmasos.userland.cli import exits, table
 from llmasos.userland.cli.duration import duration
 from tests.conftest import Machine
@@ -87,7 +87,7 @@ def test_users_come_change_and_go(cli: Cli, me: str) -> None:
     said = cli("users", "rm", "-y", "alice")
     assert (said.code, said.err) == (
         exits.OK,
-        "alice may come no more, and has no keys and no processes left\n",
+        "removed alice with all keys, processes and pages\n",
     )
     assert cli("users", "rm", "-y", "robot", "--json").json == {
         "name": "robot", "removed": True, "rules": [],
@@ -105,10 +105,10 @@ def test_the_json_of_a_user(cli: Cli) -> None:
 def test_what_is_taken_is_not_given_twice(cli: Cli, me: str) -> None:
     cli("users", "add", "alice", "--uid", "1001")
     for line, words in (
-        ("alice", "a user alice already, with uid 1001 and the role user"),
-        ("alice --uid 7", "a user alice already"), (me, f"a user {me} already"),
-        ("bob --uid 1001", "uid 1001 belongs to the user alice"),
-        (f"bob --uid {os.geteuid()}", f"belongs to the user {me}"),
+        ("alice", "user alice already exists, with uid 1001 and role user"),
+        ("alice --uid 7", "user alice already exists"), (me, f"user {me} already exists"),
+        ("bob --uid 1001", "uid 1001 already belongs to user alice"),
+        (f"bob --uid {os.geteuid()}", f"belongs to user {me}"),
     ):  # fmt: skip
         said = cli("users", "add", *line.split())
         assert (said.code, said.out, words in said.err) == (exits.FAILED, "", True), said.err
@@ -122,7 +122,7 @@ def test_the_owner_cannot_be_removed_and_nobody_is_asked_about_it(cli: Cli, me: 
         assert said.code != exits.OK
         assert words in said.err
         assert "asked" not in said.err
-    assert "nobody can be asked here" in cli("users", "rm", "alice").err
+    assert "cannot ask for confirmation" in cli("users", "rm", "alice").err
     assert len(cli("users", "list", "--json").json["users"]) == 2
 
 
@@ -152,21 +152,24 @@ def test_wrong_words_are_wrong_usage(cli: Cli, line: str) -> None:
 def test_who_is_not_there_is_not_found(cli: Cli, me: str) -> None:
     for line in ("users rm -y bob", "users role bob user", "keys create --user bob"):
         said = cli(*line.split())
-        assert (said.code, f"no user bob; there are: {me}" in said.err) == (exits.NOT_FOUND, True)
+        assert (said.code, f"no user bob; users: {me}" in said.err) == (exits.NOT_FOUND, True)
         assert said.pasted() == "llmasos users add bob"
 
 
 def test_the_owner_of_the_socket_stays_its_owner(cli: Cli, me: str) -> None:
     for line in (["rm", "-y", me], ["role", me, "guest"]):
         said = cli("users", *line)
-        assert (said.code, "stays its owner" in said.err) == (exits.FAILED, True)
+        assert (said.code, "it stays owner" in said.err) == (exits.FAILED, True)
 
 
 def test_rules_that_outlive_their_user_are_told(cli: Cli) -> None:
     cli("users", "add", "alice")
     cli("policy", "add", "p, u:alice, shutdown, /kernel, allow", "p, u:al, ps, /proc, deny")
     said = cli("users", "rm", "-y", "alice")
-    assert "another alice would have these rules:\n  p, u:alice, shutdown" in said.err
+    assert (
+        "these rules remain and would apply to a new user alice:\n  p, u:alice, shutdown"
+        in said.err
+    )
     assert "u:al," not in said.err
 
 
@@ -179,7 +182,8 @@ def test_a_key_is_shown_once_and_kept_nowhere(cli: Cli, box: Machine, me: str) -
     key, id = make(cli, "--user", me)
     said = cli("keys", "create", "--user", me, "--expires", "90d")
     assert re.search(
-        r"this once: keep it now; it expires at \d{4}-\d\d-\d\d \d\d:\d\d UTC", said.err
+        r"store it now, it is not shown again; it expires at \d{4}-\d\d-\d\d \d\d:\d\d UTC",
+        said.err,
     )
     told = cli("keys", "create", "--user", me, "--expires", "2w", "--json").json
     assert set(told) == {"id", "key", "user", "expires"}
@@ -205,7 +209,10 @@ def test_a_revoked_key_ends_its_connections(cli: Cli, box: Machine, me: str) -> 
     with raw(box.paths.socket, None) as client:
         hello(client, key=key)
         said = cli("keys", "revoke", id)
-        assert (said.code, said.err) == (exits.OK, f"key {id} is revoked; its connections close\n")
+        assert (said.code, said.err) == (
+            exits.OK,
+            f"revoked key {id}; its connections are closed\n",
+        )
         closed(client)
     with raw(box.paths.socket, None) as client:
         assert f"the key {id} was revoked" in refused(client, key=key)["message"]
@@ -228,8 +235,9 @@ def test_an_expired_key_ends_its_connections(cli: Cli, box: Machine, me: str) ->
 
 @pytest.mark.parametrize(
     ("key", "words"),
-    [("llmasos_abcdefghij_" + "x" * 43, "is not known here"), ("sk-1234", "not a key of"),
-     ("", "not a key of")],
+    [("llmasos_abcdefghij_" + "x" * 43, "does not exist, or its secret is wrong"),
+     ("sk-1234", "not an LLMasOS key"),
+     ("", "not an LLMasOS key")],
 )  # fmt: skip
 def test_a_wrong_key_is_refused_unrepeated(cli: Cli, box: Machine, key: str, words: str) -> None:
     with raw(box.paths.socket, None) as client:
@@ -244,7 +252,7 @@ def test_another_s_key_and_the_placeholder(cli: Cli, box: Machine, me: str) -> N
     key, _ = make(cli, "--user", "robot")
     with raw(box.paths.socket, None) as client:
         error = refused(client, key=key)
-    assert f"this key is robot's, and you are {me}" in error["message"]
+    assert f"this key belongs to robot, and you are {me}" in error["message"]
     assert cli(*error["hint"].split("`")[1].split()[1:]).code == exits.OK
     with raw(box.paths.socket, None) as client:
         welcome = hello(client, key=NO_KEY)
@@ -260,16 +268,16 @@ def test_what_is_no_id_of_a_key_is_refused(cli: Cli, id: str) -> None:
 @pytest.mark.parametrize("id", ["abcdefghij", "llmasos_abcdefghij_" + "x" * 43])
 def test_a_key_that_is_not_there_cannot_be_revoked(cli: Cli, id: str) -> None:
     said = cli("keys", "revoke", id)
-    assert (said.code, "no key of that id" in said.err) == (exits.NOT_FOUND, True)
+    assert (said.code, "no key with that id" in said.err) == (exits.NOT_FOUND, True)
     assert said.pasted() == "llmasos keys list"
 
 
 def test_who_has_no_key_is_told(cli: Cli) -> None:
     cli("users", "add", "keyless")
     said = cli("keys", "list", "--user", "keyless")
-    assert (said.code, said.out, said.err) == (exits.OK, "", "keyless has no key\n")
+    assert (said.code, said.out, said.err) == (exits.OK, "", "no keys of keyless\n")
     said = cli("keys", "list", "--user", "nobody")
-    assert (said.code, "there is no user nobody" in said.err) == (exits.NOT_FOUND, True)
+    assert (said.code, "no user nobody" in said.err) == (exits.NOT_FOUND, True)
 
 
 def test_more_keys_than_a_reply_holds_are_listed_all(
@@ -324,7 +332,7 @@ def test_who_is_let_in_is_known_by_number_or_by_key(cli: Cli, box: Machine) -> N
         assert "may not stat" in client.refused("stat")["message"]
     cli("users", "add", "bob", "--uid", str(BOB))
     with bob(box) as client:
-        assert "robot's, and you are bob" in refused(client, key=key)["message"]
+        assert "belongs to robot, and you are bob" in refused(client, key=key)["message"]
     with bob(box) as client:
         comes(client)
         client.call("stat")

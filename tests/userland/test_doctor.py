@@ -35,7 +35,7 @@ def test_a_configured_model_that_does_not_exist_is_found(cli: Cli, machine: Mach
     machine.paths.config_file.write_text('model = "qwen"\n')
     one = checks(cli)["models"]
     assert (one["status"], cli("doctor").code) == ("fail", exits.FAILED)
-    assert f"model = 'qwen' ({machine.paths.config_file}): there is no such model" in one["what"]
+    assert f"model = 'qwen' ({machine.paths.config_file}): no such model" in one["what"]
     assert "smollm2" in one["what"]
     assert "`llmasos models add qwen FILE`" in one["fix"]
     machine.paths.config_file.write_text('memory_embedder = "nomic"\n')
@@ -75,7 +75,7 @@ def test_a_socket_that_was_left_behind_is_found(cli: Cli, machine: Machine) -> N
     assert f"chmod o= {machine.paths.socket}" in checks(cli)["socket"]["fix"]
     machine.paths.socket.unlink()
     machine.paths.socket.touch()
-    assert "is no socket" in checks(cli)["socket"]["what"]
+    assert "is not a socket" in checks(cli)["socket"]["what"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_certificates_that_are_missing_are_found(
     key.chmod(0o600)
     assert checks(cli)["network"]["status"] == "ok"  # relative names are beside the file
     key.unlink()
-    assert f"there is no file {key}" in checks(cli)["network"]["what"]
+    assert f"no such file: {key}" in checks(cli)["network"]["what"]
 
 
 def test_a_machine_that_is_shared_is_not_open_to_others(machine: Machine) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.cli import exits
-from llmasos.userland.line import Line
+from llmasos.userland.client import BlockingClient
 from tests.conftest import Machine, documents
 
 # The system's call fails for files whose path ends as the file FAILS says, as on a bad disk.
@@ -44,7 +44,7 @@ def test_a_failed_flush_is_told_with_the_command_that_goes_on(
     machine: Machine, fails: Path
 ) -> None:
     machine.start("--mount", "false", "--memory-embedder", "none")
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         pid = line.call("spawn", v.Spawn("echo"), v.Spawned).pid
         line.call("write_mem", v.WriteMem(pid, "acknowledged"), v.Written)
         fails.write_text("/pages.db-wal")
@@ -59,7 +59,7 @@ def test_a_failed_flush_is_told_with_the_command_that_goes_on(
         refusals.append(caught.value)
         assert {one.errno for one in refusals} == {Errno.EIO}
         assert len({one.message for one in refusals}) == 1
-        assert "pages.db (Input/output error): it is written no more" in refusals[0].message
+        assert "pages.db to disk (Input/output error): it is read-only now" in refusals[0].message
         assert {one.hint for one in refusals} == {
             "`llmasos daemon restart` opens it again, once the disk works"
         }
@@ -73,8 +73,8 @@ def test_a_failed_flush_is_told_with_the_command_that_goes_on(
     [check] = [one for one in documents(done)[0]["checks"] if one["name"] == "databases"]
     assert (check["status"], "daemon restart" in check["fix"]) == ("fail", True)
     status = machine.llmasos("daemon", "status").stdout.decode()
-    assert f"{damage.file}: the disk did not take a flush" in status
-    assert machine.log.count("did not take a flush") == 1
+    assert f"{damage.file}: cannot flush" in status
+    assert machine.log.count("cannot flush") == 1
     machine.llmasos("daemon", "restart")
     assert machine.reap() == 0
     machine.llmasos("mem", "write", str(pid), "written again")

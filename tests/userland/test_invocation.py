@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import paths
-from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.abi import paths
+from llmasos.kernel.abi.errors import SyscallError
 from llmasos.userland.cli import arguments, exits
 from llmasos.userland.cli.table import VERBS
 from tests.conftest import LIMIT_S, Machine
@@ -56,7 +56,7 @@ def test_two_dashes_end_the_options_of_every_verb(name: str) -> None:
         assert values == [["--json"] if many else "--json" for many in several]
         assert read.json is False
     else:
-        with pytest.raises(exits.Usage, match=r"--no-such|unrecognized"):
+        with pytest.raises(exits.UsageError, match=r"--no-such|unrecognized"):
             arguments.read(verb, ["--", *(["--no-such"] * (len(texts) + 1))])
 
 
@@ -132,7 +132,7 @@ def test_relative_xdg_directories_are_ignored(monkeypatch: pytest.MonkeyPatch, v
     assert found.state == Path("/home/someone/.local/state/llmasos")
     assert found.cache == Path("/home/someone/.cache/llmasos")
     assert found.config == Path("/home/someone/.config/llmasos")
-    assert found.runtime == paths.usual_runtime(found.state)
+    assert found.runtime == paths.default_runtime(found.state)
     assert found.runtime.parent == paths.temporary().parent
 
 
@@ -177,7 +177,7 @@ def test_the_socket_of_ones_own_state_comes_before_another_at_the_usual_place(
     monkeypatch.delenv("LLMASOS_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("LLMASOS_STATE_DIR", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    usual, noted = paths.usual_runtime(tmp_path), tmp_path / "noted"
+    usual, noted = paths.default_runtime(tmp_path), tmp_path / "noted"
     for directory in (usual, noted):
         directory.mkdir(mode=0o700)
         (directory / "kernel.sock").touch()
@@ -202,14 +202,14 @@ def test_a_state_in_an_unusual_place_has_a_socket_of_its_own(
     home = Path(pwd.getpwuid(os.getuid()).pw_dir)
     for xdg, usual in ((str(tmp_path), tmp_path / "llmasos"), ("", paths.temporary())):
         monkeypatch.setenv("XDG_RUNTIME_DIR", xdg)
-        assert paths.usual_runtime(home / ".local/state/llmasos") == usual
-        first, second = paths.usual_runtime(tmp_path / "a"), paths.usual_runtime(tmp_path / "b")
-        assert len({usual, first, second, paths.usual_runtime(Path("/a"))}) == 4
+        assert paths.default_runtime(home / ".local/state/llmasos") == usual
+        first, second = paths.default_runtime(tmp_path / "a"), paths.default_runtime(tmp_path / "b")
+        assert len({usual, first, second, paths.default_runtime(Path("/a"))}) == 4
         assert {usual.parent} == {first.parent, second.parent}
     assert paths.is_temporary(first)  # is checked for others who made it
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    assert paths.usual_runtime(tmp_path / "link") == first
+    assert paths.default_runtime(tmp_path / "link") == first
 
 
 def test_the_daemon_of_another_state_is_not_asked(machine: Machine) -> None:
@@ -261,7 +261,7 @@ def test_a_prompt_beside_an_open_pipe_says_what_it_waits_for(shared: Machine) ->
         assert child.stdout is not None
         assert child.stderr is not None
         said = child.stderr.readline()
-        assert b"waiting for stdin to end" in said
+        assert b"waiting for the end of stdin" in said
         assert b"`< /dev/null`" in said
         child.stdin.write(b"two")
         child.stdin.close()

@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 
 from llmasos import LLMasOS
-from llmasos.kernel import limits, paths, wire
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.kernel.paths import FD
+from llmasos.kernel.abi import limits, paths, wire
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.paths import FD
 from llmasos.userland import start
-from llmasos.userland.line import Line, check, inherited
+from llmasos.userland.client import BlockingClient, check_directory, inherited_connection
 from tests.conftest import Machine
 
 
 @pytest.fixture
-def line(shared: Machine) -> Iterator[Line]:
-    with Line(shared.paths.socket) as line:
+def line(shared: Machine) -> Iterator[BlockingClient]:
+    with BlockingClient(shared.paths.socket) as line:
         yield line
 
 
-def spawn(line: Line) -> int:
+def spawn(line: BlockingClient) -> int:
     return line.call("spawn", v.Spawn("echo", app="test", keep=False), v.Spawned).pid
 
 
@@ -33,18 +33,18 @@ def generate(pid: int, text: str) -> v.Generate:
     return v.Generate(pid, [v.Message(v.Role.USER, text)], sampling=v.Sampling(temperature=0))
 
 
-def test_hello_is_said_by_connecting(line: Line) -> None:
+def test_hello_is_said_by_connecting(line: BlockingClient) -> None:
     assert line.welcome.profile is v.Profile.OPERATOR
     assert line.welcome.notices == []
 
 
-def test_a_call_has_its_reply_as_a_value_of_the_table(line: Line) -> None:
+def test_a_call_has_its_reply_as_a_value_of_the_table(line: BlockingClient) -> None:
     pid = spawn(line)
     (info,) = line.call("ps", v.Ps(pid), v.Processes).processes
     assert (info.pid, info.state, info.app) == (pid, v.State.READY, "test")
 
 
-def test_a_stream_has_its_items_and_then_its_reply(line: Line) -> None:
+def test_a_stream_has_its_items_and_then_its_reply(line: BlockingClient) -> None:
     pid = spawn(line)
     stream = line.stream("generate", generate(pid, "one two"), v.Delta, v.Generated)
     assert stream.reply is None
@@ -54,7 +54,7 @@ def test_a_stream_has_its_items_and_then_its_reply(line: Line) -> None:
     assert list(stream) == []
 
 
-def test_calls_and_streams_mix_on_one_line(line: Line) -> None:
+def test_calls_and_streams_mix_on_one_line(line: BlockingClient) -> None:
     one, two = spawn(line), spawn(line)
     first = line.stream("generate", generate(one, "first"), v.Delta, v.Generated)
     second = line.stream("generate", generate(two, "second"), v.Delta, v.Generated)
@@ -63,7 +63,7 @@ def test_calls_and_streams_mix_on_one_line(line: Line) -> None:
     assert "".join(delta.text for delta in first) == "first"
 
 
-def test_a_cancelled_stream_ends_with_ecanceled(line: Line) -> None:
+def test_a_cancelled_stream_ends_with_ecanceled(line: BlockingClient) -> None:
     stream = line.stream("attach", v.Attach(spawn(line)), v.Output, v.Exit)
     stream.cancel()
     with pytest.raises(SyscallError) as caught:
@@ -71,7 +71,7 @@ def test_a_cancelled_stream_ends_with_ecanceled(line: Line) -> None:
     assert caught.value.errno is Errno.ECANCELED
 
 
-def test_an_error_carries_errno_hint_and_the_syscall(line: Line) -> None:
+def test_an_error_carries_errno_hint_and_the_syscall(line: BlockingClient) -> None:
     with pytest.raises(SyscallError) as caught:
         line.call("spawn", v.Spawn("nothing"), v.Spawned)
     error = caught.value
@@ -83,29 +83,29 @@ def test_an_error_carries_errno_hint_and_the_syscall(line: Line) -> None:
 
 def test_nobody_at_the_socket_is_econnrefused_with_the_command_that_helps(tmp_path: Path) -> None:
     with pytest.raises(SyscallError) as caught:
-        Line(tmp_path / "kernel.sock")
+        BlockingClient(tmp_path / "kernel.sock")
     assert caught.value.errno is Errno.ECONNREFUSED
     assert "daemon start" in caught.value.hint
 
 
 def test_a_path_that_is_too_long_says_which_variable_to_set() -> None:
     with pytest.raises(SyscallError, match="LLMASOS_RUNTIME_DIR"):
-        Line(Path("/tmp") / ("x" * 200))
+        BlockingClient(Path("/tmp") / ("x" * 200))
 
 
 def test_a_key_is_refused_because_there_are_none(shared: Machine) -> None:
     with pytest.raises(SyscallError) as caught:
-        Line(shared.paths.socket, key="sk-123")
+        BlockingClient(shared.paths.socket, key="sk-123")
     assert caught.value.errno is Errno.EACCES
 
 
 def test_the_placeholder_key_counts_as_none(shared: Machine) -> None:
-    with Line(shared.paths.socket, key="YOUR_API_KEY") as line:
+    with BlockingClient(shared.paths.socket, key="YOUR_API_KEY") as line:
         assert len(line.welcome.notices) == 1
 
 
 def test_a_call_over_a_frame_is_e2big_and_the_line_goes_on(shared: Machine) -> None:
-    with Line(shared.paths.socket) as line:
+    with BlockingClient(shared.paths.socket) as line:
         with pytest.raises(SyscallError, match="mem map PID FILE") as caught:
             line.call("send", v.Send(1, "x" * limits.REQUEST_BYTES), v.Sent)
         assert caught.value.errno is Errno.E2BIG
@@ -138,7 +138,7 @@ WELCOME = wire.pack([wire.REPLY, 1, v.Welcome(1, "x", "me", v.Profile.OPERATOR, 
 
 def test_a_kernel_that_hangs_up_is_epipe(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with kernel(path, WELCOME), Line(path) as line:
+    with kernel(path, WELCOME), BlockingClient(path) as line:
         with pytest.raises(SyscallError) as caught:
             line.call("stat", v.Nothing(), v.Stat)
         assert caught.value.errno is Errno.EPIPE
@@ -149,7 +149,7 @@ def test_a_refusal_before_hello_is_what_is_raised(tmp_path: Path) -> None:
     fields = {"errno": 11, "message": "1024 clients are connected", "hint": "later"}
     path = tmp_path / "s"
     with kernel(path, wire.pack([wire.ERROR, 0, fields])), pytest.raises(SyscallError) as caught:
-        Line(path)
+        BlockingClient(path)
     assert caught.value.errno is Errno.EAGAIN
 
 
@@ -157,14 +157,14 @@ def test_an_errno_of_a_newer_kernel_is_eio(tmp_path: Path) -> None:
     path = tmp_path / "s"
     error = wire.pack([wire.ERROR, 2, {"errno": 4242, "message": "new", "hint": ""}])
     fails = pytest.raises(SyscallError, match="EIO: new")
-    with kernel(path, WELCOME, error), Line(path) as line, fails:
+    with kernel(path, WELCOME, error), BlockingClient(path) as line, fails:
         line.call("stat", v.Nothing(), v.Stat)
 
 
 def test_a_frame_that_makes_no_sense_is_eproto(tmp_path: Path) -> None:
     path = tmp_path / "s"
     fails = pytest.raises(wire.ProtocolError)
-    with kernel(path, WELCOME, b"\x00\x00\x00\x01\xc1"), Line(path) as line, fails:
+    with kernel(path, WELCOME, b"\x00\x00\x00\x01\xc1"), BlockingClient(path) as line, fails:
         line.call("stat", v.Nothing(), v.Stat)
 
 
@@ -172,7 +172,7 @@ def test_a_frame_that_makes_no_sense_is_eproto(tmp_path: Path) -> None:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that has taken nothing yet: numbers of descriptors come again."""
-    monkeypatch.setattr("llmasos.userland.line._taken", {})
+    monkeypatch.setattr("llmasos.userland.client._claimed", {})
 
 
 @pytest.mark.usefixtures("fresh")
@@ -183,9 +183,9 @@ def test_a_stale_descriptor_is_no_connection_and_starts_no_daemon(
     with (tmp_path / "file").open("w") as file:
         monkeypatch.setenv(FD, str(file.fileno()) if stale == "file" else stale)
         monkeypatch.setenv("LLMASOS_RUNTIME_DIR", str(shared.paths.runtime))
-        assert inherited() is None
+        assert inherited_connection() is None
         assert not start.allowed()
-        with Line() as line:  # by the path, then
+        with BlockingClient() as line:  # by the path, then
             assert line.welcome.owner
         file.write("still open")
 
@@ -198,7 +198,7 @@ def test_a_socket_of_another_kind_is_left_alone(
 ) -> None:
     with socket.socket(*kind) as other:
         monkeypatch.setenv(FD, str(other.fileno()))
-        assert inherited() is None
+        assert inherited_connection() is None
         assert other.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == kind[1]  # and open
 
 
@@ -212,7 +212,7 @@ def test_of_many_threads_one_takes_the_connection(monkeypatch: pytest.MonkeyPatc
 
     def take() -> None:
         together.wait(10)
-        found.append(inherited())
+        found.append(inherited_connection())
 
     threads = [threading.Thread(target=take) for _ in range(16)]
     for thread in threads:
@@ -233,13 +233,13 @@ def test_a_connection_is_taken_once_and_not_by_a_look(
     with ours, theirs:
         monkeypatch.setenv(FD, str(theirs.fileno()))
         assert start.answers(shared.paths)  # by the path
-        with Line(shared.paths.socket) as line:  # whoever names a kernel means that one
+        with BlockingClient(shared.paths.socket) as line:  # whoever names a kernel means that one
             assert line.welcome.owner
-        given = inherited()
+        given = inherited_connection()
         assert given is not None
         with given:
             assert given.fileno() == theirs.detach()
-            assert inherited() is None
+            assert inherited_connection() is None
             assert not start.allowed()
 
 
@@ -262,14 +262,14 @@ def test_a_place_that_somebody_else_made_gets_neither_key_nor_prompt(
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.bind(str(place))
         stranger.listen()
-        with pytest.raises(SyscallError, match="made by somebody else") as caught:
-            Line(place)
+        with pytest.raises(SyscallError, match="belongs to another user") as caught:
+            BlockingClient(place)
         assert caught.value.errno is Errno.EACCES
         for autostart in (False, True):
-            with pytest.raises(SyscallError, match="made by somebody else"):
+            with pytest.raises(SyscallError, match="belongs to another user"):
                 LLMasOS("key", autostart=autostart)
         place.unlink()
-        with pytest.raises(SyscallError, match="made by somebody else"):
+        with pytest.raises(SyscallError, match="belongs to another user"):
             start.ensure(paths.find())
     assert list(elsewhere.iterdir()) == []  # nor anything else of ours
 
@@ -277,13 +277,13 @@ def test_a_place_that_somebody_else_made_gets_neither_key_nor_prompt(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 def test_a_place_that_belongs_to_somebody_else_is_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(SyscallError) as caught:
-        check(place)  # nobody has made it, and nobody is spoken to who makes it now
+        check_directory(place)  # nobody has made it, and nobody is spoken to who makes it now
     assert caught.value.errno is Errno.ECONNREFUSED
     place.parent.mkdir()
-    check(place)
+    check_directory(place)
     os.chown(place.parent, 65534, -1)
-    with pytest.raises(SyscallError, match="made by somebody else") as caught:
-        Line()
+    with pytest.raises(SyscallError, match="belongs to another user") as caught:
+        BlockingClient()
     assert caught.value.errno is Errno.EACCES
     assert "LLMASOS_RUNTIME_DIR" in caught.value.hint
 
@@ -291,5 +291,5 @@ def test_a_place_that_belongs_to_somebody_else_is_refused(place: Path, tmp_path:
 def test_an_address_that_is_none_is_einval() -> None:
     for address in ("tls://h:99999", "tls://h", "tls://:1", "tls://h:x", "tls://[::1",
                     "tls://\u00e4" + 70 * "a" + ":1"):  # fmt: skip
-        with pytest.raises(SyscallError, match="is no HOST:PORT"):
+        with pytest.raises(SyscallError, match="is not HOST:PORT"):
             LLMasOS("key", socket=address)

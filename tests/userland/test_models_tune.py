@@ -21,7 +21,7 @@ def test_a_tuned_model_is_shown_with_what_it_was(tuned: Machine) -> None:
     assert before.split()[:4] == ["before", "Q4_1", "45.2", "MB"]
     assert after.split()[:4] == ["after", "Q8_0", "54.4", "MB"]
     assert ratio.split()[:2] == ["after/before", "1.21"]
-    assert b"used from the next mount on" in done.stderr
+    assert b"takes effect at the next mount" in done.stderr
     rows = tuned.llmasos("models", "list").stdout.decode().splitlines()
     assert any("smollm2" in row and "Q8_0, tuned" in row for row in rows)
 
@@ -45,7 +45,7 @@ def test_an_unknown_quantisation_lists_the_known(shared: Machine) -> None:
 def test_words_that_exclude_each_other_are_refused(shared: Machine) -> None:
     done = shared.llmasos("models", "tune", "smollm2", "--small", "--off", check=False)
     assert done.returncode == exits.FAILED
-    assert b"exclude each other" in done.stderr
+    assert b"mutually exclusive" in done.stderr
 
 
 def test_devices_shows_what_computes_before_what_is_mounted(shared: Machine) -> None:

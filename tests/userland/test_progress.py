@@ -2,7 +2,7 @@
 
 import json
 
-from llmasos.kernel.errors import Errno
+from llmasos.kernel.abi.errors import Errno
 from llmasos.userland.cli import exits
 from tests.conftest import Machine
 from tests.userland.test_terminal import on_a_terminal

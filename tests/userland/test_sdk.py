@@ -8,9 +8,9 @@ import anyio
 import pytest
 
 from llmasos import AsyncLLMasOS, Errno, LLMasOS, SyscallError
-from llmasos.kernel import limits
-from llmasos.kernel import values as v
-from llmasos.kernel.abi import TABLE
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.table import TABLE
 from llmasos.userland import start
 from tests.conftest import Machine
 
@@ -56,7 +56,7 @@ def test_five_lines_make_text_on_a_machine_without_a_daemon(machine: Machine) ->
     machine.environment["LLMASOS_WINDOW"] = "256"  # a short answer will do
     before = machine.python("-c", FIVE_LINES, check=False)
     assert before.returncode == 1
-    assert b"there are: echo, smollm2" in before.stderr
+    assert b"installed: echo, smollm2" in before.stderr
     assert b"llmasos models alias gpt-3" in before.stderr
     machine.llmasos("models", "alias", "gpt-3", "smollm2")
     done = machine.python("-c", FIVE_LINES)
@@ -85,7 +85,7 @@ async def test_the_core_starts_a_private_daemon_and_can_stop_it(
             await client.unmount("echo")
             assert (await client.devices()).devices == []
             await client.shutdown(drain=False)
-    assert start.gone(stat.os_pid, GUARD_S)
+    assert start.wait_for_exit(stat.os_pid, GUARD_S)
     with pytest.raises(SyscallError) as caught:
         async with AsyncLLMasOS(autostart=False):
             pass
@@ -110,7 +110,7 @@ async def test_a_call_over_a_frame_is_e2big_and_the_client_goes_on(client: Async
 
 async def test_an_option_that_makes_no_sense_is_named(client: AsyncLLMasOS) -> None:
     async with await client.spawn("echo", keep=False) as process:
-        with pytest.raises(SyscallError, match="overflow='x': it is page or error") as caught:
+        with pytest.raises(SyscallError, match="overflow='x': must be page or error") as caught:
             await process.generate("hello", overflow="x")
         assert caught.value.errno is Errno.EINVAL
         with pytest.raises(TypeError, match="'foo'"):

@@ -246,7 +246,7 @@ def test_a_result_that_nobody_waits_for_any_more_is_ended(own_machine: Machine) 
             return process
 
         with pytest.raises(KeyboardInterrupt):
-            client.there.run(interrupted)
+            client.thread.run(interrupted)
         with suppress(NotFound):
             client.wait(spawned[0], timeout_s=20)
         assert spawned[0] not in {info.pid for info in client.ps(ended=True).processes}

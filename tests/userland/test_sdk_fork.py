@@ -16,7 +16,7 @@ def told(call):
     try:
         call()
     except ForkError as error:
-        return isinstance(error, RuntimeError) and "make a new client" in str(error)
+        return isinstance(error, RuntimeError) and "create a new client" in str(error)
 def fresh():
     with LLMasOS(socket=PATH) as other, other.spawn("echo") as process:
         return process.generate("from the child", temperature=0).text == "from the child"

@@ -34,9 +34,9 @@ from llmasos import (
     Timeout,
     TooBig,
 )
-from llmasos.kernel.errors import error_of
-from llmasos.kernel.wire import pack_error, unpack_reply
-from llmasos.userland.line import failure
+from llmasos.kernel.abi.errors import error_of
+from llmasos.kernel.abi.wire import pack_error, unpack_reply
+from llmasos.userland.client import error_from_frame
 from llmasos.userland.sdk.memory import MemoryCalls
 from llmasos.userland.sdk.prompt import messages, request
 from llmasos.userland.sdk.schema import parser, schema_text
@@ -60,7 +60,7 @@ CLASSES = {
 @pytest.mark.parametrize("errno", CLASSES)
 def test_an_error_of_the_kernel_is_of_the_class_of_its_errno(errno: Errno) -> None:
     frame = pack_error(7, SyscallError(errno, "what happened", "what to do", call="ps", pid=3))
-    error = failure(unpack_reply(frame[4:])[2], "")
+    error = error_from_frame(unpack_reply(frame[4:])[2], "")
     assert type(error) is CLASSES[errno]
     for same in (error, copy.copy(error), pickle.loads(pickle.dumps(error))):
         assert type(same) is type(error)
@@ -84,7 +84,7 @@ def test_people_catch_errors_by_their_classes(client: LLMasOS) -> None:
         client.spawn("no-such-model")
     with pytest.raises(Denied) as denied:
         client.shutdown()
-    assert not denied.value.asks
+    assert not denied.value.needs_approval
     with client.spawn("echo") as process:
         with pytest.raises(TimeoutError):
             process.wait(timeout_s=0.01)
@@ -191,7 +191,7 @@ def test_reprs_say_what_it_is(client: LLMasOS) -> None:
         assert repr(process).startswith(f"Process(pid={process.pid}, model='echo', window=")
         assert repr(client.process(7)) == "Process(pid=7, keep=True)"
         answer = process.stream("one " * 50, temperature=0)
-        assert repr(answer) == "Answer('', on its way)"
+        assert repr(answer) == "Answer('', running)"
         assert "".join(answer)
         assert repr(answer).endswith("'..., complete)")
         assert repr(answer.reply).startswith("Reply('one one")
@@ -271,14 +271,14 @@ def test_a_dataclass_is_a_schema_and_comes_back() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"count": "1"}, "count: '1' is no int"),
-        ({"count": True}, "count: True is no int"),
-        ({"names": [1]}, r"names\[0\]: 1 is no str"),
-        ({"pair": [1]}, "pair: 1 items, and not 2"),
+        ({"count": "1"}, "count: '1' is not of type int"),
+        ({"count": True}, "count: True is not of type int"),
+        ({"names": [1]}, r"names\[0\]: 1 is not of type str"),
+        ({"pair": [1]}, "pair: 1 items instead of 2"),
         ({"word": "b"}, "word"),
         ({"colour": "green"}, "green"),
         ({"part": {}}, "part: 'name' is missing"),
-        ({"other": 1}, "no field 'other'"),
+        ({"other": 1}, "unknown field 'other'"),
     ],
 )
 def test_an_answer_that_does_not_fit_is_a_value_error(change: dict[str, Any], words: str) -> None:

@@ -14,8 +14,8 @@ from typing import ClassVar
 
 import pytest
 
-from llmasos.kernel import limits, secrets
-from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.abi import limits, secrets
+from llmasos.kernel.abi.errors import SyscallError
 from llmasos.userland.cli import exits
 from tests.conftest import LIMIT_S, Machine, documents
 
@@ -119,7 +119,7 @@ def test_a_keyring_holds_it_where_one_is_installed(machine: Machine, tmp_path: P
     machine.llmasos("secrets", "set", "mine", "--keyring", stdin=KEY)
     assert json.loads(kept.read_text()) == {"llmasos/mine": KEY}
     assert (machine.paths.secrets / "mine").read_bytes() == b""
-    code = "from llmasos.kernel import paths, secrets\n"
+    code = "from llmasos.kernel.abi import paths, secrets\n"
     code += "print(secrets.read(paths.find().secrets, 'mine'))"
     assert machine.python("-c", code).stdout.decode().strip() == KEY
     assert machine.llmasos("secrets", "list").stdout == b"mine\n"
@@ -194,7 +194,7 @@ def test_an_endpoint_is_a_model_and_its_key_is_nowhere(machine: Machine, parrot:
     assert said[0].stdout == b"one two three \n"
     said.append(machine.llmasos("run", "-m", "far", "fail", check=False))
     assert said[1].returncode == exits.ENGINE
-    assert b"said 401: Bearer [key] is wrong" in said[1].stderr
+    assert b"answered 401: Bearer [key] is wrong" in said[1].stderr
     verbs = ("models show far", "models list", "devices", "logs", "daemon logs", "ps -a")
     said += [machine.llmasos(*words.split(), "--json") for words in verbs]
     said += [machine.llmasos("models", "list"), machine.llmasos("models", "show", "far")]
@@ -223,11 +223,11 @@ def test_which_model_of_an_endpoint_is_meant_has_to_be_said(shared: Machine, cho
     done = shared.llmasos(*line, check=False)
     assert done.returncode == exits.USAGE
     told = done.stderr.decode()
-    assert f"which model? {choice} has 3: parrot-1, parrot-2, cockatoo" in told
+    assert f"{choice} has 3 models: parrot-1, parrot-2, cockatoo" in told
     assert "--set model=NAME" in told
     done = shared.llmasos(*line, "--set", "model=parrot", check=False)
     assert done.returncode == exits.ENGINE
-    assert b"it has no model 'parrot', it lists parrot-1, parrot-2, cockatoo" in done.stderr
+    assert b"no model 'parrot'; it lists parrot-1, parrot-2, cockatoo" in done.stderr
     assert b"far" not in shared.llmasos("models", "list").stdout
     added = documents(shared.llmasos(*line, "--set", "model=cockatoo", "--json"))[0]
     assert added["options"] == {"model": "cockatoo"}
@@ -249,13 +249,13 @@ def test_at_a_terminal_the_model_is_asked_for(
         os.write(ours, f"{answer}\n".encode())
         _, told = child.communicate(timeout=LIMIT_S)
     os.close(ours)
-    assert b"   2 parrot-2\n   3 cockatoo\nwhich one? (number or name) " in told
+    assert b"   2 parrot-2\n   3 cockatoo\nwhich model? (number or name) " in told
     assert child.returncode == (exits.OK if model else exits.USAGE)
     if model:
         assert f"model={model}".encode() in shared.llmasos("models", "show", "far").stdout
         shared.llmasos("models", "rm", "far")
     else:
-        assert b"is none of them" in told
+        assert b"is not in the list" in told
 
 
 class Listener(BaseHTTPRequestHandler):
@@ -296,7 +296,7 @@ def test_a_secret_of_one_url_is_never_sent_to_another(
     assert machine.llmasos("secrets", "list").stdout.decode() == f"mine  {place}\n"
     added = machine.llmasos("models", "add", "thief", listener, *own, check=False)
     assert added.returncode == exits.DENIED
-    assert f"the secret mine is for {place}" in added.stderr.decode()
+    assert f"secret mine is for {place}" in added.stderr.decode()
     hint = f"`llmasos secrets set mine --url {listener.removesuffix('/v1')}`"
     assert hint in added.stderr.decode()
     machine.llmasos("models", "add", "thief", listener, "--no-check")
@@ -308,7 +308,7 @@ def test_a_secret_of_one_url_is_never_sent_to_another(
     machine.llmasos("secrets", "set", "other", "--url", listener, stdin=KEY)
     done = machine.llmasos("run", "-m", "near", "hello", check=False)
     assert done.returncode == exits.ENGINE
-    assert b"the secret other is for http://127.0.0.1" in done.stderr
+    assert b"secret other is for http://127.0.0.1" in done.stderr
     assert machine.llmasos("run", "-m", "far", "hello").stdout == b"hello \n"
     assert not any(key for key in Listener.keys)
 
@@ -375,9 +375,9 @@ def test_an_endpoint_that_is_not_there_is_told_at_the_mount(machine: Machine) ->
     line = ["models", "add", "far", "http://127.0.0.1:1/v1", "--set", "retries=0"]
     done = machine.llmasos(*line, check=False)
     assert done.returncode == exits.ENGINE
-    assert b"127.0.0.1:1 cannot be reached" in done.stderr
+    assert b"cannot connect to http://127.0.0.1:1" in done.stderr
     assert b"far" not in machine.llmasos("models", "list").stdout
     machine.llmasos(*line, "--no-check")
     done = machine.llmasos("mount", "far", check=False)
     assert done.returncode == exits.ENGINE
-    assert b"127.0.0.1:1 cannot be reached" in done.stderr
+    assert b"cannot connect to http://127.0.0.1:1" in done.stderr

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.kernel import paths
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi import paths
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland import start
-from llmasos.userland.line import Line
+from llmasos.userland.client import BlockingClient
 from tests.conftest import LIMIT_S, Machine
 
 NO_MODEL = {"LLMASOS_MOUNT": "false"}
 CLIENT = """
 import os
-from llmasos.kernel import paths
+from llmasos.kernel.abi import paths
 from llmasos.userland import start
 print(start.ensure(paths.find(), "--private"))
 """
@@ -33,7 +33,7 @@ def mine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def os_pid(machine: Machine) -> int:
-    with Line(machine.paths.socket) as line:
+    with BlockingClient(machine.paths.socket) as line:
         return line.call("stat", v.Nothing(), v.Stat).os_pid
 
 
@@ -52,7 +52,7 @@ def test_eight_clients_who_race_give_one_daemon(machine: Machine) -> None:
 
 def test_a_started_daemon_is_private_detached_and_closed_to_others(mine: Machine) -> None:
     assert start.ensure(mine.paths, "--private")
-    with Line(mine.paths.socket) as line:
+    with BlockingClient(mine.paths.socket) as line:
         stat = line.call("stat", v.Nothing(), v.Stat)
     assert stat.private
     assert os.getsid(stat.os_pid) != os.getsid(0)
@@ -92,7 +92,7 @@ def test_a_socket_that_nobody_listens_at_is_replaced(mine: Machine) -> None:
     start.ensure(mine.paths)
     pid = os_pid(mine)
     os.kill(pid, signal.SIGKILL)
-    assert start.gone(pid, LIMIT_S)
+    assert start.wait_for_exit(pid, LIMIT_S)
     assert mine.paths.socket.exists()
     assert start.ensure(mine.paths)
     assert os_pid(mine) != pid
@@ -101,7 +101,7 @@ def test_a_socket_that_nobody_listens_at_is_replaced(mine: Machine) -> None:
 def test_a_daemon_that_is_leaving_is_waited_for(mine: Machine) -> None:
     start.ensure(mine.paths)
     pid = os_pid(mine)
-    with Line(mine.paths.socket) as line:
+    with BlockingClient(mine.paths.socket) as line:
         line.call("shutdown", v.Shutdown(), v.Nothing)
     while start.answers(mine.paths):
         pass  # its door closes at once

@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 
-from llmasos.kernel import values as v
+from llmasos.kernel.abi import values as v
 from llmasos.userland.cli import exits
-from llmasos.userland.line import Line
+from llmasos.userland.client import BlockingClient
 from tests.conftest import LIMIT_S, Machine, documents
 
 LONG = "word " * 400
@@ -59,7 +59,7 @@ def test_a_second_ctrl_c_leaves(slow: Machine) -> None:
     run = slow.begin("run", "-m", "echo", LONG)
     assert run.stdout is not None
     run.stdout.read(1)
-    with Line(slow.paths.socket) as line:
+    with BlockingClient(slow.paths.socket) as line:
         (info,) = line.call("ps", v.Ps(), v.Processes).processes
         line.call("kill", v.Kill(info.pid, v.Signal.STOP), v.Nothing)
     run.send_signal(signal.SIGINT)
@@ -78,7 +78,7 @@ def test_attach_detaches_and_the_process_goes_on(slow: Machine) -> None:
     assert attach.stdout.read(1)
     attach.send_signal(signal.SIGINT)
     _rest, said = attach.communicate(timeout=LIMIT_S)
-    assert (attach.returncode, b"goes on" in said) == (exits.OK, True)
+    assert (attach.returncode, b"continues" in said) == (exits.OK, True)
     assert json.loads(slow.llmasos("ps", "--json").stdout)["processes"][0]["state"] == "running"
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=LIMIT_S)
@@ -113,7 +113,7 @@ def test_the_daemons_log_can_be_followed(machine: Machine) -> None:
     assert logs.stdout is not None
     assert "ready" in json.loads(logs.stdout.readline())["line"]
     machine.llmasos("daemon", "stop")
-    assert "down" in json.loads(logs.stdout.readline())["line"]
+    assert "stopped" in json.loads(logs.stdout.readline())["line"]
     logs.send_signal(signal.SIGINT)
     logs.communicate(timeout=LIMIT_S)
     assert logs.returncode == exits.INTERRUPTED

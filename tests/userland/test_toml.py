@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.abi.errors import SyscallError
 from llmasos.userland.cli import toml
 
 FILE = """\
@@ -76,10 +76,10 @@ def test_a_new_setting_comes_before_the_tables(text: str, wanted: str) -> None:
     ],
 )
 def test_a_form_that_is_not_known_is_refused_and_not_damaged(text: str, name: str) -> None:
-    with pytest.raises(SyscallError, match="not edited here"):
+    with pytest.raises(SyscallError, match="cannot edit"):
         toml.changed(text, name, "y")
 
 
 def test_a_file_that_is_no_toml_is_refused() -> None:
-    with pytest.raises(SyscallError, match="no TOML"):
+    with pytest.raises(SyscallError, match="not valid TOML"):
         toml.changed("model = \n", "window", 512)

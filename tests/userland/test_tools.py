@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from llmasos import Errno, LLMasOS, SyscallError
-from llmasos.kernel import values as v
-from llmasos.kernel.values import Kind
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.values import Kind
 from llmasos.userland.sdk import tools as tools_file
-from llmasos.userland.sdk.door import Process
-from llmasos.userland.sdk.tools import TOOLS, USUAL, listed
+from llmasos.userland.sdk.blocking import Process
+from llmasos.userland.sdk.tools import DEFAULT_TOOLS, TOOLS, listed
 from tests.conftest import Machine
 
 
@@ -64,7 +64,7 @@ def test_pages_are_shared_sent_mapped_and_erased_where_that_is_allowed(
         file.write("The harbour closes at nine.")
         theirs = tools.call({"name": "mmap", "arguments": {"source": f"/proc/{other.pid}/mem"}})
         assert theirs.startswith("error EINVAL: source=")
-        assert "it has to be /files/PATH" in theirs
+        assert "must be /files/PATH" in theirs
     mapped = tools.call({"name": "mmap", "arguments": {"source": f"/files{document}"}})
     assert mapped == "pages 1 to 1"
 
@@ -72,22 +72,22 @@ def test_pages_are_shared_sent_mapped_and_erased_where_that_is_allowed(
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ("not json", "no JSON"),
-        ("[]", "has to be a JSON object"),
-        ('{"name": "shell", "arguments": {}}', "no tool 'shell'; there are: search_mem"),
+        ("not json", "not JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"name": "shell", "arguments": {}}', "no tool 'shell'; available: search_mem"),
         ('{"name": "forget", "arguments": {"page": 0}}', "no tool 'forget'"),
         ('{"name": "pin"}', "'page' is missing"),
-        ('{"name": "pin", "arguments": {"page": 0, "pid": 1}}', "no argument 'pid'"),
+        ('{"name": "pin", "arguments": {"page": 0, "pid": 1}}', "unknown argument 'pid'"),
         ('{"name": "pin", "arguments": {"page": "first"}}', "EINVAL"),
-        ('{"name": "pin", "arguments": "{"}', "`arguments` is no JSON"),
-        ('{"name": "pin", "arguments": [0]}', "`arguments` has to be"),
+        ('{"name": "pin", "arguments": "{"}', "`arguments` is not JSON"),
+        ('{"name": "pin", "arguments": [0]}', "`arguments` must be"),
         ('{"name": "pin", "arguments": {"page": 7}}', "ENOENT"),
         ('{"name": "search_mem", "arguments": {"question": ""}}', "EINVAL"),
         (
             '{"name": "search_mem", "arguments": {"question": "x", "count": 21}}',
-            "count=21: it has to be from 1 to 20",
+            "count=21: must be from 1 to 20",
         ),
-        ('{"name": "pin", "arguments": {"page": -1}}', "page=-1: it has to be at least 0"),
+        ('{"name": "pin", "arguments": {"page": -1}}', "page=-1: must be at least 0"),
         ('{"name": "read_mem", "arguments": {}}', "give `page` or `key`"),
         ('{"name": "read_mem", "arguments": {"key": ""}}', "give `page` or `key`"),
     ],
@@ -106,7 +106,7 @@ def test_what_the_table_says_of_a_value_is_in_the_schema(process: Process) -> No
     assert parts["mmap"]["properties"]["source"]["pattern"] == "^/files/."
     assert parts["recv"]["properties"]["timeout_s"]["maximum"] == 60
     said = tools.call({"name": "recv", "arguments": {"timeout_s": 61}})
-    assert said == "error EINVAL: timeout_s=61: it has to be from 0 to 60"
+    assert said == "error EINVAL: timeout_s=61: must be from 0 to 60"
 
 
 def test_a_search_leaves_out_what_the_model_sees(process: Process) -> None:
@@ -115,7 +115,7 @@ def test_a_search_leaves_out_what_the_model_sees(process: Process) -> None:
     tools = process.memory_tools()
     search = {"name": "search_mem", "arguments": {"question": question}}
     assert process.search_mem(question).hits
-    assert tools.call(search) == "nothing was found beside what you see"
+    assert tools.call(search) == "nothing found outside the window"
     process.write_mem("The cabin's key lies below the blue pot.")
     (line,) = tools.call(search).splitlines()
     assert line.endswith("blue pot.")
@@ -148,7 +148,7 @@ def test_the_embedded_model_can_only_say_a_call(machine: Machine) -> None:
         assert len(lines) == 4
         names: dict[str, Any] = {"process": process}
         exec(textwrap.dedent("\n".join(lines)), names)
-        assert json.loads(names["call"])["name"] in USUAL
+        assert json.loads(names["call"])["name"] in DEFAULT_TOOLS
         spoken = [page.text for page in process.read_mem() if page.kind is Kind.USER]
         assert spoken[0] == names["ask"]
         assert spoken[1].startswith("Result: ")
@@ -158,6 +158,6 @@ def test_the_embedded_model_can_only_say_a_call(machine: Machine) -> None:
         assert json.loads(said)["name"] == "search_mem"
         result = tools.call(said)
         assert not result.startswith("error"), (said, result)
-        every = process.memory_tools(USUAL)
+        every = process.memory_tools(DEFAULT_TOOLS)
         said = process.generate(asked, schema=every.schema, temperature=0, max_tokens=200).text
-        assert json.loads(said)["name"] in USUAL
+        assert json.loads(said)["name"] in DEFAULT_TOOLS

@@ -1,9 +1,9 @@
-"""`llmasos bench`: how the project measures itself.
+"""`llmasos bench`: the benchmarks of the project.
 
-A suite is a file here with its bars and one function that takes a whole pass of measurements. What
-they share stands beside them: `figures` (what a figure is), `quiet` (how much of the machine others
-took), `rig` (a daemon of its own on temporary directories), `texts`, `streams` and `answers` (many
-generations at once), `peers` and `bare` (what we are compared with). Suites install nothing.
+A suite is a file with its bars and one function that runs all its measurements. Shared parts:
+`figures` (values and results), `quiet` (load by other programs), `rig` (a daemon on temporary
+directories), `texts`, `streams` and `answers` (many generations at once), `peers` and `bare` (the
+compared programs). Suites install nothing.
 """
 
 import argparse
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.cli.arguments import Parser
-from llmasos.userland.cli.exits import Usage
+from llmasos.userland.cli.exits import UsageError
 
 from . import (
     choices,
@@ -40,7 +40,7 @@ from . import (
     throughput,
     tokenize,
 )
-from .figures import Document, Suite, table
+from .figures import ResultFile, Suite, table
 from .quiet import quietly
 from .rig import RigError, machine, versions
 
@@ -72,10 +72,10 @@ SUITES: dict[str, Suite] = {
 }
 
 
-def run(suite: Suite, *, tiny: bool) -> Document:
-    """One suite; one that measures times is repeated while other programs are busy."""
+def run(suite: Suite, *, tiny: bool) -> ResultFile:
+    """Run one suite. A suite that measures times is repeated while other programs are busy."""
     attempts = quietly(lambda: suite.take(tiny), tries=3 if suite.timed and not tiny else 1)
-    return Document.of(suite, attempts, machine(), versions(), tiny=tiny)
+    return ResultFile.of(suite, attempts, machine(), versions(), tiny=tiny)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,12 +83,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "suite",
         nargs="*",
-        help=f"of: {', '.join(SUITES)}; none: all. `recall FILE.jsonl` asks conversations of yours",
+        help=f"default: all of {', '.join(SUITES)}. `recall FILE.jsonl` uses your conversations",
     )
     parser.add_argument("--json", action="store_true", help="one document a line, no table")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
-    either.add_argument("--tiny", action="store_true", help="a fast pass that is not judged")
+    either.add_argument("--tiny", action="store_true", help="a fast run without verdicts")
     parser.add_argument("--out", type=Path, help="also write DIR/SUITE.json", metavar="DIR")
     return parser
 
@@ -100,7 +100,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _files(files, options)
     unknown = [name for name in options.suite if name not in SUITES]
     if unknown:
-        raise Usage(f"there is no suite {unknown[0]!r}", f"there are: {', '.join(SUITES)}")
+        raise UsageError(f"no suite {unknown[0]!r}", f"suites: {', '.join(SUITES)}")
     good = True
     for name in options.suite or SUITES:
         try:
@@ -113,17 +113,17 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _files(files: Sequence[Path], options: argparse.Namespace) -> int:
-    """Conversations that somebody has, instead of those that are made here.
+    """Measure recall on the user's conversations instead of generated ones.
 
-    All files are read before one is asked: a mistake in the last is not told after an hour.
+    All files are read first, so that an error in the last one is not reported after an hour.
     """
     try:
-        held = {path: conversations.read(path) for path in files}
+        by_file = {path: conversations.read(path) for path in files}
     except (conversations.Malformed, OSError) as error:
-        raise Usage(str(error)) from error
-    for path, some in held.items():
+        raise UsageError(str(error)) from error
+    for path, talks in by_file.items():
         try:
-            found, text = recall.figures(some)
+            found, text = recall.figures(talks)
         except (RigError, SyscallError, OSError) as error:
             raise _failure(str(path), error) from error
         print(json.dumps({"file": path.name, **found}) if options.json else text, flush=True)
@@ -131,13 +131,13 @@ def _files(files: Sequence[Path], options: argparse.Namespace) -> int:
 
 
 def _failure(name: str, error: Exception) -> SyscallError:
-    """A measurement that did not come to its end."""
+    """The error of a suite that could not be completed."""
     if isinstance(error, SyscallError):
         return SyscallError(error.errno, f"{name}: {error.message}", error.hint)
     return SyscallError(Errno.ECANCELED, f"{name}: {error}")
 
 
-def show(document: Document, options: argparse.Namespace) -> None:
+def show(document: ResultFile, options: argparse.Namespace) -> None:
     plain = asdict(document)
     print(json.dumps(plain) if options.json else table(document), flush=True)
     if options.out:

@@ -1,4 +1,4 @@
-"""The bare loop as a rival: drivers/llama/bare.py in a process of its own."""
+"""The bare engine loop for comparison: drivers/llama/bare.py in a child process."""
 
 import json
 import os
@@ -17,7 +17,7 @@ MODULE = "llmasos.drivers.llama.bare"
 
 
 def loop(path: str, *flags: object, **environment: str) -> list[dict[str, Any]]:
-    """Its report of each repeat. Absent when it cannot run."""
+    """Run it and return the report of each repeat. Absent when it cannot run."""
     threads = [] if "--threads" in flags else ["--threads", str(os.cpu_count() or 1)]
     line = [sys.executable, "-m", MODULE, "--model", path, *threads, *map(str, flags)]
     done = subprocess.run(line, env=os.environ | environment, capture_output=True, text=True)
@@ -27,12 +27,12 @@ def loop(path: str, *flags: object, **environment: str) -> list[dict[str, Any]]:
 
 
 def answered(path: str, prompts: Sequence[Sequence[int]], new: int) -> Crowded:
-    """These prompts, `new` tokens each; timed after the load."""
+    """Generate `new` tokens for each of these prompts; the time excludes loading."""
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
         json.dump(prompts, file)
         file.flush()
         counts = ("--sequences", len(prompts), "--new", new)
-        said = loop(path, "--prompts", file.name, *counts)[-1]
-    if said["tokens"] != len(prompts) * new:
-        raise RigError(f"the bare loop made {said['tokens']} tokens, not {len(prompts) * new}")
-    return Crowded(said["tokens"] / said["wall_s"], 0.0, 0.0, said["text_sha256"])
+        report = loop(path, "--prompts", file.name, *counts)[-1]
+    if report["tokens"] != len(prompts) * new:
+        raise RigError(f"the bare loop made {report['tokens']} tokens, not {len(prompts) * new}")
+    return Crowded(report["tokens"] / report["wall_s"], 0.0, 0.0, report["text_sha256"])

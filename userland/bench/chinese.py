@@ -1,7 +1,7 @@
-"""Chinese pages asked for in Chinese and in English: is the right one the first hit?
+"""Chinese pages with questions in Chinese and in English: is the right page the first hit?
 
-Each question is ranked among thirty pages, ten of its own topic. They are thirty documents of a
-page each, as notes and articles are: pages that have nothing to do with each other.
+Each question is ranked among thirty pages, ten of them on its topic. The pages are thirty unrelated
+documents of one page each, like notes and articles.
 """
 
 import tempfile
@@ -9,17 +9,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 
 from .rig import Rig
 from .talks.pairs import Pair, pairs, pool
 
-PAUSE_S = 0.05  # between two looks
+PAUSE_S = 0.05  # between two searches
 
 
-def first_hits(rig: Rig, client: Line, topics: int) -> tuple[list[float], list[float]]:
-    """For each pair 1 or 0: asked in Chinese, and in English."""
+def first_hits(rig: Rig, client: BlockingClient, topics: int) -> tuple[list[float], list[float]]:
+    """1 or 0 for each pair: with the Chinese question, and with the English one."""
     chinese: list[float] = []
     english: list[float] = []
     with tempfile.TemporaryDirectory() as folder, rig.client() as operator:
@@ -33,8 +33,10 @@ def first_hits(rig: Rig, client: Line, topics: int) -> tuple[list[float], list[f
     return chinese, english
 
 
-def _mapped(client: Line, folder: Path, some: Sequence[Pair]) -> tuple[int, dict[int, str]]:
-    """A process that has these pages, each mapped by itself; their texts by number."""
+def _mapped(
+    client: BlockingClient, folder: Path, some: Sequence[Pair]
+) -> tuple[int, dict[int, str]]:
+    """A process with these pages, each mapped separately; and their texts by number."""
     folder.mkdir()
     pid = client.call("spawn", v.Spawn("echo", app="bench"), v.Spawned).pid
     pages: dict[int, str] = {}
@@ -46,8 +48,8 @@ def _mapped(client: Line, folder: Path, some: Sequence[Pair]) -> tuple[int, dict
     return pid, pages
 
 
-def _settled(client: Line, asked: v.SearchMem) -> list[int]:
-    """The numbers that are found when every page has its vector."""
+def _settled(client: BlockingClient, asked: v.SearchMem) -> list[int]:
+    """The numbers of the hits once every page has its vector."""
     while True:
         reply = client.call("search_mem", asked, v.Hits)
         if not reply.note:

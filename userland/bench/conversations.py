@@ -1,8 +1,7 @@
-"""Conversations that somebody has, from a file: one a line, in the form that `Talk.form` writes.
+"""Reads a user's conversations from a file: one a line, in the format that `Talk.form` writes.
 
-Everything that would end the measurement later is found here, where the line's number is known: a
-search that the kernel refuses an hour on helps nobody. Times without a zone are UTC, in which the
-kernel counts days.
+Everything that would stop the measurement later is checked here, where the line number is known.
+Times without a zone are UTC, in which the kernel counts days.
 """
 
 import json
@@ -12,20 +11,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 
 from .talks import Question, Talk, Turn
 
 Fields = Mapping[str, object]
-_LAST = 10**11  # Unix seconds: later ones are no time to the kernel
+_LAST = 10**11  # Unix seconds: the kernel accepts no later time
 
 
 class Malformed(Exception):
-    """The file holds something else than conversations: where, and what is wrong."""
+    """A line of the file is not a valid conversation; the message has the line and the reason."""
 
 
 def read(path: Path) -> list[Talk]:
-    """Malformed. OSError: it cannot be read."""
+    """The conversations of a file. Malformed; OSError when it cannot be read."""
     found: list[Talk] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -34,26 +33,26 @@ def read(path: Path) -> list[Talk]:
             except (ValueError, RecursionError) as error:
                 raise Malformed(f"{path}:{number}: not a conversation: {_words(error)}") from error
     if not found:
-        raise Malformed(f"{path} holds no conversation")
+        raise Malformed(f"{path} contains no conversation")
     return found
 
 
 def when(turn: Turn) -> float:
-    """Unix seconds; 0: not told."""
+    """Unix seconds; 0: unknown."""
     if not turn.time:
         return 0.0
-    told = datetime.fromisoformat(turn.time)
-    return (told if told.tzinfo is not None else told.replace(tzinfo=UTC)).timestamp()
+    time = datetime.fromisoformat(turn.time)
+    return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
 
 
 def _words(error: Exception) -> str:
     match error:
         case RecursionError():
             return "JSON, but too deeply nested"
-        case json.JSONDecodeError():  # its own words count lines from this one on
-            return f"no JSON: {error.msg} at character {error.pos + 1}"
+        case json.JSONDecodeError():  # its own message counts lines from this one on
+            return f"not JSON: {error.msg} at character {error.pos + 1}"
         case UnicodeDecodeError():
-            return f"no UTF-8: {error.reason} at byte {error.start + 1}"
+            return f"not UTF-8: {error.reason} at byte {error.start + 1}"
         case _:
             return str(error)
 
@@ -66,7 +65,7 @@ def _talk(fields: Fields) -> Talk:
     known = {turn.id for turn in turns}
     questions = [_question(one, known) for one in _objects(fields, "questions")]
     if not questions:
-        raise ValueError("it asks no question")
+        raise ValueError("it has no questions")
     return Talk(_text(fields, "id"), "", turns, questions)
 
 
@@ -87,7 +86,7 @@ def _question(fields: Fields, known: set[str]) -> Question:
     _check_length(text, limits.QUESTION_CHARS, "a question")
     strange = [one for one in named if not isinstance(one, str) or one not in known]
     if strange or not named:
-        raise ValueError(f"evidence {strange} of {text!r} is no turn")
+        raise ValueError(f"evidence {strange} of {text!r} is not the id of a turn")
     return Question(text, tuple(map(str, named)), _text(fields, "category"), ())
 
 
@@ -104,7 +103,7 @@ def _field(fields: Fields, name: str) -> object:
 
 
 def _text(fields: Fields, name: str) -> str:
-    """A text that UTF-8 can carry: JSON may name halves of characters."""
+    """A text that can be encoded as UTF-8: JSON may contain lone surrogates."""
     value = _field(fields, name)
     if not isinstance(value, str):
         raise ValueError(f"{name!r} is not a text in {_short(fields)}")
@@ -133,6 +132,6 @@ def _object(value: object, what: str) -> Fields:
 
 
 def _short(value: object) -> str:
-    """The beginning of it, so that it is found in the file."""
-    said = json.dumps(value)
-    return said if len(said) <= 80 else f"{said[:77]}..."
+    """The beginning of the value, to find it in the file."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,8 +1,8 @@
-"""How long a request waits for its past: embed, search, rank, lay out.
+"""The delay of a request that recalls pages: embedding, search, ranking, layout.
 
-A process with so many pages is asked for one of them, and then for another. What is told is the
-time until the first token of an echo, which needs none for it, with the socket and the journal in
-it; beside it the same without recall.
+A process with many pages is asked about one of them, then about another. The figure is the time
+until the first token of the echo driver, which needs no time of its own, including the socket and
+the journal. The same time without recall is reported beside it.
 """
 
 import random
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 
 from .figures import Bar, Suite, Take
 from .planted import FACTS
@@ -23,13 +23,13 @@ from .syscall import spawn
 SIZES = {"10k": 10_000, "100k": 100_000}
 TINY = {"10k": 60, "100k": 120}
 BARS = (
-    Bar("fault.p50_ms_10k", "a request that brings pages back, 10,000 pages, until the first token",
+    Bar("fault.p50_ms_10k", "time to first token of a request that recalls pages, 10,000 pages",
         "ms", "lower", 15),
     Bar("fault.p50_ms_100k", "the same with 100,000 pages", "ms", "lower", 60),
 )  # fmt: skip
 WRITERS = 8
-WARM = 10  # questions before it counts
-MOST, TINY_MOST = 0.75, 0.1  # of the requests: among few pages fewer stand out
+WARM = 10  # questions before the measurement
+MOST, TINY_MOST = 0.75, 0.1  # share of requests that must recall; few pages: fewer
 _NOUNS = (
     "harbour", "lantern", "copper", "meadow", "violin", "ledger", "orchard", "ferry", "granite",
     "saddle", "walnut", "engine", "curtain", "glacier", "pepper", "anchor", "marble", "canyon",
@@ -38,7 +38,7 @@ _DEEDS = ("was mended by", "belongs to", "reminds me of", "stands behind", "cost
 
 
 def texts(count: int, seed: int) -> list[str]:
-    """Sentences that share their words with many others, and a fact now and then."""
+    """Sentences that share their words with many others, and some facts."""
     dice = random.Random(seed)
     made = [
         f"The {dice.choice(_NOUNS)} {number % 997} {dice.choice(_DEEDS)} the {dice.choice(_NOUNS)} "
@@ -56,8 +56,10 @@ def write(rig: Rig, pid: int, some: Sequence[str]) -> None:
             client.call("write_mem", v.WriteMem(pid, text), v.Written)
 
 
-def first_token(client: Line, pid: int, question: str, *, recall: bool) -> tuple[float, bool]:
-    """Milliseconds until then, and whether something came back."""
+def first_token(
+    client: BlockingClient, pid: int, question: str, *, recall: bool
+) -> tuple[float, bool]:
+    """Milliseconds until the first token, and whether pages were recalled."""
     sampling = v.Sampling(max_tokens=1, temperature=0)
     asked = v.Generate(pid, [v.Message(v.Role.USER, question)], sampling=sampling, recall=recall)
     begun = time.perf_counter()
@@ -68,12 +70,12 @@ def first_token(client: Line, pid: int, question: str, *, recall: bool) -> tuple
     return first, stream.reply is not None and bool(stream.reply.faults)
 
 
-def faults_ms(client: Line, pid: int, most: float) -> list[float]:
-    """Of the requests that brought something back, which so many have to do."""
+def faults_ms(client: BlockingClient, pid: int, most: float) -> list[float]:
+    """The times of requests that recalled pages. RigError when too few did."""
     asked = [first_token(client, pid, question, recall=True) for _, question in FACTS]
-    times = [took for took, came in asked[WARM:] if came]
+    times = [took for took, recalled in asked[WARM:] if recalled]
     if len(times) < most * (len(FACTS) - WARM):
-        raise RigError(f"only {len(times)} of {len(FACTS) - WARM} requests brought pages back")
+        raise RigError(f"only {len(times)} of {len(FACTS) - WARM} requests recalled pages")
     return times
 
 

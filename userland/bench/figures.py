@@ -1,6 +1,6 @@
-"""What a suite says: figures against bars, and every repeat behind them.
+"""The results of a suite: figures, their bars, and every repeat.
 
-Pure values. A figure is the median of its repeats; one without repeats is missing, and says why.
+Pure values. A figure is the median of its repeats; one without repeats is missing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,19 +15,19 @@ NOISY_SHARE = 0.05  # of all CPU time, taken by other programs
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What a figure is called, and what it has to reach. Without a bar it is only told."""
+    """The id of a figure and the bar that it has to reach. Without a bar it is only reported."""
 
     id: str
     what: str
     unit: str
     better: Better
     bar: float | None = None
-    most: float | None = None  # beyond it, better is too good to be true
+    most: float | None = None  # the largest plausible value
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
-    """Something to compare with that is not installed."""
+class MissingFigure:
+    """A program to compare with that is not installed."""
 
     peer: str
     install: str
@@ -35,11 +35,11 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """One pass of a suite."""
+    """One run of a suite."""
 
-    values: Mapping[str, Sequence[float]]  # by the figure's id: every repeat
+    values: Mapping[str, Sequence[float]]  # every repeat, by the id of the figure
     facts: Mapping[str, object] = field(default_factory=dict[str, object])
-    missing: Sequence[Missing] = ()
+    missing: Sequence[MissingFigure] = ()
     settings: Mapping[str, Mapping[str, object]] = field(  # by side
         default_factory=dict[str, Mapping[str, object]]
     )
@@ -49,13 +49,13 @@ class Take:
 class Suite:
     name: str
     bars: Sequence[Bar]
-    take: Callable[[bool], Take]  # the argument: the tiny form
+    take: Callable[[bool], Take]  # the argument: whether it is the tiny run
     timed: bool = True  # False: figures are counts, which other programs do not change
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A take, and how quiet the machine was meanwhile. None: this system does not tell."""
+    """A take and the CPU share of other programs; None where it is unknown."""
 
     take: Take
     foreign_share: float | None
@@ -69,7 +69,7 @@ class Attempt:
 class Figure:
     id: str
     what: str
-    value: float | None  # None: could not be measured here
+    value: float | None  # None: not measured
     unit: str
     better: Better
     bar: float | None
@@ -85,7 +85,7 @@ class Figure:
 
     @property
     def wanted(self) -> str:
-        """Its bar, for a person; empty when it has none."""
+        """The bar as text; empty without one."""
         if self.bar is None:
             return ""
         sign = ">=" if self.better == "higher" else "<="
@@ -93,18 +93,18 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """What one suite prints."""
+class ResultFile:
+    """The result of one suite."""
 
     name: str
     date: str
     machine: Mapping[str, object]
     versions: Mapping[str, str]
-    model: str  # digest of the model file; empty when none was used
+    model: str  # digest of the model file; empty: none
     tiny: bool
     noisy: bool
     figures: Sequence[Figure]
-    missing: Sequence[Missing]
+    missing: Sequence[MissingFigure]
     raw: Sequence[Attempt]
 
     @property
@@ -120,7 +120,7 @@ class Document:
         versions: Mapping[str, str],
         *,
         tiny: bool,
-    ) -> "Document":
+    ) -> "ResultFile":
         best = quietest(attempts)
         return cls(
             name=suite.name,
@@ -145,16 +145,16 @@ def _figure(bar: Bar, repeats: Sequence[float]) -> Figure:
     return Figure(bar.id, bar.what, value, bar.unit, bar.better, bar.bar, bar.most)
 
 
-def table(document: Document) -> str:
-    """The document for a person."""
-    lines = [f"{document.name}  {document.date}" + ("  (tiny: not judged)" * document.tiny)]
+def table(document: ResultFile) -> str:
+    """The result as text."""
+    lines = [f"{document.name}  {document.date}" + ("  (tiny: no verdicts)" * document.tiny)]
     lines += [_line(figure, judged=not document.tiny) for figure in document.figures]
     lines += [f"  missing: {gap.peer}; install it by: {gap.install}" for gap in document.missing]
     best = quietest(document.raw)
-    lines += [f"  {side}: {_words(said)}" for side, said in best.take.settings.items()]
-    told = "unknown" if best.foreign_share is None else f"{best.foreign_share:.1%}"
+    lines += [f"  {side}: {_listed(options)}" for side, options in best.take.settings.items()]
+    share = "unknown" if best.foreign_share is None else f"{best.foreign_share:.1%}"
     noisy = document.noisy and not document.tiny
-    lines.append(f"  other programs took {told} of the CPU" + (": NOISY" * noisy))
+    lines.append(f"  other programs took {share} of the CPU" + (": NOISY" * noisy))
     return "\n".join(lines)
 
 
@@ -167,5 +167,5 @@ def _line(figure: Figure, *, judged: bool) -> str:
     return f"  {figure.id:40} {value:>10} {figure.unit:9}{verdict} {figure.what}"
 
 
-def _words(settings: Mapping[str, object]) -> str:
+def _listed(settings: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())

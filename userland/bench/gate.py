@@ -1,8 +1,8 @@
-"""What the gate costs, beside plain pycasbin, and whether both say the same.
+"""The cost of permission checks, compared with plain pycasbin, and whether both agree.
 
-The rules are ten for each role: rows of the role, of its user and of paths below a prefix. A caller
-is two subjects, as a client's connection is: plain pycasbin is asked about each of them too, and
-twice, since it does not know `ask`. A cold decision is the first one of its caller.
+Each role has ten rules: rows of the role, of its user, and of paths below a prefix. A caller is two
+subjects, as the connection of a client is. Plain pycasbin is asked about each subject, and twice,
+since it does not know `ask`. A cold decision is the first one of its caller.
 """
 
 import random
@@ -18,10 +18,12 @@ from tempfile import TemporaryDirectory
 
 import anyio
 
-from llmasos.kernel import values as v
-from llmasos.kernel.abi import TABLE
-from llmasos.kernel.policy import Judge, Plain, Policy, Rule
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.table import TABLE
+from llmasos.kernel.access.decisions import Policy
+from llmasos.kernel.access.evaluator import Evaluator, PlainEvaluator
+from llmasos.kernel.access.rules import Rule
+from llmasos.userland.client import BlockingClient
 
 from .figures import Bar, Suite, Take
 from .rig import Rig, RigError, daemon
@@ -30,20 +32,20 @@ from .syscall import load
 SIZES = {"10": 10, "100": 100, "1k": 1_000, "10k": 10_000}
 TINY = {"10": 10, "100": 20, "1k": 50, "10k": 500}
 BARS = (
-    Bar("gate.hot_us", "a decision that is cached", "us", "lower", 5),
+    Bar("gate.hot_us", "a cached decision", "us", "lower", 5),
     Bar("gate.cold_us_10k", "a caller's first decision, 10,000 rules, median", "us", "lower", 300),
     Bar("gate.cold_p99_us_10k", "the same, p99", "us", "lower", 1_000),
     *(Bar(f"gate.cold_us_{size}", f"a caller's first decision, {size} rules, median", "us", "lower")
       for size in ("10", "100", "1k")),
     *(Bar(f"gate.plain_us_{size}", f"plain pycasbin, {size} rules, median", "us", "lower")
       for size in SIZES),
-    Bar("gate.reload_s_10k", "10,000 rules are read and come into force", "s", "lower", 1.0),
+    Bar("gate.reload_s_10k", "read 10,000 rules and put them into force", "s", "lower", 1.0),
     Bar("gate.reload_stop_ms", "longest round trip of a no-op syscall while a daemon changes "
         "10,000 rules", "ms", "lower", 5),
-    Bar("gate.syscall_cost_us", "of a syscall, in the gate, median", "us", "lower", 15),
-    Bar("gate.clients_1000_p99_ms", "1,000 clients, 10,000 syscalls a second in all, p99",
+    Bar("gate.syscall_cost_us", "permission check of a syscall, median", "us", "lower", 15),
+    Bar("gate.clients_1000_p99_ms", "1,000 clients, 10,000 syscalls a second in total, p99 latency",
         "ms", "lower", 50),
-    Bar("gate.mismatch", "random requests that plain pycasbin answers otherwise", "requests",
+    Bar("gate.mismatch", "random requests with another answer than plain pycasbin", "requests",
         "lower", 0),
 )  # fmt: skip
 ALLOW, ASK, DENY = v.Effect.ALLOW, v.Effect.ASK, v.Effect.DENY
@@ -55,9 +57,9 @@ def model() -> str:
     return (files("llmasos.policies") / "model.conf").read_text(encoding="utf-8")
 
 
-# --- rules by the thousand ------------------------------------------------------------------------
+# --- generated rules ------------------------------------------------------------------------------
 def rules(count: int, mark: str = "") -> str:
-    """Ten rows for each role. `mark` makes another text of it."""
+    """Ten rows for each role. `mark` varies the text."""
     return "".join(f"{row}\n" for role in range(count // 10) for row in _rows(role, mark))
 
 
@@ -74,7 +76,7 @@ def _rows(role: int, mark: str) -> Iterator[str]:
 
 
 def request(role: int) -> Request:
-    """Something that a caller of this role may do, may not, or has to ask for."""
+    """A request of this role whose answer is allow, ask or deny."""
     action, object_ = (
         ("generate", f"/proc/{role + 1}/generate"),
         ("read_mem", f"/proc/{role + 1}/mem"),
@@ -89,8 +91,8 @@ def policy(folder: Path) -> Policy:
 
 
 def hot_us(gate: Policy, repeats: int) -> Iterator[float]:
-    """Of a thousand decisions that were made before, the mean, again and again."""
-    asked = [request(role) for role in range(min(100, len(gate.judge.rules) // 20))]
+    """The mean time of a thousand cached decisions, for each repeat."""
+    asked = [request(role) for role in range(min(100, len(gate.evaluator.rules) // 20))]
     many = (asked * 1_000)[:1_000]
     for one in asked:
         gate.check(*one)
@@ -102,7 +104,7 @@ def hot_us(gate: Policy, repeats: int) -> Iterator[float]:
 
 
 def cold_us(gate: Policy, roles: int) -> list[float]:
-    """Of each caller, once."""
+    """The first decision of each caller."""
     times = list[float]()
     for one in map(request, range(roles)):
         begun = time.perf_counter()
@@ -112,14 +114,14 @@ def cold_us(gate: Policy, roles: int) -> list[float]:
 
 
 def plain_us(gate: Policy, count: int, roles: int) -> list[float]:
-    """The same question by all rows, for each subject."""
-    plain = Plain(model(), gate.judge.rules)
+    """The same decisions by plain pycasbin over all rows."""
+    plain = PlainEvaluator(model(), gate.evaluator.rules)
     times = list[float]()
     for number in range(count):
         subjects, action, object_ = request(number % roles)
         begun = time.perf_counter()
         for subject in subjects:
-            plain.rule(subject, action, object_)
+            plain.evaluate(subject, action, object_)
         times.append(1e6 * (time.perf_counter() - begun))
     return times
 
@@ -128,8 +130,8 @@ def p99(times: Sequence[float]) -> float:
     return quantiles(times, n=100)[98] if len(times) > 1 else times[0]
 
 
-async def alone(values: dict[str, list[float]], *, tiny: bool) -> None:
-    """The gate without a kernel around it."""
+async def without_kernel(values: dict[str, list[float]], *, tiny: bool) -> None:
+    """Measure decisions without a kernel."""
     repeats, plains = (1, 2) if tiny else (5, 8)
     with TemporaryDirectory() as folder:
         gate = policy(Path(folder))
@@ -148,7 +150,7 @@ async def alone(values: dict[str, list[float]], *, tiny: bool) -> None:
         values["gate.hot_us"] += [round(one, 3) for one in hot_us(gate, 20 * repeats)]
 
 
-# --- does it say the same? ------------------------------------------------------------------------
+# --- agreement with pycasbin ----------------------------------------------------------------------
 ACTIONS = ("spawn", "kill", "read_mem")
 SUBJECTS = ("u:a", "u:b", "u:c", "u:d", "r:a", "r:b", "r:c", "r:d", "r:e")
 PARTS = ("a", "b", "c")
@@ -160,7 +162,7 @@ PLACES = tuple(
 
 
 def small(chance: random.Random) -> list[Rule]:
-    """A few random rows; roles lead to later ones only, so that there is no circle."""
+    """A few random rows. Roles lead to later ones only, so there is no cycle."""
     found = list[Rule]()
     roles = [one for one in SUBJECTS if one.startswith("r:")]
     for number, member in enumerate(SUBJECTS):
@@ -179,7 +181,7 @@ def small(chance: random.Random) -> list[Rule]:
 
 
 def question(known: Sequence[Rule], chance: random.Random) -> Request:
-    """Mostly about something that a row speaks of."""
+    """A random request, mostly about an object that a row names."""
     rows = [rule.fields for rule in known if rule.kind == "p"]
     subject, action, pattern, _ = chance.choice(rows)
     places = [one for one in PLACES if one == pattern or one.startswith(pattern[:-1])]
@@ -190,35 +192,35 @@ def question(known: Sequence[Rule], chance: random.Random) -> Request:
     return (subject, *more), action, chance.choice(places or PLACES)
 
 
-def strictest(plain: Plain, asked: Request) -> v.Effect:
+def strictest(plain: PlainEvaluator, asked: Request) -> v.Effect:
     subjects, action, object_ = asked
-    answers = [plain.rule(subject, action, object_) for subject in subjects]
+    answers = [plain.evaluate(subject, action, object_) for subject in subjects]
     return min(answers, key=_STRICT.index)
 
 
 def compare(count: int, each: int, seed: int = 1) -> tuple[int, Counter[str]]:
-    """How many of so many answers differ, and how often each answer was given."""
+    """How many of `count` answers differ, and how often each answer occurred."""
     chance, shares, wrong = random.Random(seed), Counter[str](), 0
     with TemporaryDirectory() as folder:
         gate = policy(Path(folder))
         for _ in range(count // each):
             known = small(chance)
-            judge, plain = Judge(model(), known), Plain(model(), known)
-            for _ in judge.build():
+            evaluator, plain = Evaluator(model(), known), PlainEvaluator(model(), known)
+            for _ in evaluator.build():
                 pass
             for _ in range(each):
                 asked = question(known, chance)
-                effect = gate.decide(judge, *asked).effect
+                effect = gate.decide(evaluator, *asked).effect
                 shares[effect] += 1
                 wrong += effect is not strictest(plain, asked)
     return wrong, shares
 
 
-# --- inside a kernel ------------------------------------------------------------------------------
+# --- with a kernel --------------------------------------------------------------------------------
 def stop_ms(rig: Rig, texts: Sequence[str], seconds: float) -> tuple[float, int]:
-    """The longest round trip while the rules change again and again, and how often they did."""
+    """The longest round trip while the rules change repeatedly, and the number of changes."""
     changes = 0
-    owner = Line(rig.socket, profile=v.Profile.OWNER)
+    owner = BlockingClient(rig.socket, profile=v.Profile.OWNER)
     with owner, ThreadPoolExecutor(1) as pool:
         running = pool.submit(load, rig, 1, seconds, "stat")
         while not running.done():
@@ -230,8 +232,8 @@ def stop_ms(rig: Rig, texts: Sequence[str], seconds: float) -> tuple[float, int]
         return running.result()["max_us"] / 1000, changes
 
 
-def inside(values: dict[str, list[float]], *, tiny: bool) -> dict[str, object]:
-    """What clients of a daemon feel."""
+def with_kernel(values: dict[str, list[float]], *, tiny: bool) -> dict[str, object]:
+    """Measure through clients of a daemon."""
     repeats, seconds = (1, 1.0) if tiny else (5, 5.0)
     clients, rate, size = (20, 500, 500) if tiny else (1_000, 10_000, SIZES["10k"])
     texts = [rules(size, mark) for mark in ("", ".new")]
@@ -252,10 +254,10 @@ def inside(values: dict[str, list[float]], *, tiny: bool) -> dict[str, object]:
 
 def take(tiny: bool) -> Take:
     values: dict[str, list[float]] = {bar.id: [] for bar in BARS}
-    anyio.run(partial(alone, values, tiny=tiny))
+    anyio.run(partial(without_kernel, values, tiny=tiny))
     wrong, shares = compare(200 if tiny else 102_400, 50 if tiny else 256)
     values["gate.mismatch"].append(wrong)
-    facts = inside(values, tiny=tiny)
+    facts = with_kernel(values, tiny=tiny)
     asked = shares.total()
     answers = {str(effect): round(count / asked, 3) for effect, count in shares.items()}
     return Take(values, {**facts, "compared": asked, "answers": answers})

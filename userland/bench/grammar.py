@@ -1,14 +1,14 @@
-"""What a JSON schema costs a step of sixteen streams, beside the same prompts without one.
+"""The cost of a JSON schema per step of sixteen streams, compared with prompts without one.
 
-The schema asks for more than fits the answer, so both sides make the same number of tokens; a step
-is timed while all of them speak.
+The schema requires more than fits into the answer, so both sides make the same number of tokens. A
+step is timed while all streams generate.
 """
 
 from collections.abc import Sequence
 
 from llmasos.userland.sdk.prompt import Options
 
-from .answers import Answer, step_s
+from .answers import TimedAnswer, step_s
 from .figures import Bar, Suite, Take
 from .rig import Rig, RigError, facts, mounted, tuned
 from .streams import Ask, together
@@ -41,17 +41,17 @@ SCHEMA = {
     "additionalProperties": False,
 }
 BARS = (
-    Bar("grammar.step_share", f"{STREAMS} streams under a JSON schema: added time per step, as a "
-        "part of the step without", "", "lower", 0.15),
+    Bar("grammar.step_share", f"{STREAMS} streams under a JSON schema: added time per step, "
+        "relative to a step without", "", "lower", 0.15),
 )  # fmt: skip
 
 
-def spoken(rig: Rig, texts: Sequence[str], options: Options) -> list[Answer]:
-    """RigError unless each made all its tokens."""
+def generated(rig: Rig, texts: Sequence[str], options: Options) -> list[TimedAnswer]:
+    """The answers. RigError unless each has all its tokens."""
     answers = together(rig.socket, [Ask(text, options) for text in texts])
     short = [one.tokens for one in answers if not one.whole]
     if short:
-        raise RigError(f"answers ended by themselves after {short} tokens")
+        raise RigError(f"answers ended early, after {short} tokens")
     return answers
 
 
@@ -63,18 +63,18 @@ def take(tiny: bool) -> Take:
         for repeat in range(repeats):
             texts = [writer.private(repeat, index, PROMPT_TOKENS) for index in range(streams)]
             plain: Options = {"temperature": 0, "max_tokens": new}
-            free = spoken(rig, texts, {**plain, "ignore_eos": True})
-            bound = spoken(rig, texts, {**plain, "schema": SCHEMA})
-            steps.append((step_s(bound), step_s(free)))
-            if not all(one.text.lstrip().startswith("{") for one in bound):
-                raise RigError(f"the schema was not obeyed: {bound[0].text}")
-            examples.append(bound[0].text)
-        said = facts(client)
-    said |= {
+            unconstrained = generated(rig, texts, {**plain, "ignore_eos": True})
+            constrained = generated(rig, texts, {**plain, "schema": SCHEMA})
+            steps.append((step_s(constrained), step_s(unconstrained)))
+            if not all(one.text.lstrip().startswith("{") for one in constrained):
+                raise RigError(f"an answer does not match the schema: {constrained[0].text}")
+            examples.append(constrained[0].text)
+        measured = facts(client)
+    measured |= {
         "bound_and_free_ms": [[round(1000 * one, 2) for one in pair] for pair in steps],
         "examples": examples,
     }
-    return Take({"grammar.step_share": [round(a / b - 1, 4) for a, b in steps]}, said)
+    return Take({"grammar.step_share": [round(a / b - 1, 4) for a, b in steps]}, measured)
 
 
 SUITE = Suite("grammar", BARS, take)

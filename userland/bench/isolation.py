@@ -1,9 +1,9 @@
-"""What one user's maintenance costs another: a rebuild of 100,000 pages beside small calls.
+"""What maintenance of one user costs another: a rebuild of 100,000 pages beside small calls.
 
-One user has so many pages, in a process of the echo device, and has their indexes made anew
-(`fsck --rebuild`). Another user, who comes over TLS with a key as users of a machine do, calls
-`stat` at random moments, and lets the built-in model answer with one token. Both are measured with
-nothing else going on, and again while the rebuild lasts; the same daemon, the same run.
+One user has that many pages in a process of the echo driver and rebuilds their indexes (`fsck
+--rebuild`). Another user, connected over TLS with a key, calls `stat` at random times and lets the
+embedded model answer with one token. Both are measured on the idle daemon and again during the
+rebuild, in the same run.
 """
 
 import random
@@ -21,8 +21,8 @@ from itertools import cycle
 from pathlib import Path
 from statistics import median, quantiles
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 from llmasos.userland.remote import Remote
 
 from .fault import texts, write
@@ -33,18 +33,18 @@ from .syscall import spawn
 from .texts import Writer
 
 PAGES, WRITERS = 100_000, 8
-SAMPLES, PAUSE_S = 2_000, 0.006  # of the idle machine; mean time between two
+SAMPLES, PAUSE_S = 2_000, 0.006  # on the idle machine; mean pause between two
 PROMPT_TOKENS, ANSWERS = 100, 40
 BARS = (
-    Bar("isolation.stall_p99_ms", f"another owner's no-op while one owner rebuilds {PAGES:,} "
-        "pages, p99 over the same when idle", "x", "lower", 5),
-    Bar("isolation.generate_ttft", f"another owner's first token of a {PROMPT_TOKENS}-token prompt "
-        "during that rebuild, median over the same when idle", "x", "lower", 1.3),
+    Bar("isolation.stall_p99_ms", f"no-op of another user while one user rebuilds {PAGES:,} "
+        "pages: p99, over the same on an idle machine", "x", "lower", 5),
+    Bar("isolation.generate_ttft", f"first token of a {PROMPT_TOKENS}-token prompt of another user "
+        "during that rebuild: median, over the same on an idle machine", "x", "lower", 1.3),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class IsolationSize:
     pages: int
     samples: int
     answers: int
@@ -56,7 +56,7 @@ def certificate() -> Generator[tuple[Path, Path]]:
     """A certificate for this machine, and its key. RigError without openssl."""
     program = shutil.which("openssl")
     if program is None:
-        raise RigError("openssl, which makes the certificate for the other user, is not installed")
+        raise RigError("openssl, which creates the certificate for TLS, is not installed")
     with tempfile.TemporaryDirectory(prefix="llmasos-bench-tls-") as folder:
         file, key = Path(folder, "machine.pem"), Path(folder, "machine.key")
         line = [
@@ -76,17 +76,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def other(rig: Rig, remote: Remote) -> Generator[Line]:
+def other(rig: Rig, remote: Remote) -> Generator[BlockingClient]:
     """Another user of the machine."""
-    with Line(rig.socket, app="bench", profile=v.Profile.OWNER) as owner:
+    with BlockingClient(rig.socket, app="bench", profile=v.Profile.OWNER) as owner:
         owner.call("user_add", v.UserAdd("other"), v.UserInfo)
         made = owner.call("key_create", v.KeyCreate("other"), v.KeyCreated)
-    with Line(remote.connect(), app="bench", key=made.key) as line:
+    with BlockingClient(remote.connect(), app="bench", key=made.key) as line:
         yield line
 
 
-def fill(rig: Rig, client: Line, pages: int) -> None:
-    """One user's pages, with their vectors."""
+def fill(rig: Rig, client: BlockingClient, pages: int) -> None:
+    """Write the pages of one user and wait for their vectors."""
     pid, made = spawn(client), texts(pages, 1)
     with ThreadPoolExecutor(WRITERS) as pool:
         for index in range(WRITERS):
@@ -95,8 +95,8 @@ def fill(rig: Rig, client: Line, pages: int) -> None:
 
 
 @contextmanager
-def rebuilding(client: Line) -> Generator[Callable[[], bool]]:
-    """One user's rebuild; the value says whether it goes on. RigError when it failed."""
+def rebuilding(client: BlockingClient) -> Generator[Callable[[], bool]]:
+    """A rebuild in the background; yields whether it still runs. RigError when it failed."""
     failed: list[BaseException] = []
     done = threading.Event()
 
@@ -118,8 +118,8 @@ def rebuilding(client: Line) -> Generator[Callable[[], bool]]:
         raise RigError(f"the rebuild failed: {failed[0]}")
 
 
-def stall_ms(line: Line, goes_on: Callable[[], bool], least: int) -> list[float]:
-    """Round trips of a no-op while something goes on, and so many at least."""
+def stall_ms(line: BlockingClient, goes_on: Callable[[], bool], least: int) -> list[float]:
+    """Round trips of a no-op while a condition holds, and at least so many."""
     chance, times = random.Random(1), list[float]()
     while goes_on() or len(times) < least:
         time.sleep(chance.expovariate(1 / PAUSE_S))
@@ -130,9 +130,9 @@ def stall_ms(line: Line, goes_on: Callable[[], bool], least: int) -> list[float]
 
 
 def first_tokens_ms(
-    line: Line, prompts: Iterator[str], goes_on: Callable[[], bool], least: int
+    line: BlockingClient, prompts: Iterator[str], goes_on: Callable[[], bool], least: int
 ) -> list[float]:
-    """Times until the first token, of a fresh process and an unknown prompt each."""
+    """Times to first token, each with a fresh process and a new prompt."""
     times = list[float]()
     sampling = v.Sampling(max_tokens=1, temperature=0, ignore_eos=True)
     while goes_on() or len(times) < least:
@@ -159,7 +159,7 @@ def never() -> bool:
 
 
 def take(tiny: bool) -> Take:
-    size = Size(400, 50, 2, 8) if tiny else Size(PAGES, SAMPLES, ANSWERS, 1000)
+    size = IsolationSize(400, 50, 2, 8) if tiny else IsolationSize(PAGES, SAMPLES, ANSWERS, 1000)
     with certificate() as (file, key):
         port = free_port()
         remote = Remote("127.0.0.1", port, ca=str(file))
@@ -171,7 +171,7 @@ def take(tiny: bool) -> Take:
             fill(rig, client, size.pages)
             writer = Writer.of(client)
             made = [writer.private(n, n, PROMPT_TOKENS) for n in range(size.prompts)]
-            prompts = cycle(made)  # before one comes again, its context is gone
+            prompts = cycle(made)  # a prompt repeats only after its context was dropped
             idle = stall_ms(line, never, size.samples)
             answers = first_tokens_ms(line, prompts, never, size.answers)
             with rebuilding(client) as goes_on:
@@ -179,12 +179,12 @@ def take(tiny: bool) -> Take:
             settle(client)
             with rebuilding(client) as goes_on:
                 late = first_tokens_ms(line, prompts, goes_on, size.answers // 4)
-            said = facts(client)
+            measured = facts(client)
     values = {
         "isolation.stall_p99_ms": [round(p99(busy) / p99(idle), 3)],
         "isolation.generate_ttft": [round(median(late) / median(answers), 3)],
     }
-    said |= {
+    measured |= {
         "pages": size.pages,
         "no_op_p50_p99_ms": {
             name: [len(times), round(median(times), 3), round(p99(times), 3)]
@@ -195,7 +195,7 @@ def take(tiny: bool) -> Take:
             for name, times in (("idle", answers), ("rebuilding", late))
         },
     }
-    return Take(values, said)
+    return Take(values, measured)
 
 
 SUITE = Suite("isolation", BARS, take)

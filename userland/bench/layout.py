@@ -1,9 +1,10 @@
-"""Why a window is laid out as it is: no bars, figures that the choice was made by.
+"""Why a window is laid out as it is: the figures behind the choice. No bars.
 
-Where a page stands that came back (before the tail of the conversation, or after it, just before
-the request), and how what stays of a tail is moved when its beginning goes (computed anew, or
-shifted). Each is a loss, the mean negative log-likelihood of the right answer, and the tokens that
-had to be computed. The conversations are those of the `paging` suite, without their first turns.
+Compared are the position of a recalled page (before the tail of the conversation, or just before
+the request) and how the rest of a tail moves when its beginning leaves (computed again, or
+shifted). Each figure is a loss, the mean negative log-likelihood of the correct answer, and the
+tokens that had to be computed. The conversations are those of the `paging` suite, without their
+first turns.
 """
 
 import json
@@ -23,22 +24,22 @@ WAYS = ("before", "after", "anew", "shifted")
 CASES = 20
 TURNS = 8  # of a tail: about 1,000 tokens
 BARS = (
-    *(Bar(f"layout.loss_{way}", f"the right answer's loss: {what}", "nats", "lower")
+    *(Bar(f"layout.loss_{way}", f"loss on the correct answer: {what}", "nats", "lower")
       for way, what in zip(WAYS, (
-          "a page that came back stands before the tail", "it stands before the request",
-          "the tail's beginning went, the rest was computed anew", "the rest was shifted instead",
+          "recalled page before the tail", "recalled page before the request",
+          "beginning of the tail removed, rest computed again", "rest shifted instead",
       ), strict=True)),
-    *(Bar(f"layout.computed_{way}", "tokens computed for that", "", "lower") for way in WAYS),
+    *(Bar(f"layout.computed_{way}", "tokens computed for it", "", "lower") for way in WAYS),
 )  # fmt: skip
 
 
 def cases(count: int) -> Sequence[dict[str, object]]:
-    """Facts that are asked for after a conversation about other things."""
+    """Questions about facts, after a conversation about other things."""
     made: list[dict[str, object]] = []
     for index, (fact, question) in enumerate(FACTS[:count]):
         turns = [turn.text for turn in conversation(60, index) if turn.tells is None]
-        tail = [(role, text) for said in turns[:TURNS]
-                for role, text in (("user", said), ("assistant", REPLY))]  # fmt: skip
+        tail = [(role, text) for spoken in turns[:TURNS]
+                for role, text in (("user", spoken), ("assistant", REPLY))]  # fmt: skip
         made.append({
             "system": SYSTEM, "tail": tail, "page": f"user: {fact}", "question": question,
             "answer": fact,
@@ -56,13 +57,13 @@ def measured(path: str, count: int) -> list[dict[str, list[float]]]:
 
 def take(tiny: bool) -> Take:
     with tuned() as (_rig, client):
-        said = facts(client)
+        measured_on = facts(client)
         found = measured(image(client).path, 1 if tiny else CASES)
     values: dict[str, list[float]] = {}
     for way in WAYS:
         values[f"layout.loss_{way}"] = [round(mean(one[way][0] for one in found), 4)]
         values[f"layout.computed_{way}"] = [round(mean(one[way][1] for one in found))]
-    return Take(values, {**said, "cases": len(found)})
+    return Take(values, {**measured_on, "cases": len(found)})
 
 
 SUITE = Suite("layout", BARS, take, timed=False)

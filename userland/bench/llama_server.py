@@ -1,10 +1,9 @@
-"""A llama.cpp server in a process of its own: the prebuilt one of xllamacpp, at its defaults.
+"""A llama.cpp server in a child process: the prebuilt one of xllamacpp, with its defaults.
 
     python -m llmasos.userland.bench.llama_server FILE PORT SLOTS THREADS WINDOW
 
-Only what has to be said is said: the file, how many slots of which window, and the number of
-threads that the other side has. The settings are printed as one JSON line. It ends when its
-standard input does, so it cannot outlive who started it.
+Only the file, the number and size of slots, and the number of threads are set. The settings are
+printed as one JSON line. It ends when its standard input closes, so it cannot outlive its parent.
 """
 
 import json
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _plain(value: object) -> object:
-    """An enumeration by its name, a single-precision number as it was written."""
+    """The name of an enumeration value; a single-precision number as it was written."""
     if isinstance(value, Enum):
         return value.name
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -2,9 +2,9 @@
 
     python -m llmasos.userland.bench.load SOCKET CLIENTS SECONDS stat|nice|write|stat@RATE [PID ...]
 
-With a rate the calls leave when they are due, answered or not. It prints one JSON line. The frames
-are packed once and replies are only looked at as far as their kind, so that it takes as little as
-it can of the processor that it shares with the kernel.
+With a rate, calls are sent on schedule, answered or not. It prints one JSON line. Frames are packed
+once and replies are decoded only up to their kind, to use as little CPU time as possible beside the
+kernel.
 """
 
 import json
@@ -17,18 +17,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import quantiles
 
-from llmasos.kernel import limits, wire
-from llmasos.kernel import values as v
-from llmasos.userland.line import connect
+from llmasos.kernel.abi import limits, wire
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import connect
 
 from .rig import RigError
 
-WARM_S = 0.3  # or half of what is asked for
+WARM_S = 0.3  # or half of the duration
 KIND = wire.HEADER + 1  # after the array's own byte: a reply is an array of three
 
 
 def frames(call: str, pids: Sequence[int], index: int) -> tuple[bytes, bytes]:
-    """Two frames to send in turn: a change of nice has to change something."""
+    """Two frames to send alternately, so that each `nice` call changes the value."""
     if call == "write":
         texts = ("The ship left at dawn with copper and bread.", "Nobody knew where it would go.")
         one, two = (
@@ -43,7 +43,7 @@ def frames(call: str, pids: Sequence[int], index: int) -> tuple[bytes, bytes]:
 
 
 def whole(data: bytes) -> bool:
-    """A reply is here to its last byte. RigError when it is a refusal."""
+    """Whether a reply is complete. RigError when it is an error."""
     if len(data) <= KIND or len(data) < wire.HEADER + int.from_bytes(data[: wire.HEADER], "big"):
         return False
     if data[KIND] != wire.REPLY:
@@ -52,7 +52,7 @@ def whole(data: bytes) -> bool:
 
 
 def greet(path: Path) -> socket.socket:
-    """A connection that has said hello."""
+    """A connection after hello."""
     connection = connect(path)
     hello = v.Hello(limits.PROTOCOL_VERSION, "bench", v.Profile.OPERATOR)
     connection.sendall(wire.pack([wire.CALL, 1, "hello", hello]))
@@ -63,7 +63,7 @@ def greet(path: Path) -> socket.socket:
 
 
 def one(connection: socket.socket, frame: bytes, seconds: float) -> dict[str, float]:
-    """Latency of one client, call after call, blocking."""
+    """Latency of one client that calls in a blocking loop."""
     times, clock = list[int](), time.perf_counter_ns
     start = clock()
     end = start + int(seconds * 1e9)
@@ -116,9 +116,9 @@ def many(clients: Sequence[socket.socket], call: str, pids: Sequence[int], secon
 
 
 def paced(clients: Sequence[socket.socket], rate: float, seconds: float) -> dict[str, float]:
-    """Calls at a steady rate, a client after the other, each timed from when it was due.
+    """Calls at a steady rate, client by client, each timed from its scheduled start.
 
-    Nobody waits for an answer before the next call, so a kernel that stops is not spared meanwhile.
+    Calls do not wait for earlier answers, so the load continues while a kernel stalls.
     """
     poll, clock = select.epoll(), time.perf_counter_ns
     sockets = {connection.fileno(): connection for connection in clients}

@@ -1,11 +1,11 @@
-"""How long a message is on its way: from `send` until a process that waits in `recv` has it."""
+"""The latency of a message: from `send` until a process that waits in `recv` has it."""
 
 import socket
 import time
 from statistics import median
 
-from llmasos.kernel import values as v
-from llmasos.kernel.wire import CALL, pack
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.wire import CALL, pack
 
 from .figures import Bar, Suite, Take
 from .load import greet, whole
@@ -13,13 +13,13 @@ from .rig import Rig, daemon
 from .syscall import load, spawn
 
 BARS = (
-    Bar("mailbox.p50_us", "from send until the other process has the message, median", "us",
+    Bar("mailbox.p50_us", "latency from send until the receiver has the message, median", "us",
         "lower", 300),
 )  # fmt: skip
 
 
 def posted_us(rig: Rig, count: int) -> list[float]:
-    """Each message's time; the receiver waits already when it is sent."""
+    """The time of each message; the receiver already waits when it is sent."""
     with rig.client() as client:
         pids = [spawn(client), spawn(client)]
     wait = pack([CALL, 1, "recv", v.Recv(pids[1], 10.0)])
@@ -29,7 +29,7 @@ def posted_us(rig: Rig, count: int) -> list[float]:
     with greet(rig.socket) as sender, greet(rig.socket) as receiver:
         for _ in range(count):
             receiver.sendall(wait)
-            sender.sendall(noop)  # when it is answered, the other one waits
+            sender.sendall(noop)  # once it is answered, the receiver waits
             answer(sender)
             begun = time.perf_counter()
             sender.sendall(post)
@@ -50,7 +50,7 @@ def take(tiny: bool) -> Take:
     with daemon(mount=False) as rig:
         values = [round(median(posted_us(rig, count)), 1) for _ in range(repeats)]
         noop = round(load(rig, 1, 0.2 if tiny else 2.0, "stat")["p50_us"], 1)
-    # What a call costs that does nothing says how fast the machine is at the moment.
+    # The time of a no-op call indicates the current speed of the machine.
     return Take({"mailbox.p50_us": values}, {"noop_p50_us": noop})
 
 

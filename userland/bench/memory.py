@@ -1,13 +1,14 @@
-"""What the kernel's own process grows to: a hundred processes that do nothing, ten thousand pages.
+"""The resident memory of the kernel: with a hundred idle processes, with ten thousand pages.
 
-Each process has a system prompt, so each has a page in its owner's database. Engines and the recall
-process are processes of their own and are not counted; the latter's size is told beside it.
+Each process has a system prompt and therefore a page in its owner's database. Engines and the
+recall process are separate processes and are not counted; the size of the latter is reported beside
+the figure.
 """
 
 from pathlib import Path
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 
 from .figures import Bar, Suite, Take
 from .rig import MODEL, daemon
@@ -15,9 +16,10 @@ from .syscall import load
 
 PROCESSES, PAGES, WRITERS = 100, 10_000, 16
 BARS = (
-    Bar("memory.kernel_100_idle_mb", "kernel process with 100 idle processes", "MB", "lower", 150),
+    Bar("memory.kernel_100_idle_mb", "resident memory of the kernel with 100 idle processes", "MB",
+        "lower", 150),
     Bar("memory.kernel_10k_pages_mb", f"its growth from 0 to {PAGES:,} pages", "MB", "lower", 60),
-)
+)  # fmt: skip
 
 
 def resident_mb(os_pid: int) -> float:
@@ -26,13 +28,13 @@ def resident_mb(os_pid: int) -> float:
     return round(kib * 1024 / 1e6, 1)
 
 
-def spawn(client: Line, index: int) -> None:
+def spawn(client: BlockingClient, index: int) -> None:
     words = f"You are assistant number {index}. Answer briefly."
     client.call("spawn", v.Spawn(MODEL, app="bench", system=words), v.Spawned)
 
 
 def recall_mb(os_pid: int) -> float:
-    """Of the kernel's child that finds pages by meaning; 0: there is none."""
+    """Resident memory of the recall process; 0: there is none."""
     for pid in Path(f"/proc/{os_pid}/task/{os_pid}/children").read_text().split():
         if b"recall" in Path(f"/proc/{pid}/cmdline").read_bytes():
             return resident_mb(int(pid))
@@ -40,7 +42,7 @@ def recall_mb(os_pid: int) -> float:
 
 
 def grown_mb(pages: int) -> tuple[float, float]:
-    """By so many pages; and the recall process beside it."""
+    """Growth by so many pages, and the size of the recall process."""
     with daemon(mount=False) as rig, rig.client() as client:
         pid = client.call("spawn", v.Spawn("echo", app="bench"), v.Spawned).pid
         first = "The first page brings what every page needs."

@@ -1,15 +1,15 @@
-"""A conversation that is far longer than its window: what is computed, and what is there in time.
+"""A conversation far longer than its window: tokens computed, and facts present when needed.
 
-200 turns on a window of 2,048 tokens. The other side is arithmetic: a plain chat sends the system
-prompt and the newest messages that fit, and computes all of them each time. Facts that were told
-long before are asked for; each is in the window then, or it is not.
+200 turns on a window of 2,048 tokens. The comparison is arithmetic: a plain chat sends the system
+prompt and the newest messages that fit, and computes all of them each time. Questions are about
+facts told long before; each is counted by whether it is in the window.
 """
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 
 from .figures import Bar, Suite, Take
 from .planted import FACTS, OLD, conversation
@@ -19,16 +19,16 @@ WINDOW, TURNS, ANSWER = 2_048, 200, 60
 SYSTEM = "You are a friendly companion. You answer in a few plain sentences."
 BARS = (
     Bar("paging.recompute_share", f"{TURNS} turns on a window of {WINDOW:,} tokens: prompt tokens "
-        "computed, over those that a plain chat sends", "x", "lower", 0.35),
-    Bar("paging.planted_facts", "facts of long ago that are in the window when they are asked for",
+        "computed, over those of a plain chat", "x", "lower", 0.35),
+    Bar("paging.planted_facts", "old facts that are in the window when a question needs them",
         "", "higher", 0.95),
 )  # fmt: skip
 TEMPLATE = 5  # tokens that the template adds to a message
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """Of a conversation."""
+class PagingSize:
+    """The size of a conversation."""
 
     window: int
     turns: int
@@ -38,7 +38,7 @@ class Size:
 
 @dataclass(slots=True)
 class Tally:
-    """What was counted."""
+    """Counters of a conversation."""
 
     computed: int = 0
     plain: int = 0
@@ -51,7 +51,7 @@ class Tally:
 
 
 def plain_tokens(sizes: list[int], system: int, reserve: int, window: int) -> int:
-    """What a plain chat sends: the newest messages that fit beside the system prompt."""
+    """Tokens that a plain chat sends: the newest messages that fit beside the system prompt."""
     room = window - reserve - system
     sent = system
     for size in reversed(sizes):
@@ -62,8 +62,8 @@ def plain_tokens(sizes: list[int], system: int, reserve: int, window: int) -> in
     return sent
 
 
-def converse(client: Line, size: Size, seed: int, model: str = MODEL) -> Tally:
-    """One conversation, to its end."""
+def converse(client: BlockingClient, size: PagingSize, seed: int, model: str = MODEL) -> Tally:
+    """Run one conversation."""
     pid = client.call("spawn", v.Spawn(model, app="bench", system=SYSTEM), v.Spawned).pid
     system = client.call("read_mem", v.ReadMem(pid), v.Pages).pages[0].tokens + TEMPLATE
     tally = Tally()
@@ -101,7 +101,7 @@ def converse(client: Line, size: Size, seed: int, model: str = MODEL) -> Tally:
 
 def take(tiny: bool) -> Take:
     seeds = (1,) if tiny else (1, 2, 3)
-    size = Size(512, 10, 8, 4) if tiny else Size(WINDOW, TURNS)
+    size = PagingSize(512, 10, 8, 4) if tiny else PagingSize(WINDOW, TURNS)
     shape = {"window": size.window}
 
     def one(seed: int) -> Tally:
@@ -110,8 +110,8 @@ def take(tiny: bool) -> Take:
 
     with tuned() as (rig, client), mounted(client, **shape), ThreadPoolExecutor(len(seeds)) as pool:
         tallies = list(pool.map(one, seeds))
-        said = facts(client)
-    said |= {
+        measured = facts(client)
+    measured |= {
         "computed_and_plain": [[t.computed, t.plain] for t in tallies],
         "faults": [t.faults for t in tallies],
         "compactions": [t.compactions for t in tallies],
@@ -121,7 +121,7 @@ def take(tiny: bool) -> Take:
         "paging.recompute_share": [round(t.computed / t.plain, 4) for t in tallies],
         "paging.planted_facts": [round(t.there / max(1, t.asked), 4) for t in tallies],
     }
-    return Take(values, said, settings={"both": shape})
+    return Take(values, measured, settings={"both": shape})
 
 
 SUITE = Suite("paging", BARS, take, timed=False)

@@ -1,7 +1,8 @@
-"""Their side of a comparison: other servers in processes of their own, and a fast client of them.
+"""Other servers in child processes, and a fast client for them, to compare with.
 
-The client speaks HTTP over plain sockets in this process, as our side does with the SDK, so that
-nothing but the server is slow. A peer that is not installed is `Absent`, with the way to get it.
+The client speaks HTTP over plain sockets in this process, as the SDK runs in this process on our
+side, so that only the server is measured. A peer that is not installed is `Absent`; the message
+says how to install it.
 """
 
 import json
@@ -22,7 +23,7 @@ from typing import Any
 import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from .answers import Answer
+from .answers import TimedAnswer
 from .rig import READY_S, STOP_S, RigError
 from .texts import Chat
 
@@ -30,40 +31,40 @@ HOST = "127.0.0.1"
 LLAMA, PYTHON = "llama.cpp server", "llama_cpp.server"
 ENDS = ("<|im_end|>", "<|endoftext|>")  # of MODEL: forbidden where a server cannot ignore them
 HEAD_BYTES = 65_536
-_TOLD = ("n_ctx", "n_batch", "n_ubatch", "flash_attn", "logits_all", "cache")
-_ASK = """
+_SETTINGS = ("n_ctx", "n_batch", "n_ubatch", "flash_attn", "logits_all", "cache")
+_PRINT_SETTINGS = """
 import json, sys
 from llama_cpp.server.settings import ModelSettings, ServerSettings
-told = ModelSettings(model=sys.argv[1])
-print(json.dumps({name: getattr(told, name) for name in sys.argv[2:]}))
+settings = ModelSettings(model=sys.argv[1])
+print(json.dumps({name: getattr(settings, name) for name in sys.argv[2:]}))
 """
 
 
 class Absent(Exception):
-    """A peer that did not come up: most often it is not installed."""
+    """A peer that did not start; usually it is not installed."""
 
-    def __init__(self, peer: str, said: str) -> None:
-        super().__init__(f"{peer} ({last_line(said)})")
+    def __init__(self, peer: str, output: str) -> None:
+        super().__init__(f"{peer} ({last_line(output)})")
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """A peer that answers."""
+class PeerServer:
+    """A peer that is ready."""
 
     name: str
     port: int
     settings: Mapping[str, object]
 
-    def together(self, chats: Sequence[Chat], new: int) -> list[Answer]:
-        """All at once, as streaming chats of `new` greedy tokens each."""
-        bodies = [{**_body(self.name), **_words(chat, new)} for chat in chats]
+    def together(self, chats: Sequence[Chat], new: int) -> list[TimedAnswer]:
+        """Run all chats at once, streaming, with `new` greedy tokens each."""
+        bodies = [{**_body(self.name), **_chat_body(chat, new)} for chat in chats]
         try:
             return anyio.run(_all, self.port, bodies)
         except ExceptionGroup as failed:
             raise RigError(f"{self.name}: {failed.exceptions[0]!r}") from failed
 
 
-def _words(chat: Chat, new: int) -> dict[str, object]:
+def _chat_body(chat: Chat, new: int) -> dict[str, object]:
     messages = [{"role": one.role, "content": one.content} for one in chat.messages]
     return {"messages": messages, "max_tokens": new}
 
@@ -77,16 +78,16 @@ def _body(name: str) -> dict[str, object]:
 
 
 # --- the client -------------------------------------------------------------------------------
-async def _all(port: int, bodies: Sequence[Mapping[str, object]]) -> list[Answer]:
-    answers = list[Answer]()
+async def _all(port: int, bodies: Sequence[Mapping[str, object]]) -> list[TimedAnswer]:
+    answers = list[TimedAnswer]()
     async with anyio.create_task_group() as group:
         for body in bodies:
-            answers.append(Answer(time.perf_counter()))
+            answers.append(TimedAnswer(time.perf_counter()))
             group.start_soon(_one, port, json.dumps(body).encode(), answers[-1])
     return answers
 
 
-async def _one(port: int, body: bytes, answer: Answer) -> None:
+async def _one(port: int, body: bytes, answer: TimedAnswer) -> None:
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
@@ -98,7 +99,7 @@ async def _one(port: int, body: bytes, answer: Answer) -> None:
             for choice in event.get("choices", ()):
                 text = choice["delta"].get("content")
                 if text:
-                    answer.beat(time.perf_counter(), 1)
+                    answer.arrived(time.perf_counter(), 1)
                     texts.append(text)
                 answer.whole = answer.whole or choice.get("finish_reason") == "length"
             usage: dict[str, int] = event.get("usage") or {}
@@ -109,38 +110,38 @@ async def _one(port: int, body: bytes, answer: Answer) -> None:
 
 
 async def _events(reader: BufferedByteReceiveStream) -> AsyncGenerator[dict[str, Any]]:
-    """The events of a chunked answer, up to the one that says that it is done."""
+    """The events of a chunked answer, up to [DONE]."""
     head = await reader.receive_until(b"\r\n\r\n", HEAD_BYTES)
     status, _, rest = head.partition(b"\r\n")
     if b" 200 " not in status or b"chunked" not in rest.lower():
         raise RigError(status.decode(errors="replace"))
-    held = b""
+    rest_of_line = b""
     while size := int(await reader.receive_until(b"\r\n", HEAD_BYTES), 16):
-        held += (await reader.receive_exactly(size + 2))[:-2]
-        *lines, held = held.split(b"\n")
+        rest_of_line += (await reader.receive_exactly(size + 2))[:-2]
+        *lines, rest_of_line = rest_of_line.split(b"\n")
         for line in lines:
             word = line.removeprefix(b"data: ").strip()
             if word == b"[DONE]":
                 return
             if line.startswith(b"data: "):
                 yield json.loads(word)
-    raise RigError("the stream ended before it said that it was done")
+    raise RigError("the stream ended without [DONE]")
 
 
 # --- the servers ------------------------------------------------------------------------------
 @contextmanager
-def llama_server(path: str, slots: int, window: int) -> Generator[Server]:
-    """llama.cpp's own server, with a slot for each client. Absent without xllamacpp."""
+def llama_server(path: str, slots: int, window: int) -> Generator[PeerServer]:
+    """The server of llama.cpp, with a slot for each client. Absent without xllamacpp."""
     port, threads = _free_port(), os.cpu_count() or 1
     words = [path, *map(str, (port, slots, threads, window))]
     line = [sys.executable, "-m", f"{__package__}.llama_server", *words]
-    with _running(LLAMA, line, f"http://{HOST}:{port}/health") as said:
-        yield Server(LLAMA, port, json.loads(said))
+    with _running(LLAMA, line, f"http://{HOST}:{port}/health") as settings:
+        yield PeerServer(LLAMA, port, json.loads(settings))
 
 
 @contextmanager
-def python_server(path: str) -> Generator[Server]:
-    """llama-cpp-python's own server. Absent without its extra `server`."""
+def python_server(path: str) -> Generator[PeerServer]:
+    """The server of llama-cpp-python. Absent without its extra `server`."""
     port, threads = _free_port(), str(os.cpu_count() or 1)
     ours = {"n_threads": threads, "n_threads_batch": threads, "interrupt_requests": "False"}
     flags = [word for name, value in ours.items() for word in (f"--{name}", value)]
@@ -148,12 +149,12 @@ def python_server(path: str) -> Generator[Server]:
         sys.executable, "-m", "llama_cpp.server", "--model", path, "--host", HOST,
         "--port", str(port), *flags,
     ]  # fmt: skip
-    asked = [sys.executable, "-c", _ASK, path, *_TOLD]
-    told = subprocess.run(asked, capture_output=True, text=True)
-    if told.returncode:
-        raise Absent(PYTHON, told.stderr)
+    asked = [sys.executable, "-c", _PRINT_SETTINGS, path, *_SETTINGS]
+    defaults = subprocess.run(asked, capture_output=True, text=True)
+    if defaults.returncode:
+        raise Absent(PYTHON, defaults.stderr)
     with _running(PYTHON, line, f"http://{HOST}:{port}/v1/models"):
-        yield Server(PYTHON, port, {**ours, **json.loads(told.stdout)})
+        yield PeerServer(PYTHON, port, {**ours, **json.loads(defaults.stdout)})
 
 
 def _free_port() -> int:
@@ -165,7 +166,7 @@ def _free_port() -> int:
 
 @contextmanager
 def _running(name: str, line: Sequence[str], ready: str) -> Generator[str]:
-    """A server that is ready; yields what it printed first."""
+    """Run a server until the block ends; yields its first line of output once it is ready."""
     with tempfile.TemporaryDirectory(prefix="llmasos-bench-") as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         with out.open("wb") as to_out, err.open("wb") as to_err:

@@ -1,13 +1,13 @@
-"""A long conversation with facts in it that are asked for much later.
+"""A long conversation with facts that are asked for much later.
 
-Every fifth turn tells a fact among other things, every fifth asks for one of those told before the
-window began; in between people talk. The wording of a question is another one than the fact's.
+Every fifth turn tells a fact, every fifth asks for one told before the window began; the other
+turns are small talk. Questions use other words than the facts.
 """
 
 import random
 from dataclasses import dataclass
 
-# What is told; what is asked.
+# Facts and questions.
 FACTS = (
     ("My sister's dog is called Bello, and he is afraid of thunder.",
      "Do you remember the name of my sister's dog?"),
@@ -111,22 +111,22 @@ _ENDINGS = (
     "Say whatever comes to your mind first; there is no wrong answer, and we have all evening.",
     "I could go on about it for an hour, yet I would rather listen to you for a change now.",
 )
-EVERY = 5  # turns: one tells a fact, one asks for one
+EVERY = 5  # turns: one of them tells a fact, one asks for one
 OLD = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class PlantedTurn:
     text: str
     tells: int | None = None  # index of a fact
     asks: int | None = None
 
 
-def conversation(turns: int, seed: int, old: int = OLD) -> list[Turn]:
-    """What a person says, turn by turn. `old`: turns between a fact and its question, at least."""
+def conversation(turns: int, seed: int, old: int = OLD) -> list[PlantedTurn]:
+    """The turns of a user. `old`: minimum number of turns between a fact and its question."""
     dice = random.Random(seed)
     order = dice.sample(range(len(FACTS)), len(FACTS))
-    said: list[Turn] = []
+    said: list[PlantedTurn] = []
     asked = set[int]()
     for at in range(turns):
         filler = f"{dice.choice(_OPENINGS)} {dice.choice(_SUBJECTS)}. {dice.choice(_ENDINGS)}"
@@ -134,11 +134,11 @@ def conversation(turns: int, seed: int, old: int = OLD) -> list[Turn]:
         known = [turn.tells for turn in said[: max(0, at - old)] if turn.tells is not None]
         fresh = [fact for fact in known if fact not in asked] or known
         if at % EVERY == 0 and at // EVERY < len(order):
-            said.append(Turn(f"{FACTS[told][0]} {filler}", tells=told))
+            said.append(PlantedTurn(f"{FACTS[told][0]} {filler}", tells=told))
         elif at % EVERY == EVERY - 1 and fresh:
             fact = dice.choice(fresh)
             asked.add(fact)
-            said.append(Turn(f"{filler} {FACTS[fact][1]}", asks=fact))
+            said.append(PlantedTurn(f"{filler} {FACTS[fact][1]}", asks=fact))
         else:
-            said.append(Turn(f"{filler} {dice.choice(_ENDINGS)}"))
+            said.append(PlantedTurn(f"{filler} {dice.choice(_ENDINGS)}"))
     return said

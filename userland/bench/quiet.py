@@ -1,7 +1,7 @@
-"""How much of the machine other programs took while we measured.
+"""The CPU share of other programs during a measurement.
 
-Foreign = everything that was busy, time stolen by the hypervisor included, less this process and
-its descendants (daemon, engines, load). A run that was disturbed is repeated.
+Foreign time is all busy time, including time stolen by the hypervisor, minus this process and its
+descendants (daemon, engines, load). A disturbed run is repeated.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ class Clock:
 
 
 def now() -> Clock | None:
-    """None where the system has no /proc."""
+    """The clock now; None where the system has no /proc."""
     try:
         words = (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]
     except OSError:
@@ -44,7 +44,7 @@ def now() -> Clock | None:
 
 
 def _own() -> int:
-    """Ticks of our descendants and of those of theirs that ended and were waited for."""
+    """Ticks of all descendants, including those that ended and were waited for."""
     ticks: dict[int, int] = {}
     children: defaultdict[int, list[int]] = defaultdict(list)
     for entry in _PROC.iterdir():
@@ -54,7 +54,7 @@ def _own() -> int:
             text = (entry / "stat").read_text()
         except OSError:
             continue  # it ended meanwhile
-        fields = text[text.rindex(")") + 2 :].split()  # a program's name may hold spaces
+        fields = text[text.rindex(")") + 2 :].split()  # a program's name may contain spaces
         ticks[int(entry.name)] = sum(map(int, fields[11:15]))
         children[int(fields[1])].append(int(entry.name))
     found, todo = 0, [os.getpid()]
@@ -67,9 +67,9 @@ def _own() -> int:
 
 @contextmanager
 def _adopting() -> Generator[None]:
-    """Descendants whose parent dies become our children: what they compute is not somebody else's.
+    """Become the parent of orphaned descendants, so that their time is not counted as foreign.
 
-    They stay zombies until we end, so that their time still counts.
+    They remain zombies until this process ends, so that their time still counts.
     """
     linux = sys.platform == "linux"
     if linux:
@@ -82,7 +82,7 @@ def _adopting() -> Generator[None]:
 
 
 def quietly(take: Callable[[], Take], tries: int) -> Sequence[Attempt]:
-    """Take until one attempt is quiet, `tries` times at most."""
+    """Repeat a take until one attempt is quiet, at most `tries` times."""
     attempts: list[Attempt] = []
     while len(attempts) < tries:
         before = now()

@@ -1,11 +1,11 @@
-"""How much of what a question needs is found again: `llmasos bench recall [FILE.jsonl]`.
+"""How much of the evidence for a question is recalled: `llmasos bench recall [FILE.jsonl]`.
 
-Conversations are written by `write_mem` and asked by `search_mem`, which ranks as a request's own
-recall does. A ranking is filled greedily into budgets of tokens, a page with its line's overhead.
-Beside it, from the same pages: the newest ones, BM25 of single pages, meaning alone, and reciprocal
-ranks of these two. Without a file the conversations are made (talks/); what is reported are seeds
-on which no constant was chosen. The benchmark counts only while it is as hard as real talk, so the
-suite fails when BM25 or meaning alone hold more, or less, of the evidence than they do there.
+Conversations are written with `write_mem` and searched with `search_mem`, which ranks as the recall
+of a request does. A ranking is filled greedily into token budgets, each page with its overhead. The
+same pages are also ranked by time, by BM25 over single pages, by vectors alone, and by reciprocal
+rank fusion of the last two. Without a file the conversations are generated (talks/), from seeds
+that no constant was chosen on. The benchmark is valid only while it is as hard as real
+conversations, so the suite fails when BM25 or vectors alone find more or less than on those.
 """
 
 import json
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import cast
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 
 from . import talks
 from .chinese import first_hits
@@ -30,23 +30,23 @@ from .talks import Question, Talk
 
 BUDGETS = (1_000, 2_000, 4_000)  # tokens
 DEPTHS = (5, 10, 20)
-LINE_TOKENS = 8  # what a page takes beside its text
+LINE_TOKENS = 8  # overhead of a page
 RRF = 60
 WAYS = ("both", "words", "recency")
-PLAIN = "llmasos.drivers.recall.plain"
+PLAIN = "llmasos.drivers.recall.baseline"
 BARS = (
     Bar("recall.evidence_2k", "mean share of the evidence within 2,000 tokens, conversations of "
-        "about 20,000", "", "higher", 0.90),
-    Bar("recall.all_2k", "questions with all of it", "", "higher", 0.85),
-    Bar("recall.no_embedder_2k", "the evidence without any embedder", "", "higher", 0.86),
-    Bar("recall.bm25_2k", "BM25 of single pages; else the questions are not as hard as real ones",
+        "about 20,000 tokens", "", "higher", 0.90),
+    Bar("recall.all_2k", "share of questions with all of their evidence", "", "higher", 0.85),
+    Bar("recall.no_embedder_2k", "share of the evidence without an embedder", "", "higher", 0.86),
+    Bar("recall.bm25_2k", "BM25 over single pages; outside the range questions are not realistic",
         "", "higher", 0.65, 0.80),
-    Bar("recall.dense_2k", "meaning alone; else the questions are not as hard as real ones",
+    Bar("recall.dense_2k", "vectors alone; outside the range questions are not realistic",
         "", "higher", 0.55, 0.75),
-    Bar("recall.zh_hit1", "Chinese pages asked for in Chinese by a paraphrase, thirty in a pool, "
-        "ten of its topic: first hit", "", "higher", 0.87),
-    Bar("recall.en_zh_hit1", "the same asked in English", "", "higher", 0.87),
-    Bar("recall.p50_ms", "of a search, in the kernel", "ms", "lower", None),
+    Bar("recall.zh_hit1", "Chinese questions that paraphrase Chinese pages, thirty in a pool, ten "
+        "on the topic: first hit is right", "", "higher", 0.87),
+    Bar("recall.en_zh_hit1", "the same with English questions", "", "higher", 0.87),
+    Bar("recall.p50_ms", "time of a search in the kernel", "ms", "lower", None),
 )  # fmt: skip
 
 
@@ -62,15 +62,15 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question with what each way found."""
+class AskedQuestion:
+    """A question and the ranking of each method."""
 
     question: Question
     found: Mapping[str, Ranking]
 
 
 # --- asking ---------------------------------------------------------------------------------------
-def held(client: Line, pid: int) -> Iterator[v.Page]:
+def all_pages(client: BlockingClient, pid: int) -> Iterator[v.Page]:
     """All pages of a process, without their texts."""
     at: int | None = 0
     while at is not None:
@@ -79,7 +79,7 @@ def held(client: Line, pid: int) -> Iterator[v.Page]:
         at = part.next
 
 
-class Told:
+class StoredTalk:
     """A conversation as the pages of a process."""
 
     def __init__(self, rig: Rig, talk: Talk, model: str) -> None:
@@ -90,23 +90,23 @@ class Told:
         with rig.client() as client:
             self.pid = client.call("spawn", v.Spawn(model, app="bench"), v.Spawned).pid
             for turn in talk.turns:
-                said = v.WriteMem(
+                request = v.WriteMem(
                     self.pid, turn.text, speaker=turn.author[:64],
                     time=when(turn), session=turn.session[:64],
                 )  # fmt: skip
-                for number in client.call("write_mem", said, v.Written).pages:
+                for number in client.call("write_mem", request, v.Written).pages:
                     self._turn[number] = turn.id
-            for page in held(client, self.pid):
+            for page in all_pages(client, self.pid):
                 name = self._turn[page.number]
                 self._sizes[name] = self._sizes.get(name, 0) + page.tokens
 
-    def plainly(self) -> list[Ranking]:
-        """Meaning alone for every question: each page by its own vector, nothing else."""
+    def by_vectors(self) -> list[Ranking]:
+        """The ranking by vectors alone for every question: each page by its own vector."""
         pages = [f"{turn.author}: {turn.text}" for turn in self.talk.turns]
         questions = [question.text for question in self.talk.questions]
         line = [sys.executable, "-m", PLAIN]
-        said = json.dumps({"pages": pages, "questions": questions})
-        done = subprocess.run(line, input=said, capture_output=True, text=True)
+        body = json.dumps({"pages": pages, "questions": questions})
+        done = subprocess.run(line, input=body, capture_output=True, text=True)
         if done.returncode:
             raise RigError(f"{PLAIN} failed: {done.stderr.strip().splitlines()[-1:]}")
         ids = [turn.id for turn in self.talk.turns]
@@ -115,24 +115,24 @@ class Told:
             for order in cast("list[list[int]]", [*map(json.loads, done.stdout.splitlines())])
         ]
 
-    def ask(self, client: Line, question: Question, ways: Iterable[str]) -> Asked:
+    def ask(self, client: BlockingClient, question: Question, ways: Iterable[str]) -> AskedQuestion:
         found: dict[str, Ranking] = {}
         for way in ways:
             asked = v.SearchMem(self.pid, question.text, 1000, way=way, texts=False)
             reply = client.call("search_mem", asked, v.Hits)
             pages = [(self._turn[hit.page.number], hit.page.tokens) for hit in reply.hits]
             found[way] = Ranking(pages, reply.took_s)
-        return Asked(question, found)
+        return AskedQuestion(question, found)
 
-    def all(self, ways: Sequence[str]) -> list[Asked]:
+    def all(self, ways: Sequence[str]) -> list[AskedQuestion]:
         with self._rig.client() as client:
             asked = [self.ask(client, question, ways) for question in self.talk.questions]
         if "words" not in ways:
             return asked
-        beside: list[Asked] = []
-        for one, dense in zip(asked, self.plainly(), strict=True):
+        beside: list[AskedQuestion] = []
+        for one, dense in zip(asked, self.by_vectors(), strict=True):
             rrf = reciprocal(one.found["words"], dense)
-            beside.append(Asked(one.question, {**one.found, "dense": dense, "rrf": rrf}))
+            beside.append(AskedQuestion(one.question, {**one.found, "dense": dense, "rrf": rrf}))
         return beside
 
 
@@ -145,47 +145,47 @@ def reciprocal(*rankings: Ranking) -> Ranking:
     return Ranking(sorted(scores, key=lambda page: -scores[page]), sum(r.took_s for r in rankings))
 
 
-def settle(client: Line) -> None:
-    """Until every page has its vector."""
+def settle(client: BlockingClient) -> None:
+    """Wait until every page has its vector."""
     while client.call("stat", v.Nothing(), v.Stat).pages_waiting:
         time.sleep(0.2)
 
 
-def ask(conversations: Sequence[Talk], *, embedder: str, model: str = MODEL) -> list[Asked]:
-    """All questions of all conversations."""
+def ask(conversations: Sequence[Talk], *, embedder: str, model: str = MODEL) -> list[AskedQuestion]:
+    """Ask all questions of all conversations, on a daemon of its own."""
     with daemon(mount=False, **{"memory-embedder": embedder}) as rig:
         return answered(rig, conversations, WAYS if embedder != "none" else ("both",), model)
 
 
 def answered(
     rig: Rig, conversations: Sequence[Talk], ways: Sequence[str], model: str = MODEL
-) -> list[Asked]:
-    """The same, on a machine that is there."""
+) -> list[AskedQuestion]:
+    """Ask them on a running daemon."""
     with ThreadPoolExecutor(4) as pool:
-        coming = [pool.submit(Told, rig, talk, model) for talk in conversations]
-        told = [one.result() for one in coming]
+        coming = [pool.submit(StoredTalk, rig, talk, model) for talk in conversations]
+        stored = [one.result() for one in coming]
     with rig.client() as client:
         settle(client)
-    return [asked for one in told for asked in one.all(ways)]
+    return [asked for one in stored for asked in one.all(ways)]
 
 
-# --- what is told ---------------------------------------------------------------------------------
+# --- reports --------------------------------------------------------------------------------------
 def filled(ranking: Ranking, budget: int) -> set[str]:
-    """Turns that fit, greedily."""
-    held: set[str] = set()
+    """The turns that fit into the budget, filled greedily."""
+    chosen: set[str] = set()
     for turn, tokens in ranking.pages:
         if tokens + LINE_TOKENS <= budget:
             budget -= tokens + LINE_TOKENS
-            held.add(turn)
-    return held
+            chosen.add(turn)
+    return chosen
 
 
-def share(asked: Asked, held: set[str]) -> float:
-    return mean(turn in held for turn in asked.question.evidence)
+def share(asked: AskedQuestion, chosen: set[str]) -> float:
+    return mean(turn in chosen for turn in asked.question.evidence)
 
 
-def row(questions: Sequence[Asked], way: str) -> dict[str, float]:
-    """The columns of one way: shares of the evidence, and of questions with all of it."""
+def row(questions: Sequence[AskedQuestion], way: str) -> dict[str, float]:
+    """One method: shares of the evidence, and shares of questions with all of it."""
     found: dict[str, float] = {}
     for depth in DEPTHS:
         shares = [share(one, set(one.found[way].turns()[:depth])) for one in questions]
@@ -198,9 +198,9 @@ def row(questions: Sequence[Asked], way: str) -> dict[str, float]:
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def tables(questions: Sequence[Asked]) -> dict[str, dict[str, dict[str, float]]]:
-    """By category, and of all: a row for each way."""
-    groups: dict[str, Sequence[Asked]] = {"all": questions}
+def tables(questions: Sequence[AskedQuestion]) -> dict[str, dict[str, dict[str, float]]]:
+    """A table for each category and one for all, with a row for each method."""
+    groups: dict[str, Sequence[AskedQuestion]] = {"all": questions}
     for name in sorted({one.question.category for one in questions}):
         groups[name] = [one for one in questions if one.question.category == name]
     ways = list(questions[0].found)
@@ -208,7 +208,7 @@ def tables(questions: Sequence[Asked]) -> dict[str, dict[str, dict[str, float]]]
 
 
 def printed(found: Mapping[str, Mapping[str, Mapping[str, float]]], count: int) -> str:
-    """The tables for a person."""
+    """The tables as text."""
     lines = [f"{count} questions; shares of the evidence (all: questions with all of it)"]
     for group, rows in found.items():
         head = list(next(iter(rows.values())))
@@ -221,7 +221,7 @@ def printed(found: Mapping[str, Mapping[str, Mapping[str, float]]], count: int) 
 
 
 def figures(conversations: Sequence[Talk]) -> tuple[dict[str, object], str]:
-    """Of conversations that somebody has: as a document, and as they are printed."""
+    """The figures of a user's conversations, as JSON values and as text."""
     questions = ask(conversations, embedder="builtin")
     found = tables(questions)
     return {"questions": len(questions), "tables": found}, printed(found, len(questions))
@@ -257,7 +257,7 @@ def take(tiny: bool) -> Take:
 
 
 def _shorter(one: Talk) -> Talk:
-    """Its beginning, and some questions about that."""
+    """The beginning of a conversation and some questions about it."""
     turns = one.turns[:40]
     known = {turn.id for turn in turns}
     questions = [question for question in one.questions if known.issuperset(question.evidence)]

@@ -1,7 +1,7 @@
-"""A machine to measure: a daemon of our own on temporary directories, and a client of it.
+"""A daemon on temporary directories, and a client of it, to measure.
 
-The client is the command line's, so that a figure of the kernel is not a figure of the SDK. State
-stands in the user's cache directory, not in /tmp: there fsync may cost nothing.
+The client is that of the command line, so that a figure of the kernel does not include the SDK.
+State is in the user's cache directory, not in /tmp, where fsync may cost nothing.
 """
 
 import os
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from llmasos.kernel import limits, paths
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import limits, paths
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 
 MODEL = "smollm2"
 READY_S = limits.READY_S
@@ -31,11 +31,11 @@ PACKAGES = (
 
 
 class RigError(Exception):
-    """The machine to measure did not come up."""
+    """The measurement could not be set up or completed."""
 
 
 def machine() -> dict[str, object]:
-    """What a reader needs to compare: processor, cores, memory, system."""
+    """The hardware for comparison: processor, cores, memory, system."""
     names = [
         line.split(":", 1)[1].strip()
         for line in _lines(Path("/proc/cpuinfo"))
@@ -72,20 +72,20 @@ class Rig:
     """A running daemon."""
 
     socket: Path
-    environment: Mapping[str, str]  # for other programs of ours that shall find it
+    environment: Mapping[str, str]  # for other programs that connect to it
     os_pid: int
 
-    def client(self) -> Line:
-        return Line(self.socket)
+    def client(self) -> BlockingClient:
+        return BlockingClient(self.socket)
 
     def digest(self, model: str = MODEL) -> str:
-        """Of the file behind a model."""
+        """The digest of a model's file."""
         with self.client() as client:
             return image(client, model).digest
 
 
-def image(client: Line, model: str = MODEL) -> v.ImageInfo:
-    """What is behind a model; `not installed` is an error with the command that helps."""
+def image(client: BlockingClient, model: str = MODEL) -> v.ImageInfo:
+    """The image of a model. RigError when it is not installed."""
     for one in client.call("images", v.Nothing(), v.Images).images:
         if model in (one.name, *one.aliases):
             return one
@@ -93,9 +93,9 @@ def image(client: Line, model: str = MODEL) -> v.ImageInfo:
 
 
 def environment(runtime: str, rest: str) -> dict[str, str]:
-    """This process's environment with our directories and without the user's settings.
+    """This process's environment with the rig's directories and without the user's settings.
 
-    What is made of models is in the user's cache: it is made once, not for each daemon.
+    Tuned models are in the user's cache, so that they are built once and not for each daemon.
     """
     clean = {key: value for key, value in os.environ.items() if not key.startswith("LLMASOS_")}
     return {
@@ -110,7 +110,7 @@ def environment(runtime: str, rest: str) -> dict[str, str]:
 
 @contextmanager
 def daemon(**settings: object) -> Generator[Rig]:
-    """A daemon that has said it is ready. Its engine may still be loading."""
+    """A daemon that is ready. Its engine may still be loading."""
     cache = paths.find().cache
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (
@@ -127,8 +127,8 @@ def daemon(**settings: object) -> Generator[Rig]:
 
 
 @contextmanager
-def tuned(**settings: object) -> Generator[tuple[Rig, Line]]:
-    """A daemon whose model is tuned and not mounted yet, and a client of it."""
+def tuned(**settings: object) -> Generator[tuple[Rig, BlockingClient]]:
+    """A daemon with a tuned model that is not mounted yet, and a client of it."""
     with daemon(mount=False, **settings) as rig, rig.client() as client:
         if not image(client).tuned:
             asked = v.ImageTune(MODEL, measure=False)
@@ -138,8 +138,8 @@ def tuned(**settings: object) -> Generator[tuple[Rig, Line]]:
 
 
 @contextmanager
-def mounted(client: Line, **options: bool | int | float | str) -> Generator[v.DeviceInfo]:
-    """The model's engine with options of its driver, for as long as the block lasts."""
+def mounted(client: BlockingClient, **options: bool | int | float | str) -> Generator[v.DeviceInfo]:
+    """Mount the model with options of its driver until the block ends."""
     device = client.call("mount", v.Mount(MODEL, options), v.DeviceInfo)
     try:
         yield device
@@ -147,8 +147,8 @@ def mounted(client: Line, **options: bool | int | float | str) -> Generator[v.De
         client.call("unmount", v.Unmount(MODEL), v.Nothing)
 
 
-def facts(client: Line) -> dict[str, object]:
-    """What was measured: the model's file and how it is quantised, the threads."""
+def facts(client: BlockingClient) -> dict[str, object]:
+    """The measured configuration: the model's file, its quantisation, the threads."""
     found = image(client)
     return {
         "model": found.digest,
@@ -168,12 +168,12 @@ def _start(
         child = subprocess.Popen(line, env=env, stdout=out, stderr=out, pass_fds=(tell,))
     os.close(tell)
     readable = select.select([ready], [], [], READY_S)[0]
-    said = os.read(ready, 64) if readable else b""
+    reported = os.read(ready, 64) if readable else b""
     os.close(ready)
-    if not said:
+    if not reported:
         _stop(child)
         tail = "\n".join(_lines(log)[-10:])
-        raise RigError(f"the daemon did not come up:\n{tail}")
+        raise RigError(f"the daemon did not start:\n{tail}")
     return child
 
 
@@ -187,13 +187,13 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def seconds_of(line: list[str], env: Mapping[str, str]) -> float:
-    """Wall time of a whole program that must succeed."""
+    """Wall time of a program. RigError when it fails."""
     begun = time.perf_counter()
     done = subprocess.run(line, env=env, capture_output=True, stdin=subprocess.DEVNULL)
     ended = time.perf_counter()
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()
-        raise RigError(f"{' '.join(line)} ended with {done.returncode}: {said}")
+        output = done.stderr.decode(errors="replace").strip()
+        raise RigError(f"{' '.join(line)} exited with {done.returncode}: {output}")
     return ended - begun
 
 

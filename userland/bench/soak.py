@@ -1,9 +1,9 @@
-"""Whether a machine that works for long grows: processes come and go and do everything they can.
+"""Whether a machine under long load grows: processes of all kinds start and end continuously.
 
 Four clients spawn, fork, write, search, map, generate, forget, send, receive and reap; a fifth
-sends frames that make no sense. What is there at any time stays about the same, so the resident
-memory of the kernel and of the recall process must not rise. A figure is the slope of a straight
-line through the samples of the last half. Chroma's own process is told beside them.
+sends malformed frames. The amount of live data stays about constant, so the resident memory of the
+kernel and of the recall process must not rise. A figure is the slope of a straight line through the
+samples of the last half. Chroma's process is reported beside it.
 """
 
 import random
@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from llmasos.kernel import values as v
-from llmasos.kernel import wire
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi import wire
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 
 from .figures import Bar, Suite, Take
 from .load import greet
@@ -30,7 +30,7 @@ from .rig import Rig, RigError, daemon
 CLIENTS = 4
 SECONDS, TINY_SECONDS = 600.0, 2.0
 SAMPLE_S = 1.0
-FORGETS = 8  # one life in so many forgets a page: Chroma's files are made anew each time
+FORGETS = 8  # one life in so many forgets a page, which rewrites Chroma's files
 PAUSE_S = 0.05  # between two lives
 SPOIL_S = 0.5  # between two connections of malformed frames
 FRAMES = 40  # malformed ones on a connection
@@ -39,9 +39,9 @@ WORDS = (
     "market", "silver", "bridge", "story", "doctor", "island", "kitchen", "journey", "mountain",
 )  # fmt: skip
 BARS = (
-    Bar("soak.kernel_mb_per_h", "the kernel's growth in the last half of ten minutes of mixed load",
+    Bar("soak.kernel_mb_per_h", "growth of the kernel in the second half of ten minutes under load",
         "MB/h", "lower", 6),
-    Bar("soak.recall_mb_per_h", "the recall process's, meanwhile", "MB/h", "lower", 6),
+    Bar("soak.recall_mb_per_h", "growth of the recall process, same time", "MB/h", "lower", 6),
 )  # fmt: skip
 
 
@@ -56,13 +56,13 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Load:
-    """What the clients share."""
+class SoakLoad:
+    """State shared by the clients."""
 
     rig: Rig
     document: Path
     stop: threading.Event = field(default_factory=threading.Event)
-    lives: int = 0  # processes that have come and gone
+    lives: int = 0  # processes that were reaped
     frames: int = 0  # malformed ones
     failures: list[Exception] = field(default_factory=list[Exception])
 
@@ -71,7 +71,7 @@ def text(dice: random.Random, words: int) -> str:
     return " ".join(dice.choice(WORDS) for _ in range(words))
 
 
-def life(client: Line, dice: random.Random, document: Path) -> None:
+def life(client: BlockingClient, dice: random.Random, document: Path) -> None:
     """A process and its child, from spawn to reap."""
     pid = client.call("spawn", v.Spawn("echo", app="bench"), v.Spawned).pid
     for _ in range(10):
@@ -95,8 +95,8 @@ def life(client: Line, dice: random.Random, document: Path) -> None:
         client.call("wait", v.Wait(number), v.Exit)
 
 
-def mapped(client: Line, pid: int, document: Path) -> None:
-    """Map it; again where the last process that had it has gone at the same moment."""
+def mapped(client: BlockingClient, pid: int, document: Path) -> None:
+    """Map the document; retry when its last process ended at the same moment."""
     while True:
         try:
             client.call("mmap", v.Mmap(pid, f"/files{document}"), v.Mapped)
@@ -107,7 +107,7 @@ def mapped(client: Line, pid: int, document: Path) -> None:
             return
 
 
-def live(load: Load, seed: int) -> None:
+def live(load: SoakLoad, seed: int) -> None:
     """One client."""
     dice = random.Random(seed)
     with load.rig.client() as client:
@@ -116,8 +116,8 @@ def live(load: Load, seed: int) -> None:
             load.lives += 2
 
 
-def spoil(load: Load) -> None:
-    """Frames that are no frames, until the kernel closes the connection; then another one."""
+def spoil(load: SoakLoad) -> None:
+    """Send malformed frames until the kernel closes the connection, then reconnect."""
     dice = random.Random(0)
     while not load.stop.wait(SPOIL_S):
         with greet(load.rig.socket) as connection:
@@ -133,7 +133,7 @@ def spoil(load: Load) -> None:
 
 
 def malformed(dice: random.Random) -> bytes:
-    """A frame of any bytes, a call that there is not, or one with fields of the wrong kind."""
+    """Random bytes, an unknown call, or a call with fields of wrong types."""
     match dice.randrange(3):
         case 0:
             body = dice.randbytes(dice.randint(1, 200))
@@ -145,7 +145,7 @@ def malformed(dice: random.Random) -> bytes:
 
 
 def children(os_pid: int) -> list[int]:
-    """Of any of its threads."""
+    """The child processes of all its threads."""
     return [
         int(pid)
         for task in Path(f"/proc/{os_pid}/task").iterdir()
@@ -154,18 +154,18 @@ def children(os_pid: int) -> list[int]:
 
 
 def sample(os_pid: int, begun: float) -> Sample | None:
-    """None while there is no recall process."""
+    """The current memory; None while there is no recall process."""
     recall = next((one for one in children(os_pid) if _runs(one, b"recall.child")), 0)
     if not recall:
         return None
-    # It is started anew each time that something is forgotten.
+    # It is restarted each time that a page is forgotten.
     chroma = next((one for one in children(recall) if _runs(one, b"recall.chroma")), 0)
     time_s = time.monotonic() - begun
     return Sample(time_s, resident_mb(os_pid), resident_mb(recall), size_mb(chroma))
 
 
 def size_mb(os_pid: int) -> float:
-    """0: it has ended."""
+    """Resident memory; 0: the process has ended."""
     try:
         return resident_mb(os_pid) if os_pid else 0.0
     except (OSError, StopIteration):
@@ -180,7 +180,7 @@ def _runs(pid: int, module: bytes) -> bool:
 
 
 def slope_mb_per_h(points: Sequence[tuple[float, float]]) -> float:
-    """Of the straight line with the least squares through (seconds, MB)."""
+    """The slope of the least-squares line through (seconds, MB)."""
     middle_s = sum(time_s for time_s, _ in points) / len(points)
     middle = sum(size for _, size in points) / len(points)
     above = sum((time_s - middle_s) * (size - middle) for time_s, size in points)
@@ -188,12 +188,12 @@ def slope_mb_per_h(points: Sequence[tuple[float, float]]) -> float:
     return 3600 * above / below if below else 0.0
 
 
-def soaked(seconds: float) -> tuple[list[Sample], Load]:
-    """Samples over a load of so long, one at least. RigError: a client failed."""
+def soaked(seconds: float) -> tuple[list[Sample], SoakLoad]:
+    """Samples during the load, at least one. RigError when a client failed."""
     with daemon(mount=False) as rig, tempfile.TemporaryDirectory() as folder:
         document = Path(folder).resolve() / "document.txt"
         document.write_text("\n\n".join(text(random.Random(n), 100) for n in range(10)))
-        load = Load(rig, document)
+        load = SoakLoad(rig, document)
         works = [partial(live, load, seed) for seed in range(CLIENTS)] + [partial(spoil, load)]
         threads = [threading.Thread(target=_guarded, args=(load, work)) for work in works]
         for thread in threads:
@@ -210,7 +210,7 @@ def soaked(seconds: float) -> tuple[list[Sample], Load]:
     return samples, load
 
 
-def _guarded(load: Load, work: Callable[[], None]) -> None:
+def _guarded(load: SoakLoad, work: Callable[[], None]) -> None:
     try:
         work()
     except Exception as error:  # of whatever kind: it is raised where the others can be ended

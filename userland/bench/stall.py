@@ -1,7 +1,7 @@
-"""What a long prompt does to those who are being answered, and what sparing them costs it.
+"""The effect of a long prompt on running streams, and what protecting them costs the prompt.
 
-Eight streams decode; then a prompt of 2,000 tokens arrives. It is fed in chunks that a step's time
-budget allows (the default), and whole (`chunk_s=0`), in turn, each time on a fresh engine.
+Eight streams decode; then a prompt of 2,000 tokens arrives. It is computed in chunks that the time
+budget of a step allows (the default) and whole (`chunk_s=0`), alternately, each on a fresh engine.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anyio
 
-from llmasos.userland.line import Line
+from llmasos.userland.client import BlockingClient
 
 from .answers import longest_gap_s
 from .figures import Bar, Suite, Take
@@ -24,15 +24,15 @@ Shape = dict[str, int]
 WHOLE: Shape = {"chunk_s": 0}
 BARS = (
     Bar("stall.gap_vs_whole", f"{STREAMS} streams decode while a {PROMPT_TOKENS:,}-token prompt "
-        "arrives: longest gap between tokens of any of them, over that gap when it is fed whole",
+        "arrives in chunks: longest gap between tokens of a stream, over that of a whole prompt",
         "x", "lower", 0.10),
-    Bar("stall.ttft_vs_whole", "the long prompt's time to first token, over the same",
+    Bar("stall.ttft_vs_whole", "time to first token of the long prompt, over the same",
         "x", "lower", 1.25),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class StallSize:
     repeats: int
     streams: int
     prompt: int
@@ -41,14 +41,14 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """One arrival."""
+    """The measurements of one arrival."""
 
     gap_s: float
     ttft_s: float
 
 
 async def arrival(path: Path, others: Sequence[str], prompt: str, new: int) -> Stall:
-    """RigError when a stream ends before the long prompt has its first token."""
+    """Measure one arrival. RigError when a stream ends before the prompt's first token."""
     async with crowd(path, len(others) + 1) as people:
         streams = [people.begin(raw(text, greedy(new))) for text in others]
         await speaking(streams)
@@ -56,12 +56,14 @@ async def arrival(path: Path, others: Sequence[str], prompt: str, new: int) -> S
         await finished([long])
         if any(one.ended for one in streams):
             raise RigError("a stream ended before the long prompt had its first token")
-        return Stall(longest_gap_s(streams, long.begun, long.beats[0][0]), long.ttft_s)
+        return Stall(longest_gap_s(streams, long.begun, long.arrivals[0][0]), long.ttft_s)
 
 
-def arrivals(tiny: bool, rig: Rig, client: Line) -> tuple[list[Stall], list[Stall], Shape]:
-    """In chunks, and whole: each repeat once in each way."""
-    size = Size(1, 2, 200, 512) if tiny else Size(3, STREAMS, PROMPT_TOKENS, 4096)
+def arrivals(
+    tiny: bool, rig: Rig, client: BlockingClient
+) -> tuple[list[Stall], list[Stall], Shape]:
+    """Each repeat once in chunks and once whole."""
+    size = StallSize(1, 2, 200, 512) if tiny else StallSize(3, STREAMS, PROMPT_TOKENS, 4096)
     shape: Shape = {"slots": size.streams + 1, "window": size.window, "batch": 4096}
     chunks, whole = list[Stall](), list[Stall]()
     for repeat in range(size.repeats):
@@ -78,18 +80,18 @@ def arrivals(tiny: bool, rig: Rig, client: Line) -> tuple[list[Stall], list[Stal
 def take(tiny: bool) -> Take:
     with tuned() as (rig, client):
         chunks, whole, shape = arrivals(tiny, rig, client)
-        said = facts(client)
+        measured = facts(client)
     pairs = list(zip(chunks, whole, strict=True))
     values = {
         "stall.gap_vs_whole": [round(one.gap_s / other.gap_s, 4) for one, other in pairs],
         "stall.ttft_vs_whole": [round(one.ttft_s / other.ttft_s, 4) for one, other in pairs],
     }
-    said |= {
+    measured |= {
         "chunks_s": [asdict(one) for one in chunks],
         "whole_s": [asdict(one) for one in whole],
     }
     settings = {"in chunks": shape, "whole": {**shape, **WHOLE}}
-    return Take(values, said, settings=settings)
+    return Take(values, measured, settings=settings)
 
 
 SUITE = Suite("stall", BARS, take)

@@ -1,29 +1,29 @@
-"""What starting costs: the command, the daemon, the first token.
+"""The cost of starting: the command, the daemon, the first token.
 
-Whole processes, as a person starts them, with warm disk caches (one start before the first that
-counts). The daemon is ready when it answers a tokenize: its engine is up then, not only its socket.
-The one-time tuning of the embedded model is left out of that.
+Whole processes, as a user starts them, with warm disk caches (one start before the measurement).
+The daemon counts as ready when it answers a tokenize: then its engine runs too. The one-time tuning
+of the embedded model is not included.
 """
 
 import subprocess
 import time
 
-from llmasos.kernel import values as v
+from llmasos.kernel.abi import values as v
 
 from .figures import Bar, Suite, Take
 from .rig import MODEL, Rig, RigError, command, daemon, seconds_of
 
 BARS = (
-    Bar("startup.ps_ms", "`llmasos ps`, the whole process", "ms", "lower", 100),
-    Bar("startup.help_ms", "`llmasos --help`, the whole process", "ms", "lower", 80),
-    Bar("startup.daemon_s", "daemon start until the model's engine answers", "s", "lower", 5),
+    Bar("startup.ps_ms", "`llmasos ps`, whole process", "ms", "lower", 100),
+    Bar("startup.help_ms", "`llmasos --help`, whole process", "ms", "lower", 80),
+    Bar("startup.daemon_s", "start of the daemon until the engine answers", "s", "lower", 5),
     Bar("startup.first_token_s", '`llmasos run "hi"` to the first token, warm daemon', "s",
         "lower", 1.0),
 )  # fmt: skip
 
 
 def up_s() -> tuple[float, str]:
-    """A cold daemon to a tokenized word, and the model's digest."""
+    """Seconds from the start of a daemon to a tokenized word, and the model's digest."""
     begun = time.perf_counter()
     with daemon(tune=False) as rig, rig.client() as client:
         client.call("tokenize", v.Tokenize(MODEL, "ready"), v.Tokens)
@@ -31,7 +31,7 @@ def up_s() -> tuple[float, str]:
 
 
 def first_token_s(rig: Rig) -> float:
-    """From the start of the program to the first byte of its answer."""
+    """Seconds from the start of the program to the first byte of its answer."""
     line = [*command(), "run", "hi", "--max-tokens", "8"]
     begun = time.perf_counter()
     with subprocess.Popen(
@@ -41,9 +41,9 @@ def first_token_s(rig: Rig) -> float:
         assert child.stdout is not None
         first = child.stdout.read(1)
         took = time.perf_counter() - begun
-        _out, said = child.communicate()
+        _out, output = child.communicate()
     if child.returncode or not first:
-        raise RigError(f"llmasos run ended with {child.returncode}: {said.decode().strip()}")
+        raise RigError(f"llmasos run exited with {child.returncode}: {output.decode().strip()}")
     return took
 
 

@@ -1,7 +1,7 @@
-"""Our side of a comparison: many generations at once through the SDK, each timed by its caller.
+"""Many concurrent generations through the SDK, each timed by its caller.
 
-A crowd has as many connections as it needs, all open before the clock runs. What it begins goes on
-in the background, so that something else can arrive meanwhile.
+A crowd opens as many connections as it needs before the clock starts. The generations run in the
+background, so that another request can arrive meanwhile.
 """
 
 import time
@@ -16,12 +16,12 @@ import anyio
 from anyio.abc import TaskGroup
 
 from llmasos import AsyncLLMasOS
-from llmasos.kernel import limits
-from llmasos.kernel import values as v
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi import values as v
 from llmasos.userland.sdk.process import AsyncProcess
 from llmasos.userland.sdk.prompt import Options, Prompt
 
-from .answers import Answer
+from .answers import TimedAnswer
 from .rig import MODEL, READY_S, RigError
 
 Side = TypeVar("Side")
@@ -30,7 +30,7 @@ CALLS = limits.CALLS_IN_FLIGHT // 2  # generations of one connection of the SDK
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a process is asked, and which. Without `process` one is spawned."""
+    """A prompt and its process. Without `process` one is spawned."""
 
     prompt: Prompt
     options: Options
@@ -40,30 +40,30 @@ class Ask:
 
 
 def greedy(new: int) -> Options:
-    """Always the likeliest token, exactly `new` of them."""
+    """Greedy sampling of exactly `new` tokens."""
     return {"temperature": 0, "ignore_eos": True, "max_tokens": new}
 
 
 def raw(text: str, options: Options) -> Ask:
-    """A text as it is, without a chat template."""
+    """A prompt without a chat template."""
     return Ask(text, {**options, "raw": True})
 
 
 class Crowd:
-    """Connections, and the generations that go on over them."""
+    """Connections and the generations that run on them."""
 
     def __init__(self, clients: Sequence[AsyncLLMasOS], group: TaskGroup) -> None:
         self.client = clients[0]
         self._clients = cycle(clients)
         self._group = group
 
-    def begin(self, ask: Ask) -> Answer:
-        """Start one; its answer fills itself."""
-        answer = Answer(time.perf_counter())
+    def begin(self, ask: Ask) -> TimedAnswer:
+        """Start one; its answer is filled in the background."""
+        answer = TimedAnswer(time.perf_counter())
         self._group.start_soon(_run, next(self._clients), ask, answer)
         return answer
 
-    async def all(self, asks: Iterable[Ask]) -> list[Answer]:
+    async def all(self, asks: Iterable[Ask]) -> list[TimedAnswer]:
         """Start them at once and wait for all."""
         answers = [self.begin(ask) for ask in asks]
         await finished(answers)
@@ -72,7 +72,7 @@ class Crowd:
 
 @asynccontextmanager
 async def crowd(path: Path, calls: int) -> AsyncGenerator[Crowd]:
-    """Connections for so many calls at once. What still goes on at the end is cancelled."""
+    """Connections for so many concurrent calls. Calls in flight at the end are cancelled."""
     async with AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(AsyncLLMasOS(socket=path, profile=v.Profile.OPERATOR))
@@ -82,18 +82,18 @@ async def crowd(path: Path, calls: int) -> AsyncGenerator[Crowd]:
             async with anyio.create_task_group() as group:
                 yield Crowd(clients, group)
                 group.cancel_scope.cancel()
-        except ExceptionGroup as failed:  # one of many failed, the others were cancelled
+        except ExceptionGroup as failed:  # one failed, the others were cancelled
             raise RigError(str(failed.exceptions[0])) from failed
 
 
-async def _run(client: AsyncLLMasOS, ask: Ask, answer: Answer) -> None:
+async def _run(client: AsyncLLMasOS, ask: Ask, answer: TimedAnswer) -> None:
     process = ask.process or await client.spawn(
         MODEL, app="bench", keep=False, system=ask.system, nice=ask.nice
     )
     texts = list[str]()
     async with client.generate(process.pid, ask.prompt, **ask.options) as stream:
         async for delta in stream:
-            answer.beat(time.perf_counter(), delta.tokens)
+            answer.arrived(time.perf_counter(), delta.tokens)
             texts.append(delta.text)
             answer.logprobs += delta.logprobs
     answer.ended = time.perf_counter()
@@ -106,12 +106,12 @@ async def _run(client: AsyncLLMasOS, ask: Ask, answer: Answer) -> None:
     answer.done.set()
 
 
-async def finished(answers: Iterable[Answer]) -> None:
+async def finished(answers: Iterable[TimedAnswer]) -> None:
     for answer in answers:
         await answer.done.wait()
 
 
-async def speaking(answers: Iterable[Answer]) -> None:
+async def speaking(answers: Iterable[TimedAnswer]) -> None:
     """Wait until each has its first token. RigError when that takes too long."""
     with anyio.move_on_after(READY_S) as scope:
         for answer in answers:
@@ -120,10 +120,10 @@ async def speaking(answers: Iterable[Answer]) -> None:
         raise RigError(f"no first token within {READY_S:g} s")
 
 
-def together(path: Path, asks: Sequence[Ask]) -> list[Answer]:
-    """All at once, from their spawns to the last token, over as few connections as a user needs."""
+def together(path: Path, asks: Sequence[Ask]) -> list[TimedAnswer]:
+    """Run all at once, from spawn to last token, on as few connections as possible."""
 
-    async def run() -> list[Answer]:
+    async def run() -> list[TimedAnswer]:
         async with crowd(path, len(asks)) as people:
             return await people.all(asks)
 
@@ -131,5 +131,5 @@ def together(path: Path, asks: Sequence[Ask]) -> list[Answer]:
 
 
 def in_turn(repeat: int, sides: Sequence[Side]) -> Sequence[Side]:
-    """The first side is the last one of the next repeat: a machine that slows down is fair."""
+    """Alternate the order of the sides, so that a machine that slows down favours none."""
     return sides if repeat % 2 == 0 else sides[::-1]

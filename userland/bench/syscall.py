@@ -1,8 +1,8 @@
-"""What a syscall costs: one client's latency, sixteen clients' rate, one fsynced write.
+"""The cost of a syscall: latency of one client, rate of sixteen clients, one fsynced write.
 
-The load is a process of its own. `stat` is the call that does nothing (class C); `nice` is written
-before it is acknowledged (class B); `spawn` is fsynced (class A). The echo device stands in for a
-model: no engine takes part.
+The load runs in its own process. `stat` is a no-op (class C); `nice` is written before it is
+acknowledged (class B); `spawn` is fsynced (class A). The echo driver replaces a model: no engine
+takes part.
 """
 
 import json
@@ -11,8 +11,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 
 from .figures import Bar, Suite, Take
 from .rig import Rig, RigError, daemon
@@ -20,11 +20,13 @@ from .rig import Rig, RigError, daemon
 CLIENTS = 16
 MODEL = "echo"
 BARS = (
-    Bar("syscall.p50_us", "no-op syscall, gate on, 1 client, median", "us", "lower", 100),
+    Bar("syscall.p50_us", "no-op syscall, permission check on, 1 client, median", "us", "lower",
+        100),
     Bar("syscall.rate_16", "no-op syscalls, 16 connections", "a second", "higher", 15_000),
     Bar("syscall.rate_16_b", "class B syscalls (nice), 16 connections", "a second", "higher", 8000),
-    Bar("syscall.a_p50_ms", "class A syscall (spawn) alone, fsynced, median", "ms", "lower", 12),
-)
+    Bar("syscall.a_p50_ms", "class A syscall (spawn), fsynced, 1 client, median", "ms", "lower",
+        12),
+)  # fmt: skip
 
 
 def load(rig: Rig, clients: int, seconds: float, call: str, *pids: int) -> dict[str, float]:
@@ -33,15 +35,15 @@ def load(rig: Rig, clients: int, seconds: float, call: str, *pids: int) -> dict[
     done = subprocess.run(line, env=rig.environment, capture_output=True, text=True)
     if done.returncode:
         raise RigError(f"the load process failed: {done.stderr.strip().splitlines()[-1:]}")
-    said: dict[str, float] = json.loads(done.stdout)
-    return said
+    report: dict[str, float] = json.loads(done.stdout)
+    return report
 
 
-def spawn(client: Line) -> int:
+def spawn(client: BlockingClient) -> int:
     return client.call("spawn", v.Spawn(MODEL, app="bench"), v.Spawned).pid
 
 
-def spawn_ms(client: Line, count: int) -> Sequence[float]:
+def spawn_ms(client: BlockingClient, count: int) -> Sequence[float]:
     times = list[float]()
     for _ in range(count):
         begun = time.perf_counter()

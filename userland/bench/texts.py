@@ -8,18 +8,18 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 
 from .rig import MODEL, RigError
 
 WORDS = tuple(re.findall("[a-z]+", "the ship left at dawn and nobody knew where it would go next"))
-SYSTEM_EXTRA = 5  # of what the template adds: the part that belongs to the system prompt
+SYSTEM_EXTRA = 5  # tokens that the template adds to the system prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A system prompt and what the user says."""
+    """A system prompt and a message of the user."""
 
     system: str
     user: str
@@ -31,13 +31,13 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes them, by the model's own tokenizer."""
+    """Makes texts of an exact length with the model's tokenizer."""
 
-    client: Line
+    client: BlockingClient
     extra: int  # tokens that the template adds to a system prompt and a user's message
 
     @classmethod
-    def of(cls, client: Line) -> Self:
+    def of(cls, client: BlockingClient) -> Self:
         pid = client.call("spawn", v.Spawn(MODEL, app="bench"), v.Spawned).pid
         once = v.Sampling(max_tokens=1, temperature=0, ignore_eos=True)
         asked = v.Generate(pid, Chat("A", "A").messages, sampling=once)
@@ -62,7 +62,7 @@ class Writer:
         return " ".join(words)
 
     def private(self, repeat: int, index: int, count: int) -> str:
-        """A text of exactly `count` tokens that shares no beginning with another."""
+        """A text of exactly `count` tokens that shares no prefix with another."""
         return self.exact(f"{letter(index)}{repeat}", count, index)
 
     def private_chat(self, repeat: int, index: int, count: int) -> Chat:
@@ -84,5 +84,5 @@ def letter(index: int) -> str:
     return chr(65 + index % 26) + str(index // 26 or "")
 
 
-def tokens(client: Line, text: str) -> list[int]:
+def tokens(client: BlockingClient, text: str) -> list[int]:
     return client.call("tokenize", v.Tokenize(MODEL, text), v.Tokens).tokens

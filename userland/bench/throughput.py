@@ -1,9 +1,9 @@
-"""What many agents get out of one model: ours beside the bare loop and beside other servers.
+"""Throughput of many agents on one model, compared with the bare loop and with other servers.
 
-All sides do the same work on the same file, one after the other, again and again: sixteen prompts
-at once, greedy, the end of an answer ignored, so each makes the same number of tokens. Ours goes
-through SDK and socket and is timed from its first call (the spawns) to its last answer. The bare
-loop gets the prompts as they are; servers get streaming chats, and beside them so do we.
+All sides do the same work on the same file, one after the other, repeatedly: sixteen prompts at
+once, greedy, ignoring the end of an answer, so that each makes the same number of tokens. LLMasOS
+is called through SDK and socket and timed from the first call (the spawns) to the last answer. The
+bare loop gets raw prompts; servers get streaming chats, and so does LLMasOS beside them.
 """
 
 from collections import defaultdict
@@ -15,8 +15,8 @@ from statistics import median
 
 from . import bare
 from .answers import Crowded, crowded
-from .figures import Bar, Missing, Suite, Take
-from .peers import LLAMA, PYTHON, Absent, Server, llama_server, python_server
+from .figures import Bar, MissingFigure, Suite, Take
+from .peers import LLAMA, PYTHON, Absent, PeerServer, llama_server, python_server
 from .rig import Rig, facts, image, mounted, tuned
 from .streams import Ask, greedy, in_turn, raw, together
 from .texts import Chat, Writer, tokens
@@ -25,29 +25,29 @@ SEQUENCES, PROMPT_TOKENS, NEW_TOKENS = 16, 88, 48
 COMMON_TOKENS, OWN_TOKENS = 288, 22
 OURS = "LLMasOS"
 RAW, CHAT, COLD, WARM = (
-    f"{PROMPT_TOKENS} private tokens as they are",
+    f"{PROMPT_TOKENS} private tokens, raw prompt",
     f"{PROMPT_TOKENS} private tokens, chat",
     f"{COMMON_TOKENS} common and {OWN_TOKENS} private tokens, chat, first round",
     f"{COMMON_TOKENS} common and {OWN_TOKENS} private tokens, chat, second round",
 )
 BARS = (
     Bar("throughput.vs_bare", f"{SEQUENCES} private prompts of {PROMPT_TOKENS} tokens, "
-        f"{NEW_TOKENS} new, whole path over the bare loop", "x", "higher", 0.90),
-    Bar("throughput.vs_llama_server", "the same as streaming chat over a llama.cpp server with "
+        f"{NEW_TOKENS} new ones: rate of the whole path over the bare loop", "x", "higher", 0.90),
+    Bar("throughput.vs_llama_server", "the same as streaming chats, over a llama.cpp server with "
         f"{SEQUENCES} slots", "x", "higher", 1.10),
-    Bar("throughput.ttft_p95_vs_llama_server", "its p95 time to first token, ours over theirs",
+    Bar("throughput.ttft_p95_vs_llama_server", "p95 time to first token, over theirs",
         "x", "lower", 1.0),
     Bar("throughput.shared_vs_llama_server_cold", f"{SEQUENCES} agents with a common "
         f"{COMMON_TOKENS}-token system prompt and {OWN_TOKENS} private tokens: first round",
         "x", "higher", 2.5),
     Bar("throughput.shared_vs_llama_server_warm", "the same: second round", "x", "higher", 1.0),
-    Bar("throughput.vs_llama_cpp_server",
-        f"llama-cpp-python's own server at {SEQUENCES} clients", "x", "higher", 3),
+    Bar("throughput.vs_llama_cpp_server", "private prompts as streaming chats, over "
+        f"llama-cpp-python's server with {SEQUENCES} clients", "x", "higher", 3),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class ThroughputSize:
     repeats: int
     sequences: int
     new: int
@@ -58,16 +58,16 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """Every repeat of every side, by what it had to do."""
+    """Every repeat of every side, by load."""
 
     rounds: defaultdict[tuple[str, str], list[Crowded]] = field(
         default_factory=lambda: defaultdict[tuple[str, str], list[Crowded]](list)
     )
-    missing: list[Missing] = field(default_factory=list[Missing])
+    missing: list[MissingFigure] = field(default_factory=list[MissingFigure])
 
     def absent(self, error: Absent) -> None:
         if not any(gap.peer == str(error) for gap in self.missing):
-            self.missing.append(Missing(str(error), "make peers"))
+            self.missing.append(MissingFigure(str(error), "make peers"))
 
     def ratios(self, load: str, other: str) -> list[float]:
         """Our rate over theirs, repeat by repeat."""
@@ -88,7 +88,7 @@ class Board:
         }
 
     def beside(self) -> list[dict[str, object]]:
-        """Each side's medians and repeats, for the README's table."""
+        """The medians and repeats of each side, for docs/figures.md."""
         return [
             {
                 "load": load,
@@ -106,17 +106,17 @@ class Board:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """Our machine, the others, and what they all have to do."""
+    """The rig, the other servers, and the work for all of them."""
 
     rig: Rig
     path: str
     writer: Writer
-    servers: Sequence[Server]
-    size: Size
+    servers: Sequence[PeerServer]
+    size: ThroughputSize
     board: Board
 
     def warm(self) -> None:
-        """What is only slow the first time does not count."""
+        """Run everything once, to exclude first-time costs."""
         count, prompt = range(self.size.sequences), self.size.prompt
         chats = [self.writer.private_chat(9, index, prompt) for index in count]
         together(self.rig.socket, _asks(chats, 1))
@@ -124,7 +124,7 @@ class Contest:
             server.together(chats, 1)
 
     def raw(self, repeat: int) -> None:
-        """Beside the bare loop."""
+        """Compare with the bare loop."""
         new = self.size.new
         texts = [
             self.writer.private(repeat, index, self.size.prompt)
@@ -147,13 +147,13 @@ class Contest:
     def chats(
         self, repeat: int, load: str, chats: Sequence[Chat], prompt: int, others: Sequence[str]
     ) -> None:
-        """Beside servers."""
+        """Compare with servers."""
         new = self.size.new
 
         def ours() -> None:
             self.ours(load, _asks(chats, new), prompt)
 
-        def theirs(server: Server) -> None:
+        def theirs(server: PeerServer) -> None:
             found = crowded(server.together(chats, new), new, prompt)
             self.board.rounds[load, server.name].append(found)
 
@@ -173,7 +173,7 @@ class Contest:
         self.chats(repeat, CHAT, chats, prompt, (LLAMA, PYTHON))
 
     def shared(self, repeat: int) -> None:
-        """A system prompt that nobody has seen, then once more with other questions."""
+        """A new system prompt, then the same one with other questions."""
         count, common = self.size.sequences, self.size.common
         for turn, load in enumerate((COLD, WARM)):
             chats = [
@@ -188,16 +188,20 @@ def _asks(chats: Sequence[Chat], new: int) -> list[Ask]:
 
 
 def take(tiny: bool) -> Take:
-    size = Size(1, 2, 4, 256, 44, 64) if tiny else Size(5, SEQUENCES, NEW_TOKENS, 2048)
+    size = (
+        ThroughputSize(1, 2, 4, 256, 44, 64)
+        if tiny
+        else ThroughputSize(5, SEQUENCES, NEW_TOKENS, 2048)
+    )
     board = Board()
     shape = {"slots": size.sequences, "window": size.window}
     with tuned() as (rig, client), mounted(client, **shape) as device, ExitStack() as stack:
         found = image(client)
         path = found.tuned or found.path
-        sides: list[AbstractContextManager[Server]] = [
+        sides: list[AbstractContextManager[PeerServer]] = [
             llama_server(path, size.sequences, size.window), python_server(path),
         ]  # fmt: skip
-        servers = list[Server]()
+        servers = list[PeerServer]()
         for side in sides:
             try:
                 servers.append(stack.enter_context(side))
@@ -209,12 +213,12 @@ def take(tiny: bool) -> Take:
             contest.raw(repeat)
             contest.private(repeat)
             contest.shared(repeat)
-        said = {**facts(client), "beside": board.beside()}
+        measured = {**facts(client), "beside": board.beside()}
     same = [one.digest == other.digest for one, other in board.pairs(RAW, bare.NAME)]
     settings: dict[str, Mapping[str, object]] = {OURS: {**shape, "placement": device.placement}}
     settings |= {server.name: server.settings for server in servers}
-    said |= {"same_text_as_bare": same}
-    return Take(board.values(), said, board.missing, settings)
+    measured |= {"same_text_as_bare": same}
+    return Take(board.values(), measured, board.missing, settings)
 
 
 SUITE = Suite("throughput", BARS, take)

@@ -1,7 +1,7 @@
-"""What tokenizing costs while the engine is busy: 200 words over the socket beside 16 decodes.
+"""The latency of tokenizing while the engine is busy: 200 words over the socket beside 16 decodes.
 
-The sixteen answers go to connections that nobody reads: they are small, and a reader would only
-take processor time from what is measured. Each sample checks that the engine was still busy.
+The answers of the sixteen processes are not read: they are small, and a reader would use CPU time.
+The engine must still be busy at the end.
 """
 
 import time
@@ -9,8 +9,8 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from statistics import median
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 
 from .figures import Bar, Suite, Take
 from .rig import MODEL, READY_S, Rig, RigError, daemon
@@ -27,13 +27,13 @@ def text(words: int = WORDS) -> str:
     return " ".join(WORD[(i * 5 + i // 8) % len(WORD)] for i in range(words))
 
 
-def busy(client: Line) -> int:
-    """Slots in use."""
+def busy(client: BlockingClient) -> int:
+    """The number of slots in use."""
     return sum(d.busy for d in client.call("devices", v.Nothing(), v.Devices).devices)
 
 
 @contextmanager
-def decoding(rig: Rig, client: Line, count: int) -> Generator[None]:
+def decoding(rig: Rig, client: BlockingClient, count: int) -> Generator[None]:
     """`count` processes that generate until the block ends."""
     with ExitStack() as stack:
         for _ in range(count):
@@ -50,11 +50,11 @@ def decoding(rig: Rig, client: Line, count: int) -> Generator[None]:
         yield
 
 
-def sample_ms(client: Line, count: int) -> Sequence[float]:
+def sample_ms(client: BlockingClient, count: int) -> Sequence[float]:
     request = v.Tokenize(MODEL, text())
     times = list[float]()
     for _ in range(count):
-        time.sleep(0.013)  # not in step with the engine
+        time.sleep(0.013)  # not in phase with the engine
         begun = time.perf_counter()
         client.call("tokenize", request, v.Tokens)
         times.append(1000 * (time.perf_counter() - begun))
@@ -70,7 +70,7 @@ def take(tiny: bool) -> Take:
             for _ in range(repeats):
                 medians.append(round(median(sample_ms(client, count)), 3))
             if busy(client) < sequences:
-                raise RigError("the engine ended its work before the measurement did")
+                raise RigError("the generations ended before the measurement")
         digest = rig.digest()
     return Take({"tokenize.p50_ms_busy": medians}, {"model": digest, "words": WORDS})
 

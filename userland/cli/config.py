@@ -1,7 +1,7 @@
-"""`llmasos config`: what the daemon that runs was started with, and what the next one will use.
+"""`llmasos config`: the settings of the running daemon, and those of the next start.
 
-The daemon's own reader reads the configuration, as a process. The flags of the daemon that runs are
-given to it again: `daemon restart` keeps them.
+The settings module of the daemon reads the configuration, as a subprocess. It gets the flags of the
+running daemon, because `daemon restart` keeps them.
 """
 
 import json
@@ -14,62 +14,63 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmasos.kernel import paths
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import paths
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 
 from . import exits, toml
 from .columns import Column, fitted
-from .door import connect
-from .show import card, clip, document, note
+from .connection import connect
+from .show import clip, key_values, note, print_json
 
 Value = bool | int | float | str
 _ORIGIN_CHARS = 20
+_LIST_HINT = "`llmasos config list` lists the settings"
 
 
-class Setting(NamedTuple):
+class SettingRow(NamedTuple):
     name: str
-    value: Value  # of the daemon that runs, or else of the next one
+    value: Value  # of the running daemon, else of the next start
     origin: str
     next: Value  # after a restart
     next_origin: str
     description: str
 
     @property
-    def waits(self) -> bool:
+    def pending(self) -> bool:
         return self.value != self.next
 
 
 def list_(arguments: Namespace) -> int:
     running, found = settings()
     if arguments.json:
-        document({"running": running, "settings": [_document(one) for one in found]})
+        print_json({"running": running, "settings": [_document(one) for one in found]})
         return exits.OK
-    waits = any(one.waits for one in found)
+    pending = any(one.pending for one in found)
     fitted([
-        Column[Setting]("SETTING", lambda one: one.name),
-        Column[Setting]("VALUE", lambda one: toml.written(one.value)),
-        *[Column[Setting]("AFTER A RESTART", _after)] * waits,
-        Column[Setting]("FROM", lambda one: _short(one.origin)),
-        Column[Setting]("WHAT", lambda one: one.description),
+        Column[SettingRow]("SETTING", lambda one: one.name),
+        Column[SettingRow]("VALUE", lambda one: toml.written(one.value)),
+        *[Column[SettingRow]("AFTER A RESTART", _after)] * pending,
+        Column[SettingRow]("FROM", lambda one: _short(one.origin)),
+        Column[SettingRow]("WHAT", lambda one: one.description),
     ], found)  # fmt: skip
     if not running:
-        note("no daemon runs: these are the settings of the next one")
-    elif waits:
-        note("`llmasos daemon restart` brings the other values into force")
+        note("no daemon is running: these are the settings of the next start")
+    elif pending:
+        note("`llmasos daemon restart` applies the pending values")
     return exits.OK
 
 
 def get(arguments: Namespace) -> int:
-    """The value alone goes to stdout."""
+    """Print the value on stdout; the note on a pending value goes to stderr."""
     running, found = settings()
     one = _named(found, arguments.name)
     if arguments.json:
-        document({"running": running, **_document(one)})
+        print_json({"running": running, **_document(one)})
         return exits.OK
     print(one.value if isinstance(one.value, str) else toml.written(one.value))
-    _tell_next(one)
+    _print_next(one)
     return exits.OK
 
 
@@ -82,56 +83,60 @@ def unset(arguments: Namespace) -> int:
 
 
 def _change(name: str, text: str | None, arguments: Namespace) -> int:
-    """Checked first, then written; a daemon that runs keeps its values until a restart."""
-    file = Path(os.path.realpath(paths.find().config_file))  # a link stays one
+    """Check the value, then write it. A running daemon keeps its values until a restart."""
+    file = Path(os.path.realpath(paths.find().config_file))  # keeps a symbolic link
     before = _read(file)
     name = name.replace("-", "_").replace(".", "_")
     value = None if text is None else _checked(name, text)
     if value is None and name not in toml.flat(before):
-        raise SyscallError(Errno.ENOENT, f"{name} is not set in {file}", "`llmasos config list`")
+        raise SyscallError(Errno.ENOENT, f"{name} is not set in {file}", _LIST_HINT)
     after = toml.changed(before, name, value)
     if after != before:
         _write(file, after)
     running, found = settings()
     if value is None and name not in {one.name for one in found}:
-        return exits.OK  # it never was a setting
+        return exits.OK  # an unknown name was removed from the file
     one = _named(found, name)
     if arguments.json:
-        document({"running": running, "file": str(file), **_document(one)})
+        print_json({"running": running, "file": str(file), **_document(one)})
         return exits.OK
-    _tell_next(one)
+    _print_next(one)
     if one.next_origin not in (str(paths.find().config_file), "default"):
-        note(f"{_origin(one.next_origin)} goes before the file: there it is {one.next!r}")
+        note(f"{_origin(one.next_origin)} overrides the file: its value is {one.next!r}")
     return exits.OK
 
 
-def _tell_next(one: Setting) -> None:
-    if one.waits:
+def _print_next(one: SettingRow) -> None:
+    if one.pending:
         note(f"{one.name} is {toml.written(one.next)} after `llmasos daemon restart`")
 
 
 def _origin(origin: str) -> str:
-    return "the flag that the daemon was started with" if origin == "flag" else origin
+    return "the command-line flag of the daemon" if origin == "flag" else origin
 
 
 # --- both daemons -----------------------------------------------------------------------------
-def settings() -> tuple[bool, list[Setting]]:
-    """Every setting, and whether a daemon runs."""
+def settings() -> tuple[bool, list[SettingRow]]:
+    """Whether a daemon is running, and every setting."""
     running = _running()
     now = {one.name: one for one in running or ()}
-    coming = read(flags(running or ()))
-    found: list[Setting] = []
-    for one in coming:
+    next_settings = read(flags(running or ()))
+    found: list[SettingRow] = []
+    for one in next_settings:
         value, origin = one["value"], one["origin"]
-        here = now.get(one["name"])
-        if here is None:
-            here = v.SettingInfo(one["name"], value, origin)
-        found.append(Setting(here.name, here.value, here.origin, value, origin, one["description"]))
+        current = now.get(one["name"])
+        if current is None:
+            current = v.SettingInfo(one["name"], value, origin)
+        found.append(
+            SettingRow(
+                current.name, current.value, current.origin, value, origin, one["description"]
+            )
+        )
     return running is not None, found
 
 
 def flags(running: Sequence[v.SettingInfo]) -> list[str]:
-    """What a daemon was started with, to be given again."""
+    """The command-line flags that a daemon was started with."""
     words: list[str] = []
     for one in running:
         if one.origin == "flag":
@@ -140,16 +145,16 @@ def flags(running: Sequence[v.SettingInfo]) -> list[str]:
     return words
 
 
-def of(line: Line) -> list[v.SettingInfo]:
-    """The settings of the daemon at the other end."""
-    return line.call("settings", v.Nothing(), v.Settings).settings
+def settings_of(client: BlockingClient) -> list[v.SettingInfo]:
+    """The settings of the connected daemon."""
+    return client.call("settings", v.Nothing(), v.Settings).settings
 
 
 def _running() -> list[v.SettingInfo] | None:
-    """None: no daemon runs."""
+    """The settings of the running daemon; None if none is running."""
     try:
-        with connect() as line:
-            return of(line)
+        with connect() as client:
+            return settings_of(client)
     except SyscallError as error:
         if error.errno is Errno.ECONNREFUSED:
             return None
@@ -157,13 +162,15 @@ def _running() -> list[v.SettingInfo] | None:
 
 
 def read(more: Sequence[str], *, configured: Path | None = None) -> list[dict[str, Any]]:
-    """What a daemon that is started now would use. EINVAL names the value that is wrong.
+    """The settings that a daemon started now would use. EINVAL names the invalid value.
 
-    `configured`: another directory of configuration.
+    `configured`: the configuration directory, if not the default one.
     """
-    line = [sys.executable, "-m", "llmasos.userland.settings", "--json", *more]
-    variables = {"LLMASOS_CONFIG_DIR": str(configured)} if configured is not None else {}
-    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **variables})
+    command = [sys.executable, "-m", "llmasos.userland.settings", "--json", *more]
+    environment = {"LLMASOS_CONFIG_DIR": str(configured)} if configured is not None else {}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}
+    )
     if done.returncode:
         raise _reported(done.stderr)
     found: list[dict[str, Any]] = json.loads(done.stdout)
@@ -176,32 +183,32 @@ def _reported(text: str) -> SyscallError:
         fields = json.loads(text.strip().splitlines()[-1])
         return SyscallError(Errno(fields["number"]), fields["message"], fields["hint"])
     except (ValueError, KeyError, IndexError, TypeError):
-        words = text.strip() or "the daemon's module does not run"
-        return SyscallError(Errno.EIO, words, "`llmasos doctor` looks for the cause")
+        message = text.strip() or "the settings module failed without a message"
+        return SyscallError(Errno.EIO, message, "`llmasos doctor` checks for the cause")
 
 
-def _named(found: Sequence[Setting], name: str) -> Setting:
-    """ENOENT lists what there is."""
+def _named(found: Sequence[SettingRow], name: str) -> SettingRow:
+    """The setting of that name. Raises ENOENT."""
     for one in found:
         if one.name == name.replace("-", "_").replace(".", "_"):
             return one
-    raise SyscallError(Errno.ENOENT, f"there is no setting {name!r}", "`llmasos config list`")
+    raise SyscallError(Errno.ENOENT, f"no setting {name!r}", _LIST_HINT)
 
 
 def _checked(name: str, text: str) -> Value:
-    """The value as the daemon reads it. EINVAL; ENOENT: there is no such setting.
+    """The value as the daemon parses it. Raises EINVAL; ENOENT for an unknown setting.
 
-    Without the file: a mistake in it can be mended here.
+    Does not read the file, so that a mistake in it can be corrected with `config set`.
     """
     flag = f"--{name.replace('_', '-')}={text}"
-    with tempfile.TemporaryDirectory() as nothing:
+    with tempfile.TemporaryDirectory() as empty:
         try:
-            found = {one["name"]: one for one in read([flag], configured=Path(nothing))}
+            found = {one["name"]: one for one in read([flag], configured=Path(empty))}
         except SyscallError as error:
-            if flag not in error.message:  # the parser knows the flags that there are
+            if flag not in error.message:  # an unknown flag is quoted in the message
                 raise
-            words = f"there is no setting {name!r}"
-            raise SyscallError(Errno.ENOENT, words, "`llmasos config list`") from error
+            message = f"no setting {name!r}"
+            raise SyscallError(Errno.ENOENT, message, _LIST_HINT) from error
     value: Value = found[name]["value"]
     return value
 
@@ -213,12 +220,12 @@ def _read(file: Path) -> str:
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:
-        words = f"{file} is not valid UTF-8 at its byte {error.start}"
-        raise SyscallError(Errno.EINVAL, words, "mend the file") from error
+        message = f"{file} is not valid UTF-8 at byte {error.start}"
+        raise SyscallError(Errno.EINVAL, message, "save the file as UTF-8") from error
 
 
 def _write(file: Path, text: str) -> None:
-    """Whole, or not at all; it keeps its mode."""
+    """Replace the file atomically; keeps its mode."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
     descriptor, draft = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
@@ -235,28 +242,28 @@ def _write(file: Path, text: str) -> None:
 
 
 # --- shown ------------------------------------------------------------------------------------
-def _document(one: Setting) -> dict[str, object]:
-    return {**one._asdict(), "restart": one.waits}
+def _document(one: SettingRow) -> dict[str, object]:
+    return {**one._asdict(), "restart": one.pending}
 
 
-def _after(one: Setting) -> str:
-    return toml.written(one.next) if one.waits else ""
+def _after(one: SettingRow) -> str:
+    return toml.written(one.next) if one.pending else ""
 
 
 def _short(origin: str) -> str:
-    """The file of settings by its name; a variable as far as the line has room for it."""
+    """The name of the configuration file without its directory, or a clipped variable name."""
     return Path(origin).name if os.sep in origin else clip(origin, _ORIGIN_CHARS)
 
 
 def path(arguments: Namespace) -> int:
     where = paths.find()
-    places = {
+    files = {
         "config": str(where.config_file), "policy": str(where.policy_file),
         "socket": str(where.socket), "state": str(where.state), "cache": str(where.cache),
         "log": str(where.log),
     }  # fmt: skip
     if arguments.json:
-        document(places)
+        print_json(files)
     else:
-        card(places)
+        key_values(files)
     return exits.OK

@@ -1,28 +1,28 @@
-"""Verbs about devices: what computes, what is mounted there, and why there."""
+"""Verbs about devices: hardware, mounted models and their placement."""
 
 from argparse import Namespace
 from collections.abc import Sequence
 
-from llmasos.kernel import values as v
+from llmasos.kernel.abi import values as v
 
 from . import exits, options
-from .door import connect
+from .connection import connect
 from .progress import follow
-from .show import document, note, size, table
+from .show import note, print_json, size, table
 
 
 def devices(arguments: Namespace) -> int:
-    with connect() as line:
-        found = line.call("devices", v.Look(hardware=True), v.Devices)
+    with connect() as client:
+        found = client.call("devices", v.ListDevices(hardware=True), v.Devices)
     if arguments.json:
-        document(found)
+        print_json(found)
         return exits.OK
     _show_hardware(found.hardware)
     print()
     show_devices(found.devices)
     _show_recall(found.recall)
     for device in found.devices:
-        for text in filter(None, (device.placement, device.note, _again(device.retry_s))):
+        for text in filter(None, (device.placement, device.note, _retry(device.retry_s))):
             note(f"{device.name}: {text}")
     for text in dict.fromkeys(one.note for one in found.hardware if one.note):
         names = ", ".join(one.name for one in found.hardware if one.note == text)
@@ -31,17 +31,17 @@ def devices(arguments: Namespace) -> int:
 
 
 def _show_recall(recall: v.RecallInfo | None) -> None:
-    """On a line of its own: it computes nothing for calls."""
+    """Print the recall process on a separate line: it is no engine and runs no calls."""
     if recall is None:
         return
-    words = [f"{v.RECALL}: {recall.state}"]
-    words += [f"pid {recall.os_pid}"] * bool(recall.os_pid)
-    words += [f"{recall.restarts} restarts"] * bool(recall.restarts)
-    note(", ".join([*words, *filter(None, (recall.note, _again(recall.retry_s)))]))
+    parts = [f"{v.RECALL}: {recall.state}"]
+    parts += [f"pid {recall.os_pid}"] * bool(recall.os_pid)
+    parts += [f"{recall.restarts} restarts"] * bool(recall.restarts)
+    note(", ".join([*parts, *filter(None, (recall.note, _retry(recall.retry_s)))]))
 
 
-def _again(retry_s: float) -> str:
-    return f"started again in {retry_s:.0f} s" if retry_s else ""
+def _retry(retry_s: float) -> str:
+    return f"restarts in {retry_s:.0f} s" if retry_s else ""
 
 
 def _show_hardware(found: Sequence[v.Hardware]) -> None:
@@ -76,29 +76,29 @@ def mount(arguments: Namespace) -> int:
     if arguments.deterministic:
         chosen["deterministic"] = True
     request = v.Mount(arguments.image, chosen, arguments.pin)
-    with connect() as line:
-        device = follow(line.stream("mount", request, v.Progress, v.DeviceInfo))
+    with connect() as client:
+        device = follow(client.stream("mount", request, v.Progress, v.DeviceInfo))
     if arguments.json:
-        document(device)
+        print_json(device)
     else:
         show_devices([device])
     return exits.OK
 
 
 def restart(arguments: Namespace) -> int:
-    with connect() as line:
-        again = line.call("restart", v.Restart(arguments.device), v.Restarted)
+    with connect() as client:
+        restarted = client.call("restart", v.Restart(arguments.device), v.Restarted)
     if arguments.json:
-        document(again)
+        print_json(restarted)
     else:
-        where = f", pid {again.os_pid}" if again.os_pid else ""
-        note(f"{again.device} is up again{where}")
+        where = f", pid {restarted.os_pid}" if restarted.os_pid else ""
+        note(f"restarted {restarted.device}{where}")
     return exits.OK
 
 
 def unmount(arguments: Namespace) -> int:
-    with connect() as line:
-        line.call("unmount", v.Unmount(arguments.image), v.Nothing)
+    with connect() as client:
+        client.call("unmount", v.Unmount(arguments.image), v.Nothing)
     if arguments.json:
-        document({"image": arguments.image, "mounted": False})
+        print_json({"image": arguments.image, "mounted": False})
     return exits.OK

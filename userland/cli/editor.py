@@ -1,6 +1,6 @@
-"""`llmasos policy edit`: the own rules in an editor, and in force when they have no mistake.
+"""`llmasos policy edit`: opens the user rules in an editor and applies them if they are valid.
 
-The editor gets a copy. What was typed is never lost: the copy stays unless it came into force.
+The editor gets a copy. The copy is kept unless its rules were applied, so that no edit is lost.
 """
 
 import os
@@ -14,30 +14,30 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from . import exits, policy
-from .door import connect
+from .connection import connect
 from .show import note
 
 
 def edit(arguments: Namespace) -> int:
-    words = _editor()
-    with connect(profile=v.Profile.OWNER) as line:
-        found = line.call("policy_list", v.PolicyList(text=True), v.Rules)
+    command = _editor()
+    with connect(profile=v.Profile.OWNER) as client:
+        found = client.call("policy_list", v.PolicyList(text=True), v.Rules)
     with _copy(found.text) as copy:
-        changed = _edited(words, copy, found, arguments)
+        changed = _edit_until_valid(command, copy, found, arguments)
         if not changed.mistakes:
             copy.unlink()
     if changed.mistakes and not arguments.json:
-        return exits.USAGE  # they are told already
-    return policy.tell(changed, arguments)
+        return exits.USAGE  # already printed
+    return policy.report(changed, arguments)
 
 
 @contextmanager
 def _copy(text: str) -> Generator[Path]:
-    """A file that stays when something was typed into it, unless it was removed."""
+    """A temporary file with the text; it is deleted at the end unless it was changed."""
     descriptor, name = tempfile.mkstemp(prefix="policy-", suffix=".csv")
     with os.fdopen(descriptor, "wb") as file:
         file.write(text.encode())
@@ -49,65 +49,67 @@ def _copy(text: str) -> Generator[Path]:
             if copy.read_bytes() == text.encode():
                 copy.unlink()
             else:
-                note(f"your text stays in {copy}")
+                note(f"your edits are kept in {copy}")
 
 
-def _edited(words: list[str], copy: Path, found: v.Rules, arguments: Namespace) -> v.PolicyChanged:
-    """What came of it; with mistakes, when the person gave up."""
+def _edit_until_valid(
+    command: list[str], copy: Path, found: v.Rules, arguments: Namespace
+) -> v.PolicyChanged:
+    """Open the editor until the rules are valid or the user stops; then mistakes are returned."""
     while True:
-        _open(words, copy)
+        _run_editor(command, copy)
         text = policy.read(copy)
         if text == found.text:
             return v.PolicyChanged(found.epoch, [], [], [])
-        changed = _replaced(found.text, text)
+        changed = _apply(found.text, text)
         if not changed.mistakes:
             return changed
         if not arguments.json:
-            policy.tell(changed, arguments)
-        if not _again():
+            policy.report(changed, arguments)
+        if not _asks_to_reopen():
             return changed
 
 
 def _editor() -> list[str]:
-    """The person's editor and its options. EINVAL when nobody could tell what that is."""
+    """The command line of the editor. Raises EINVAL if the variable cannot be parsed."""
     name = next((n for n in ("VISUAL", "EDITOR") if os.environ.get(n, "").strip()), "")
     try:
         return shlex.split(os.environ[name]) if name else ["vi"]
     except ValueError as error:
-        words = f"{name} is {os.environ[name]!a}: {error}"
-        raise SyscallError(Errno.EINVAL, words, f"mend it, as in `export {name}=nano`") from error
+        message = f"cannot parse {name}={os.environ[name]!a}: {error}"
+        raise SyscallError(Errno.EINVAL, message, f"`export {name}=nano`") from error
 
 
-def _leave_it(_number: int, _frame: object) -> None:
-    """A signal that is for the editor alone."""
+def _ignore_signal(_number: int, _frame: object) -> None:
+    """Handle SIGINT while the editor runs: only the editor reacts to it."""
 
 
-def _open(words: list[str], path: Path) -> None:
-    # ctrl-C is the editor's: it must not take the text along. A handler is not inherited.
-    before = signal.signal(signal.SIGINT, _leave_it)
+def _run_editor(command: list[str], path: Path) -> None:
+    # ctrl-C goes to the editor and must not end this process. A handler is not inherited.
+    before = signal.signal(signal.SIGINT, _ignore_signal)
     try:
-        code = subprocess.run([*words, str(path)]).returncode
+        code = subprocess.run([*command, str(path)]).returncode
     except OSError as error:
         hint = "set VISUAL or EDITOR to an editor that is installed"
-        raise SyscallError(Errno.ENOENT, f"{words[0]}: {error.strerror}", hint) from error
+        raise SyscallError(Errno.ENOENT, f"{command[0]}: {error.strerror}", hint) from error
     finally:
         signal.signal(signal.SIGINT, before)
     if code:
-        hint = "an editor that ends with 0 has saved"
-        raise SyscallError(Errno.ECANCELED, f"{words[0]} ended with {code}", hint)
+        hint = "rules are applied only if the editor exits with 0"
+        raise SyscallError(Errno.ECANCELED, f"{command[0]} exited with {code}", hint)
 
 
-def _replaced(before: str, text: str) -> v.PolicyChanged:
-    """A change that somebody made meanwhile would be lost: EBUSY."""
-    with connect(profile=v.Profile.OWNER) as line:
-        if line.call("policy_list", v.PolicyList(text=True), v.Rules).text != before:
-            words = "the rules have changed while the editor was open"
-            raise SyscallError(Errno.EBUSY, words, "`llmasos policy edit` again")
-        return line.call("policy_edit", v.PolicyEdit(text=text), v.PolicyChanged)
+def _apply(before: str, text: str) -> v.PolicyChanged:
+    """Apply the text. Raises EBUSY if the rules changed since they were read."""
+    with connect(profile=v.Profile.OWNER) as client:
+        if client.call("policy_list", v.PolicyList(text=True), v.Rules).text != before:
+            message = "the rules changed while the editor was open"
+            raise SyscallError(Errno.EBUSY, message, "`llmasos policy edit` opens the new rules")
+        return client.call("policy_edit", v.PolicyEdit(text=text), v.PolicyChanged)
 
 
-def _again() -> bool:
-    """Whether a person wants the editor back. A script does not."""
+def _asks_to_reopen() -> bool:
+    """Ask whether to open the editor again; False without a terminal."""
     if not sys.stdin.isatty():
         return False
     print("open the editor again? [Y/n] ", end="", file=sys.stderr, flush=True)

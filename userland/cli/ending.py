@@ -1,7 +1,7 @@
-"""`llmasos wait`, `rm` and `prune`: processes that end, and what is left of them.
+"""`llmasos wait`, `rm` and `prune`: wait for processes to end, end them, remove what is left.
 
-Each takes many processes and does what it can: what failed is reported one by one, and the exit
-code is the first failure's.
+Each verb handles all given processes and reports each failure; the exit code is that of the first
+failure.
 """
 
 import time
@@ -9,16 +9,16 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 
 from . import exits
 from .ask import confirmed
 from .columns import Column, fitted
-from .door import connect
+from .connection import connect
 from .processes import processes
-from .show import complain, document, failure, note, span
+from .show import error_fields, note, print_error, print_json, span
 
 _Info = Column[v.ProcessInfo]
 
@@ -33,7 +33,7 @@ class Done(NamedTuple):
 
 
 def each(pids: Sequence[int], act: Callable[[int], object]) -> Done:
-    """Every process gets its turn, once."""
+    """Run `act` once for every process and collect the failures."""
     done = Done([], {})
     for pid in dict.fromkeys(pids):
         try:
@@ -41,15 +41,15 @@ def each(pids: Sequence[int], act: Callable[[int], object]) -> Done:
             done.pids.append(pid)
         except SyscallError as error:
             if error.errno in (Errno.EPIPE, Errno.ECONNREFUSED):
-                raise  # there is nobody to ask for the others
+                raise  # the kernel is gone: the others would fail too
             done.failed[pid] = error
-            complain(error)
+            print_error(error)
     return done
 
 
 # --- wait -------------------------------------------------------------------------------------
 def wait(arguments: Namespace) -> int:
-    """The exit code is that of the first process whose is not 0, or of the first failure."""
+    """The exit code is the first nonzero one of the processes, else that of the first failure."""
     timeout: float | None = arguments.timeout
     deadline = None if timeout is None else time.monotonic() + timeout
     codes: list[int] = []
@@ -57,19 +57,21 @@ def wait(arguments: Namespace) -> int:
     def one(pid: int) -> None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
-            end = line.call("wait", v.Wait(pid, left), v.Exit)
+            exit_ = client.call("wait", v.Wait(pid, left), v.Exit)
         except SyscallError as error:
             if error.errno is not Errno.ETIMEDOUT:
                 raise
-            words = f"process {pid} has not ended within {timeout:g} s"  # the time was for all
-            raise SyscallError(error.errno, words, error.hint) from None
-        codes.append(end.code & 0xFF)
+            message = (
+                f"process {pid} has not ended within {timeout:g} s"  # the timeout covers all pids
+            )
+            raise SyscallError(error.errno, message, error.hint) from None
+        codes.append(exit_.code & 0xFF)
         if arguments.json:
-            document(end)
+            print_json(exit_)
         else:
-            note(f"process {end.pid} ended with {end.code} ({end.reason})")
+            note(f"process {exit_.pid} ended with {exit_.code} ({exit_.reason})")
 
-    with connect() as line:
+    with connect() as client:
         done = each(arguments.pids, one)
     return next((code for code in codes if code), done.code)
 
@@ -77,26 +79,26 @@ def wait(arguments: Namespace) -> int:
 # --- rm ---------------------------------------------------------------------------------------
 def rm(arguments: Namespace) -> int:
     signal = v.Signal.KILL if arguments.force else v.Signal.TERM
-    with connect() as line:
-        done = each(arguments.pids, lambda pid: remove(line, pid, signal))
+    with connect() as client:
+        done = each(arguments.pids, lambda pid: remove(client, pid, signal))
     _show(done, arguments)
     return done.code
 
 
-def remove(line: Line, pid: int, signal: v.Signal = v.Signal.TERM) -> None:
-    """End a process, and wait until it and its pages are gone. ESRCH."""
+def remove(client: BlockingClient, pid: int, signal: v.Signal = v.Signal.TERM) -> None:
+    """End a process and wait until it and its pages are removed. Raises ESRCH."""
     try:
-        line.call("kill", v.Kill(pid, signal), v.Nothing)
+        client.call("kill", v.Kill(pid, signal), v.Nothing)
     except SyscallError as error:
         if error.errno is not Errno.ESRCH:
             raise
-    line.call("wait", v.Wait(pid), v.Exit)  # ESRCH if it was not there at all
+    client.call("wait", v.Wait(pid), v.Exit)  # ESRCH if it never existed
 
 
 def _show(done: Done, arguments: Namespace) -> None:
     if arguments.json:
-        failed = [{"pid": pid, **failure(error)} for pid, error in done.failed.items()]
-        document({"removed": done.pids, "failed": failed})
+        failed = [{"pid": pid, **error_fields(error)} for pid, error in done.failed.items()]
+        print_json({"removed": done.pids, "failed": failed})
     else:
         for pid in done.pids:
             print(pid)
@@ -104,24 +106,24 @@ def _show(done: Done, arguments: Namespace) -> None:
 
 # --- prune ------------------------------------------------------------------------------------
 def prune(arguments: Namespace) -> int:
-    """Ended processes; with --kept also conversations that nobody is in the midst of."""
+    """Remove ended processes; with --kept also kept conversations that are not in use."""
     now = time.time()
-    with connect() as line:
-        found = [one for one in processes(line, ended=True) if _unused(one, arguments, now)]
+    with connect() as client:
+        found = [one for one in processes(client, ended=True) if _unused(one, arguments, now)]
         if not found:
-            note("there is nothing to remove")
+            note("nothing to remove")
         elif not (arguments.json or (arguments.yes and not arguments.dry_run)):
-            _tell(found, now)
+            _print_candidates(found, now)
         if arguments.dry_run or not found:
-            _planned(found, arguments)
+            _print_plan(found, arguments)
             return exits.OK
-        question = f"Remove {_count(found)}, with all pages? It cannot be undone."
+        question = f"Remove {_count(found)} with all pages? This cannot be undone."
         if not confirmed(question, yes=arguments.yes):
-            note("nothing was removed")
+            note("nothing removed")
             return exits.FAILED
-        # While the question stood there somebody may have gone on with one of them.
-        still = {one.pid for one in processes(line, ended=True) if _unused(one, arguments, now)}
-        done = each([one.pid for one in found if one.pid in still], lambda pid: remove(line, pid))
+        # A process may have been used again while the question was open.
+        still = {one.pid for one in processes(client, ended=True) if _unused(one, arguments, now)}
+        done = each([one.pid for one in found if one.pid in still], lambda pid: remove(client, pid))
     _show(done, arguments)
     return done.code
 
@@ -130,19 +132,19 @@ def _unused(one: v.ProcessInfo, arguments: Namespace, now: float) -> bool:
     ended = one.state is v.State.ENDED
     if not ended and not (arguments.kept and one.kept and one.state is v.State.READY):
         return False
-    return arguments.older_than is None or now - _since(one) >= arguments.older_than
+    return arguments.older_than is None or now - _last_used(one) >= arguments.older_than
 
 
-def _since(one: v.ProcessInfo) -> float:
-    """When it ended, or was used last."""
+def _last_used(one: v.ProcessInfo) -> float:
+    """The time when it ended or was last used."""
     return one.ended or one.used or one.created
 
 
-def _tell(found: Sequence[v.ProcessInfo], now: float) -> None:
+def _print_candidates(found: Sequence[v.ProcessInfo], now: float) -> None:
     fitted((
         _Info("PID", lambda one: one.pid),
         _Info("STATE", lambda one: one.state),
-        _Info("UNUSED", lambda one: span(now - _since(one))),
+        _Info("UNUSED", lambda one: span(now - _last_used(one))),
         _Info("APP", lambda one: one.app, 1),
         _Info("TITLE", lambda one: one.title or "-"),
     ), found)  # fmt: skip
@@ -156,7 +158,7 @@ def _count(found: Sequence[v.ProcessInfo]) -> str:
     return " and ".join(parts)
 
 
-def _planned(found: Sequence[v.ProcessInfo], arguments: Namespace) -> None:
-    """With --dry-run, or when there is nothing: no process was touched."""
+def _print_plan(found: Sequence[v.ProcessInfo], arguments: Namespace) -> None:
+    """Print the result of --dry-run, or of an empty selection: nothing is removed."""
     if arguments.json:
-        document({"removed": [], "failed": [], "would_remove": [one.pid for one in found]})
+        print_json({"removed": [], "failed": [], "would_remove": [one.pid for one in found]})

@@ -1,6 +1,6 @@
-"""Exit codes: what a script can tell apart. The README has the same table."""
+"""Exit codes. docs/configuration.md has the same table."""
 
-from llmasos.kernel.errors import Denied, Errno, SyscallError
+from llmasos.kernel.abi.errors import Denied, Errno, SyscallError
 
 OK = 0
 FAILED = 1
@@ -9,7 +9,7 @@ NOT_FOUND = 3
 NO_DAEMON = 4
 ENGINE = 5
 MEMORY = 6
-ASK = 75  # a person has to be asked
+ASK = 75  # a user must approve the call
 DENIED = 77
 TIMEOUT = 124
 INTERRUPTED = 130
@@ -29,16 +29,16 @@ _CODES = {
 }
 
 
-class Usage(SyscallError):
-    """The command line makes no sense: nothing was done."""
+class UsageError(SyscallError):
+    """Invalid command line; nothing was done."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(Errno.EINVAL, message, hint)
 
 
 def code(error: SyscallError) -> int:
-    if isinstance(error, Usage):
+    if isinstance(error, UsageError):
         return USAGE
-    if isinstance(error, Denied) and error.asks:
+    if isinstance(error, Denied) and error.needs_approval:
         return ASK
     return _CODES.get(error.errno, FAILED)

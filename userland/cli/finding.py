@@ -1,4 +1,4 @@
-"""What a check of `llmasos doctor` found, and how it is shown."""
+"""The result of a check of `llmasos doctor`, and its output."""
 
 import sys
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-def joined(some: list[Finding], good: str) -> Finding:
-    """Several as one: the worst decides. `good`: what is said when there is none."""
-    if not some:
-        return Finding("ok", good)
-    status = "fail" if any(one.status == "fail" for one in some) else "warn"
-    fixes = dict.fromkeys(one.fix for one in some if one.fix)
-    return Finding(status, "; ".join(one.what for one in some), "; ".join(fixes))
+def joined(findings: list[Finding], when_ok: str) -> Finding:
+    """Merge findings into one with the worst status. `when_ok`: the text if there is none."""
+    if not findings:
+        return Finding("ok", when_ok)
+    status = "fail" if any(one.status == "fail" for one in findings) else "warn"
+    fixes = dict.fromkeys(one.fix for one in findings if one.fix)
+    return Finding(status, "; ".join(one.what for one in findings), "; ".join(fixes))
 
 
 def show(found: Mapping[str, Finding]) -> None:

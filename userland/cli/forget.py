@@ -1,61 +1,62 @@
-"""`llmasos mem forget`: pages erased for good, when somebody at the terminal or -y says so."""
+"""`llmasos mem forget`: erases pages permanently, after confirmation or with -y."""
 
 from argparse import Namespace
 from collections.abc import Sequence
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import SyscallError
+from llmasos.userland.client import BlockingClient
 
 from . import exits
 from .ask import confirmed
-from .door import connect
+from .connection import connect
+from .generation import clean
 from .mem import count
 from .pages import numbered
-from .show import complain, document, note
-from .talk import clean
+from .show import note, print_error, print_json
 
 
 def forget(arguments: Namespace) -> int:
     if bool(arguments.pages) is bool(arguments.key):
-        raise exits.Usage("name pages, or a key", "as in `llmasos mem forget 3 0-4`")
+        raise exits.UsageError("expected pages or a key", "as in `llmasos mem forget 3 0-4`")
     pid: int = arguments.pid
     key = clean(arguments.key or "", "the key")
     ranges: Sequence[tuple[int, int]] = arguments.pages
-    question = f"Erase {_what(pid, ranges, key)}, for everybody who has it? It cannot be undone."
+    target = _description(pid, ranges, key)
+    question = f"Erase {target} in every process that has it? This cannot be undone."
     if not confirmed(question, yes=arguments.yes):
-        note("nothing was forgotten")
+        note("nothing forgotten")
         return exits.FAILED
     requests = [v.Forget(pid, first, last + 1 - first) for first, last in ranges]
-    with connect() as line:
-        done, failed = _forgotten(line, requests or [v.Forget(pid, key=key)])
+    with connect() as client:
+        done, failed = _forget(client, requests or [v.Forget(pid, key=key)])
     pages, pids = sum(one.pages for one in done), sorted({n for one in done for n in one.processes})
-    left = "; ".join(dict.fromkeys(one.note for one in done if one.note))
+    notes = "; ".join(dict.fromkeys(one.note for one in done if one.note))
     if arguments.json:
-        document({"pid": pid, "pages": pages, "processes": pids, "note": left})
+        print_json({"pid": pid, "pages": pages, "processes": pids, "note": notes})
     elif pages:
-        whose = ", ".join(map(str, pids))
-        print(f"forgot {count(pages, 'page')} of process{'es' * (len(pids) != 1)} {whose}")
-    if left:
-        note(left)
+        listed = ", ".join(map(str, pids))
+        print(f"forgot {count(pages, 'page')} of process{'es' * (len(pids) != 1)} {listed}")
+    if notes:
+        note(notes)
     return exits.code(failed[0]) if failed else exits.OK
 
 
-def _what(pid: int, ranges: Sequence[tuple[int, int]], key: str) -> str:
+def _description(pid: int, ranges: Sequence[tuple[int, int]], key: str) -> str:
     named = ", ".join(numbered(*one) for one in ranges)
     return f"page {named} of process {pid}" if named else f"key {key!r} of process {pid}"
 
 
-def _forgotten(
-    line: Line, requests: Sequence[v.Forget]
+def _forget(
+    client: BlockingClient, requests: Sequence[v.Forget]
 ) -> tuple[list[v.Forgotten], list[SyscallError]]:
-    """Every request gets its turn: what is gone cannot be undone, and is told."""
+    """Send every request, even after a failure: erased pages must be reported."""
     done: list[v.Forgotten] = []
     failed: list[SyscallError] = []
     for request in requests:
         try:
-            done.append(line.call("forget", request, v.Forgotten))
+            done.append(client.call("forget", request, v.Forgotten))
         except SyscallError as error:
             failed.append(error)
-            complain(error)
+            print_error(error)
     return done, failed

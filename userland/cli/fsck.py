@@ -1,24 +1,24 @@
-"""`llmasos mem fsck`: are the pages whole, and do the indexes say what they say?"""
+"""`llmasos mem fsck`: checks that pages are intact and that indexes agree with them."""
 
 from argparse import Namespace
 
-from llmasos.kernel import values as v
+from llmasos.kernel.abi import values as v
 
 from . import exits
-from .door import connect
-from .show import card, cell, document
+from .connection import connect
+from .show import cell, key_values, print_json
 
 
 def fsck(arguments: Namespace) -> int:
-    """The exit code is 1 when something is wrong still."""
-    with connect() as line:
-        found = line.call("fsck", v.Fsck(arguments.rebuild), v.Checked)
+    """Check and optionally rebuild. The exit code is 1 if faults remain."""
+    with connect() as client:
+        found = client.call("fsck", v.Fsck(arguments.rebuild), v.Checked)
         left = found.faults
-        if found.faults and arguments.rebuild:  # some are of the pages: no index mends them
-            again = line.call("fsck", v.Fsck(), v.Checked)
-            left = [fault for fault in found.faults if fault in again.faults]
+        if found.faults and arguments.rebuild:  # a rebuild repairs indexes, not pages
+            second = client.call("fsck", v.Fsck(), v.Checked)
+            left = [fault for fault in found.faults if fault in second.faults]
     if arguments.json:
-        document(
+        print_json(
             {
                 **_figures(found),
                 "faults": found.faults,
@@ -40,7 +40,7 @@ def _figures(found: v.Checked) -> dict[str, object]:
 
 
 def _show(found: v.Checked, left: list[str]) -> None:
-    card({**_figures(found), "embedder": found.embedder or "none"})
+    key_values({**_figures(found), "embedder": found.embedder or "none"})
     for fault in found.faults:
         print(f"{'fault' if fault in left else 'was':8}  {cell(fault)}")
     for one in found.refused:
@@ -48,4 +48,4 @@ def _show(found: v.Checked, left: list[str]) -> None:
     for one in found.mended:
         print(f"{'mended':8}  {cell(one)}")
     if not found.faults:
-        print("no fault was found")
+        print("no faults found")

@@ -1,9 +1,10 @@
-"""What is known of this call before its verb runs.
+"""Global options of this command, parsed before its verb runs.
 
-`main` sets it; whoever prints or connects reads it. Loaded by every call: nothing is imported here.
+`main` sets them; the output and connection modules read them. Loaded by every call: nothing is
+imported here.
 """
 
-# Options of every verb that asks a kernel: which one is asked, and with which files.
+# Options of every verb that connects to a kernel: its address and the credential files.
 HOST = {"--host": "host", "--ca": "ca", "--cert": "cert", "--cert-key": "cert_key",
         "--key-file": "key_file"}  # fmt: skip
 
@@ -15,29 +16,29 @@ class Invocation:
         self.begin([])
 
     def begin(self, words: list[str]) -> list[str]:
-        """A new one. What is left for the verb, without the options of HOST."""
+        """Reset all fields. Returns the words without the options of HOST, for the verb."""
         end = words.index("--") if "--" in words else len(words)
-        self.verb = ""  # as "models add"
+        self.verb = ""  # such as "models add"
         self.starts = False  # the verb starts a private daemon when none answers
-        self.local = False  # the verb is about this machine
-        self.remote: dict[str, str] = {}  # the options of HOST that were given
-        self.missing = ""  # the one of them whose value was not
-        own = self._without_host(words[:end])
-        self.json = "--json" in own  # errors are JSON, and notes for people are left out
-        return own + words[end:]
+        self.local = False  # the verb concerns this machine only
+        self.remote: dict[str, str] = {}  # the given options of HOST
+        self.missing = ""  # the first of them without a value
+        verb_words = self._without_host(words[:end])
+        self.json = "--json" in verb_words  # errors are JSON, and notes for people are left out
+        return verb_words + words[end:]
 
     def _without_host(self, words: list[str]) -> list[str]:
-        left: list[str] = []
+        remaining: list[str] = []
         rest = iter(words)
         for word in rest:
             flag, equals, value = word.partition("=")
             if flag not in HOST:
-                left.append(word)
+                remaining.append(word)
                 continue
             value = value if equals else next(rest, "")
             self.remote[HOST[flag]] = value
             self.missing = self.missing or ("" if value else flag)
-        return left
+        return remaining
 
 
 CURRENT = Invocation()

@@ -1,41 +1,41 @@
-"""`llmasos logs`: the journal, from the past or as it is written."""
+"""`llmasos logs`: prints past events of the journal and follows new ones."""
 
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno
 
 from . import exits
-from .door import connect
-from .show import cell, document, iso
+from .connection import connect
+from .show import cell, iso, print_json
 
 _TAIL = 10
 
 
 def logs(arguments: Namespace) -> int:
     follow, lines = arguments.follow, arguments.lines
-    begins = arguments.after is not None or arguments.since is not None
-    if follow and lines is None and not begins:
-        lines = _TAIL  # as tail -f does
+    has_start = arguments.after is not None or arguments.since is not None
+    if follow and lines is None and not has_start:
+        lines = _TAIL  # the default of tail -f
     request = v.Watch(
         since=arguments.after or 0, follow=follow, pid=arguments.pid, kinds=arguments.kind,
         not_before=arguments.since,
     )  # fmt: skip
-    with connect() as line:
+    with connect() as client:
         if lines is not None:
             last: deque[v.Event] = deque(maxlen=lines)
             cursor = request.since or 0
             past = replace(request, follow=False)
-            for batch in line.stream("watch", past, v.Events, v.Nothing):
+            for batch in client.stream("watch", past, v.Events, v.Nothing):
                 last.extend(batch.events)
                 cursor = batch.cursor
             _show(last, arguments)
             request = replace(request, since=cursor)
         if follow or lines is None:
-            for batch in line.stream("watch", request, v.Events, v.Nothing):
+            for batch in client.stream("watch", request, v.Events, v.Nothing):
                 _show(batch.events, arguments)
     return exits.OK
 
@@ -43,7 +43,7 @@ def logs(arguments: Namespace) -> int:
 def _show(events: Iterable[v.Event], arguments: Namespace) -> None:
     for event in events:
         if arguments.json:
-            document(event)
+            print_json(event)
         else:
             print(_line(event), flush=arguments.follow)
 
@@ -54,8 +54,8 @@ def _line(event: v.Event) -> str:
     outcome = ""
     if event.errno:
         outcome = Errno(event.errno).name if event.errno in known else str(event.errno)
-    words = [
+    parts = [
         f"pid {event.pid}" if event.pid else "", event.syscall, event.object,
         f"(call {event.call})" if event.call else "", outcome, event.note,
     ]  # fmt: skip
-    return f"{event.seq:>7}  {when}  {event.kind:8} {cell(' '.join(filter(None, words)))}"
+    return f"{event.seq:>7}  {when}  {event.kind:8} {cell(' '.join(filter(None, parts)))}"

@@ -1,45 +1,45 @@
-"""`llmasos keys`: what users come with whom the operating system does not vouch for.
+"""`llmasos keys`: keys, with which users authenticate without an account of the operating system.
 
-A key is printed once, when it is made; the kernel keeps only a hash of it.
+A key is printed once, when it is created; the kernel stores only a hash of it.
 """
 
 import time
 from argparse import Namespace
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 
 from . import exits
-from .door import connect
-from .show import document, iso, minute, note, plain, table
+from .connection import connect
+from .show import iso, jsonable, minute, note, print_json, table
 
-_TIMES = ("expires", "used", "revoked")  # Unix seconds; elsewhere such names are no times
+_TIMES = ("expires", "used", "revoked")  # Unix seconds; in other values these names are not times
 
 
 def create(arguments: Namespace) -> int:
     request = v.KeyCreate(arguments.user, arguments.expires)
-    with connect(profile=v.Profile.OWNER) as line:
-        made = line.call("key_create", request, v.KeyCreated)
+    with connect(profile=v.Profile.OWNER) as client:
+        created = client.call("key_create", request, v.KeyCreated)
     if arguments.json:
-        document(_plain(made))
+        print_json(_with_iso_times(created))
         return exits.OK
-    print(made.key)
-    end = "it never expires"
-    if made.expires is not None:
-        end = f"it expires at {minute(made.expires)} UTC"
-    note(f"key {made.id} of {made.user}, shown this once: keep it now; {end}")
+    print(created.key)
+    expiry = "it never expires"
+    if created.expires is not None:
+        expiry = f"it expires at {minute(created.expires)} UTC"
+    note(f"key {created.id} of {created.user}; store it now, it is not shown again; {expiry}")
     return exits.OK
 
 
 def list_(arguments: Namespace) -> int:
-    whose: str = arguments.user or ""
-    with connect(profile=v.Profile.OWNER) as line:
-        keys = _all(line, whose)
+    owner: str = arguments.user or ""
+    with connect(profile=v.Profile.OWNER) as client:
+        keys = _all(client, owner)
     if arguments.json:
-        document({"keys": [_plain(key) for key in keys]})
+        print_json({"keys": [_with_iso_times(key) for key in keys]})
         return exits.OK
     if not keys:
-        note(f"{whose or 'nobody'} has {'no' if whose else 'a'} key")
+        note(f"no keys of {owner}" if owner else "no keys")
         return exits.OK
     now = time.time()
     rows = [
@@ -51,12 +51,12 @@ def list_(arguments: Namespace) -> int:
     return exits.OK
 
 
-def _all(line: Line, whose: str) -> list[v.KeyInfo]:
-    """All of them; a reply holds KEYS_ROWS."""
+def _all(client: BlockingClient, owner: str) -> list[v.KeyInfo]:
+    """All keys; one reply holds at most KEYS_ROWS."""
     found: list[v.KeyInfo] = []
     after: int | None = 0
     while after is not None:
-        reply = line.call("key_list", v.KeyList(whose, after), v.Keys)
+        reply = client.call("key_list", v.KeyList(owner, after), v.Keys)
         found += reply.keys
         after = reply.more
     return found
@@ -64,17 +64,17 @@ def _all(line: Line, whose: str) -> list[v.KeyInfo]:
 
 def revoke(arguments: Namespace) -> int:
     id = _id(arguments.id)
-    with connect(profile=v.Profile.OWNER) as line:
-        line.call("key_revoke", v.KeyRevoke(id), v.Nothing)
+    with connect(profile=v.Profile.OWNER) as client:
+        client.call("key_revoke", v.KeyRevoke(id), v.Nothing)
     if arguments.json:
-        document({"id": id, "revoked": True})
+        print_json({"id": id, "revoked": True})
     else:
-        note(f"key {id} is revoked; its connections close")
+        note(f"revoked key {id}; its connections are closed")
     return exits.OK
 
 
 def _id(text: str) -> str:
-    """Of a whole key only its id goes further."""
+    """The id of a key; the secret part of a whole key is dropped."""
     words = text.split("_")
     return words[1] if words[0] == "llmasos" and len(words) > 2 else text
 
@@ -87,9 +87,9 @@ def _state(key: v.KeyInfo, now: float) -> str:
     return f"{'until' if now < key.expires else 'expired'} {minute(key.expires)}"
 
 
-def _plain(key: v.KeyInfo | v.KeyCreated) -> dict[str, object]:
-    """As JSON, with each of its times as one."""
-    found: dict[str, object] = plain(key)
+def _with_iso_times(key: v.KeyInfo | v.KeyCreated) -> dict[str, object]:
+    """The JSON fields, with times in ISO 8601."""
+    found: dict[str, object] = jsonable(key)
     for name in _TIMES:
         seconds = getattr(key, name, None)
         if seconds is not None:

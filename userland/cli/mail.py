@@ -1,46 +1,46 @@
-"""`llmasos send` and `recv`: messages between processes, and from people to them."""
+"""`llmasos send` and `recv`: messages between processes, and from users to processes."""
 
 import sys
 from argparse import Namespace
 
-from llmasos.kernel import limits
-from llmasos.kernel import values as v
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi import values as v
 
 from . import exits
-from .door import connect
-from .show import document, iso, note, speak
-from .stdin import said
+from .connection import connect
+from .show import iso, note, print_json, write_text
+from .stdin import text_argument
 
 
 def send(arguments: Namespace) -> int:
-    text = said(arguments.text, limits.MAIL_CHARS, "send it in parts")
+    text = text_argument(arguments.text, limits.MAIL_CHARS, "send it in parts")
     if not text:
-        raise exits.Usage("there is no text", "give it as words, or pipe it in")
-    with connect() as line:
-        sent = line.call("send", v.Send(arguments.pid, text), v.Sent)
+        raise exits.UsageError("no text given", "give it as arguments, or pipe it in")
+    with connect() as client:
+        sent = client.call("send", v.Send(arguments.pid, text), v.Sent)
     if arguments.json:
-        document({"pid": arguments.pid, "number": sent.number, "waiting": sent.waiting})
+        print_json({"pid": arguments.pid, "number": sent.number, "waiting": sent.waiting})
     return exits.OK
 
 
 def recv(arguments: Namespace) -> int:
-    """A message is dealt with when it is printed."""
-    with connect() as line:
+    """Print messages. Each one is acknowledged after it has been printed."""
+    with connect() as client:
         while True:
-            mail = line.call("recv", v.Recv(arguments.pid, arguments.timeout), v.Mail)
+            mail = client.call("recv", v.Recv(arguments.pid, arguments.timeout), v.Mail)
             if arguments.json:
-                document(mail)
+                print_json(mail)
             else:
                 _show(mail)
-            sys.stdout.flush()  # else it is not: whoever reads us may be gone
-            line.call("recv", v.Recv(arguments.pid, done=mail.number, take=False), v.Mail)
+            sys.stdout.flush()  # raises if the reader closed the pipe: no acknowledgement
+            client.call("recv", v.Recv(arguments.pid, done=mail.number, take=False), v.Mail)
             if not arguments.follow:
                 return exits.OK
 
 
 def _show(mail: v.Mail) -> None:
-    """The text alone goes to stdout."""
+    """Print the text on stdout and the sender on stderr."""
     sender = f"process {mail.sender} ({mail.author})" if mail.sender else mail.author
     labels = f", {' '.join(mail.labels)}" if mail.labels else ""
     note(f"[{sender}, {iso(mail.time)}{labels}]")
-    speak(mail.body if mail.body.endswith("\n") else f"{mail.body}\n")
+    write_text(mail.body if mail.body.endswith("\n") else f"{mail.body}\n")

@@ -1,70 +1,72 @@
-"""`llmasos mem`: what a process remembers, where it stands, and why; nothing is changed here."""
+"""`llmasos mem`: lists, reads, traces and searches pages. The verbs here change nothing."""
 
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 
 from . import exits, memmap
-from .door import connect
-from .show import cell, clip, cut, document, iso, moment, note, speak
-from .talk import clean
+from .connection import connect
+from .generation import clean
+from .show import cell, clip, iso, note, print_json, short_time, table_clipped, write_text
 
 _HEAD = ("PAGE", "WHERE", "KIND", "SAID BY", "TIME (UTC)", "TOKENS", "USES", "TEXT")
 _NAME = 10  # columns of an author
-_EXCERPT = 76  # columns of a text that stands alone
+_EXCERPT = 76  # columns of a text on its own line
 _MOVES = {
     "evicted": "left the window",
-    "recalled": "came back",
+    "recalled": "recalled",
     "beside": "stored beside the window",
 }
 
 
-def walk(line: Line, pid: int, *, key: str = "", texts: bool = True) -> Iterator[v.Page]:
-    """All pages of a process, or those of a key; a reply holds READ_MEM_BYTES."""
+def walk(
+    client: BlockingClient, pid: int, *, key: str = "", texts: bool = True
+) -> Iterator[v.Page]:
+    """All pages of a process, or those of a key; one reply holds at most READ_MEM_BYTES."""
     first: int | None = 0
     while first is not None:
-        reply = line.call("read_mem", v.ReadMem(pid, first, key=key, texts=texts), v.Pages)
+        reply = client.call("read_mem", v.ReadMem(pid, first, key=key, texts=texts), v.Pages)
         yield from reply.pages
         first = reply.next
 
 
 def mem(arguments: Namespace) -> int:
-    with connect() as line:
+    with connect() as client:
         texts = arguments.json or arguments.view != "map"
-        pages = list(walk(line, arguments.pid, texts=texts))
+        pages = list(walk(client, arguments.pid, texts=texts))
         ps = v.Ps(arguments.pid, ended=True)
-        window = line.call("ps", ps, v.Processes).processes[0].window
-        waiting = line.call("stat", v.Nothing(), v.Stat).pages_waiting
+        window = client.call("ps", ps, v.Processes).processes[0].window
+        waiting = client.call("stat", v.Nothing(), v.Stat).pages_waiting
     if arguments.json:
-        document({"pid": arguments.pid, "window": window, "waiting": waiting, "pages": pages})
+        print_json({"pid": arguments.pid, "window": window, "waiting": waiting, "pages": pages})
     elif arguments.view == "text":
-        _texts(pages)
+        _print_texts(pages)
     elif arguments.view == "map":
         memmap.show(pages)
         note(_totals(pages, window, waiting))
     else:
         now = time.time()
-        cut(_HEAD, [_row(page, now) for page in pages])
+        table_clipped(_HEAD, [_row(page, now) for page in pages])
         note(_totals(pages, window, waiting))
     return exits.OK
 
 
 def _row(page: v.Page, now: float) -> tuple[object, ...]:
-    # The author, who wrote it into the memory, stands in `mem why` and in the JSON.
+    # The author, who wrote the page, is shown by `mem why` and in the JSON.
     who = clip(page.speaker or page.author, _NAME)
     return (
-        page.number, where(page), page.kind, who, moment(page.time, now),
+        page.number, where(page), page.kind, who, short_time(page.time, now),
         page.tokens, page.uses, keyed(page),
     )  # fmt: skip
 
 
 def keyed(page: v.Page) -> str:
-    """A page's text, its key before it; a document's is its author already."""
+    """The text of a page, prefixed with its key. For a document the author shows the key."""
     shown = page.key and page.kind is not v.Kind.DOCUMENT
     return f"[{page.key}] {page.text}" if shown else page.text
 
@@ -95,72 +97,72 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def _texts(pages: Sequence[v.Page]) -> None:
-    """Messages as a person reads them; pages of one message are joined."""
+def _print_texts(pages: Sequence[v.Page]) -> None:
+    """Print whole messages; pages of one message are joined."""
     before: tuple[int, str] | None = None
     for page in pages:
-        message = (page.message, page.source)  # those of a document are counted anew
+        message = (page.message, page.source)  # message numbers restart in each source
         if message != before:
-            speak(("\n" if before is not None else "") + f"[{page.kind}]\n")
+            write_text(("\n" if before is not None else "") + f"[{page.kind}]\n")
             before = message
-        speak(page.text)
-    speak("\n" if pages else "")
+        write_text(page.text)
+    write_text("\n" if pages else "")
 
 
 # --- one page ---------------------------------------------------------------------------------
 def read(arguments: Namespace) -> int:
     what, key = arguments.what, arguments.key or ""
     if bool(what) is bool(key):
-        raise exits.Usage("name a page or a key", "as in `llmasos mem read 3:0`")
-    with connect() as line:
+        raise exits.UsageError("expected a page or a key", "as in `llmasos mem read 3:0`")
+    with connect() as client:
         if what.isascii() and what.isdigit():
-            pages = _numbered(line, arguments.pid, int(what))
+            pages = _numbered(client, arguments.pid, int(what))
         else:
-            pages = _keyed(line, arguments.pid, what or key)
+            pages = _keyed(client, arguments.pid, what or key)
     if arguments.json:
         text = "".join(page.text for page in pages)
-        document({"pid": arguments.pid, "pages": pages, "text": text})
+        print_json({"pid": arguments.pid, "pages": pages, "text": text})
         return exits.OK
     for page in pages:
-        speak(page.text)
+        write_text(page.text)
     if sys.stdout.isatty() and not pages[-1].text.endswith("\n"):
-        speak("\n")
+        write_text("\n")
     return exits.OK
 
 
-def _numbered(line: Line, pid: int, number: int) -> list[v.Page]:
-    pages = line.call("read_mem", v.ReadMem(pid, number, 1), v.Pages).pages
+def _numbered(client: BlockingClient, pid: int, number: int) -> list[v.Page]:
+    pages = client.call("read_mem", v.ReadMem(pid, number, 1), v.Pages).pages
     if pages and pages[0].number == number:
         return pages
-    raise _missing(pid, f"page {number}")
+    raise _not_found(pid, f"page {number}")
 
 
-def _keyed(line: Line, pid: int, key: str) -> list[v.Page]:
-    pages = list(walk(line, pid, key=clean(key, "the key")))
+def _keyed(client: BlockingClient, pid: int, key: str) -> list[v.Page]:
+    pages = list(walk(client, pid, key=clean(key, "the key")))
     if not pages:
-        raise _missing(pid, f"key {key!r}")
+        raise _not_found(pid, f"key {key!r}")
     return pages
 
 
-def _missing(pid: int, what: str) -> SyscallError:
-    words = f"process {pid} has no {what}"
-    return SyscallError(Errno.ENOENT, words, f"`llmasos mem {pid}` lists its pages", pid=pid)
+def _not_found(pid: int, what: str) -> SyscallError:
+    message = f"process {pid} has no {what}"
+    return SyscallError(Errno.ENOENT, message, f"`llmasos mem {pid}` lists its pages", pid=pid)
 
 
 def named(arguments: Namespace) -> int:
-    """The one page that is meant."""
+    """The page number. Raises UsageError if it is missing."""
     if arguments.page is None:
-        raise exits.Usage("which page is meant is missing", "as 3:12, or 3 12")
+        raise exits.UsageError("no page is given", "as 3:12, or 3 12")
     number: int = arguments.page
     return number
 
 
 def why(arguments: Namespace) -> int:
     pid, number = arguments.pid, named(arguments)
-    with connect() as line:
-        trace = line.call("trace_mem", v.TraceMem(pid, number), v.Trace)
+    with connect() as client:
+        trace = client.call("trace_mem", v.TraceMem(pid, number), v.Trace)
     if arguments.json:
-        document({"pid": pid, "page": trace.page, "moves": trace.moves})
+        print_json({"pid": pid, "page": trace.page, "moves": trace.moves})
         return exits.OK
     page = trace.page
     author = f" by {cell(page.author)}" if page.author else ""
@@ -169,12 +171,12 @@ def why(arguments: Namespace) -> int:
     print(f"page {number} of process {pid}: {page.kind}{author}, {count(page.tokens, 'token')}")
     print(f"  {cell(clip(page.text, _EXCERPT))}\n")
     for move in trace.moves:
-        print(f"{iso(move.time)}  {cell(_told(move))}")
+        print(f"{iso(move.time)}  {cell(_description(move))}")
     print(f"{'now':24}  {_now(page)}")
     return exits.OK
 
 
-def _told(move: v.Move) -> str:
+def _description(move: v.Move) -> str:
     call = f" in call {move.call}" if move.call else ""
     what = f"{_MOVES.get(move.what, move.what)}{call}"
     if move.what == "shared":
@@ -182,14 +184,14 @@ def _told(move: v.Move) -> str:
     if not move.parts:
         return f"{what}: {move.why}" if move.why else what
     score = sum(move.parts.values())
-    return f"{what} for {move.why}, score {score:.2f}: {made_of(move.parts)}"
+    return f"{what} for {move.why}, score {score:.2f}: {score_parts(move.parts)}"
 
 
 def _now(page: v.Page) -> str:
     pinned = ", pinned" if page.pinned else ""
     if page.where is v.Where.WINDOW:
         return f"in the window{pinned}"
-    return f"in the store{pinned}; a request that needs it brings it back"
+    return f"in the store{pinned}; recalled when a request needs it"
 
 
 # --- many pages -------------------------------------------------------------------------------
@@ -201,27 +203,27 @@ def search(arguments: Namespace) -> int:
         [v.Kind(kind) for kind in arguments.kinds], way="words" if arguments.words else "both",
         outside=arguments.outside,
     )  # fmt: skip
-    with connect() as line:
-        found = line.call("search_mem", request, v.Hits)
+    with connect() as client:
+        found = client.call("search_mem", request, v.Hits)
     if arguments.json:
-        document({"pid": arguments.pid, **_fields(found)})
+        print_json({"pid": arguments.pid, **_fields(found)})
         return exits.OK
     if found.hits:
         rows = [
-            (_with_copies(hit), f"{hit.score:.2f}", made_of(hit.parts), where(hit.page),
+            (_with_copies(hit), f"{hit.score:.2f}", score_parts(hit.parts), where(hit.page),
              keyed(hit.page))
             for hit in found.hits
         ]  # fmt: skip
-        cut(("PAGE", "SCORE", "MADE OF", "WHERE", "TEXT"), rows)
+        table_clipped(("PAGE", "SCORE", "MADE OF", "WHERE", "TEXT"), rows)
     else:
-        note("no page was found" + " that fits" * bool(arguments.tokens))
+        note("no pages found" + f" within {arguments.tokens} tokens" * bool(arguments.tokens))
     if found.note:
         note(found.note)
     return exits.OK
 
 
 def _with_copies(hit: v.Hit) -> str:
-    """The page's number, and how many others have its text."""
+    """The page number, and the number of other pages with the same text."""
     return f"{hit.page.number} +{len(hit.same)}" if hit.same else str(hit.page.number)
 
 
@@ -229,8 +231,8 @@ def _fields(found: v.Hits) -> dict[str, object]:
     return {"hits": found.hits, "note": found.note, "took_s": found.took_s}
 
 
-def made_of(parts: Mapping[str, float]) -> str:
-    """A score's parts, the greatest first; those that round to nothing are left out."""
-    shown = sorted(parts.items(), key=lambda one: -abs(one[1]))
-    told = [one for one in shown if abs(one[1]) >= 0.005] or shown[:1]
-    return ", ".join(f"{name} {part:.2f}" for name, part in told)
+def score_parts(parts: Mapping[str, float]) -> str:
+    """The parts of a score, largest first; parts that round to zero are omitted."""
+    ordered = sorted(parts.items(), key=lambda one: -abs(one[1]))
+    shown = [one for one in ordered if abs(one[1]) >= 0.005] or ordered[:1]
+    return ", ".join(f"{name} {part:.2f}" for name, part in shown)

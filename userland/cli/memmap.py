@@ -1,16 +1,16 @@
-"""A process's pages as a map: one character each. It is read without colour, too."""
+"""A map of the pages of a process, one character per page. It is readable without colour."""
 
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-from llmasos.kernel import values as v
+from llmasos.kernel.abi import values as v
 
 from .show import columns, paint
 
 _GROUP = 10  # pages between two blanks
-_GONE = " "
+_MISSING = " "
 _LEGEND = {
     "in the window": {"#": "", "R": "recalled", "D": "document", "M": "mapped", "P": "pinned"},
     "in the store": {".": "", "d": "document", "m": "mapped", "p": "pinned"},
@@ -19,7 +19,7 @@ _COLOURS = {"P": "33", "p": "33", "#": "32", "R": "36", "D": "36", "M": "36"}
 
 
 def show(pages: Sequence[v.Page]) -> None:
-    """Lines of pages, each with its first number, and what the characters mean."""
+    """Print the map, with the first page number of each line, and a legend."""
     signs = {page.number: sign(page) for page in pages}
     width, terminal = columns(), sys.stdout.isatty()
     for line in lines(signs, width):
@@ -31,7 +31,7 @@ def show(pages: Sequence[v.Page]) -> None:
 
 
 def sign(page: v.Page) -> str:
-    """Capitals are in the window."""
+    """The character of a page; capital letters and # mean in the window."""
     here = page.where is v.Where.WINDOW
     letter = _letter(page)
     if not letter:
@@ -46,24 +46,24 @@ def _letter(page: v.Page) -> str:
         return "d"
     if page.source:
         return "m"
-    # A page leaves the window only to come back as a recalled one.
+    # An evicted page returns to the window only by recall.
     return "r" if page.uses and page.where is v.Where.WINDOW else ""
 
 
 def lines(signs: Mapping[int, str], width: int) -> Iterator[str]:
-    """Pages in tens, as many tens as fit; a line without any page is left out."""
+    """Groups of ten pages, as many as fit; lines without pages are omitted."""
     digits = len(str(max(signs, default=0)))
     tens = max(1, (width - digits - 1) // (_GROUP + 1))
     for first in sorted({number - number % (tens * _GROUP) for number in signs}):
         groups = [
-            "".join(signs.get(number, _GONE) for number in range(start, start + _GROUP))
+            "".join(signs.get(number, _MISSING) for number in range(start, start + _GROUP))
             for start in range(first, first + tens * _GROUP, _GROUP)
         ]
         yield f"{first:{digits}}  {' '.join(groups)}".rstrip()
 
 
 def legend(signs: Mapping[int, str]) -> Iterator[str]:
-    """The characters that are there, with how many."""
+    """The characters that occur, with their counts."""
     counts = Counter(signs.values())
     for place, letters in _LEGEND.items():
         there = [

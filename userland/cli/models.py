@@ -1,4 +1,4 @@
-"""Verbs about models: what is installed, and what is made of it."""
+"""Verbs about models: list, add, alias and remove."""
 
 import os
 import sys
@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from shlex import join
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import EngineFailed, Errno, SyscallError
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import EngineFailed, Errno, SyscallError
+from llmasos.userland.client import BlockingClient
 
 from . import ask, exits, options
-from .door import connect, is_far
-from .show import card, document, note, size, table
-from .talk import clean
+from .connection import connect, is_remote
+from .generation import clean
+from .show import key_values, note, print_json, size, table
 
-_LISTED = 20  # names of an endpoint's models in a message
+_LISTED = 20  # maximum number of model names in a message
 
 
 def _images() -> list[v.ImageInfo]:
-    with connect() as line:
-        return line.call("images", v.Nothing(), v.Images).images
+    with connect() as client:
+        return client.call("images", v.Nothing(), v.Images).images
 
 
 def list_(arguments: Namespace) -> int:
     images = _images()
     if arguments.json:
-        document({"images": images})
+        print_json({"images": images})
         return exits.OK
     rows = [
         (i.name, i.driver, i.architecture or "-", "-" if i.url else size(i.bytes),
@@ -48,18 +48,18 @@ def show(arguments: Namespace) -> int:
     images = _images()
     for image in images:
         if arguments.name == image.name or arguments.name in image.aliases:
-            _one(image, arguments)
+            _show(image, arguments)
             return exits.OK
     names = ", ".join(image.name for image in images)
-    words = f"there is no model {arguments.name!r}; there are: {names}"
-    raise SyscallError(Errno.ENOENT, words, "`llmasos models list` shows them")
+    message = f"no model {arguments.name!r}; installed: {names}"
+    raise SyscallError(Errno.ENOENT, message, "`llmasos models list` lists models")
 
 
-def _one(image: v.ImageInfo, arguments: Namespace) -> None:
+def _show(image: v.ImageInfo, arguments: Namespace) -> None:
     if arguments.json:
-        document(image)
+        print_json(image)
     else:
-        card({
+        key_values({
             **asdict(image), "bytes": size(image.bytes) if image.bytes else "",
             "context": image.context or "", "aliases": ", ".join(image.aliases),
             "options": options.shown(image.options),
@@ -70,48 +70,48 @@ def add(arguments: Namespace) -> int:
     chosen = options.read(arguments.options)
     if "://" in arguments.file:
         return _endpoint(v.ImageAdd(arguments.name, url=arguments.file, options=chosen), arguments)
-    else:  # the daemon does not know our directory
-        path = arguments.file if is_far() else os.path.abspath(arguments.file)
-        path = clean(path, "the name of the file")
+    else:  # the daemon has another working directory
+        path = arguments.file if is_remote() else os.path.abspath(arguments.file)
+        path = clean(path, "the file name")
         request = v.ImageAdd(arguments.name, path=path, options=chosen)
     return _add(request, arguments)
 
 
 def _endpoint(request: v.ImageAdd, arguments: Namespace) -> int:
-    """Added when it answers and it is clear which of its models is meant."""
+    """Add an endpoint if it answers and one of its models is chosen."""
     if not arguments.no_check:
-        asked = v.ImageProbe(request.name, request.url, request.options)
-        with connect() as line:
-            found = _probed(line, asked, arguments.options)
+        probe = v.ImageProbe(request.name, request.url, request.options)
+        with connect() as client:
+            found = _probe(client, probe, arguments.options)
         if len(found.models) > 1 and "model" not in request.options:
-            chosen = {**request.options, "model": _choose(found)}
+            chosen = {**request.options, "model": _choose_model(found)}
             request = replace(request, options=chosen)
     return _add(request, arguments)
 
 
-def _probed(line: Line, asked: v.ImageProbe, given: Sequence[str]) -> v.Endpoint:
-    """What an endpoint lists. EngineFailed, with the command that adds it without a look."""
+def _probe(client: BlockingClient, probe: v.ImageProbe, options_given: Sequence[str]) -> v.Endpoint:
+    """The models of an endpoint. EngineFailed has the command that skips this check as its hint."""
     try:
-        return line.call("image_probe", asked, v.Endpoint)
+        return client.call("image_probe", probe, v.Endpoint)
     except EngineFailed as error:
-        words = [asked.name, asked.url, *(word for one in given for word in ("--set", one))]
-        command = f"`llmasos models add --no-check {join(words)}` adds it without a look"
+        words = [probe.name, probe.url, *(word for one in options_given for word in ("--set", one))]
+        command = f"`llmasos models add --no-check {join(words)}` adds it without this check"
         error.hint = "; ".join(filter(None, (error.hint, command)))
         raise
 
 
-def _choose(found: v.Endpoint) -> str:
-    """One of the models of an endpoint. Usage: there is nobody to ask."""
+def _choose_model(found: v.Endpoint) -> str:
+    """Ask for one of the models of an endpoint. Raises UsageError without a terminal."""
     names = found.models
     if not sys.stdin.isatty():
         shown = ", ".join(names[:_LISTED])
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        words = f"which model? {found.url} has {len(names)}: {shown}{more}"
-        raise exits.Usage(words, "`--set model=NAME` chooses one")
+        message = f"{found.url} has {len(names)} models: {shown}{more}"
+        raise exits.UsageError(message, "`--set model=NAME` chooses one")
     note(f"{found.url} has {len(names)} models:")
     for number, name in enumerate(names, 1):
         note(f"{number:4} {name}")
-    return ask.one_of("which one? (number or name)", names)
+    return ask.one_of("which model? (number or name)", names)
 
 
 def alias(arguments: Namespace) -> int:
@@ -119,28 +119,28 @@ def alias(arguments: Namespace) -> int:
 
 
 def _add(request: v.ImageAdd, arguments: Namespace) -> int:
-    with connect() as line:
-        image = line.call("image_add", request, v.ImageInfo)
-    _one(image, arguments)
+    with connect() as client:
+        image = client.call("image_add", request, v.ImageInfo)
+    _show(image, arguments)
     return exits.OK
 
 
 def rm(arguments: Namespace) -> int:
-    with connect() as line:
-        images = line.call("images", v.Nothing(), v.Images).images
-        line.call("image_remove", v.ImageRemove(arguments.name), v.Nothing)
+    with connect() as client:
+        images = client.call("images", v.Nothing(), v.Images).images
+        client.call("image_remove", v.ImageRemove(arguments.name), v.Nothing)
     if arguments.json:
-        document({"name": arguments.name, "removed": True})
+        print_json({"name": arguments.name, "removed": True})
     else:
-        note(f"{arguments.name} is removed{_rest(images, arguments.name)}")
+        note(f"removed {arguments.name}{_what_remains(images, arguments.name)}")
     return exits.OK
 
 
-def _rest(images: Sequence[v.ImageInfo], name: str) -> str:
-    """What there still is of a model when its name is removed."""
+def _what_remains(images: Sequence[v.ImageInfo], name: str) -> str:
+    """A note on what still exists after the removal of a name."""
     for image in images:
         if name in image.aliases:
-            return f"; it was an alias of {image.name}, which stays"
+            return f"; the model {image.name} remains"
         if name == image.name and image.path:
-            return f"; its file stays: {image.path}"
+            return f"; the file remains: {image.path}"
     return ""

@@ -1,25 +1,25 @@
-"""`llmasos poison`: calls that crashed their engine, and how to let them run again."""
+"""`llmasos poison`: lists and releases calls that are quarantined for crashing their engine."""
 
 from argparse import Namespace
 
-from llmasos.kernel import values as v
+from llmasos.kernel.abi import values as v
 
 from . import exits
-from .door import connect
-from .show import document, iso, minute, note, plain, table
+from .connection import connect
+from .show import iso, jsonable, minute, note, print_json, table
 
 
 def list_(arguments: Namespace) -> int:
-    with connect() as line:
-        found = line.call("poison_list", v.Nothing(), v.Poisons).poisons
+    with connect() as client:
+        found = client.call("poison_list", v.Nothing(), v.Poisons).poisons
     if arguments.json:
-        document({"poisons": [_plain(one) for one in found]})
+        print_json({"poisons": [_with_iso_times(one) for one in found]})
         return exits.OK
     if not found:
-        note("nothing is held against any call")
+        note("no call is quarantined")
         return exits.OK
     rows = [
-        (one.id, one.model, one.owner, "refused" if one.refused else "runs alone",
+        (one.id, one.model, one.owner, "refused" if one.refused else "runs exclusively",
          minute(one.until), one.reason)
         for one in found
     ]  # fmt: skip
@@ -29,20 +29,20 @@ def list_(arguments: Namespace) -> int:
 
 def lift(arguments: Namespace) -> int:
     if bool(arguments.id) == arguments.all:
-        raise exits.Usage("an ID is wanted, or --all", "`llmasos poison list` shows them")
-    with connect() as line:
-        found = line.call(
+        raise exits.UsageError("expected an ID or --all", "`llmasos poison list` lists them")
+    with connect() as client:
+        found = client.call(
             "poison_lift", v.PoisonLift(arguments.id, arguments.all), v.Poisons
         ).poisons
     if arguments.json:
-        document({"poisons": [_plain(one) for one in found]})
+        print_json({"poisons": [_with_iso_times(one) for one in found]})
     elif not found:
-        note("nothing is held against any call")
+        note("no call is quarantined")
     for one in () if arguments.json else found:
-        note(f"call {one.id} of {one.owner} may run again")
+        note(f"released call {one.id} of {one.owner}")
     return exits.OK
 
 
-def _plain(one: v.PoisonInfo) -> dict[str, object]:
-    found: dict[str, object] = plain(one)
+def _with_iso_times(one: v.PoisonInfo) -> dict[str, object]:
+    found: dict[str, object] = jsonable(one)
     return {**found, "since": iso(one.since), "until": iso(one.until)}

@@ -1,6 +1,6 @@
-"""`llmasos policy`: the rules listed, changed, questioned, tried on what was recorded.
+"""`llmasos policy`: lists, changes, tests and explains rules, and simulates them on recorded calls.
 
-Who changes them or looks at recorded calls connects as `owner`; who only asks, as an operator.
+Verbs that change rules or read recorded calls connect as `owner`, queries as `operator`.
 """
 
 import time
@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmasos.kernel import limits, paths
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Denied, Errno, SyscallError, TooBig
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import limits, paths
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Denied, Errno, SyscallError, TooBig
+from llmasos.userland.client import BlockingClient
 
 from . import exits
-from .door import connect
-from .show import cell, document, note, table
+from .connection import connect
+from .show import cell, note, print_json, table
 
-_FORMS = ("u:", "r:", "app:", "pid:")
-_MISSING = "no rule allows it"
+_SUBJECT_PREFIXES = ("u:", "r:", "app:", "pid:")
+_NO_RULE = "no rule allows it"
 _CODES = {
     v.Effect.ALLOW: exits.OK,
     v.Effect.ASK: exits.ASK,
@@ -28,28 +28,28 @@ _CODES = {
 
 
 def list_(arguments: Namespace) -> int:
-    with connect() as line:
-        found = rules(line, own=arguments.own)
+    with connect() as client:
+        found = rules(client, own=arguments.own)
     if arguments.json:
-        document({"epoch": found.epoch, "own": found.own, "rules": found.rules})
+        print_json({"epoch": found.epoch, "own": found.own, "rules": found.rules})
     else:
         table(("RULE", "WHERE"), [(rule.text, _where(rule)) for rule in found.rules])
-        note(f"own rules stand in {found.own}")
+        note(f"file of your rules: {found.own}")
     return exits.OK
 
 
-def rules(line: Line, *, own: bool) -> v.Rules:
-    """All of them; a reply holds POLICY_ROWS."""
-    found = line.call("policy_list", v.PolicyList(own=own), v.Rules)
+def rules(client: BlockingClient, *, own: bool) -> v.Rules:
+    """All rules; one reply holds at most POLICY_ROWS."""
+    found = client.call("policy_list", v.PolicyList(own=own), v.Rules)
     while found.more is not None:
         request = v.PolicyList(own=own, after=found.more)
-        more = line.call("policy_list", request, v.Rules)
+        more = client.call("policy_list", request, v.Rules)
         found = replace(more, rules=found.rules + more.rules)
     return found
 
 
 def _where(rule: v.RuleInfo) -> str:
-    """Rows that the kernel makes, of users and of the socket's owner, stand in no line."""
+    """File and line. Rules that the kernel generates, for users and the owner, have no line."""
     return f"{rule.file}:{rule.line}" if rule.line else rule.file
 
 
@@ -71,58 +71,58 @@ def reload(arguments: Namespace) -> int:
 
 
 def _change(request: v.PolicyEdit, arguments: Namespace) -> int:
-    with connect(profile=v.Profile.OWNER) as line:
-        changed = line.call("policy_edit", request, v.PolicyChanged)
-    return tell(changed, arguments)
+    with connect(profile=v.Profile.OWNER) as client:
+        changed = client.call("policy_edit", request, v.PolicyChanged)
+    return report(changed, arguments)
 
 
-def tell(changed: v.PolicyChanged, arguments: Namespace) -> int:
-    """What is other now, or why nothing is."""
+def report(changed: v.PolicyChanged, arguments: Namespace) -> int:
+    """Print the added and removed rules, or the mistakes if nothing was changed."""
     if arguments.json:
-        document(changed)
+        print_json(changed)
     elif changed.mistakes:
         for mistake in changed.mistakes:
             note(mistake)
-        _cut(changed.more)
-        note("nothing was changed")
+        _print_more(changed.more)
+        note("nothing changed")
     else:
         for sign, rows in (("-", changed.removed), ("+", changed.added)):
             for row in rows:
                 print(f"{sign} {cell(row)}")
-        _cut(changed.more)
+        _print_more(changed.more)
         if not (changed.removed or changed.added):
-            note("no rule was added or removed")
+            note("no rules added or removed")
     return exits.USAGE if changed.mistakes else exits.OK
 
 
-def _cut(more: int) -> None:
+def _print_more(more: int) -> None:
     if more:
         note(f"and {more} more")
 
 
-# --- questions --------------------------------------------------------------------------------
+# --- queries ----------------------------------------------------------------------------------
 def test(arguments: Namespace) -> int:
-    """One word and the rule that decides; the exit code says it too."""
-    wrong = _slip(arguments.words)
-    if wrong:
-        raise exits.Usage(wrong)
-    verdict = _verdict(_question(arguments.words))
+    """Print the decision and its rule; the exit code encodes the decision."""
+    problem = _usage_error(arguments.words)
+    if problem:
+        raise exits.UsageError(problem)
+    verdict = _query(_request(arguments.words))
     if arguments.json:
-        document(verdict)
+        print_json(verdict)
     else:
-        print(f"{verdict.effect}  {cell(_deciding(verdict))}")
+        print(f"{verdict.effect}  {cell(_deciding_rule(verdict))}")
     return _CODES[verdict.effect]
 
 
 def explain(arguments: Namespace) -> int:
     words: Sequence[str] = arguments.words
     number = int(words[0]) if len(words) == 1 and _digits(words[0]) else 0
-    wrong = "" if number else _slip(words)
-    if wrong:
-        raise exits.Usage(f"{wrong}; or the number of a call")
-    verdict = _verdict(v.PolicyCheck(call=number) if number else _question(words))
+    problem = "" if number else _usage_error(words)
+    if problem:
+        raise exits.UsageError(f"{problem}; or a call number")
+    verdict = _query(v.PolicyCheck(call=number) if number else _request(words))
     if arguments.json:
-        document(verdict)
+        print_json(verdict)
     else:
         _show(verdict)
     return exits.OK
@@ -132,53 +132,53 @@ def _digits(word: str) -> bool:
     return word.isascii() and word.isdigit() and len(word) < 17
 
 
-def _slip(words: Sequence[str]) -> str:
-    """Why this is no question, or nothing."""
+def _usage_error(words: Sequence[str]) -> str:
+    """Why the words are not SUBJECT... ACTION OBJECT; empty if they are."""
     if len(words) < 3:
-        return "want SUBJECT... ACTION OBJECT, as `u:$USER r:careful ps /proc`"
-    odd = next((word for word in words[:-2] if not word.startswith(_FORMS)), None)
-    if odd is not None:
-        return f"{odd!a} is no subject: want u:USER, r:ROLE, app:NAME or pid:NUMBER"
+        return "expected SUBJECT... ACTION OBJECT, as in `u:$USER r:careful ps /proc`"
+    invalid = next((word for word in words[:-2] if not word.startswith(_SUBJECT_PREFIXES)), None)
+    if invalid is not None:
+        return f"{invalid!a} is not a subject: expected u:USER, r:ROLE, app:NAME or pid:NUMBER"
     if not words[-1].startswith("/"):
-        return f"{words[-1]!a} is no object: want ACTION and then a path, as `ps /proc`"
+        return f"{words[-1]!a} is not an object: expected ACTION and a path, as in `ps /proc`"
     return ""
 
 
-def _question(words: Sequence[str]) -> v.PolicyCheck:
+def _request(words: Sequence[str]) -> v.PolicyCheck:
     """The last two words are the action and the object."""
     *subjects, action, object_ = words
     return v.PolicyCheck(subjects, action, object_)
 
 
-def _verdict(request: v.PolicyCheck) -> v.Verdict:
-    """Asked as an operator; an owner is told of everybody's calls, whatever operators may not."""
+def _query(request: v.PolicyCheck) -> v.Verdict:
+    """Query as operator; if that is refused or finds nothing, as owner, who may see all calls."""
     try:
-        return _asked(request, v.Profile.OPERATOR)
+        return _check(request, v.Profile.OPERATOR)
     except SyscallError as error:
         if error.errno not in (Errno.ENOENT, Errno.EACCES):
             raise
         try:
-            return _asked(request, v.Profile.OWNER)
+            return _check(request, v.Profile.OWNER)
         except Denied:
             raise error from None
 
 
-def _asked(request: v.PolicyCheck, profile: v.Profile) -> v.Verdict:
-    with connect(profile=profile) as line:
-        return line.call("policy_check", request, v.Verdict)
+def _check(request: v.PolicyCheck, profile: v.Profile) -> v.Verdict:
+    with connect(profile=profile) as client:
+        return client.call("policy_check", request, v.Verdict)
 
 
-def _deciding(verdict: v.Verdict) -> str:
-    """The rule of the first who gave the answer; who has no rule has only gone along."""
+def _deciding_rule(verdict: v.Verdict) -> str:
+    """The rule of the first subject with the final effect; for allow, of the first with a rule."""
     given = [ruling for ruling in verdict.rulings if ruling.effect is verdict.effect]
-    first = given[0]
+    deciding = given[0]
     if verdict.effect is v.Effect.ALLOW:
-        first = next((one for one in given if one.rule), first)
-    return _rule(first.rule) if first.rule else f"{_MISSING} to {first.subject}"
+        deciding = next((one for one in given if one.rule), deciding)
+    return _rule(deciding.rule) if deciding.rule else f"{_NO_RULE} for {deciding.subject}"
 
 
 def _rule(rule: v.RuleInfo) -> str:
-    """The rule with its place, or the judge's own words."""
+    """The rule with file and line, or the text of a decision without a file."""
     return f"{_where(rule)}: {rule.text}" if rule.file else rule.text
 
 
@@ -187,23 +187,23 @@ def _show(verdict: v.Verdict) -> None:
     print(f"{verdict.effect}  {cell(verdict.action)} {cell(verdict.object)}\n")
     width = max(len(one.subject) for one in verdict.rulings)
     for one in verdict.rulings:
-        print(f"{one.subject:{width}}  {one.effect:5}  {cell(_told(one))}")
+        print(f"{one.subject:{width}}  {one.effect:5}  {cell(_reason(one))}")
         for role in one.roles:
             name = role.text.rpartition(", ")[2]
-            print(f"{'':{width}}         by way of {cell(name)} ({_where(role)})")
+            print(f"{'':{width}}         through {cell(name)} ({_where(role)})")
     print(f"\nto {'deny' if verdict.effect is v.Effect.ALLOW else 'allow'} it:")
     for line in verdict.change:
         print(f"  {cell(_command(line))}")
 
 
-def _told(one: v.RulingInfo) -> str:
+def _reason(one: v.RulingInfo) -> str:
     if one.rule is not None:
         return _rule(one.rule)
-    return "no rule takes it away" if one.effect is v.Effect.ALLOW else _MISSING
+    return "no rule denies it" if one.effect is v.Effect.ALLOW else _NO_RULE
 
 
 def _command(change: str) -> str:
-    """What the kernel tells to do, as a line that can be pasted; rows hold no quotes."""
+    """The change that the kernel suggests, as a shell command. Rows contain no quotes."""
     word, _, rest = change.partition(" `")
     row, _, place = rest.partition("`")
     verb = {"add": "add", "remove": "rm"}.get(word)
@@ -213,41 +213,43 @@ def _command(change: str) -> str:
     return f'llmasos policy {verb} "{row}"{remark}'
 
 
-# --- what was recorded ------------------------------------------------------------------------
+# --- recorded calls ---------------------------------------------------------------------------
 def simulate(arguments: Namespace) -> int:
-    request = v.PolicySimulate(read(arguments.file), _ago(arguments.since))
-    with connect(profile=v.Profile.OWNER) as line:
+    request = v.PolicySimulate(read(arguments.file), _seconds_since(arguments.since))
+    with connect(profile=v.Profile.OWNER) as client:
         try:
-            found = line.call("policy_simulate", request, v.Simulated)
+            found = client.call("policy_simulate", request, v.Simulated)
         except SyscallError as error:
-            error.message = placed(error.message, arguments.file)
+            error.message = with_path(error.message, arguments.file)
             error.hint = error.hint.replace("policy lint`", f"policy lint {arguments.file}`")
             raise
-    sides = [[_of(one, arguments.file) for one in side] for side in (found.blocked, found.allowed)]
+    sides = [
+        [_with_path(one, arguments.file) for one in side] for side in (found.blocked, found.allowed)
+    ]
     if arguments.json:
-        document({"calls": found.calls, "blocked": sides[0], "allowed": sides[1],
+        print_json({"calls": found.calls, "blocked": sides[0], "allowed": sides[1],
                   "more": found.more})  # fmt: skip
         return exits.OK
     differences = [*sides[0], *sides[1]]
     for one in differences:
         print(f"{one.before} -> {one.after}  {one.calls} x {cell(one.action)} {cell(one.object)}")
         print(f"    by {cell(' as '.join(one.subjects))}")
-        print(f"    {cell(one.rule or _MISSING)}")
-    _cut(found.more)
-    note(f"recorded calls judged again: {found.calls}; {_count(differences)}")
+        print(f"    {cell(one.rule or _NO_RULE)}")
+    _print_more(found.more)
+    note(f"recorded calls evaluated: {found.calls}; {_summary(differences)}")
     return exits.OK
 
 
-def _ago(moment: float) -> float:
-    """Seconds since then."""
+def _seconds_since(moment: float) -> float:
+    """Seconds since a Unix time, at least 1."""
     return max(1.0, time.time() - moment)
 
 
-def _of(one: v.Difference, path: str) -> v.Difference:
-    return replace(one, rule=placed(one.rule, path))
+def _with_path(one: v.Difference, path: str) -> v.Difference:
+    return replace(one, rule=with_path(one.rule, path))
 
 
-def _count(differences: Sequence[v.Difference]) -> str:
+def _summary(differences: Sequence[v.Difference]) -> str:
     allow = v.Effect.ALLOW
     blocked = sum(one.calls for one in differences if one.before is allow)
     allowed = sum(one.calls for one in differences if one.after is allow)
@@ -259,42 +261,44 @@ def _count(differences: Sequence[v.Difference]) -> str:
 def learn(arguments: Namespace) -> int:
     who: str = arguments.who
     pid = int(who) if _digits(who) else 0
-    request = v.PolicyLearn(pid, "" if pid else who, _ago(arguments.since))
-    with connect(profile=v.Profile.OWNER) as line:
-        learned = line.call("policy_learn", request, v.Learned)
+    request = v.PolicyLearn(pid, "" if pid else who, _seconds_since(arguments.since))
+    with connect(profile=v.Profile.OWNER) as client:
+        learned = client.call("policy_learn", request, v.Learned)
     if arguments.json:
-        document(learned)
+        print_json(learned)
         return exits.OK
     for row in learned.rules:
         print(cell(row))
     if learned.rules:
         app = learned.rules[0].split(", ")[1]
-        note(f"recorded calls: {learned.calls}; with these rows {app} may do this and nothing else")
+        note(
+            f"recorded calls: {learned.calls}; these rules allow {app} these calls and nothing else"
+        )
     else:
-        note(f"no recorded call needed the consent of {f'pid:{pid}' if pid else f'app:{who}'}")
+        note(f"no recorded call needed a rule for {f'pid:{pid}' if pid else f'app:{who}'}")
     return exits.OK
 
 
 # --- files ------------------------------------------------------------------------------------
 def read(path: str | Path, most: int = limits.POLICY_CHARS) -> str:
-    """The rules in a file, as the kernel reads them. ENOENT, EINVAL, E2BIG: over `most`."""
+    """The text of a file of rules. Raises ENOENT, EINVAL, E2BIG for over `most` characters."""
     try:
         with Path(path).open("rb") as file:
             raw = file.read(4 * most + 1)
         text = raw.decode("utf-8-sig") if len(raw) <= 4 * most else ""
     except UnicodeDecodeError as error:
-        words = f"{path} is not valid UTF-8 at its byte {error.start}"
-        raise SyscallError(Errno.EINVAL, words, "give text in UTF-8") from error
+        message = f"{path} is not valid UTF-8 at byte {error.start}"
+        raise SyscallError(Errno.EINVAL, message, "give text in UTF-8") from error
     except OSError as error:
         errno = Errno.ENOENT if isinstance(error, FileNotFoundError) else Errno.EINVAL
-        hint = "give the path of a file with rules"
+        hint = "give the path of a file of rules"
         raise SyscallError(errno, f"{path}: {error.strerror}", hint) from error
     if len(raw) > 4 * most or len(text) > most:
-        raise TooBig(f"{path} has more than {most} characters", "join rules by roles and /*")
+        raise TooBig(f"{path} has more than {most} characters", "merge rules with roles and /*")
     return text
 
 
-def placed(mistake: str, path: str | Path) -> str:
-    """The kernel thinks of every text as of the own file: name the one that it is from."""
+def with_path(mistake: str, path: str | Path) -> str:
+    """Replace the name of the user rules file, which the kernel reports for every text."""
     own = f"{paths.find().policy_file.name}:"
     return f"{path}:{mistake.removeprefix(own)}" if mistake.startswith(own) else mistake

@@ -1,6 +1,6 @@
-"""How far something long is, on stderr: one redrawn line on a terminal, a single line elsewhere.
+"""Progress of a long call on stderr: one redrawn line on a terminal, a single line elsewhere.
 
-What is over soon shows nothing.
+A call that ends within SHOW_S prints nothing.
 """
 
 import os
@@ -8,9 +8,9 @@ import sys
 from threading import Lock, Timer
 from typing import TypeVar, cast
 
-from llmasos.kernel import limits
-from llmasos.kernel.values import Progress
-from llmasos.userland.line import Stream
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.values import Progress
+from llmasos.userland.client import BlockingStream
 
 from .invocation import CURRENT
 from .show import cell
@@ -19,13 +19,13 @@ R = TypeVar("R")
 _CLEAR = "\r\x1b[K"
 
 
-class Meter:
-    """The line. It begins to be shown SHOW_S after the first word about it."""
+class ProgressMeter:
+    """The progress line. It is shown from SHOW_S after the first report."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._silent = CURRENT.json
-        self._lock = Lock()  # the timer's thread shows it first
+        self._hidden = CURRENT.json
+        self._lock = Lock()  # the thread of the timer draws first
         self._timer: Timer | None = None
         self._last: Progress | None = None
         self._shown = False
@@ -42,13 +42,13 @@ class Meter:
 
     def _begin(self) -> None:
         with self._lock:
-            if self._last is not None and not self._silent:
+            if self._last is not None and not self._hidden:
                 self._shown = True
                 self._draw(self._last)
 
     def _draw(self, progress: Progress) -> None:
-        words = cell(f"{progress.stage} {progress.note}".strip())
-        line = f"{_CLEAR}{words} {progress.done:.0%}" if self._terminal else f"{words} ...\n"
+        text = cell(f"{progress.stage} {progress.note}".strip())
+        line = f"{_CLEAR}{text} {progress.done:.0%}" if self._terminal else f"{text} ...\n"
         sys.stderr.write(line)
         sys.stderr.flush()
 
@@ -62,9 +62,9 @@ class Meter:
                 sys.stderr.flush()
 
 
-def follow(stream: Stream[Progress, R]) -> R:
-    """The reply of a call that tells how far it is."""
-    meter = Meter()
+def follow(stream: BlockingStream[Progress, R]) -> R:
+    """Show the progress reports of a call and return its reply."""
+    meter = ProgressMeter()
     try:
         for progress in stream:
             meter.take(progress)

@@ -1,49 +1,51 @@
-"""`llmasos run`: one question to a model, its answer on stdout."""
+"""`llmasos run`: sends one prompt to a model and prints the answer on stdout."""
 
 from argparse import Namespace
 from collections.abc import Sequence
 
-from llmasos.kernel import limits
-from llmasos.kernel import values as v
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi import values as v
 
-from . import exits, stdin, talk
-from .door import connect
-from .show import document, note, speak
+from . import exits, generation, stdin
+from .connection import connect
+from .show import note, print_json, write_text
 
 
 def run(arguments: Namespace) -> int:
     prompt = _prompt(arguments.prompt)
     if not prompt:
-        raise exits.Usage("there is no prompt", "give it as words, or pipe it in")
-    sampling = talk.sampling(arguments)
-    with connect() as line:
-        spawned = talk.spawn(line, arguments, "run", keep=arguments.keep)
+        raise exits.UsageError("no prompt given", "give it as arguments, or pipe it in")
+    sampling = generation.sampling(arguments)
+    with connect() as client:
+        spawned = generation.spawn(client, arguments, "run", keep=arguments.keep)
         if arguments.keep or arguments.verbose:
             note(f"pid {spawned.pid}")
         request = v.Generate(
             spawned.pid, [v.Message(v.Role.USER, prompt)], raw=arguments.raw,
             sampling=sampling, timeout_s=arguments.timeout,
-            deterministic=arguments.deterministic, **talk.memory(arguments),
+            deterministic=arguments.deterministic, **generation.memory(arguments),
         )  # fmt: skip
-        turn = talk.say(line, request, _swallow if arguments.json else speak)
+        turn = generation.generate(client, request, _discard if arguments.json else write_text)
         _show(turn, spawned, arguments)
         if not arguments.keep:
-            talk.end(line, spawned.pid)
-    talk.whole(turn, sampling)
-    cut = turn.done is None or turn.done.finish is v.Finish.CANCELLED  # by us or by `kill`
-    return exits.INTERRUPTED if cut or turn.interrupted else exits.OK
+            generation.remove_process(client, spawned.pid)
+    generation.check_complete(turn, sampling)
+    cancelled = (
+        turn.done is None or turn.done.finish is v.Finish.CANCELLED
+    )  # by ctrl-C or by `kill`
+    return exits.INTERRUPTED if cancelled or turn.interrupted else exits.OK
 
 
-def _swallow(_text: str) -> None:
-    """JSON is printed when it is whole."""
+def _discard(_text: str) -> None:
+    """With --json the answer is printed as one document at the end."""
 
 
-def _show(turn: talk.Turn, spawned: v.Spawned, arguments: Namespace) -> None:
+def _show(turn: generation.PromptTurn, spawned: v.Spawned, arguments: Namespace) -> None:
     if arguments.json:
-        document({**talk.fields(turn), "pid": spawned.pid, "model": spawned.model})
+        print_json({**generation.turn_fields(turn), "pid": spawned.pid, "model": spawned.model})
         return
     if turn.text and not turn.text.endswith("\n"):
-        speak("\n")
+        write_text("\n")
     if turn.done is None:
         return
     for notice in turn.done.notices:
@@ -52,14 +54,14 @@ def _show(turn: talk.Turn, spawned: v.Spawned, arguments: Namespace) -> None:
         note("[interrupted]")
     if turn.done.finish is v.Finish.LENGTH and not (arguments.schema or arguments.grammar):
         tokens = turn.done.usage.completion_tokens
-        note(f"[cut after {tokens} tokens; --max-tokens allows more]")
+        note(f"[cut off after {tokens} tokens; raise the limit with --max-tokens]")
     if arguments.verbose:
-        note(f"[{talk.usage(turn.done)}]")
+        note(f"[{generation.usage_line(turn.done)}]")
 
 
 def _prompt(words: Sequence[str]) -> str:
-    """The words, then what is piped in. E2BIG, before anything is started for it."""
-    said = talk.clean(" ".join(words), "the prompt")
-    piped = stdin.piped(beside=said).strip()
-    whole = f"{said}\n\n{piped}" if said and piped else said or piped
-    return stdin.bounded(whole, limits.MESSAGE_CHARS, stdin.WHOLE)
+    """The words, then stdin. Raises E2BIG before a daemon is started."""
+    text = generation.clean(" ".join(words), "the prompt")
+    piped = stdin.piped(prefix=text).strip()
+    joined = f"{text}\n\n{piped}" if text and piped else text or piped
+    return stdin.bounded(joined, limits.MESSAGE_CHARS, stdin.WHOLE)

@@ -1,7 +1,7 @@
-"""`llmasos secrets`: keys of other services. No daemon is asked, and no key is ever printed.
+"""`llmasos secrets`: keys of other services. It needs no daemon and never prints a key.
 
-A key is read from stdin, or typed without being shown; it is no argument, since those stand in the
-list of processes and in the shell's history.
+A key is read from stdin, or typed without echo. It is not an argument: arguments are visible in
+the list of processes and in the history of the shell.
 """
 
 import codecs
@@ -9,32 +9,32 @@ import sys
 from argparse import Namespace
 from getpass import getpass
 
-from llmasos.kernel import limits, paths, secrets
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi import limits, paths, secrets
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from . import exits
-from .show import document, note
+from .show import note, print_json
 
 
 def set_(arguments: Namespace) -> int:
     secrets.check_name(arguments.name)
-    where = paths.find().secrets
+    folder = paths.find().secrets
     url = arguments.url
     if url:
-        secrets.origin(url)  # before somebody types the key
-    secrets.put(where, arguments.name, _read(arguments.name), keyring=arguments.keyring, url=url)
+        secrets.origin(url)  # validate before reading the key
+    secrets.put(folder, arguments.name, _read(arguments.name), keyring=arguments.keyring, url=url)
     if arguments.json:
-        document({
+        print_json({
             "keyring": arguments.keyring, "name": arguments.name, "set": True,
-            "url": secrets.bound(where, arguments.name),
+            "url": secrets.bound(folder, arguments.name),
         })  # fmt: skip
     else:
-        note(f"{arguments.name} is kept in {'the keyring' if arguments.keyring else where}")
+        note(f"stored {arguments.name} in {'the keyring' if arguments.keyring else folder}")
     return exits.OK
 
 
 def _read(name: str) -> str:
-    """What was typed or piped in, without the newline at its end."""
+    """The typed or piped key, without its final newline."""
     if sys.stdin.isatty():
         return getpass(f"{name}: ")
     raw = sys.stdin.buffer.read(limits.SECRET_BYTES + 6)
@@ -43,19 +43,19 @@ def _read(name: str) -> str:
             raw.removeprefix(codecs.BOM_UTF8).decode("ascii").removesuffix("\n").removesuffix("\r")
         )
     except UnicodeDecodeError as error:
-        words = f"a secret is ASCII; this one is not at its byte {error.start}"
+        message = f"a secret must be ASCII; byte {error.start} is not"
         raise SyscallError(
-            Errno.EINVAL, words, "give the key alone, as its endpoint shows it"
+            Errno.EINVAL, message, "give only the key, as issued by the endpoint"
         ) from None
 
 
 def list_(arguments: Namespace) -> int:
-    where = paths.find().secrets
-    kept = {name: secrets.bound(where, name) for name in secrets.names(where)}
+    folder = paths.find().secrets
+    stored = {name: secrets.bound(folder, name) for name in secrets.names(folder)}
     if arguments.json:
-        document({"secrets": list(kept), "urls": kept})
+        print_json({"secrets": list(stored), "urls": stored})
     else:
-        for name, url in kept.items():
+        for name, url in stored.items():
             print(f"{name}  {url}".rstrip())
     return exits.OK
 
@@ -63,7 +63,7 @@ def list_(arguments: Namespace) -> int:
 def rm(arguments: Namespace) -> int:
     secrets.remove(paths.find().secrets, arguments.name)
     if arguments.json:
-        document({"name": arguments.name, "removed": True})
+        print_json({"name": arguments.name, "removed": True})
     else:
-        note(f"{arguments.name} is forgotten")
+        note(f"removed {arguments.name}")
     return exits.OK

@@ -1,7 +1,8 @@
-"""What people and programs see: tables, JSON, and text made harmless.
+"""Output for users and programs: tables, JSON and sanitised text.
 
-On a terminal a model's text may hold escape sequences: they are shown, not obeyed. JSON is one
-document with sorted keys, times in ISO 8601 and UTC; streams print one document a line.
+Escape sequences in the text of a model are made visible on a terminal, so that they have no effect.
+JSON is one document with sorted keys and times in ISO 8601 and UTC; streams print one document per
+line.
 """
 
 import json
@@ -15,9 +16,9 @@ from itertools import accumulate
 from typing import Any, cast
 from unicodedata import east_asian_width
 
-from llmasos.kernel.errors import SyscallError
+from llmasos.kernel.abi.errors import SyscallError
 
-from .exits import Usage
+from .exits import UsageError
 from .invocation import CURRENT
 
 _TIMES = frozenset({"created", "ended", "time", "used"})  # Unix seconds
@@ -25,12 +26,12 @@ _ESCAPE = "\x1b"
 _RED, _YELLOW, _GREEN = "31", "33", "32"
 COLOURS = {"ok": _GREEN, "warn": _YELLOW, "fail": _RED}
 
-_COLUMNS = 100  # where there is no terminal
-_LEAST = 10  # columns of a text
-_YEAR_S = 300 * 86_400  # shorter: day and month say which year
+_COLUMNS = 100  # without a terminal
+_MIN_TEXT = 10  # terminal columns
+_RECENT_S = 300 * 86_400  # within this age day and month identify the year
 _DIGITS = ("", *"0123456789")
 
-# Control characters as the pictures that Unicode has for them; tab and newline stay in texts.
+# Control characters as Unicode control pictures; tab and newline are kept in texts.
 _PICTURES = (
     {code: chr(0x2400 + code) for code in range(32)}
     | {127: "\u2421"}
@@ -39,46 +40,46 @@ _PICTURES = (
 _TEXT = {code: picture for code, picture in _PICTURES.items() if chr(code) not in "\t\n"}
 
 
-def harmless(text: str) -> str:
-    """A text that may span lines, for a terminal."""
+def sanitised(text: str) -> str:
+    """A text, possibly of several lines, with control characters made visible."""
     return text.translate(_TEXT)
 
 
 def cell(value: object) -> str:
-    """A value on one line."""
+    """A value as one line, with control characters made visible."""
     return str(value).translate(_PICTURES)
 
 
-def speak(text: str) -> None:
-    """A piece of a model's text, at once."""
-    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+def write_text(text: str) -> None:
+    """Write a piece of a model's text and flush."""
+    sys.stdout.write(sanitised(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 def note(text: str) -> None:
-    """Something for people that is not data. With --json everything is in the documents."""
+    """Print a note for users on stderr. Prints nothing with --json: the documents have all data."""
     if CURRENT.json:
         return
     sys.stdout.flush()
-    print(harmless(text), file=sys.stderr, flush=True)
+    print(sanitised(text), file=sys.stderr, flush=True)
 
 
-def complain(error: SyscallError) -> None:
-    """What happened and what to do, on stderr; with --json as one object."""
+def print_error(error: SyscallError) -> None:
+    """Print the message and the hint on stderr; with --json as one object."""
     sys.stdout.flush()
     if CURRENT.json:
-        print(packed(failure(error)), file=sys.stderr, flush=True)
+        print(json_text(error_fields(error)), file=sys.stderr, flush=True)
         return
-    words = f"llmasos: {error.errno.name}:"
-    if isinstance(error, Usage):
-        words = f"llmasos {CURRENT.verb}:" if CURRENT.verb else "llmasos:"
-    head = paint(words, _RED, sys.stderr.isatty())
-    hint = f"\n  {harmless(error.hint)}" if error.hint else ""
-    print(f"{head} {harmless(error.message)}{hint}", file=sys.stderr, flush=True)
+    prefix = f"llmasos: {error.errno.name}:"
+    if isinstance(error, UsageError):
+        prefix = f"llmasos {CURRENT.verb}:" if CURRENT.verb else "llmasos:"
+    head = paint(prefix, _RED, sys.stderr.isatty())
+    hint = f"\n  {sanitised(error.hint)}" if error.hint else ""
+    print(f"{head} {sanitised(error.message)}{hint}", file=sys.stderr, flush=True)
 
 
-def failure(error: SyscallError) -> dict[str, object]:
-    """An error as JSON."""
+def error_fields(error: SyscallError) -> dict[str, object]:
+    """The fields of an error for JSON output."""
     return {"errno": error.errno.name, "number": int(error.errno), "message": error.message,
             "hint": error.hint}  # fmt: skip
 
@@ -97,52 +98,52 @@ def iso(seconds: float) -> str:
 
 
 def minute(seconds: float) -> str:
-    """The same, to the minute, for people."""
+    """The same, to the minute, without the T."""
     return iso(seconds)[:16].replace("T", " ")
 
 
-def moment(seconds: float, now: float) -> str:
-    """The same in eleven columns, as `ls` does it: of this year the time, of others the year."""
+def short_time(seconds: float, now: float) -> str:
+    """The same in at most 11 columns, like `ls`: recent with the time, older with the year."""
     if not seconds:
         return "-"
     stamp = iso(seconds)
-    return stamp[5:16].replace("T", " ") if abs(now - seconds) < _YEAR_S else stamp[:10]
+    return stamp[5:16].replace("T", " ") if abs(now - seconds) < _RECENT_S else stamp[:10]
 
 
-def plain(value: Any) -> Any:
-    """Values of the syscall table as what JSON can hold."""
+def jsonable(value: Any) -> Any:
+    """Values of the syscall table as JSON types."""
     if is_dataclass(value):
         return {
             field.name: _field(field.name, getattr(value, field.name)) for field in fields(value)
         }
     if isinstance(value, dict):
         named = cast("dict[str, object]", value)
-        return {name: plain(one) for name, one in named.items()}
+        return {name: jsonable(one) for name, one in named.items()}
     if isinstance(value, list):
-        return [plain(one) for one in cast("list[object]", value)]
+        return [jsonable(one) for one in cast("list[object]", value)]
     return value
 
 
 def _field(name: str, value: Any) -> Any:
     if name in _TIMES and isinstance(value, float):
-        return iso(value) if value else None  # not known
-    return plain(value)
+        return iso(value) if value else None  # 0: unknown
+    return jsonable(value)
 
 
-def document(value: object) -> None:
-    """One JSON document, on one line."""
-    print(packed(value), flush=True)
+def print_json(value: object) -> None:
+    """Print one JSON document on one line."""
+    print(json_text(value), flush=True)
 
 
-def packed(value: object) -> str:
-    return json.dumps(plain(value), sort_keys=True, ensure_ascii=False)
+def json_text(value: object) -> str:
+    return json.dumps(jsonable(value), sort_keys=True, ensure_ascii=False)
 
 
 # --- tables -----------------------------------------------------------------------------------
 def table(
     head: Sequence[str], rows: Iterable[Sequence[object]], *, ends_in_text: bool = False
 ) -> None:
-    """Columns as wide as they need; numbers to the right, but not in a last column of texts."""
+    """Print columns as wide as needed. Numbers are right-aligned, except in a last text column."""
     lines = [list(head), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     right = [
@@ -158,17 +159,17 @@ def table(
         print("  ".join(padded).rstrip())
 
 
-def cut(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table whose last column is a text: as much of it as the line has room for."""
+def table_clipped(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table whose last column is a text, clipped to the width of the terminal."""
     lines = [list(head), *([cell(value) for value in row[:-1]] for row in rows)]
     taken = sum(max(len(line[i]) for line in lines) + 2 for i in range(len(head) - 1))
-    room = max(_LEAST, columns() - taken)
+    room = max(_MIN_TEXT, columns() - taken)
     rows = [[*row[:-1], clip(str(row[-1]), room)] for row in rows]
     table(head, rows, ends_in_text=True)
 
 
 def clip(text: str, room: int) -> str:
-    """A text on one line, its end cut off to fit; wide letters take two columns."""
+    """A text as one line, cut off to fit; wide letters take two columns."""
     flat = " ".join(text.split())
     ends = list(accumulate(1 + (east_asian_width(letter) in "WF") for letter in flat))
     if not ends or ends[-1] <= room:
@@ -177,17 +178,17 @@ def clip(text: str, room: int) -> str:
 
 
 def columns() -> int:
-    """Of the terminal; elsewhere, of one that would be wide."""
-    said = os.environ.get("COLUMNS", "")
-    if said.isdigit() and int(said):
-        return int(said)
+    """The width of the terminal; without one, _COLUMNS."""
+    variable = os.environ.get("COLUMNS", "")
+    if variable.isdigit() and int(variable):
+        return int(variable)
     if not sys.stdout.isatty():
         return _COLUMNS
     return os.get_terminal_size(sys.stdout.fileno()).columns or _COLUMNS
 
 
-def card(value: Mapping[str, object]) -> None:
-    """Names and values below each other; what has no value is left out."""
+def key_values(value: Mapping[str, object]) -> None:
+    """Print one name and value per line; empty values are omitted."""
     shown = {name: text for name, one in value.items() if (text := cell(one))}
     width = max(map(len, shown), default=0)
     for name, text in shown.items():
@@ -195,7 +196,7 @@ def card(value: Mapping[str, object]) -> None:
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """Bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -204,7 +205,7 @@ def size(count: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A duration for people: 12s, 3m05s, 2h07m, 4d."""
+    """A duration as 12s, 3m05s, 2h07m or 4d."""
     whole = max(0, int(seconds))
     if whole < 60:
         return f"{whole}s"

@@ -1,4 +1,4 @@
-"""The standard streams of the command, whatever it was started with.
+"""Makes the standard streams usable, whatever state the command was started in.
 
 Loaded by every call: standard library only.
 """
@@ -9,24 +9,24 @@ import os
 import sys
 from collections.abc import Sequence
 
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
 
-class Closed(io.TextIOBase):
-    """Standard output that was closed: what is printed is refused instead of lost."""
+class ClosedOutput(io.TextIOBase):
+    """Replaces a closed standard output: printing raises EINVAL instead of losing text."""
 
     def write(self, text: str, /) -> int:
         raise SyscallError(
-            Errno.EINVAL, "standard output is closed: nothing can be printed",
-            "`> /dev/null` drops what is printed",
+            Errno.EINVAL, "standard output is closed: cannot print",
+            "`> /dev/null` discards the output",
         )  # fmt: skip
 
 
 def prepare() -> None:
-    """Descriptors 0 to 2 are open, and no letter is an error.
+    """Open closed descriptors 0 to 2, and escape characters that a stream cannot encode.
 
-    A descriptor that was closed would be given to the next socket or file, and what is printed
-    would go there.
+    A closed descriptor would be reused for the next socket or file, which would then receive
+    the printed text.
     """
     for number in range(3):
         try:
@@ -34,7 +34,7 @@ def prepare() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115  open until the end
-    sys.stdout = sys.stdout or Closed()
+    sys.stdout = sys.stdout or ClosedOutput()
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -42,7 +42,7 @@ def prepare() -> None:
 
 
 def restart_in_utf8() -> None:
-    """Where Python would read and write ASCII only (LC_ALL=C with PYTHONUTF8=0), begin again."""
+    """Re-execute in UTF-8 mode if the encoding is ASCII (LC_ALL=C with PYTHONUTF8=0)."""
     if codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
         rest: Sequence[str] = sys.orig_argv[1:]
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *rest])

@@ -1,13 +1,13 @@
-"""The verbs: one table that the parser and the help are made of.
+"""The table of verbs. The parser and the help are generated from it.
 
-A row names the verb, where its function stands ("module:function", relative to this folder unless
-it is dotted) and its arguments as argparse takes them. Nothing heavy is imported here: the help is
-printed from this table alone.
+A row holds the name of the verb, its function ("module:function", relative to this package if the
+module starts with a dot) and its arguments as argparse takes them. No heavy module is imported
+here: `--help` loads only this table.
 """
 
 from collections.abc import Mapping
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 
 from . import table_memory
 from .duration import duration, interval, since
@@ -19,305 +19,332 @@ EVENTS = ("begin", "end", "call", "refused", "process", "device", "job", "policy
 ROLES = ("owner", "operator", "user", "guest")  # of users
 _USER = option("name", metavar="NAME", type=user)
 _NICE = between(int, limits.NICE_MIN, limits.NICE_MAX)
-_MODEL = option("-m", "--model", help="a model's name or alias")
+_MODEL = option("-m", "--model", help="name or alias of a model [default: $LLMASOS_MODEL, else the "
+                "setting `model`, else smollm2]")  # fmt: skip
 _PIDS = option("pids", nargs="+", metavar="PID", type=between(int, 1, 2**53))
-_SETTING = option("name", metavar="SETTING", help="as `config list` shows it")
+_SETTING = option("name", metavar="SETTING", help="as shown by `config list`")
 _SET = option("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
-              help="an option of its driver, as window=4096; repeatable")  # fmt: skip
+              help="driver option, such as window=4096; repeatable")  # fmt: skip
 _SAMPLING = (
     option("--max-tokens", type=between(int, 1, limits.WINDOW_MAX), metavar="N",
-           help=f"at most so many new tokens (default {limits.MAX_TOKENS})"),
+           help=f"maximum number of new tokens [default: {limits.MAX_TOKENS}]"),
     option("--temperature", type=between(float, 0, 100), metavar="T",
-           help=f"0 is greedy (default {limits.TEMPERATURE})"),
+           help=f"sampling temperature; 0 is greedy [default: {limits.TEMPERATURE}]"),
     option("--repeat-penalty", type=between(float, 0.01, 10), metavar="P",
-           default=limits.REPEAT_PENALTY, help="over 1: words come back less often "
-           f"(default {limits.REPEAT_PENALTY})"),
+           default=limits.REPEAT_PENALTY, help="values above 1 reduce repetition "
+           f"[default: {limits.REPEAT_PENALTY}]"),
     option("--seed", type=between(int, 0, limits.SEED_MAX), metavar="N",
-           help="for the same again; a chat counts it up with each turn"),
-    option("--stop", action="append", metavar="TEXT", help="end before this text; repeatable"),
-    option("--grammar", metavar="FILE", help="the answer is what this GBNF grammar allows"),
-    option("--schema", metavar="FILE", help="the answer is JSON under this JSON schema"),
+           help="random seed for reproducible answers; chat adds 1 after each turn"),
+    option("--stop", action="append", metavar="TEXT", help="stop before this text; repeatable"),
+    option("--grammar", metavar="FILE", help="constrain the answer to this GBNF grammar"),
+    option("--schema", metavar="FILE",
+           help="constrain the answer to JSON that satisfies this JSON schema"),
     option("--bias", action="append", type=bias, metavar="ID=VALUE",
-           help="add -100 to 100 to a token's score; repeatable"),
+           help="add VALUE (-100 to 100) to the logit of token ID; repeatable"),
     option("--logprobs", type=between(int, 0, limits.LOGPROBS), metavar="N",
-           help="with --json: each token's probability, and the N likeliest"),
+           help="with --json: print the probabilities of each token and of the N most likely"),
     option("--deterministic", action="store_true",
-           help="refuse unless what runs beside changes nothing in the answer"),
+           help="fail unless concurrent calls cannot change the answer"),
     option("--nice", type=_NICE, default=0, metavar="N",
-           help="-20 (large share) to 19 (small); counts when more answer than the engine seats"),
+           help="-20 (large share) to 19 (small share); applies when all slots of the engine are "
+           "in use [default: 0]"),
     option("--system", default="", metavar="TEXT", help="system prompt"),
     TIMEOUT,
     option("--overflow", choices=table_memory.OVERFLOW, default="page",
-           help="what does not fit the window is paged (default), or an error"),
-    option("--no-recall", action="store_true", help="bring no earlier pages back into the window"),
+           help="page out what exceeds the window, or fail with an error [default: page]"),
+    option("--no-recall", action="store_true", help="do not recall pages into the window"),
 )  # fmt: skip
 _SINCE = option("--since", type=since, default="7d", metavar="TIME",
-                help=f"calls not older: {AGO} (default 7d)")  # fmt: skip
+                help=f"only calls since TIME: {AGO} [default: 7d]")  # fmt: skip
 _SIGNAL = (
     option("-s", "--signal", type=str.upper, choices=SIGNALS, default="TERM",
-           help="TERM ends it, KILL forgets the turn in flight, INT ends only its call"),
-    *(option(f"-{name}", dest="signal", action="store_const", const=name, help=f"-s {name}")
+           help="TERM ends the process, KILL also discards the turn in flight, INT ends only "
+           "its current call [default: TERM]"),
+    *(option(f"-{name}", dest="signal", action="store_const", const=name, help=f"same as -s {name}")
       for name in SIGNALS),
-    option("-9", dest="signal", action="store_const", const="KILL", help="-s KILL"),
+    option("-9", dest="signal", action="store_const", const="KILL", help="same as -s KILL"),
 )  # fmt: skip
 
 _ROWS = (
-    Verb("run", ".run:run", "ask a model; the prompt is the words, then stdin", (
+    Verb("run", ".run:run", "send a prompt to a model: the arguments, then stdin", (
         _MODEL, *_SAMPLING,
-        option("--raw", action="store_true", help="no chat template: the text as it is"),
-        option("--keep", action="store_true", help="the process stays, for `chat --pid`"),
-        option("-v", "--verbose", action="store_true", help="the pid and the usage, on stderr"),
+        option("--raw", action="store_true", help="use no chat template: send the prompt verbatim"),
+        option("--keep", action="store_true", help="keep the process, for `chat --pid`"),
+        option("-v", "--verbose", action="store_true",
+               help="print the pid and the usage on stderr"),
         JSON, option("prompt", nargs="*", metavar="PROMPT"),
     ), starts=True),
-    Verb("chat", ".chat:chat", "talk to a model; its process keeps the conversation", (
+    Verb("chat", ".chat:chat", "chat with a model; the process keeps the conversation", (
         _MODEL, *_SAMPLING,
-        option("--pid", type=between(int, 1, 2**53), help="go on with this process"), JSON,
+        option("--pid", type=between(int, 1, 2**53),
+               help="continue the conversation of this process"), JSON,
     ), starts=True),
-    Verb("embed", ".embed:embed", "texts, or the lines of stdin, as vectors: one JSON line each", (
+    Verb("embed", ".embed:embed", "embed texts or lines of stdin; print one JSON line each", (
         _MODEL, JSON, option("texts", nargs="*", metavar="TEXT"),
     ), starts=True),
     Verb("ps", ".processes:ps", "list processes", (
-        option("-a", "--all", action="store_true", help="those that have ended, too"),
-        option("-l", "--long", action="store_true", help="every column, however wide"),
-        option("-q", "--quiet", action="store_true", help="pids only"), JSON,
+        option("-a", "--all", action="store_true", help="include ended processes"),
+        option("-l", "--long", action="store_true", help="show all columns at full width"),
+        option("-q", "--quiet", action="store_true", help="print only pids"), JSON,
     )),
-    Verb("top", ".top:top", "processes and devices, again and again", (
-        option("--once", action="store_true", help="only once"),
+    Verb("top", ".top:top", "show processes and devices, updated periodically", (
+        option("--once", action="store_true", help="print once and exit"),
         option("--interval", type=interval, default=2.0, metavar="TIME",
-               help="between two looks: seconds, or as 1m (default 2)"),
+               help="update interval: seconds, or as 1m [default: 2]"),
         JSON,
     )),
-    Verb("fork", ".processes:fork", "start children that go on from what a process has said", (
+    Verb("fork", ".processes:fork", "create children that share the context of a process", (
         option("-n", "--count", type=between(int, 1, limits.FORKS), default=1, metavar="COUNT",
-               help="how many (default 1)"),
-        option("--app", default="", metavar="NAME", help="for `ps`; else the parent's"),
-        option("--nice", type=_NICE, metavar="N", help="else the parent's"), JSON, PID,
+               help="number of children [default: 1]"),
+        option("--app", default="", metavar="NAME",
+               help="app name shown by `ps` [default: the parent's]"),
+        option("--nice", type=_NICE, metavar="N",
+               help="nice value [default: the parent's]"), JSON, PID,
     )),
     Verb("kill", ".processes:kill", "send a signal to processes", (
         *_SIGNAL, JSON, _PIDS,
     )),
-    Verb("nice", ".processes:nice", "change a process's share", (
-        JSON, option("nice", metavar="N", type=_NICE, help="-20 (large share) to 19 (small)"),
+    Verb("nice", ".processes:nice", "set the nice value of a process", (
+        JSON, option("nice", metavar="N", type=_NICE, help="-20 (large share) to 19 (small share)"),
         PID,
     )),
-    Verb("wait", ".ending:wait", "wait for processes to end; exits with their first code over 0", (
+    Verb("wait", ".ending:wait", "wait for processes to end; exit with their first nonzero code", (
         TIMEOUT, JSON, _PIDS,
     )),
-    Verb("rm", ".ending:rm", "end processes, and remove them with their pages", (
-        option("-f", "--force", action="store_true", help="forget the turn in flight, too"),
+    Verb("rm", ".ending:rm", "end processes and remove them with their pages", (
+        option("-f", "--force", action="store_true", help="discard the turn in flight"),
         JSON, _PIDS,
     )),
-    Verb("prune", ".ending:prune", "remove processes that have ended, with their pages", (
+    Verb("prune", ".ending:prune", "remove ended processes with their pages", (
         option("--kept", action="store_true",
-               help="also conversations that were kept and that nobody is using"),
+               help="also remove kept conversations that are not in use"),
         option("--older-than", type=duration, metavar="TIME",
-               help="only what ended, or was used last, so long ago: 12h, 30d"),
-        option("--dry-run", action="store_true", help="only say what would be removed"),
+               help="only processes that ended or were last used at least TIME ago: 12h, 30d"),
+        option("--dry-run", action="store_true", help="only print what would be removed"),
         option("-y", "--yes", action="store_true",
-               help="do not ask; needed where there is no terminal"),
+               help="do not ask for confirmation; required without a terminal"),
         JSON,
     )),
-    Verb("attach", ".processes:attach", "follow what a process says; ctrl-C detaches",
+    Verb("attach", ".processes:attach", "follow the output of a process; ctrl-C detaches",
          (JSON, PID)),
     *table_memory.ROWS,
-    Verb("logs", ".journal:logs", "the journal: every call and its outcome", (
-        option("-f", "--follow", action="store_true", help="wait for more"),
-        option("-n", "--lines", type=between(int, 0, 10**6), metavar="N", help="the last N"),
-        option("--since", type=since, metavar="TIME", help=f"not older: {AGO}"),
-        option("--after", type=between(int, 0, 2**53), metavar="N", help="after event number N"),
+    Verb("logs", ".journal:logs", "print the journal: every call and its outcome", (
+        option("-f", "--follow", action="store_true", help="wait for new events"),
+        option("-n", "--lines", type=between(int, 0, 10**6), metavar="N",
+               help="print the last N events [default with -f: 10]"),
+        option("--since", type=since, metavar="TIME", help=f"only events since TIME: {AGO}"),
+        option("--after", type=between(int, 0, 2**53), metavar="N",
+               help="only events after event number N"),
         option("--kind", action="append", default=[], metavar="KIND", choices=EVENTS,
-               help=f"{', '.join(EVENTS)}; repeatable"),
+               help=f"only events of this kind: {', '.join(EVENTS)}; repeatable"),
         JSON, option("pid", nargs="?", default=0, metavar="PID", type=between(int, 1, 2**53)),
     )),
-    Verb("models list", ".models:list_", "installed models", (JSON,), starts=True),
-    Verb("models show", ".models:show", "one model: file, digest, licence",
+    Verb("models list", ".models:list_", "list installed models", (JSON,), starts=True),
+    Verb("models show", ".models:show", "show a model: file, digest, licence",
          (JSON, option("name", metavar="NAME")), starts=True),
-    Verb("models add", ".models:add", "install a GGUF file, used in place, or an endpoint's url", (
-        _SET, JSON, option("--no-check", action="store_true", help="do not look at the endpoint"),
-        option("name", metavar="NAME"), option("file", metavar="FILE|URL", help="a url as https://api.example.com/v1"),
+    Verb("models add", ".models:add", "add a GGUF file (used in place) or the URL of an endpoint", (
+        _SET, JSON, option("--no-check", action="store_true", help="do not contact the endpoint"),
+        option("name", metavar="NAME"), option("file", metavar="FILE|URL",
+                                            help="a URL such as https://api.example.com/v1"),
     ), starts=True),
-    Verb("models alias", ".models:alias", "give a model a second name",
+    Verb("models alias", ".models:alias", "add an alias for a model",
          (JSON, option("name", metavar="NAME"), option("image", metavar="EXISTING")), starts=True),
-    Verb("models rm", ".models:rm", "remove a model's entry or an alias; no file is deleted",
+    Verb("models rm", ".models:rm", "remove a model or an alias from the list; deletes no file",
          (JSON, option("name", metavar="NAME")), starts=True),
-    Verb("models tune", ".tune:tune", "requantise a model for this machine, and measure it", (
-        option("--small", action="store_true", help="Q4_K_M: smaller than the default Q8_0"),
+    Verb("models tune", ".tune:tune", "requantise a model for this machine and measure it", (
+        option("--small", action="store_true", help="use Q4_K_M: smaller than the default, Q8_0"),
         option("--to", type=str.upper, metavar="QUANT", default="",
-               help="another quantisation of llama.cpp, as Q6_K; a wrong one lists them"),
-        option("--no-measure", action="store_true", help="no perplexity, no speed: seconds"),
+               help="use this llama.cpp quantisation, such as Q6_K; an unknown name lists all"),
+        option("--no-measure", action="store_true",
+               help="skip the measurement of perplexity and speed; takes seconds"),
         option("--off", action="store_true",
-               help="use the original file again, and delete what was made"),
+               help="use the original file again and delete the tuned file"),
         JSON, option("name", metavar="NAME"),
     ), starts=True),
-    Verb("devices", ".devices:devices", "what computes here, what is mounted and why there",
+    Verb("devices", ".devices:devices", "list hardware and mounted models, with placement reasons",
          (JSON,)),
     Verb("devices restart", ".devices:restart",
-         "end a model's engine, or recall, and start it again",
+         "restart the engine of a model, or the recall process",
          (JSON, option("device", metavar="NAME"))),
-    Verb("poison list", ".poison:list_", "calls that are refused, as they crashed their engine",
+    Verb("poison list", ".poison:list_", "list calls quarantined for crashing their engine",
          (JSON,)),
-    Verb("poison lift", ".poison:lift", "let such a call run again", (
-        option("--all", action="store_true", help="every one"),
+    Verb("poison lift", ".poison:lift", "release a call from quarantine", (
+        option("--all", action="store_true", help="release all calls"),
         JSON, option("id", metavar="ID", nargs="?", default=""),
     )),
-    Verb("mount", ".devices:mount", "start a model's engine", (
+    Verb("mount", ".devices:mount", "start the engine of a model", (
         _SET,
-        option("--pin", action="store_true", help="never unload it by itself"),
+        option("--pin", action="store_true", help="never unload the model automatically"),
         option("--deterministic", action="store_true",
-               help="what runs beside a call changes nothing in it; slower"),
+               help="concurrent calls cannot change each other's answers; slower"),
         JSON, option("image", metavar="MODEL"),
     ), starts=True),
-    Verb("unmount", ".devices:unmount", "stop a model's engine; its processes keep their pages",
+    Verb("unmount", ".devices:unmount",
+         "stop the engine of a model; its processes keep their pages",
          (JSON, option("image", metavar="MODEL"))),
     Verb("daemon start", ".daemon:start",
          "start the kernel in the background; takes --SETTING VALUE", (JSON,), extra=True,
          local=True),
-    Verb("daemon stop", ".daemon:stop", "stop the kernel; calls in flight get some seconds", (
-        option("--now", action="store_true", help="do not wait for them"), JSON,
+    Verb("daemon stop", ".daemon:stop",
+         f"stop the kernel; wait {limits.DRAIN_S:g} s for calls in flight", (
+        option("--now", action="store_true", help="do not wait for calls in flight"), JSON,
     )),
     Verb("daemon restart", ".daemon:restart",
-         "stop the kernel and start it as it was; takes --SETTING VALUE", (
+         "restart the kernel with its flags; takes --SETTING VALUE", (
         option("--now", action="store_true", help="do not wait for calls in flight"), JSON,
     ), extra=True, local=True),
-    Verb("daemon status", ".daemon:status", "ask the kernel how it is", (JSON,)),
-    Verb("daemon logs", ".daemon:logs", "what the daemon wrote about itself", (
-        option("-f", "--follow", action="store_true", help="wait for more"),
+    Verb("daemon status", ".daemon:status", "show the status of the kernel", (JSON,)),
+    Verb("daemon logs", ".daemon:logs", "print the log of the daemon", (
+        option("-f", "--follow", action="store_true", help="wait for new lines"),
         option("-n", "--lines", type=between(int, 0, 10**6), default=100, metavar="N",
-               help="the last N (default 100)"),
+               help="print the last N lines [default: 100]"),
         JSON,
     ), local=True),
-    Verb("daemon run", ".daemon:run", "run the kernel here", rest=True, local=True),
-    Verb("secrets set", ".secrets:set_", "keep a key of an endpoint; it is read from stdin", (
-        option("--keyring", action="store_true", help="in the desktop's keyring, not in a file"),
+    Verb("daemon run", ".daemon:run", "run the kernel in the foreground", rest=True, local=True),
+    Verb("secrets set", ".secrets:set_", "store the key of an endpoint; reads it from stdin", (
+        option("--keyring", action="store_true",
+               help="store in the keyring of the desktop instead of a file"),
         option("--url", default="", metavar="URL",
-               help="the endpoint it is for (else the first model that is added with it)"),
+               help="endpoint of the key [default: that of the first model added with it]"),
         JSON, option("name", metavar="NAME"),
     ), local=True),
-    Verb("secrets list", ".secrets:list_", "names of the keys, and what each is for", (JSON,),
+    Verb("secrets list", ".secrets:list_",
+         "list the names of stored keys and their endpoints", (JSON,),
          local=True),
-    Verb("secrets rm", ".secrets:rm", "forget a key", (JSON, option("name", metavar="NAME")),
+    Verb("secrets rm", ".secrets:rm", "remove a stored key", (JSON, option("name", metavar="NAME")),
          local=True),
-    Verb("users add", ".users:add", "let somebody in", (
+    Verb("users add", ".users:add", "add a user", (
         option("--uid", type=between(int, 0, 2**32 - 2), metavar="N",
-               help="known by this number of the operating system; without it by keys only"),
-        option("--role", choices=ROLES, default="user", help="what they may do (default user)"),
+               help="user id of the operating system; without it the user needs a key"),
+        option("--role", choices=ROLES, default="user", help="role of the user [default: user]"),
         JSON, _USER,
     ), starts=True),
-    Verb("users list", ".users:list_", "who may come, and who is here", (JSON,), starts=True),
+    Verb("users list", ".users:list_",
+         "list users and the number of their connections", (JSON,), starts=True),
     Verb("users rm", ".users:rm",
-         "remove a user, with keys, processes and pages", (
+         "remove a user with all keys, processes and pages", (
         option("-y", "--yes", action="store_true",
-               help="do not ask; needed where there is no terminal"), JSON, _USER,
+               help="do not ask for confirmation; required without a terminal"), JSON, _USER,
     ), starts=True),
-    Verb("users role", ".users:role", "change what a user may do", (
+    Verb("users role", ".users:role", "change the role of a user", (
         JSON, _USER, option("role", metavar="ROLE", choices=ROLES, help=", ".join(ROLES)),
     ), starts=True),
-    Verb("keys create", ".keys:create", "make a user's key; it is printed this once", (
-        option("--user", required=True, type=user, metavar="NAME", help="whose"),
+    Verb("keys create", ".keys:create", "create a key for a user; it is printed only once", (
+        option("--user", required=True, type=user, metavar="NAME", help="user of the key"),
         option("--expires", type=duration, metavar="TIME",
-               help="from now, as 12h, 90d or 2w (default: never)"),
+               help="lifetime, such as 12h, 90d or 2w [default: unlimited]"),
         JSON,
     ), starts=True),
-    Verb("keys list", ".keys:list_", "keys, without what is secret in them", (
-        option("--user", type=user, metavar="NAME", help="of this user only"), JSON,
+    Verb("keys list", ".keys:list_", "list keys without their secrets", (
+        option("--user", type=user, metavar="NAME", help="only keys of this user"), JSON,
     ), starts=True),
-    Verb("keys revoke", ".keys:revoke", "end a key; its connections close",
-         (JSON, option("id", metavar="ID", help="as `keys list` shows it")), starts=True),
-    Verb("policy list", ".policy:list_", "the rules in force: who may do what", (
-        option("--own", action="store_true", help="only those that you added"), JSON,
+    Verb("keys revoke", ".keys:revoke", "revoke a key and close its connections",
+         (JSON, option("id", metavar="ID", help="as shown by `keys list`")), starts=True),
+    Verb("policy list", ".policy:list_", "list the rules in force", (
+        option("--own", action="store_true", help="only rules that you added"), JSON,
     ), starts=True),
-    Verb("policy add", ".policy:add", "add rules; all of them, or none", (
+    Verb("policy add", ".policy:add", "add rules, all or none", (
         JSON, option("rows", nargs="+", metavar="ROW",
-                      help="as `p, r:careful, spawn, /dev/image/big, deny`; quote each"),
+                      help="such as `p, r:careful, spawn, /dev/image/big, deny`; quote each row"),
     ), starts=True),
-    Verb("policy rm", ".policy:rm", "remove rules; all of them, or none", (
-        JSON, option("rows", nargs="+", metavar="ROW", help="as `policy list --own` shows it"),
+    Verb("policy rm", ".policy:rm", "remove rules, all or none", (
+        JSON, option("rows", nargs="+", metavar="ROW", help="as shown by `policy list --own`"),
     ), starts=True),
-    Verb("policy edit", ".editor:edit", "open your rules in $VISUAL or $EDITOR", (JSON,),
+    Verb("policy edit", ".editor:edit", "edit your rules in $VISUAL or $EDITOR", (JSON,),
          starts=True),
-    Verb("policy undo", ".policy:undo", "go back to your rules before the last change", (JSON,),
+    Verb("policy undo", ".policy:undo", "undo the last change to your rules", (JSON,),
          starts=True),
-    Verb("policy reload", ".policy:reload", "read the file of your rules again", (JSON,),
+    Verb("policy reload", ".policy:reload", "reload the file of your rules", (JSON,),
          starts=True),
-    Verb("policy lint", ".lint:lint", "every mistake in a file of rules; needs no daemon", (
-        JSON, option("file", nargs="?", metavar="FILE", help="default: your rules"),
+    Verb("policy lint", ".lint:lint", "check a file of rules for mistakes; needs no daemon", (
+        JSON, option("file", nargs="?", metavar="FILE", help="[default: the file of your rules]"),
     ), local=True),
-    Verb("policy test", ".policy:test", "allow, ask or deny; exit code 0, 75 or 77", (
+    Verb("policy test", ".policy:test",
+         "test a permission; exit 0 (allow), 75 (ask) or 77 (deny)", (
         JSON, option("words", nargs="+", metavar="WORD",
-                      help="SUBJECT... ACTION OBJECT, as u:$USER r:careful spawn /dev/image/big"),
+                     help="SUBJECT... ACTION OBJECT, as u:$USER r:careful spawn /dev/image/big"),
     ), starts=True),
-    Verb("policy explain", ".policy:explain", "why, and what to change for another answer", (
+    Verb("policy explain", ".policy:explain",
+         "explain a decision and the rules that would change it", (
         JSON, option("words", nargs="+", metavar="WORD",
-                      help="the number that a refusal told, or SUBJECT... ACTION OBJECT"),
+                      help="the call number from an error message, or SUBJECT... ACTION OBJECT"),
     ), starts=True),
-    Verb("policy simulate", ".policy:simulate", "what other rules would do to recorded calls", (
-        _SINCE, JSON, option("file", metavar="FILE", help="instead of your rules"),
+    Verb("policy simulate", ".policy:simulate", "evaluate recorded calls under other rules", (
+        _SINCE, JSON, option("file", metavar="FILE", help="rules to use instead of yours"),
     ), starts=True),
-    Verb("policy learn", ".policy:learn", "the least rules that recorded calls needed", (
-        _SINCE, JSON, option("who", metavar="PID|APP", help="whose calls"),
+    Verb("policy learn", ".policy:learn", "print the minimal rules that recorded calls need", (
+        _SINCE, JSON,
+        option("who", metavar="PID|APP", help="process or app whose calls are evaluated"),
     ), starts=True),
     Verb("config list", ".config:list_",
-         "settings of the daemon that runs; what waits for a restart",
+         "list the settings of the daemon and pending changes",
          (JSON,), local=True),
-    Verb("config get", ".config:get", "one setting", (JSON, _SETTING), local=True),
-    Verb("config set", ".config:set_", "write a setting into config.toml, for the next start", (
+    Verb("config get", ".config:get", "print a setting", (JSON, _SETTING), local=True),
+    Verb("config set", ".config:set_", "write a setting to config.toml, for the next start", (
         JSON, _SETTING, option("value", metavar="VALUE"),
     ), local=True),
-    Verb("config unset", ".config:unset", "take a setting out of config.toml", (JSON, _SETTING),
+    Verb("config unset", ".config:unset", "remove a setting from config.toml", (JSON, _SETTING),
          local=True),
-    Verb("config path", ".config:path", "where files live", (JSON,), local=True),
-    Verb("doctor", ".doctor:doctor", "look for what is wrong, and say how to mend it", (JSON,),
+    Verb("config path", ".config:path",
+         "print the paths of files and directories", (JSON,), local=True),
+    Verb("doctor", ".doctor:doctor", "check this machine for problems and suggest fixes", (JSON,),
          local=True),
-    Verb("bench", "llmasos.userland.bench:main", "measure this machine", rest=True, local=True),
-    Verb("version", ".version:version", "versions", (JSON,), local=True),
+    Verb("bench", "llmasos.userland.bench:main",
+         "run benchmarks on this machine", rest=True, local=True),
+    Verb("version", ".version:version", "print the version", (JSON,), local=True),
 )  # fmt: skip
-VERBS = {row.words: row for row in _ROWS}
-GROUPS = frozenset(row.words.split()[0] for row in _ROWS if " " in row.words)
+VERBS = {row.name: row for row in _ROWS}
+GROUPS = frozenset(row.name.split()[0] for row in _ROWS if " " in row.name)
 
 
 def _lines(rows: Mapping[str, str]) -> str:
     width = max(map(len, rows))
-    return "\n".join(f"  {words:{width}}  {summary}" for words, summary in rows.items())
+    return "\n".join(f"  {name:{width}}  {summary}" for name, summary in rows.items())
 
 
 def help_text() -> str:
     return (
         "usage: llmasos VERB [ARGUMENT ...]\n\n"
         "The operating system for language-model agents.\n\n"
-        f"{_lines({row.words: row.summary for row in _ROWS})}\n\n"
-        "`llmasos VERB --help` tells more. Every verb takes --json; then errors are JSON.\n"
-        "run, chat, embed, mount and the verbs about models, users, keys and rules start\n"
-        "a private daemon when none answers; the others are about what runs: they do not.\n"
-        "--host HOST:PORT, or LLMASOS_HOST, asks a kernel on another machine. --ca FILE:\n"
-        "the certificate that is trusted; --key-file FILE, or LLMASOS_KEY: your key;\n"
-        "--cert FILE, --cert-key FILE: your certificate, where one is asked for."
+        f"{_lines({row.name: row.summary for row in _ROWS})}\n\n"
+        "Every verb takes --json, which prints errors as JSON, too.\n"
+        "run, chat, embed, mount and the verbs for models, users, keys and policy start a\n"
+        "private daemon if none is running; the other verbs do not.\n\n"
+        "Options for a kernel on another machine:\n"
+        "  --host HOST:PORT  address of the kernel [default: $LLMASOS_HOST]\n"
+        "  --ca FILE         trusted certificate [default: $LLMASOS_CA]\n"
+        "  --key-file FILE   your key, or set $LLMASOS_KEY [default: $LLMASOS_KEY_FILE]\n"
+        "  --cert FILE       client certificate [default: $LLMASOS_CLIENT_CERT]\n"
+        "  --cert-key FILE   its private key [default: $LLMASOS_CLIENT_KEY]\n\n"
+        "Run `llmasos VERB --help` for the options of a verb."
     )
 
 
 def group_help(group: str) -> str:
     usage = f"usage: llmasos {group} VERB [ARGUMENT ...]"
-    rows = {words: VERBS[words].summary for words in _of(group)}
+    rows = {name: VERBS[name].summary for name in _names(group)}
     own = VERBS.get(group)
     if own is None:
         return f"{usage}\n\n{_lines(rows)}"
-    alone = " ".join(filter(None, (group, own.options[-1].settings.get("metavar"))))
+    command = " ".join(filter(None, (group, own.options[-1].settings.get("metavar"))))
     flags = {one.flags[0]: one.settings["help"] for one in own.options[:-1]}
-    told = f"\n\n{alone}:\n{_lines(flags)}" if flags else ""
+    options = f"\n\n{command}:\n{_lines(flags)}" if flags else ""
     return (
-        f"{usage}\n       llmasos {alone} [ARGUMENT ...]\n\n"
-        f"{_lines({alone: own.summary, **rows})}{told}"
+        f"{usage}\n       llmasos {command} [ARGUMENT ...]\n\n"
+        f"{_lines({command: own.summary, **rows})}{options}"
     )
 
 
-def unknown(words: str) -> tuple[str, str]:
-    """What there is instead of a verb that is none: a message and a hint."""
-    group = words.split()[0]
+def unknown(name: str) -> tuple[str, str]:
+    """The error message and the hint for a verb that does not exist."""
+    group = name.split()[0]
+    message = f"unknown verb {name!r}"
     if group not in GROUPS:
-        return f"there is no {words!r}", "`llmasos --help` lists the verbs"
+        return message, "`llmasos --help` lists the verbs"
     own = VERBS[group].options[-1].settings.get("metavar") if group in VERBS else None
-    names = [*filter(None, [own]), *(one.split()[1] for one in _of(group))]
-    return f"there is no {words!r}", f"{group} takes {', '.join(names)}"
+    names = [*filter(None, [own]), *(one.split()[1] for one in _names(group))]
+    return message, f"{group} takes {', '.join(names)}"
 
 
-def _of(group: str) -> list[str]:
-    return [words for words in VERBS if words.startswith(f"{group} ")]
+def _names(group: str) -> list[str]:
+    return [name for name in VERBS if name.startswith(f"{group} ")]

@@ -1,7 +1,7 @@
-"""One setting of config.toml changed, and everything else left as a person wrote it. Pure.
+"""Changes one setting of config.toml and preserves the rest of the text. Pure.
 
-The file is edited by lines, so comments and order stay. What comes out is read and compared: a
-form that this does not know is refused and never damaged.
+The text is edited by lines, so comments and order are kept. The result is parsed and compared with
+the expected settings: syntax that this editor does not support is refused, never damaged.
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 import tomllib
 from typing import Any, cast
 
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
 Value = bool | int | float | str
 _TABLE = re.compile(r"^\s*\[\s*([A-Za-z0-9_-]+)\s*\]\s*(#.*)?$")
@@ -18,23 +18,23 @@ _VALUE = r"""(?P<value>"(?:[^"\\]|\\.)*"|'[^']*'|[^\s#"'\[{]+)"""
 
 
 def changed(text: str, name: str, value: Value | None) -> str:
-    """The text with the setting set; None: without it. EINVAL: it has to be edited by hand."""
+    """The text with the setting set, or removed for None. Raises EINVAL for unsupported syntax."""
     before = flat(text)
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
-    at, match = _found(lines, name)
+    index, match = _find(lines, name)
     if match is not None:
-        lines[at] = "" if value is None else _replaced(lines[at], match, value)
+        lines[index] = "" if value is None else _replaced(lines[index], match, value)
     elif value is not None and name not in before:
         lines.insert(_end_of_top(lines), f"{name} = {written(value)}\n")
     after = "".join(lines)
-    wanted = {key: one for key, one in before.items() if key != name}
+    expected = {key: one for key, one in before.items() if key != name}
     if value is not None:
-        wanted[name] = value
-    if _read(after) != wanted:
-        words = f"{name} stands in a form that is not edited here"
-        raise SyscallError(Errno.EINVAL, words, "edit the file; `llmasos config path` names it")
+        expected[name] = value
+    if _read(after) != expected:
+        message = f"{name} is written in a form that this command cannot edit"
+        raise SyscallError(Errno.EINVAL, message, "edit the file that `llmasos config path` prints")
     return after
 
 
@@ -46,11 +46,13 @@ def written(value: Value) -> str:
 
 
 def flat(text: str) -> dict[str, Any]:
-    """Settings by name: `url` of the table [memory] is memory_url. EINVAL: it is no TOML."""
+    """Settings by name; `url` in the table [memory] is memory_url. Raises EINVAL."""
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SyscallError(Errno.EINVAL, f"the file is no TOML: {error}", "mend it first") from None
+        raise SyscallError(
+            Errno.EINVAL, f"the file is not valid TOML: {error}", "correct the file first"
+        ) from None
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -68,18 +70,18 @@ def _read(text: str) -> dict[str, Any] | None:
         return None
 
 
-def _found(lines: list[str], name: str) -> tuple[int, re.Match[str] | None]:
-    """The line that sets it: at the top, or in the table that its name begins with."""
+def _find(lines: list[str], name: str) -> tuple[int, re.Match[str] | None]:
+    """The line that sets it: at the top, or in the table whose name is its prefix."""
     table = ""
-    for at, line in enumerate(lines):
+    for index, line in enumerate(lines):
         head = _TABLE.match(line)
         if head is not None:
             table = head[1]
         elif _ANY_TABLE.match(line):
-            table = "?"  # of tables, or in tables: none of ours
+            table = "?"  # an array of tables or a nested table: no settings
         match = re.match(rf"^\s*{re.escape(_key(name, table))}\s*=\s*{_VALUE}", line)
         if match is not None and (not table or name.startswith(f"{table}_")):
-            return at, match
+            return index, match
     return -1, None
 
 
@@ -92,10 +94,10 @@ def _replaced(line: str, match: re.Match[str], value: Value) -> str:
 
 
 def _end_of_top(lines: list[str]) -> int:
-    """After the last setting that is in no table; before the first table and what is told of it."""
-    end = next((at for at, line in enumerate(lines) if _ANY_TABLE.match(line)), len(lines))
+    """The line after the last top-level setting, before the first table and its comments."""
+    end = next((index for index, line in enumerate(lines) if _ANY_TABLE.match(line)), len(lines))
     settings = [
-        at for at, line in enumerate(lines[:end]) if re.match(r"^\s*[A-Za-z0-9_.\"'-]", line)
+        index for index, line in enumerate(lines[:end]) if re.match(r"^\s*[A-Za-z0-9_.\"'-]", line)
     ]
     if settings:
         return settings[-1] + 1

@@ -1,6 +1,6 @@
-"""`llmasos top`: processes and devices, again and again; on a terminal in one place.
+"""`llmasos top`: prints processes and devices periodically; a terminal is redrawn in place.
 
-Rates change without events, so this samples; it is the one place that looks at a clock to do so.
+Rates change without events, so this verb samples them; nothing else in the command polls.
 """
 
 import sys
@@ -8,35 +8,35 @@ import time
 from argparse import Namespace
 from contextlib import suppress
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 
 from . import exits
+from .connection import connect
 from .devices import show_devices
-from .door import connect
 from .processes import processes, show_loads
-from .show import document, iso, size, span
+from .show import iso, print_json, size, span
 
 _CLEAR = "\x1b[H\x1b[2J"
 
 
 def top(arguments: Namespace) -> int:
-    with connect() as line, suppress(KeyboardInterrupt):
+    with connect() as client, suppress(KeyboardInterrupt):
         while True:
-            _sample(line, arguments)
+            _sample(client, arguments)
             if arguments.once:
                 break
             time.sleep(arguments.interval)
     return exits.OK
 
 
-def _sample(line: Line, arguments: Namespace) -> None:
-    stat = line.call("stat", v.Nothing(), v.Stat)
-    found = processes(line)
-    devices = line.call("devices", v.Nothing(), v.Devices).devices
+def _sample(client: BlockingClient, arguments: Namespace) -> None:
+    stat = client.call("stat", v.Nothing(), v.Stat)
+    found = processes(client)
+    devices = client.call("devices", v.Nothing(), v.Devices).devices
     if arguments.json:
         now = iso(time.time())
-        document({"time": now, "stat": stat, "processes": found, "devices": devices})
+        print_json({"time": now, "stat": stat, "processes": found, "devices": devices})
         return
     if sys.stdout.isatty() and not arguments.once:
         sys.stdout.write(_CLEAR)

@@ -1,40 +1,40 @@
-"""`llmasos models tune`: requantise a model for this machine, and show what that gained."""
+"""`llmasos models tune`: requantises a model for this machine and compares both files."""
 
 from argparse import Namespace
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from . import exits
-from .door import connect
+from .connection import connect
 from .progress import follow
-from .show import document, note, size, table
+from .show import note, print_json, size, table
 
 _SMALL = "Q4_K_M"
 
 
 def tune(arguments: Namespace) -> int:
     request = _request(arguments)
-    with connect() as line:
-        tuned = follow(line.stream("image_tune", request, v.Progress, v.Tuned))
+    with connect() as client:
+        tuned = follow(client.stream("image_tune", request, v.Progress, v.Tuned))
     if arguments.json:
-        document(tuned)
+        print_json(tuned)
         return exits.OK
     _show(tuned)
     note(f"{tuned.path}")
     note(
-        f"used from the next mount on: if {tuned.image} is mounted, "
-        f"`llmasos unmount {tuned.image}`, then `llmasos mount {tuned.image}`"
+        f"takes effect at the next mount; if {tuned.image} is mounted: "
+        f"`llmasos unmount {tuned.image} && llmasos mount {tuned.image}`"
     )
     return exits.OK
 
 
 def _request(arguments: Namespace) -> v.ImageTune:
     if sum((arguments.small, bool(arguments.to), arguments.off)) > 1:
-        raise SyscallError(Errno.EINVAL, "--small, --to and --off exclude each other")
-    asked = v.ImageTune(arguments.name, measure=not arguments.no_measure, off=arguments.off)
-    wanted = _SMALL if arguments.small else arguments.to or asked.quantisation
-    return v.ImageTune(asked.name, wanted, asked.measure, asked.off)
+        raise SyscallError(Errno.EINVAL, "--small, --to and --off are mutually exclusive")
+    base = v.ImageTune(arguments.name, measure=not arguments.no_measure, off=arguments.off)
+    wanted = _SMALL if arguments.small else arguments.to or base.quantisation
+    return v.ImageTune(base.name, wanted, base.measure, base.off)
 
 
 def _show(tuned: v.Tuned) -> None:

@@ -1,82 +1,84 @@
-"""`llmasos users`: who may come to this machine, and in which role."""
+"""`llmasos users`: the users of this machine and their roles."""
 
 from argparse import Namespace
 from collections.abc import Sequence
 
-from llmasos.kernel import values as v
-from llmasos.userland.line import Line
+from llmasos.kernel.abi import values as v
+from llmasos.userland.client import BlockingClient
 
 from . import exits, policy
 from .ask import confirmed
-from .door import connect
-from .show import document, iso, note, table
+from .connection import connect
+from .show import iso, note, print_json, table
 
 
 def add(arguments: Namespace) -> int:
     request = v.UserAdd(arguments.name, arguments.uid, v.UserRole(arguments.role))
-    with connect(profile=v.Profile.OWNER) as line:
-        user = line.call("user_add", request, v.UserInfo)
-        stat = line.call("stat", v.Nothing(), v.Stat)
-    _one(user, arguments)
+    with connect(profile=v.Profile.OWNER) as client:
+        user = client.call("user_add", request, v.UserInfo)
+        stat = client.call("stat", v.Nothing(), v.Stat)
+    _show_one(user, arguments)
     if arguments.json:
         return exits.OK
     if user.uid is None:
-        note(f"{user.name} comes by key: `llmasos keys create --user {user.name}` makes one")
+        note(f"{user.name} needs a key: `llmasos keys create --user {user.name}`")
     if not (stat.shared or stat.listens):
-        note("this machine is private: nobody else gets in before `llmasos daemon run --shared`")
+        note(
+            "only the owner can connect: `llmasos daemon restart --shared true` admits other users"
+        )
     return exits.OK
 
 
 def list_(arguments: Namespace) -> int:
-    with connect() as line:
-        users = line.call("user_list", v.Nothing(), v.Users).users
+    with connect() as client:
+        users = client.call("user_list", v.Nothing(), v.Users).users
     if arguments.json:
-        document({"users": users})
+        print_json({"users": users})
     else:
         _show(users)
     return exits.OK
 
 
 def rm(arguments: Namespace) -> int:
-    question = f"Remove {arguments.name}, with all keys, processes and pages? It cannot be undone."
-    with connect(profile=v.Profile.OWNER) as line:
-        known = {user.name for user in line.call("user_list", v.Nothing(), v.Users).users}
-        owner = line.call("stat", v.Nothing(), v.Stat).owner
-        # The kernel refuses the owner, and who is not there: there is nothing to ask about.
-        asks = arguments.name in known and arguments.name != owner
-        if asks and not confirmed(question, yes=arguments.yes):
-            note("nobody was removed")
+    question = f"Remove {arguments.name} with all keys, processes and pages? This cannot be undone."
+    with connect(profile=v.Profile.OWNER) as client:
+        known = {user.name for user in client.call("user_list", v.Nothing(), v.Users).users}
+        owner = client.call("stat", v.Nothing(), v.Stat).owner
+        # The kernel refuses to remove the owner or an unknown user: no confirmation is needed.
+        exists = arguments.name in known and arguments.name != owner
+        if exists and not confirmed(question, yes=arguments.yes):
+            note("nothing removed")
             return exits.FAILED
-        line.call("user_remove", v.UserRemove(arguments.name), v.Nothing)
-        left = _rows_about(line, arguments.name)
+        client.call("user_remove", v.UserRemove(arguments.name), v.Nothing)
+        remaining = _rows_about(client, arguments.name)
     if arguments.json:
-        document({"name": arguments.name, "removed": True, "rules": left})
+        print_json({"name": arguments.name, "removed": True, "rules": remaining})
         return exits.OK
-    note(f"{arguments.name} may come no more, and has no keys and no processes left")
-    if left:
-        note(f"another {arguments.name} would have these rules:")
-    for row in left:
+    note(f"removed {arguments.name} with all keys, processes and pages")
+    if remaining:
+        note(f"these rules remain and would apply to a new user {arguments.name}:")
+    for row in remaining:
         note(f"  {row}")
     return exits.OK
 
 
-def _rows_about(line: Line, name: str) -> list[str]:
-    """Own rules that name a user; they stay when the user goes."""
-    own = policy.rules(line, own=True).rules
+def _rows_about(client: BlockingClient, name: str) -> list[str]:
+    """User rules that name a user; they remain when the user is removed."""
+    own = policy.rules(client, own=True).rules
     return [rule.text for rule in own if rule.text.split(", ")[1] == f"u:{name}"]
 
 
 def role(arguments: Namespace) -> int:
     request = v.UserChange(arguments.name, v.UserRole(arguments.role))
-    with connect(profile=v.Profile.OWNER) as line:
-        user = line.call("user_role", request, v.UserInfo)
-    _one(user, arguments)
+    with connect(profile=v.Profile.OWNER) as client:
+        user = client.call("user_role", request, v.UserInfo)
+    _show_one(user, arguments)
     return exits.OK
 
 
-def _one(user: v.UserInfo, arguments: Namespace) -> None:
+def _show_one(user: v.UserInfo, arguments: Namespace) -> None:
     if arguments.json:
-        document(user)
+        print_json(user)
     else:
         _show([user])
 

@@ -1,6 +1,6 @@
-"""What a row of the table of verbs is made of, and how the values of its arguments are read.
+"""The types of a row of the table of verbs, and the parsers of argument values.
 
-Loaded by every call: nothing heavy is imported here.
+Loaded by every call: no heavy module is imported here.
 """
 
 from collections.abc import Callable
@@ -8,26 +8,26 @@ from typing import Any, NamedTuple
 
 
 class Option(NamedTuple):
-    """One argument: its flags or its name, and what argparse has to know."""
+    """One argument: its flags or its name, and the keyword arguments for argparse."""
 
     flags: tuple[str, ...]
     settings: dict[str, Any]
-    apart: str = ""  # at most one of those with the same word may be given
+    group: str = ""  # options with the same group exclude each other
 
 
 class Verb(NamedTuple):
-    words: str
-    home: str
+    name: str
+    function: str
     summary: str
     options: tuple[Option, ...] = ()
-    rest: bool = False  # its arguments are handed over unread
-    extra: bool = False  # what is not in `options` is handed over as `extra`
-    starts: bool = False  # it starts a private daemon when none answers
-    local: bool = False  # it is about this machine, and asks no kernel elsewhere
+    rest: bool = False  # arguments are passed to the function unparsed
+    extra: bool = False  # arguments that `options` does not define are passed as `extra`
+    starts: bool = False  # starts a private daemon if none answers
+    local: bool = False  # concerns this machine only and connects to no remote kernel
 
 
-def option(*flags: str, apart: str = "", **settings: Any) -> Option:
-    return Option(flags, settings, apart)
+def option(*flags: str, group: str = "", **settings: Any) -> Option:
+    return Option(flags, settings, group)
 
 
 def between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
@@ -53,9 +53,9 @@ def bias(text: str) -> tuple[int, float]:
 
 
 def user(text: str) -> str:
-    """A user's name as the kernel takes it, for argparse."""
-    plain = text.replace(".", "").replace("_", "").replace("-", "")
-    if not (plain.isascii() and plain.isalnum() and text[0].isalnum() and len(text) <= 32):
+    """A user name that the kernel accepts, for argparse."""
+    letters = text.replace(".", "").replace("_", "").replace("-", "")
+    if not (letters.isascii() and letters.isalnum() and text[0].isalnum() and len(text) <= 32):
         raise ValueError(text)
     return text
 
@@ -67,26 +67,26 @@ def named(text: str) -> str:
     return text
 
 
-class Place(NamedTuple):
-    """Where pages are: a process, and the first and the last of them if they were named."""
+class ProcessPages(NamedTuple):
+    """A process, and the first and last of its pages if a range was given."""
 
     pid: int
     pages: tuple[int, int] | None
 
 
-def place(text: str) -> Place:
+def process_pages(text: str) -> ProcessPages:
     """PID, PID:PAGE or PID:FIRST-LAST, for argparse."""
     pid, colon, some = text.partition(":")
-    return Place(_number(pid, 1), pages(some) if colon else None)
+    return ProcessPages(_number(pid, 1), pages(some) if colon else None)
 
 
-def places(text: str) -> tuple[int, int] | Place:
-    """PAGE or FIRST-LAST, maybe with the process before it again, for argparse."""
-    return place(text) if ":" in text else pages(text)
+def pages_argument(text: str) -> tuple[int, int] | ProcessPages:
+    """PAGE or FIRST-LAST, optionally prefixed with `PID:`, for argparse."""
+    return process_pages(text) if ":" in text else pages(text)
 
 
 def pages(text: str) -> tuple[int, int]:
-    """PAGE or FIRST-LAST, for argparse: the first and the last."""
+    """PAGE or FIRST-LAST, for argparse: the first and the last page."""
     low, dash, high = text.partition("-")
     first = _number(low)
     last = _number(high) if dash else first
@@ -101,13 +101,14 @@ def _number(text: str, low: int = 0) -> int:
     return int(text)
 
 
-PAGES = 1_000_000  # named at once
+PAGES = 1_000_000  # maximum of one range
+# argparse puts these names into its error messages: "invalid ... value".
 bias.__name__ = "ID=VALUE"
-user.__name__ = "user name (up to 32 letters, digits and ._-, a letter or digit first)"
+user.__name__ = "user name (up to 32 letters, digits and ._-, starting with a letter or digit)"
 named.__name__ = "name (it is empty)"
-place.__name__ = "PID or PID:PAGE (as 3, 3:12 or 3:12-40)"
-places.__name__ = pages.__name__ = (
-    f"PAGE or FIRST-LAST (as 12 or 12-40, upwards, {PAGES} pages at most)"
+process_pages.__name__ = "PID or PID:PAGE (as 3, 3:12 or 3:12-40)"
+pages_argument.__name__ = pages.__name__ = (
+    f"PAGE or FIRST-LAST (as 12 or 12-40, ascending, at most {PAGES} pages)"
 )
 
 JSON = option("--json", action="store_true", help="print JSON")

@@ -1,18 +1,18 @@
 """The SDK: `from llmasos import LLMasOS`.
 
-`link` is one connection with many calls on it, `client` one method for each syscall, `process` and
-`answer` the objects that people work with, `prompt` and `schema` the forms in which they say what
-they want, `door` and `thread` the same for programs that do not await, `fork` what a child of
-fork() may not use.
+`connection` multiplexes calls over one connection, `client` has one method for each syscall,
+`process` and `answer` are the objects that programs work with, `prompt` and `schema` convert
+prompts and schemas, `blocking` and `thread` are the blocking client, `fork` protects the parent's
+connections in a child of fork().
 """
 
 from .answer import AsyncAnswer as AsyncAnswer
 from .answer import Reply as Reply
+from .blocking import Answer as Answer
+from .blocking import LLMasOS as LLMasOS
+from .blocking import Model as Model
+from .blocking import Process as Process
 from .client import AsyncLLMasOS as AsyncLLMasOS
-from .door import Answer as Answer
-from .door import LLMasOS as LLMasOS
-from .door import Model as Model
-from .door import Process as Process
 from .fork import ForkError as ForkError
 from .process import AsyncModel as AsyncModel
 from .process import AsyncProcess as AsyncProcess

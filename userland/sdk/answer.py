@@ -1,4 +1,4 @@
-"""An answer on its way, and a whole one."""
+"""Answers of a model: AsyncAnswer streams one, Reply is a complete one."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -7,37 +7,37 @@ from typing import Any, Self
 
 import anyio
 
-from llmasos.kernel import limits
-from llmasos.kernel import values as v
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi import values as v
 
+from .connection import ReplyStream
 from .fork import ForkError
-from .link import Stream
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer. `finish` is "stop", or "length" when max_tokens or the window ended it."""
+    """A complete answer. `finish` is "stop", or "length" when max_tokens or the window ended it."""
 
     text: str
     finish: v.Finish
     usage: v.Usage
     seed: int
     pages: list[int]  # numbers of the pages that this turn wrote
-    call: int  # the journal's number
-    window: list[int]  # pages that the model saw
-    faults: list[v.Fault]  # those that came back for it
-    evicted: list[int]  # those that left
+    call: int  # number of the call in the journal
+    window: list[int]  # numbers of the pages in the window
+    faults: list[v.Fault]  # pages that were brought back for this call
+    evicted: list[int]  # numbers of the pages that were evicted
     notices: list[str]
-    logprobs: list[v.Logprob]  # one a token, when asked for
+    logprobs: list[v.Logprob]  # one per token; empty unless requested
     parse: Callable[[str], Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def parsed(self) -> Any:
-        """The answer as an object of the call's `schema`: of the pydantic model or dataclass, or
-        what JSON holds.
+        """The answer as an object of the call's `schema`: an instance of the pydantic model or
+        dataclass, or the JSON value.
 
-        None without a schema, and for an answer that was cut off: then `finish` is not "stop".
-        Raises ValueError (pydantic's ValidationError is one) for a text that does not fit.
+        None without a schema, and for a truncated answer (`finish` is not "stop"). Raises
+        ValueError (pydantic's ValidationError is one) for a text that does not match the schema.
         """
         if self.parse is None or self.finish is not v.Finish.STOP:
             return None
@@ -49,7 +49,7 @@ class Reply:
 
 
 def shortened(text: str) -> str:
-    """A text in one line of a repr."""
+    """The repr of a text, cut to 60 characters."""
     return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
 
 
@@ -57,22 +57,22 @@ _SHOWN = 60  # characters
 
 
 class AsyncAnswer:
-    """An answer on its way: `async for` its pieces of text, then read `reply`.
+    """An answer that is streamed: `async for` its pieces of text, then read `reply`.
 
-    It begins with the first piece. Leaving the loop early leaves it running: use `async with`, or
-    `await answer.close()`, to end it.
+    The call starts with the first iteration. Leaving the loop early does not end the call: use
+    `async with`, or `await answer.close()`.
     """
 
     def __init__(
         self,
-        begin: Callable[[], Awaitable[Stream[v.Delta, v.Generated]]],
+        begin: Callable[[], Awaitable[ReplyStream[v.Delta, v.Generated]]],
         end: Callable[[], Awaitable[object]] | None = None,
         parse: Callable[[str], Any] | None = None,
     ) -> None:
         self._begin = begin
         self._end = end
         self._parse = parse
-        self._stream: Stream[v.Delta, v.Generated] | None = None
+        self._stream: ReplyStream[v.Delta, v.Generated] | None = None
         self._texts: list[str] = []
         self._logprobs: list[v.Logprob] = []
 
@@ -87,7 +87,7 @@ class AsyncAnswer:
         except StopAsyncIteration:
             await self._finish()
             raise
-        except ForkError:  # there is nothing to close, and no event loop
+        except ForkError:  # nothing to close, and no event loop
             raise
         except BaseException:
             with anyio.move_on_after(limits.CLOSE_S, shield=True):
@@ -99,12 +99,12 @@ class AsyncAnswer:
 
     @property
     def text(self) -> str:
-        """What has been said so far."""
+        """The text received so far."""
         return "".join(self._texts)
 
     @property
     def reply(self) -> Reply:
-        """The whole answer. RuntimeError while it is on its way."""
+        """The complete answer. Raises RuntimeError before the last piece has been read."""
         done = self._stream.reply if self._stream is not None else None
         if done is None:
             raise RuntimeError("the answer is not complete: iterate to its end first")
@@ -114,13 +114,13 @@ class AsyncAnswer:
         )  # fmt: skip
 
     async def whole(self) -> Reply:
-        """Wait for the end. Raises SyscallError as `generate` does."""
+        """Read to the end and return the answer. Raises SyscallError as `generate` does."""
         async for _ in self:
             pass
         return self.reply
 
     async def close(self) -> None:
-        """End it, if it is still on its way; what was said so far is kept in its process."""
+        """Cancel the call if it is still running. The process keeps the text generated so far."""
         if self._stream is not None:
             await self._stream.aclose()
         await self._finish()
@@ -132,7 +132,7 @@ class AsyncAnswer:
 
     def __repr__(self) -> str:
         done = self._stream is not None and self._stream.reply is not None
-        return f"AsyncAnswer({shortened(self.text)}, {'complete' if done else 'on its way'})"
+        return f"AsyncAnswer({shortened(self.text)}, {'complete' if done else 'running'})"
 
     async def __aenter__(self) -> Self:
         return self

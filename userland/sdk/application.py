@@ -1,7 +1,7 @@
-"""Which application this program is, where it does not say so itself.
+"""The application name of this program, when it gives none.
 
-The kernel knows processes by the application that started them. A program has to be the same
-application each time it runs, and another one than its neighbours, which may be called main.py too.
+The kernel records the application that started each process. The name must be the same on each run
+of a program, and differ between programs, even when both scripts are called main.py.
 """
 
 import hashlib
@@ -9,44 +9,44 @@ import re
 import sys
 from pathlib import Path
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 
-INTERACTIVE = "python"  # no file: a prompt, `python -c`, or a program that comes by stdin
+INTERACTIVE = "python"  # no file: the interactive prompt, `python -c`, or a program from stdin
 _ODD = re.compile(r"[^A-Za-z0-9._+-]+")
 _DIGEST_CHARS = 6
 
 
 def name() -> str:
-    """The name of the main module.
+    """The application name, from the main module.
 
-    `python -m mail.sync` is mail.sync and an installed command is called as it is; a script has a
-    part of its path's digest behind its name, as main-3f9c02.
+    `python -m mail.sync` gives mail.sync, an installed command its own name. A script gets a part
+    of its path's digest as a suffix, as in main-3f9c02.
     """
     main = sys.modules.get("__main__")
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     if spec is not None:
-        return _plain(str(spec.name).removesuffix(".__main__"), "")
+        return _sanitised(str(spec.name).removesuffix(".__main__"), "")
     if file is None:
         return INTERACTIVE
     path = Path(file).resolve()
     if not path.suffix:
-        return _plain(path.name, "")
+        return _sanitised(path.name, "")
     digest = hashlib.blake2b(str(path).encode(errors="surrogateescape"), digest_size=8).hexdigest()
-    return _plain(path.stem, f"-{digest[:_DIGEST_CHARS]}")
+    return _sanitised(path.stem, f"-{digest[:_DIGEST_CHARS]}")
 
 
-def _plain(text: str, end: str) -> str:
-    """In letters that a rule can hold."""
+def _sanitised(text: str, end: str) -> str:
+    """Replace the characters that a policy rule cannot contain."""
     kept = _ODD.sub("-", text).lstrip("._+-")[: limits.NAME_CHARS - len(end)]
     return (kept or INTERACTIVE) + end
 
 
 def show(notices: list[str]) -> None:
-    """What the kernel wants people to know, once in a program."""
+    """Print the kernel's notices to stderr, each one once per program."""
     for notice in notices:
         if notice not in _shown:
             _shown.add(notice)
             print(f"llmasos: {notice}", file=sys.stderr)
 
 
-_shown = set[str]()  # notices that this program has shown
+_shown = set[str]()  # notices already printed

@@ -1,9 +1,9 @@
-"""After os.fork(): a child has its parent's clients in memory, and must not use their connections.
+"""After os.fork(): a child has copies of its parent's clients and must not use their connections.
 
-A connection has one reader and one numbering of calls. So in the child each of its descriptors is
-replaced at once by a socket whose other end is closed, and so is the epoll object of an event loop:
-nothing that the child does, not even closing that loop, reaches the parent's connections. Every
-call there is a ForkError.
+A connection has one reader and one sequence of call numbers. So the child replaces each descriptor
+at once with a socket whose peer is closed, and the epoll descriptor of each event loop with an
+empty one: nothing that the child does, not even closing that loop, reaches the parent's
+connections. Every call in the child raises ForkError.
 """
 
 import asyncio
@@ -13,38 +13,38 @@ import socket
 from contextlib import suppress
 from typing import Any
 
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
-_descriptors = set[int]()  # of the connections that are open in this process
-_loops = dict[int, int]()  # descriptor of an event loop's epoll object: connections on it
+_descriptors = set[int]()  # of the open connections of this process
+_loops = dict[int, int]()  # epoll descriptor of an event loop -> number of its connections
 
 
 class ForkError(SyscallError, RuntimeError):
-    """A client is used in a child of the process that made it."""
+    """A client was used in a child of the process that created it."""
 
-    def __init__(self, made_in: int) -> None:
+    def __init__(self, creator_pid: int) -> None:
         super().__init__(
             Errno.EPIPE,
-            f"this client was made in process {made_in}, and this is its child {os.getpid()}",
-            "make a new client after fork",
+            f"this client was created in process {creator_pid}, not in its child {os.getpid()}",
+            "create a new client after fork",
         )
 
 
-def check(made_in: int) -> None:
-    """ForkError in any other process than the one that made the client."""
-    if os.getpid() != made_in:
-        raise ForkError(made_in)
+def check(creator_pid: int) -> None:
+    """Raise ForkError in any process but the one that created the client."""
+    if os.getpid() != creator_pid:
+        raise ForkError(creator_pid)
 
 
 def opened(descriptor: int) -> None:
-    """A connection of the running event loop is open."""
+    """Register an open connection of the running event loop."""
     _descriptors.add(descriptor)
     if (poll := _poll()) is not None:
         _loops[poll] = _loops.get(poll, 0) + 1
 
 
 def closed(descriptor: int) -> None:
-    """To be called before it is closed: its number may be given to another file then."""
+    """Unregister a connection. Call it before the close: the number may be reused after it."""
     _descriptors.discard(descriptor)
     if (poll := _poll()) is not None and poll in _loops:
         _loops[poll] -= 1
@@ -53,13 +53,13 @@ def closed(descriptor: int) -> None:
 
 
 def _poll() -> int | None:
-    """The epoll object of the running loop, which a child would share with its parent."""
+    """The epoll descriptor of the running loop; a child shares it with its parent."""
     selector: Any = getattr(asyncio.get_running_loop(), "_selector", None)
     return selector.fileno() if hasattr(selector, "fileno") else None
 
 
 def _disconnect() -> None:
-    """In the child: its own copies of the descriptors, not the connections."""
+    """In the child: replace its copies of the descriptors. The connections stay open."""
     for descriptor in _descriptors:
         with suppress(OSError):
             dead, other = socket.socketpair()

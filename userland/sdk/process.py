@@ -1,7 +1,7 @@
 """Models and processes as objects.
 
-A process is a conversation: it keeps its pages between calls. A model's own `generate`, `chat` and
-`stream` take a process for one answer and end it.
+A process is a conversation: it keeps its pages between calls. `generate`, `chat` and `stream` of a
+model start a process for one answer and end it.
 """
 
 from abc import abstractmethod
@@ -12,39 +12,39 @@ from typing import Self, TypedDict, Unpack
 
 import anyio
 
-from llmasos.kernel import limits
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, NotFound, SyscallError
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, NotFound, SyscallError
 
 from .answer import AsyncAnswer, Reply
-from .link import Stream
+from .connection import ReplyStream
 from .memory import MemoryCalls, SearchOptions, WriteOptions
 from .prompt import Options, Prompt
 from .schema import parser
-from .tools import USUAL, AsyncMemoryTools
+from .tools import DEFAULT_TOOLS, AsyncMemoryTools
 
 
 class SpawnOptions(TypedDict, total=False):
-    """What a new process may be given."""
+    """Options of a new process."""
 
-    app: str  # what it is called in `ps` and in rules; without it, as this application
+    app: str  # its application in `ps` and in rules; default: this application
     system: str  # system prompt; becomes its first page
-    nice: int  # -20 (large share) to 19 (small share)
-    keep: bool  # True: it outlives its block and this connection; without it, it does not
+    nice: int  # -20 (largest share) to 19 (smallest)
+    keep: bool  # True: it outlives its `with` and this connection; default: False
     parent: int  # pid
-    profile: v.Profile | None  # a further bound of what it may do
+    profile: v.Profile | None  # a further bound of its permissions
 
 
 class ForkOptions(TypedDict, total=False):
-    """What children may be given that their parent has not."""
+    """Options of children that differ from their parent's."""
 
     app: str
     nice: int | None  # None: the parent's
-    keep: bool  # True: they outlive their block and this connection; without it, they do not
+    keep: bool  # True: they outlive their `with` and this connection; default: False
 
 
-class Calls(MemoryCalls):
-    """The syscalls that models and processes make; AsyncLLMasOS has them."""
+class ProcessCalls(MemoryCalls):
+    """The syscalls that models and processes make; AsyncLLMasOS implements them."""
 
     @property
     @abstractmethod
@@ -52,7 +52,7 @@ class Calls(MemoryCalls):
     @abstractmethod
     def generate(
         self, pid: int, prompt: Prompt, **options: Unpack[Options]
-    ) -> Stream[v.Delta, v.Generated]: ...
+    ) -> ReplyStream[v.Delta, v.Generated]: ...
     @abstractmethod
     async def fork(
         self, pid: int, count: int = 1, **options: Unpack[ForkOptions]
@@ -71,38 +71,43 @@ class AsyncProcess:
     """A conversation with a pid. Leaving its `async with` ends it, unless `keep` is set."""
 
     def __init__(
-        self, client: Calls, pid: int, spawned: v.Spawned | None = None, *, keep: bool = False
+        self,
+        client: ProcessCalls,
+        pid: int,
+        spawned: v.Spawned | None = None,
+        *,
+        keep: bool = False,
     ) -> None:
         self._client = client
         self.pid = pid
-        self.spawned = spawned  # model and window; None when it was there before us
-        self.keep = keep  # True: it outlives its block and its connection
+        self.spawned = spawned  # model and window; None for an existing process
+        self.keep = keep  # True: it outlives its `async with` and its connection
 
     def __repr__(self) -> str:
-        return f"AsyncProcess({described(self.pid, self.spawned, keep=self.keep)})"
+        return f"AsyncProcess({description(self.pid, self.spawned, keep=self.keep)})"
 
     async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
-        """Say something and wait for the whole answer.
+        """Send a prompt and wait for the complete answer.
 
-        Raises NotFound when the process has ended, Busy while it is in another call, TooBig for
-        what cannot fit its window, Timeout after `timeout_s` seconds, EngineFailed, Denied.
+        Raises NotFound when the process has ended, Busy while it is in another call, TooBig for a
+        prompt that exceeds its window, Timeout after `timeout_s` seconds, EngineFailed, Denied.
         """
         return await self.stream(prompt, **options).whole()
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncAnswer:
-        """Say something and read the answer as it comes."""
+        """Send a prompt and stream the answer."""
 
-        async def begin() -> Stream[v.Delta, v.Generated]:
+        async def begin() -> ReplyStream[v.Delta, v.Generated]:
             return self._client.generate(self.pid, prompt, **options)
 
         return AsyncAnswer(begin, parse=parser(options.get("schema")))
 
     async def fork(self, count: int = 1, **options: Unpack[ForkOptions]) -> list["AsyncProcess"]:
-        """Children that go on from what it has read and said so far. ESRCH, EAGAIN, EIO."""
+        """Create `count` children with its context. NotFound, Busy, EngineFailed."""
         return await self._client.fork(self.pid, count, **options)
 
     async def read_mem(self) -> list[v.Page]:
-        """All its pages, in order. ESRCH."""
+        """All its pages, in order. NotFound."""
         reply = await self._client.read_mem(self.pid)
         pages = reply.pages
         while reply.next is not None:
@@ -111,19 +116,19 @@ class AsyncProcess:
         return pages
 
     async def write_mem(self, text: str, **options: Unpack[WriteOptions]) -> list[int]:
-        """Write a text as pages; their numbers. ENOENT, EACCES, E2BIG."""
+        """Write a text as pages and return their numbers. NotFound, Denied, TooBig."""
         return await self._client.write_mem(self.pid, text, **options)
 
     async def search_mem(self, question: str, **options: Unpack[SearchOptions]) -> v.Hits:
-        """Its pages that answer best, by words and meaning."""
+        """Its pages that match the question best, by words and meaning. NotFound."""
         return await self._client.search_mem(self.pid, question, **options)
 
     async def pin(self, first: int, count: int = 1, *, pinned: bool = True) -> None:
-        """Keep pages in the window, or let them leave again. NotFound, TooBig."""
+        """Pin pages in the window; `pinned=False` unpins them. NotFound, TooBig."""
         await self._client.pin(self.pid, first, count, pinned=pinned)
 
     async def evict(self, first: int, count: int = 1) -> None:
-        """Take pages out of the window now. NotFound; Busy for one that is pinned."""
+        """Evict pages from the window. NotFound; Busy for a pinned page."""
         await self._client.evict(self.pid, first, count)
 
     async def mmap(
@@ -131,59 +136,59 @@ class AsyncProcess:
     ) -> v.Mapped:
         """Map a file or folder (a Path, or "/files/PATH"), or pages of "/proc/PID/mem".
 
-        NotFound, Denied, TooBig; EINVAL for what is no text.
+        NotFound, Denied, TooBig; EINVAL for a file that is not text.
         """
         return await self._client.mmap(
             self.pid, source, first=first, count=count, writable=writable
         )
 
     async def munmap(self, first: int) -> None:
-        """Take the mapping away that this page is of. NotFound."""
+        """Remove the mapping that contains the page `first`. NotFound."""
         await self._client.munmap(self.pid, first)
 
     async def share(
         self, to: int, first: int, count: int = 1, *, writable: bool = False
     ) -> v.Mapped:
-        """Give pages to the process `to`, which sees them as they are now. NotFound, Denied."""
+        """Share pages, in their current state, with the process `to`. NotFound, Denied."""
         return await self._client.share(self.pid, to, first, count, writable=writable)
 
     async def forget(self, first: int = 0, count: int = 1, *, key: str = "") -> v.Forgotten:
-        """Erase pages for everybody who has them, by number or key. NotFound."""
+        """Erase pages by number or key, in every process that has them. NotFound."""
         return await self._client.forget(self.pid, first, count, key=key)
 
     async def trace_mem(self, page: int) -> v.Trace:
-        """When a page was in the window, why it left, and what brought it back. NotFound."""
+        """When a page was in the window, why it was evicted and what brought it back. NotFound."""
         return await self._client.trace_mem(self.pid, page)
 
     async def send(self, to: int, body: str) -> v.Sent:
-        """Send a message from this process to another one. EAGAIN when its mailbox is full."""
+        """Send a message from this process to another. Busy when its mailbox is full."""
         return await self._client.send(to, body, sender=self.pid)
 
     async def recv(self, timeout_s: float | None = None) -> v.Mail:
-        """The oldest message to this process; waits for one. ETIMEDOUT."""
+        """Wait for the oldest message to this process. Timeout after `timeout_s` seconds."""
         return await self._client.recv(self.pid, timeout_s)
 
-    def memory_tools(self, names: Sequence[str] = USUAL) -> AsyncMemoryTools:
-        """Its memory as tools for its own model. EINVAL for a name that is none."""
+    def memory_tools(self, names: Sequence[str] = DEFAULT_TOOLS) -> AsyncMemoryTools:
+        """Its memory as tools for its own model. EINVAL for an unknown name."""
         return AsyncMemoryTools(self._client, self.pid, names)
 
     async def kill(self, signal: str = v.Signal.TERM) -> None:
-        """Send a signal: TERM, KILL, INT, STOP or CONT. ESRCH when it has ended."""
+        """Send a signal: TERM, KILL, INT, STOP or CONT. NotFound when it has ended."""
         await self._client.kill(self.pid, signal)
 
     async def nice(self, nice: int) -> None:
-        """Change its share: -20 (large) to 19 (small)."""
+        """Set its nice value: -20 (largest share) to 19 (smallest)."""
         await self._client.nice(self.pid, nice)
 
     async def wait(self, timeout_s: float | None = None) -> v.Exit:
-        """Wait for its end, then remove it. ETIMEDOUT."""
+        """Wait until it exits, then remove it. Timeout after `timeout_s` seconds."""
         return await self._client.wait(self.pid, timeout_s)
 
     async def close(self) -> None:
-        """End it and its pages. Nothing happens when it is gone already.
+        """End the process and remove its pages. Does nothing when it has ended.
 
-        It is ended, too, by who was cancelled; that takes CLOSE_S seconds at most. In a child of
-        fork it is the parent's.
+        Also works in a cancelled task; it then takes CLOSE_S seconds at most. Does nothing in a
+        child of fork: the process is the parent's.
         """
         if self._client.forked:
             return
@@ -207,8 +212,8 @@ class AsyncProcess:
             await self.close()
 
 
-def described(pid: int, spawned: v.Spawned | None, *, keep: bool) -> str:
-    """A process in a repr."""
+def description(pid: int, spawned: v.Spawned | None, *, keep: bool) -> str:
+    """The fields of a process in its repr."""
     model = f", model={spawned.model!r}, window={spawned.window}" if spawned is not None else ""
     return f"pid={pid}{model}, keep={keep}"
 
@@ -220,7 +225,7 @@ Begin = Callable[[str], Awaitable[AsyncProcess]]
 class AsyncModel:
     """A model by name. `info` says what stands behind it."""
 
-    def __init__(self, client: Calls, begin: Begin, name: str, info: v.ImageInfo) -> None:
+    def __init__(self, client: ProcessCalls, begin: Begin, name: str, info: v.ImageInfo) -> None:
         self._client = client
         self._begin = begin
         self.name = name
@@ -230,30 +235,30 @@ class AsyncModel:
         return f"AsyncModel({self.name!r}, image={self.info.name!r}, driver={self.info.driver!r})"
 
     async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
-        """The whole answer to one prompt, by a process of its own that ends with it.
+        """The complete answer to one prompt, from a process that exists for this call only.
 
         Raises as `AsyncProcess.generate` does, and Busy when the process table is full.
         """
         return await self.stream(prompt, **options).whole()
 
     async def generate_text(self, prompt: Prompt, **options: Unpack[Options]) -> str:
-        """The answer to one prompt, by a process of its own. Raises SyscallError."""
+        """The text of the answer to one prompt. Raises as `generate` does."""
         return (await self.generate(prompt, **options)).text
 
     async def chat(self, messages: Prompt, **options: Unpack[Options]) -> str:
-        """The answer to a text or a list of messages; nothing is kept. Raises SyscallError."""
+        """The text of the answer to a text or a list of messages. Raises as `generate` does."""
         return await self.generate_text(messages, **options)
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncAnswer:
-        """The answer as it comes, by a process of its own that ends with it."""
-        taken: list[AsyncProcess] = []
+        """Stream the answer, from a process that exists for this call only."""
+        started: list[AsyncProcess] = []
 
-        async def begin() -> Stream[v.Delta, v.Generated]:
-            taken.append(await self._begin(self.info.name))
-            return self._client.generate(taken[0].pid, prompt, **options)
+        async def begin() -> ReplyStream[v.Delta, v.Generated]:
+            started.append(await self._begin(self.info.name))
+            return self._client.generate(started[0].pid, prompt, **options)
 
         async def end() -> None:
-            for process in taken:
+            for process in started:
                 await process.close()
 
         return AsyncAnswer(begin, end, parser(options.get("schema")))

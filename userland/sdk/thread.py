@@ -1,7 +1,7 @@
-"""The thread of a client for programs that do not await, and how they wait for what happens there.
+"""The event loop thread of the blocking client, and how other threads wait for its calls.
 
-It is a daemon thread: a program that ends without closing its client is not kept from it, and a
-child of fork(), which has no such thread, has nothing to wait for.
+It is a daemon thread: an open client does not keep a program from exiting. A child of fork() has no
+such thread and nothing to wait for.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.from_thread import BlockingPortal
 
-from llmasos.kernel import limits
+from llmasos.kernel.abi import limits
 
 from . import fork
 
@@ -52,59 +52,60 @@ class ClientThread:
             raise
 
     def close(self) -> None:
-        """Disconnect and wait for that. Nothing happens in a child of fork, or the second time."""
+        """Disconnect, and wait for it. Does nothing in a child of fork, or the second time."""
         if os.getpid() == self.pid and self._thread.is_alive():
             self._running.stop()
             self._thread.join(limits.CLOSE_S)
 
     def run(self, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call there, wait here. ForkError in a child of fork.
+        """Run the call in the thread and wait for its result. ForkError in a child of fork.
 
-        What interrupts the wait cancels the call, and goes on when that has ended, CLOSE_S seconds
-        later at most. What the call has opened nevertheless, as a process, is closed.
+        An exception that interrupts the wait, such as ctrl-C, cancels the call and is raised when
+        the call has ended, after CLOSE_S seconds at most. An object that the call has opened
+        nevertheless, such as a process, is closed.
         """
         fork.check(self.pid)
-        waited = _Waited[T]()
+        pending = _BlockingCall[T]()
         try:
-            self._running.portal.start_task_soon(waited.there, lambda: call(*args, **kwargs))
-            return waited.future.result()
+            self._running.portal.start_task_soon(pending.run, lambda: call(*args, **kwargs))
+            return pending.future.result()
         except BaseException:
-            if waited.taken.acquire(blocking=False):
-                self._running.soon(waited.cancel)
-                waited.ended.wait(limits.CLOSE_S)
-            elif waited.results:  # it came in the same moment
-                self._running.soon(self._running.group.start_soon, _discard, waited.results[0])
+            if pending.settled.acquire(blocking=False):
+                self._running.soon(pending.cancel)
+                pending.ended.wait(limits.CLOSE_S)
+            elif pending.results:  # it ended at the same moment
+                self._running.soon(self._running.group.start_soon, _discard, pending.results[0])
             raise
 
-    def now(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call there what never waits."""
+    def call_sync(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function that never waits in the thread."""
 
-        async def there() -> T:
+        async def run() -> T:
             return call(*args, **kwargs)
 
-        return self.run(there)
+        return self.run(run)
 
     def end(self, close: Callable[[], Awaitable[None]]) -> None:
-        """Close something there. In a child of fork it is the parent's: nothing happens."""
+        """Close an object in the thread. Does nothing in a child of fork: it is the parent's."""
         if os.getpid() == self.pid:
             self.run(close)
 
     def end_soon(self, close: Callable[[], Awaitable[None]]) -> None:
-        """The same without waiting: for what nobody refers to any more."""
+        """The same without waiting: for objects that are garbage collected."""
         if os.getpid() == self.pid and self._thread.is_alive():
             self._running.soon(self._running.group.start_soon, close)
 
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """The event loop of the thread, seen from others."""
+    """The event loop of the thread, used by other threads."""
 
     portal: BlockingPortal
     group: TaskGroup
     loop: asyncio.AbstractEventLoop
 
     def soon(self, call: Callable[..., object], *args: Any) -> None:
-        """Never waits: it may be called while an object is deleted, in any thread."""
+        """Schedule a call. Never waits: finalizers call it, in any thread."""
         with suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(call, *args)
 
@@ -112,28 +113,28 @@ class _Running:
         self.soon(self.group.cancel_scope.cancel)
 
 
-class _Waited(Generic[T]):
-    """A call that somebody waits for in another thread."""
+class _BlockingCall(Generic[T]):
+    """A call that another thread waits for."""
 
     def __init__(self) -> None:
         self.future: Future[T] = Future()
-        self.taken = threading.Lock()  # by who goes away, or by the end of the call
+        self.settled = threading.Lock()  # held by the first: the interrupted waiter, or the result
         self.ended = threading.Event()
         self.results: list[T] = []
         self._scope: anyio.CancelScope | None = None
 
-    async def there(self, call: Callable[[], Awaitable[T]]) -> None:
+    async def run(self, call: Callable[[], Awaitable[T]]) -> None:
         try:
             with anyio.CancelScope() as self._scope:
-                if not self.taken.locked():
+                if not self.settled.locked():
                     self.results.append(await call())
-            if not self.taken.acquire(blocking=False):
+            if not self.settled.acquire(blocking=False):
                 for result in self.results:
                     await _discard(result)
             elif self.results:
                 self.future.set_result(self.results[0])
         except BaseException as error:
-            if self.taken.acquire(blocking=False):
+            if self.settled.acquire(blocking=False):
                 self.future.set_exception(error)
             if not isinstance(error, Exception):
                 raise
@@ -162,9 +163,9 @@ def _stop(ready: "Future[_Running]") -> None:
 
 
 async def _discard(result: object) -> None:
-    """End what a call has opened for somebody who no longer waits for it."""
-    several: Any = result if issubclass(type(result), list) else [result]
-    for one in several:
+    """Close the objects that a call has opened after its caller was interrupted."""
+    opened: Any = result if issubclass(type(result), list) else [result]
+    for one in opened:
         if isinstance(one, _Closable):
             await one.close()
         elif isinstance(one, _Stream):

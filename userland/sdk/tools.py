@@ -1,17 +1,17 @@
-"""A process's memory as tools for the model that speaks for it.
+"""A process's memory as tools for its model.
 
-A program asks the model for a call, makes it, and says what came of it:
+A program has the model generate a call, makes the call, and sends the result to the model:
 
     tools = process.memory_tools()
     ask = "Where is the key? Look it up."
     call = process.generate(ask, schema=tools.schema, temperature=0).text
     process.generate(f"Result: {tools.call(call)}\\nNow answer.")
 
-`definitions` has the form of OpenAI's `tools`, for endpoints that know it. `schema` is a JSON
-schema of one call, `{"name": ..., "arguments": {...}}`: a local model held to it can say nothing
-else. Tools act for their own process alone: they read, write and erase its pages. `share` and
-`send` give to others what the gate allows, which is asked as for any other call; a page that is
-shared is forgotten for all who have it.
+`definitions` has the form of OpenAI's `tools`, for endpoints that support it. `schema` is the JSON
+schema of one call, `{"name": ..., "arguments": {...}}`, to constrain a local model's output to it.
+Tools act on their own process only: they read, write and erase its pages. `share` and `send` reach
+other processes and are authorised like any other call. `forget` erases a shared page in every
+process that has it.
 """
 
 import json
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from llmasos.kernel import values as v
-from llmasos.kernel.errors import Errno, SyscallError
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from .memory import MemoryCalls, SearchOptions
 from .thread import ClientThread
@@ -31,14 +31,14 @@ from .thread import ClientThread
 _PAGE = {"type": "integer", "minimum": 0, "description": "number of a page"}
 _TEXT = {"type": "string", "minLength": 1}
 _PID = {"type": "integer", "minimum": 1, "description": "number of a process"}
-_HITS = 5  # pages that are told, unless more are asked for
+_HITS = 5  # pages that a search returns by default
 _COUNT = {"type": "integer", "minimum": 1, "maximum": 20}
 _SOURCE = {"type": "string", "pattern": "^/files/.", "description": "/files/PATH"}
 _KEY = {"type": "string", "description": "a short name to read it by"}
-_LONGEST_S = 60.0  # that a model may wait for a message
+_LONGEST_S = 60.0  # a model may wait for a message
 _WAIT_S = {"type": "number", "minimum": 0, "maximum": _LONGEST_S, "description": "seconds to wait"}
-# Erasing for good, and reaching beyond the own pages, has to be asked for.
-USUAL = ("search_mem", "read_mem", "write_mem", "pin", "evict")
+# Tools that erase pages or reach beyond the process's own pages must be named explicitly.
+DEFAULT_TOOLS = ("search_mem", "read_mem", "write_mem", "pin", "evict")
 
 Arguments = dict[str, Any]
 Do = Callable[[MemoryCalls, int, Arguments], Awaitable[str]]
@@ -65,10 +65,10 @@ class Tool:
 
 
 async def _search(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
-    # The question itself, and this call, stand in the window.
+    # Only pages outside the window: the question itself and this call are inside it.
     options: SearchOptions = {"count": arguments.get("count", _HITS), "outside": True}
     found = await calls.search_mem(pid, arguments["question"], **options)
-    return listed([hit.page for hit in found.hits]) or "nothing was found beside what you see"
+    return listed([hit.page for hit in found.hits]) or "nothing found outside the window"
 
 
 async def _read(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
@@ -77,8 +77,8 @@ async def _read(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
     elif arguments.get("key"):
         found = await calls.read_mem(pid, key=arguments["key"])
     else:
-        raise SyscallError(Errno.EINVAL, "nothing is named: give `page` or `key`")
-    return listed(found.pages) or "there is no such page"
+        raise SyscallError(Errno.EINVAL, "no page is named: give `page` or `key`")
+    return listed(found.pages) or "no such page"
 
 
 async def _write(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
@@ -113,7 +113,7 @@ async def _forget(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
 
 async def _send(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
     sent = await calls.send(arguments["to"], arguments["body"], sender=pid)
-    return f"sent; {sent.waiting} wait there"
+    return f"sent; {sent.waiting} messages wait in its mailbox"
 
 
 async def _recv(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
@@ -122,21 +122,21 @@ async def _recv(calls: MemoryCalls, pid: int, arguments: Arguments) -> str:
 
 
 TOOLS = {
-    "search_mem": Tool("Find what is out of sight and was said or read before, by its meaning.",
+    "search_mem": Tool("Search pages outside the window by meaning.",
                        {"question": _TEXT, "count": _COUNT}, ["question"], _search),
-    "read_mem": Tool("Read a page by its number, or what was written under a key.",
+    "read_mem": Tool("Read a page by its number or its key.",
                      {"page": _PAGE, "key": _KEY}, [], _read),
-    "write_mem": Tool("Write something down, to be found again.",
+    "write_mem": Tool("Write a text to memory, to be found later.",
                       {"text": _TEXT, "key": _KEY}, ["text"], _write),
-    "pin": Tool("Keep a page before your eyes; pinned false: not any longer.",
+    "pin": Tool("Keep a page in the window; pinned false releases it.",
                 {"page": _PAGE, "pinned": {"type": "boolean"}}, ["page"], _pin),
-    "evict": Tool("Put a page aside; it comes back when it is needed.",
+    "evict": Tool("Move a page out of the window; it returns when it is needed.",
                   {"page": _PAGE}, ["page"], _evict),
-    "mmap": Tool("Have a document or a folder as pages.",
+    "mmap": Tool("Map a document or a folder as pages.",
                  {"source": _SOURCE}, ["source"], _mmap),
-    "share": Tool("Give a page to another process.",
+    "share": Tool("Share a page with another process.",
                   {"page": _PAGE, "to": _PID}, ["page", "to"], _share),
-    "forget": Tool("Erase a page for good.", {"page": _PAGE}, ["page"], _forget),
+    "forget": Tool("Erase a page permanently.", {"page": _PAGE}, ["page"], _forget),
     "send": Tool("Send a message to another process.",
                  {"to": _PID, "body": _TEXT}, ["to", "body"], _send),
     "recv": Tool("Read the oldest message that was sent to you.",
@@ -145,19 +145,19 @@ TOOLS = {
 
 
 class AsyncMemoryTools:
-    """Some tools of one process. EINVAL for a name that is none."""
+    """Memory tools of one process. EINVAL for an unknown name, or for no name."""
 
-    def __init__(self, calls: MemoryCalls, pid: int, names: Sequence[str] = USUAL) -> None:
+    def __init__(self, calls: MemoryCalls, pid: int, names: Sequence[str] = DEFAULT_TOOLS) -> None:
         unknown = sorted(set(names) - set(TOOLS))
         if unknown or not names:
-            what = f"there is no tool {unknown[0]!r}" if unknown else "no tool is named"
-            raise SyscallError(Errno.EINVAL, what, f"there are: {', '.join(TOOLS)}")
+            what = f"no tool {unknown[0]!r}" if unknown else "no tool is named"
+            raise SyscallError(Errno.EINVAL, what, f"available: {', '.join(TOOLS)}")
         self._calls, self._pid = calls, pid
         self._tools = {name: TOOLS[name] for name in names}
 
     @property
     def definitions(self) -> list[dict[str, Any]]:
-        """In the form of OpenAI's `tools`."""
+        """The tools in the form of OpenAI's `tools`."""
         return [
             {"type": "function", "function": {
                 "name": name, "description": tool.description, "parameters": tool.parameters,
@@ -167,7 +167,7 @@ class AsyncMemoryTools:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """JSON schema of one call."""
+        """The JSON schema of one call."""
         calls = [
             {
                 "type": "object",
@@ -180,10 +180,10 @@ class AsyncMemoryTools:
         return {"oneOf": calls}
 
     async def call(self, call: str | Mapping[str, Any]) -> str:
-        """Make a call, given as a model says it; the text is for the model to read.
+        """Make a call as the model wrote it. Returns the result as a text for the model.
 
-        What is wrong with the call, or denied, is said in the text: the model may try again.
-        Raises SyscallError only when no kernel answers.
+        An invalid or denied call returns the error as text, so that the model can try again.
+        Raises SyscallError only when the connection to the kernel is lost (EPIPE).
         """
         try:
             tool, arguments = self._read(call)
@@ -197,63 +197,60 @@ class AsyncMemoryTools:
         fields = _object(call, "a call")
         tool = self._tools.get(str(fields.get("name")))
         if tool is None:
-            words = f"there is no tool {fields.get('name')!r}; there are: {', '.join(self._tools)}"
-            raise SyscallError(Errno.EINVAL, words)
+            message = f"no tool {fields.get('name')!r}; available: {', '.join(self._tools)}"
+            raise SyscallError(Errno.EINVAL, message)
         return tool, _checked(tool, _object(fields.get("arguments", {}), "`arguments`"))
 
 
 class MemoryTools:
-    """The same for programs that do not await; see AsyncMemoryTools."""
+    """The blocking version of AsyncMemoryTools."""
 
-    def __init__(self, there: ClientThread, core: AsyncMemoryTools) -> None:
-        self._there = there
+    def __init__(self, thread: ClientThread, core: AsyncMemoryTools) -> None:
+        self._thread = thread
         self._core = core
         self.definitions = core.definitions  # in the form of OpenAI's `tools`
         self.schema = core.schema  # JSON schema of one call
 
     def call(self, call: str | Mapping[str, Any]) -> str:
-        """Make a call as a model says it; the text is for the model to read."""
-        return self._there.run(self._core.call, call)
+        """Make a call as the model wrote it. Returns the result as a text for the model."""
+        return self._thread.run(self._core.call, call)
 
 
-def _object(said: object, what: str) -> Arguments:
-    """A JSON object, or the text of one: OpenAI's models give arguments as a text. EINVAL."""
+def _object(value: object, what: str) -> Arguments:
+    """A JSON object, or its text: OpenAI's models give arguments as a text. EINVAL."""
     try:
-        found: object = json.loads(said) if isinstance(said, str) else said
+        found: object = json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise SyscallError(Errno.EINVAL, f"{what} is no JSON: {error}") from error
+        raise SyscallError(Errno.EINVAL, f"{what} is not JSON: {error}") from error
     if not isinstance(found, Mapping):
-        raise SyscallError(Errno.EINVAL, f"{what} has to be a JSON object")
+        raise SyscallError(Errno.EINVAL, f"{what} must be a JSON object")
     return dict(cast("Mapping[str, Any]", found))
 
 
 def _checked(tool: Tool, arguments: Arguments) -> Arguments:
-    """EINVAL for one that is missing or not known, or out of what its schema allows.
-
-    Types are the kernel's to check.
-    """
+    """EINVAL for a missing, unknown or out-of-range argument. The kernel checks the types."""
     missing = [name for name in tool.required if name not in arguments]
     unknown = [name for name in arguments if name not in tool.properties]
     if missing or unknown:
-        what = f"{missing[0]!r} is missing" if missing else f"there is no argument {unknown[0]!r}"
-        raise SyscallError(Errno.EINVAL, f"{what}; there are: {', '.join(tool.properties)}")
+        what = f"{missing[0]!r} is missing" if missing else f"unknown argument {unknown[0]!r}"
+        raise SyscallError(Errno.EINVAL, f"{what}; allowed: {', '.join(tool.properties)}")
     for name, value in arguments.items():
-        _allowed(name, value, tool.properties[name])
+        _check_range(name, value, tool.properties[name])
     return arguments
 
 
-def _allowed(name: str, value: object, schema: Mapping[str, Any]) -> None:
+def _check_range(name: str, value: object, schema: Mapping[str, Any]) -> None:
     low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
     if isinstance(value, int | float) and not low <= value <= high:
         limits = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low}"
-        raise SyscallError(Errno.EINVAL, f"{name}={value}: it has to be {limits}")
+        raise SyscallError(Errno.EINVAL, f"{name}={value}: must be {limits}")
     if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
         what = schema.get("description", schema.get("pattern"))
-        raise SyscallError(Errno.EINVAL, f"{name}={value!r}: it has to be {what}")
+        raise SyscallError(Errno.EINVAL, f"{name}={value!r}: must be {what}")
 
 
 def listed(pages: Sequence[v.Page]) -> str:
-    """Pages as a model reads them."""
+    """Pages as text for the model, one line per page."""
     lines: list[str] = []
     for page in pages:
         day = datetime.fromtimestamp(page.time, UTC).strftime(", %Y-%m-%d") if page.time else ""

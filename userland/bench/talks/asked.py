@@ -1,6 +1,6 @@
-"""Questions about a conversation that was told, each with the turns that answer it.
+"""Questions about a generated conversation, each with the turns that answer it.
 
-Everything is asked in words of the asker's own, and with the name of whom or what it is about.
+A question uses other words than the fact, and names the subject.
 """
 
 import random
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from .facts import Fact
-from .frames import distant, said, sections
+from .frames import distant, filled, sections
 from .talk import Question
 
 SINGLE, MULTI, TEMPORAL, UPDATE = "single", "multi", "temporal", "update"
-_MOST = 4  # evidences of one question
+_MOST = 4  # turns of evidence for one question
 _MONTHS = [
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
@@ -24,15 +24,15 @@ _CHINESE_MONTHS = ["一", "二", "三", "四", "五", "六", "七", "八", "九"
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Asks about facts that were told."""
+    """Makes questions about facts."""
 
     dice: random.Random
     language: str
     days: Sequence[datetime]  # of the sessions
-    people: bool  # facts are about those who tell them
+    people: bool  # the subject of a fact is its speaker
 
     def questions(self, facts: Sequence[Fact]) -> list[Question]:
-        """All of them, in no particular order."""
+        """All questions, in random order."""
         groups = defaultdict[tuple[str, str], list[Fact]](list)
         for fact in facts:
             groups[fact.frame.name, fact.subject].append(fact)
@@ -74,7 +74,7 @@ class Asker:
                 yield self._about([self.dice.choice(lone)], "M", TEMPORAL)
 
     def _compared(self, groups: Sequence[list[Fact]]) -> Iterator[Question]:
-        """The same of two subjects."""
+        """Questions about the same kind of fact of two subjects."""
         lone = defaultdict[str, list[Fact]](list)
         for group in groups:
             if len(group) == 1:
@@ -91,7 +91,7 @@ class Asker:
                     yield _asked(text, [first, other], MULTI)
 
     def _profiles(self, facts: Sequence[Fact]) -> Iterator[Question]:
-        """What several kinds of things have in common."""
+        """Questions about several kinds of facts of one topic and subject."""
         small = sections(f"small_{self.language}")
         groups = defaultdict[tuple[str, str], list[Fact]](list)
         for fact in facts:
@@ -100,7 +100,7 @@ class Asker:
         for (topic, subject), group in groups.items():
             several = len({fact.frame.name for fact in group}) > 1
             if several and len(group) <= _MOST and self.people:
-                text = said(self.dice.choice(small[topic]), {"P": subject})
+                text = filled(self.dice.choice(small[topic]), {"P": subject})
                 yield _asked(text, group, MULTI)
 
     def _about(self, facts: list[Fact], letter: str, category: str) -> Question:
@@ -112,7 +112,7 @@ class Asker:
             "v": distant(fact.value),
             "month": self._month(self.days[fact.session]),
         }
-        return said(self.dice.choice(fact.frame.lines[letter]), names)
+        return filled(self.dice.choice(fact.frame.lines[letter]), names)
 
     def _month(self, day: datetime) -> str:
         if self.language == "zh":
@@ -122,7 +122,7 @@ class Asker:
         return self.dice.choice((month, f"{month} {day.year}"))
 
     def _alone(self, fact: Fact, facts: Sequence[Fact]) -> bool:
-        """Whether it is the only one of its month, and of the months of that name."""
+        """Whether it is the only fact of its month, in any year."""
         month = self.days[fact.session].month
         return sum(self.days[one.session].month == month for one in facts) == 1
 

@@ -1,7 +1,7 @@
-"""What there is to tell in a conversation: facts, spread over its sessions.
+"""The facts of a conversation, distributed over its sessions.
 
-The same kind of thing is told of several subjects, and of one subject again and again: either as
-one more of its kind, or as a change of what was said before.
+The same kind of fact is told about several subjects, and repeatedly about one subject: as another
+fact of its kind, or as a change of the earlier one.
 """
 
 import random
@@ -13,17 +13,17 @@ from typing import Generic, TypeVar
 from .frames import Frame
 
 SESSIONS = 24
-_FOCUS = 0.2  # of the sessions: in which a topic, or a thing at work, is talked about
-_TIMES = ((1, 45), (2, 33), (3, 17), (4, 5))  # of one kind and subject; weight
-_CHANGED = 0.6  # of the things that can change
-_DETAILED = 0.45  # of the things that have a detail
-_TIMED = 0.55  # of the things that happened
+_FOCUS = 0.2  # share of the sessions that are about a topic or subject
+_TIMES = ((1, 45), (2, 33), (3, 17), (4, 5))  # facts of one kind and subject; weight
+_CHANGED = 0.6  # share of the facts that can change
+_DETAILED = 0.45  # share of the facts that have a detail
+_TIMED = 0.55  # share of the events
 
 Card = TypeVar("Card")
 
 
 class Deck(Generic[Card]):
-    """Draws at random, and again only when all were drawn."""
+    """Draws at random without repetition until all were drawn."""
 
     def __init__(self, dice: random.Random, cards: Sequence[Card]) -> None:
         self._dice, self._cards = dice, cards
@@ -37,13 +37,13 @@ class Deck(Generic[Card]):
 
 @dataclass(slots=True)
 class Fact:
-    """One thing that is told once."""
+    """A fact that is told once."""
 
     frame: Frame
     subject: str
     value: str
     session: int
-    change: bool = False  # of what was told of this subject before
+    change: bool = False  # it replaces the earlier fact of this subject
     detail: str = ""
     ago: str = ""  # section of the phrases that say when it was
     turn: str = ""  # id of the turn that told it
@@ -51,7 +51,7 @@ class Fact:
 
 
 def days(dice: random.Random) -> list[datetime]:
-    """When the sessions begin."""
+    """The start times of the sessions."""
     now = datetime(2024, 1, 1, 8, tzinfo=UTC) + timedelta(days=dice.randrange(300))
     found = list[datetime]()
     for _ in range(SESSIONS):
@@ -63,9 +63,9 @@ def days(dice: random.Random) -> list[datetime]:
 def plan(
     dice: random.Random, pairs: Sequence[tuple[Frame, str]], most: int, by_topic: bool
 ) -> list[Fact]:
-    """Facts for kinds of things and whom or what they are about, in the order of telling.
+    """The facts for pairs of kind and subject, in the order of telling.
 
-    A session is about some topics, or about some subjects.
+    Each session covers some topics, or some subjects.
     """
     focus = dict[str, Sequence[int]]()
     values = {frame.name: Deck(dice, frame.values) for frame, _ in pairs}
@@ -93,7 +93,7 @@ def plan(
 
 
 def _sessions(dice: random.Random, focus: dict[str, Sequence[int]], topic: str) -> Sequence[int]:
-    """Those that are about it."""
+    """The sessions about a topic."""
     if topic not in focus:
         focus[topic] = dice.sample(range(SESSIONS), max(5, round(SESSIONS * _FOCUS)))
     return focus[topic]

@@ -1,7 +1,7 @@
-"""Things that people tell each other, as patterns: read from the text files beside.
+"""Patterns of facts, questions and reactions, read from the text files in this folder.
 
 A file has sections, `== name ...`; a line of a section is `X: pattern`, or a bare one. Patterns
-hold names in braces that are filled in when they are said.
+hold names in braces that are filled in later.
 """
 
 import re
@@ -16,12 +16,12 @@ _FREE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One kind of thing to tell: how it comes up, is told, changes and is asked for.
+    """A kind of fact: the lines that prompt it, tell it, change it and ask for it.
 
-    Lines, by letter: L what makes somebody tell it, T the telling, X the same as a line of a tool's
-    output, C the telling of a change, R and E what others and the teller add, F and G a detail that
-    is asked and told. Questions: A for one, S for all, W for the time, M within a month, N for the
-    newest, B for both before and after, Q for the detail.
+    Lines, by letter: L a prompt to tell it, T the statement, X the same as a line of a tool's
+    output, C the statement of a change, R and E additions by others and by the teller, F and G the
+    question and statement of a detail. Questions: A for one, S for all, W for the time, M within a
+    month, N for the newest, B for both before and after, Q for the detail.
     """
 
     name: str
@@ -70,21 +70,21 @@ def _frame(head: str, lines: Sequence[str]) -> Frame:
     return Frame(name, kind == "state", topic, found, values, details, names)
 
 
-def said(pattern: str, names: Mapping[str, str]) -> str:
+def filled(pattern: str, names: Mapping[str, str]) -> str:
     """A pattern with its names filled in; a capital letter begins with one."""
 
     def fill(found: re.Match[str]) -> str:
         name = found[1]
         if name in names:
             return names[name]
-        told = names[name.lower()]
-        return told[:1].upper() + told[1:]
+        value = names[name.lower()]
+        return value[:1].upper() + value[1:]
 
     return _FREE.sub(fill, pattern)
 
 
 def distant(text: str) -> str:
-    """What somebody said of themselves, said by somebody else."""
+    """A statement in the first person, changed to the third."""
     text = re.sub(r"\b([Mm])y\b", lambda found: "The" if found[1] == "M" else "the", text)
     text = re.sub(r"\bme\b", "them", re.sub(r"\bI'd\b", "they'd", text))
     return text.replace("我", "")

@@ -1,4 +1,4 @@
-"""Outputs of tools: long, full of numbers and names, with at most one line that matters."""
+"""Generated outputs of tools: long, with numbers and names, and at most one relevant line."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ _FILES = ("client", "loader", "boot", "views", "jobs", "models", "rates", "store
 
 
 def output(dice: random.Random, tool: str, line: str, things: Sequence[str]) -> str:
-    """What a tool prints: some lines of noise, and the line, if there is one."""
+    """The output of a tool: lines of noise, and the relevant line, if any."""
     noise = _NOISE.get(tool, _log)
     lines = [noise(dice, dice.choice(things)) for _ in range(dice.randrange(6, 16))]
     if line:

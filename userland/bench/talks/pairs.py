@@ -1,7 +1,7 @@
-"""Chinese pages with a question for each, in Chinese and in English, written and checked by hand.
+"""Chinese pages with a Chinese and an English question each, written and checked manually.
 
 A question uses other words than its page, and no other page of its pool answers it. A pool is the
-pages of a topic and as many others as make thirty, always the same.
+pages of a topic, filled up to thirty with other pages; deterministic.
 """
 
 import json
@@ -16,7 +16,7 @@ POOL = 30  # pages
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A page and what asks for it."""
+    """A page and its questions."""
 
     topic: str
     page: str
@@ -26,14 +26,14 @@ class Pair:
 
 @cache
 def pairs() -> Sequence[Pair]:
-    """All of them."""
+    """All pairs."""
     text = Path(__file__).with_name("pairs.json").read_text(encoding="utf-8")
     return [Pair(**one) for one in json.loads(text)]
 
 
 @cache
 def pool(topic: str) -> Sequence[Pair]:
-    """What the questions of a topic are ranked in."""
+    """The pages among which the questions of a topic are ranked."""
     same = [pair for pair in pairs() if pair.topic == topic]
     others = [pair for pair in pairs() if pair.topic != topic]
     dice = random.Random(topic)

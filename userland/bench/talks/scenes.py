@@ -1,6 +1,6 @@
-"""How things come up: the lines of a conversation, one scene for each fact, and talk about nothing.
+"""The lines of a conversation: one scene for each fact, and small talk.
 
-People ask each other, answer with pronouns, react with the words of the topic. At work the question
+People ask each other, answer with pronouns, and react with words of the topic. At work the question
 goes to an agent, and often a tool answers it in the middle of a long output.
 """
 
@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .facts import Deck, Fact
-from .frames import said, sections
+from .frames import filled, sections
 from .outputs import output
 
 _UNASKED = 0.12  # told without being asked
-_NAMED_ASKING, _NAMED_TELLING, _NAMED_REACTING = 0.6, 0.92, 0.35  # with what it is about
+# Shares of lines that name the subject.
+_NAMED_ASKING, _NAMED_TELLING, _NAMED_REACTING = 0.6, 0.92, 0.35
 _NAMED_AGAIN, _NAMED_DETAIL, _NAMED_ENDING = 0.35, 0.55, 0.7
 _REACTED, _ADDED = 0.75, 0.45
-_BY_TOOL = 0.55  # of what a tool could tell
+_BY_TOOL = 0.55  # share of the facts that a tool can report
 _CHOICE = re.compile(r"\[([^\[\]]*\|[^\[\]]*)\]")
 _WEEKDAYS = {
     "en": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
@@ -26,8 +27,8 @@ _WEEKDAYS = {
 
 
 @dataclass(slots=True)
-class Line:
-    """Somebody's turn, and what it tells."""
+class SceneLine:
+    """One turn and the fact that it tells."""
 
     author: str
     text: str
@@ -37,18 +38,18 @@ class Line:
 
 @dataclass(slots=True)
 class Stage:
-    """Who talks, in which language, and what has been said already."""
+    """The speakers, the language, and the phrases used so far."""
 
     dice: random.Random
     language: str
     people: Sequence[str]
-    roles: Mapping[str, str] = field(default_factory=dict[str, str])  # agents, by what they do
-    things: Sequence[str] = ()  # what the work is about
+    roles: Mapping[str, str] = field(default_factory=dict[str, str])  # agents, by their task
+    things: Sequence[str] = ()  # subjects of the work
     customers: Sequence[str] = ()
     decks: dict[str, Deck[str]] = field(default_factory=dict[str, Deck[str]])
 
     def subjects(self, customers: bool) -> Sequence[str]:
-        """Whom or what a fact can be about."""
+        """The possible subjects of a fact."""
         if not self.roles:
             return self.people
         return self.customers if customers else self.things
@@ -57,14 +58,14 @@ class Stage:
         return self.dice.random() < share
 
     def one(self, name: str, lines: Sequence[str]) -> str:
-        """One of these, and another one next time; choices in it are made."""
+        """One of these lines, without repetition; with its alternatives chosen."""
         if name not in self.decks:
             self.decks[name] = Deck(self.dice, lines)
         line = self.decks[name].draw()
         return _CHOICE.sub(lambda found: self.dice.choice(found[1].split("|")), line)
 
     def phrase(self, name: str, share: float = 1.0) -> str:
-        """A phrase of the small talk, so often; of that at work, at work."""
+        """A phrase of the small talk, with probability `share`; at work its variant for work."""
         if not self.often(share):
             return ""
         small = sections(f"small_{self.language}")
@@ -75,26 +76,26 @@ class Stage:
         return ("" if self.language == "zh" else " ").join(part for part in parts if part)
 
     def asking(self, text: str, whom: str) -> str:
-        greeting = said(self.phrase("greets", 0.45), {"P": whom})
+        greeting = filled(self.phrase("greets", 0.45), {"P": whom})
         return self.join(self.phrase("asides", 0.08), greeting, text)
 
     def telling(self, text: str, ago: str = "") -> str:
         return self.join(self.phrase("openings", 0.35), text, ago, self.phrase("tails", 0.65))
 
     def reacting(self, text: str, whom: str) -> str:
-        reply = said(self.phrase("replies", 0.6), {"P": whom})
+        reply = filled(self.phrase("replies", 0.6), {"P": whom})
         return self.join(reply, text, self.phrase("asides", 0.08))
 
 
-def told(stage: Stage, fact: Fact) -> Iterator[Line]:
-    """A fact comes up: it is asked for and told, and may lead to more."""
+def fact_scene(stage: Stage, fact: Fact) -> Iterator[SceneLine]:
+    """The scene of a fact: a question, the fact, and reactions."""
     teller = _teller(stage, fact)
     asker = stage.dice.choice([one for one in _askers(stage) if one != teller])
     pick = _Pick(stage, fact, teller)
     if fact.change or not stage.often(_UNASKED):
         named = pick.named("wants") if stage.often(_NAMED_ASKING) else ""
         lead = pick("L") if not named or stage.often(0.5) else ""
-        yield Line(asker, stage.asking(stage.join(named, lead), teller))
+        yield SceneLine(asker, stage.asking(stage.join(named, lead), teller))
     if "X" in fact.frame.lines and not fact.change and stage.often(_BY_TOOL):
         yield from _by_tool(stage, fact, pick, teller)
     else:
@@ -102,31 +103,31 @@ def told(stage: Stage, fact: Fact) -> Iterator[Line]:
         more = pick("E") if stage.often(_ADDED) else ""
         again = pick.named("again") if stage.often(_NAMED_AGAIN) else ""
         text = stage.join(named, pick("C" if fact.change else "T"), more, again)
-        yield Line(teller, stage.telling(text, pick.ago()), tells=fact)
+        yield SceneLine(teller, stage.telling(text, pick.ago()), tells=fact)
     yield from _after(stage, fact, pick, asker, teller)
 
 
-def chat(stage: Stage) -> Iterator[Line]:
-    """Talk about nothing that anybody will ask for."""
+def chat(stage: Stage) -> Iterator[SceneLine]:
+    """Small talk that no question is about."""
     speakers = stage.dice.sample(stage.people, 2)
     for number, text in enumerate(stage.phrase("chat").split(" | ")):
-        yield Line(speakers[number % 2], stage.join(text, stage.phrase("asides", 0.3)))
+        yield SceneLine(speakers[number % 2], stage.join(text, stage.phrase("asides", 0.3)))
 
 
-def planning(stage: Stage) -> Iterator[Line]:
-    """An agent names many things and tells nothing of them."""
+def planning(stage: Stage) -> Iterator[SceneLine]:
+    """An agent names many subjects without a fact."""
     pattern = stage.phrase("plans")
     while "{todo}" in pattern:
         names = {"e": stage.dice.choice(stage.things), "c": stage.dice.choice(stage.customers)}
-        pattern = pattern.replace("{todo}", said(stage.phrase("todo"), names), 1)
-    yield Line(stage.roles["planner"], pattern)
+        pattern = pattern.replace("{todo}", filled(stage.phrase("todo"), names), 1)
+    yield SceneLine(stage.roles["planner"], pattern)
 
 
-def looking(stage: Stage) -> Iterator[Line]:
-    """A tool is called and shows nothing of interest."""
+def tool_call(stage: Stage) -> Iterator[SceneLine]:
+    """A tool call without a relevant line."""
     tool = stage.dice.choice(("shell", "grep", "read_file", "run_tests", "sql_query", "http_get"))
-    yield Line(stage.dice.choice(list(stage.roles.values())), stage.phrase("starts"))
-    yield Line(tool, output(stage.dice, tool, "", stage.things))
+    yield SceneLine(stage.dice.choice(list(stage.roles.values())), stage.phrase("starts"))
+    yield SceneLine(tool, output(stage.dice, tool, "", stage.things))
 
 
 def _teller(stage: Stage, fact: Fact) -> str:
@@ -137,32 +138,32 @@ def _askers(stage: Stage) -> Sequence[str]:
     return (*stage.people, stage.roles["planner"]) if stage.roles else stage.people
 
 
-def _by_tool(stage: Stage, fact: Fact, pick: "_Pick", teller: str) -> Iterator[Line]:
+def _by_tool(stage: Stage, fact: Fact, pick: "_Pick", teller: str) -> Iterator[SceneLine]:
     tool, _, line = pick("X").partition(" | ")
-    yield Line(teller, f"{stage.phrase('starts')} `{tool} {fact.subject}`")
-    yield Line(tool, output(stage.dice, tool, line, stage.things), tells=fact)
+    yield SceneLine(teller, f"{stage.phrase('starts')} `{tool} {fact.subject}`")
+    yield SceneLine(tool, output(stage.dice, tool, line, stage.things), tells=fact)
     named = pick.named("about") if stage.often(_NAMED_ENDING) else ""
-    yield Line(teller, stage.join(named, stage.phrase("ends"), pick.ago()))
+    yield SceneLine(teller, stage.join(named, stage.phrase("ends"), pick.ago()))
 
 
-def _after(stage: Stage, fact: Fact, pick: "_Pick", asker: str, teller: str) -> Iterator[Line]:
-    """What others say to it, and what the teller adds."""
+def _after(stage: Stage, fact: Fact, pick: "_Pick", asker: str, teller: str) -> Iterator[SceneLine]:
+    """Reactions of others, and additions by the teller."""
     reaction = pick("R") if stage.often(_REACTED) else ""
     if reaction and stage.often(_NAMED_REACTING):
         reaction = stage.join(pick.named("praises"), reaction)
     if fact.detail:
-        yield Line(asker, stage.join(stage.reacting(reaction, teller), pick("F")))
+        yield SceneLine(asker, stage.join(stage.reacting(reaction, teller), pick("F")))
         named = stage.phrase("about", _NAMED_DETAIL).format(k=fact.value, K=_capital(fact.value))
-        yield Line(teller, stage.telling(stage.join(named, pick("G"))), details=fact)
+        yield SceneLine(teller, stage.telling(stage.join(named, pick("G"))), details=fact)
     elif reaction:
-        yield Line(asker, stage.reacting(reaction, teller))
+        yield SceneLine(asker, stage.reacting(reaction, teller))
     more = pick("E") if stage.often(_ADDED) else ""
     if more:
-        yield Line(teller, stage.telling(more))
+        yield SceneLine(teller, stage.telling(more))
 
 
 class _Pick:
-    """Lines of a fact's frame, with its names filled in."""
+    """Picks lines of a fact's frame and fills in the names."""
 
     def __init__(self, stage: Stage, fact: Fact, teller: str) -> None:
         self._stage, self._fact = stage, fact
@@ -173,28 +174,28 @@ class _Pick:
         self._names |= {"v": fact.value, "w": fact.detail}
 
     def __call__(self, letter: str) -> str:
-        """A line of this letter; empty where there is none."""
+        """A line of this section; empty: there is none."""
         frame = self._fact.frame
         if letter not in frame.lines:
             return ""
-        return said(self._stage.one(f"{frame.name} {letter}", frame.lines[letter]), self._names)
+        return filled(self._stage.one(f"{frame.name} {letter}", frame.lines[letter]), self._names)
 
     def named(self, section: str) -> str:
-        """A phrase that says what it is about, in the words of the one who says it."""
-        name = said(self._stage.dice.choice(self._fact.frame.names), self._names)
+        """A phrase that names the subject, from the point of view of the speaker."""
+        name = filled(self._stage.dice.choice(self._fact.frame.names), self._names)
         if section in ("wants", "praises"):
             name = _other(name)
-        return said(self._stage.phrase(section), {"k": name})
+        return filled(self._stage.phrase(section), {"k": name})
 
     def ago(self) -> str:
         if not self._fact.ago:
             return ""
         day = self._stage.dice.choice(_WEEKDAYS[self._stage.language])
-        return said(self._stage.phrase(self._fact.ago), {"weekday": day})
+        return filled(self._stage.phrase(self._fact.ago), {"weekday": day})
 
 
 def _other(name: str) -> str:
-    """What somebody calls their own thing, as another would."""
+    """A name in the first person, changed to the second."""
     name = re.sub(r"\bmy\b", "your", name).replace("I am", "you are").replace("I was", "you were")
     return re.sub(r"\bI\b", "you", name).replace("我", "你")
 

@@ -1,7 +1,7 @@
-"""What a conversation is made of, and the form in which the recall benchmark reads it.
+"""The parts of a conversation and the file format of the recall benchmark.
 
-Also how long a text is before a tokenizer has seen it, as the embedded model counts these texts: it
-takes two tokens for most Chinese characters.
+Also an estimate of the tokens of a text for the embedded model, which uses two tokens for most
+Chinese characters.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _WIDE, _NARROW = 1.95, 3.3  # tokens a Chinese character, letters a token
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one author said at once, or what a tool answered."""
+    """One message of an author, or the output of a tool."""
 
     id: str
     author: str
@@ -24,17 +24,17 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked about a conversation."""
+    """A question about a conversation."""
 
     text: str
     evidence: tuple[str, ...]  # ids of the turns that answer it, all of them needed
     category: str
-    answers: tuple[str, ...]  # what stands in each of these
+    answers: tuple[str, ...]  # the answer in each of these turns
 
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """A conversation and what is asked about it."""
+    """A conversation and its questions."""
 
     id: str
     language: str
@@ -42,7 +42,7 @@ class Talk:
     questions: Sequence[Question]
 
     def form(self) -> dict[str, object]:
-        """One line of a benchmark's file."""
+        """The object for one line of a benchmark file."""
         return {
             "id": self.id,
             "turns": [
@@ -58,6 +58,6 @@ class Talk:
 
 
 def tokens(text: str) -> int:
-    """About how many tokens a text has."""
+    """The estimated number of tokens of a text."""
     wide = sum(one >= "\u2e80" for one in text)
     return ceil(_WIDE * wide + (len(text) - wide) / _NARROW)

@@ -1,0 +1,267 @@
+"""Authorisation of a call: the objects of a request, and the decision about each.
+
+A process has the path /proc/PID, and /proc/own/PID when the caller's application started it or an
+ancestor of it. So a rule can allow an application its own processes and no others of its user. A
+refusal is journaled, and `llmasos policy explain` takes its number. decisions.py evaluates the
+rules. This file must not know what a handler does.
+"""
+
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..abi.errors import Denied, Errno
+from ..abi.table import Syscall
+from ..abi.values import RECALL, Event, Fork, Ps, Spawn
+from ..storage.journal import Entry, Journal
+from .decisions import PROCESS_SEPARATOR, Decision, Policy
+from .identity import Caller
+from .rules import own_path
+
+# Characters that a path in a rule cannot contain: each of their bytes is written as +HH.
+_ESCAPED = re.compile(r"[^A-Za-z0-9._:/-]")
+_NEW = "/proc/own/0"  # a process that does not exist yet
+_NUMBERED = re.compile(r"^(/proc/(?:own/)?)[0-9]+")
+_PROCESS = re.compile(r"/proc/([0-9]+)(?=/|$)")
+
+
+class Subject(Protocol):
+    """A process, as far as permissions depend on it."""
+
+    pid: int
+    nice: int
+    started_by: tuple[str, ...]
+
+    @property
+    def subjects(self) -> tuple[str, ...]: ...
+    def is_own(self, caller: Caller) -> bool: ...
+
+
+class SubjectTable(Protocol):
+    """Processes by pid; `get` raises ESRCH where `find` returns None."""
+
+    def find(self, pid: int, owner: str) -> Subject | None: ...
+    def get(self, pid: int, owner: str) -> Subject: ...
+
+
+@dataclass(slots=True)
+class Permit:
+    """The subjects, action and objects of one call, and the rule that allows it."""
+
+    subjects: tuple[str, ...]
+    recorded: str  # the subjects joined, as the journal records them
+    action: str
+    objects: tuple[str, ...]  # all must be allowed; the journal records the first
+    own: bool = False  # the call lists only what belongs to the caller's application
+    rule: str = ""
+
+    @property
+    def object(self) -> str:
+        return self.objects[0]
+
+
+class Permissions:
+    """Authorises the calls of all callers."""
+
+    def __init__(
+        self, policy: Policy, processes: SubjectTable, journal: Journal,
+        canonical_image: Callable[[str], str],
+    ) -> None:  # fmt: skip
+        self._policy = policy
+        self._processes = processes
+        self._journal = journal
+        self._canonical_image = canonical_image  # the name of an image, from an alias
+        self.refused = 0  # calls
+        self.spent_s = 0.0  # on all calls
+        self.last_s = deque[float](maxlen=1024)  # on each of the last calls
+
+    def authorise(self, caller: Caller, row: Syscall, request: object) -> Permit:
+        """The permit of a call. EACCES, and ESRCH for a process that does not exist."""
+        begin = time.perf_counter()
+        try:
+            subjects = self._subjects(caller, row, request)
+            recorded = caller.recorded if subjects is caller.subjects else " ".join(subjects)
+            absent: list[int] = []
+            objects = [self._object(caller, row, request, absent)]
+            if row.second and _field(row.second, request) != "0":
+                objects.append(self._own(caller, _filled(row.second, request), absent))
+            permit = Permit(subjects, recorded, row.name, tuple(objects))
+            if row.own and self._only_own(caller, permit, row, request):
+                permit.objects, permit.own = (row.own,), True
+            self.require(permit, caller.owner, getattr(request, "pid", 0))
+            self._check_nice(caller, permit, request)
+            for pid in absent:  # ESRCH here: one could appear before the handler runs
+                self._processes.get(pid, caller.owner)
+            return permit
+        finally:
+            elapsed_s = time.perf_counter() - begin
+            self.spent_s += elapsed_s
+            self.last_s.append(elapsed_s)
+
+    def require(self, permit: Permit, owner: str, pid: int = 0) -> Permit:
+        """The same permit with the rule that allows it. EACCES, journaled, when none does."""
+        for number, object_ in enumerate(permit.objects):
+            decision = self._policy.check(permit.subjects, permit.action, object_)
+            if not decision.allowed:
+                raise self._refused(permit, object_, decision, (owner, pid))
+            if number == 0:
+                permit.rule = decision.rule
+        return permit
+
+    def require_also(self, caller: Caller, action: str, path: str) -> None:
+        """Require permission for one more object of a call in progress. EACCES."""
+        objects = (self._own(caller, path, []),)
+        self.require(Permit(caller.subjects, caller.recorded, action, objects), caller.owner)
+
+    def may_see(self, caller: Caller, event: Event) -> bool:
+        """Whether an event belongs to the caller's application, or has no owner."""
+        if event.owner == "" or caller.is_source_of(event):
+            return True
+        process = self._processes.find(event.pid, caller.owner) if event.pid else None
+        return process is not None and process.is_own(caller)
+
+    def _check_nice(self, caller: Caller, permit: Permit, request: object) -> None:
+        """A child with a larger share than the default needs permission to `nice`. EACCES.
+
+        The object is the caller's own process 0, since the child does not exist yet.
+        """
+        match request:
+            case Spawn(nice=nice):
+                default = 0
+            case Fork(nice=int(nice), pid=pid):
+                parent = self._processes.find(pid, caller.owner)
+                default = parent.nice if parent is not None else 0
+            case _:
+                return
+        if nice < default:
+            self.require(Permit(permit.subjects, permit.recorded, "nice", (_NEW,)), caller.owner)
+
+    def _refused(
+        self, permit: Permit, object_: str, decision: Decision, owner_pid: tuple[str, int]
+    ) -> Denied:
+        """The refusal, journaled. `owner_pid`: the owner of the call, and the process in it."""
+        owner, pid = owner_pid
+        self.refused += 1
+        number = self._journal.refuse(Entry(
+            "refused", pid, owner, syscall=permit.action, object=object_, errno=Errno.EACCES,
+            note=decision.rule or f"no rule for {decision.subject}", subject=permit.recorded,
+        ))  # fmt: skip
+        refusal = self._policy.refusal(permit.subjects, permit.action, object_, number)
+        found = _PROCESS.match(object_)
+        process = self._processes.find(int(found[1]), owner) if found is not None else None
+        if process is None or decision.rule:
+            return refusal
+        return self._not_own(permit, (object_, decision.subject), process, refusal)
+
+    def _not_own(
+        self, permit: Permit, refused: tuple[str, str], process: Subject, refusal: Denied
+    ) -> Denied:
+        """The refusal. If the call is allowed for own processes, it names the application that
+        started this one, and the rules that allow the call.
+
+        `refused`: the object, and the subject that was denied.
+        """
+        policy, (object_, subject) = self._policy, refused
+        own = policy.evaluate(policy.evaluator, subject, permit.action, own_path(object_))
+        if (
+            isinstance(own, str)
+            or not policy.check(permit.subjects, permit.action, own_path(object_)).allowed
+        ):
+            return refusal
+        rows = [
+            f'"p, {subject}, {permit.action}, {path}, allow"'
+            for subject, path, result in policy.evaluations(
+                policy.evaluator, permit.subjects, permit.action, object_
+            )
+            if isinstance(result, str) or result.rule is None
+        ]
+        by = " and ".join(process.started_by) or "an unknown application"
+        return Denied(
+            f"{refusal.message}; process {process.pid} was started by {by}, and {own.rule} allows "
+            "only own processes",
+            f"`llmasos policy add {' '.join(rows)}` allows it; {refusal.hint}",
+        )
+
+    def _only_own(self, caller: Caller, permit: Permit, row: Syscall, request: object) -> bool:
+        """Whether only the part of a list that belongs to the application is allowed."""
+        policy = self._policy
+        if policy.check(permit.subjects, row.name, row.object).allowed:
+            return False
+        if isinstance(request, Ps) and request.pid:
+            process = self._processes.find(request.pid, caller.owner)
+            if process is not None and not process.is_own(caller):
+                return False
+        return policy.check(permit.subjects, row.name, row.own).allowed
+
+    def _subjects(self, caller: Caller, row: Syscall, request: object) -> tuple[str, ...]:
+        """The caller's subjects, and those of a process that acts or gets a child. ESRCH."""
+        pid = getattr(request, "pid" if row.acts else "parent", 0)
+        if not pid:
+            return caller.subjects
+        process = self._processes.get(pid, caller.owner)
+        if process.is_own(caller):
+            return tuple(dict.fromkeys((*caller.subjects, *process.subjects)))
+        return (*caller.subjects, PROCESS_SEPARATOR, *process.subjects)
+
+    def _object(self, caller: Caller, row: Syscall, request: object, absent: list[int]) -> str:
+        """The path from the syscall table, with the request's fields and with aliases resolved."""
+        path = row.object
+        if "{" not in path:
+            return path
+        if path.startswith("/dev/image/"):
+            return path[: path.index("{")] + self._canonical_image(_field(path, request))
+        if path == "/dev/{device}":
+            name = _field(path, request)
+            return (
+                f"/dev/{RECALL}" if name == RECALL else f"/dev/image/{self._canonical_image(name)}"
+            )
+        if path == "{source}":
+            path = file_object(_field(path, request))
+        return self._own(caller, _filled(path, request), absent)
+
+    def _own(self, caller: Caller, path: str, absent: list[int]) -> str:
+        """The path of a process, with `own` if it is an own process of the caller.
+
+        A process that does not exist gets `own` as well and is added to `absent`: only a caller
+        that may do this to its own processes gets ESRCH.
+        """
+        found = _PROCESS.match(path)
+        if found is None:
+            return path
+        process = self._processes.find(int(found[1]), caller.owner)
+        if process is None:
+            absent.append(int(found[1]))
+        elif not process.is_own(caller):
+            return path
+        return own_path(path)
+
+
+def counter_object(object_: str) -> str:
+    """The object of a counter: all processes count as process 0, to bound the number of rows."""
+    return _NUMBERED.sub(r"\g<1>0", object_) if object_.startswith("/proc/") else object_
+
+
+def file_object(path: str) -> str:
+    """The path of a file as rules spell it: other characters are escaped."""
+    return _ESCAPED.sub(lambda found: "".join(f"+{b:02x}" for b in os.fsencode(found[0])), path)
+
+
+def process_object(caller: Caller, process: Subject, rest: str = "") -> str:
+    """The path of a process, or of a part of it, for a caller."""
+    own = "own/" if process.is_own(caller) else ""
+    return f"/proc/{own}{process.pid}{rest}"
+
+
+def _filled(path: str, request: object) -> str:
+    """A path of the syscall table with the request's field filled in."""
+    if "{" not in path:
+        return path
+    return f"{path[: path.index('{')]}{_field(path, request)}{path[path.index('}') + 1 :]}"
+
+
+def _field(path: str, request: object) -> str:
+    return str(getattr(request, path[path.index("{") + 1 : path.index("}")]))

@@ -1,0 +1,240 @@
+"""The one way for a call to run: authorise, journal, handle, then reply or stream.
+
+`Calls.dispatch` takes a caller, a request that check.py has validated, and a sink for the results.
+Every call ends exactly once: ok, error or cancelled. An unexpected exception of a handler becomes
+EIO for that call only, with its traceback in the daemon's log. It must not know frames, nor how a
+caller is connected.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from functools import partial
+from inspect import iscoroutinefunction
+from typing import Any, Protocol
+
+import anyio
+
+from .abi import limits
+from .abi.errors import Denied, Errno, SyscallError, descriptors_exhausted
+from .abi.table import TABLE, Durability, Syscall
+from .access.identity import Caller
+from .access.permissions import Permit, counter_object
+from .backpressure import Reader, UserLoad
+from .machine import Machine
+from .storage.journal import Entry
+from .syscalls import HANDLERS, CallContext
+
+log = logging.getLogger(__name__)
+_WAITS = frozenset(name for name, handler in HANDLERS.items() if iscoroutinefunction(handler))
+# Calls that read stored data, with replies that may be large. Those that wait for an event or an
+# engine are excluded: they would block the other readers.
+_READS = frozenset(name for name in _WAITS if TABLE[name].durability is Durability.C) - {
+    "recv", "watch", "attach", "tokenize", "embed", "devices"
+}  # fmt: skip
+
+
+class Sink(Protocol):
+    """Where the results of one call go. Only `writable` waits."""
+
+    def item(self, item: object) -> None:
+        """One item of a stream."""
+
+    def reply(self, reply: object) -> None:
+        """The call has succeeded."""
+
+    def fail(self, error: SyscallError) -> None:
+        """The call has failed."""
+
+    def writable(self) -> Awaitable[None]:
+        """Return when the receiver of the stream keeps up."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """A call in flight."""
+
+    row: Syscall
+    caller: Caller
+    sink: Sink
+    scope: anyio.CancelScope
+    permit: Permit
+    entry: Entry  # of the journal
+    request_bytes: int  # counted in its user's load until it has ended
+    refusal: Denied | None = None  # set when it is no longer allowed
+
+
+class Calls:
+    """The calls of one caller that are in flight, under the limits of one connection and user."""
+
+    def __init__(self, machine: Machine, load: UserLoad, reader: Reader) -> None:
+        self._machine = machine
+        self._load = load
+        self._reader = reader
+        self._reads = asyncio.Semaphore(limits.USER_READS)
+        self._in_flight: set[InFlight] = set()
+        self._idle = asyncio.Event()  # set when a call has ended
+
+    # --- all of them ------------------------------------------------------------------------------
+    def cancel(self) -> None:
+        for call in self._in_flight:
+            call.scope.cancel()
+
+    def reauthorise(self) -> None:
+        """The rules have changed: cancel the calls that are no longer allowed."""
+        for call in self._in_flight:
+            try:
+                self._machine.permissions.require(call.permit, call.caller.owner, call.entry.pid)
+            except Denied as refusal:
+                call.refusal = refusal
+                call.scope.cancel()
+
+    async def ended(self) -> None:
+        """Return when none is in flight."""
+        while self._in_flight:
+            self._idle.clear()
+            await self._idle.wait()
+
+    # --- one --------------------------------------------------------------------------------------
+    def dispatch(
+        self, caller: Caller, row: Syscall, request: object, sink: Sink, request_bytes: int = 0
+    ) -> InFlight | None:
+        """Run a call. Returns it while it is in flight, None when the sink has its reply.
+
+        Raises EACCES, ESRCH, EAGAIN, ECANCELED, and the errors of handlers that never wait.
+        """
+        permit = self._machine.permissions.authorise(caller, row, request)
+        entry = Entry(
+            "call", getattr(request, "pid", 0), caller.owner, syscall=row.name,
+            object=permit.object, subject=permit.recorded,
+        )  # fmt: skip
+        if row.name in _WAITS:
+            scope = anyio.CancelScope()
+            flight = InFlight(row, caller, sink, scope, permit, entry, request_bytes)
+            self._begin(flight, request)
+            return flight
+        call = CallContext(caller, 0, None, sink.item, sink.writable, permit.own)
+        reply = HANDLERS[row.name](self._machine, call, request)
+        if row.durability is Durability.C:
+            self._count(row, permit)
+        else:
+            self._machine.journal.append(entry)
+        sink.reply(reply)
+        return None
+
+    def _begin(self, flight: InFlight, request: object) -> None:
+        if len(self._in_flight) >= limits.CALLS_IN_FLIGHT:
+            count, most = len(self._in_flight), limits.CALLS_IN_FLIGHT
+            message = f"{count} calls of this connection are in flight; at most {most} are allowed"
+            raise SyscallError(Errno.EAGAIN, message, "wait for one, or open another connection")
+        self._load.check_calls()
+        if self._machine.stopping.is_set():
+            raise SyscallError(Errno.ECANCELED, "the machine is shutting down", "try again later")
+        row, sink = flight.row, flight.sink
+        number, begun = 0, None
+        if row.durability is not Durability.C and row.item is not None:
+            number, begun = self._machine.journal.append_future(replace(flight.entry, kind="begin"))
+        call = CallContext(
+            flight.caller, number, begun, sink.item, sink.writable, flight.permit.own
+        )
+        self._in_flight.add(flight)
+        self._load.calls += 1
+        self._machine.add_pending_replies(_drained(row))
+        failed = partial(self._fail, flight)
+        self._machine.jobs.once("call", self._run, flight, request, call, failed=failed)
+
+    async def _run(self, flight: InFlight, request: object, call: CallContext) -> None:
+        """Run a call that may wait, to its end."""
+        row = flight.row
+        reply: object = None
+        error: SyscallError | None = None
+        with flight.scope:
+            try:
+                reply = await self._handle(row, request, call)
+            except SyscallError as failure:
+                error = failure
+            except Exception as exception:
+                error = unforeseen(row.name, exception)
+        if reply is None:  # a call with a reply has succeeded, even if it is cancelled now
+            error = flight.refusal or error
+            error = error or SyscallError(Errno.ECANCELED, f"{row.name} was cancelled")
+        # Outside of `scope`: a later cancel has no effect.
+        error = await self._close(flight, call.number, error)
+        if row.durability is Durability.C and error is None:
+            self._count(row, flight.permit)
+        self._end(flight)
+        if error is None:
+            flight.sink.reply(reply)
+        else:
+            flight.sink.fail(error)
+        self._machine.add_pending_replies(-_drained(row))
+
+    async def _handle(self, row: Syscall, request: object, call: CallContext) -> object:
+        """Call the handler. A reading call waits until its caller has read earlier replies."""
+        handler: Any = HANDLERS[row.name]
+        if row.name not in _READS:
+            return await handler(self._machine, call, request)
+        async with self._reads:  # bounds the share of one connection in its user's reads
+            await self._load.begin_read(self._reader)
+            try:
+                return await handler(self._machine, call, request)
+            finally:
+                self._load.end_read()
+
+    async def _close(
+        self, flight: InFlight, number: int, error: SyscallError | None
+    ) -> SyscallError | None:
+        """Journal the outcome. Returns the call's error, or else that of the journal."""
+        if flight.row.durability is Durability.C:
+            return error
+        if error is not None and error.errno is Errno.EIO:  # it may have killed its engine
+            await self._machine.loader.wait_marks_written()
+        kind, errno = "end" if number else "call", int(error.errno) if error else 0
+        try:
+            await self._machine.journal.append_and_wait(
+                replace(flight.entry, kind=kind, call=number, errno=errno)
+            )
+        except SyscallError as failure:
+            return error or failure
+        return error
+
+    def _fail(self, flight: InFlight) -> None:
+        """End a call that failed outside its handler."""
+        self._end(flight)
+        flight.sink.fail(_failed_inside(flight.row.name))
+        self._machine.add_pending_replies(-_drained(flight.row))
+
+    def _end(self, flight: InFlight) -> None:
+        """Remove a call from those in flight."""
+        if flight in self._in_flight:
+            self._in_flight.remove(flight)
+            self._load.calls -= 1
+            self._load.requests -= flight.request_bytes
+        self._idle.set()
+
+    def _count(self, row: Syscall, permit: Permit) -> None:
+        """Count a call of class C: the journal has no row for each of them."""
+        object_ = counter_object(permit.object)
+        self._machine.journal.count(permit.recorded, row.name, object_, permit.rule)
+
+
+def _drained(row: Syscall) -> bool:
+    """Whether shutdown waits for the call. Not for `wait`, which may never return."""
+    return row.durability is not Durability.C and row.name != "wait"
+
+
+def unforeseen(name: str, error: Exception) -> SyscallError:
+    """EIO, with a traceback in the log; EAGAIN when no descriptor is free."""
+    refusal = descriptors_exhausted(error)
+    if refusal is not None:
+        return refusal
+    log.exception("%s failed with an unexpected exception", name)
+    return _failed_inside(name)
+
+
+def _failed_inside(name: str) -> SyscallError:
+    return SyscallError(
+        Errno.EIO, f"{name} failed inside the kernel", "`llmasos daemon logs` has the traceback"
+    )

@@ -1,0 +1,1 @@
+"""Processes: their table, mailboxes, and the programs (OS processes) that act for them."""

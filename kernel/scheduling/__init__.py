@@ -1,0 +1,1 @@
+"""Scheduling: which call runs next and on which device, and the loading and unloading of models."""

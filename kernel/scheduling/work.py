@@ -1,0 +1,76 @@
+"""The mount parameters of a device, and the calls that it computes: values."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..abi.errors import SyscallError
+from ..abi.values import Finish, Logprob, Sampling, Usage
+from ..driver import Cut, Option, Prompt
+from ..process.table import Process
+from .scheduler import Claim
+
+
+@dataclass(frozen=True, slots=True)
+class Mounting:
+    """The parameters of a mount."""
+
+    name: str  # of the image
+    driver: str
+    model: str  # identifies the model's file: different for a different file
+    pin: bool = False
+    remark: str = ""  # shown by `devices` while the device has no note of its own
+    options: Mapping[str, Option] = field(default_factory=dict[str, Option])
+
+
+@dataclass(slots=True)
+class Work:
+    """One generate on a device: its claim, its bounded stream, its counters."""
+
+    claim: Claim
+    process: Process
+    prompt: Prompt
+    sampling: Sampling
+    asked: float  # monotonic seconds
+    pages: frozenset[int] = frozenset()  # ids of the stored pages in its prompt
+    forgot: bool = False  # one of these was forgotten: its answer is neither stored nor shown
+    sent: bool = False  # a part of its answer was read
+    hash: bytes = b""  # identifies the call in the quarantine
+    admitted: float = 0.0
+    first: float = 0.0  # first answer token
+    ended: float = 0.0
+    cached: int = 0
+    tokens: int = 0
+    unread: int = 0  # tokens in the stream
+    texts: list[str] = field(default_factory=list[str])
+    logprobs: list[Logprob] = field(default_factory=list[Logprob])
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    finish: Finish | None = None
+    cuts: Sequence[Cut] = ()
+    error: SyscallError | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.finish is not None or self.error is not None
+
+    def usage(self) -> Usage:
+        admitted = self.admitted or self.ended
+        first = self.first or self.ended
+        return Usage(
+            prompt_tokens=self.prompt.size,
+            cached_tokens=self.cached,
+            completion_tokens=self.tokens,
+            queue_s=round(admitted - self.asked, 6),
+            prefill_s=round(first - admitted, 6),
+            decode_s=round(self.ended - first, 6),
+        )
+
+
+def file_stamp(path: Path) -> str:
+    """Identifies a version of a file; empty without one, which the driver reports itself."""
+    try:
+        status = path.stat() if path.name else None
+    except OSError:
+        status = None
+    return f"{status.st_size} {status.st_mtime_ns}" if status else ""

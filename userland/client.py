@@ -1,0 +1,301 @@
+"""The blocking client of the wire protocol: one connection, used by the command line.
+
+Imports only the standard library and the wire format, so that `llmasos ps` loads nothing else. One
+thread uses a client. A signal handler may also send on it: this is how ctrl-C interrupts a process
+while it generates. Frames of other calls that arrive meanwhile are queued by call number.
+"""
+
+import os
+import socket
+import stat
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from shlex import quote
+from typing import Any, Generic, TypeVar
+
+from llmasos.kernel.abi import limits, paths, wire
+from llmasos.kernel.abi.errors import Denied, EngineFailed, Errno, SyscallError, error_of
+from llmasos.kernel.abi.paths import FD
+from llmasos.kernel.abi.values import Hello, Profile, Welcome
+
+Item = TypeVar("Item")
+R = TypeVar("R")
+T = TypeVar("T")
+_CHUNK_BYTES = 1 << 18
+COMMAND = limits.COMMAND_APP
+
+GONE = "`llmasos daemon status` shows whether it runs, `llmasos daemon logs` shows why it stopped"
+
+
+_claimed = dict[str, object]()  # inherited descriptor -> token of the caller that claimed it
+
+
+def started_by_kernel() -> bool:
+    """Whether a kernel started this program or one of its ancestors."""
+    return FD in os.environ
+
+
+def inherited_connection() -> socket.socket | None:
+    """The connection inherited from the kernel. Only the first call returns it.
+
+    None when there is none, or when it is already in use: the kernel then identifies the program by
+    its ancestors.
+    """
+    number, token = os.environ.get(FD, ""), object()
+    if not number or _claimed.setdefault(number, token) is not token:  # two threads may race here
+        return None
+    try:
+        connection = socket.socket(fileno=int(number))
+    except (OSError, OverflowError, ValueError):  # closed by an ancestor, or not a socket
+        del _claimed[number]
+        return None
+    if (connection.family, connection.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+        connection.detach()  # the number belongs to another file of this program: leave it open
+        del _claimed[number]
+        return None
+    connection.set_inheritable(False)  # frames of a child would be mixed into ours
+    return connection
+
+
+def default_connection() -> socket.socket:
+    """A connection to the kernel that started this program, else to this user's daemon."""
+    return inherited_connection() or _connect_to_user_daemon()
+
+
+def _connect_to_user_daemon() -> socket.socket:
+    """A connection to the daemon of this user's directories. Also raises EBUSY, see check_state."""
+    where = paths.find()
+    connection = connect(where.socket)
+    try:
+        check_state(where)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def check_state(where: paths.Paths) -> None:
+    """Raise EBUSY when the daemon at the socket serves another state directory.
+
+    Not checked when only the runtime directory is set, or when a kernel started this program: both
+    select the daemon by its socket, whatever its state directory is.
+    """
+    runtime_set = bool(os.environ.get("LLMASOS_RUNTIME_DIR"))
+    if started_by_kernel() or (runtime_set and not os.environ.get("LLMASOS_STATE_DIR")):
+        return
+    other = paths.other_state(where)
+    if other is None:
+        return
+    message = f"the daemon at {where.socket} has its state in {other}, not in {where.state}"
+    variable = f"LLMASOS_RUNTIME_DIR={quote(str(paths.default_runtime(where.state)))}"
+    start = f"{'env -u LLMASOS_RUNTIME_DIR' if runtime_set else variable} llmasos daemon start"
+    query = f"LLMASOS_STATE_DIR={quote(str(other))} llmasos ps"
+    hint = f"`{start}` starts one for {where.state}; `{query}` uses the running one"
+    raise SyscallError(Errno.EBUSY, message, hint)
+
+
+def connect(path: Path) -> socket.socket:
+    """A connected socket. ECONNREFUSED: no daemon listens; EACCES: it belongs to another user."""
+    check_directory(path)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        raise connect_error(path, error) from error
+    return connection
+
+
+def check_directory(path: Path) -> None:
+    """Check who owns the socket's directory below the temporary directory.
+
+    EACCES: another user created it and would receive our key and our prompts. ECONNREFUSED: it does
+    not exist; connecting anyway would race with somebody who creates it after this check. A
+    directory set with LLMASOS_RUNTIME_DIR is not checked.
+    """
+    folder = path.parent
+    if not paths.is_temporary(folder):
+        return
+    try:
+        status = folder.lstat()
+    except OSError as error:
+        raise connect_error(path, error) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        hint = "set LLMASOS_RUNTIME_DIR to a directory that you own"
+        raise Denied(f"{folder} belongs to another user", hint)
+
+
+def connect_error(path: Path, error: OSError) -> SyscallError:
+    """The SyscallError for a failed connection."""
+    if isinstance(error, (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)):
+        hint = "`llmasos daemon start`"
+        if started_by_kernel():
+            hint = "set LLMASOS_RUNTIME_DIR to that of the kernel that started this program"
+        return SyscallError(Errno.ECONNREFUSED, f"no daemon answers at {path}", hint)
+    if isinstance(error, PermissionError):
+        hint = "it belongs to another user; set LLMASOS_RUNTIME_DIR to a directory that you own"
+        return Denied(f"cannot open {path}: permission denied", hint)
+    hint = "`llmasos config path` shows the path in use; LLMASOS_RUNTIME_DIR sets another directory"
+    return SyscallError(Errno.EINVAL, f"{path}: {error}", hint)
+
+
+def error_from_frame(fields: dict[str, Any], call: str) -> SyscallError:
+    """The error in an ERROR frame. An errno that this version does not know becomes EIO."""
+    number = fields.get("errno")
+    errno = Errno(number) if number in _ERRNOS else Errno.EIO
+    message, hint = str(fields.get("message", "")), str(fields.get("hint", ""))
+    error = error_of(errno, message, hint)
+    if isinstance(error, Denied):
+        error.needs_approval = fields.get("needs_approval") is True
+    elif fields.get("engine") is True:
+        error = EngineFailed(errno, message, hint)
+    error.call, error.pid = str(fields.get("call") or call), int(fields.get("pid") or 0)
+    return error
+
+
+_ERRNOS = frozenset(int(errno) for errno in Errno)
+
+
+class BlockingStream(Generic[Item, R]):
+    """The items of a streaming syscall. `reply` is set after the last item."""
+
+    def __init__(
+        self, client: "BlockingClient", number: int, name: str, kinds: tuple[type[Item], type[R]]
+    ):
+        self._client = client
+        self._number = number
+        self._name = name
+        self._item, self._kind = kinds
+        self.reply: R | None = None
+
+    def __iter__(self) -> Iterator[Item]:
+        while self.reply is None:
+            kind, fields = self._client.answer(self._number, self._name)
+            if kind == wire.REPLY:
+                self.reply = wire.build(self._kind, fields)
+                return
+            yield wire.build(self._item, fields)
+
+    def cancel(self) -> None:
+        """Cancel the call: the iteration then raises ECANCELED."""
+        self._client.cancel(self._number)
+
+
+def _connected(target: Path | socket.socket | None) -> socket.socket:
+    if isinstance(target, socket.socket):
+        return target
+    return default_connection() if target is None else connect(target)
+
+
+class BlockingClient:
+    """A connection after the `hello` syscall. `welcome` is the kernel's reply with its notices.
+
+    `target`: the path of a kernel's socket, or a connected socket. None: the inherited connection,
+    else this user's kernel. `app`: the application that the kernel records; the command line by
+    default.
+    """
+
+    def __init__(
+        self, target: Path | socket.socket | None = None, *, app: str = COMMAND,
+        profile: Profile = Profile.OPERATOR, key: str | None = None,
+    ) -> None:  # fmt: skip
+        self._frames = wire.Frames()
+        self._pending: dict[int, deque[list[Any]]] = {}  # frames by call number
+        self._outbox: deque[bytes] = deque()
+        self._writing = False
+        self._last = 0  # call number
+        self._socket = _connected(target)
+        self._socket.settimeout(limits.START_S)  # a kernel that hangs does not hang its clients
+        try:
+            hello = Hello(limits.PROTOCOL_VERSION, app, profile, key)
+            self.welcome = self.call("hello", hello, Welcome)
+            self._socket.settimeout(None)
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, name: str, request: object, reply: type[T]) -> T:
+        """The reply of one syscall. Raises the kernel's SyscallError; EPIPE: the kernel exited."""
+        number = self.send(name, request)
+        while True:
+            kind, fields = self.answer(number, name)
+            if kind == wire.REPLY:
+                return wire.build(reply, fields)
+
+    def stream(
+        self, name: str, request: object, item: type[Item], reply: type[R]
+    ) -> BlockingStream[Item, R]:
+        """Start a streaming syscall."""
+        return BlockingStream(self, self.send(name, request), name, (item, reply))
+
+    def send(self, name: str, request: object) -> int:
+        """Start a call and return its number. Signal handlers may call this. E2BIG."""
+        self._last += 1
+        number = self._last
+        frame = wire.call(number, name, request)
+        self._pending[number] = deque()
+        self._write(frame)
+        return number
+
+    def cancel(self, number: int) -> None:
+        self._write(wire.pack([wire.CANCEL, number]))
+
+    def _write(self, frame: bytes) -> None:
+        self._outbox.append(frame)
+        if self._writing:  # a signal handler interrupted a write: the outer call sends this frame
+            return
+        self._writing = True
+        try:
+            while self._outbox:
+                self._socket.sendall(self._outbox.popleft())
+        except OSError:
+            # The kernel may have sent an error before it closed: the next read raises it.
+            self._outbox.clear()
+        finally:
+            self._writing = False
+
+    def answer(self, number: int, name: str) -> tuple[int, dict[str, Any]]:
+        """The next frame of a call: (kind, fields). Raises the error of an ERROR frame."""
+        frames = self._pending[number]
+        while not frames:
+            self._receive()
+        kind, _number, fields = frames.popleft()
+        if kind != wire.ITEM:
+            del self._pending[number]
+        if kind == wire.ERROR:
+            raise error_from_frame(fields, name)
+        return kind, fields
+
+    def _receive(self) -> None:
+        """Wait for bytes, and queue each complete frame for its call."""
+        try:
+            data = self._socket.recv(_CHUNK_BYTES)
+        except OSError as error:
+            message = f"the connection to the daemon failed: {error}"
+            raise SyscallError(Errno.EPIPE, message, GONE) from error
+        if not data:
+            raise SyscallError(Errno.EPIPE, "the daemon closed the connection", GONE)
+        for body in self._frames.feed(data):
+            frame = wire.unpack_reply(body)
+            if frame[0] == wire.ERROR and frame[1] == 0:
+                raise error_from_frame(frame[2], "")
+            if frame[1] in self._pending:
+                self._pending[frame[1]].append(frame)
+
+    def closed(self) -> None:
+        """Wait until the kernel closes the connection."""
+        try:
+            while True:
+                self._receive()
+        except SyscallError:
+            return
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> "BlockingClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
