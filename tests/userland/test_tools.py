@@ -1,6 +1,7 @@
 """A process's memory as tools for its own model."""
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -159,5 +160,8 @@ def test_the_embedded_model_can_only_say_a_call(machine: Machine) -> None:
         result = tools.call(said)
         assert not result.startswith("error"), (said, result)
         every = process.memory_tools(DEFAULT_TOOLS)
-        said = process.generate(asked, schema=every.schema, temperature=0, max_tokens=200).text
-        assert json.loads(said)["name"] in DEFAULT_TOOLS
+        said = process.generate(asked, schema=every.schema, temperature=0, max_tokens=40).text
+        # How long the argument becomes is up to the model: the call may be cut here.
+        name = re.match(r'\{\s*"name":\s*"(\w+)",\s*"arguments":\s*\{', said)
+        assert name is not None, said
+        assert name[1] in DEFAULT_TOOLS
