@@ -22,12 +22,13 @@ test: setup
 	@$(BIN)/python -m compileall -q kernel drivers userland policies
 	@$(BIN)/python -m pytest $(WORKERS)
 
-# What takes long: 50 kills, the fuzzer at full length, each quantisation, a soak.
+# The slow tests: 50 kills, the fuzzer at full length, each quantisation; then a soak, alone, because
+# the load of other tests changes its slope.
 long: setup
 	@$(BIN)/python -m pytest -m long $(WORKERS) --deselect tests/userland/test_soak.py
 	@$(BIN)/python -m pytest -m long tests/userland/test_soak.py
 
-# The tests again, with the branches counted that they take, in the daemons too.
+# The tests with branch coverage of the kernel, in the daemons too.
 coverage: setup
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest $(WORKERS)

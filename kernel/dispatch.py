@@ -1,9 +1,9 @@
-"""The one way for a call to run: authorise, journal, handle, then reply or stream.
+"""Runs the calls of clients: authorise, journal, handle, then reply or stream.
 
 `Calls.dispatch` takes a caller, a request that check.py has validated, and a sink for the results.
 Every call ends exactly once: ok, error or cancelled. An unexpected exception of a handler becomes
 EIO for that call only, with its traceback in the daemon's log. It must not know frames, nor how a
-caller is connected.
+caller is connected. Summaries (summary.py), which the kernel makes itself, do not pass here yet.
 """
 
 import asyncio

@@ -2,9 +2,9 @@
 
 `run` is for work that can be repeated: an unexpected exception is logged with its traceback, and
 the job runs again after a pause that doubles with each failure. `once` is for work that must not be
-repeated: the exception is logged, and `failed` is called so that no caller waits for it forever. A
-Panic is not an Exception and stops the kernel. The supervisor owns the task group and does not know
-what a job does.
+repeated: the exception is logged, and `failed` is called so that no caller waits for it forever.
+What is not an Exception (cancellation, SystemExit) is not caught. The supervisor owns the task
+group and does not know what a job does.
 """
 
 import logging

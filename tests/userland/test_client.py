@@ -233,7 +233,7 @@ def test_a_connection_is_taken_once_and_not_by_a_look(
     with ours, theirs:
         monkeypatch.setenv(FD, str(theirs.fileno()))
         assert start.answers(shared.paths)  # by the path
-        with BlockingClient(shared.paths.socket) as line:  # whoever names a kernel means that one
+        with BlockingClient(shared.paths.socket) as line:  # the given socket, not the inherited one
             assert line.welcome.owner
         given = inherited_connection()
         assert given is not None
