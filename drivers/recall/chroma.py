@@ -34,7 +34,7 @@ from llmasos.kernel.abi.errors import DeviceFault, SyscallError
 from .chroma_process import CLOSE, COUNT, DELETE, DROP, DROP_ALL, GET, OPEN, PLACES, QUERY, WRITE
 from .rows import Vectors
 
-_NICE = 10  # below the process that answers searches
+_NICE = 19  # it writes for minutes after a rebuild, beside engines that want every core
 _SERVER_S = 20.0  # without data from a server
 _SEARCHED = 400  # ef_search: vectors that a query visits, twice the number requested
 _REASON_CHARS = 200
