@@ -35,11 +35,9 @@ from .connection import listeners as listen
 from .connection.listeners import ListenOptions
 from .driver import Driver, Option, Recall, RecallDriver
 from .machine import Machine
-from .memory.memory import Memory
-from .memory.paging import Pager
-from .memory.sweeping import Sweeper
-from .memory.vector_index import VectorIndex
-from .process.mailboxes import Mailboxes
+from .memory.vector_device import VectorDevice
+from .owners.owner import OwnerContext
+from .owners.owners import Owners
 from .process.table import ProcessTable
 from .recovery import check_processes, recover
 from .scheduling.images import ImageRegistry
@@ -118,7 +116,7 @@ async def boot(plan: BootPlan, ready: Callable[[Machine], None]) -> None:
                 machine.journal.append(Entry("boot", note=_up(plan, before)))
                 ready(machine)  #                             6  notify the process that started us
                 jobs.run("mount", _mount, machine, plan)  #   7  engines load in the background
-                jobs.run("recall start", machine.vectors.begin)
+                jobs.run("resume", machine.owners.resume)
                 jobs.run("garbage", garbage.collect_when_idle, machine)
                 if plan.collect_after_s:
                     jobs.run("collect ended", collecting.collect, machine, plan.collect_after_s)
@@ -132,9 +130,8 @@ async def boot(plan: BootPlan, ready: Callable[[Machine], None]) -> None:
                 machine.events.close()
                 for device in machine.loader.each():  #   11  engines stop
                     await machine.loader.unmount(device.name)
-                machine.mail.close()
-                await machine.sweeper.close()
-                await machine.vectors.process.stop()
+                await machine.owners.finish()
+                await machine.recall.process.stop()
                 machine.journal.append(Entry("boot", note="down"))
                 machine.journal.flush()
                 run.why = machine.stop_reason
@@ -163,12 +160,12 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor) -> Machine:
     if plan.first:
         requantiser.expect(images.get(plan.first))
     events: Followers[Event] = Followers()
-    memory = Memory(store)
-    check_processes(store, memory)
-    vectors = VectorIndex(memory, _recall(plan), jobs)
+    check_processes(store)
+    recall = VectorDevice(_recall(plan), jobs)
     journal = Journal(store, events.publish, owner=owner, total_bytes=plan.journal_bytes)
     policy = Policy(TABLE, owner, plan.paths.policy_file, plan.paths.state / "policy.csv")
     processes = ProcessTable(store, owner)
+    owners = Owners(OwnerContext(store, recall, jobs, processes.pids_in_use))
     machine = Machine(
         store=store,
         journal=journal,
@@ -179,12 +176,9 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor) -> Machine:
         images=images,
         requantiser=requantiser,
         processes=processes,
-        memory=memory,
-        vectors=vectors,
-        pager=Pager(memory, vectors),
-        sweeper=Sweeper(memory, vectors, jobs),
+        owners=owners,
+        recall=recall,
         summaries=plan.summaries,
-        mail=Mailboxes(store),
         loader=Loader(Quarantine(store), jobs, plan.idle_unload_s),
         drivers=drivers,
         defaults=plan.defaults,
@@ -199,12 +193,12 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor) -> Machine:
         jobs=jobs,
     )
     jobs.report = partial(_journal_job, machine.journal)
-    vectors.process.report = partial(_journal_recall, machine.journal)
+    recall.process.report = partial(_journal_recall, machine.journal)
     store.pacing.computing = machine.loader.computing
     store.pacing.calls = lambda: machine.counters.calls
     if plan.embedder:
         image = images.get(plan.embedder)
-        vectors.embedder = f"{image.name} {image.fingerprint()}", partial(machine.embed, image.name)
+        recall.embedder = f"{image.name} {image.fingerprint()}", partial(machine.embed, image.name)
     return machine
 
 

@@ -24,7 +24,7 @@ from .access.permissions import Permit, counter_object
 from .backpressure import Reader, UserLoad
 from .machine import Machine
 from .storage.journal import Entry
-from .syscalls import HANDLERS, CallContext
+from .syscalls import HANDLERS, OWNER_CALLS, CallContext
 
 log = logging.getLogger(__name__)
 _WAITS = frozenset(name for name, handler in HANDLERS.items() if iscoroutinefunction(handler))
@@ -115,7 +115,8 @@ class Calls:
             flight = InFlight(row, caller, sink, scope, permit, entry, request_bytes)
             self._begin(flight, request)
             return flight
-        call = CallContext(caller, 0, None, sink.item, sink.writable, permit.own)
+        owner = self._machine.owners.get(caller.owner)
+        call = CallContext(caller, owner, 0, None, sink.item, sink.writable, permit.own)
         reply = HANDLERS[row.name](self._machine, call, request)
         if row.durability is Durability.C:
             self._count(row, permit)
@@ -136,8 +137,9 @@ class Calls:
         number, begun = 0, None
         if row.durability is not Durability.C and row.item is not None:
             number, begun = self._machine.journal.append_future(replace(flight.entry, kind="begin"))
+        owner = self._machine.owners.get(flight.caller.owner)
         call = CallContext(
-            flight.caller, number, begun, sink.item, sink.writable, flight.permit.own
+            flight.caller, owner, number, begun, sink.item, sink.writable, flight.permit.own
         )
         self._in_flight.add(flight)
         self._load.calls += 1
@@ -173,15 +175,22 @@ class Calls:
 
     async def _handle(self, row: Syscall, request: object, call: CallContext) -> object:
         """Call the handler. A reading call waits until its caller has read earlier replies."""
-        handler: Any = HANDLERS[row.name]
         if row.name not in _READS:
-            return await handler(self._machine, call, request)
+            return await self._with_owner(row, request, call)
         async with self._reads:  # bounds the share of one connection in its user's reads
             await self._load.begin_read(self._reader)
             try:
-                return await handler(self._machine, call, request)
+                return await self._with_owner(row, request, call)
             finally:
                 self._load.end_read()
+
+    async def _with_owner(self, row: Syscall, request: object, call: CallContext) -> object:
+        """Call the handler, with the caller's data open if it needs them."""
+        handler: Any = HANDLERS[row.name]
+        if row.name not in OWNER_CALLS:
+            return await handler(self._machine, call, request)
+        async with self._machine.owners.use(call.caller.owner):
+            return await handler(self._machine, call, request)
 
     async def _close(
         self, flight: InFlight, number: int, error: SyscallError | None

@@ -29,12 +29,10 @@ from .driver import Driver, Facts, Option
 from .memory.erasing import drop
 from .memory.faults import Faults
 from .memory.forgetting import ForgetResult, forget
-from .memory.memory import Memory
-from .memory.paging import Pager
-from .memory.sweeping import Sweeper
 from .memory.table import PageTable
-from .memory.vector_index import VectorIndex
-from .process.mailboxes import Mailboxes
+from .memory.vector_device import VectorDevice
+from .owners.owner import Owner
+from .owners.owners import Owners
 from .process.table import Process, ProcessTable
 from .scheduling.device import Device
 from .scheduling.images import Image, ImageRegistry
@@ -79,12 +77,9 @@ class Machine:
     images: ImageRegistry
     requantiser: Requantiser
     processes: ProcessTable
-    memory: Memory
-    vectors: VectorIndex
-    pager: Pager
-    sweeper: Sweeper
+    owners: Owners
+    recall: VectorDevice
     summaries: bool  # summarise pages that leave a window
-    mail: Mailboxes
     loader: Loader
     drivers: Mapping[str, Driver]
     defaults: Mapping[str, Mapping[str, Option]]  # mount options, by driver
@@ -285,12 +280,13 @@ class Machine:
             await self.processes.pids.ready(request.count)
             children = self.processes.children(parent, request, caller)
             # A crash before `add` leaves pages without a process, which recovery erases.
-            await self.memory.copy(parent, children)
+            memory = self.owners.get(parent.owner).memory
+            await memory.copy(parent, children)
             try:
                 await self.processes.add(children)
             except SyscallError:
                 for child in children:
-                    await drop(self.memory, child)
+                    await drop(memory, child)
                 raise
         return children
 
@@ -314,7 +310,9 @@ class Machine:
         await self.processes.exit(process, code, reason)
         process.discard |= reason == Signal.KILL
         self.interrupt(process)
-        self.mail.interrupt(process)
+        mailboxes = self.owners.get(process.owner).mailboxes
+        if mailboxes is not None:
+            mailboxes.interrupt(process)
         self.journal_process(process, f"exit {code} {reason}")
         for client in [client for client in self.clients if client.belongs_to(process)]:
             client.reauthorise()  # a program whose process has ended is allowed nothing
@@ -332,22 +330,27 @@ class Machine:
     async def reap(self, process: Process) -> None:
         """Free the resources of an ended process: its row, its pages and its contexts. EIO."""
         await process.idle.wait()
-        self.memory.database(process.owner)  # raises EIO if unreadable, before anything changes
+        async with self.owners.use(process.owner) as owner:
+            await self._reap(process, owner)
+
+    async def _reap(self, process: Process, owner: Owner) -> None:
+        memory = owner.memory  # raises EIO if unreadable, before anything changes
         device = self.loader.device(process.model)
         if device is not None:
             device.forget(process.pid)
         process.reaped = True
         self.faults.forget(process.pid)
         self.policy.forget(process.pid)
-        await self.mail.drop(process)
-        table = self.memory.tables.get(process.pid)
+        if owner.mailboxes is not None:
+            await owner.mailboxes.drop(process)
+        table = memory.tables.get(process.pid)
         pages = sum(one.count for one in table.ranges) if table is not None else 0
-        spaces = await drop(self.memory, process)
+        spaces = await drop(memory, process)
         await self.processes.reap(process)
         if pages:
-            await self.vectors.remove(process.owner, spaces, [])
-            await self.memory.count_waiting(process.owner)
-            self.sweeper.dirty(process.owner, pages)
+            await owner.vectors.remove(spaces)
+            await memory.count_waiting()
+            owner.sweeper.dirty(pages)
 
     # --- pages ----------------------------------------------------------------------------------
     async def forget(
@@ -361,18 +364,12 @@ class Machine:
                 if one.pid in pids:
                     one.output.drop()
 
-        done = ForgetResult(0, [])
+        owner, done = self.owners.get(process.owner), ForgetResult(0, [])
         with CancelScope(shield=True):  # completed even if the caller disconnects
-            done = await forget(self.memory, self.vectors, table, numbers, purge)
+            done = await forget(owner.memory, owner.vectors, table, numbers, purge)
         if done.left:
-            self.sweeper.dirty(process.owner)
+            owner.sweeper.dirty()
         return done
-
-    async def pages_freed(self, owner: str, spaces: Sequence[int], pages: Sequence[int]) -> None:
-        """No process has these stored pages any more: remove them from the indexes, sweep later."""
-        if spaces or pages:
-            await self.vectors.remove(owner, spaces, pages)
-            self.sweeper.dirty(owner)
 
     def summarising(self, device: str) -> anyio.Lock:
         """The lock that allows one summary at a time on a device."""
@@ -386,7 +383,9 @@ class Machine:
     async def connection_closed(self, connection: int) -> None:
         """A connection closed: end the processes that were to end with it."""
         self.last_closed = time.monotonic()
-        self.mail.requeue(connection)
+        for owner in self.owners.opened():
+            if owner.mailboxes is not None:
+                owner.mailboxes.requeue(connection)
         for process in self.processes.all():
             if process.connection == connection and not process.keep:
                 try:

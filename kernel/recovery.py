@@ -1,18 +1,25 @@
 """Crash recovery: completes what the last run left unfinished, before the listeners open."""
 
+import contextlib
+
 from .abi.errors import Errno, SyscallError
 from .machine import HANGUP, Machine
-from .memory import erasing
-from .memory.memory import Memory
+from .memory import loading
 from .storage.journal import Entry
 from .storage.store import Store
 
 
-def check_processes(store: Store, memory: Memory) -> None:
+def check_processes(store: Store) -> None:
     """EIO: the process table is missing, so recovery would erase every page as unused."""
-    path = store.directory / "processes.db"
-    if memory.unread and not path.exists():
-        owners, count = store.directory / "owners", len(memory.unread)
+    path, owners = store.directory / "processes.db", store.directory / "owners"
+    if path.exists():
+        return
+    count = 0
+    for file in owners.glob(f"*/{loading.FILE}"):
+        with contextlib.suppress(SyscallError):  # damaged: opening it reports this
+            rows = store.peek(loading.name(file.parent.name), "SELECT count(*) FROM tables")
+            count += int(rows[0][0] or 0) if rows else 0
+    if count:
         processes = "1 process has" if count == 1 else f"{count} processes have"
         raise SyscallError(
             Errno.EIO,
@@ -25,7 +32,8 @@ async def recover(machine: Machine) -> None:
     await machine.journal.start()
     for begin in machine.journal.unfinished():
         try:
-            done = machine.memory.committed(begin.owner, begin.seq)
+            async with machine.owners.use(begin.owner) as owner:
+                done = await owner.memory.committed(begin.seq)
         except SyscallError:  # decided by a later run that can read this owner's database
             continue
         machine.journal.append(Entry(
@@ -37,4 +45,3 @@ async def recover(machine: Machine) -> None:
         if not process.keep:
             await machine.processes.exit(process, HANGUP, "restart")
             await machine.try_to_reap(process)
-    await erasing.recover(machine.memory, {process.pid for process in machine.processes.all()})

@@ -20,7 +20,9 @@ from .abi.values import Finish, Kind, Message, Role, Sampling
 from .driver import Facts
 from .machine import Machine
 from .memory.layout import Stored
+from .memory.memory import Memory
 from .memory.rows import NewPage
+from .owners.owner import Owner
 from .process.table import Process
 from .scheduling.device import Device
 from .scheduling.scheduler import Claim
@@ -37,38 +39,44 @@ _PID_OFFSET = 2**52  # added to the pid, so that its contexts differ from the co
 async def make(m: Machine, process: Process, numbers: Sequence[int]) -> None:
     """Write a summary of some pages. A failure is only logged: no caller waits for a summary."""
     try:
-        async with m.using(process.model) as (device, facts), m.summarising(device.name):
-            epoch = m.memory.forgets[process.owner]
-            sources = await _sources(m, process, numbers, facts)
-            text = await _summarise(m, process, sources, device) if sources else ""
-            if not text or process.ending is not None:
-                return
-            prompt = await device.engine.compose(
-                [Message(Role.USER, text)], raw=True, fresh=1
-            )  # fmt: skip
-        key = f"summary of {sources[0].number}-{sources[-1].number}"
-        pages = [
-            NewPage(cut.text, cut.tokens, Kind.SUMMARY, process.model, key=key, speaker=process.app)
-            for cut in prompt.cuts[0]
-        ]
-        # Under the lock, no page is forgotten between this check and the queued write.
-        async with m.memory.tables.ownership_lock(process.owner):
-            if m.memory.forgets[process.owner] == epoch:
-                more = [(_INSERT_SOURCE, (page.id,)) for page in sources]
-                await m.memory.write(process, pages, more)
-        m.vectors.pages_written(process.owner)
+        async with m.owners.use(process.owner) as owner:
+            await _make(m, owner, process, numbers)
     except SyscallError as error:
         log.info("cannot summarise pages of process %d: %s", process.pid, error)
 
 
+async def _make(m: Machine, owner: Owner, process: Process, numbers: Sequence[int]) -> None:
+    memory = owner.memory
+    async with m.using(process.model) as (device, facts), m.summarising(device.name):
+        epoch = memory.forgets
+        sources = await _sources(memory, process, numbers, facts)
+        text = await _summarise(m, process, sources, device) if sources else ""
+        if not text or process.ending is not None:
+            return
+        prompt = await device.engine.compose(
+            [Message(Role.USER, text)], raw=True, fresh=1
+        )  # fmt: skip
+    key = f"summary of {sources[0].number}-{sources[-1].number}"
+    pages = [
+        NewPage(cut.text, cut.tokens, Kind.SUMMARY, process.model, key=key, speaker=process.app)
+        for cut in prompt.cuts[0]
+    ]
+    # Under the lock, no page is forgotten between this check and the queued write.
+    async with memory.tables.ownership:
+        if memory.forgets == epoch:
+            more = [(_INSERT_SOURCE, (page.id,)) for page in sources]
+            await memory.write(process, pages, more)
+    owner.vectors.pages_written()
+
+
 async def _sources(
-    m: Machine, process: Process, numbers: Sequence[int], facts: Facts
+    memory: Memory, process: Process, numbers: Sequence[int], facts: Facts
 ) -> list[Stored]:
     """The pages to summarise: as many as fit the window, without summaries."""
-    table = await m.memory.opened(process)
+    table = await memory.opened(process)
     left = facts.window - limits.SUMMARY_TOKENS - 4 * limits.FAULT_TOKENS
     found: list[Stored] = []
-    for page in (await m.memory.stored(table, sorted(numbers))).values():
+    for page in (await memory.stored(table, sorted(numbers))).values():
         if page.kind == Kind.SUMMARY:
             continue
         left -= page.tokens + limits.FAULT_TOKENS // 4

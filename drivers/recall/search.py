@@ -17,7 +17,7 @@ from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from .rows import Places, Scores, Vectors
-from .store import LAST, SPACE_BITS, Owner, Space
+from .store import LAST, SPACE_BITS, OwnerVectors, Space
 
 _SAMPLE = 512  # rows
 _MOST = 5  # times CANDIDATES are requested when only a part of a space is in reach
@@ -62,7 +62,7 @@ class _Scored:
 
 
 def search(
-    owner: Owner, question: Vectors, reaches: Sequence[tuple[int, int, int]],
+    owner: OwnerVectors, question: Vectors, reaches: Sequence[tuple[int, int, int]],
     also: NDArray[np.uint64], choose: "Chooser",
 ) -> SearchResult:  # fmt: skip
     parts, unknown = _parts(owner, reaches)
@@ -104,7 +104,7 @@ class Chooser:
 
 
 def _parts(
-    owner: Owner, reaches: Sequence[tuple[int, int, int]]
+    owner: OwnerVectors, reaches: Sequence[tuple[int, int, int]]
 ) -> tuple[list[SpacePart], list[int]]:
     """Ranges of rows that do not overlap, and the spaces that are not stored."""
     parts: list[SpacePart] = []

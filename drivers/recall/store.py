@@ -28,7 +28,7 @@ class Space:
     synchronized: bool = False  # compared with Chroma, which can be queried
 
 
-class Owner:
+class OwnerVectors:
     """One owner's directory."""
 
     def __init__(self) -> None:
@@ -42,10 +42,10 @@ class VectorStore:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.owners: dict[str, Owner] = {}
+        self.owners: dict[str, OwnerVectors] = {}
 
-    def owner(self, path: str) -> Owner:
-        return self.owners.setdefault(path, Owner())
+    def owner(self, path: str) -> OwnerVectors:
+        return self.owners.setdefault(path, OwnerVectors())
 
     def add(self, path: str, number: int, places: bytes, vectors: bytes) -> None:
         """Add vectors to a space. Without places it creates an empty space. EINVAL."""

@@ -25,13 +25,13 @@ async def replace(
     if len(pages) != 1:
         message = f"the text takes {len(pages)} pages, it has to fit one (page {number})"
         raise SyscallError(Errno.E2BIG, message, "write the rest as new pages", pid=table.pid)
-    async with memory.tables.ownership_lock(table.owner), memory.tables.changing(table):
+    async with memory.tables.ownership, memory.tables.changing(table):
         old = table.require(number)
         _check_writable(table, number)
         page = table.mark(number).page = table.allocate_replacement()
         why, statements = await _replacement(memory, table, old, page, pages[0])
         table.sizes[number] = pages[0].tokens
-        unused, erased = erase_pages(memory, table.owner, [old])
+        unused, erased = erase_pages(memory, [old])
         move = Moved(number, number, REPLACED, why)
         more = [*statements, *erased]
         await memory.change(table, Change([move], [number], more=more, erases=bool(unused)))
@@ -43,12 +43,12 @@ async def _replacement(
 ) -> tuple[str, list[Statement]]:
     """Who replaced a page, and the statements; message, call and creation time are kept."""
     sql = "SELECT message, call, created, tokens, author FROM pages WHERE id = ?"
-    (found,) = await memory.read(table.owner, sql, old) or [(table.messages, 0, None, 0, "")]
+    (found,) = await memory.read(sql, old) or [(table.messages, 0, None, 0, "")]
     message, call, created, tokens = (float(value or 0) for value in found[:4])
     one = dataclasses.replace(one, created=created or None)
     row = rows.page_row(table.owner, page, one, message=int(message), call=int(call))
     table.tokens += one.tokens - int(tokens)
-    memory.lags.add(table.owner, 1)
+    memory.add_waiting(1)
     who = f"by {table.owner}{'' if found[4] == one.author else OTHERS}"
     return who, [row, *schema.index_pages(page, page)]
 
@@ -61,7 +61,7 @@ async def put(
     Returns the new numbers, and the ids of pages that no process has any more. Pages that are
     mapped read-only stay, and so do pages of documents, whose key is the file's name.
     """
-    async with memory.tables.ownership_lock(table.owner), memory.tables.changing(table):
+    async with memory.tables.ownership, memory.tables.changing(table):
         found = await memory.keyed(table, key)
         before = {number: one for number, one in found.items() if _replaces_by_key(table, number)}
         room = table.append(len(pages))
@@ -71,7 +71,7 @@ async def put(
             table.mark(number).page = GONE
             table.tokens -= tokens
         table.evict(list(before))
-        unused, erased = erase_pages(memory, table.owner, old)
+        unused, erased = erase_pages(memory, old)
         moves = [Moved(a, b, "evicted", "its key was rewritten") for a, b in runs(before)]
         more = [*statements, *erased]
         await memory.change(

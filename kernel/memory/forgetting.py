@@ -41,36 +41,35 @@ async def forget(
     `purge` ends calls that see them and drops the engines' contexts of the owner. It is called
     while the tables that had them are locked, so no answer of such a call is written.
     """
-    owner = table.owner
     requested = sorted({page for number in numbers if (page := table.page(number)) is not None})
     ids: list[int] = []
     pids: set[int] = set()
     for at in range(0, len(requested), limits.SLICE_ROWS):
-        gone, had = await _delete(memory, owner, set(requested[at : at + limits.SLICE_ROWS]), purge)
+        gone, had = await _delete(memory, set(requested[at : at + limits.SLICE_ROWS]), purge)
         ids += gone
         pids.update(had)
     if not ids:
         return ForgetResult(0, [])
     points.passed("forget.erased")
     try:
-        async with memory.maintenance(owner):
-            await _sweep(memory, vectors, owner, ids)
+        async with memory.maintenance:
+            await _sweep(memory, vectors, ids)
     except (SyscallError, OSError) as error:
         return ForgetResult(len(ids), sorted(pids), f"indexes still hold erased pages: {error}")
     return ForgetResult(len(ids), sorted(pids))
 
 
-async def _sweep(memory: Memory, vectors: VectorIndex, owner: str, ids: Sequence[int]) -> None:
+async def _sweep(memory: Memory, vectors: VectorIndex, ids: Sequence[int]) -> None:
     """Remove the pages from indexes, logs and copies."""
-    database = memory.database(owner)
+    database = memory.database
     await memory.store.write(database, [schema.SWEEPING], durable=False, frees=True)
-    await text_index.merge(memory, owner)
+    await text_index.merge(memory)
     await memory.store.truncate_log(database)
     for pattern in ("*.copy", "*.part"):  # of a migration, complete or interrupted
-        for copy in memory.directory(owner).glob(pattern):
+        for copy in memory.directory.glob(pattern):
             copy.unlink(missing_ok=True)
-    await vectors.remove(owner, [], ids)
-    await vectors.sweep(owner)
+    await vectors.remove([], ids)
+    await vectors.sweep()
     points.passed("forget.renewed")
     await memory.store.write(database, [schema.CLEAN], frees=True)
 
@@ -84,26 +83,24 @@ def holders(memory: Memory, table: PageTable, numbers: Iterable[int]) -> list[in
     found = {
         other.pid
         for space, some in by_space.items()
-        for other in memory.tables.using(table.owner, space)
+        for other in memory.tables.using(space)
         if any(True for page in some for _ in other.numbers(page))
     }
     return sorted(found)
 
 
-async def _delete(
-    memory: Memory, owner: str, requested: set[int], purge: Purge
-) -> tuple[list[int], list[int]]:
+async def _delete(memory: Memory, requested: set[int], purge: Purge) -> tuple[list[int], list[int]]:
     """Delete pages and their summaries from the database: the deleted ids, and the pids."""
-    async with memory.tables.ownership_lock(owner), AsyncExitStack() as locks:
-        ids = sorted(await _with_summaries(memory, owner, requested))
-        memory.forgets[owner] += 1
-        tokens = {int(r[0] or 0): int(r[8] or 0) for r in await memory.by_id(owner, ids)}
+    async with memory.tables.ownership, AsyncExitStack() as locks:
+        ids = sorted(await _with_summaries(memory, requested))
+        memory.forgets += 1
+        tokens = {int(r[0] or 0): int(r[8] or 0) for r in await memory.by_id(ids)}
         ids = [page for page in ids if page in tokens]
         statements: list[Statement] = []
         had = {
             one.pid: one
             for space in {schema.space_of(page)[0] for page in ids}
-            for one in memory.tables.using(owner, space)
+            for one in memory.tables.using(space)
         }
         pids: list[int] = []
         for pid, other in sorted(had.items()):
@@ -117,21 +114,21 @@ async def _delete(
             statements += schema.erase_pages(low, high)
         statements += [schema.clear_digest(schema.space_of(page)[0]) for page in ids]
         if ids:
-            database = memory.database(owner)
+            database = memory.database
             await memory.store.write(database, [*statements, schema.DIRTY], frees=True)
-            memory.forgets[owner] += 1  # again: pages read during the write may be erased
+            memory.forgets += 1  # again: pages read during the write may be erased
             purge(ids, pids)
     return ids, pids
 
 
-async def _with_summaries(memory: Memory, owner: str, pages: set[int]) -> set[int]:
+async def _with_summaries(memory: Memory, pages: set[int]) -> set[int]:
     """Pages, the summaries made from any of them, the summaries of these, and so on."""
     found, fresh = set(pages), set(pages)
     while fresh:
         some = list(fresh)[: schema.AT_ONCE]
         fresh -= set(some)
         sql = f"SELECT summary FROM told WHERE page IN ({','.join('?' * len(some))})"
-        summaries = {int(row[0] or 0) for row in await memory.read(owner, sql, *some)}
+        summaries = {int(row[0] or 0) for row in await memory.read(sql, *some)}
         fresh |= summaries - found
         found |= summaries
     return found

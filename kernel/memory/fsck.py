@@ -29,7 +29,6 @@ class _Check:
 
     memory: Memory
     vectors: VectorIndex
-    owner: str
     checker: Checker
     faults: list[str] = field(default_factory=list[str])
     mended: list[str] = field(default_factory=list[str])
@@ -37,7 +36,7 @@ class _Check:
     async def run(self, work: Callable[..., Result], *values: object) -> Result:
         """Run a piece of the check in a thread that no other call of the owner waits for."""
         async with self.memory.store.pacing.piece():
-            return await self.memory.checks.run(self.owner, work, *values)
+            return await self.memory.store.checkers.run(self.memory.owner, work, *values)
 
     async def read(self, sql: str, *values: Value) -> list[Row]:
         return await self.run(self.checker.read, sql, values)
@@ -46,14 +45,12 @@ class _Check:
         return int((await self.read(sql, *values))[0][0] or 0)
 
 
-async def fsck(
-    memory: Memory, vectors: VectorIndex, owner: str, alive: set[int], *, rebuild: bool
-) -> Checked:
+async def fsck(memory: Memory, vectors: VectorIndex, alive: set[int], *, rebuild: bool) -> Checked:
     """Check, and rebuild if requested. Pages that a process has are never changed."""
-    async with memory.maintenance(owner):
-        checker = await memory.checks.run(owner, memory.database(owner).checker)
+    async with memory.maintenance:
+        checker = await memory.store.checkers.run(memory.owner, memory.database.checker)
         try:
-            check = _Check(memory, vectors, owner, checker)
+            check = _Check(memory, vectors, checker)
             await _pages(check, alive, rebuild=rebuild)
             for name, (inspect, rebuild_index) in DERIVED.items():
                 check.faults += await inspect(check)
@@ -71,9 +68,9 @@ async def _checked(check: _Check) -> Checked:
         pages=await check.number("SELECT count(*) FROM pages"),
         spaces=await check.number("SELECT count(*) FROM spaces"),
         vectors=await check.number("SELECT count(*) FROM vectors"),
-        waiting=0 if vectors.disabled else await check.number("SELECT count(*) FROM todo"),
-        embedder=vectors.embedder_name, chroma=await _chroma_state(check), faults=check.faults,
-        mended=check.mended, refused=await refused(check.memory, check.owner),
+        waiting=0 if vectors.device.disabled else await check.number("SELECT count(*) FROM todo"),
+        embedder=vectors.device.embedder_name, chroma=await _chroma_state(check),
+        faults=check.faults, mended=check.mended, refused=await refused(check.memory),
     )  # fmt: skip
 
 
@@ -81,7 +78,7 @@ async def _checked(check: _Check) -> Checked:
 async def _pages(check: _Check, alive: set[int], *, rebuild: bool) -> None:
     await _file(check)
     await _texts(check)
-    for table in check.memory.tables.of(check.owner):
+    for table in check.memory.tables.all():
         await _table(check, table, alive)
     await _lost(check, rebuild=rebuild)
 
@@ -130,19 +127,19 @@ async def _table(check: _Check, table: PageTable, alive: set[int]) -> None:
 
 async def _lost(check: _Check, *, rebuild: bool) -> None:
     """Check for pages that no process has: they can be neither read nor forgotten."""
-    pages = await erasing.lost(check.memory, check.owner)
+    pages = await erasing.lost(check.memory)
     if not pages:
         return
     check.faults.append(f"{pages} pages belong to no process")
     if rebuild:
-        await erasing.erase_lost(check.memory, check.owner)
+        await erasing.erase_lost(check.memory)
         check.mended.append("erased: pages that belong to no process")
 
 
 # --- text indexes ---------------------------------------------------------------------------------
 async def _text_indexes(check: _Check) -> list[str]:
     """Compare both text indexes with the pages, in one snapshot of the database."""
-    if check.owner in check.memory.rebuilding:
+    if check.memory.rebuilding:
         return ["the text indexes are incomplete: a rebuild was interrupted"]
     wrong: list[str] = []
     await check.read("BEGIN")
@@ -167,7 +164,7 @@ async def _same(check: _Check, comparison: text_index.Comparison) -> bool:
 
 
 async def _rebuild_texts(check: _Check) -> None:
-    await text_index.rebuild(check.memory, check.owner)
+    await text_index.rebuild(check.memory)
 
 
 # --- vectors --------------------------------------------------------------------------------------
@@ -183,19 +180,19 @@ async def _vectors(check: _Check) -> list[str]:
 
 
 async def _rebuild_vectors(check: _Check) -> None:
-    memory, owner = check.memory, check.owner
-    await memory.store.slice(memory.database(owner), pieces.begin_vectors)
-    await resume_vectors(memory, check.vectors, owner)
+    memory = check.memory
+    await memory.store.slice(memory.database, pieces.begin_vectors)
+    await resume_vectors(memory, check.vectors)
 
 
-async def resume_vectors(memory: Memory, vectors: VectorIndex, owner: str) -> None:
+async def resume_vectors(memory: Memory, vectors: VectorIndex) -> None:
     """Continue a rebuild: remove the old vectors that are left and queue the pages again."""
-    while await memory.store.slice(memory.database(owner), pieces.clear_vectors):
+    while await memory.store.slice(memory.database, pieces.clear_vectors):
         pass
-    await memory.count_waiting(owner)
-    spaces = await memory.read(owner, "SELECT space FROM spaces")
-    await vectors.remove(owner, [int(row[0] or 0) for row in spaces])
-    vectors.pages_written(owner)
+    await memory.count_waiting()
+    spaces = await memory.read("SELECT space FROM spaces")
+    await vectors.remove([int(row[0] or 0) for row in spaces])
+    vectors.pages_written()
 
 
 # --- Chroma ---------------------------------------------------------------------------------------
@@ -213,17 +210,17 @@ async def _chroma(check: _Check) -> list[str]:
 
 async def _stored(check: _Check) -> list[tuple[int, int]]:
     """The spaces loaded in the recall process, with the number of vectors in Chroma."""
-    loaded = check.vectors.loaded_spaces(check.owner)
-    return [(space, await check.vectors.stored(check.owner, space)) for space in loaded]
+    loaded = sorted(check.vectors.loaded)
+    return [(space, await check.vectors.stored(space)) for space in loaded]
 
 
 async def _rebuild_chroma(check: _Check) -> None:
-    await check.vectors.renew(check.owner)
+    await check.vectors.renew()
 
 
 async def _chroma_state(check: _Check) -> str:
-    if not check.vectors.os_pid:
-        return check.vectors.failure or "not started: no search yet"
+    if not check.vectors.device.os_pid:
+        return check.vectors.device.failure or "not started: no search yet"
     usable = all(stored >= 0 for _, stored in await _stored(check))
     return "usable" if usable else "not available"
 

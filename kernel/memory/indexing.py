@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import anyio
-
 from ..abi import limits
 from ..abi.errors import DeviceFault, SyscallError
 
@@ -31,24 +29,6 @@ class BatchSize:
 
     def grow(self) -> None:
         self.pages = min(limits.INDEX_PAGES, 2 * self.pages)
-
-
-@dataclass(slots=True)
-class Indexer:
-    """The state of the indexing of one owner."""
-
-    loaded: set[int] = field(default_factory=set[int])  # spaces that the device holds
-    lock: anyio.Lock = field(default_factory=anyio.Lock)
-    wake: anyio.Event = field(default_factory=anyio.Event)
-    batch: BatchSize = field(default_factory=BatchSize)
-    in_flight: int = 0  # pages whose vectors are being stored and sent
-    running: bool = False
-    foreign_vectors: str = ""  # message while the stored vectors are of another embedder
-    dimension_mismatch: str = (
-        ""  # message while new vectors have another dimension than stored ones
-    )
-    last_error: str = ""  # why the last attempt made no vectors
-    retried_for: str = ""  # the embedder for which refused pages were queued again
 
 
 @dataclass(frozen=True, slots=True)

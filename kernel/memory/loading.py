@@ -1,17 +1,50 @@
-"""Reads the page tables of an owner from the database, once at boot."""
+"""Opens the database of an owner's pages and reads the page tables. Blocks: run it in a thread."""
 
-from ..storage.database import Database, Row
+from dataclasses import dataclass
+
+from ..storage.database import Database
 from ..storage.store import Store
-from . import rows
-from .lag import COUNTED
+from . import pieces, rows
+from .lag import COUNTED, Lag, counted
+from .schema import SCHEMA
 from .table import PageTable, Range
 
+FILE = "pages.db"
+_SEQUENCE = "SELECT max(seq) FROM sqlite_sequence WHERE name = 'spaces'"
 
-def load_tables(store: Store, database: Database, owner: str) -> tuple[list[PageTable], Row]:
-    """An owner's page tables without their windows, and the row of the query COUNTED.
 
-    SyscallError, ValueError or TypeError when the database cannot be read.
-    """
+@dataclass(frozen=True, slots=True)
+class LoadedPages:
+    """What is read when an owner's pages are opened."""
+
+    owner: str
+    database: Database
+    tables: list[PageTable]  # without their windows
+    last_space: int  # the greatest number of a space that was given
+    lag: Lag
+    rebuilding: bool  # a rebuild of the text indexes was interrupted
+    unfinished: bool  # erased pages are still in the indexes or in the database
+
+
+def load(store: Store, owner: str) -> LoadedPages:
+    """Open or create the database. SyscallError, ValueError or TypeError when it is unreadable."""
+    database = store.open(name(owner), SCHEMA)
+    last = store.read(database, "SELECT max(space) FROM spaces")[0][0]
+    sequence = store.read(database, _SEQUENCE)[0][0]
+    return LoadedPages(
+        owner, database, _tables(store, database, owner), max(int(last or 0), int(sequence or 0)),
+        counted(store.read(database, COUNTED)[0]),
+        rebuilding=bool(store.read(database, pieces.REBUILDING)),
+        unfinished=bool(store.read(database, pieces.UNFINISHED)),
+    )  # fmt: skip
+
+
+def name(owner: str) -> str:
+    """The name of the database in the store."""
+    return f"owners/{owner}/{FILE}"
+
+
+def _tables(store: Store, database: Database, owner: str) -> list[PageTable]:
     tables: dict[int, PageTable] = {}
     sql = "SELECT pid, space, next, place, messages, tokens, held FROM tables"
     for row in store.read(database, sql):
@@ -29,4 +62,4 @@ def load_tables(store: Store, database: Database, owner: str) -> tuple[list[Page
         table = tables.get(int(row[0] or 0))
         if table is not None:
             table.marks[int(row[1] or 0)] = rows.mark(row)
-    return list(tables.values()), store.read(database, COUNTED)[0]
+    return list(tables.values())

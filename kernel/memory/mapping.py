@@ -68,18 +68,17 @@ async def document(
     Returns the mapping, the skipped files with reasons, and what the old mapping leaves to erase.
     """
     path = Path(request.source.removeprefix("/files"))
-    files = memory.files
-    found = await files.run(table.owner, documents.list_files, request.access, path)
+    found = await memory.in_file_thread(documents.list_files, request.access, path)
     await documents.permitted(found, request.why_not)
-    texts, skipped = await files.run(table.owner, documents.read, request.access, found)
-    digest = await files.run(table.owner, _digest, request.model, texts)
+    texts, skipped = await memory.in_file_thread(documents.read, request.access, found)
+    digest = await memory.in_file_thread(_digest, request.model, texts)
     name = request.source, digest
     async with (
-        _stored(memory, table.owner, name, texts, request),
-        memory.tables.ownership_lock(table.owner),
+        _stored(memory, name, texts, request),
+        memory.tables.ownership,
         memory.tables.changing(table),
     ):
-        known = await _known(memory, table.owner, *name)
+        known = await _known(memory, *name)
         if known is None:  # its pages were forgotten, or its last process unmapped it, meanwhile
             raise SyscallError(Errno.EAGAIN, f"{path} was erased while it was mapped", "try again")
         mapped, released = await _mapped(memory, table, request, *known)
@@ -90,30 +89,29 @@ async def document(
 @asynccontextmanager
 async def _stored(
     memory: Memory,
-    owner: str,
     name: tuple[str, bytes],
     texts: Sequence[Document],
     request: MapRequest,
 ) -> AsyncGenerator[None]:
     """Store a document that is not stored yet; erase it at the end if no process has mapped it."""
-    if await _known(memory, owner, *name):
+    if await _known(memory, *name):
         yield
         return
     pages = [page for m, one in enumerate(texts) for page in await _pages(one, m, request)]
-    space = memory.new_space(owner)
-    memory.storing.add((owner, space))
+    space = memory.new_space()
+    memory.storing.add(space)
     try:
-        await _store(memory, owner, space, name, pages)
+        await _store(memory, space, name, pages)
         yield
     finally:
         with CancelScope(shield=True):
             try:
-                await erase_unmapped(memory, owner, space)
+                await erase_unmapped(memory, space)
             except SyscallError as error:
                 log.warning("an unmapped document of %s is erased at the next boot: %s",
-                            owner, error)  # fmt: skip
+                            memory.owner, error)  # fmt: skip
             finally:
-                memory.storing.discard((owner, space))
+                memory.storing.discard(space)
 
 
 async def _mapped(
@@ -144,31 +142,31 @@ def _digest(model: str, texts: Sequence[Document]) -> bytes:
     return digest.digest()
 
 
-async def _known(memory: Memory, owner: str, source: str, digest: bytes) -> tuple[int, int] | None:
+async def _known(memory: Memory, source: str, digest: bytes) -> tuple[int, int] | None:
     """The space of a completely stored document, and its number of pages.
 
     Of two that were stored at the same time, it is the one that a process has mapped.
     """
     sql = """SELECT space, count FROM spaces WHERE source = ? AND digest = ? ORDER BY
              NOT EXISTS (SELECT 1 FROM ranges WHERE ranges.space = spaces.space), space LIMIT 1"""
-    found = await memory.read(owner, sql, source, digest)
+    found = await memory.read(sql, source, digest)
     return (int(found[0][0] or 0), int(found[0][1] or 0)) if found else None
 
 
 async def _store(
-    memory: Memory, owner: str, space: int, name: tuple[str, bytes], pages: Sequence[NewPage]
+    memory: Memory, space: int, name: tuple[str, bytes], pages: Sequence[NewPage]
 ) -> None:
     """Store a document's pages in slices; its name is set with the last slice."""
-    database = memory.database(owner)
+    database = memory.database
     incomplete = ("INSERT INTO spaces VALUES(?, 0, ?, x'', 0)", (space, schema.INCOMPLETE))
     await memory.store.write(database, [incomplete])
     for at in range(0, len(pages), limits.SLICE_ROWS):
         some = pages[at : at + limits.SLICE_ROWS]
         ids = [schema.page_id(space, at + index) for index in range(len(some))]
-        statements = await memory.files.run(owner, _rows, owner, ids, some)
+        statements = await memory.in_file_thread(_rows, memory.owner, ids, some)
         statements += schema.index_pages(ids[0], ids[-1])
         await memory.store.slice(database, partial(_write, statements), frees=False)
-        memory.lags.add(owner, len(ids))
+        memory.add_waiting(len(ids))
     known = "UPDATE spaces SET source = ?, digest = ?, count = ? WHERE space = ?"
     last = schema.page_id(space, len(pages) - 1)
     await memory.store.write(
@@ -201,7 +199,7 @@ async def process(
     memory: Memory, table: PageTable, other: PageTable, part: range, *, writable: bool
 ) -> list[Range]:
     """Map pages of another process of the same owner, as they are now. ENOENT: it has none."""
-    async with memory.tables.ownership_lock(table.owner), memory.tables.changing(table):
+    async with memory.tables.ownership, memory.tables.changing(table):
         pages = list(other.pages(part.start, min(part.stop, other.next)))
         if not pages:
             hint = f"`llmasos mem {other.pid}` lists its pages"
@@ -245,7 +243,7 @@ async def _tokens(memory: Memory, table: PageTable, mapped: Range) -> int:
     total = 0
     for space, place, count in _runs([p for _, p in table.pages(mapped.first, mapped.end)]):
         first = schema.page_id(space, place)
-        found = await memory.read(table.owner, sql, first, first + count - 1)
+        found = await memory.read(sql, first, first + count - 1)
         total += int(found[0][0] or 0)
     return total
 
@@ -253,7 +251,7 @@ async def _tokens(memory: Memory, table: PageTable, mapped: Range) -> int:
 async def unmap(memory: Memory, table: PageTable, number: int) -> Released:
     """Remove a mapping with the pages that were written in it. ENOENT."""
     released = Released()
-    async with memory.tables.ownership_lock(table.owner), memory.tables.changing(table):
+    async with memory.tables.ownership, memory.tables.changing(table):
         await _remove(memory, table, table.mapping(number), released)
         await memory.change(table, Change(more=released.statements, erases=True, frees=True))
     return released
@@ -262,10 +260,10 @@ async def unmap(memory: Memory, table: PageTable, number: int) -> Released:
 async def _remove(memory: Memory, table: PageTable, found: Range, released: Released) -> None:
     """Remove a mapping from a table; pages that no process has any more are added to `released`."""
     table.tokens -= await _tokens(memory, table, found)
-    free, erased = erase_pages(memory, table.owner, table.unmap(found))
-    empty, statements = erase_unused(memory, table.owner, found.space)
+    free, erased = erase_pages(memory, table.unmap(found))
+    empty, statements = erase_unused(memory, found.space)
     released.spaces += [found.space] if empty else []
-    released.pages += free if empty else [*free, *_holes(memory, table.owner, found)]
+    released.pages += free if empty else [*free, *_holes(memory, found)]
     released.statements += [
         ("DELETE FROM ranges WHERE pid = ? AND first = ?", (table.pid, found.first)),
         ("DELETE FROM marks WHERE pid = ? AND number BETWEEN ? AND ?",
@@ -274,11 +272,11 @@ async def _remove(memory: Memory, table: PageTable, found: Range, released: Rele
     ]  # fmt: skip
 
 
-def _holes(memory: Memory, owner: str, found: Range) -> list[int]:
+def _holes(memory: Memory, found: Range) -> list[int]:
     """Pages of a mapping that no process has, while a process has others of the space."""
     first, last = found.page(found.first), found.page(found.end - 1)
     return [
         page
-        for low, high in unused_ranges(memory, owner, found.space)
+        for low, high in unused_ranges(memory, found.space)
         for page in range(max(low, first), min(high, last) + 1)
     ]

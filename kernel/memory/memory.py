@@ -1,4 +1,4 @@
-"""Writes, reads, shares and erases the pages of every process.
+"""Writes, reads, shares and erases the pages of one owner's processes.
 
 An owner's data is one directory; a text is stored in its database and nowhere else. A turn is one
 transaction: its pages, the new window, the moves with their reasons, and the call's number. Page
@@ -8,10 +8,8 @@ fails leaves page numbers without a page.
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -21,101 +19,54 @@ from ..abi.errors import SyscallError
 from ..abi.values import Message, Role
 from ..driver import Cut
 from ..process.table import Process, check_alive
-from ..storage.database import Database, Row, Statement, Transaction, Value, damaged
+from ..storage.database import Row, Statement, Transaction, Value
 from ..storage.store import Store
-from ..storage.threads import FairThreads
 from . import pieces, rows, schema
-from .lag import COUNTED, Lags
+from .lag import COUNTED, counted
 from .layout import Stored
-from .loading import load_tables
+from .loading import LoadedPages
 from .rows import Change, Moved, NewPage, TurnRecord, stored
-from .schema import SCHEMA
 from .table import PageTable, Piece, Range, load, without
 from .tables import Tables
 
 Result = TypeVar("Result")
-_FILE = "pages.db"
 _STORED = f"SELECT {schema.COLUMNS} FROM pages WHERE id"
 _TRIM_MOVES = """DELETE FROM moves WHERE pid = ? AND seq <= (SELECT seq FROM moves WHERE pid = ?
                   ORDER BY seq DESC LIMIT 1 OFFSET ?)"""
 
 
-def _ignore(_: str) -> None:
+def _ignore() -> None:
     return
 
 
 class Memory:
-    """The pages of all owners."""
+    """The pages of one owner, while its database is open."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, loaded: LoadedPages) -> None:
         self.store = store
+        self.owner = loaded.owner
+        self.database = loaded.database
+        self.directory = loaded.database.path.parent
         self.tables = Tables()
-        self._owners: dict[str, Database] = {}
-        self._spaces: dict[str, int] = {}  # last number, by owner
         self.unread: set[int] = set()  # pids whose window is not read from disk yet
-        # By owner: number of `forget` steps. If it changes, pages read before may be erased.
-        self.forgets: Counter[str] = Counter()
-        self.files = FairThreads(limits.OWNER_FILES, limits.FILES)  # by owner: to map files
-        self.lags = Lags()  # pages that have no vector yet
-        self.checks = FairThreads(1, limits.CHECKERS)  # by owner: to read all pages
-        self._maintenance: dict[str, anyio.Lock] = {}
-        self.rebuilding: set[str] = set()  # owners whose text indexes are being rebuilt
-        self.storing: set[tuple[str, int]] = set()  # spaces of documents that are being stored
-        # Called with an owner whose database has pages to erase.
-        self.on_erase_pending: Callable[[str], None] = _ignore
-        owners = store.directory / "owners"
-        owners.mkdir(mode=0o700, exist_ok=True)
-        for directory in owners.iterdir():
-            if directory.is_dir():
-                self._load(directory.name)
-
-    # --- owners -----------------------------------------------------------------------------------
-    def directory(self, owner: str) -> Path:
-        return self.store.directory / "owners" / owner
-
-    def database(self, owner: str) -> Database:
-        if owner not in self._owners:
-            database = self.store.open(f"owners/{owner}/{_FILE}", SCHEMA)
-            last = self.store.read(database, "SELECT max(space) FROM spaces")[0][0]
-            sequence = self.store.read(
-                database, "SELECT seq FROM sqlite_sequence WHERE name = 'spaces'"
-            )
-            self._spaces[owner] = max(int(last or 0), *(int(row[0] or 0) for row in sequence), 0)
-            self._owners[owner] = database
-        return self._owners[owner]
-
-    def owners(self) -> list[str]:
-        return list(self._owners)
-
-    def _load(self, owner: str) -> None:
-        """Load an owner's tables. A database that cannot be read disables this owner only."""
-        try:
-            tables, lag = load_tables(self.store, self.database(owner), owner)
-        except (SyscallError, ValueError, TypeError) as error:
-            path = self.directory(owner) / _FILE
-            self.disable(owner, error if isinstance(error, SyscallError) else damaged(path, error))
-            return
-        self.lags.counted(owner, lag)
-        for table in tables:
+        for table in loaded.tables:
             self.tables.add(table)
             self.unread.add(table.pid)
+        self._last_space = loaded.last_space
+        self.lag = loaded.lag  # pages that have no vector yet
+        self.rebuilding = loaded.rebuilding  # the text indexes are incomplete
+        self.forgets = 0  # `forget` steps: if it changes, pages read before may be erased
+        self.storing: set[int] = set()  # spaces of documents that are being stored
+        # Held to check and sweep the pages, and to rebuild their indexes.
+        self.maintenance = anyio.Lock()
+        self.on_erase_pending: Callable[[], None] = _ignore  # the database has pages to erase
 
-    def disable(self, owner: str, error: SyscallError) -> None:
-        """Disable an owner's pages: each access raises the error."""
-        for table in self.tables.of(owner):
-            self.tables.remove(table.pid)
-            self.unread.discard(table.pid)
-        self._owners.pop(owner, None)
-        self.store.disable(f"owners/{owner}/{_FILE}", owner, error)
+    def has_pages(self) -> bool:
+        return any(table.tokens for table in self.tables.all())
 
-    def maintenance(self, owner: str) -> anyio.Lock:
-        """The lock for checking and sweeping an owner's pages and for rebuilding their indexes."""
-        return self._maintenance.setdefault(owner, anyio.Lock())
-
-    def new_space(self, owner: str) -> int:
-        self.database(owner)
-        self._spaces[owner] += 1
-        return self._spaces[owner]
+    def new_space(self) -> int:
+        self._last_space += 1
+        return self._last_space
 
     # --- tables -----------------------------------------------------------------------------------
     def tokens(self, pid: int) -> int:
@@ -128,7 +79,7 @@ class Memory:
         known = self.tables.get(process.pid)
         if known is None:
             check_alive(process)
-            space = self.new_space(process.owner)
+            space = self.new_space()
             known = self.tables.add(PageTable(process.pid, process.owner, space))
         return known
 
@@ -137,7 +88,7 @@ class Memory:
         table = self.table(process)
         if table.pid in self.unread:
             sql = "SELECT window FROM tables WHERE pid = ?"
-            found = await self.read(table.owner, sql, table.pid)
+            found = await self.read(sql, table.pid)
             text = found[0][0] if found else "[]"
             window = load(str(text)) if text is not None else await self._whole(table)
             numbers = [number for piece in window for number in piece.numbers()]
@@ -166,24 +117,26 @@ class Memory:
         return rows.saved(table, window=read, ranges=ranges)
 
     # --- reading ----------------------------------------------------------------------------------
-    async def read(self, owner: str, sql: str, *values: Value) -> list[Row]:
-        return await self.in_thread(owner, self.store.read, self.database(owner), sql, values)
+    async def read(self, sql: str, *values: Value) -> list[Row]:
+        return await self.in_thread(self.store.read, self.database, sql, values)
 
-    async def in_thread(
-        self, owner: str, function: Callable[..., Result], *values: object
-    ) -> Result:
-        """Run a function that reads the owner's database in a reader thread."""
-        return await self.store.readers.run(owner, function, *values)
+    async def in_thread(self, function: Callable[..., Result], *values: object) -> Result:
+        """Run a function that reads the database in a reader thread."""
+        return await self.store.readers.run(self.owner, function, *values)
 
-    def read_blocking(self, owner: str, sql: str, *values: Value) -> list[Row]:
+    async def in_file_thread(self, function: Callable[..., Result], *values: object) -> Result:
+        """Run a function that reads files to map in a thread for that."""
+        return await self.store.file_readers.run(self.owner, function, *values)
+
+    def read_blocking(self, sql: str, *values: Value) -> list[Row]:
         """Like `read`, for a caller that is in a thread already. Blocks."""
-        return self.store.read(self.database(owner), sql, values)
+        return self.store.read(self.database, sql, values)
 
     async def stored(self, table: PageTable, numbers: Iterable[int]) -> dict[int, Stored]:
         """Pages by number, in the order requested; erased ones are left out."""
         wanted = {number: table.page(number) for number in numbers}
         ids = [page for page in wanted.values() if page is not None]
-        found = {int(row[0] or 0): row for row in await self.by_id(table.owner, ids)}
+        found = {int(row[0] or 0): row for row in await self.by_id(ids)}
         return {
             number: stored(number, found[page])
             for number, page in wanted.items()
@@ -195,30 +148,32 @@ class Memory:
         ids = {number: page for number in numbers if (page := table.page(number)) is not None}
         sql = "SELECT id, tokens FROM pages WHERE id IN (SELECT value FROM json_each(?))"
         values = json.dumps(sorted(ids.values()))
-        found = {int(p or 0): int(t or 0) for p, t in await self.read(table.owner, sql, values)}
+        found = {int(p or 0): int(t or 0) for p, t in await self.read(sql, values)}
         return {number: found[page] for number, page in ids.items() if page in found}
 
-    async def count_waiting(self, owner: str) -> None:
+    async def count_waiting(self) -> None:
         """Count the pages that wait for a vector again."""
-        self.lags.counted(owner, (await self.read(owner, COUNTED))[0])
+        self.lag = counted((await self.read(COUNTED))[0])
 
-    async def by_id(self, owner: str, ids: Sequence[int]) -> list[Row]:
-        if not ids:
-            return []
-        return await self.in_thread(owner, self._by_id, self.database(owner), ids)
+    def add_waiting(self, pages: int) -> None:
+        """Count new pages, which wait for a vector from now on."""
+        self.lag = self.lag.with_pages(pages)
 
-    def _by_id(self, database: Database, ids: Sequence[int]) -> list[Row]:
+    async def by_id(self, ids: Sequence[int]) -> list[Row]:
+        return await self.in_thread(self._by_id, ids) if ids else []
+
+    def _by_id(self, ids: Sequence[int]) -> list[Row]:
         found: list[Row] = []
         for at in range(0, len(ids), schema.AT_ONCE):
             some = ids[at : at + schema.AT_ONCE]
             sql = f"{_STORED} IN ({','.join('?' * len(some))})"
-            found += self.store.read(database, sql, some)
+            found += self.store.read(self.database, sql, some)
         return found
 
     async def keyed(self, table: PageTable, key: str) -> dict[int, tuple[int, int]]:
         """The pages of a process with a key: ids and tokens by number."""
         sql = "SELECT id, tokens FROM pages WHERE key = ? AND key != ''"
-        found = {int(p or 0): int(t or 0) for p, t in await self.read(table.owner, sql, key)}
+        found = {int(p or 0): int(t or 0) for p, t in await self.read(sql, key)}
         return {number: (page, found[page]) for number, page in table.find(set(found))}
 
     # --- writing ----------------------------------------------------------------------------------
@@ -233,7 +188,7 @@ class Memory:
         async with self.tables.changing(table, whole=False):
             room, statements = self._appended(table, pages, 0)
             statements += [(sql, (page, *values)) for _, page in room for sql, values in more]
-            await self._write(table, [*statements, *self.saved(table, ranges=table.ranges[-1:])])
+            await self._write([*statements, *self.saved(table, ranges=table.ranges[-1:])])
         return room
 
     async def append_message(
@@ -248,7 +203,7 @@ class Memory:
             room, statements = self._appended(table, pages, 0)
             table.window = [*table.window, Piece(number, message.role, [n for n, _ in room])]
             table.sizes |= {n: c.tokens for (n, _), c in zip(room, cuts, strict=True)}
-            await self._write(table, [*statements, *self.saved(table, ranges=table.ranges[-1:])])
+            await self._write([*statements, *self.saved(table, ranges=table.ranges[-1:])])
 
     async def commit(self, process: Process, turn: TurnRecord) -> list[int]:
         """Write a turn, durable when it returns; returns the numbers of its pages."""
@@ -268,7 +223,7 @@ class Memory:
             table.sizes |= turn.sizes
             table.sizes |= {n: p.tokens for n, p in zip(numbers, turn.pages, strict=True)}
             statements += self.saved(table, ranges=table.ranges[-1:])
-            await self._write(table, statements)
+            await self._write(statements)
         return numbers
 
     def _appended(
@@ -288,7 +243,7 @@ class Memory:
             rows.page_row(table.owner, page, one, message=table.messages, call=call)
             for page, one in zip(ids, pages, strict=True)
         ]
-        self.lags.add(table.owner, len(ids))
+        self.add_waiting(len(ids))
         table.messages += pages[-1].message + 1
         table.tokens += sum(one.tokens for one in pages)
         return [*statements, *schema.index_pages(ids[0], ids[-1])]
@@ -321,38 +276,36 @@ class Memory:
             *self.saved(table, ranges=what.ranges),
         ]
         if what.erases:
-            await self.queue_erase(table.owner, statements, frees=what.frees)
+            await self.queue_erase(statements, frees=what.frees)
         else:
-            await self._write(table, statements)
+            await self._write(statements)
 
-    async def queue_erase(
-        self, owner: str, statements: Sequence[Statement], *, frees: bool = False
-    ) -> None:
+    async def queue_erase(self, statements: Sequence[Statement], *, frees: bool = False) -> None:
         """Queue pages for erasure; the first piece is erased at once, the others by the sweeper."""
 
         def work(transaction: Transaction) -> bool:
             transaction.write(statements)
             return pieces.erase(transaction)[1]
 
-        if await self.store.apply(self.database(owner), work, frees=frees):
-            self.on_erase_pending(owner)
+        if await self.store.apply(self.database, work, frees=frees):
+            self.on_erase_pending()
 
-    async def _write(self, table: PageTable, statements: Sequence[Statement]) -> None:
-        await self.store.write(self.database(table.owner), statements)
+    async def _write(self, statements: Sequence[Statement]) -> None:
+        await self.store.write(self.database, statements)
 
     # --- fork and recovery ------------------------------------------------------------------------
     async def copy(self, parent: Process, children: Sequence[Process]) -> None:
         """Give each child the parent's pages, durable when it returns. No page is stored twice."""
         table = await self.opened(parent)
         async with (
-            self.tables.ownership_lock(parent.owner),
+            self.tables.ownership,
             self.tables.changing(table, whole=False),
         ):
             statements: list[Statement] = []
             tables: list[PageTable] = []
             why = f"at the fork from process {parent.pid}"
             for child in children:
-                own = table.copy(child.pid, self.new_space(parent.owner))
+                own = table.copy(child.pid, self.new_space())
                 tables.append(self.tables.add(own))
                 statements += self.saved(own, ranges=own.ranges)
                 statements += [rows.mark_row(own, number) for number in own.marks]
@@ -360,13 +313,13 @@ class Memory:
                     own, [Moved(0, own.next - 1, "shared", why)] if own.next else []
                 )
             try:
-                await self.store.write(self.database(parent.owner), statements)
+                await self.store.write(self.database, statements)
             except SyscallError:
                 for own in tables:
                     self.tables.remove(own.pid)
                 raise
 
-    def committed(self, owner: str, call: int) -> bool:
+    async def committed(self, call: int) -> bool:
         """Whether a call's pages are on disk: if so, it succeeded, whatever the journal says."""
         sql = "SELECT 1 FROM pages WHERE call = ? AND call > 0 LIMIT 1"
-        return bool(self.store.read(self.database(owner), sql, (call,)))
+        return bool(await self.read(sql, call))

@@ -103,7 +103,7 @@ class Pager:
         )
         draft.set_cuts(prompt)
         if table.tokens > facts.window // 2:
-            self._vectors.ensure_indexing(process.owner)
+            self._vectors.ensure_indexing()
         if draft.fits(prompt.size) and not draft.has_pages_outside():
             return draft.plan(prompt)
         if request.overflow == "error" and not draft.fits(prompt.size):
@@ -141,7 +141,7 @@ class Pager:
                 known = best.get(hit.page.id)
                 if known is None or known.ranked.score < hit.ranked.score:
                     best[hit.page.id] = hit
-            notes += [found.note] if found.note and not self._vectors.disabled else []
+            notes += [found.note] if found.note and not self._vectors.device.disabled else []
         draft.notices = list(dict.fromkeys(notes))
         ranked = sorted((hit.ranked for hit in best.values()), key=lambda one: -one.score)
         chosen = fill(ranked, room, LINE_TOKENS)

@@ -85,7 +85,7 @@ async def trace(memory: Memory, table: PageTable, number: int) -> Trace:
         raise SyscallError(Errno.ENOENT, f"page {number} of process {table.pid} is gone")
     sql = """SELECT time, call, what, why, parts FROM moves
              WHERE pid = ? AND first <= ? AND last >= ? ORDER BY seq DESC LIMIT ?"""
-    rows = await memory.read(table.owner, sql, table.pid, number, number, _MOVES)
+    rows = await memory.read(sql, table.pid, number, number, _MOVES)
     moves = [
         Move(float(t or 0), int(call or 0), str(what), str(why), json.loads(str(parts)))
         for t, call, what, why, parts in reversed(rows)
@@ -97,7 +97,7 @@ async def trace(memory: Memory, table: PageTable, number: int) -> Trace:
 
 async def _created(memory: Memory, table: PageTable, stored: Stored, who: str) -> Move:
     sql = "SELECT created, call FROM pages WHERE id = ?"
-    found = await memory.read(table.owner, sql, stored.id)
+    found = await memory.read(sql, stored.id)
     created, call = found[0] if found else (0.0, 0)
     mapped = table.at(stored.number)
     why = f"mapped from {mapped.source}" if mapped is not None and mapped.source else who

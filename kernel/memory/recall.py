@@ -76,16 +76,16 @@ async def find(
     if not ranges:
         return RecallResult([])
     if wanted.way in ("both", "meaning"):
-        vectors.prefetch(wanted.question)
+        vectors.device.prefetch(wanted.question)
     lexically = wanted.way in ("both", "words")
     expression = lexical.match(wanted.question) if lexically else ""
-    search_text = partial(_text_scores, memory, table.owner, ranges, expression, wanted)
-    turns, nears, newest = await memory.in_thread(table.owner, search_text)
+    search_text = partial(_text_scores, memory, ranges, expression, wanted)
+    turns, nears, newest = await memory.in_thread(search_text)
     similar = VectorScores((), (), 0, 0)
     if wanted.way in ("both", "meaning"):
         parts = [Part(one.space, one.place, one.place + one.count - 1) for one in ranges]
         also = list(dict.fromkeys((*turns, *nears, *newest)))
-        similar = await vectors.search(memory.directory(table.owner), wanted.question, parts, also)
+        similar = await vectors.search(wanted.question, parts, also)
     dense = dict(zip(similar.pages, similar.scores, strict=True))
     ids = list(dict.fromkeys((*turns, *nears, *newest, *dense)))
     pages = await _candidates(memory, table, ids, wanted)
@@ -101,7 +101,7 @@ async def find(
     ranked, same = _distinct(ranked, pages)
     ranked, note = _within_tokens(wanted, ranked)
     threshold = ranking.relevance_threshold(candidates)
-    rebuilding = _REBUILDING if lexically and table.owner in memory.rebuilding else ""
+    rebuilding = _REBUILDING if lexically and memory.rebuilding else ""
     notes = "; ".join(filter(None, [note, similar.note, rebuilding]))
     hits = [
         RecallHit(pages[one.page], one, same.get(one.page, ())) for one in ranked[: wanted.count]
@@ -144,7 +144,7 @@ def _near(turns: Mapping[int, float], nears: Mapping[int, float], page: int) -> 
 
 
 def _text_scores(
-    memory: Memory, owner: str, ranges: Sequence[Range], expression: str, wanted: Wanted
+    memory: Memory, ranges: Sequence[Range], expression: str, wanted: Wanted
 ) -> tuple[dict[int, float], dict[int, float], list[int]]:
     """BM25 of pages, BM25 with neighbours, and the newest pages if filters or the way need them."""
     where = " AND ".join(wanted.filters)
@@ -156,29 +156,29 @@ def _text_scores(
             sql = _FILTERED.format(index, where) if where else _MATCHES.format(index)
             for one in ranges:
                 parameters = (expression, *_ids(one), *values, limits.MATCHES)
-                rows = memory.read_blocking(owner, sql, *parameters)
+                rows = memory.read_blocking(sql, *parameters)
                 if len(rows) == limits.MATCHES and not where:
-                    rows += _others(memory, owner, index, rows, parameters)
+                    rows += _others(memory, index, rows, parameters)
                 scores |= {int(page or 0): float(score or 0) for page, score in rows}
         found.append(scores)
     newest: list[int] = []
     if where or wanted.way == "recency":
         sql = _NEWEST.format(where or "1")
         for one in ranges:
-            rows = memory.read_blocking(owner, sql, *_ids(one), *values, limits.HITS)
+            rows = memory.read_blocking(sql, *_ids(one), *values, limits.HITS)
             newest += [int(row[0] or 0) for row in rows]
     return found[0], found[1], newest
 
 
 def _others(
-    memory: Memory, owner: str, index: str, rows: Sequence[Row], parameters: Sequence[Value]
+    memory: Memory, index: str, rows: Sequence[Row], parameters: Sequence[Value]
 ) -> list[Row]:
     """One page per text, when copies of a few texts take most of the MATCHES rows."""
     ids = json.dumps([row[0] for row in rows])
-    [(texts,)] = memory.read_blocking(owner, _TEXTS, ids)
+    [(texts,)] = memory.read_blocking(_TEXTS, ids)
     if int(texts or 0) > limits.MATCHES // 2:
         return []
-    return memory.read_blocking(owner, _EACH_TEXT.format(index), *parameters)
+    return memory.read_blocking(_EACH_TEXT.format(index), *parameters)
 
 
 def _ids(one: Range) -> tuple[int, int]:
@@ -192,25 +192,22 @@ async def _candidates(
     """The candidates that the process has and the filters accept, by id."""
     numbers = {page: table.number(page) for page in ids}
     own = [p for p, n in numbers.items() if n is not None and n not in wanted.skip]
-    rows = {int(r[0] or 0): r for r in await memory.by_id(table.owner, own)}
+    rows = {int(r[0] or 0): r for r in await memory.by_id(own)}
     pages = {page: stored(numbers[page] or 0, row) for page, row in rows.items()}
     if not wanted.filters:
         return pages
-    fits = set(await memory.in_thread(table.owner, _fitting, memory, table.owner, own, wanted))
+    fits = set(await memory.in_thread(_fitting, memory, own, wanted))
     return {page: one for page, one in pages.items() if page in fits}
 
 
-def _fitting(memory: Memory, owner: str, ids: Sequence[int], wanted: Wanted) -> list[int]:
+def _fitting(memory: Memory, ids: Sequence[int], wanted: Wanted) -> list[int]:
     """Those of these pages that meet the filters."""
     where = " AND ".join(wanted.filters)
     fits: list[int] = []
     for at in range(0, len(ids), 500):
         some = ids[at : at + 500]
         sql = f"SELECT id FROM pages WHERE id IN ({','.join('?' * len(some))}) AND {where}"
-        fits += [
-            int(r[0] or 0)
-            for r in memory.read_blocking(owner, sql, *some, *wanted.filters.values())
-        ]
+        fits += [int(r[0] or 0) for r in memory.read_blocking(sql, *some, *wanted.filters.values())]
     return fits
 
 

@@ -22,31 +22,31 @@ _AGAIN = (
 )
 
 
-async def refuse(memory: Memory, owner: str, embedder: str, why: Mapping[int, str]) -> None:
+async def refuse(memory: Memory, embedder: str, why: Mapping[int, str]) -> None:
     """Record pages that get no vector, and take them out of `todo`."""
     statements: list[Statement] = []
     for page, reason in why.items():
-        log.warning("page %d of %s is found by words only: %s", page, owner, reason)
+        log.warning("page %d of %s is found by words only: %s", page, memory.owner, reason)
         statements += [(_REFUSE, (embedder, reason, page)), (_DONE, (page,))]
-    await memory.store.write(memory.database(owner), statements, durable=False)
+    await memory.store.write(memory.database, statements, durable=False)
 
 
-async def refused(memory: Memory, owner: str) -> list[str]:
+async def refused(memory: Memory) -> list[str]:
     """The first REFUSED refused pages, with the processes that have them and the reason."""
     found: list[str] = []
-    for page, why in await memory.read(owner, _REFUSED, limits.REFUSED):
+    for page, why in await memory.read(_REFUSED, limits.REFUSED):
         space, _ = schema.space_of(int(page or 0))
         places = [
             f"page {number} of process {table.pid}"
-            for table in memory.tables.using(owner, space)
+            for table in memory.tables.using(space)
             for number in table.numbers(int(page or 0))
         ]
         found.append(f"{', '.join(places) or 'a page that is being erased'}: {why!s}")
     return found
 
 
-async def retry_refused(memory: Memory, owner: str, embedder: str) -> None:
+async def retry_refused(memory: Memory, embedder: str) -> None:
     """Queue the pages that another embedder refused for this one."""
-    if await memory.read(owner, _OTHERS, embedder):
+    if await memory.read(_OTHERS, embedder):
         statements: list[Statement] = [(sql, (embedder,)) for sql in _AGAIN]
-        await memory.store.write(memory.database(owner), statements, durable=False)
+        await memory.store.write(memory.database, statements, durable=False)

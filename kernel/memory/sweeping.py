@@ -1,11 +1,11 @@
-"""The sweeper removes what is left of erased pages, per owner, in the background.
+"""The sweeper removes what is left of an owner's erased pages, in the background.
 
 Queued rows are erased at once, piece by piece. Words of erased pages stay in old segments of the
 text indexes, and vectors in Chroma's files, until the segments are merged and the files rewritten.
 That takes time proportional to the indexes, so one sweep serves many erasures: it runs SWEEP_S
 after the first of them. Chroma's files are rewritten once 1/RENEW_PARTS of the vectors is gone, or
-RENEW_LATE_S later. The remaining work is recorded on disk and continues at the next boot, as do
-interrupted rebuilds of indexes. `forget` sweeps by itself, without these delays.
+RENEW_LATE_S later. The remaining work is recorded on disk and continues when the owner is opened
+again, as do interrupted rebuilds of indexes. `forget` sweeps by itself, without these delays.
 """
 
 import logging
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import anyio
 
 from ..abi import limits
-from ..abi.errors import Damaged, SyscallError
+from ..abi.errors import SyscallError
 from ..supervisor import Supervisor
 from . import erasing, pieces, schema, text_index
 from .fsck import resume_vectors
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class PendingSweep:
-    """The pending work of one owner."""
+    """The pending work."""
 
     erase: anyio.Event = field(default_factory=anyio.Event)  # set: there are rows to erase
     more: anyio.Event = field(default_factory=anyio.Event)  # set: more pages were erased
@@ -39,66 +39,64 @@ class PendingSweep:
 
 
 class Sweeper:
-    """Runs one background job per owner with pending work."""
+    """Runs one background job while an owner has pending work."""
 
     def __init__(self, memory: Memory, vectors: VectorIndex, jobs: Supervisor) -> None:
         self._memory, self._vectors, self._jobs = memory, vectors, jobs
-        self._pending: dict[str, PendingSweep] = {}  # by owner
+        self._pending: PendingSweep | None = None
         memory.on_erase_pending = self.resume
-        for owner in memory.owners():
-            try:
-                self._resume_after_boot(owner)
-            except Damaged as error:  # disable this owner only
-                memory.disable(owner, error)
 
-    def _resume_after_boot(self, owner: str) -> None:
-        """At boot: resume what the last run left."""
-        if self._memory.read_blocking(owner, pieces.REBUILDING):
-            self._memory.rebuilding.add(owner)
-        if self._memory.read_blocking(owner, pieces.UNFINISHED):
-            self.resume(owner)
+    @property
+    def busy(self) -> bool:
+        """Whether work is pending, other than the late rewrite of Chroma's files."""
+        return self._pending is not None and self._pending.sweep
 
-    def dirty(self, owner: str, pages: int | None = None) -> None:
-        """Schedule a sweep after pages of this owner were erased.
+    def dirty(self, pages: int | None = None) -> None:
+        """Schedule a sweep after pages were erased.
 
         `pages`: how many pages a reaped process had; their vectors may stay in Chroma's files for a
         later sweep. None: the next sweep rewrites these files.
         """
-        pending = self._pending.get(owner)
+        self._schedule(pages)
+
+    def resume(self) -> None:
+        """Erase queued rows and resume interrupted rebuilds now, without the pause."""
+        self._schedule(None).erase.set()
+
+    def _schedule(self, pages: int | None) -> PendingSweep:
+        pending = self._pending
         if pending is None:
-            pending = self._pending[owner] = PendingSweep()
-            self._jobs.run("sweep", self._work, owner, owner=owner)
+            pending = self._pending = PendingSweep()
+            self._jobs.run("sweep", self._work, pending, owner=self._memory.owner)
         pending.sweep = True
         pending.whole = pending.whole or pages is None
         pending.gone += pages or 0
         pending.more.set()
+        return pending
 
-    def resume(self, owner: str) -> None:
-        """Erase queued rows and resume interrupted rebuilds now, without the pause."""
-        self.dirty(owner)
-        self._pending[owner].erase.set()
-
-    async def _work(self, owner: str) -> None:
-        """The owner's job: sweep until nothing is left; retry failures with growing pauses."""
-        pending, pause_s = self._pending[owner], limits.SWEEP_S
+    async def _work(self, pending: PendingSweep) -> None:
+        """The job: sweep until nothing is left; retry failures with growing pauses."""
+        pause_s = limits.SWEEP_S
         while pending.sweep or pending.late is not None:
             if pending.sweep:
-                await self._wait(owner, pending, pause_s)
+                await self._wait(pending, pause_s)
             else:
                 await self._wait_late(pending)
+            if not pending.sweep:  # `finish` did it meanwhile
+                continue
             started = time.monotonic()
-            if await self._swept(owner, pending):
+            if await self._swept(pending):
                 took_s = time.monotonic() - started
                 pause_s = max(limits.SWEEP_S, min(limits.SWEEP_SHARE * took_s, limits.SWEEP_MOST_S))
             else:
                 pause_s = min(2 * pause_s, limits.SWEEP_LAST_S)
-        del self._pending[owner]
+        self._pending = None
 
-    async def _swept(self, owner: str, pending: PendingSweep) -> bool:
+    async def _swept(self, pending: PendingSweep) -> bool:
         """Sweep; if it fails or is cancelled, the work stays pending."""
         done, pending.sweep = False, False
         try:
-            done = await self.sweep(owner)
+            done = await self.sweep()
         finally:
             if not done:
                 pending.sweep = pending.whole = True
@@ -111,67 +109,68 @@ class Sweeper:
             await pending.more.wait()
         pending.sweep = pending.sweep or waited.cancelled_caught
 
-    async def _wait(self, owner: str, pending: PendingSweep, pause_s: float) -> None:
+    async def _wait(self, pending: PendingSweep, pause_s: float) -> None:
         """Pause before a sweep; erase rows that are queued meanwhile."""
         with anyio.move_on_after(pause_s):
             while True:
                 await pending.erase.wait()
                 pending.erase = anyio.Event()
-                await self._try(owner, self._finish)
+                await self._try(self._finish)
 
-    async def close(self) -> None:
-        """At shutdown: do the pending work now."""
-        for owner, pending in list(self._pending.items()):
-            pending.whole = True
-            await self.sweep(owner)
+    async def finish(self) -> None:
+        """Do the pending work now."""
+        if self._pending is not None:
+            self._pending.whole = True
+            await self.sweep()
+            self._pending.more.set()
 
-    async def sweep(self, owner: str) -> bool:
+    async def sweep(self) -> bool:
         """Sweep once. Whether it succeeded."""
-        return await self._try(owner, self._sweep)
+        return await self._try(self._sweep)
 
-    async def _try(self, owner: str, work: Callable[[str], Awaitable[None]]) -> bool:
+    async def _try(self, work: Callable[[], Awaitable[None]]) -> bool:
         try:
-            async with self._memory.maintenance(owner):
-                await work(owner)
+            async with self._memory.maintenance:
+                await work()
         except (SyscallError, OSError) as error:
+            owner = self._memory.owner
             log.warning("the indexes of %s still hold erased pages: %s", owner, error)
             return False
         return True
 
-    async def _finish(self, owner: str) -> None:
+    async def _finish(self) -> None:
         """Erase the queued rows and finish interrupted rebuilds of indexes."""
         memory = self._memory
-        erased = await erasing.finish(memory, owner)
+        erased = await erasing.finish(memory)
         if erased:  # includes vectors that were stored meanwhile
-            await self._vectors.remove(owner, [], erased)
-            await memory.count_waiting(owner)
-        await text_index.resume(memory, owner)
-        if memory.read_blocking(owner, pieces.REMAKE):
-            await resume_vectors(memory, self._vectors, owner)
+            await self._vectors.remove([], erased)
+            await memory.count_waiting()
+        await text_index.resume(memory)
+        if memory.read_blocking(pieces.REMAKE):
+            await resume_vectors(memory, self._vectors)
 
-    async def _sweep(self, owner: str) -> None:
-        memory, database = self._memory, self._memory.database(owner)
-        await memory.store.write(database, [schema.SWEEPING], durable=False, frees=True)
-        await self._finish(owner)
-        pending = self._pending.get(owner)
-        whole = pending is None or self._rewrites_chroma(owner, pending)
+    async def _sweep(self) -> None:
+        memory, pending = self._memory, self._pending
+        await memory.store.write(memory.database, [schema.SWEEPING], durable=False, frees=True)
+        await self._finish()
+        whole = pending is None or self._rewrites_chroma(pending)
         if whole:
             if pending is not None:
                 pending.whole, pending.gone = False, 0
-            await self._vectors.sweep(owner)
-        await text_index.merge(memory, owner)
+            await self._vectors.sweep()
+        await text_index.merge(memory)
         if whole:  # otherwise the mark stays: the next boot rewrites Chroma's files
-            await memory.store.write(database, [schema.CLEAN], frees=True)
+            await memory.store.write(memory.database, [schema.CLEAN], frees=True)
         if pending is not None:
             pending.late = None if whole else (pending.late or time.monotonic())
-        await memory.store.truncate_log(database)
+        await memory.store.truncate_log(memory.database)
 
-    def _rewrites_chroma(self, owner: str, pending: PendingSweep) -> bool:
+    def _rewrites_chroma(self, pending: PendingSweep) -> bool:
         """Whether to rewrite Chroma's files now: it takes time proportional to the owner's pages.
 
         They hold vectors and no text, so the vectors of a small process wait for others.
         """
-        pages = sum(one.count for table in self._memory.tables.of(owner) for one in table.ranges)
+        pages = sum(one.count for table in self._memory.tables.all() for one in table.ranges)
         return pending.whole or pending.gone * limits.RENEW_PARTS >= pages or _left_s(pending) <= 0
 
 

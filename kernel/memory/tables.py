@@ -1,8 +1,8 @@
-"""All page tables, the processes that use each space, and the locks for changes.
+"""The page tables of one owner, the processes that use each space, and the locks for changes.
 
 A change is applied in memory while its write is in flight, under the table's lock, and undone when
 the write fails. Operations that decide whether a stored page is still in use (sharing, mapping,
-replacing, erasing) also hold the owner's lock, which is taken first.
+replacing, erasing) also hold `ownership`, which is taken first.
 """
 
 from collections.abc import AsyncGenerator, Iterable
@@ -15,20 +15,20 @@ from .table import PageTable
 
 
 class Tables:
-    """The page tables of all processes."""
+    """The page tables of one owner's processes."""
 
     def __init__(self) -> None:
         self._by_pid: dict[int, PageTable] = {}
-        self._by_space: dict[tuple[str, int], set[int]] = {}  # owner and space: pids
+        self._by_space: dict[int, set[int]] = {}  # space: pids
         self._spaces: dict[int, set[int]] = {}  # pid: spaces
-        self._ownership_locks: dict[str, anyio.Lock] = {}  # by owner
         self._locks: dict[int, anyio.Lock] = {}  # by pid
+        self.ownership = anyio.Lock()  # held while deciding whether a stored page is still in use
 
     def get(self, pid: int) -> PageTable | None:
         return self._by_pid.get(pid)
 
-    def of(self, owner: str) -> list[PageTable]:
-        return [table for table in self._by_pid.values() if table.owner == owner]
+    def all(self) -> list[PageTable]:
+        return list(self._by_pid.values())
 
     def add(self, table: PageTable) -> PageTable:
         self._by_pid[table.pid] = table
@@ -49,23 +49,19 @@ class Tables:
         before = self._spaces.get(table.pid, set())
         after = table.spaces() if table.pid in self._by_pid else set[int]()
         for space in before - after:
-            pids = self._by_space[table.owner, space]
+            pids = self._by_space[space]
             pids.discard(table.pid)
             if not pids:
-                del self._by_space[table.owner, space]
+                del self._by_space[space]
         for space in after - before:
-            self._by_space.setdefault((table.owner, space), set()).add(table.pid)
+            self._by_space.setdefault(space, set()).add(table.pid)
         self._spaces[table.pid] = after
 
-    def using(self, owner: str, space: int) -> list[PageTable]:
+    def using(self, space: int) -> list[PageTable]:
         """The tables that have pages of a space, or write to it."""
-        return [self._by_pid[pid] for pid in sorted(self._by_space.get((owner, space), ()))]
+        return [self._by_pid[pid] for pid in sorted(self._by_space.get(space, ()))]
 
     # --- locks ------------------------------------------------------------------------------------
-    def ownership_lock(self, owner: str) -> anyio.Lock:
-        """The owner's lock, held while deciding whether a stored page is still in use."""
-        return self._ownership_locks.setdefault(owner, anyio.Lock())
-
     def lock(self, pid: int) -> anyio.Lock:
         return self._locks.setdefault(pid, anyio.Lock())
 

@@ -23,27 +23,27 @@ _SIZES = """SELECT (SELECT count(*) FROM scratch.{0}_docsize)
                           WHERE stored.sz = rebuilt.sz)"""
 
 
-async def rebuild(memory: Memory, owner: str) -> None:
+async def rebuild(memory: Memory) -> None:
     """Rebuild the text indexes. `resume` finishes an interrupted rebuild."""
-    await memory.store.slice(memory.database(owner), pieces.begin_words)
-    memory.rebuilding.add(owner)
-    await resume(memory, owner)
+    await memory.store.slice(memory.database, pieces.begin_words)
+    memory.rebuilding = True
+    await resume(memory)
 
 
-async def resume(memory: Memory, owner: str) -> None:
+async def resume(memory: Memory) -> None:
     """Add the pages that are not in the text indexes yet, after `rebuild` or at boot."""
-    while await memory.store.slice(memory.database(owner), pieces.fill_words):
+    while await memory.store.slice(memory.database, pieces.fill_words):
         pass
-    memory.rebuilding.discard(owner)
+    memory.rebuilding = False
 
 
-async def merge(memory: Memory, owner: str) -> None:
+async def merge(memory: Memory) -> None:
     """Merge the text indexes, so that no segment keeps words of erased pages."""
     for index in pieces.INDEXES:
         more, first = True, True
         while more:
             piece = partial(pieces.merge_words, index=index, first=first)
-            more, first = await memory.store.slice(memory.database(owner), piece), False
+            more, first = await memory.store.slice(memory.database, piece), False
 
 
 # --- comparison -----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class _TitlePages:
     last: int | None  # id of the newest page
 
 
-async def load(memory: Memory, owner: str, pids: Sequence[int]) -> None:
+async def load(memory: Memory, pids: Sequence[int]) -> None:
     """Read the titles of an owner's processes that are not cached or no longer valid."""
     tables = [table for pid in pids if (table := memory.tables.get(pid)) is not None]
     wanted = [_title_pages(table) for table in tables if not known(table)]
@@ -37,9 +37,9 @@ async def load(memory: Memory, owner: str, pids: Sequence[int]) -> None:
     ids |= {one.last for one in wanted if one.last is not None}
     if not ids:
         return
-    epoch = memory.forgets[owner]
-    found = await memory.read(owner, _SQL, limits.TITLE_CHARS * 4, json.dumps(sorted(ids)))
-    if memory.forgets[owner] != epoch:
+    epoch = memory.forgets
+    found = await memory.read(_SQL, limits.TITLE_CHARS * 4, json.dumps(sorted(ids)))
+    if memory.forgets != epoch:
         return  # a page read here may be erased: the next `load` reads again
     rows = {int(page or 0): (kind, float(at or 0), str(text)) for page, kind, at, text in found}
     for one in wanted:

@@ -1,4 +1,4 @@
-"""Messages between processes: bounded mailboxes, in order, that survive kill -9.
+"""Messages between the processes of an owner: bounded mailboxes, in order, that survive kill -9.
 
 A body is stored only in the directory of the receiver's owner. A message is delivered to its
 receiver and acknowledged to its sender when it is written (class B). It stays on disk until the
@@ -12,13 +12,13 @@ import asyncio
 import json
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field, replace
 
 from ..abi import limits
 from ..abi.errors import Errno, SyscallError
 from ..abi.values import Mail, Recv, Send
-from ..storage.database import Database, Schema, damaged
+from ..storage.database import Database, Schema
 from ..storage.identifiers import TABLE, Identifiers
 from ..storage.store import Store
 from .table import Process, check_alive
@@ -53,68 +53,80 @@ class Mailbox:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedMail:
+    """What is read when an owner's mailboxes are opened."""
+
+    database: Database
+    waiting: list[tuple[int, Mail]]  # each with the pid of its receiver
+    last: int  # the greatest number of a message that was given
+
+
+def load(store: Store, owner: str) -> LoadedMail:
+    """Open or create the database. Blocks. SyscallError, ValueError or TypeError: unreadable."""
+    database = store.open(name(owner), SCHEMA)
+    last = int(store.read(database, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence")[0][0] or 0)
+    waiting: list[tuple[int, Mail]] = []
+    for row in store.read(database, "SELECT * FROM mail ORDER BY number"):
+        number, pid, sender, author, when, body, labels = row
+        mail = Mail(
+            int(number or 0), int(sender or 0), str(author), float(when or 0), str(body),
+            json.loads(str(labels)), 0,
+        )  # fmt: skip
+        waiting.append((int(pid or 0), mail))
+    return LoadedMail(database, waiting, last)
+
+
+def name(owner: str) -> str:
+    """The name of the database in the store."""
+    return f"owners/{owner}/mail.db"
+
+
 class Mailboxes:
-    """The mailboxes of the machine."""
+    """The mailboxes of one owner's processes, while the owner is open."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, owner: str, loaded: LoadedMail | None) -> None:
+        """`loaded` None: there is no database yet; the first message creates it."""
+        self._store, self._owner = store, owner
+        self._open = self._numbered(loaded) if loaded is not None else None
         self._boxes: dict[int, Mailbox] = {}
-        self._numbers: dict[str, Identifiers] = {}  # by owner
         self._readers: dict[int, set[int]] = {}  # connection -> pids whose messages it was given
-        self._done: dict[str, list[int]] = {}  # acknowledged, and still on disk: by owner
+        self._done: list[int] = []  # acknowledged, and still on disk
         self._flush: asyncio.TimerHandle | None = None
-        self._wipes: dict[str, asyncio.TimerHandle] = {}  # of the log, by owner
-        self._bytes: Counter[str] = Counter()  # of bodies, by owner
-        self._counts: Counter[str] = Counter()  # of messages, by owner
+        self._wipe_at: asyncio.TimerHandle | None = None  # when the log is emptied
+        self._bytes = 0  # of all bodies
+        self._count = 0  # of all messages
         self.messages = 0  # in all mailboxes
-        for path in (store.directory / "owners").glob("*/mail.db"):
-            self._load(path.parent.name)
+        if loaded is not None:
+            self._wipe_later(limits.MAIL_WIPE_S)  # the last run may have been killed
+            for pid, mail in loaded.waiting:
+                self._box(pid).waiting.append(mail)
+                self._add(pid, len(mail.body.encode()))
+                self.messages += 1
 
-    def _database(self, owner: str) -> Database:
-        database = self._store.open(_name(owner), SCHEMA)
-        if owner not in self._numbers:
-            sql = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
-            last = int(self._store.read(database, sql)[0][0] or 0)
-            self._numbers[owner] = Identifiers(
-                self._store, database, "mail", block=limits.MAIL_BLOCK, last=last
-            )
-        return database
+    @property
+    def busy(self) -> bool:
+        """Whether a message is delivered and not acknowledged, or is not yet off the disk."""
+        timers = self._flush is not None or self._wipe_at is not None
+        return timers or any(b.delivered or b.writing or b.readers for b in self._boxes.values())
 
-    def _load(self, owner: str) -> None:
-        """Load an owner's messages; a database that cannot be read affects this owner only."""
-        try:
-            waiting = self._waiting(self._database(owner))
-        except (SyscallError, ValueError, TypeError) as error:
-            name = _name(owner)
-            path = self._store.directory / name
-            fault = error if isinstance(error, SyscallError) else damaged(path, error)
-            self._store.disable(name, owner, fault)
-            return
-        self._wipe_later(owner, limits.MAIL_WIPE_S)  # the last run may have been killed
-        for pid, mail in waiting:
-            self._box(pid).waiting.append(mail)
-            self._count(pid, owner, len(mail.body.encode()))
-            self.messages += 1
+    def _numbered(self, loaded: LoadedMail) -> tuple[Database, Identifiers]:
+        database, block = loaded.database, limits.MAIL_BLOCK
+        return database, Identifiers(self._store, database, "mail", block=block, last=loaded.last)
 
-    def _waiting(self, database: Database) -> list[tuple[int, Mail]]:
-        """The messages on disk, each with the pid of its receiver."""
-        found: list[tuple[int, Mail]] = []
-        for row in self._store.read(database, "SELECT * FROM mail ORDER BY number"):
-            number, pid, sender, author, when, body, labels = row
-            mail = Mail(
-                int(number or 0), int(sender or 0), str(author), float(when or 0), str(body),
-                json.loads(str(labels)), 0,
-            )  # fmt: skip
-            found.append((int(pid or 0), mail))
-        return found
+    def _storage(self) -> tuple[Database, Identifiers]:
+        """The database and the numbers of its messages. Blocks to create it. EIO."""
+        if self._open is None:
+            self._open = self._numbered(load(self._store, self._owner))
+        return self._open
 
     def _box(self, pid: int) -> Mailbox:
         return self._boxes.setdefault(pid, Mailbox())
 
     async def send(self, to: Process, request: Send, author: str) -> tuple[int, int]:
         """The number of the message, and how many are waiting now. EAGAIN: the mailbox is full."""
-        database = self._database(to.owner)
-        await self._numbers[to.owner].ready()
+        database, numbers = self._storage()
+        await numbers.ready()
         check_alive(to)
         box = self._box(to.pid)
         count = len(box.waiting) + len(box.delivered) + box.writing
@@ -127,19 +139,19 @@ class Mailboxes:
         size = len(request.body.encode())
         self._check_bytes(to, box, size)
         self._check_count(to)
-        number = self._numbers[to.owner].next()
+        number = numbers.next()
         mail = Mail(number, request.sender, author, time.time(), request.body, request.labels, 0)
         labels = json.dumps(mail.labels)
         row = (number, to.pid, mail.sender, author, mail.time, mail.body, labels)
         box.writing += 1
-        self._count(to.pid, to.owner, size)
+        self._add(to.pid, size)
 
         def written(error: SyscallError | None) -> None:
             box.writing -= 1
             if self._boxes.get(to.pid) is not box:
                 return  # the process was removed with its mail
             if error is not None:
-                self._count(to.pid, to.owner, -size, -1)
+                self._add(to.pid, -size, -1)
                 return
             box.waiting.append(mail)
             self.messages += 1
@@ -153,7 +165,7 @@ class Mailboxes:
         """EAGAIN: the waiting messages of the process or of its owner have too many bytes."""
         for stored, most, whose in (
             (box.bytes, limits.MAILBOX_BYTES, f"process {to.pid}"),
-            (self._bytes[to.owner], limits.OWNER_MAIL_BYTES, f"processes of {to.owner}"),
+            (self._bytes, limits.OWNER_MAIL_BYTES, f"processes of {to.owner}"),
         ):
             if stored + size > most:
                 message = f"messages of {stored} bytes wait for {whose}, {most} are allowed"
@@ -162,7 +174,7 @@ class Mailboxes:
 
     def _check_count(self, to: Process) -> None:
         """EAGAIN: too many messages wait for the owner's processes, of whatever size."""
-        count = self._counts[to.owner]
+        count = self._count
         if count >= limits.OWNER_MAIL:
             message = (
                 f"{count} messages wait for processes of {to.owner}, "
@@ -171,11 +183,11 @@ class Mailboxes:
             hint = f"`llmasos recv {to.pid}` takes one out"
             raise SyscallError(Errno.EAGAIN, message, hint, pid=to.pid)
 
-    def _count(self, pid: int, owner: str, size: int, count: int = 1) -> None:
+    def _add(self, pid: int, size: int, count: int = 1) -> None:
         """Add messages and their bytes to the counters; negative values subtract."""
         self._box(pid).bytes += size
-        self._bytes[owner] += size
-        self._counts[owner] += count
+        self._bytes += size
+        self._count += count
 
     async def receive(self, process: Process, request: Recv, connection: int) -> Mail:
         """The oldest message; waits for one. ETIMEDOUT. Uses no slot while it waits."""
@@ -187,7 +199,7 @@ class Mailboxes:
         self._acknowledge(process, box, {*mine, *done} if request.take else done)
         if request.done:  # an explicit acknowledgement returns when it is written
             self.flush()
-            await self._store.write(self._database(process.owner), [], durable=False, frees=True)
+            await self._store.write(self._storage()[0], [], durable=False, frees=True)
         if not request.take:
             return Mail(0, 0, "", 0.0, "", [], len(box.waiting))
         try:
@@ -251,9 +263,9 @@ class Mailboxes:
         removed = [mail for mail in box.waiting if mail.number in done]
         removed += [box.delivered.pop(number)[1] for number in done if number in box.delivered]
         size = sum(len(mail.body.encode()) for mail in removed)
-        self._count(process.pid, process.owner, -size, -len(removed))
+        self._add(process.pid, -size, -len(removed))
         box.waiting = deque(mail for mail in box.waiting if mail.number not in done)
-        self._done.setdefault(process.owner, []).extend(done)
+        self._done += done
         if self._flush is None:
             loop = asyncio.get_running_loop()
             self._flush = loop.call_later(limits.MAIL_DONE_S, self.flush)
@@ -263,36 +275,42 @@ class Mailboxes:
         if self._flush is not None:
             self._flush.cancel()
             self._flush = None
-        for owner, numbers in self._done.items():
-            rows = [(_DONE, (number,)) for number in numbers]
-            self._store.submit(self._database(owner), rows, lambda _: None, frees=True)
-            self._wipe_later(owner, limits.MAIL_WIPE_S)
+        if self._done:
+            rows = [(_DONE, (number,)) for number in self._done]
+            self._store.submit(self._storage()[0], rows, lambda _: None, frees=True)
+            self._wipe_later(limits.MAIL_WIPE_S)
         self._done.clear()
 
-    def _wipe_later(self, owner: str, pause_s: float) -> None:
-        if owner not in self._wipes:
+    def _wipe_later(self, pause_s: float) -> None:
+        if self._wipe_at is None:
             loop = asyncio.get_running_loop()
-            self._wipes[owner] = loop.call_later(pause_s, self._wipe, owner, pause_s)
+            self._wipe_at = loop.call_later(pause_s, self._wipe, pause_s)
 
-    def _wipe(self, owner: str, pause_s: float) -> None:
+    def _wipe(self, pause_s: float) -> None:
         """Empty the log; after a failure, as when another program reads it, retry later."""
 
         def wiped(error: SyscallError | None) -> None:
             if error is not None:
+                owner = self._owner
                 log.warning("acknowledged messages of %s stay in its WAL file: %s", owner, error)
-                self._wipe_later(owner, min(2 * pause_s, limits.SWEEP_LAST_S))
+                self._wipe_later(min(2 * pause_s, limits.SWEEP_LAST_S))
 
-        self._wipes.pop(owner).cancel()
-        try:
-            self._store.submit_truncate_log(self._database(owner), wiped)
-        except SyscallError as error:  # damaged, and not used in this run
-            wiped(error)
+        if self._wipe_at is not None:
+            self._wipe_at.cancel()
+            self._wipe_at = None
+        self._store.submit_truncate_log(self._storage()[0], wiped)
+
+    def erase_acknowledged(self) -> None:
+        """Delete acknowledged messages from disk now."""
+        self.flush()
+        if self._wipe_at is not None:
+            self._wipe(limits.MAIL_WIPE_S)
 
     def close(self) -> None:
-        """The machine shuts down: delete acknowledged messages from disk now."""
-        self.flush()
-        for owner in list(self._wipes):
-            self._wipe(owner, limits.MAIL_WIPE_S)
+        """Delete acknowledged messages from disk, and return the unused numbers."""
+        self.erase_acknowledged()
+        if self._open is not None:
+            self._open[1].close()
 
     async def drop(self, process: Process) -> None:
         """The process is removed: delete its messages."""
@@ -300,20 +318,17 @@ class Mailboxes:
         if box is None:
             return
         self.messages -= len(box.waiting) + len(box.delivered)
-        self._bytes[process.owner] -= box.bytes
-        self._counts[process.owner] -= len(box.waiting) + len(box.delivered) + box.writing
+        self._bytes -= box.bytes
+        self._count -= len(box.waiting) + len(box.delivered) + box.writing
         while box.readers:
             self._wake(box)
         statement = ("DELETE FROM mail WHERE pid = ?", (process.pid,))
-        await self._store.write(self._database(process.owner), [statement], frees=True)
-        self._wipe_later(process.owner, limits.MAIL_WIPE_S)
+        if self._open is not None:
+            await self._store.write(self._open[0], [statement], frees=True)
+            self._wipe_later(limits.MAIL_WIPE_S)
 
     def interrupt(self, process: Process) -> None:
         """The process has ended: wake all its readers, which then raise ESRCH."""
         box = self._boxes.get(process.pid)
         while box is not None and box.readers:
             self._wake(box)
-
-
-def _name(owner: str) -> str:
-    return f"owners/{owner}/mail.db"

@@ -170,6 +170,10 @@ class ProcessTable:
         """All processes, by pid."""
         return list(self._table.values())
 
+    def pids_in_use(self) -> set[int]:
+        """The pids of all processes, ended ones included."""
+        return set(self._table)
+
     def get(self, pid: int, owner: str) -> Process:
         """Alive or ended. ESRCH also for another owner's process, so that its pid is not leaked."""
         process = self.find(pid, owner)

@@ -33,7 +33,7 @@ class Identifiers:
         self._next = max(reserved, last + 1)
         self._end = self._next  # numbers below it may be issued
         self._reservation: asyncio.Future[None] | None = None  # being written
-        store.at_close(self._return_unused)
+        store.at_close(self.close)
 
     @property
     def left(self) -> int:
@@ -77,8 +77,9 @@ class Identifiers:
         self._store.submit(self._database, [self._row(end)], reserved, durable=True, frees=True)
         return reservation
 
-    def _return_unused(self) -> None:
-        """Let the next run continue with the first unused number."""
+    def close(self) -> None:
+        """Let the next use of the database continue with the first unused number."""
+        self._store.not_at_close(self.close)
         if self._end > self._next:
             self._end = self._next
             self._store.submit(

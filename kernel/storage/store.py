@@ -51,14 +51,17 @@ class Store:
         self._loop = asyncio.get_running_loop()
         self._databases: dict[Path, Database] = {}
         self.damages = Damages(directory)
-        self._closing: list[Callable[[], None]] = []
+        self._closing: dict[Callable[[], None], None] = {}  # in order of registration
         self._broken: dict[Database, SyscallError] = {}  # a flush failed: the error of each write
         self._queues: dict[Database, tuple[_WriterPool, str]] = {}  # pool, name of the queue
         self._kernel = _WriterPool("kernel", 1, self._write, self._sync)
         self._owners = _WriterPool("owners", limits.OWNER_WRITERS, self._write, self._sync)
         self._slices = anyio.CapacityLimiter(limits.OWNER_SLICES)
         self.pacing = Pacing()
-        self.readers = FairThreads(limits.OWNER_READERS, limits.READERS)  # by owner
+        # Threads that read, by owner: few rows, files to map, all pages.
+        self.readers = FairThreads(limits.OWNER_READERS, limits.READERS)
+        self.file_readers = FairThreads(limits.OWNER_FILES, limits.FILES)
+        self.checkers = FairThreads(1, limits.CHECKERS)
 
     def open(self, name: str, schema: Schema, *, queue: str = "") -> Database:
         """The database at `name` below the state directory, created or migrated if needed.
@@ -101,8 +104,15 @@ class Store:
         self.close_database(name)
         self.damages.disable(name, owner, error)
 
+    async def retire(self, name: str) -> None:
+        """Apply the queued writes of a database, then close it in a thread. EIO: they failed."""
+        database = self._databases.get(self.directory / name)
+        if database is not None:
+            await self.write(database, [], frees=True)
+            await self.readers.run(name, self.close_database, name)
+
     def close_database(self, name: str) -> None:
-        """Close a database, if it is open. No write may be queued for it."""
+        """Close a database, if it is open. No write may be queued for it. Blocks."""
         database = self._databases.pop(self.directory / name, None)
         if database is not None:
             del self._queues[database]
@@ -212,11 +222,14 @@ class Store:
 
     def at_close(self, callback: Callable[[], None]) -> None:
         """Call this before the store closes. The writes that it submits are still applied."""
-        self._closing.append(callback)
+        self._closing[callback] = None
+
+    def not_at_close(self, callback: Callable[[], None]) -> None:
+        self._closing.pop(callback, None)
 
     def close(self) -> None:
         """Apply all queued writes, then close every database."""
-        for callback in self._closing:
+        for callback in list(self._closing):
             callback()
         for pool in (self._kernel, self._owners):
             pool.writes.close()

@@ -29,3 +29,8 @@ HANDLERS: Mapping[str, Handler] = {
         policies.policy_simulate, policies.policy_learn, system.shutdown,
     )
 }  # fmt: skip
+# Calls that read or change the caller's data, which is open while they run.
+OWNER_CALLS = frozenset({
+    "spawn", "generate", "fork", "read_mem", "write_mem", "search_mem", "pin", "evict", "mmap",
+    "munmap", "share", "forget", "trace_mem", "fsck", "send", "recv", "ps",
+})  # fmt: skip

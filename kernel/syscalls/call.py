@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ..access.identity import Caller
+from ..owners.owner import Owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,6 +12,7 @@ class CallContext:
     """The caller of a syscall, and how to stream to it."""
 
     caller: Caller
+    owner: Owner  # the caller's data: open in calls of OWNER_CALLS, else perhaps closed
     number: int  # of its begin entry in the journal; 0 for calls without begin and end
     begun: Awaitable[None] | None  # completes when that entry is written
     send: Callable[[object], None]  # never waits

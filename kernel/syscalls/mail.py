@@ -11,10 +11,10 @@ async def send(m: Machine, call: CallContext, request: v.Send) -> v.Sent:
     author = call.caller.author
     if request.sender:
         author = f"app:{m.processes.get_alive(request.sender, call.caller.owner).app}"
-    return v.Sent(*await m.mail.send(to, request, author))
+    return v.Sent(*await call.owner.mail.send(to, request, author))
 
 
 async def recv(m: Machine, call: CallContext, request: v.Recv) -> v.Mail:
     """The oldest message; waits for one without using a slot. ETIMEDOUT."""
     process = m.processes.get_alive(request.pid, call.caller.owner)
-    return await m.mail.receive(process, request, call.caller.connection)
+    return await call.owner.mail.receive(process, request, call.caller.connection)

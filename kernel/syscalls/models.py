@@ -50,7 +50,7 @@ async def devices(m: Machine, call: CallContext, request: v.ListDevices) -> v.De
     async with m.listings.user_slot(call.caller.owner):  # drivers probe the machine
         hardware = await _hardware(m, request)
     mounted = [device.info() for device in m.loader.each()]
-    return v.Devices(mounted, hardware, m.vectors.info())
+    return v.Devices(mounted, hardware, m.recall.info())
 
 
 async def _hardware(m: Machine, request: v.ListDevices) -> list[v.Hardware]:
@@ -93,8 +93,8 @@ async def unmount(m: Machine, call: CallContext, request: v.Unmount) -> v.Nothin
 
 async def restart(m: Machine, call: CallContext, request: v.Restart) -> v.Restarted:
     if request.device == v.RECALL:
-        await m.vectors.process.restart()
-        recall = m.vectors.info()
+        await m.recall.process.restart()
+        recall = m.recall.info()
         return v.Restarted(v.RECALL, recall.os_pid, recall.restarts)
     name = m.images.canonical(request.device)
     device = m.loader.device(name)

@@ -25,7 +25,7 @@ from .call import CallContext
 async def read_mem(m: Machine, call: CallContext, request: v.ReadMem) -> v.Pages:
     _check_times(request)
     _, table = await _opened(m, call, request.pid)
-    return await reading.read(m.memory, table, request)
+    return await reading.read(call.owner.memory, table, request)
 
 
 def _check_times(request: v.ReadMem | v.SearchMem) -> None:
@@ -48,8 +48,8 @@ async def write_mem(m: Machine, call: CallContext, request: v.WriteMem) -> v.Wri
         message = f"page={request.page} and key={request.key!r}: give a page or a key, not both"
         raise SyscallError(Errno.EINVAL, message)
     cuts = await _cut(m, process, request.text)
-    table = await m.memory.opened(process)
-    before = await _before(m, table, request)
+    table = await call.owner.memory.opened(process)
+    before = await _before(call, table, request)
     old = before[0] if request.page is not None and before else None
     # A text that replaces pages keeps their labels.
     labels = dict.fromkeys([*(one for page in before for one in page.labels), *request.labels])
@@ -63,25 +63,25 @@ async def write_mem(m: Machine, call: CallContext, request: v.WriteMem) -> v.Wri
     ]  # fmt: skip
     free: list[int] = []
     if request.page is not None:
-        numbers, free = await changing.replace(m.memory, table, request.page, pages)
+        numbers, free = await changing.replace(call.owner.memory, table, request.page, pages)
     elif request.key:
-        numbers, free = await changing.put(m.memory, table, request.key, pages)
+        numbers, free = await changing.put(call.owner.memory, table, request.key, pages)
     else:
-        numbers = [number for number, _ in await m.memory.write(process, pages)]
-    await m.pages_freed(process.owner, [], free)
-    _pages_written(m, process)
+        numbers = [number for number, _ in await call.owner.memory.write(process, pages)]
+    await _pages_freed(call, [], free)
+    _pages_written(call)
     return v.Written(numbers)
 
 
-async def _before(m: Machine, table: PageTable, request: v.WriteMem) -> list[Stored]:
+async def _before(call: CallContext, table: PageTable, request: v.WriteMem) -> list[Stored]:
     """The pages to replace: one by its number, or those of a key. ENOENT."""
     if request.page is not None:
         table.require(request.page)
-        return list((await m.memory.stored(table, [request.page])).values())
+        return list((await call.owner.memory.stored(table, [request.page])).values())
     if not request.key:
         return []
-    numbers = list(await m.memory.keyed(table, request.key))
-    return list((await m.memory.stored(table, numbers)).values())
+    numbers = list(await call.owner.memory.keyed(table, request.key))
+    return list((await call.owner.memory.stored(table, numbers)).values())
 
 
 async def search_mem(m: Machine, call: CallContext, request: v.SearchMem) -> v.Hits:
@@ -93,7 +93,7 @@ async def search_mem(m: Machine, call: CallContext, request: v.SearchMem) -> v.H
         request.question, request.count, request.tokens, filters=_filters(request),
         way=request.way, skip=frozenset(resident if request.outside else ()),
     )  # fmt: skip
-    found = await find(m.memory, m.vectors, table, wanted)
+    found = await find(call.owner.memory, call.owner.vectors, table, wanted)
     hits: list[v.Hit] = []
     bytes_left = limits.READ_MEM_BYTES
     for hit in found.hits:
@@ -124,31 +124,31 @@ async def pin(m: Machine, call: CallContext, request: v.Pin) -> v.Nothing:
     process, table = await _opened(m, call, request.pid)
     numbers = _numbers(request.first, request.count)
     window = m.window(process.model) if request.pinned else 0
-    await changing.pin(m.memory, table, numbers, request.pinned, window)
+    await changing.pin(call.owner.memory, table, numbers, request.pinned, window)
     return v.Nothing()
 
 
 async def evict(m: Machine, call: CallContext, request: v.Evict) -> v.Nothing:
     _, table = await _opened(m, call, request.pid)
-    await changing.evict(m.memory, table, _numbers(request.first, request.count))
+    await changing.evict(call.owner.memory, table, _numbers(request.first, request.count))
     return v.Nothing()
 
 
 async def mmap(m: Machine, call: CallContext, request: v.Mmap) -> v.Mapped:
     """Map a document, a folder, or pages of another process; each is stored once."""
     process = m.processes.get_alive(request.pid, call.caller.owner)
-    table = await m.memory.opened(process)
+    table = await call.owner.memory.opened(process)
     if request.source.startswith("/files/"):
         asked = mapping.MapRequest(
             request.source, request.writable, process.model, lambda text: _cut(m, process, text),
             files.access(m, call.caller), files.why_not(m, call.caller), call.caller.author,
         )  # fmt: skip
-        mapped, skipped, freed = await mapping.document(m.memory, table, asked)
-        await m.pages_freed(process.owner, freed.spaces, freed.pages)
-        _pages_written(m, process)
+        mapped, skipped, freed = await mapping.document(call.owner.memory, table, asked)
+        await _pages_freed(call, freed.spaces, freed.pages)
+        _pages_written(call)
         return v.Mapped(mapped.first, mapped.count, mapped.source, skipped)
     other = m.processes.get(int(request.source.split("/")[2]), call.caller.owner)
-    parts = await _map(m, table, other, _part(request), writable=request.writable)
+    parts = await _map(call, table, other, _part(request), writable=request.writable)
     return v.Mapped(parts[0], parts[1], request.source, [])
 
 
@@ -157,21 +157,21 @@ def _part(request: v.Mmap) -> range:
 
 
 async def _map(
-    m: Machine, table: PageTable, other: Process, part: range, *, writable: bool
+    call: CallContext, table: PageTable, other: Process, part: range, *, writable: bool
 ) -> tuple[int, int]:
     """First number and count of the mapped pages. EINVAL for a process's own pages."""
     if other.pid == table.pid:
         message = f"process {table.pid} has its own pages already"
         raise SyscallError(Errno.EINVAL, message, "name another process", pid=table.pid)
-    source = await m.memory.opened(other)
-    mapped = await mapping.process(m.memory, table, source, part, writable=writable)
+    source = await call.owner.memory.opened(other)
+    mapped = await mapping.process(call.owner.memory, table, source, part, writable=writable)
     return mapped[0].first, sum(one.count for one in mapped)
 
 
 async def munmap(m: Machine, call: CallContext, request: v.Munmap) -> v.Nothing:
-    process, table = await _opened(m, call, request.pid)
-    freed = await mapping.unmap(m.memory, table, request.first)
-    await m.pages_freed(process.owner, freed.spaces, freed.pages)
+    _, table = await _opened(m, call, request.pid)
+    freed = await mapping.unmap(call.owner.memory, table, request.first)
+    await _pages_freed(call, freed.spaces, freed.pages)
     return v.Nothing()
 
 
@@ -179,9 +179,9 @@ async def share(m: Machine, call: CallContext, request: v.Share) -> v.Mapped:
     """Map pages of this process into another one."""
     giver = m.processes.get(request.pid, call.caller.owner)
     taker = m.processes.get_alive(request.to, call.caller.owner)
-    table = await m.memory.opened(taker)
+    table = await call.owner.memory.opened(taker)
     part = range(request.first, request.first + request.count)
-    first, count = await _map(m, table, giver, part, writable=request.writable)
+    first, count = await _map(call, table, giver, part, writable=request.writable)
     return v.Mapped(first, count, f"/proc/{request.pid}/mem", [])
 
 
@@ -189,7 +189,7 @@ async def forget(m: Machine, call: CallContext, request: v.Forget) -> v.Forgotte
     process, table = await _opened(m, call, request.pid)
     numbers = _numbers(request.first, request.count)
     if request.key:
-        numbers = list(await m.memory.keyed(table, request.key))
+        numbers = list(await call.owner.memory.keyed(table, request.key))
     _check_holders(m, call, table, numbers)
     done = await m.forget(process, table, numbers)
     if not done.pages:
@@ -200,24 +200,23 @@ async def forget(m: Machine, call: CallContext, request: v.Forget) -> v.Forgotte
 
 def _check_holders(m: Machine, call: CallContext, table: PageTable, numbers: Sequence[int]) -> None:
     """Forgotten pages are erased in every process that has them: check each of them. EACCES."""
-    for pid in forgetting.holders(m.memory, table, numbers):
+    for pid in forgetting.holders(call.owner.memory, table, numbers):
         if pid != table.pid:
             m.permissions.require_also(call.caller, "forget", f"/proc/{pid}/mem")
 
 
 async def trace_mem(m: Machine, call: CallContext, request: v.TraceMem) -> v.Trace:
     _, table = await _opened(m, call, request.pid)
-    return await reading.trace(m.memory, table, request.page)
+    return await reading.trace(call.owner.memory, table, request.page)
 
 
 async def fsck(m: Machine, call: CallContext, request: v.Fsck) -> v.Checked:
     """Check an owner's pages and indexes; repair what is derived."""
-    owner = call.caller.owner
-    alive = {process.pid for process in m.processes.all()}
+    owner, alive = call.owner, m.processes.pids_in_use()
     try:
-        return await checking.fsck(m.memory, m.vectors, owner, alive, rebuild=request.rebuild)
+        return await checking.fsck(owner.memory, owner.vectors, alive, rebuild=request.rebuild)
     except BaseException:  # the sweeper completes what it began
-        m.sweeper.resume(owner)
+        owner.sweeper.resume()
         raise
 
 
@@ -227,13 +226,20 @@ def _numbers(first: int, count: int) -> list[int]:
 
 async def _opened(m: Machine, call: CallContext, pid: int) -> tuple[Process, PageTable]:
     process = m.processes.get(pid, call.caller.owner)
-    return process, await m.memory.opened(process)
+    return process, await call.owner.memory.opened(process)
 
 
-def _pages_written(m: Machine, process: Process) -> None:
+def _pages_written(call: CallContext) -> None:
     """Pages were written: update the vector index, and load the recall device if needed."""
-    m.vectors.ensure_indexing(process.owner)
-    m.vectors.pages_written(process.owner)
+    call.owner.vectors.ensure_indexing()
+    call.owner.vectors.pages_written()
+
+
+async def _pages_freed(call: CallContext, spaces: Sequence[int], pages: Sequence[int]) -> None:
+    """No process has these stored pages any more: remove them from the indexes, sweep later."""
+    if spaces or pages:
+        await call.owner.vectors.remove(spaces, pages)
+        call.owner.sweeper.dirty()
 
 
 async def _cut(m: Machine, process: Process, text: str) -> Sequence[Cut]:

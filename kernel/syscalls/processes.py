@@ -18,7 +18,7 @@ from .call import CallContext
 
 
 async def spawn(m: Machine, call: CallContext, request: v.Spawn) -> v.Spawned:
-    m.memory.database(call.caller.owner)  # EIO if unreadable: no pages could be written
+    _ = call.owner.memory  # EIO if unreadable: no pages could be written
     async with m.using(request.model, call.send) as (device, facts):
         return await _spawn(m, call, request, device, facts)
 
@@ -36,7 +36,9 @@ async def _spawn(
         process = await m.processes.spawn(call.caller, request, device.name)
         if prompt is not None:
             try:
-                await m.memory.append_message(process, message, prompt.cuts[0], call.caller.author)
+                await call.owner.memory.append_message(
+                    process, message, prompt.cuts[0], call.caller.author
+                )
             except SyscallError:
                 await m.exit(process, 1, "its system prompt could not be written")
                 await m.reap(process)
@@ -110,7 +112,8 @@ async def ps(m: Machine, call: CallContext, request: v.Ps) -> v.Processes:
 
 
 async def _listed(m: Machine, call: CallContext, some: Sequence[Process]) -> list[v.ProcessInfo]:
-    await titles.load(m.memory, call.caller.owner, [process.pid for process in some])
+    if call.owner.pages is not None:
+        await titles.load(call.owner.memory, [process.pid for process in some])
     yield_point = YieldPoint()
     rows: list[v.ProcessInfo] = []
     for process in some:
@@ -121,13 +124,14 @@ async def _listed(m: Machine, call: CallContext, some: Sequence[Process]) -> lis
 
 def _info(m: Machine, call: CallContext, process: Process) -> v.ProcessInfo:
     """The row of a process; its title, which comes from its pages, only for allowed readers."""
-    table = m.memory.tables.get(process.pid)
+    pages = call.owner.pages
+    table = pages.memory.tables.get(process.pid) if pages is not None else None
     if table is None:
         return process.info(_window(m, process), 0, "", 0.0)
     title = table.title if titles.known(table) else None
     text, used = (title.text, title.used) if title is not None else ("", 0.0)
-    pages = process_object(call.caller, process, "/mem")
-    readable = text and m.policy.check(call.caller.subjects, "read_mem", pages).allowed
+    object_ = process_object(call.caller, process, "/mem")
+    readable = text and m.policy.check(call.caller.subjects, "read_mem", object_).allowed
     return process.info(_window(m, process), table.window_tokens, text if readable else "", used)
 
 

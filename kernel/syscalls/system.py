@@ -16,8 +16,8 @@ from .call import CallContext
 def stat(m: Machine, call: CallContext, request: v.Nothing) -> v.Stat:
     processes = m.processes.all()
     busy = [p for p in processes if p.call]
-    counters, owner, lag = m.counters, call.caller.owner, m.memory.lags.total()
-    indexing, why = m.vectors.state(owner)
+    counters, owner, lag = m.counters, call.caller.owner, m.owners.lag()
+    indexing, why = call.owner.indexing()
     m.sizes.refresh(m.journal, m.permissions.last_s)
     return v.Stat(
         system=m.system, os_pid=os.getpid(), uptime_s=round(time.monotonic() - m.started, 3),
@@ -30,10 +30,10 @@ def stat(m: Machine, call: CallContext, request: v.Nothing) -> v.Stat:
         rss_bytes=m.sizes.resident, journal_bytes=m.sizes.journal,
         hits=m.faults.total.hits, soft_faults=m.faults.total.soft,
         hard_faults=m.faults.total.hard, evictions=m.faults.total.evicted,
-        thrashes=m.faults.total.thrashes, mail=m.mail.messages,
+        thrashes=m.faults.total.thrashes, mail=m.owners.messages(),
         damages=[one for one in m.store.damages.all if owner in (m.owner, one.owner)],
-        pages_waiting=0 if m.vectors.disabled else lag.waiting,
-        waiting_since=0.0 if m.vectors.disabled else lag.since,
+        pages_waiting=0 if m.recall.disabled else lag.waiting,
+        waiting_since=0.0 if m.recall.disabled else lag.since,
         pages_refused=lag.refused, indexing=indexing, indexing_note=why,
         last_run=m.last_run, jobs_running=m.jobs.running, job_failures=m.jobs.failures,
         jobs_failed=_failed(m, owner) if m.jobs.failures else [],

@@ -62,11 +62,11 @@ async def _answered(
     of its answer was already read.
     """
     while True:
-        epoch = m.memory.forgets[process.owner]
+        epoch = call.owner.memory.forgets
         async with AsyncExitStack() as uses:
             device, plan = await _prepare(m, call, process, request, uses)
             work = _work(call.number, process, plan, request)
-            if m.memory.forgets[process.owner] != epoch:
+            if call.owner.memory.forgets != epoch:
                 continue  # the prompt may contain a page that was forgotten meanwhile
             with m.loader.flight(device, work):
                 device.submit(work)
@@ -101,7 +101,7 @@ async def _prepare(
             )
         v.check_bias(request.sampling.bias)
         await device.engine.check(request.sampling)
-        plan = await m.pager.prepare(process, request, device.engine, facts)
+        plan = await call.owner.pager.prepare(process, request, device.engine, facts)
         process.cancel_wait = None
         return device, plan
     raise SyscallError(Errno.ECANCELED, f"process {process.pid} was interrupted")
@@ -157,8 +157,8 @@ async def _store_turn(m: Machine, call: CallContext, work: Work, plan: PagingPla
     with anyio.CancelScope(shield=True):  # both written and counted, or neither
         turn = plan.turn(work.process, call.number, work.cuts, call.caller.author)
         turn = replace(turn, is_void=lambda: work.forgot)
-        pages += await m.memory.commit(work.process, turn)
-        m.vectors.pages_written(work.process.owner)
+        pages += await call.owner.memory.commit(work.process, turn)
+        call.owner.vectors.pages_written()
     return pages
 
 

@@ -18,6 +18,7 @@ from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.rows import NewPage, TurnRecord
 from llmasos.kernel.process.table import Process, ProcessTable
 from llmasos.kernel.storage.store import Store
+from tests.kernel.opened_memory import opened
 
 pytestmark = pytest.mark.anyio
 
@@ -80,7 +81,7 @@ async def test_the_children_come_back_after_a_restart(store: Store) -> None:
 async def test_children_see_the_parents_pages_which_are_stored_once(
     store: Store, tmp_path: Path
 ) -> None:
-    table, memory = ProcessTable(store, "alice"), Memory(store)
+    table, memory = ProcessTable(store, "alice"), opened(store)
     parent = await spawn(table)
     await memory.append_message(parent, Message(Role.SYSTEM, "be"), [Cut("be", 1)], "alice")
     await say(memory, parent, 77, "question")
@@ -94,13 +95,13 @@ async def test_children_see_the_parents_pages_which_are_stored_once(
     with sqlite3.connect(tmp_path / "owners/alice/pages.db") as database:
         assert database.execute("SELECT count(*) FROM pages").fetchone() == (3,)
     database.close()
-    again = Memory(store)
+    again = opened(store)
     for child in children:
         assert await pages_of(again, child) == await pages_of(again, parent)
 
 
 async def test_what_one_of_them_says_later_is_its_own(store: Store) -> None:
-    table, memory = ProcessTable(store, "alice"), Memory(store)
+    table, memory = ProcessTable(store, "alice"), opened(store)
     parent = await spawn(table)
     await say(memory, parent, 1, "before")
     (child,) = table.children(parent, Fork(parent.pid), caller(1))
@@ -113,11 +114,11 @@ async def test_what_one_of_them_says_later_is_its_own(store: Store) -> None:
     await drop(memory, parent)
     assert len(await pages_of(memory, child)) == 4
     await drop(memory, child)
-    assert await memory.read("alice", "SELECT count(*) FROM pages") == [(0,)]
+    assert await memory.read("SELECT count(*) FROM pages") == [(0,)]
 
 
 async def test_a_turn_that_is_being_written_is_copied_whole_or_not_at_all(store: Store) -> None:
-    table, memory = ProcessTable(store, "alice"), Memory(store)
+    table, memory = ProcessTable(store, "alice"), opened(store)
     parent = await spawn(table)
     children: list[Process] = []
 
@@ -142,14 +143,14 @@ async def test_a_turn_that_is_being_written_is_copied_whole_or_not_at_all(store:
 async def test_a_crash_between_pages_and_processes_leaves_orphans_that_are_found(
     store: Store,
 ) -> None:
-    table, memory = ProcessTable(store, "alice"), Memory(store)
+    table, memory = ProcessTable(store, "alice"), opened(store)
     parent = await spawn(table)
     await say(memory, parent, 1, "hello")
     children = table.children(parent, Fork(parent.pid, 2), caller(1))
     await memory.copy(parent, children)
-    again = Memory(store)
+    again = opened(store)
     alive = {p.pid for p in ProcessTable(store, "alice").all()}
-    assert sorted(orphans(again, "alice", alive)) == [child.pid for child in children]
+    assert sorted(await orphans(again, alive)) == [child.pid for child in children]
 
 
 async def test_a_full_table_refuses_the_whole_count(

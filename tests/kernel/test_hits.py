@@ -7,15 +7,17 @@ import anyio
 import pytest
 
 from llmasos.kernel.abi import limits
-from llmasos.kernel.memory import memory as memory_module
+from llmasos.kernel.memory import loading
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.recall import RecallResult, Wanted, find
 from llmasos.kernel.memory.schema import SCHEMA
 from llmasos.kernel.memory.sweeping import Sweeper
+from llmasos.kernel.memory.vector_device import VectorDevice
 from llmasos.kernel.memory.vector_index import VectorIndex
 from llmasos.kernel.storage.database import Schema
 from llmasos.kernel.storage.store import Store
 from llmasos.kernel.supervisor import Supervisor
+from tests.kernel.opened_memory import opened
 from tests.kernel.test_memory import page, process, whole
 
 pytestmark = pytest.mark.anyio
@@ -23,7 +25,9 @@ pytestmark = pytest.mark.anyio
 
 async def searched(memory: Memory, question: str, *, tokens: int = 0) -> RecallResult:
     table = await memory.opened(process(1))
-    vectors = VectorIndex(memory, None, Supervisor(anyio.create_task_group()))  # it starts nothing
+    vectors = VectorIndex(
+        memory, VectorDevice(None, Supervisor(anyio.create_task_group()))
+    )  # it starts nothing
     return await find(memory, vectors, table, Wanted(question, 10, tokens))
 
 
@@ -34,7 +38,7 @@ async def written(memory: Memory, texts: Sequence[str]) -> None:
 @pytest.fixture
 async def memory(tmp_path: Path) -> AsyncIterator[Memory]:
     store = Store(tmp_path)
-    yield Memory(store)
+    yield opened(store)
     store.close()
 
 
@@ -65,18 +69,19 @@ async def test_pages_of_before_are_found_by_the_new_words_after_a_start(
 ) -> None:
     before = Schema("pages", SCHEMA.steps[:-1], functions={**SCHEMA.functions, "indexed": str})
     with monkeypatch.context() as patch:
-        patch.setattr(memory_module, "SCHEMA", before)
+        patch.setattr(loading, "SCHEMA", before)
         store = Store(tmp_path)
-        await written(Memory(store), ["the compiler is in C++", "a letter c", "other words"] * 200)
+        await written(opened(store), ["the compiler is in C++", "a letter c", "other words"] * 200)
         store.close()
     store = Store(tmp_path)
-    memory = Memory(store)
+    memory = opened(store)
     async with anyio.create_task_group() as tasks:
         supervisor = Supervisor(tasks)
-        sweeper = Sweeper(memory, VectorIndex(memory, None, supervisor), supervisor)
+        sweeper = Sweeper(memory, VectorIndex(memory, VectorDevice(None, supervisor)), supervisor)
         assert "being rebuilt" in (await searched(memory, "C++")).note
-        await sweeper.close()
-        assert memory.rebuilding == set()
+        sweeper.resume()
+        await sweeper.finish()
+        assert not memory.rebuilding
         tasks.cancel_scope.cancel()
     found = await searched(memory, "C++")
     assert "rebuilt" not in found.note

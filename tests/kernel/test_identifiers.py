@@ -8,6 +8,7 @@ import pytest
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Profile, Send, Spawn
 from llmasos.kernel.access.identity import Caller
+from llmasos.kernel.process import mailboxes
 from llmasos.kernel.process.mailboxes import Mailboxes
 from llmasos.kernel.process.table import Process, ProcessTable
 from llmasos.kernel.storage.database import Schema
@@ -69,7 +70,7 @@ async def test_messages_are_numbered_anew_behind_what_was_lost(lives: Lives) -> 
     process = Process(1, 0, "ann", "app", "echo", 0.0, True, ())
     for _ in range(3):
         store = lives.begin()
-        boxes = Mailboxes(store)
+        boxes = Mailboxes(store, "ann", mailboxes.load(store, "ann"))
         given += [(await boxes.send(process, Send(1, "hello"), "ann"))[0] for _ in range(20)]
         lives.cut(store)
     assert given == sorted(set(given))

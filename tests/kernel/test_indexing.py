@@ -10,19 +10,20 @@ import pytest
 from llmasos.drivers import recall
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.kernel.memory import loading
 from llmasos.kernel.memory.indexing import BatchSize, embedded
-from llmasos.kernel.memory.lag import Lag, Lags
+from llmasos.kernel.memory.lag import Lag
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.refusing import refused
 from llmasos.kernel.memory.rows import NewPage
+from llmasos.kernel.memory.vector_device import VectorDevice
 from llmasos.kernel.memory.vector_index import VectorIndex
 from llmasos.kernel.process.table import Process
-from llmasos.kernel.storage.database import Value
 from llmasos.kernel.storage.store import Store
 from llmasos.kernel.supervisor import Supervisor
+from tests.kernel.opened_memory import OWNER
 
 pytestmark = pytest.mark.anyio
-OWNER = "alice"
 UNIT = struct.pack("<4f", 1, 0, 0, 0)
 DEADLINE_S = 60.0
 
@@ -92,21 +93,19 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     store.close()
 
 
-class Counted(Lags):
+class CountedMemory(Memory):
     """Sets an event with each count of pages that wait."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.news = anyio.Event()
+    news = anyio.Event()
 
-    def counted(self, owner: str, row: Sequence[Value]) -> None:
-        super().counted(owner, row)
+    async def count_waiting(self) -> None:
+        await super().count_waiting()
         self.news.set()
 
     async def until(self, wanted: Lag) -> None:
         with anyio.fail_after(DEADLINE_S):
-            while (found := self.of(OWNER)) != wanted:
-                assert found.waiting >= wanted.waiting
+            while self.lag != wanted:
+                assert self.lag.waiting >= wanted.waiting
                 self.news = anyio.Event()
                 await self.news.wait()
 
@@ -114,35 +113,34 @@ class Counted(Lags):
 async def test_a_refused_page_is_recorded_and_tried_again_with_another_embedder(
     store: Store, tmp_path: Path
 ) -> None:
-    memory, lags = Memory(store), Counted()
-    memory.lags = lags
+    memory = CountedMemory(store, loading.load(store, OWNER))
     process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
     pages = [NewPage(f"{word} page", 2, "note", OWNER) for word in ("good", "bad", "good", "fine")]
     ids = [page for _, page in await memory.write(process, pages)]
-    assert memory.lags.of(OWNER).waiting == 4
+    assert memory.lag.waiting == 4
     device = recall.recall({"embedder": "none"}, tmp_path / "log")
     async with anyio.create_task_group() as tasks:
-        vectors = VectorIndex(memory, device, Supervisor(tasks))
-        vectors.embedder = "first", Embedder()
-        assert vectors.state(OWNER) == ("idle", "no search yet")
-        vectors.ensure_indexing(OWNER)
-        await lags.until(Lag(0, 0.0, 1))
-        assert vectors.state(OWNER) == ("current", "")
-        held = await memory.read(OWNER, "SELECT id FROM vectors ORDER BY id")
+        vectors = VectorIndex(memory, VectorDevice(device, Supervisor(tasks)))
+        vectors.device.embedder = "first", Embedder()
+        assert vectors.state() == ("idle", "no search yet")
+        vectors.ensure_indexing()
+        await memory.until(Lag(0, 0.0, 1))
+        assert vectors.state() == ("current", "")
+        held = await memory.read("SELECT id FROM vectors ORDER BY id")
         assert [row[0] for row in held] == [ids[0], ids[2], ids[3]]
         sql = "SELECT id, made_by, why FROM refused"
         why = "the text has 9000 tokens, 2048 are allowed"
-        assert await memory.read(OWNER, sql) == [(ids[1], "first", why)]
-        assert await refused(memory, OWNER) == [f"page 1 of process 1: {why}"]
+        assert await memory.read(sql) == [(ids[1], "first", why)]
+        assert await refused(memory) == [f"page 1 of process 1: {why}"]
 
         async def takes_all(texts: Sequence[str]) -> Sequence[bytes]:
             return [UNIT for _ in texts]
 
-        await store.write(memory.database(OWNER), [("DELETE FROM derived", ())])
-        vectors.embedder = "second", takes_all
-        vectors.ensure_indexing(OWNER)
-        await lags.until(Lag(0, 0.0, 0))
-        assert len(await memory.read(OWNER, "SELECT id FROM vectors")) == 4
+        await store.write(memory.database, [("DELETE FROM derived", ())])
+        vectors.device.embedder = "second", takes_all
+        vectors.ensure_indexing()
+        await memory.until(Lag(0, 0.0, 0))
+        assert len(await memory.read("SELECT id FROM vectors")) == 4
         tasks.cancel_scope.cancel()
     await device.stop()
 
@@ -151,25 +149,24 @@ async def test_a_failing_embedder_is_tried_again_without_new_pages(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "INDEX_RETRY_FIRST_S", 0.01)
-    memory, lags = Memory(store), Counted()
-    memory.lags = lags
+    memory = CountedMemory(store, loading.load(store, OWNER))
     process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
     await memory.write(process, [NewPage("good page", 2, "note", OWNER)])
     device = recall.recall({"embedder": "none"}, tmp_path / "log")
     async with anyio.create_task_group() as tasks:
-        vectors = VectorIndex(memory, device, Supervisor(tasks))
+        vectors = VectorIndex(memory, VectorDevice(device, Supervisor(tasks)))
         states: list[tuple[str, str]] = []
 
         async def fails_first(texts: Sequence[str]) -> Sequence[bytes]:
-            states.append(vectors.state(OWNER))
+            states.append(vectors.state())
             if len(states) < 5:
                 raise DeviceFault("no model")
             return [UNIT for _ in texts]
 
-        vectors.embedder = "first", fails_first
-        vectors.ensure_indexing(OWNER)
-        await lags.until(Lag(0, 0.0, 0))
+        vectors.device.embedder = "first", fails_first
+        vectors.ensure_indexing()
+        await memory.until(Lag(0, 0.0, 0))
         assert states[1:5] == [("stuck", "no model")] * 4
-        assert vectors.state(OWNER) == ("current", "")
+        assert vectors.state() == ("current", "")
         tasks.cancel_scope.cancel()
     await device.stop()

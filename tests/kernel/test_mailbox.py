@@ -8,6 +8,7 @@ from anyio.lowlevel import checkpoint
 
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Send
+from llmasos.kernel.process import mailboxes
 from llmasos.kernel.process.mailboxes import Mailboxes
 from llmasos.kernel.process.table import Process
 from llmasos.kernel.storage.store import Store
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_mail_to_a_process_that_goes_meanwhile_goes_with_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    boxes = Mailboxes(store)
+    boxes = Mailboxes(store, "ann", None)
     process = Process(1, 0, "ann", "app", "echo", 0.0, True, ())
     await boxes.send(process, Send(1, "one"), "ann")
     async with anyio.create_task_group() as tasks:
@@ -27,14 +28,16 @@ async def test_mail_to_a_process_that_goes_meanwhile_goes_with_it(tmp_path: Path
     assert boxes.messages == 0
     assert store.peek("owners/ann/mail.db", "SELECT count(*) FROM mail") == [(0,)]
     store.close()
-    assert Mailboxes(Store(tmp_path)).messages == 0
+    store = Store(tmp_path)
+    assert mailboxes.load(store, "ann").waiting == []
+    store.close()
 
 
 async def test_a_process_that_goes_while_its_first_message_is_numbered_gets_none(
     tmp_path: Path,
 ) -> None:
     store = Store(tmp_path)
-    boxes = Mailboxes(store)
+    boxes = Mailboxes(store, "ann", None)
     process = Process(1, 0, "ann", "app", "echo", 0.0, True, ())
 
     async def send() -> None:

@@ -16,7 +16,8 @@ from llmasos.kernel.memory.rows import TurnRecord
 from llmasos.kernel.memory.table import PageTable
 from llmasos.kernel.storage.filesystem import Access
 from llmasos.kernel.storage.store import Store
-from tests.kernel.test_memory import OWNER, full, page, process, say, texts_of, whole
+from tests.kernel.opened_memory import opened
+from tests.kernel.test_memory import full, page, process, say, texts_of, whole
 
 pytestmark = pytest.mark.anyio
 
@@ -50,24 +51,24 @@ async def mapped(
 
 
 async def count(memory: Memory, what: str = "pages") -> object:
-    return (await memory.read(OWNER, f"SELECT count(*) FROM {what}"))[0][0]
+    return (await memory.read(f"SELECT count(*) FROM {what}"))[0][0]
 
 
 async def test_a_document_that_is_mapped_already_is_not_doubled(store: Store, book: Path) -> None:
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     await say(memory, one, "hello")
     table = await memory.opened(one)
     first, _ = await mapped(memory, table, book)
     again, gone = await mapped(memory, table, book)
     assert first == again == (2, 3)
     assert (gone.spaces, gone.pages, table.next, await count(memory)) == ([], [], 5, 5)
-    assert memory.tokens(1) == Memory(store).tokens(1) == 2 + 2 + 1 + 3 - 1 - 1
+    assert memory.tokens(1) == opened(store).tokens(1) == 2 + 2 + 1 + 3 - 1 - 1
 
 
 async def test_a_document_that_changed_takes_the_place_of_what_it_was(
     store: Store, book: Path
 ) -> None:
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     table = await memory.opened(one)
     await mapped(memory, table, book)
     await changing.replace(memory, table, 1, [page("my own words")])
@@ -84,7 +85,7 @@ async def test_a_document_that_changed_takes_the_place_of_what_it_was(
     assert (gone.spaces, gone.pages) == ([space], [own])
     assert table.resident() == {3, 4}
     now = {3: "what is three?", 4: "a number", 5: "four\n", 6: "five\n"}
-    for each in (memory, Memory(store)):
+    for each in (memory, opened(store)):
         assert await texts_of(each, one) == now
         assert each.tokens(1) == sum(len(text.split()) for text in now.values())
     assert await count(memory, "marks") == 0
@@ -92,7 +93,7 @@ async def test_a_document_that_changed_takes_the_place_of_what_it_was(
 
 
 async def test_who_did_not_map_it_again_keeps_the_text_as_it_was(store: Store, book: Path) -> None:
-    memory, one, other = Memory(store), process(1), process(2)
+    memory, one, other = opened(store), process(1), process(2)
     table = await memory.opened(one)
     await mapped(memory, table, book)
     await memory.copy(one, [other])
@@ -106,7 +107,7 @@ async def test_who_did_not_map_it_again_keeps_the_text_as_it_was(store: Store, b
 async def test_a_change_that_cannot_be_written_leaves_the_old_text(
     store: Store, book: Path
 ) -> None:
-    memory, one, other = Memory(store), process(1), process(2)
+    memory, one, other = opened(store), process(1), process(2)
     table = await memory.opened(one)
     await mapped(memory, table, book)
     before, tokens = await texts_of(memory, one), memory.tokens(1)
@@ -118,14 +119,14 @@ async def test_a_change_that_cannot_be_written_leaves_the_old_text(
     assert caught.value.errno is Errno.ENOSPC
     assert (await texts_of(memory, one), memory.tokens(1)) == (before, tokens)
     full(store, False)
-    assert await texts_of(Memory(store), one) == before
+    assert await texts_of(opened(store), one) == before
     await mapped(memory, table, book)
     assert await texts_of(memory, one) == {3: "four\n"}
     await whole(memory)
 
 
 async def test_a_page_of_a_document_is_changed_for_one_alone(store: Store, book: Path) -> None:
-    memory, one, other = Memory(store), process(1), process(2)
+    memory, one, other = opened(store), process(1), process(2)
     table, theirs = await memory.opened(one), await memory.opened(other)
     await mapped(memory, table, book)
     await mapped(memory, theirs, book)
@@ -140,14 +141,14 @@ async def test_a_page_of_a_document_is_changed_for_one_alone(store: Store, book:
 
 
 async def test_a_document_is_mapped_read_only_and_writable_again(store: Store, book: Path) -> None:
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     table = await memory.opened(one)
     first, _ = await mapped(memory, table, book, writable=False)
     with pytest.raises(SyscallError, match="mapped read-only from /files/") as caught:
         await changing.replace(memory, table, 0, [page("mine")])
     assert caught.value.errno is Errno.EACCES
     assert (await mapped(memory, table, book))[0] == first
-    again = Memory(store)
+    again = opened(store)
     await changing.replace(again, await again.opened(one), 0, [page("mine")])
 
 
@@ -155,7 +156,7 @@ async def test_a_document_is_mapped_read_only_and_writable_again(store: Store, b
 async def test_a_document_some_pages_of_which_are_gone_is_mapped_whole_again(
     store: Store, book: Path, whose: str
 ) -> None:
-    memory, one, other, third = Memory(store), process(1), process(2), process(3)
+    memory, one, other, third = opened(store), process(1), process(2), process(3)
     table = await memory.opened(one)
     await mapped(memory, table, book)
     if whose == "replaced":
@@ -175,7 +176,7 @@ async def test_a_document_some_pages_of_which_are_gone_is_mapped_whole_again(
 
 
 async def test_a_key_that_is_a_files_name_leaves_the_document(store: Store, book: Path) -> None:
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     table = await memory.opened(one)
     await mapped(memory, table, book)
     for text in ("blue", "green"):

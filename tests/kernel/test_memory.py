@@ -17,9 +17,9 @@ from llmasos.kernel.memory.rows import NewPage, TurnRecord
 from llmasos.kernel.memory.table import PageTable
 from llmasos.kernel.process.table import Process
 from llmasos.kernel.storage.store import Store
+from tests.kernel.opened_memory import OWNER, opened
 
 pytestmark = pytest.mark.anyio
-OWNER = "alice"
 
 
 @pytest.fixture
@@ -58,16 +58,16 @@ async def say(memory: Memory, one: Process, text: str, *, call: int = 1) -> list
 
 async def whole(memory: Memory) -> None:
     """The text indexes say what the pages say, and no page is there for nobody."""
-    database = memory.database(OWNER)
+    database = memory.database
     for index in ("turns", "nears"):
         check = f"INSERT INTO {index}({index}, rank) VALUES('integrity-check', 1)"
         await memory.store.write(database, [(check, ())])
-    stored = {int(row[0] or 0) for row in await memory.read(OWNER, "SELECT id FROM pages")}
-    reached = {p for table in memory.tables.of(OWNER) for _, p in table.pages(0, table.next)}
+    stored = {int(row[0] or 0) for row in await memory.read("SELECT id FROM pages")}
+    reached = {p for table in memory.tables.all() for _, p in table.pages(0, table.next)}
     assert reached == stored
     for table in ("vectors", "todo"):
         sql = f"SELECT count(*) FROM {table} WHERE id NOT IN (SELECT id FROM pages)"
-        assert await memory.read(OWNER, sql) == [(0,)]
+        assert await memory.read(sql) == [(0,)]
 
 
 class Model:
@@ -162,7 +162,7 @@ class Both:
 @pytest.mark.parametrize("seed", range(6))
 async def test_random_changes_agree_with_a_plain_model(store: Store, seed: int) -> None:
     dice = random.Random(seed)
-    memory = Memory(store)
+    memory = opened(store)
     both = Both(memory, dice)
     await both.write(1, "first words")
     ways = [
@@ -179,22 +179,22 @@ async def test_random_changes_agree_with_a_plain_model(store: Store, seed: int) 
         word = dice.choice(["apple", "river", "copper", "lantern"])
         await dice.choice(ways)(dice.choice(list(both.alive)), f"step {step} of {seed} says {word}")
         if step % 10 == 9:
-            await both.agree(Memory(store))
+            await both.agree(opened(store))
     for one in both.alive.values():
         await drop(memory, one)
     await whole(memory)
     for table in ("pages", "tables", "ranges", "marks", "moves", "vectors", "todo", "spaces"):
-        assert await memory.read(OWNER, f"SELECT count(*) FROM {table}") == [(0,)], table
+        assert await memory.read(f"SELECT count(*) FROM {table}") == [(0,)], table
 
 
 async def test_pages_are_acknowledged_when_the_disk_has_them(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """kill -9 cannot tell: what was only written survives it, too."""
-    memory, synced, really = Memory(store), list[int](), os.fdatasync
+    memory, synced, really = opened(store), list[int](), os.fdatasync
     one = process(1)
     await say(memory, one, "before")
-    path = memory.database(OWNER).path
+    path = memory.database.path
     log = path.with_name(f"{path.name}-wal").stat().st_ino
 
     def sync(file: int) -> None:
@@ -209,18 +209,18 @@ async def test_pages_are_acknowledged_when_the_disk_has_them(
 
 
 async def test_the_window_comes_back_after_a_restart(store: Store) -> None:
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     for turn in range(3):
         await say(memory, one, f"turn {turn}")
     table = await memory.opened(one)
     await changing.evict(memory, table, [2, 3])
-    again = await Memory(store).opened(one)
+    again = await opened(store).opened(one)
     assert again.window == table.window
     assert again.resident() == {0, 1, 4, 5}
 
 
 async def test_what_is_evicted_during_a_call_stays_out(store: Store) -> None:
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     await say(memory, one, "before")
     table = await memory.opened(one)
     planned = [*table.window]
@@ -232,7 +232,7 @@ async def test_what_is_evicted_during_a_call_stays_out(store: Store) -> None:
 
 
 async def test_a_page_that_is_mapped_read_only_is_not_written(store: Store) -> None:
-    memory, one, other = Memory(store), process(1), process(2)
+    memory, one, other = opened(store), process(1), process(2)
     await memory.write(one, [page("theirs")])
     table = await memory.opened(other)
     source = await memory.opened(one)
@@ -244,7 +244,7 @@ async def test_a_page_that_is_mapped_read_only_is_not_written(store: Store) -> N
 
 
 async def test_an_unmapped_part_is_free_for_nobody_else(store: Store) -> None:
-    memory, one, other = Memory(store), process(1), process(2)
+    memory, one, other = opened(store), process(1), process(2)
     await memory.write(one, [page("a"), page("b", message=1)])
     table = await memory.opened(other)
     await mapping.process(memory, table, await memory.opened(one), range(2), writable=True)
@@ -254,7 +254,7 @@ async def test_an_unmapped_part_is_free_for_nobody_else(store: Store) -> None:
     assert len(gone.spaces) == 1
     assert gone.pages == []
     assert await texts_of(memory, other) == {}
-    assert await memory.read(OWNER, "SELECT count(*) FROM pages") == [(0,)]
+    assert await memory.read("SELECT count(*) FROM pages") == [(0,)]
     with pytest.raises(SyscallError, match="nothing is mapped at page 0") as caught:
         await mapping.unmap(memory, table, 0)
     assert caught.value.errno is Errno.ENOENT
@@ -263,7 +263,7 @@ async def test_an_unmapped_part_is_free_for_nobody_else(store: Store) -> None:
 
 @pytest.mark.parametrize("number", [5, 10**9])
 async def test_a_page_that_is_not_there_is_named(store: Store, number: int) -> None:
-    memory, one = Memory(store), process(7)
+    memory, one = opened(store), process(7)
     await memory.write(one, [page("a")])
     table = await memory.opened(one)
     for change in (
@@ -278,14 +278,14 @@ async def test_a_page_that_is_not_there_is_named(store: Store, number: int) -> N
 
 
 async def test_a_pinned_page_is_not_evicted_by_name(store: Store) -> None:
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     await say(memory, one, "keep this")
     table = await memory.opened(one)
     await changing.pin(memory, table, [0], True)
     with pytest.raises(SyscallError, match="page 0 of process 1 is pinned") as caught:
         await changing.evict(memory, table, [0])
     assert caught.value.errno is Errno.EBUSY
-    assert (await Memory(store).opened(one)).pinned(0)
+    assert (await opened(store).opened(one)).pinned(0)
     await changing.pin(memory, table, [0], False)
     assert await changing.evict(memory, table, [0]) == [0]
     trace = await reading.trace(memory, table, 0)
@@ -293,7 +293,7 @@ async def test_a_pinned_page_is_not_evicted_by_name(store: Store) -> None:
 
 
 async def test_a_page_that_was_replaced_tells_its_first_writing(store: Store) -> None:
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     await say(memory, one, "before", call=7)
     await say(memory, one, "later", call=8)
     table = await memory.opened(one)
@@ -315,7 +315,7 @@ async def test_a_page_that_was_replaced_tells_its_first_writing(store: Store) ->
 
 
 async def test_a_page_that_came_by_a_fork_says_so(store: Store) -> None:
-    memory, one, child, empty = Memory(store), process(1), process(2), process(3)
+    memory, one, child, empty = opened(store), process(1), process(2), process(3)
     await memory.copy(one, [empty])
     await say(memory, one, "before")
     await memory.copy(one, [child])
@@ -327,11 +327,11 @@ async def test_a_page_that_came_by_a_fork_says_so(store: Store) -> None:
         assert story[1].why == "at the fork from process 1"
         assert story[0].time <= story[1].time
     assert [[move.what for move in story] for story in stories[2:]] == [["written"]] * 2
-    assert await memory.read(OWNER, "SELECT count(*) FROM moves") == [(1,)]
+    assert await memory.read("SELECT count(*) FROM moves") == [(1,)]
 
 
 async def test_a_text_of_several_pages_does_not_go_in_the_place_of_one(store: Store) -> None:
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     await memory.write(one, [page("a")])
     table: PageTable = await memory.opened(one)
     with pytest.raises(SyscallError, match="takes 2 pages") as caught:
@@ -346,7 +346,7 @@ def full(store: Store, full: bool) -> None:
 
 
 async def test_what_could_not_be_written_has_not_happened(store: Store) -> None:
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     await memory.write(one, [page("stays")])
     table = await memory.opened(one)
     await changing.put(memory, table, "colour", [page("blue", key="colour")])
@@ -372,11 +372,11 @@ async def test_what_could_not_be_written_has_not_happened(store: Store) -> None:
     assert "green" in (await texts_of(memory, one)).values()
     await whole(memory)
     await drop(memory, one)
-    assert await memory.read(OWNER, "SELECT count(*) FROM pages") == [(0,)]
+    assert await memory.read("SELECT count(*) FROM pages") == [(0,)]
 
 
 async def test_changes_at_the_same_time_leave_nothing_behind(store: Store) -> None:
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     await memory.write(one, [page("first")])
     table = await memory.opened(one)
     async with anyio.create_task_group() as tasks:
@@ -393,7 +393,7 @@ async def test_changes_at_the_same_time_leave_nothing_behind(store: Store) -> No
 
 
 async def test_a_key_of_a_document_is_not_in_the_way_of_ones_own(store: Store) -> None:
-    memory, one, other = Memory(store), process(1), process(2)
+    memory, one, other = opened(store), process(1), process(2)
     await memory.write(one, [page("theirs", key="colour")])
     table = await memory.opened(other)
     await mapping.process(memory, table, await memory.opened(one), range(1), writable=False)
@@ -403,7 +403,7 @@ async def test_a_key_of_a_document_is_not_in_the_way_of_ones_own(store: Store) -
 
 
 async def test_nothing_is_written_for_a_process_that_was_reaped(store: Store) -> None:
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     await memory.write(one, [page("a")])
     table = await memory.opened(one)
     one.reaped = True
@@ -415,11 +415,11 @@ async def test_nothing_is_written_for_a_process_that_was_reaped(store: Store) ->
         with pytest.raises(SyscallError, match="process 1 was removed") as caught:
             await change()
         assert caught.value.errno is Errno.ESRCH
-    assert await memory.read(OWNER, "SELECT count(*) FROM pages") == [(0,)]
+    assert await memory.read("SELECT count(*) FROM pages") == [(0,)]
 
 
 async def test_a_page_that_was_written_in_a_mapping_goes_with_it(store: Store) -> None:
-    memory, one, other = Memory(store), process(1), process(2)
+    memory, one, other = opened(store), process(1), process(2)
     await memory.write(one, [page("a"), page("b", message=1)])
     table = await memory.opened(other)
     await mapping.process(memory, table, await memory.opened(one), range(2), writable=True)
@@ -427,4 +427,4 @@ async def test_a_page_that_was_written_in_a_mapping_goes_with_it(store: Store) -
     await mapping.unmap(memory, table, 1)
     await whole(memory)
     assert memory.tokens(2) == 0
-    assert [text for (text,) in await memory.read(OWNER, "SELECT text FROM pages")] == ["a", "b"]
+    assert [text for (text,) in await memory.read("SELECT text FROM pages")] == ["a", "b"]

@@ -12,6 +12,7 @@ from llmasos.kernel.abi.table import TABLE
 from llmasos.kernel.abi.values import Send
 from llmasos.kernel.access.decisions import Policy
 from llmasos.kernel.driver import Cause, Death
+from llmasos.kernel.process import mailboxes
 from llmasos.kernel.process.mailboxes import Mailboxes
 from llmasos.kernel.process.table import Process, ProcessTable
 from llmasos.kernel.scheduling.quarantine import Marks, Quarantine, SuspectCall
@@ -98,19 +99,21 @@ async def test_short_messages_fill_only_their_owners_share(
 ) -> None:
     monkeypatch.setattr(limits, "OWNER_MAIL", 3)
     store = Store(tmp_path)
-    boxes = Mailboxes(store)
+    boxes, bobs = Mailboxes(store, "ann", None), Mailboxes(store, "bob", None)
     mine, other = process(1, "ann"), process(2, "ann")
     for to in (mine, mine, other):
         await boxes.send(to, Send(to.pid, ""), "ann")
     with pytest.raises(SyscallError, match="3 messages wait for processes of ann") as caught:
         await boxes.send(other, Send(2, ""), "ann")
     assert caught.value.errno is Errno.EAGAIN
-    await boxes.send(process(3, "bob"), Send(3, ""), "bob")
+    await bobs.send(process(3, "bob"), Send(3, ""), "bob")
     await boxes.drop(mine)
     await boxes.send(other, Send(2, ""), "ann")
     store.close()
-    again = Mailboxes(Store(tmp_path))
-    assert again.messages == 3
+    store = Store(tmp_path)
+    waiting = [len(mailboxes.load(store, owner).waiting) for owner in ("ann", "bob")]
+    assert waiting == [2, 1]
+    store.close()
 
 
 def marked(marks: Marks, owner: str, *calls: bytes) -> None:

@@ -19,12 +19,14 @@ from llmasos.kernel.memory.fsck import fsck
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.sweeping import Sweeper
 from llmasos.kernel.memory.table import PageTable
+from llmasos.kernel.memory.vector_device import VectorDevice
 from llmasos.kernel.memory.vector_index import WAITING, VectorIndex
 from llmasos.kernel.storage.database import Statement, Transaction
 from llmasos.kernel.storage.store import Store
 from llmasos.kernel.supervisor import Supervisor
+from tests.kernel.opened_memory import OWNER, opened
 from tests.kernel.test_mapping import count, cut
-from tests.kernel.test_memory import OWNER, page, process, texts_of, whole
+from tests.kernel.test_memory import page, process, texts_of, whole
 
 pytestmark = pytest.mark.anyio
 MANY = 3 * limits.SLICE_ROWS + 5
@@ -55,21 +57,21 @@ async def filled(memory: Memory, pid: int, count: int = MANY) -> None:
 
 async def checked(memory: Memory, *, rebuild: bool = False) -> tuple[list[str], list[str]]:
     """What fsck finds, and what it mends."""
-    alive = {table.pid for table in memory.tables.of(OWNER)}
+    alive = {table.pid for table in memory.tables.all()}
     found: list[Checked] = []
     async with anyio.create_task_group() as tasks:
-        vectors = VectorIndex(memory, None, Supervisor(tasks))
-        found.append(await fsck(memory, vectors, OWNER, alive, rebuild=rebuild))
+        vectors = VectorIndex(memory, VectorDevice(None, Supervisor(tasks)))
+        found.append(await fsck(memory, vectors, alive, rebuild=rebuild))
     return list(found[0].faults), list(found[0].mended)
 
 
 # --- the text indexes -----------------------------------------------------------------------------
 async def test_other_changes_go_between_the_pieces_of_a_rebuild(tmp_path: Path) -> None:
     """Pages come, are replaced and go before and behind the place that the rebuild has reached."""
-    memory, dice = Memory(Store(tmp_path)), random.Random(5)
+    memory, dice = opened(Store(tmp_path)), random.Random(5)
     for pid in (1, 2, 3):
         await filled(memory, pid)
-    table, database = await memory.opened(process(1)), memory.database(OWNER)
+    table, database = await memory.opened(process(1)), memory.database
     await memory.store.slice(database, pieces.begin_words)
     step = 0
     while step < 3 or await memory.store.slice(database, pieces.fill_words):
@@ -83,7 +85,7 @@ async def test_other_changes_go_between_the_pieces_of_a_rebuild(tmp_path: Path) 
             await drop(memory, process(2))
         step += 1
     assert step > 3 * MANY // limits.SLICE_ROWS
-    await erasing.finish(memory, OWNER)
+    await erasing.finish(memory)
     await whole(memory)
     assert await checked(memory) == ([], [])
     memory.store.close()
@@ -94,23 +96,25 @@ async def test_a_rebuild_that_was_interrupted_is_ended_by_the_next_start(
     tmp_path: Path, stage: int
 ) -> None:
     store = Stages(tmp_path)
-    memory = Memory(store)
+    memory = opened(store)
     await filled(memory, 1)
     with anyio.CancelScope() as scope:
         store.at = lambda number: scope.cancel() if number == stage else None
-        await text_index.rebuild(memory, OWNER)
+        await text_index.rebuild(memory)
     assert scope.cancelled_caught
     store.at = None
     assert await count(memory, "turns_docsize") == (stage - 1) * limits.SLICE_ROWS
     await memory.write(process(1), [page("written meanwhile")])
-    again = Memory(store)
+    again = opened(store)
     async with anyio.create_task_group() as tasks:
-        sweeper = Sweeper(again, VectorIndex(again, None, Supervisor(tasks)), Supervisor(tasks))
-        assert again.rebuilding == {OWNER}
+        sweeper = Sweeper(
+            again, VectorIndex(again, VectorDevice(None, Supervisor(tasks))), Supervisor(tasks)
+        )
+        assert again.rebuilding
         with anyio.fail_after(30):
-            assert await sweeper.sweep(OWNER)
+            assert await sweeper.sweep()
         tasks.cancel_scope.cancel()
-    assert again.rebuilding == set()
+    assert not again.rebuilding
     await whole(again)
     assert await count(again, "turns_docsize") == MANY + 1
     store.close()
@@ -120,7 +124,7 @@ async def test_the_text_indexes_are_merged_piece_by_piece_until_nothing_is_left(
     tmp_path: Path,
 ) -> None:
     store = Store(tmp_path)
-    memory = Memory(store)
+    memory = opened(store)
     await filled(memory, 1)
     table = await memory.opened(process(1))
     for number in range(0, MANY, 2):
@@ -128,10 +132,10 @@ async def test_the_text_indexes_are_merged_piece_by_piece_until_nothing_is_left(
     await changing.replace(memory, table, 0, [page("plain")])
     for number in range(2, MANY, 2):
         await changing.replace(memory, table, number, [page("plain")])
-    await text_index.merge(memory, OWNER)
+    await text_index.merge(memory)
     sql = "SELECT count(*) FROM {}_data WHERE instr(block, CAST('zanzibar' AS BLOB))"
     for index in pieces.INDEXES:
-        assert await memory.read(OWNER, sql.format(index)) == [(0,)]
+        assert await memory.read(sql.format(index)) == [(0,)]
     await whole(memory)
     store.close()
 
@@ -158,9 +162,9 @@ async def test_fsck_finds_what_sqlite_finds_in_the_text_indexes(
     tmp_path: Path, spoil: Spoil, wrong: str
 ) -> None:
     store = Store(tmp_path)
-    memory = Memory(store)
+    memory = opened(store)
     await filled(memory, 1)
-    database = memory.database(OWNER)
+    database = memory.database
     await store.write(database, spoil)
     checks = [
         (f"INSERT INTO {index}({index}, rank) VALUES('integrity-check', 1)", ())
@@ -187,13 +191,13 @@ async def test_other_writes_of_an_owner_go_between_the_pieces_of_a_reaped_proces
     tmp_path: Path,
 ) -> None:
     store = Stages(tmp_path)
-    memory = Memory(store)
+    memory = opened(store)
     await filled(memory, 1)
     order: list[str] = []
-    left: list[str] = []
-    memory.on_erase_pending = left.append
+    left: list[bool] = []
+    memory.on_erase_pending = lambda: left.append(True)
     await drop(memory, process(1))
-    assert left == [OWNER]
+    assert left == [True]
     assert await count(memory) == MANY - limits.SLICE_ROWS
     store.at = lambda _: order.append("queued")
 
@@ -204,7 +208,7 @@ async def test_other_writes_of_an_owner_go_between_the_pieces_of_a_reaped_proces
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(write)
-            await erasing.finish(memory, OWNER)
+            await erasing.finish(memory)
     assert int(next(one for one in order if one.startswith("written")).split()[-1]) > 1
     assert await texts_of(memory, process(2)) == {0: "hello"}
     await whole(memory)
@@ -215,18 +219,20 @@ async def test_pages_that_were_going_at_a_crash_are_erased_by_the_next_start(
     tmp_path: Path,
 ) -> None:
     store = Store(tmp_path)
-    memory = Memory(store)
+    memory = opened(store)
     for pid in (1, 2):
         await filled(memory, pid)
     await memory.copy(process(2), [process(3)])
     await drop(memory, process(1))
     await drop(memory, process(2))  # its pages are another's
-    again = Memory(store)  # nobody went on erasing
+    again = opened(store)  # nobody went on erasing
     assert await count(again) == 2 * (MANY - limits.SLICE_ROWS)
     async with anyio.create_task_group() as tasks:
-        sweeper = Sweeper(again, VectorIndex(again, None, Supervisor(tasks)), Supervisor(tasks))
+        sweeper = Sweeper(
+            again, VectorIndex(again, VectorDevice(None, Supervisor(tasks))), Supervisor(tasks)
+        )
         with anyio.fail_after(30):
-            assert await sweeper.sweep(OWNER)
+            assert await sweeper.sweep()
         tasks.cancel_scope.cancel()
     assert await count(again, "going") == 0
     assert len(await texts_of(again, process(3))) == MANY
@@ -236,11 +242,11 @@ async def test_pages_that_were_going_at_a_crash_are_erased_by_the_next_start(
 
 async def test_going_pages_are_not_made_into_vectors(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    memory = Memory(store)
+    memory = opened(store)
     await filled(memory, 1)
     await drop(memory, process(1))
     assert await count(memory, "todo") == MANY - limits.SLICE_ROWS
-    assert await memory.read(OWNER, WAITING, 10) == []
+    assert await memory.read(WAITING, 10) == []
     store.close()
 
 
@@ -249,38 +255,42 @@ async def test_a_sweep_comes_however_often_pages_go(
 ) -> None:
     monkeypatch.setattr(limits, "SWEEP_S", 0.02)
     store = Store(tmp_path)
-    memory = Memory(store)
+    memory = opened(store)
     await filled(memory, 1, 3)
     await drop(memory, process(1))
     assert await count(memory, "derived") == 1
     async with anyio.create_task_group() as tasks:
-        sweeper = Sweeper(memory, VectorIndex(memory, None, Supervisor(tasks)), Supervisor(tasks))
+        sweeper = Sweeper(
+            memory, VectorIndex(memory, VectorDevice(None, Supervisor(tasks))), Supervisor(tasks)
+        )
         with anyio.fail_after(30):
             while await count(memory, "derived"):
-                sweeper.dirty(OWNER)
+                sweeper.dirty()
         tasks.cancel_scope.cancel()
     store.close()
 
 
 async def test_what_goes_during_a_sweep_is_still_marked_after_it(tmp_path: Path) -> None:
     store = Stages(tmp_path)
-    memory = Memory(store)
+    memory = opened(store)
     await filled(memory, 1, 3)
     await filled(memory, 2, 3)
     await drop(memory, process(1))
     async with anyio.create_task_group() as tasks:
-        sweeper = Sweeper(memory, VectorIndex(memory, None, Supervisor(tasks)), Supervisor(tasks))
+        sweeper = Sweeper(
+            memory, VectorIndex(memory, VectorDevice(None, Supervisor(tasks))), Supervisor(tasks)
+        )
         begun = anyio.Event()
         store.at = lambda number: begun.set() if number == 2 else None
-        tasks.start_soon(sweeper.sweep, OWNER)
+        tasks.start_soon(sweeper.sweep)
         with anyio.fail_after(30):
             await begun.wait()
             store.at = None
             await drop(memory, process(2))
-            async with memory.maintenance(OWNER):
+            async with memory.maintenance:
                 pass
         assert await count(memory, "derived") == 1
-        assert await sweeper.sweep(OWNER)
+        assert await sweeper.sweep()
         assert await count(memory, "derived") == 0
         tasks.cancel_scope.cancel()
     store.close()
@@ -291,9 +301,9 @@ class Files(VectorIndex):
 
     renewals = 0
 
-    async def sweep(self, owner: str) -> None:
+    async def sweep(self) -> None:
         self.renewals += 1
-        await super().sweep(owner)
+        await super().sweep()
 
 
 class Watched(Sweeper):
@@ -301,8 +311,8 @@ class Watched(Sweeper):
 
     swept = anyio.Event()
 
-    async def sweep(self, owner: str) -> bool:
-        done = await super().sweep(owner)
+    async def sweep(self) -> bool:
+        done = await super().sweep()
         self.swept.set()
         return done
 
@@ -312,11 +322,11 @@ async def test_one_process_of_many_does_not_rewrite_all_vectors_of_its_owner(
 ) -> None:
     monkeypatch.setattr(limits, "SWEEP_S", 0.0)
     store = Store(tmp_path)
-    memory = Memory(store)
+    memory = opened(store)
     for pid in range(1, 31):
         await filled(memory, pid, 4)
     async with anyio.create_task_group() as tasks:
-        vectors = Files(memory, None, Supervisor(tasks))
+        vectors = Files(memory, VectorDevice(None, Supervisor(tasks)))
         sweeper = Watched(memory, vectors, Supervisor(tasks))
 
         async def gone(pid: int) -> tuple[int, object]:
@@ -324,7 +334,7 @@ async def test_one_process_of_many_does_not_rewrite_all_vectors_of_its_owner(
             await drop(memory, process(pid))
             assert await count(memory, "derived WHERE version = '1'") == 1
             sweeper.swept = anyio.Event()
-            sweeper.dirty(OWNER, 4)
+            sweeper.dirty(4)
             await sweeper.swept.wait()
             assert await count(memory, "derived WHERE version = '1'") == 0
             return vectors.renewals, await count(memory, "derived")
@@ -355,7 +365,7 @@ async def test_a_mapping_that_is_cut_short_leaves_nothing(
 ) -> None:
     """Stage 0 is before the first write, 1 at it, and so on; the last one is the mapping's own."""
     store = Stages(tmp_path / "state")
-    memory, one = Memory(store), process(1)
+    memory, one = opened(store), process(1)
     await memory.write(one, [page("stays")])
     book = tmp_path / "book.md"
     book.write_text("".join(f"{line}\n" for line in lines(3 * limits.SLICE_ROWS)))
@@ -381,7 +391,7 @@ async def test_a_mapping_that_is_cut_short_leaves_nothing(
     done = len(table.ranges) == 2  # the last write is not taken back by a cancel
     assert done == (how == "cancelled" and stage == 6)
     assert bool(caught) == (how == "failed")
-    await erasing.finish(memory, OWNER)
+    await erasing.finish(memory)
     assert await count(memory) == 1 + done * 3 * limits.SLICE_ROWS
     assert await count(memory, "spaces") == 1 + done
     assert memory.storing == set()
@@ -396,14 +406,14 @@ async def test_a_mapping_that_is_cut_short_leaves_nothing(
 
 async def test_one_of_two_that_store_the_same_document_is_erased(tmp_path: Path) -> None:
     store = Store(tmp_path / "state")
-    memory = Memory(store)
+    memory = opened(store)
     book = tmp_path / "book.md"
     book.write_text("".join(f"{line}\n" for line in lines(20)))
     asked = mapping.MapRequest(f"/files{book}", True, "m", cut)
     async with anyio.create_task_group() as tasks:
         for pid in (1, 2):
             tasks.start_soon(mapping.document, memory, await memory.opened(process(pid)), asked)
-    await erasing.finish(memory, OWNER)
+    await erasing.finish(memory)
     assert await count(memory) == 20
     assert await checked(memory) == ([], [])
     store.close()
@@ -411,18 +421,18 @@ async def test_one_of_two_that_store_the_same_document_is_erased(tmp_path: Path)
 
 async def test_pages_of_no_process_are_listed_and_mended(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    memory = Memory(store)
+    memory = opened(store)
     await filled(memory, 1)
     await filled(memory, 2, 3)
     memory.tables.remove(1)  # as if its rows had been lost
-    database = memory.database(OWNER)
+    database = memory.database
     await store.write(database, [("DELETE FROM tables WHERE pid = 1", ())])
     faults, mended = await checked(memory)
     assert faults == [f"{MANY} pages belong to no process"]
     assert mended == []
     _, mended = await checked(memory, rebuild=True)
     assert "erased: pages that belong to no process" in mended
-    await erasing.finish(memory, OWNER)
+    await erasing.finish(memory)
     assert await checked(memory) == ([], [])
     assert len(await texts_of(memory, process(2))) == 3
     await whole(memory)
@@ -431,9 +441,9 @@ async def test_pages_of_no_process_are_listed_and_mended(tmp_path: Path) -> None
 
 async def test_new_vectors_come_after_all_old_ones_are_gone(tmp_path: Path) -> None:
     store = Stages(tmp_path)
-    memory = Memory(store)
+    memory = opened(store)
     await filled(memory, 1)
-    database = memory.database(OWNER)
+    database = memory.database
 
     def give(transaction: Transaction) -> None:
         transaction.write([
@@ -450,9 +460,9 @@ async def test_new_vectors_come_after_all_old_ones_are_gone(tmp_path: Path) -> N
     assert left
     assert await count(memory, "derived WHERE name = 'remake'") == 1
     async with anyio.create_task_group() as tasks:
-        again = Memory(store)
-        vectors = VectorIndex(again, None, Supervisor(tasks))
-        assert await Sweeper(again, vectors, Supervisor(tasks)).sweep(OWNER)
+        again = opened(store)
+        vectors = VectorIndex(again, VectorDevice(None, Supervisor(tasks)))
+        assert await Sweeper(again, vectors, Supervisor(tasks)).sweep()
         tasks.cancel_scope.cancel()
     assert (await count(memory, "vectors"), await count(memory, "todo")) == (0, MANY)
     assert await count(memory, "derived") == 0

@@ -17,6 +17,7 @@ from llmasos.userland.cli.arguments import Parser
 from llmasos.userland.cli.exits import UsageError
 
 from . import (
+    boot,
     choices,
     conversations,
     exact,
@@ -60,6 +61,7 @@ SUITES: dict[str, Suite] = {
         loop.SUITE,
         gate.SUITE,
         memory.SUITE,
+        boot.SUITE,
         page.SUITE,
         mailbox.SUITE,
         fault.SUITE,

@@ -109,17 +109,27 @@ def environment(runtime: str, rest: str) -> dict[str, str]:
 
 
 @contextmanager
-def daemon(**settings: object) -> Generator[Rig]:
-    """A daemon that is ready. Its engine may still be loading."""
+def directories() -> Generator[str]:
+    """A temporary directory on the disk of the user's cache."""
     cache = paths.find().cache
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="llmasos-bench-") as runtime,
-        tempfile.TemporaryDirectory(prefix="bench-", dir=cache) as rest,
-    ):
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=cache) as found:
+        yield found
+
+
+@contextmanager
+def daemon(**settings: object) -> Generator[Rig]:
+    """A daemon that is ready. Its engine may still be loading."""
+    with directories() as rest, daemon_on(rest, **settings) as rig:
+        yield rig
+
+
+@contextmanager
+def daemon_on(rest: str, **settings: object) -> Generator[Rig]:
+    """A daemon with its state in the folder `state` of a directory, which is kept."""
+    with tempfile.TemporaryDirectory(prefix="llmasos-bench-") as runtime:
         env = environment(runtime, rest)
-        log = Path(rest, "log")
-        child = _start(env, log, settings)
+        child = _start(env, Path(rest, "log"), settings)
         try:
             yield Rig(Path(runtime, "kernel.sock"), env, child.pid)
         finally:

@@ -1,0 +1,1 @@
+"""The data of each owner, as one object."""

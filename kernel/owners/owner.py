@@ -1,0 +1,233 @@
+"""The data of one owner: opened at its first use, closed when it is idle, broken alone.
+
+An owner's data is one directory with two databases, pages.db and mail.db. While an owner is open,
+its page tables and mailboxes are in memory. A database that cannot be read stays disabled until the
+next start, and affects no other owner. What a crash left unfinished is completed when the owner is
+opened for the first time.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import anyio
+
+from ..abi.errors import Errno, SyscallError
+from ..memory import erasing, loading
+from ..memory.lag import Lag
+from ..memory.memory import Memory
+from ..memory.paging import Pager
+from ..memory.sweeping import Sweeper
+from ..memory.vector_device import VectorDevice
+from ..memory.vector_index import VectorIndex
+from ..process import mailboxes
+from ..process.mailboxes import Mailboxes
+from ..storage.database import damaged
+from ..storage.store import Store
+from ..supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+Part = TypeVar("Part")
+_UNREADABLE = (SyscallError, ValueError, TypeError)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPages:
+    """The pages of an open owner, and what works on them."""
+
+    memory: Memory
+    vectors: VectorIndex
+    sweeper: Sweeper
+    pager: Pager
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerContext:
+    """What all owners share."""
+
+    store: Store
+    device: VectorDevice
+    jobs: Supervisor
+    alive: Callable[[], set[int]]  # pids of all processes
+
+
+class Owner:
+    """The data of one owner. Its parts may be used inside of `Owners.use` only."""
+
+    def __init__(self, name: str, context: OwnerContext) -> None:
+        self.name = name
+        self.uses = 0  # calls and jobs that hold it open
+        self.used_at = 0.0  # monotonic seconds: when the last of them ended
+        self.is_open = False
+        self.timer: asyncio.TimerHandle | None = None  # to close it
+        self._context = context
+        self._turn = anyio.Lock()  # held while it is opened or closed
+        self._recovered = False  # what a crash left was completed
+        # A SyscallError: the database cannot be read, until the next start.
+        self._pages: OpenPages | SyscallError | None = None
+        self._mail: Mailboxes | SyscallError | None = None
+        self._lag, self._messages = Lag(), 0  # when it was closed
+
+    # --- its parts --------------------------------------------------------------------------------
+    @property
+    def memory(self) -> Memory:
+        """Its pages. EIO: their database cannot be read."""
+        return _usable(self._pages).memory
+
+    @property
+    def vectors(self) -> VectorIndex:
+        return _usable(self._pages).vectors
+
+    @property
+    def sweeper(self) -> Sweeper:
+        return _usable(self._pages).sweeper
+
+    @property
+    def pager(self) -> Pager:
+        return _usable(self._pages).pager
+
+    @property
+    def mail(self) -> Mailboxes:
+        """Its mailboxes. EIO: their database cannot be read."""
+        return _usable(self._mail)
+
+    @property
+    def pages(self) -> OpenPages | None:
+        """Its pages; None while they cannot be read or it is closed."""
+        return self._pages if isinstance(self._pages, OpenPages) else None
+
+    @property
+    def mailboxes(self) -> Mailboxes | None:
+        """Its mailboxes; None while they cannot be read or it is closed."""
+        return self._mail if isinstance(self._mail, Mailboxes) else None
+
+    # --- its state --------------------------------------------------------------------------------
+    @property
+    def lag(self) -> Lag:
+        """Its pages that have no vector; of an owner that is closed, when it was closed."""
+        return self.pages.memory.lag if self.pages is not None else self._lag
+
+    @property
+    def messages(self) -> int:
+        """The messages in its mailboxes; of an owner that is closed, when it was closed."""
+        return self.mailboxes.messages if self.mailboxes is not None else self._messages
+
+    def indexing(self) -> tuple[str, str]:
+        """The state of its vectors, and why: off, idle, current, running or stuck."""
+        if self._context.device.disabled:
+            return "off", ""
+        if self.pages is not None:
+            return self.pages.vectors.state()
+        return ("idle", "no search yet") if self._lag.waiting else ("current", "")
+
+    @property
+    def busy(self) -> bool:
+        """Whether something uses it, or work on its data is not finished."""
+        pages, mail = self.pages, self.mailboxes
+        works = pages is not None and (pages.vectors.busy or pages.sweeper.busy)
+        return self.uses > 0 or works or (mail is not None and mail.busy)
+
+    # --- open and close ---------------------------------------------------------------------------
+    async def open(self) -> None:
+        """Open it, if it is closed. EAGAIN: no descriptor is free."""
+        async with self._turn:
+            if self.is_open:
+                return
+            pages = self._pages or await self._open_pages()
+            try:
+                self._mail = self._mail or await self._open_mail()
+            except BaseException:
+                await self._close_pages(pages)
+                raise
+            self._pages = pages
+            self.is_open = True
+
+    async def _open_pages(self) -> OpenPages | SyscallError:
+        store, device, jobs = self._context.store, self._context.device, self._context.jobs
+        try:
+            loaded = await store.readers.run(self.name, loading.load, store, self.name)
+            memory = Memory(store, loaded)
+            unfinished = [loaded.unfinished]
+            memory.on_erase_pending = lambda: unfinished.append(True)
+            if not self._recovered:
+                await erasing.recover(memory, self._context.alive())
+        except _UNREADABLE as error:
+            return self._disabled(loading.name(self.name), error)
+        self._recovered = True
+        vectors = VectorIndex(memory, device)
+        sweeper = Sweeper(memory, vectors, jobs)
+        if any(unfinished):
+            sweeper.resume()
+        if device.process.requested and memory.has_pages():
+            vectors.ensure_indexing()
+        return OpenPages(memory, vectors, sweeper, Pager(memory, vectors))
+
+    async def _open_mail(self) -> Mailboxes | SyscallError:
+        store, file = self._context.store, mailboxes.name(self.name)
+        if not (store.directory / file).exists():
+            return Mailboxes(store, self.name, None)
+        try:
+            loaded = await store.readers.run(self.name, mailboxes.load, store, self.name)
+        except _UNREADABLE as error:
+            return self._disabled(file, error)
+        return Mailboxes(store, self.name, loaded)
+
+    def _disabled(self, file: str, error: Exception) -> SyscallError:
+        """Disable a database that cannot be read. EAGAIN is raised: it may pass."""
+        if isinstance(error, SyscallError) and error.errno is Errno.EAGAIN:
+            raise error
+        store = self._context.store
+        fault = error if isinstance(error, SyscallError) else damaged(store.directory / file, error)
+        store.disable(file, self.name, fault)
+        return fault
+
+    async def close_when_idle(self) -> bool:
+        """Finish pending work and close it. False: it is in use or works on its data."""
+        if self.pages is not None and not self.busy:
+            await self.pages.sweeper.finish()
+        async with self._turn:
+            if self.busy or not self.is_open:
+                return not self.is_open
+            self.is_open = False  # from now on a new use waits until it is closed
+            try:
+                await self._close_parts()
+            except SyscallError as error:  # for example a failed flush: see damage.py
+                log.warning("the data of %s stays open: %s", self.name, error)
+                self.is_open = True
+                return False
+        return True
+
+    async def _close_parts(self) -> None:
+        if self.mailboxes is not None:
+            self.mailboxes.close()
+            await self._context.store.retire(mailboxes.name(self.name))
+            self._messages, self._mail = self.mailboxes.messages, None
+        if self._pages is not None:
+            self._lag = self.lag
+            self._pages = await self._close_pages(self._pages)
+
+    async def _close_pages(self, pages: OpenPages | SyscallError) -> SyscallError | None:
+        """Close the pages. The error of a disabled database stays."""
+        if isinstance(pages, SyscallError):
+            return pages
+        await self._context.store.retire(loading.name(self.name))
+        pages.vectors.close()
+        return None
+
+    async def finish(self) -> None:
+        """At shutdown: do the pending work now."""
+        if self.mailboxes is not None:
+            self.mailboxes.close()
+        if self.pages is not None:
+            await self.pages.sweeper.finish()
+
+
+def _usable(part: Part | SyscallError | None) -> Part:
+    """A part of an open owner. The error of a disabled database."""
+    if part is None:
+        raise RuntimeError("the owner is not open: enter Owners.use first")
+    if isinstance(part, SyscallError):
+        raise SyscallError(part.errno, part.message, part.hint)
+    return part

@@ -1,0 +1,190 @@
+"""All owners: who is open, who is closed next, and what a start of the daemon opens.
+
+A call or a job that needs an owner's data holds it open with `Owners.use`. An owner that nothing
+uses is closed after OWNER_IDLE_S, or earlier when more than OWNERS_OPEN are open. After a start,
+owners with unfinished work are opened; the others stay closed until their first use.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+import anyio
+
+from ..abi import limits
+from ..abi.errors import SyscallError
+from ..abi.values import Damage
+from ..memory import lag, loading, pieces
+from ..memory.lag import Lag
+from ..process import mailboxes
+from .owner import Owner, OwnerContext
+
+log = logging.getLogger(__name__)
+
+
+class OwnerUse:
+    """A context manager that holds an owner open."""
+
+    __slots__ = ("_owner", "_owners")
+
+    def __init__(self, owner: Owner, owners: "Owners") -> None:
+        self._owner, self._owners = owner, owners
+
+    async def __aenter__(self) -> Owner:
+        owner = self._owner
+        owner.uses += 1
+        if not owner.is_open:
+            try:
+                await owner.open()
+            except BaseException:
+                self._owners.release(owner)
+                raise
+            self._owners.limit_open()
+        return owner
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._owners.release(self._owner)
+
+
+class Owners:
+    """All owners that were used since boot, open or closed."""
+
+    def __init__(self, context: OwnerContext) -> None:
+        self._context = context
+        self._owners: dict[str, Owner] = {}
+        self._directory = context.store.directory / "owners"
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._unchecked: list[str] | None = None  # for work of the last run; None: all
+
+    def get(self, name: str) -> Owner:
+        """An owner, open or closed."""
+        owner = self._owners.get(name)
+        if owner is None:
+            owner = self._owners[name] = Owner(name, self._context)
+        return owner
+
+    def use(self, name: str) -> OwnerUse:
+        """Hold an owner open: `async with owners.use(name) as owner`. EAGAIN."""
+        return OwnerUse(self.get(name), self)
+
+    def opened(self) -> list[Owner]:
+        return [owner for owner in self._owners.values() if owner.is_open]
+
+    def lag(self) -> Lag:
+        """The pages without vectors of all owners that were used since boot."""
+        return lag.total(owner.lag for owner in self._owners.values())
+
+    def messages(self) -> int:
+        """The messages in the mailboxes of all owners that were used since boot."""
+        return sum(owner.messages for owner in self._owners.values())
+
+    def damages(self) -> Sequence[Damage]:
+        """The damaged files of the state directory."""
+        return self._context.store.damages.all
+
+    # --- closing ----------------------------------------------------------------------------------
+    def release(self, owner: Owner) -> None:
+        """A use has ended; the last one starts the time after which the owner is closed."""
+        owner.uses -= 1
+        if owner.uses == 0:
+            owner.used_at = time.monotonic()
+            if owner.timer is None and owner.is_open:
+                self._close_later(owner, limits.OWNER_IDLE_S)
+
+    def limit_open(self) -> None:
+        """Close the idle owners that were used least recently while too many are open."""
+        idle = [owner for owner in self.opened() if not owner.busy]
+        surplus = len(self.opened()) - limits.OWNERS_OPEN
+        for owner in sorted(idle, key=lambda one: one.used_at)[: max(0, surplus)]:
+            self._context.jobs.once("close owner", owner.close_when_idle)
+
+    def _close_later(self, owner: Owner, pause_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        owner.timer = loop.call_later(pause_s, self._due, owner)
+
+    def _due(self, owner: Owner) -> None:
+        """The time is over: close the owner, unless it was used meanwhile."""
+        owner.timer = None
+        left_s = owner.used_at + limits.OWNER_IDLE_S - time.monotonic()
+        if left_s > 0 and owner.is_open:
+            self._close_later(owner, left_s)
+        elif owner.uses == 0 and owner.is_open:
+            self._context.jobs.once("close owner", self._close, owner)
+
+    async def _close(self, owner: Owner) -> None:
+        if not await owner.close_when_idle() and owner.uses == 0 and owner.timer is None:
+            self._close_later(owner, limits.OWNER_IDLE_S)
+
+    async def finish(self) -> None:
+        """At shutdown: do the pending work of all owners now, also what the last run left."""
+        await self._resume_unfinished()
+        for owner in self.opened():
+            await owner.finish()
+
+    # --- after boot -------------------------------------------------------------------------------
+    async def resume(self) -> None:
+        """Continue what the last run left unfinished; start the recall process if there are pages.
+
+        Owners without unfinished work stay closed.
+        """
+        await self._resume_unfinished()
+        if self._context.device.disabled:
+            return
+        await anyio.sleep(limits.RECALL_BOOT_S)
+        for name in await anyio.to_thread.run_sync(self._names):
+            if await self._start_recall(name):
+                break
+
+    async def _resume_unfinished(self) -> None:
+        """Open the owners that have work left of the last run."""
+        if self._unchecked is None:
+            self._unchecked = await anyio.to_thread.run_sync(self._names)
+        while self._unchecked:
+            name = self._unchecked[0]
+            if await self._context.store.readers.run(name, self._is_unfinished, name):
+                await self._open_once(name)
+            if name in self._unchecked:
+                self._unchecked.remove(name)
+
+    def _names(self) -> list[str]:
+        """The owners that have a directory, those used last first. Blocks."""
+        found = [path for path in self._directory.iterdir() if path.is_dir()]
+        found.sort(key=lambda path: -path.stat().st_mtime)
+        return [path.name for path in found]
+
+    def _is_unfinished(self, name: str) -> bool:
+        """Whether an owner has work left, or was open when the last run was killed. Blocks."""
+        store, files = self._context.store, (loading.name(name), mailboxes.name(name))
+        if any((store.directory / f"{file}-wal").exists() for file in files):
+            return True
+        try:
+            store.peek(files[1], "SELECT 1 FROM mail LIMIT 1")
+            return bool(store.peek(files[0], pieces.UNFINISHED))
+        except SyscallError:  # damaged: opening it reports this
+            return True
+
+    async def _open_once(self, name: str) -> None:
+        try:
+            async with self.use(name):
+                pass
+        except SyscallError as error:
+            log.warning("cannot open the data of %s: %s", name, error)
+
+    async def _start_recall(self, name: str) -> bool:
+        """Start the recall process if an owner has pages, so that a first search need not wait."""
+        try:
+            async with self.use(name) as owner:
+                if owner.pages is None or not owner.memory.has_pages():
+                    return False
+        except SyscallError as error:
+            log.warning("cannot open the data of %s: %s", name, error)
+            return False
+        for owner in self.opened():
+            if owner.pages is not None and owner.memory.has_pages():
+                owner.vectors.ensure_indexing()
+        return True

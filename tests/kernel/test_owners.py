@@ -1,0 +1,274 @@
+"""An owner is opened at its first use, closed when it is idle, and broken alone."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Recv, Role, Send
+from llmasos.kernel.memory.rows import NewPage
+from llmasos.kernel.memory.vector_device import VectorDevice
+from llmasos.kernel.owners.owner import Owner, OwnerContext
+from llmasos.kernel.owners.owners import Owners
+from llmasos.kernel.process.table import Process
+from llmasos.kernel.storage.store import Store
+from llmasos.kernel.supervisor import Supervisor
+
+pytestmark = pytest.mark.anyio
+DEADLINE_S = 30.0
+
+
+def process(pid: int, owner: str) -> Process:
+    return Process(pid, 0, owner, "app", "echo", 0.0, True, ())
+
+
+def page(text: str) -> NewPage:
+    return NewPage(text, len(text.split()), Role.USER, "ann")
+
+
+class Closings:
+    """Waits for owners to be closed."""
+
+    def __init__(self) -> None:
+        self.closed: list[str] = []
+        self._another = anyio.Event()
+
+    async def close(self, owner: Owner, do: Callable[[Owner], Awaitable[bool]]) -> bool:
+        done = await do(owner)
+        self.closed += [owner.name] if done else []
+        self._another.set()
+        return done
+
+    async def reach(self, count: int) -> None:
+        with anyio.fail_after(DEADLINE_S):
+            while len(self.closed) < count:
+                self._another = anyio.Event()
+                await self._another.wait()
+
+
+@pytest.fixture
+def closings(monkeypatch: pytest.MonkeyPatch) -> Closings:
+    found, do = Closings(), Owner.close_when_idle
+    monkeypatch.setattr(Owner, "close_when_idle", lambda owner: found.close(owner, do))
+    return found
+
+
+@asynccontextmanager
+async def machine(path: Path, alive: set[int]) -> AsyncIterator[Owners]:
+    """The owners of one run, shut down at the end as the kernel does it."""
+    store = Store(path)
+    async with anyio.create_task_group() as tasks:
+        jobs = Supervisor(tasks)
+        owners = Owners(OwnerContext(store, VectorDevice(None, jobs), jobs, lambda: alive))
+        try:
+            yield owners
+            await owners.finish()
+        finally:
+            tasks.cancel_scope.cancel()
+    store.close()
+
+
+async def written(owners: Owners, pid: int, name: str, text: str) -> None:
+    async with owners.use(name) as owner:
+        await owner.memory.write(process(pid, name), [page(text)])
+
+
+async def texts(owners: Owners, pid: int, name: str) -> list[str]:
+    async with owners.use(name) as owner:
+        table = await owner.memory.opened(process(pid, name))
+        numbers = [number for number, _ in table.pages(0, table.next)]
+        return [one.text for one in (await owner.memory.stored(table, numbers)).values()]
+
+
+def descriptors(path: Path) -> int:
+    """How many files below a directory this process has open."""
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    found = [str(link.readlink()) for link in links if link.exists()]
+    return sum(one.startswith(str(path)) for one in found)
+
+
+async def test_a_start_opens_no_owner_and_a_use_opens_one(tmp_path: Path) -> None:
+    async with machine(tmp_path, {1, 2, 3}) as owners:
+        for pid, name in enumerate(("ann", "bob", "cid"), 1):
+            await written(owners, pid, name, f"of {name}")
+    async with machine(tmp_path, {1, 2, 3}) as owners:
+        assert owners.opened() == []
+        assert await texts(owners, 2, "bob") == ["of bob"]
+        assert [owner.name for owner in owners.opened()] == ["bob"]
+        assert descriptors(tmp_path / "owners" / "ann") == 0
+
+
+async def test_a_closed_owner_has_no_descriptor_and_is_opened_again_with_everything(
+    tmp_path: Path,
+) -> None:
+    async with machine(tmp_path, {1}) as owners:
+        await written(owners, 1, "ann", "first")
+        async with owners.use("ann") as owner:
+            await owner.mail.send(process(1, "ann"), Send(1, "a letter"), "ann")
+        assert descriptors(tmp_path / "owners") > 0
+        assert await owner.close_when_idle()
+        assert descriptors(tmp_path / "owners") == 0
+        assert owners.messages() == 1
+        assert owners.lag().waiting == 1
+        with pytest.raises(RuntimeError, match="not open"):
+            _ = owner.memory
+        await written(owners, 1, "ann", "second")
+        assert await texts(owners, 1, "ann") == ["first", "second"]
+        async with owners.use("ann") as owner:
+            mail = await owner.mail.receive(process(1, "ann"), Recv(1, timeout_s=1), 7)
+        assert mail.body == "a letter"
+
+
+async def test_numbers_of_messages_are_given_once_also_after_a_close(tmp_path: Path) -> None:
+    async with machine(tmp_path, {1}) as owners:
+        given: list[int] = []
+        for _ in range(3):
+            async with owners.use("ann") as owner:
+                number, _ = await owner.mail.send(process(1, "ann"), Send(1, "x"), "ann")
+                await owner.mail.receive(process(1, "ann"), Recv(1, timeout_s=1), 7)
+                await owner.mail.receive(process(1, "ann"), Recv(1, done=number, take=False), 7)
+            given.append(number)
+            assert await closed(owner)
+        assert given == sorted(set(given))
+
+
+async def closed(owner: Owner) -> bool:
+    """Close an owner as soon as its acknowledged mail is off the disk."""
+    if owner.mailboxes is not None:
+        owner.mailboxes.erase_acknowledged()
+    return await owner.close_when_idle()
+
+
+async def test_an_owner_in_use_stays_open(tmp_path: Path) -> None:
+    async with machine(tmp_path, {1}) as owners:
+        async with owners.use("ann") as owner:
+            assert not await owner.close_when_idle()
+            assert owner.is_open
+        assert await owner.close_when_idle()
+
+
+async def test_an_owner_with_mail_that_is_delivered_stays_open(tmp_path: Path) -> None:
+    async with machine(tmp_path, {1}) as owners:
+        async with owners.use("ann") as owner:
+            await owner.mail.send(process(1, "ann"), Send(1, "x"), "ann")
+            await owner.mail.receive(process(1, "ann"), Recv(1, timeout_s=1), 7)
+        assert not await owner.close_when_idle()
+        owner.mail.requeue(7)
+        assert await closed(owner)
+
+
+async def test_uses_while_it_is_opened_and_closed_find_it_whole(tmp_path: Path) -> None:
+    async with machine(tmp_path, {1}) as owners:
+        await written(owners, 1, "ann", "0")
+
+        async def close() -> None:
+            await owners.get("ann").close_when_idle()
+
+        for round_ in range(20):
+            async with anyio.create_task_group() as several:
+                several.start_soon(close)
+                for _ in range(3):
+                    several.start_soon(texts, owners, 1, "ann")
+                several.start_soon(written, owners, 1, "ann", str(round_ + 1))
+                several.start_soon(close)
+        assert len(await texts(owners, 1, "ann")) == 21
+
+
+async def test_an_idle_owner_is_closed_after_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closings: Closings
+) -> None:
+    monkeypatch.setattr(limits, "OWNER_IDLE_S", 0.01)
+    async with machine(tmp_path, {1}) as owners:
+        await written(owners, 1, "ann", "x")
+        await closings.reach(1)
+        assert owners.opened() == []
+
+
+async def test_the_least_recently_used_owners_are_closed_when_many_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closings: Closings
+) -> None:
+    monkeypatch.setattr(limits, "OWNERS_OPEN", 2)
+    names = ["ann", "bob", "cid", "dan"]
+    async with machine(tmp_path, {1, 2, 3, 4}) as owners:
+        for pid, name in enumerate(names, 1):
+            await written(owners, pid, name, name)
+        await closings.reach(2)
+        assert closings.closed == ["ann", "bob"]
+        assert [owner.name for owner in owners.opened()] == ["cid", "dan"]
+        for pid, name in enumerate(names, 1):
+            assert await texts(owners, pid, name) == [name]
+
+
+async def test_a_damaged_database_disables_its_owners_pages_only(tmp_path: Path) -> None:
+    async with machine(tmp_path, {1, 2}) as owners:
+        await written(owners, 1, "ann", "of ann")
+        await written(owners, 2, "bob", "of bob")
+        async with owners.use("ann") as owner:
+            await owner.mail.send(process(1, "ann"), Send(1, "a letter"), "ann")
+    file = tmp_path / "owners" / "ann" / "pages.db"
+    file.write_bytes(file.read_bytes()[:100] + b"\xff" * 8192)
+    async with machine(tmp_path, {1, 2}) as owners:
+        assert await texts(owners, 2, "bob") == ["of bob"]
+        for _ in range(2):  # the second time it is not opened again
+            async with owners.use("ann") as owner:
+                with pytest.raises(SyscallError, match=r"pages\.db is damaged") as caught:
+                    _ = owner.memory
+                assert caught.value.errno is Errno.EIO
+                mail = await owner.mail.receive(process(1, "ann"), Recv(1, timeout_s=1), 7)
+                assert mail.body == "a letter"
+                owner.mail.requeue(7)
+            await closed(owner)
+        assert [one.file for one in owners.damages()] == ["owners/ann/pages.db"]
+    file.unlink()
+    for end in ("-wal", "-shm"):
+        file.with_name(file.name + end).unlink(missing_ok=True)
+
+
+async def test_what_a_crash_left_is_erased_at_the_first_use(tmp_path: Path) -> None:
+    async with machine(tmp_path, {1, 2}) as owners:
+        await written(owners, 1, "ann", "stays")
+        await written(owners, 2, "ann", "its process was lost")
+    async with machine(tmp_path, {1}) as owners:
+        async with owners.use("ann") as owner:
+            assert owner.memory.tables.get(2) is None
+            await owner.sweeper.finish()
+            assert await owner.memory.read("SELECT text FROM pages") == [("stays",)]
+        assert await texts(owners, 1, "ann") == ["stays"]
+
+
+async def test_only_owners_with_unfinished_work_are_opened_after_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "RECALL_BOOT_S", 0.0)
+    async with machine(tmp_path, {1, 2}) as owners:
+        await written(owners, 1, "ann", "x")
+        await written(owners, 2, "bob", "x")
+    async with machine(tmp_path, {1, 2}) as owners:
+        await owners.resume()
+        assert owners.opened() == []
+        async with owners.use("bob") as owner:
+            sql = "INSERT INTO derived VALUES('dirty', '')"
+            await owner.memory.store.write(owner.memory.database, [(sql, ())])
+    async with machine(tmp_path, {1, 2}) as owners:
+        await owners.resume()
+        assert [owner.name for owner in owners.opened()] == ["bob"]
+
+
+async def test_no_free_descriptor_is_an_error_of_that_use_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with machine(tmp_path, {1}) as owners:
+        await written(owners, 1, "ann", "x")
+        owner = owners.get("ann")
+        assert await owner.close_when_idle()
+        refusal = SyscallError(Errno.EAGAIN, "no descriptor is free", "close some")
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "open", lambda *_, **__: (_ for _ in ()).throw(refusal))
+            with pytest.raises(SyscallError, match="no descriptor"):
+                await texts(owners, 1, "ann")
+            assert owner.uses == 0
+        assert await texts(owners, 1, "ann") == ["x"]
