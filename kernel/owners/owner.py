@@ -1,9 +1,9 @@
 """The data of one owner: opened at its first use, closed when it is idle, broken alone.
 
-An owner's data is one directory with two databases, pages.db and mail.db. While an owner is open,
-its page tables and mailboxes are in memory. A database that cannot be read stays disabled until the
-next start, and affects no other owner. What a crash left unfinished is completed when the owner is
-opened for the first time.
+An owner is a user whose processes have data on this machine: one directory with two databases,
+pages.db and mail.db. While an owner is open, its page tables and mailboxes are in memory. A
+database that cannot be read stays disabled until the next start, and affects no other owner. What a
+crash left unfinished is completed when the owner is opened for the first time.
 """
 
 import asyncio
@@ -124,7 +124,7 @@ class Owner:
 
     @property
     def busy(self) -> bool:
-        """Whether something uses it, or work on its data is not finished."""
+        """Whether a call or job uses it, or background work on its data is not finished."""
         pages, mail = self.pages, self.mailboxes
         works = pages is not None and (pages.vectors.busy or pages.sweeper.busy)
         return self.uses > 0 or works or (mail is not None and mail.busy)
@@ -183,7 +183,7 @@ class Owner:
         store.disable(file, self.name, fault)
         return fault
 
-    async def close_when_idle(self) -> bool:
+    async def close_if_idle(self) -> bool:
         """Finish pending work and close it. False: it is in use or works on its data."""
         if self.pages is not None and not self.busy:
             await self.pages.sweeper.finish()

@@ -1,4 +1,4 @@
-"""All owners: who is open, who is closed next, and what a start of the daemon opens.
+"""All owners: which are open, which is closed next, and which a start of the daemon opens.
 
 A call or a job that needs an owner's data holds it open with `Owners.use`. An owner that nothing
 uses is closed after OWNER_IDLE_S, or earlier when more than OWNERS_OPEN are open. After a start,
@@ -59,7 +59,8 @@ class Owners:
         self._owners: dict[str, Owner] = {}
         self._directory = context.store.directory / "owners"
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        self._unchecked: list[str] | None = None  # for work of the last run; None: all
+        # Owners to check for unfinished work of the last run; None: not listed yet.
+        self._unchecked: list[str] | None = None
 
     def get(self, name: str) -> Owner:
         """An owner, open or closed."""
@@ -69,7 +70,10 @@ class Owners:
         return owner
 
     def use(self, name: str) -> OwnerUse:
-        """Hold an owner open: `async with owners.use(name) as owner`. EAGAIN."""
+        """Hold an owner open: `async with owners.use(name) as owner`.
+
+        Raises EAGAIN while no descriptor is free to open it.
+        """
         return OwnerUse(self.get(name), self)
 
     def opened(self) -> list[Owner]:
@@ -101,7 +105,7 @@ class Owners:
         idle = [owner for owner in self.opened() if not owner.busy]
         surplus = len(self.opened()) - limits.OWNERS_OPEN
         for owner in sorted(idle, key=lambda one: one.used_at)[: max(0, surplus)]:
-            self._context.jobs.once("close owner", owner.close_when_idle)
+            self._context.jobs.once("close owner", owner.close_if_idle)
 
     def _close_later(self, owner: Owner, pause_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -117,7 +121,7 @@ class Owners:
             self._context.jobs.once("close owner", self._close, owner)
 
     async def _close(self, owner: Owner) -> None:
-        if not await owner.close_when_idle() and owner.uses == 0 and owner.timer is None:
+        if not await owner.close_if_idle() and owner.uses == 0 and owner.timer is None:
             self._close_later(owner, limits.OWNER_IDLE_S)
 
     async def finish(self) -> None:
@@ -148,7 +152,7 @@ class Owners:
             name = self._unchecked[0]
             if await self._context.store.readers.run(name, self._is_unfinished, name):
                 await self._open_once(name)
-            if name in self._unchecked:
+            if name in self._unchecked:  # `finish` may run at the same time
                 self._unchecked.remove(name)
 
     def _names(self) -> list[str]:
@@ -163,12 +167,13 @@ class Owners:
         if any((store.directory / f"{file}-wal").exists() for file in files):
             return True
         try:
-            store.peek(files[1], "SELECT 1 FROM mail LIMIT 1")
+            store.peek(files[1], "SELECT 1 FROM mail LIMIT 1")  # raises when it is damaged
             return bool(store.peek(files[0], pieces.UNFINISHED))
-        except SyscallError:  # damaged: opening it reports this
+        except SyscallError:  # damaged: opening the owner reports this
             return True
 
     async def _open_once(self, name: str) -> None:
+        """Open an owner, which resumes its work."""
         try:
             async with self.use(name):
                 pass

@@ -1,7 +1,7 @@
 """Limits the share of the processors that long tasks take while other work is pending.
 
 Long tasks run in pieces. Before each piece there is a pause in proportion to the duration of the
-pieces before it. It must not know what the pieces do.
+pieces before it. This module does not depend on what the pieces do.
 """
 
 import math
@@ -22,7 +22,8 @@ class Pacing:
         self.calls: Callable[[], int] = _none  # calls of all clients so far
         self._calls_seen = 0  # `calls` at the last check
         self._called_at = -math.inf  # monotonic seconds: the last check that found new calls
-        self._ended: list[tuple[float, float]] = []  # pieces without a pause: begun at, took_s
+        # Pieces that have ended and are not in `_next_at` yet: begun at, duration in seconds.
+        self._uncounted: list[tuple[float, float]] = []
         self._next_at = 0.0  # monotonic seconds: the next piece begins no earlier
 
     @asynccontextmanager
@@ -33,21 +34,21 @@ class Pacing:
         try:
             yield
         finally:
-            self._ended.append((begun, time.monotonic() - begun))
+            self._uncounted.append((begun, time.monotonic() - begun))
 
     async def _pause(self, most_s: float) -> None:
-        share = self._share()
-        ended, self._ended = self._ended, []
-        if not share:
+        factor = self._pause_factor()
+        ended, self._uncounted = self._uncounted, []
+        if not factor:
             return
         # One time line for all tasks, so that two concurrent tasks do not take two shares.
         for begun, took_s in ended:
-            self._next_at = max(self._next_at, begun) + (1 + share) * took_s
+            self._next_at = max(self._next_at, begun) + (1 + factor) * took_s
         now = time.monotonic()
         self._next_at = min(self._next_at, now + limits.INDEX_PAUSE_S)
         await anyio.sleep(max(0.0, min(self._next_at - now, most_s)))
 
-    def _share(self) -> float:
+    def _pause_factor(self) -> float:
         """The pause as a multiple of the pieces' duration; 0 when no other work is pending."""
         now, calls = time.monotonic(), self.calls()
         if calls != self._calls_seen:

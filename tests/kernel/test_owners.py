@@ -52,8 +52,8 @@ class Closings:
 
 @pytest.fixture
 def closings(monkeypatch: pytest.MonkeyPatch) -> Closings:
-    found, do = Closings(), Owner.close_when_idle
-    monkeypatch.setattr(Owner, "close_when_idle", lambda owner: found.close(owner, do))
+    found, do = Closings(), Owner.close_if_idle
+    monkeypatch.setattr(Owner, "close_if_idle", lambda owner: found.close(owner, do))
     return found
 
 
@@ -110,7 +110,7 @@ async def test_a_closed_owner_has_no_descriptor_and_is_opened_again_with_everyth
         async with owners.use("ann") as owner:
             await owner.mail.send(process(1, "ann"), Send(1, "a letter"), "ann")
         assert descriptors(tmp_path / "owners") > 0
-        assert await owner.close_when_idle()
+        assert await owner.close_if_idle()
         assert descriptors(tmp_path / "owners") == 0
         assert owners.messages() == 1
         assert owners.lag().waiting == 1
@@ -140,15 +140,15 @@ async def closed(owner: Owner) -> bool:
     """Close an owner as soon as its acknowledged mail is off the disk."""
     if owner.mailboxes is not None:
         owner.mailboxes.erase_acknowledged()
-    return await owner.close_when_idle()
+    return await owner.close_if_idle()
 
 
 async def test_an_owner_in_use_stays_open(tmp_path: Path) -> None:
     async with machine(tmp_path, {1}) as owners:
         async with owners.use("ann") as owner:
-            assert not await owner.close_when_idle()
+            assert not await owner.close_if_idle()
             assert owner.is_open
-        assert await owner.close_when_idle()
+        assert await owner.close_if_idle()
 
 
 async def test_an_owner_with_mail_that_is_delivered_stays_open(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ async def test_an_owner_with_mail_that_is_delivered_stays_open(tmp_path: Path) -
         async with owners.use("ann") as owner:
             await owner.mail.send(process(1, "ann"), Send(1, "x"), "ann")
             await owner.mail.receive(process(1, "ann"), Recv(1, timeout_s=1), 7)
-        assert not await owner.close_when_idle()
+        assert not await owner.close_if_idle()
         owner.mail.requeue(7)
         assert await closed(owner)
 
@@ -166,7 +166,7 @@ async def test_uses_while_it_is_opened_and_closed_find_it_whole(tmp_path: Path) 
         await written(owners, 1, "ann", "0")
 
         async def close() -> None:
-            await owners.get("ann").close_when_idle()
+            await owners.get("ann").close_if_idle()
 
         for round_ in range(20):
             async with anyio.create_task_group() as several:
@@ -264,7 +264,7 @@ async def test_no_free_descriptor_is_an_error_of_that_use_only(
     async with machine(tmp_path, {1}) as owners:
         await written(owners, 1, "ann", "x")
         owner = owners.get("ann")
-        assert await owner.close_when_idle()
+        assert await owner.close_if_idle()
         refusal = SyscallError(Errno.EAGAIN, "no descriptor is free", "close some")
         with monkeypatch.context() as patch:
             patch.setattr(Store, "open", lambda *_, **__: (_ for _ in ()).throw(refusal))
