@@ -60,7 +60,7 @@ class Session:
         self._calls: Calls | None = None
         self._owner = ""  # until it is determined
         self._peer: Peer | None = None  # None: the connection was rejected
-        self._open: dict[int, _Replies] = {}  # of calls in flight, by the client's number
+        self._open: OpenCalls = {}
         self._expiry: asyncio.TimerHandle | None = None  # timer for the key that it sent
         self._malformed = 0  # frames
         self._request_bytes = 0  # of the frame being handled, counted in the load
@@ -147,7 +147,7 @@ class Session:
                 self._call(number, name, fields)
             case [kind, int(number)] if kind == CANCEL:
                 if number in self._open:
-                    self._open[number].cancel()
+                    self._open[number][1].scope.cancel()
             case _:
                 self._reject(ProtocolError("neither a call nor a cancel"), call_number(body))
 
@@ -187,11 +187,11 @@ class Session:
         if number in self._open:
             raise SyscallError(Errno.EINVAL, f"id {number} is already in flight")
         replies = _Replies(self._connection, number, self._open)
-        replies.call = self._calls.dispatch(
+        call = self._calls.dispatch(
             self._caller, TABLE[name], request, replies, self._request_bytes
         )
-        if replies.call is not None:
-            self._open[number] = replies
+        if call is not None:
+            self._open[number] = replies, call
             self._request_bytes = 0
 
     def _fail(self, number: int, error: SyscallError) -> None:
@@ -237,7 +237,7 @@ class Session:
     def _end_identity(self, calls: Calls) -> None:
         """Reset the connection: a program may run several clients on it, one after the other."""
         calls.cancel()
-        for replies in self._open.values():
+        for replies, _ in self._open.values():
             replies.receives = False
         self._open = {}  # the new client starts its own numbers
         self._machine.users.connections[self._owner] -= 1
@@ -259,20 +259,19 @@ class Session:
 
 
 class _Replies:
-    """The sink of a call: sends frames with the call's number."""
+    """The sink of a call: sends frames with the call's number.
 
-    __slots__ = ("_connection", "_number", "_open", "call", "receives")
+    It does not refer to the call, which refers to it: a cycle would stay in memory until the next
+    full garbage collection.
+    """
 
-    def __init__(self, connection: Connection, number: int, open_: "dict[int, _Replies]") -> None:
-        self.call: InFlight | None = None
+    __slots__ = ("_connection", "_number", "_open", "receives")
+
+    def __init__(self, connection: Connection, number: int, open_: "OpenCalls") -> None:
         self.receives = True  # False: another client uses the connection now
         self._connection = connection
         self._number = number
         self._open = open_  # of the connection; contains this until the call ends
-
-    def cancel(self) -> None:
-        if self.call is not None:
-            self.call.scope.cancel()
 
     def item(self, item: object) -> None:
         if self.receives:
@@ -294,3 +293,7 @@ class _Replies:
 
     def writable(self) -> Awaitable[None]:
         return self._connection.writable()
+
+
+# Calls in flight of a connection, by the client's number.
+OpenCalls = dict[int, tuple[_Replies, InFlight]]
