@@ -46,6 +46,7 @@ from .scheduling.quarantine import Quarantine
 from .scheduling.requantise import Requantiser
 from .storage.journal import Entry, Journal
 from .storage.store import Store
+from .summary import Summaries
 from .supervisor import BackgroundJob, Supervisor
 from .watch import Followers
 
@@ -74,7 +75,7 @@ class BootPlan:
     user_connections: int = limits.USER_CONNECTIONS  # limit for each user except the owner
     recall: str = ""  # dotted module of the recall device; "": lexical search only
     recall_options: Mapping[str, Option] = field(default_factory=dict[str, Option])
-    summaries: bool = False  # summarise pages that leave a window, while the engine is idle
+    summaries: bool = False  # summarise pages that leave a window, in pauses of their process
     embedder: str = ""  # image that makes the vectors in place of the recall device; "": none
 
 
@@ -178,7 +179,6 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor) -> Machine:
         processes=processes,
         owners=owners,
         recall=recall,
-        summaries=plan.summaries,
         loader=Loader(Quarantine(store), jobs, plan.idle_unload_s),
         drivers=drivers,
         defaults=plan.defaults,
@@ -192,6 +192,8 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor) -> Machine:
         settings=plan.settings,
         jobs=jobs,
     )
+    if plan.summaries:
+        machine.summaries = Summaries(machine)
     jobs.report = partial(_journal_job, machine.journal)
     recall.process.report = partial(_journal_recall, machine.journal)
     store.pacing.computing = machine.loader.computing
@@ -337,6 +339,8 @@ async def _exit_when_idle(machine: Machine, idle_exit_s: float) -> None:
 
 async def _drain(machine: Machine) -> None:
     """Wait for calls in flight; cancel them after DRAIN_S, and store their answers so far."""
+    if machine.summaries is not None:
+        machine.summaries.close()
     for process in machine.processes.all():
         if process.stopped:  # its call would not end
             machine.interrupt(process)

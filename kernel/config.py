@@ -63,7 +63,7 @@ class Config(BaseModel):
         "builtin", description="embedder of pages for recall: builtin, none, or a model's name"
     )
     memory_summaries: bool = Field(
-        False, description="summarise pages that leave a window, when the engine is idle"
+        False, description="summarise pages that leave a window, in pauses of their process"
     )
     memory_url: str = Field(
         "", description="URL of a Chroma server; empty: Chroma runs on this machine"

@@ -1,9 +1,9 @@
-"""Runs the calls of clients: authorise, journal, handle, then reply or stream.
+"""Runs all calls, of clients and of the kernel's own jobs: authorise, journal, handle, then reply.
 
 `Calls.dispatch` takes a caller, a request that check.py has validated, and a sink for the results.
 Every call ends exactly once: ok, error or cancelled. An unexpected exception of a handler becomes
 EIO for that call only, with its traceback in the daemon's log. It must not know frames, nor how a
-caller is connected. Summaries (summary.py), which the kernel makes itself, do not pass here yet.
+caller is connected.
 """
 
 import asyncio
@@ -64,6 +64,10 @@ class InFlight:
     entry: Entry  # of the journal
     request_bytes: int  # counted in its user's load until it has ended
     refusal: Denied | None = None  # set when it is no longer allowed
+
+    def run_on(self, pid: int) -> None:
+        """Record the process that the call runs on."""
+        self.entry = replace(self.entry, pid=pid)
 
 
 class Calls:
@@ -139,8 +143,9 @@ class Calls:
             number, begun = self._machine.journal.append_future(replace(flight.entry, kind="begin"))
         owner = self._machine.owners.get(flight.caller.owner)
         call = CallContext(
-            flight.caller, owner, number, begun, sink.item, sink.writable, flight.permit.own
-        )
+            flight.caller, owner, number, begun, sink.item, sink.writable, flight.permit.own,
+            flight.run_on,
+        )  # fmt: skip
         self._in_flight.add(flight)
         self._load.calls += 1
         self._machine.add_pending_replies(_drained(row))
@@ -148,7 +153,13 @@ class Calls:
         self._machine.jobs.once("call", self._run, flight, request, call, failed=failed)
 
     async def _run(self, flight: InFlight, request: object, call: CallContext) -> None:
-        """Run a call that may wait, to its end."""
+        try:
+            await self._run_to_end(flight, request, call)
+        finally:  # when the machine stops without draining, nothing may wait for this call
+            self._end(flight)
+
+    async def _run_to_end(self, flight: InFlight, request: object, call: CallContext) -> None:
+        """Run a call that may wait, to its reply."""
         row = flight.row
         reply: object = None
         error: SyscallError | None = None

@@ -18,7 +18,7 @@ from anyio import CancelScope, to_thread
 
 from .abi import limits
 from .abi.errors import Errno, SyscallError
-from .abi.values import SIGNAL_NUMBERS, Event, Fork, Progress, SettingInfo, Signal
+from .abi.values import SIGNAL_NUMBERS, Event, Fork, Generate, Progress, SettingInfo, Signal
 from .access.decisions import Policy
 from .access.identity import Caller
 from .access.permissions import Permissions
@@ -62,6 +62,22 @@ class Client(Protocol):
         ...
 
 
+class Summariser(Protocol):
+    """Summarises the pages that leave windows."""
+
+    def call_begins(self, process: Process) -> None:
+        """The process has a call now: a summary of its pages must not compete with it."""
+
+    def call_ended(self, process: Process, evicted: Sequence[int]) -> None:
+        """The call has evicted these pages from the window of its process."""
+
+    def pages_forgotten(self, owner: str) -> None:
+        """Pages of an owner were erased: no summary may be made of what was read before."""
+
+    def close(self) -> None:
+        """The machine shuts down."""
+
+
 def _nothing() -> None:
     return
 
@@ -79,7 +95,6 @@ class Machine:
     processes: ProcessTable
     owners: Owners
     recall: VectorDevice
-    summaries: bool  # summarise pages that leave a window
     loader: Loader
     drivers: Mapping[str, Driver]
     defaults: Mapping[str, Mapping[str, Option]]  # mount options, by driver
@@ -90,6 +105,7 @@ class Machine:
     shared: bool  # other users of the system may connect
     listens: bool  # over TCP
     jobs: Supervisor  # background jobs, which outlive the call that started them
+    summaries: Summariser | None = None  # None: pages that leave a window are not summarised
     last_run: str = ""  # how the run before this one ended
     settings: Sequence[SettingInfo] = ()
     stop_reason: str = ""  # why this run ends
@@ -116,7 +132,6 @@ class Machine:
     listings: FairThreads = field(  # of images, by user
         default_factory=lambda: FairThreads(1, limits.FILES)
     )
-    summary_locks: dict[str, anyio.Lock] = field(default_factory=dict[str, anyio.Lock])  # by device
     last_closed: float = field(default_factory=time.monotonic)  # when a connection last closed
 
     def __post_init__(self) -> None:
@@ -290,6 +305,31 @@ class Machine:
                 raise
         return children
 
+    @asynccontextmanager
+    async def single_process(self, caller: Caller, request: Generate) -> AsyncGenerator[Process]:
+        """A process that exists until the end of the block. ENOENT, EAGAIN."""
+        image = self.images.get(request.model)
+        async with self.processes.single(caller, request, image.name) as process:
+            try:
+                yield process
+            finally:
+                with CancelScope(shield=True):
+                    await self._remove_single(process)
+
+    async def _remove_single(self, process: Process) -> None:
+        """Free what the process had: usually nothing of it is on disk. A failure is only logged."""
+        pages = self.owners.get(process.owner).pages
+        if pages is not None and not pages.memory.discard(process):
+            await self.try_to_reap(process)  # another call has written pages to it
+            return
+        self._release(process)
+        try:
+            mailboxes = self.owners.get(process.owner).mailboxes
+            if mailboxes is not None:
+                await mailboxes.drop(process)
+        except SyscallError as error:
+            log.warning("cannot remove the messages of process %d: %s", process.pid, error)
+
     def interrupt(self, process: Process) -> None:
         """Cancel its call in flight, if any, at the next step."""
         if process.call:
@@ -335,12 +375,7 @@ class Machine:
 
     async def _reap(self, process: Process, owner: Owner) -> None:
         memory = owner.memory  # raises EIO if unreadable, before anything changes
-        device = self.loader.device(process.model)
-        if device is not None:
-            device.forget(process.pid)
-        process.reaped = True
-        self.faults.forget(process.pid)
-        self.policy.forget(process.pid)
+        self._release(process)
         if owner.mailboxes is not None:
             await owner.mailboxes.drop(process)
         table = memory.tables.get(process.pid)
@@ -352,6 +387,15 @@ class Machine:
             await memory.count_waiting()
             owner.sweeper.dirty(pages)
 
+    def _release(self, process: Process) -> None:
+        """Free what an ended process has in engines and in memory, except its pages."""
+        device = self.loader.device(process.model)
+        if device is not None:
+            device.forget(process.pid)
+        process.reaped = True
+        self.faults.forget(process.pid)
+        self.policy.forget(process.pid)
+
     # --- pages ----------------------------------------------------------------------------------
     async def forget(
         self, process: Process, table: PageTable, numbers: Sequence[int]
@@ -360,6 +404,8 @@ class Machine:
 
         def purge(ids: Sequence[int], pids: Sequence[int]) -> None:
             self.loader.purge(process, ids)
+            if self.summaries is not None:
+                self.summaries.pages_forgotten(process.owner)
             for one in self.processes.all():
                 if one.pid in pids:
                     one.output.drop()
@@ -371,9 +417,6 @@ class Machine:
             owner.sweeper.dirty()
         return done
 
-    def summarising(self, device: str) -> anyio.Lock:
-        """The lock that allows one summary at a time on a device."""
-        return self.summary_locks.setdefault(device, anyio.Lock())
 
     async def embed(self, model: str, texts: Sequence[str]) -> Sequence[bytes]:
         """Vectors by an image that is configured as embedder. ENOENT, ENOTSUP, E2BIG, EIO."""

@@ -1,22 +1,37 @@
-"""Summaries of the pages that left a window: optional, made while the engine is idle.
+"""Summaries of the pages that left a window: optional, made while their process has no call.
 
 A summary is a page of its own kind, with a key that names the pages it summarises (its sources). It
-replaces no page, and is marked when it is recalled. Making one is a call of the lowest share
-(nice 19), one at a time on each device, journaled like a call of the process. A summary is
-forgotten with any of its sources.
+replaces no page, and is marked when it is recalled. It is made by a single `generate` of the lowest
+share (nice 19), one at a time on each device, dispatched like the call of a program of the process:
+with its subjects, and the application SUMMARY_APP, which a rule can deny. A call or the end of the
+process cancels it; the pages then wait for the next pause. A summary is forgotten with any of its
+sources.
 """
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import anyio
 
 from .abi import limits
-from .abi.errors import SyscallError
-from .abi.values import Finish, Kind, Message, Role, Sampling
+from .abi.errors import Denied, SyscallError
+from .abi.table import TABLE
+from .abi.values import (
+    Delta,
+    Finish,
+    Generate,
+    Generated,
+    Kind,
+    Message,
+    Overflow,
+    Profile,
+    Role,
+    Sampling,
+)
+from .access.identity import Caller
+from .dispatch import Calls
 from .driver import Facts
 from .machine import Machine
 from .memory.layout import Stored
@@ -24,49 +39,184 @@ from .memory.memory import Memory
 from .memory.rows import NewPage
 from .owners.owner import Owner
 from .process.table import Process
-from .scheduling.device import Device
-from .scheduling.scheduler import Claim
-from .scheduling.work import Work
-from .storage.journal import Entry
-from .watch import Followers
 
 log = logging.getLogger(__name__)
 _ASK = "Summarise what is said above in at most five short sentences. Keep names and numbers."
 _INSERT_SOURCE = "INSERT OR IGNORE INTO told(summary, page) VALUES(?, ?)"
-_PID_OFFSET = 2**52  # added to the pid, so that its contexts differ from the conversation's
 
 
-async def make(m: Machine, process: Process, numbers: Sequence[int]) -> None:
-    """Write a summary of some pages. A failure is only logged: no caller waits for a summary."""
-    try:
-        async with m.owners.use(process.owner) as owner:
-            await _make(m, owner, process, numbers)
-    except SyscallError as error:
-        log.info("cannot summarise pages of process %d: %s", process.pid, error)
+class SummaryAnswer:
+    """The sink of the call that makes a summary."""
+
+    is_writable = has_read_all = True
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._reply: Generated | None = None
+        self._error: SyscallError | None = None
+        self._ended = asyncio.Event()
+
+    def item(self, item: object) -> None:
+        if isinstance(item, Delta):
+            self._texts.append(item.text)
+
+    def reply(self, reply: object) -> None:
+        self._reply = reply if isinstance(reply, Generated) else None
+        self._ended.set()
+
+    def fail(self, error: SyscallError) -> None:
+        self._error = error
+        self._ended.set()
+
+    async def writable(self) -> None:
+        return
+
+    async def text(self) -> str:
+        """The whole answer; empty when it was interrupted. Raises the error of the call."""
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        done = self._reply is not None and self._reply.finish in (Finish.STOP, Finish.LENGTH)
+        return "".join(self._texts).strip() if done else ""
 
 
-async def _make(m: Machine, owner: Owner, process: Process, numbers: Sequence[int]) -> None:
-    memory = owner.memory
-    async with m.using(process.model) as (device, facts), m.summarising(device.name):
-        epoch = memory.forgets
-        sources = await _sources(memory, process, numbers, facts)
-        text = await _summarise(m, process, sources, device) if sources else ""
-        if not text or process.ending is not None:
+class SummaryJob:
+    """The summaries of one process while they are made: a client of the kernel for its calls."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.scope = anyio.CancelScope()  # of the current attempt
+        self.calls: Calls | None = None
+
+    def cancel(self) -> None:
+        self.scope.cancel()
+
+    def reauthorise(self) -> None:
+        if self.process.ending is not None:
+            self.cancel()
+        elif self.calls is not None:
+            self.calls.reauthorise()
+
+    def belongs_to(self, process: Process) -> bool:
+        return process is self.process
+
+
+class Summaries:
+    """Makes the summaries of all processes."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._waiting: dict[int, set[int]] = {}  # by pid: numbers of pages without a summary
+        self._jobs: dict[int, SummaryJob] = {}  # by pid
+        self._locks: dict[str, anyio.Lock] = {}  # by device: one summary at a time
+        self._denied_in = 0  # epoch of the rules when a refusal was last logged
+
+    # --- called by the kernel ---------------------------------------------------------------------
+    def call_begins(self, process: Process) -> None:
+        if process.pid in self._jobs:
+            self._jobs[process.pid].cancel()
+
+    def call_ended(self, process: Process, evicted: Sequence[int]) -> None:
+        if process.ending is not None:
+            self._waiting.pop(process.pid, None)
             return
-        prompt = await device.engine.compose(
-            [Message(Role.USER, text)], raw=True, fresh=1
-        )  # fmt: skip
-    key = f"summary of {sources[0].number}-{sources[-1].number}"
-    pages = [
-        NewPage(cut.text, cut.tokens, Kind.SUMMARY, process.model, key=key, speaker=process.app)
-        for cut in prompt.cuts[0]
-    ]
-    # Under the lock, no page is forgotten between this check and the queued write.
-    async with memory.tables.ownership:
-        if memory.forgets == epoch:
-            more = [(_INSERT_SOURCE, (page.id,)) for page in sources]
-            await memory.write(process, pages, more)
-    owner.vectors.pages_written()
+        if evicted:
+            self._waiting.setdefault(process.pid, set()).update(evicted)
+        if self._is_due(process) and process.pid not in self._jobs:
+            job = self._jobs[process.pid] = SummaryJob(process)
+            self._machine.jobs.once("summary", self._run, job)
+
+    def pages_forgotten(self, owner: str) -> None:
+        for job in self._jobs.values():
+            if job.process.owner == owner:
+                job.cancel()
+
+    def close(self) -> None:
+        for job in self._jobs.values():
+            job.cancel()
+
+    # --- one process ------------------------------------------------------------------------------
+    def _is_due(self, process: Process) -> bool:
+        return process.pid in self._waiting and not process.call and process.ending is None
+
+    async def _run(self, job: SummaryJob) -> None:
+        """Make summaries until the process has a call, ends, or no page waits."""
+        process = job.process
+        self._machine.clients.add(job)
+        try:
+            while self._is_due(process):
+                numbers = self._waiting.pop(process.pid)
+                job.scope = anyio.CancelScope()
+                with job.scope:
+                    await self._make(job, sorted(numbers))
+                if job.scope.cancelled_caught and process.ending is None:
+                    self._waiting.setdefault(process.pid, set()).update(numbers)
+        finally:
+            self._machine.clients.discard(job)
+            del self._jobs[process.pid]
+            if process.ending is not None:
+                self._waiting.pop(process.pid, None)
+
+    async def _make(self, job: SummaryJob, numbers: Sequence[int]) -> None:
+        """Write a summary of some pages. A failure is only logged: no caller waits for it."""
+        process = job.process
+        try:
+            await self._write(job, numbers)
+        except Denied as error:
+            if self._denied_in != self._machine.policy.epoch:  # once, until the rules change
+                self._denied_in = self._machine.policy.epoch
+                log.warning("pages of process %d are not summarised: %s", process.pid, error)
+        except SyscallError as error:
+            log.info("cannot summarise pages of process %d: %s", process.pid, error)
+
+    async def _write(self, job: SummaryJob, numbers: Sequence[int]) -> None:
+        m, process = self._machine, job.process
+        async with m.owners.use(process.owner) as owner:
+            left = await self._write_to(owner, job, numbers)
+        if left:  # they did not fit
+            self._waiting.setdefault(process.pid, set()).update(left)
+
+    async def _write_to(self, owner: Owner, job: SummaryJob, numbers: Sequence[int]) -> list[int]:
+        """Write a summary; returns the numbers of the pages that did not fit."""
+        m, process, memory = self._machine, job.process, owner.memory
+        async with m.using(process.model) as (device, facts), self._lock(device.name):
+            epoch = memory.forgets
+            sources = await _sources(memory, process, numbers, facts)
+            text = await self._summarise(job, sources) if sources else ""
+            if not text:
+                return []
+            said = Message(Role.USER, text)
+            prompt = await device.engine.compose([said], raw=True, fresh=1)
+        key = f"summary of {sources[0].number}-{sources[-1].number}"
+        pages = [
+            NewPage(cut.text, cut.tokens, Kind.SUMMARY, process.model, key=key, speaker=process.app)
+            for cut in prompt.cuts[0]
+        ]
+        # Under the lock, no page is forgotten between this check and the queued write.
+        async with memory.tables.ownership:
+            if memory.forgets == epoch and process.ending is None:
+                more = [(_INSERT_SOURCE, (page.id,)) for page in sources]
+                await memory.write(process, pages, more)
+        owner.vectors.pages_written()
+        return [number for number in numbers if number > sources[-1].number]
+
+    def _lock(self, device: str) -> anyio.Lock:
+        return self._locks.setdefault(device, anyio.Lock())
+
+    async def _summarise(self, job: SummaryJob, sources: Sequence[Stored]) -> str:
+        """The model's summary of the pages; empty when it was interrupted. EACCES, EAGAIN, EIO."""
+        m, process = self._machine, job.process
+        answer, load = SummaryAnswer(), m.loads.enter(process.owner)
+        job.calls = calls = Calls(m, load, answer)
+        try:
+            calls.dispatch(_caller(process), TABLE["generate"], _request(process, sources), answer)
+            return await answer.text()
+        finally:
+            job.calls = None
+            calls.cancel()
+            with anyio.CancelScope(shield=True):  # the next one on this device starts after it
+                await calls.ended()
+            m.loads.leave(load)
 
 
 async def _sources(
@@ -76,7 +226,7 @@ async def _sources(
     table = await memory.opened(process)
     left = facts.window - limits.SUMMARY_TOKENS - 4 * limits.FAULT_TOKENS
     found: list[Stored] = []
-    for page in (await memory.stored(table, sorted(numbers))).values():
+    for page in (await memory.stored(table, numbers)).values():
         if page.kind == Kind.SUMMARY:
             continue
         left -= page.tokens + limits.FAULT_TOKENS // 4
@@ -86,40 +236,19 @@ async def _sources(
     return found
 
 
-async def _summarise(
-    m: Machine, process: Process, sources: Sequence[Stored], device: Device
-) -> str:
-    """The model's summary of the pages; empty when it did not finish."""
-    lines = [f"{page.said_by}: {page.text.strip()}" for page in sources]
-    request = Message(Role.USER, "\n".join([*lines, "", _ASK]))
-    prompt = await device.engine.compose([request], raw=False, fresh=0)
-    sampling = replace(Sampling(), max_tokens=limits.SUMMARY_TOKENS, temperature=0.0, seed=0)
-    entry = Entry("begin", process.pid, process.owner, syscall="generate",
-                  object=f"/proc/{process.pid}/generate", note="summary")  # fmt: skip
-    number, begun = m.journal.append_future(entry)
-    await begun
-    copy = replace(  # with its own events
-        process, pid=_PID_OFFSET + process.pid, nice=limits.NICE_MAX, idle=asyncio.Event(),
-        ended=asyncio.Event(), output=Followers[str](),
+def _caller(process: Process) -> Caller:
+    """The process as it calls by itself: its owner, its bounds, and no rights beyond them."""
+    subjects = tuple(dict.fromkeys((f"u:{process.owner}", *process.subjects)))
+    return Caller(
+        0, process.owner, Profile.CAREFUL, subjects, recorded=" ".join(subjects), app=process.app,
+        started_by=process.started_by, program=process.pid,
     )  # fmt: skip
-    claim = Claim(number, copy.pid, copy.weight, prompt.size, prompt.size + limits.SUMMARY_TOKENS)
-    pages = frozenset(page.id for page in sources)
-    work = Work(claim, copy, prompt, sampling, asked=time.monotonic(), pages=pages)
-    try:
-        with m.loader.flight(device, work):
-            await _until_done(device, work)
-    finally:
-        with anyio.CancelScope(shield=True):
-            device.cancel(number)
-            device.forget(copy.pid)
-            await m.journal.append_and_wait(replace(entry, kind="end", call=number))
-    finished = work.finish in (Finish.STOP, Finish.LENGTH)
-    return "".join(cut.text for cut in work.cuts).strip() if finished else ""
 
 
-async def _until_done(device: Device, work: Work) -> None:
-    device.submit(work)
-    while not work.done:
-        work.ready.clear()
-        await work.ready.wait()
-        device.take(work)
+def _request(process: Process, sources: Sequence[Stored]) -> Generate:
+    lines = [f"{page.said_by}: {page.text.strip()}" for page in sources]
+    sampling = replace(Sampling(), max_tokens=limits.SUMMARY_TOKENS, temperature=0.0, seed=0)
+    return Generate(
+        0, [Message(Role.USER, "\n".join([*lines, "", _ASK]))], sampling=sampling,
+        overflow=Overflow.ERROR, model=process.model, app=limits.SUMMARY_APP, nice=limits.NICE_MAX,
+    )  # fmt: skip

@@ -61,6 +61,7 @@ FORKS = 64  # children per fork
 BOUNDS = 128  # subjects that bound the permissions of a process: two per generation
 COMMAND_APP = "llmasos"  # the application name of the command line
 UNNAMED_APP = "unnamed"  # the application name of clients that give none
+SUMMARY_APP = "system.summary"  # the application name of calls that make summaries
 
 # --- memory -----------------------------------------------------------------------------------
 PAGE_TOKENS = 256

@@ -2,21 +2,22 @@
 
 A process has the path /proc/PID, and /proc/own/PID when the caller's application started it or an
 ancestor of it. So a rule can allow an application its own processes and no others of its user. A
-refusal is journaled, and `llmasos policy explain` takes its number. decisions.py evaluates the
-rules. This file must not know what a handler does.
+`generate` on a model needs what its two steps need: `spawn` on the model, and `generate` for an own
+process that does not exist yet. A refusal is journaled, and `llmasos policy explain` takes its
+number. decisions.py evaluates the rules. This file must not know what a handler does.
 """
 
 import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ..abi.errors import Denied, Errno
 from ..abi.table import Syscall
-from ..abi.values import RECALL, Event, Fork, Ps, Spawn
+from ..abi.values import RECALL, Event, Fork, Generate, Ps, Spawn
 from ..storage.journal import Entry, Journal
 from .decisions import PROCESS_SEPARATOR, Decision, Policy
 from .identity import Caller
@@ -25,6 +26,8 @@ from .rules import own_path
 # Characters that a path in a rule cannot contain: each of their bytes is written as +HH.
 _ESCAPED = re.compile(r"[^A-Za-z0-9._:/-]")
 _NEW = "/proc/own/0"  # a process that does not exist yet
+_NEW_GENERATE = f"{_NEW}/generate"
+_IMAGE = "/dev/image/"
 _NUMBERED = re.compile(r"^(/proc/(?:own/)?)[0-9]+")
 _PROCESS = re.compile(r"/proc/([0-9]+)(?=/|$)")
 
@@ -58,6 +61,7 @@ class Permit:
     objects: tuple[str, ...]  # all must be allowed; the journal records the first
     own: bool = False  # the call lists only what belongs to the caller's application
     rule: str = ""
+    also: "Permit | None" = None  # another action that must be allowed, too
 
     @property
     def object(self) -> str:
@@ -82,16 +86,12 @@ class Permissions:
     def authorise(self, caller: Caller, row: Syscall, request: object) -> Permit:
         """The permit of a call. EACCES, and ESRCH for a process that does not exist."""
         begin = time.perf_counter()
+        absent: list[int] = []
         try:
-            subjects = self._subjects(caller, row, request)
-            recorded = caller.recorded if subjects is caller.subjects else " ".join(subjects)
-            absent: list[int] = []
-            objects = [self._object(caller, row, request, absent)]
-            if row.second and _field(row.second, request) != "0":
-                objects.append(self._own(caller, _filled(row.second, request), absent))
-            permit = Permit(subjects, recorded, row.name, tuple(objects))
-            if row.own and self._only_own(caller, permit, row, request):
-                permit.objects, permit.own = (row.own,), True
+            if isinstance(request, Generate) and not request.pid:
+                permit = self._single(caller, request)
+            else:
+                permit = self._permit(caller, row, request, absent)
             self.require(permit, caller.owner, getattr(request, "pid", 0))
             self._check_nice(caller, permit, request)
             for pid in absent:  # ESRCH here: one could appear before the handler runs
@@ -102,6 +102,31 @@ class Permissions:
             self.spent_s += elapsed_s
             self.last_s.append(elapsed_s)
 
+    def _permit(self, caller: Caller, row: Syscall, request: object, absent: list[int]) -> Permit:
+        """What has to be allowed for a call; `absent` gets the processes that do not exist."""
+        subjects = self._subjects(caller, row, request)
+        recorded = caller.recorded if subjects is caller.subjects else " ".join(subjects)
+        objects = [self._object(caller, row, request, absent)]
+        if row.second and _field(row.second, request) != "0":
+            objects.append(self._own(caller, _filled(row.second, request), absent))
+        permit = Permit(subjects, recorded, row.name, tuple(objects))
+        if row.own and self._only_own(caller, permit, row, request):
+            permit.objects, permit.own = (row.own,), True
+        return permit
+
+    def _single(self, caller: Caller, request: Generate) -> Permit:
+        """What has to be allowed for a `generate` on a model.
+
+        The process is limited by the application that the request names, as after a spawn.
+        """
+        subjects, recorded = caller.subjects, caller.recorded
+        if request.app and f"app:{request.app}" not in subjects:
+            subjects = (*subjects, f"app:{request.app}")
+            recorded = " ".join(subjects)
+        image = f"{_IMAGE}{self._canonical_image(request.model)}"
+        generate = Permit(subjects, recorded, "generate", (_NEW_GENERATE,))
+        return Permit(subjects, recorded, "spawn", (image,), also=generate)
+
     def require(self, permit: Permit, owner: str, pid: int = 0) -> Permit:
         """The same permit with the rule that allows it. EACCES, journaled, when none does."""
         for number, object_ in enumerate(permit.objects):
@@ -110,6 +135,8 @@ class Permissions:
                 raise self._refused(permit, object_, decision, (owner, pid))
             if number == 0:
                 permit.rule = decision.rule
+        if permit.also is not None:
+            self.require(permit.also, owner, pid)
         return permit
 
     def require_also(self, caller: Caller, action: str, path: str) -> None:
@@ -130,7 +157,7 @@ class Permissions:
         The object is the caller's own process 0, since the child does not exist yet.
         """
         match request:
-            case Spawn(nice=nice):
+            case Spawn(nice=nice) | Generate(pid=0, nice=nice):
                 default = 0
             case Fork(nice=int(nice), pid=pid):
                 parent = self._processes.find(pid, caller.owner)
@@ -212,7 +239,7 @@ class Permissions:
         path = row.object
         if "{" not in path:
             return path
-        if path.startswith("/dev/image/"):
+        if path.startswith(_IMAGE):
             return path[: path.index("{")] + self._canonical_image(_field(path, request))
         if path == "/dev/{device}":
             name = _field(path, request)
@@ -238,6 +265,16 @@ class Permissions:
         elif not process.is_own(caller):
             return path
         return own_path(path)
+
+
+def recorded_checks(syscall: str, object_: str) -> Sequence[tuple[str, str]]:
+    """The actions and objects that were checked for a call of the journal, which has one object.
+
+    Without the second objects of other calls.
+    """
+    if syscall == "generate" and object_.startswith(_IMAGE):
+        return ("spawn", object_), ("generate", _NEW_GENERATE)
+    return ((syscall, object_),)
 
 
 def counter_object(object_: str) -> str:

@@ -83,6 +83,15 @@ class Memory:
             known = self.tables.add(PageTable(process.pid, process.owner, space))
         return known
 
+    def discard(self, process: Process) -> bool:
+        """Drop the page table of a process that has no pages. False: it has some."""
+        table = self.tables.get(process.pid)
+        if table is not None and (table.next or table.place):
+            return False
+        self.tables.remove(process.pid)
+        self.tables.unlock([process.pid])
+        return True
+
     async def opened(self, process: Process) -> PageTable:
         """Its page table, with the window read from disk after a restart."""
         table = self.table(process)

@@ -267,10 +267,11 @@ class _Draft:
         self.kept = kept_cuts(self.cuts, fixed, kept_tokens - over)
         whole = sum(len(cuts) for cuts in self.cuts)
         tokens = sum(cut.tokens for cuts in self.cuts for cut in cuts)
+        others = "are not read" if self._process.single else "are stored outside it"
         self.notices[:] = [
             f"the request has {tokens} tokens, the window {self.window}: "
             f"{sum(map(len, self.kept))} of its {whole} pages are in the window, the others "
-            f"are stored outside it"
+            f"{others}"
         ]
 
     def plan(self, prompt: Prompt) -> PagingPlan:

@@ -1,21 +1,22 @@
 """Processes and their table: state, owner and exit status of each process.
 
 The table in memory is authoritative; the rows on disk restore it after kill -9. A change is written
-first and applied after that, so a failed write changes nothing.
+first and applied after that, so a failed write changes nothing. A process that exists for one call
+only has no row: a restart ends it with its call.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from ..abi import limits
 from ..abi.errors import Errno, SyscallError
-from ..abi.values import Exit, Fork, ProcessInfo, Spawn, State
+from ..abi.values import Exit, Fork, Generate, ProcessInfo, Spawn, State
 from ..access.identity import Caller
-from ..storage.database import Schema, Value
+from ..storage.database import Schema, Statement, Value
 from ..storage.identifiers import TABLE, Identifiers
 from ..storage.store import Store
 from ..watch import Followers
@@ -54,6 +55,7 @@ class Process:
     keep: bool  # False: ends with the connection that spawned it
     bounds: tuple[str, ...]  # policy subjects that limit it: of its creator and its ancestors
     started_by: tuple[str, ...] = ()  # applications that started it or an ancestor
+    single: bool = False  # it exists for one call only, and nothing of it is stored
     # Changed by syscalls, each written to the table's database first.
     nice: int = 0
     stopped: bool = False
@@ -211,6 +213,28 @@ class ProcessTable:
             await self.add([process])
         return process
 
+    @asynccontextmanager
+    async def single(
+        self, caller: Caller, request: Generate, model: str
+    ) -> AsyncGenerator[Process]:
+        """A process for one call, listed and counted until the end of the block. EAGAIN."""
+        with self.reserve(1, caller.owner):
+            await self.pids.ready()
+            process = Process(
+                pid=self.pids.next(), parent=caller.program, owner=caller.owner,
+                app=request.app or caller.app, model=model, created=time.time(), keep=False,
+                nice=request.nice, connection=caller.connection,
+                bounds=_bounds(None, caller.bounds), started_by=_applications(None, caller),
+                single=True,
+            )  # fmt: skip
+            self._table[process.pid] = process
+            try:
+                yield process
+            finally:
+                self._set_ended(process, Exit(process.pid, 0, "its call has ended"), time.time())
+                del self._table[process.pid]
+                self._ended[process.owner] -= 1
+
     @contextmanager
     def reserve(self, count: int, owner: str) -> Generator[None]:
         """Reserve table entries until the end of the block; `add` counts its own. EAGAIN."""
@@ -263,13 +287,13 @@ class ProcessTable:
 
     async def renice(self, process: Process, nice: int) -> None:
         sql = "UPDATE processes SET nice = ? WHERE pid = ?"
-        await self._store.write(self._database, [(sql, (nice, process.pid))], durable=False)
+        await self._write(process, (sql, (nice, process.pid)), durable=False)
         process.nice = nice
 
     async def stop(self, process: Process, stopped: bool) -> None:
         sql = "UPDATE processes SET state = ? WHERE pid = ? AND state != 'ended'"
         state = State.STOPPED if stopped else State.READY
-        await self._store.write(self._database, [(sql, (state, process.pid))])
+        await self._write(process, (sql, (state, process.pid)))
         if process.ending is not None:
             raise SyscallError(Errno.ESRCH, f"process {process.pid} has ended", pid=process.pid)
         process.stopped = stopped
@@ -282,19 +306,30 @@ class ProcessTable:
         sql = """UPDATE processes SET state = ?, code = ?, reason = ?, ended = ?
                  WHERE pid = ? AND state != 'ended'"""
         values = (State.ENDED, code, reason, now, process.pid)
-        await self._store.write(self._database, [(sql, values)], frees=True)
+        await self._write(process, (sql, values), frees=True)
+        self._set_ended(process, ending, now)
+
+    def _set_ended(self, process: Process, ending: Exit, now: float) -> None:
         if process.ending is None:
             process.ending, process.ended_at = ending, now
             self._ended[process.owner] += 1
             process.ended.set()
             process.output.close()
-            self.another_ended.set()
+            if not process.single:  # the end of its call removes it, not the collector
+                self.another_ended.set()
+
+    async def _write(
+        self, process: Process, row: Statement, *, durable: bool = True, frees: bool = False
+    ) -> None:
+        """Write a change of a process's row, if it has one."""
+        if not process.single:
+            await self._store.write(self._database, [row], durable=durable, frees=frees)
 
     async def reap(self, process: Process) -> None:
-        """Remove an ended process from the table."""
-        if process.pid in self._table:
+        """Remove an ended process from the table; the end of its call removes a single one."""
+        if process.pid in self._table and not process.single:
             sql = "DELETE FROM processes WHERE pid = ?"
-            await self._store.write(self._database, [(sql, (process.pid,))], frees=True)
+            await self._write(process, (sql, (process.pid,)), frees=True)
             if self._table.pop(process.pid, None) is not None:
                 self._taken[process.owner] -= 1
                 self._ended[process.owner] -= process.ending is not None

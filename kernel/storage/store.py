@@ -58,6 +58,7 @@ class Store:
         self._owners = _WriterPool("owners", limits.OWNER_WRITERS, self._write, self._sync)
         self._slices = anyio.CapacityLimiter(limits.OWNER_SLICES)
         self.pacing = Pacing()
+        self.flushes = 0  # that a durable write waited for; not those of SQLite's checkpoints
         # Threads that read, by owner: few rows, files to map, all pages.
         self.readers = FairThreads(limits.OWNER_READERS, limits.READERS)
         self.file_readers = FairThreads(limits.OWNER_FILES, limits.FILES)
@@ -281,7 +282,10 @@ class Store:
             )
         except Exception as failure:  # as in _write
             error = _internal(database, failure)
-        self._acknowledge([(job.done, error) for job in jobs])
+        self._acknowledge([(self._count_flush, error), *((job.done, error) for job in jobs)])
+
+    def _count_flush(self, _: SyscallError | None) -> None:
+        self.flushes += 1
 
     def _acknowledge(self, outcomes: list[tuple[Done, SyscallError | None]]) -> None:
         if outcomes and not self._loop.is_closed():

@@ -7,6 +7,10 @@ from ..access.identity import Caller
 from ..owners.owner import Owner
 
 
+def _ignore(_: int) -> None:
+    return
+
+
 @dataclass(frozen=True, slots=True)
 class CallContext:
     """The caller of a syscall, and how to stream to it."""
@@ -18,3 +22,5 @@ class CallContext:
     send: Callable[[object], None]  # never waits
     writable: Callable[[], Awaitable[None]]  # waits for a slow reader
     own: bool = False  # in lists and the journal, only rows of the caller's own application
+    # Sets the pid in the end event of a call whose request names no process, and in its refusal.
+    runs_on: Callable[[int], None] = _ignore

@@ -9,6 +9,7 @@ from ..abi.table import TABLE
 from ..access.decisions import PROCESS_SEPARATOR, Decision, model, subject_objects
 from ..access.evaluator import Evaluation, Evaluator
 from ..access.identity import Caller
+from ..access.permissions import recorded_checks
 from ..access.rules import Rule, canonical, under
 from ..machine import Machine
 from ..yield_point import YieldPoint
@@ -20,15 +21,28 @@ Subjects = Sequence[str]
 async def policy_check(m: Machine, call: CallContext, request: v.PolicyCheck) -> v.Verdict:
     if request.call:
         event = await _event(m, call, request.call)
-        subjects, action, object_ = tuple(event.subject.split()), event.syscall, event.object
+        subjects = tuple(event.subject.split())
+        checks = recorded_checks(event.syscall, event.object)
     else:
-        subjects, action, object_ = tuple(request.subjects), request.action, request.object
-        _check_question(subjects, action, object_)
+        subjects = tuple(request.subjects)
+        checks = ((request.action, request.object),)
+        _check_question(subjects, request.action, request.object)
         _check_subjects(m, call, subjects)
-    decision = m.policy.decide(m.policy.evaluator, subjects, action, object_)
+    decision, action, object_ = _deciding(m, subjects, checks)
     rulings = _rulings(m, subjects, action, object_)
     change = await _change(m, decision, subjects, action, object_)
     return v.Verdict(decision.effect, action, object_, rulings, change)
+
+
+def _deciding(
+    m: Machine, subjects: Subjects, checks: Sequence[tuple[str, str]]
+) -> tuple[Decision, str, str]:
+    """The first check that is not allowed, else the first one: its decision, action and object."""
+    found = [
+        (m.policy.decide(m.policy.evaluator, subjects, action, object_), action, object_)
+        for action, object_ in checks
+    ]
+    return next((one for one in found if not one[0].allowed), found[0])
 
 
 def _check_question(subjects: Subjects, action: str, object_: str) -> None:

@@ -11,6 +11,7 @@ from ..abi.errors import Errno, SyscallError, TooBig
 from ..abi.table import TABLE
 from ..access.decisions import PROCESS_SEPARATOR, subject_objects
 from ..access.evaluator import Evaluator
+from ..access.permissions import recorded_checks
 from ..machine import Machine
 from ..storage.journal import Recorded
 from ..yield_point import YieldPoint, release
@@ -19,7 +20,7 @@ from .explain import rule_info
 
 _LAX = {v.Effect.DENY: 0, v.Effect.ASK: 1, v.Effect.ALLOW: 2}
 _LEARNED = "r:learned"  # a role without rows: with a role, an app is allowed what its rows allow
-Kind = tuple[tuple[str, ...], str, str]  # equal calls: subjects, syscall, object
+Kind = tuple[tuple[str, ...], str, str]  # equal checks: subjects, action, object
 
 
 async def policy_list(m: Machine, call: CallContext, request: v.PolicyList) -> v.Rules:
@@ -171,7 +172,7 @@ async def policy_simulate(m: Machine, call: CallContext, request: v.PolicySimula
     since = time.time() - request.since_s
     await m.journal.drain()
     recorded = await m.readers.run(call.caller.owner, m.journal.recorded, since)
-    kinds = await m.readers.run(call.caller.owner, _kinds, recorded)
+    total, kinds = await m.readers.run(call.caller.owner, _kinds, recorded)
     blocked: list[v.Difference] = []
     allowed: list[v.Difference] = []
     yield_point = YieldPoint()
@@ -183,15 +184,18 @@ async def policy_simulate(m: Machine, call: CallContext, request: v.PolicySimula
             (allowed if laxer else blocked).append(difference)
     most = limits.DIFFERENCES
     more = sum(max(0, len(side) - most) for side in (blocked, allowed))
-    return v.Simulated(sum(calls for _, calls in kinds), blocked[:most], allowed[:most], more)
+    return v.Simulated(total, blocked[:most], allowed[:most], more)
 
 
-def _kinds(recorded: Iterable[Recorded]) -> list[tuple[Kind, int]]:
-    """Each kind of call with its count, whatever the outcome; the most frequent first."""
-    found = Counter[Kind]()
+def _kinds(recorded: Iterable[Recorded]) -> tuple[int, list[tuple[Kind, int]]]:
+    """The number of calls, and each check with its count, whatever the outcome; the most frequent
+    first."""
+    found, total = Counter[Kind](), 0
     for one in recorded:
-        found[one.subjects, one.syscall, one.object] += one.calls
-    return found.most_common()
+        total += one.calls
+        for action, object_ in recorded_checks(one.syscall, one.object):
+            found[one.subjects, action, object_] += one.calls
+    return total, found.most_common()
 
 
 def _compare(m: Machine, evaluator: Evaluator, kind: Kind, calls: int) -> v.Difference | None:
@@ -237,8 +241,9 @@ def _needed(recorded: Iterable[Recorded], subject: str) -> tuple[str, Counter[tu
             continue
         above = one.subjects[: one.subjects.index(subject)]
         app = next((name[4:] for name in reversed(above) if name.startswith("app:")), app)
-        path = dict(subject_objects(one.subjects, one.object))[subject]
-        needed[one.syscall, _any_process(path)] += one.calls
+        for number, (action, object_) in enumerate(recorded_checks(one.syscall, one.object)):
+            path = dict(subject_objects(one.subjects, object_))[subject]
+            needed[action, _any_process(path)] += 0 if number else one.calls  # counted once
         # The journal has only the first object of a call; the second is also an own process.
         if _has_second(one):
             needed[one.syscall, "/proc/own/*"] += 0

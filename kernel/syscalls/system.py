@@ -27,7 +27,7 @@ def stat(m: Machine, call: CallContext, request: v.Nothing) -> v.Stat:
         connections=counters.connections, calls=counters.calls, refused=m.permissions.refused,
         gate_us=round(1e6 * m.permissions.spent_s / max(1, counters.calls), 2),
         gate_p50_us=round(1e6 * m.sizes.gate_s, 2),
-        rss_bytes=m.sizes.resident, journal_bytes=m.sizes.journal,
+        rss_bytes=m.sizes.resident, journal_bytes=m.sizes.journal, flushes=m.store.flushes,
         hits=m.faults.total.hits, soft_faults=m.faults.total.soft,
         hard_faults=m.faults.total.hard, evictions=m.faults.total.evicted,
         thrashes=m.faults.total.thrashes, mail=m.owners.messages(),

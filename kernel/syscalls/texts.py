@@ -2,30 +2,74 @@
 
 import random
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
+from typing import Protocol
 
 import anyio
 
-from .. import summary
 from ..abi import limits
 from ..abi import values as v
 from ..abi.errors import Errno, SyscallError
-from ..machine import Machine
+from ..access.identity import Caller
+from ..driver import Facts
+from ..machine import Report, Summariser
+from ..memory.faults import Faults
 from ..memory.paging import PagingPlan
-from ..process.table import Process
+from ..process.table import Process, ProcessTable
 from ..scheduling.device import Device
+from ..scheduling.loader import Loader
 from ..scheduling.scheduler import Claim
 from ..scheduling.work import Work
 from .call import CallContext
 
 
-async def generate(m: Machine, call: CallContext, request: v.Generate) -> v.Generated:
-    process = m.processes.get_alive(request.pid, call.caller.owner)
+class ModelAccess(Protocol):
+    """What `tokenize` and `embed` need of the machine."""
+
+    def using(
+        self, model: str, report: Report = None
+    ) -> AbstractAsyncContextManager[tuple[Device, Facts]]: ...
+
+
+class Generation(ModelAccess, Protocol):
+    """What `generate` needs of the machine."""
+
+    @property
+    def processes(self) -> ProcessTable: ...
+    @property
+    def loader(self) -> Loader: ...
+    @property
+    def faults(self) -> Faults: ...
+    @property
+    def summaries(self) -> Summariser | None: ...
+    def single_process(
+        self, caller: Caller, request: v.Generate
+    ) -> AbstractAsyncContextManager[Process]: ...
+    def journal_process(self, process: Process, note: str) -> None: ...
+
+
+async def generate(m: Generation, call: CallContext, request: v.Generate) -> v.Generated:
+    if request.pid:
+        process = m.processes.get_alive(request.pid, call.caller.owner)
+        return await _generate(m, call, process, request)
+    async with m.single_process(call.caller, request) as process:
+        call.runs_on(process.pid)
+        return await _generate(m, call, process, request)
+
+
+async def _generate(
+    m: Generation, call: CallContext, process: Process, request: v.Generate
+) -> v.Generated:
+    evicted: Sequence[int] = ()
     process.begin(call.number)
+    if m.summaries is not None:
+        m.summaries.call_begins(process)
     try:
         with anyio.fail_after(request.timeout_s):
             work, plan, pages, window = await _answered(m, call, process, request)
+        evicted = plan.evicted
     except TimeoutError:
         stored = "; the answer so far is stored" if process.keep else ""
         message = f"the call did not end within {request.timeout_s:g} s{stored}"
@@ -33,10 +77,10 @@ async def generate(m: Machine, call: CallContext, request: v.Generate) -> v.Gene
         raise SyscallError(Errno.ETIMEDOUT, message, hint) from None
     finally:
         process.end()
+        if m.summaries is not None:
+            m.summaries.call_ended(process, evicted)
     seed = work.sampling.seed or 0
     finish = work.finish or v.Finish.CANCELLED
-    if m.summaries and plan.evicted:
-        m.jobs.once("summary", summary.make, m, process, list(plan.evicted))
     usage = work.usage()
     account, alarm = m.faults.charge(process.pid, plan, usage.cached_tokens, window)
     if alarm:
@@ -49,12 +93,12 @@ async def generate(m: Machine, call: CallContext, request: v.Generate) -> v.Gene
                     hit.page.number in account.hard_pages)
             for hit in plan.recalled
         ],
-        notices=[*plan.notices, *filter(None, [alarm])],
+        notices=[*plan.notices, *filter(None, [alarm])], model=process.model,
     )  # fmt: skip
 
 
 async def _answered(
-    m: Machine, call: CallContext, process: Process, request: v.Generate
+    m: Generation, call: CallContext, process: Process, request: v.Generate
 ) -> tuple[Work, PagingPlan, list[int], int]:
     """The answer, its pages, and the tokens of the engine's window.
 
@@ -81,7 +125,7 @@ async def _answered(
 
 
 async def _prepare(
-    m: Machine, call: CallContext, process: Process, request: v.Generate, uses: AsyncExitStack
+    m: Generation, call: CallContext, process: Process, request: v.Generate, uses: AsyncExitStack
 ) -> tuple[Device, PagingPlan]:
     """The steps that may wait before the call has a slot; a signal to the process cancels them.
 
@@ -89,9 +133,10 @@ async def _prepare(
     """
     with anyio.CancelScope() as scope:
         process.cancel_wait = scope.cancel
-        if call.begun is not None:
+        if call.begun is not None and not process.single:
             await call.begun
-        device, facts = await uses.enter_async_context(m.using(process.model))
+        report = _loading(call) if process.single else None
+        device, facts = await uses.enter_async_context(m.using(process.model, report))
         if request.deterministic and not facts.deterministic:
             raise SyscallError(
                 Errno.EINVAL,
@@ -102,9 +147,18 @@ async def _prepare(
         v.check_bias(request.sampling.bias)
         await device.engine.check(request.sampling)
         plan = await call.owner.pager.prepare(process, request, device.engine, facts)
+        if call.begun is not None and process.single:
+            # A single answer stores nothing that recovery would have to find by its begin event, so
+            # the event was written while the prompt was composed. A full disk refuses the call here
+            await call.begun
         process.cancel_wait = None
         return device, plan
     raise SyscallError(Errno.ECANCELED, f"process {process.pid} was interrupted")
+
+
+def _loading(call: CallContext) -> Callable[[v.Progress], None]:
+    """Send the progress of a load as items of the answer."""
+    return lambda progress: call.send(v.Delta("", 0, loading=progress))
 
 
 def _work(number: int, process: Process, plan: PagingPlan, request: v.Generate) -> Work:
@@ -122,7 +176,7 @@ def _work(number: int, process: Process, plan: PagingPlan, request: v.Generate) 
 
 
 async def _relay(
-    m: Machine, call: CallContext, device: Device, work: Work, plan: PagingPlan
+    m: Generation, call: CallContext, device: Device, work: Work, plan: PagingPlan
 ) -> list[int]:
     """Stream until the work ends, then write the turn. EIO when the engine failed."""
     try:
@@ -148,27 +202,28 @@ async def _relay(
     return await _store_turn(m, call, work, plan)
 
 
-async def _store_turn(m: Machine, call: CallContext, work: Work, plan: PagingPlan) -> list[int]:
+async def _store_turn(m: Generation, call: CallContext, work: Work, plan: PagingPlan) -> list[int]:
     """Write a turn as pages, if it ended or was cancelled after a part of the answer."""
+    process = work.process
     has_answer = bool(work.cuts) or work.finish in (v.Finish.STOP, v.Finish.LENGTH)
-    if work.error is not None or work.process.discard or work.forgot or not has_answer:
+    if work.error is not None or not has_answer or work.forgot or process.discard or process.single:
         return []
     pages: list[int] = []
     with anyio.CancelScope(shield=True):  # both written and counted, or neither
-        turn = plan.turn(work.process, call.number, work.cuts, call.caller.author)
+        turn = plan.turn(process, call.number, work.cuts, call.caller.author)
         turn = replace(turn, is_void=lambda: work.forgot)
-        pages += await call.owner.memory.commit(work.process, turn)
+        pages += await call.owner.memory.commit(process, turn)
         call.owner.vectors.pages_written()
     return pages
 
 
-async def tokenize(m: Machine, call: CallContext, request: v.Tokenize) -> v.Tokens:
+async def tokenize(m: ModelAccess, call: CallContext, request: v.Tokenize) -> v.Tokens:
     async with m.using(request.model) as (device, _):
         tokens = list(await device.engine.tokenize(request.text))
     return v.Tokens(tokens)
 
 
-async def embed(m: Machine, call: CallContext, request: v.Embed) -> v.Embedded:
+async def embed(m: ModelAccess, call: CallContext, request: v.Embed) -> v.Embedded:
     """Embed the texts in groups, between which other users get the device."""
     dimensions, tokens, vectors = 0, 0, list[bytes]()
     async with m.using(request.model) as (device, _):

@@ -76,6 +76,8 @@ def objects(action: str) -> list[str]:
     if action == "spawn":  # as a child of a process
         paths.append("/proc/7")
     own = [row.own] if row.own else []
+    if action == "generate":  # a single answer, which also needs `spawn` on its model
+        own.append("/proc/own/0/generate")
     own += [path.replace("/proc/", "/proc/own/") for path in paths if path.startswith("/proc/")]
     return [*own, *paths]
 

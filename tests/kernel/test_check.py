@@ -86,6 +86,27 @@ def test_a_wrong_field_is_named(name: str, given: object, place: str) -> None:
     assert "Input" not in caught.value.message  # pydantic's own words speak of its parsers
 
 
+@pytest.mark.parametrize(
+    ("given", "message", "hint"),
+    [
+        ({"pid": 0}, "neither a pid nor a model is given", "pid=0 and the name of a model"),
+        ({"pid": 7, "model": "m"}, "both pid 7 and model 'm' are given", "give the pid of a"),
+        ({"pid": 7, "nice": 3}, "app and nice are given for process 7", "`llmasos nice 3 7`"),
+        ({"pid": 7, "app": "a"}, "app and nice are given for process 7", ""),
+        ({"pid": 0, "model": "m", "keep": True}, "keep", ""),
+        ({"pid": 0, "model": "m", "nice": 99}, "nice", ""),
+        ({"pid": -1, "model": "m"}, "pid", ""),
+    ],
+)
+def test_a_mixture_of_both_forms_of_generate_is_refused(
+    given: dict[str, object], message: str, hint: str
+) -> None:
+    with pytest.raises(SyscallError, match=message) as caught:
+        check.request("generate", {"messages": [USER], **given})
+    assert caught.value.errno is Errno.EINVAL
+    assert hint in caught.value.hint
+
+
 def test_nested_values_become_their_dataclasses() -> None:
     sampling = {"temperature": 0, "stop": ["\n"], "seed": 7}
     request = check.request("generate", {"pid": 3, "messages": [USER], "sampling": sampling})

@@ -40,6 +40,16 @@ async def test_a_write_is_readable_when_it_is_acknowledged(tmp_path: Path) -> No
     store.close()
 
 
+async def test_flushes_are_counted_before_their_writes_are_acknowledged(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    database = store.open("rows.db", ROWS)
+    for n in range(4):
+        before = store.flushes
+        await store.write(database, [(INSERT, (n, "x"))], durable=n % 2 == 0)
+        assert store.flushes - before == (n % 2 == 0)
+    store.close()
+
+
 async def test_one_bad_write_of_a_group_fails_alone(tmp_path: Path) -> None:
     store = Store(tmp_path)
     database = store.open("rows.db", ROWS)

@@ -10,7 +10,6 @@ from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
-from tests.waiting import until
 
 WINDOW = 512
 GREEDY = v.Sampling(temperature=0, max_tokens=60)
@@ -401,35 +400,6 @@ def test_a_process_that_thrashes_is_told(line: BlockingClient) -> None:
     assert stat.hard_faults > 0
     assert stat.thrashes > 0
     assert any(f"process {pid} thrashes" in notice for notice in notices)
-
-
-def test_summaries_are_made_beside_the_pages_marked_and_forgotten_with_them(
-    machine: Machine,
-) -> None:
-    settings = ("--memory-summaries", "true")
-    machine.start("--mount", "false", "--window", str(WINDOW), *settings)
-    with BlockingClient(machine.paths.socket) as line:
-        pid = spawn(line)
-        say(line, pid, "The password of the vault is tangerine.")
-        chat(line, pid, 8)
-        made = until(lambda: [p for p in pages(line, pid) if p.kind is v.Kind.SUMMARY])
-        assert made[0].key.startswith("summary of 0-")
-        assert "tangerine" in made[0].text
-        assert pages(line, pid)[0].text == "The password of the vault is tangerine."
-        said, reply = say(line, pid, "Which password opens the vault?")
-        faults = {fault.page for fault in reply.faults}
-        assert 0 in faults
-        assert ("echo (summary): " in said) is (made[0].number in faults)
-        stream = line.stream("watch", v.Watch(since=0, follow=False), v.Events, v.Nothing)
-        events = [event for batch in stream for event in batch.events]
-        begun = {event.seq for event in events if event.note == "summary" and event.kind == "begin"}
-        assert begun
-        assert begun == {e.call for e in events if e.note == "summary" and e.kind == "end"}
-        line.call("forget", v.Forget(pid, 0), v.Forgotten)
-        assert not [p for p in pages(line, pid) if "tangerine" in p.text and p.number == 0]
-        left = [p.key for p in pages(line, pid) if p.kind is v.Kind.SUMMARY]
-        assert not any(key.startswith("summary of 0-") for key in left)
-    machine.stop()
 
 
 def test_no_summary_is_made_unless_it_is_wanted(line: BlockingClient) -> None:

@@ -36,8 +36,9 @@ def anyio_backend() -> str:
 
 @asynccontextmanager
 async def running(
-    root: Path, *, unload_s: float = 0, first: str = "", pin: bool = False, **options: Option
-) -> AsyncGenerator[tuple[Kernel, AsyncLLMasOS]]:
+    root: Path, *, unload_s: float = 0, first: str = "", pin: bool = False,
+    summaries: bool = False, **options: Option,
+) -> AsyncGenerator[tuple[Kernel, AsyncLLMasOS]]:  # fmt: skip
     """A kernel with three echo models, and a client of it."""
     where = Paths(**{name: root / name for name in ("runtime", "state", "cache", "config")})
     plan = boot.BootPlan(
@@ -45,7 +46,7 @@ async def running(
         drivers={"echo": "llmasos.drivers.echo"},
         images={name: ("echo", Path()) for name in NAMES},
         defaults={"echo": options}, first=first, idle_exit_s=1e6, journal_bytes=1 << 24,
-        idle_unload_s=unload_s, pin=pin,
+        idle_unload_s=unload_s, pin=pin, summaries=summaries,
     )  # fmt: skip
     kernels: list[Kernel] = []
     with anyio.fail_after(DEADLINE_S):

@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from .. import limits
+from ..errors import Errno, SyscallError
 from .bias import BIAS_BYTES
-from .fields import Finish, Name, Overflow, Pid, Role, Span, Stops
+from .fields import Finish, Index, Name, Nice, OptionalName, Overflow, Role, Span, Stops
+from .models import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,12 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    pid: Pid
+    """Continue the conversation of a process (`pid`), or answer once on a `model` (`pid` 0).
+
+    The second form runs on a process that exists for this call only. EINVAL for a mixture of both.
+    """
+
+    pid: Index
     messages: Annotated[list[Message], Span(1, limits.MESSAGES)]
     raw: bool = False  # no chat template: the texts verbatim
     sampling: Sampling = Sampling()
@@ -48,6 +55,22 @@ class Generate:
     deterministic: bool = False  # EINVAL unless the model is mounted as deterministic
     recall: bool = True  # recall pages that the request needs
     overflow: Overflow = Overflow.PAGE  # if it does not fit into the window
+    # Of the process that exists for this call only.
+    model: OptionalName = ""
+    app: OptionalName = ""  # its application; empty: that of the connection
+    nice: Nice = 0
+
+    def __post_init__(self) -> None:
+        hint = "give the pid of a process, or pid=0 and the name of a model for a single answer"
+        if not self.pid and not self.model:
+            raise SyscallError(Errno.EINVAL, "generate: neither a pid nor a model is given", hint)
+        if self.pid and self.model:
+            message = f"generate: both pid {self.pid} and model {self.model!r} are given"
+            raise SyscallError(Errno.EINVAL, message, hint)
+        if self.pid and (self.app or self.nice):
+            message = f"generate: app and nice are given for process {self.pid}, which has its own"
+            hint = f"`llmasos nice {self.nice} {self.pid}` changes its priority"
+            raise SyscallError(Errno.EINVAL, message, hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +103,8 @@ class Delta:
     text: str
     tokens: int
     logprobs: list[Logprob] = field(default_factory=list[Logprob])  # if requested
+    # Before the text of a single answer, while its model is loaded; the text is empty then.
+    loading: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +138,7 @@ class Generated:
     faults: list[Fault] = field(default_factory=list[Fault])  # those that were recalled for it
     evicted: list[int] = field(default_factory=list[int])  # pages evicted to free space
     notices: list[str] = field(default_factory=list[str])
+    model: str = ""  # canonical name, aliases resolved
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class Stat:
     gate_p50_us: float  # median of the last calls
     rss_bytes: int
     journal_bytes: int
+    flushes: int  # of databases to the disk that calls waited for, since boot
     # Pages in the windows of calls, since boot.
     hits: int = 0  # in the window, and still in the engine
     soft_faults: int = 0  # recalled, and still in the engine
