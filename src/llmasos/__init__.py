@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from llmasos.userland.sdk import ForkError as ForkError
     from llmasos.userland.sdk import LLMasOS as LLMasOS
     from llmasos.userland.sdk import Model as Model
+    from llmasos.userland.sdk import ModelOptions as ModelOptions
     from llmasos.userland.sdk import Options as Options
     from llmasos.userland.sdk import Process as Process
     from llmasos.userland.sdk import Prompt as Prompt
@@ -67,7 +68,7 @@ _NAMES = {
     ),
     "llmasos.userland.sdk": (
         "Answer", "AsyncAnswer", "AsyncLLMasOS", "AsyncModel", "AsyncProcess", "ForkError",
-        "LLMasOS", "Model", "Options", "Process", "Prompt", "Reply", "Schema",
+        "LLMasOS", "Model", "ModelOptions", "Options", "Process", "Prompt", "Reply", "Schema",
     ),
 }  # fmt: skip
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}

@@ -113,7 +113,8 @@ def test_what_an_app_did_is_what_it_may_afterwards(cli: Cli, poet: int, by: str)
 
 
 def test_a_process_that_is_gone_is_still_known(cli: Cli) -> None:
-    pid = cli("run", "-m", "echo", "--json", "hi").json["pid"]
+    pid = cli("run", "-m", "echo", "--keep", "--json", "hi").json["pid"]
+    cli("rm", str(pid))
     assert cli("policy", "learn", str(pid)).out.startswith("g, app:run, r:learned\np, app:run, ")
 
 

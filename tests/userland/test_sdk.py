@@ -188,7 +188,8 @@ async def test_one_prompt_leaves_no_process_behind(client: AsyncLLMasOS) -> None
     assert await model.generate_text(prompt="hello", temperature=0) == "hello"
     talk = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "bye"}]
     assert await model.chat(talk, temperature=0) == "bye"
-    assert "model" not in {info.app for info in (await client.ps(ended=True)).processes}
+    assert (await model.generate("hello", nice=5, app="poem", temperature=0)).text == "hello"
+    assert "poem" not in {info.app for info in (await client.ps(ended=True)).processes}
 
 
 async def test_wrong_messages_and_options_are_named(client: AsyncLLMasOS) -> None:
@@ -198,7 +199,9 @@ async def test_wrong_messages_and_options_are_named(client: AsyncLLMasOS) -> Non
     with pytest.raises(SyscallError) as caught:
         await model.generate_text("x", temperature=-1)
     assert caught.value.errno is Errno.EINVAL
-    assert "model" not in {info.app for info in (await client.ps()).processes}
+    with pytest.raises(SyscallError, match="both pid 7 and model 'echo'") as caught:
+        client.generate(7, "x", model="echo")
+    assert caught.value.errno is Errno.EINVAL
 
 
 async def test_a_hundred_answers_at_once_wait_for_each_other(client: AsyncLLMasOS) -> None:

@@ -55,6 +55,17 @@ def test_ctrl_c_interrupts_the_process_and_keeps_what_was_said(slow: Machine) ->
     assert len(texts[-1]) < len(LONG)
 
 
+def test_ctrl_c_cancels_a_single_answer(slow: Machine) -> None:
+    run = slow.begin("run", "-m", "echo", "--temperature", "0", LONG)
+    assert run.stdout is not None
+    first = run.stdout.read(1)
+    run.send_signal(signal.SIGINT)
+    rest, said = run.communicate(timeout=LIMIT_S)
+    assert (run.returncode, said) == (exits.INTERRUPTED, b"[interrupted]\n")
+    assert LONG.startswith((first + rest).decode().strip())
+    assert json.loads(slow.llmasos("ps", "-a", "--json").stdout)["processes"] == []
+
+
 def test_a_second_ctrl_c_leaves(slow: Machine) -> None:
     run = slow.begin("run", "-m", "echo", LONG)
     assert run.stdout is not None

@@ -32,7 +32,7 @@ def chat(arguments: Namespace) -> int:
         if pid:
             _process(client, pid)
         else:
-            pid = generation.spawn(client, arguments, "chat", keep=True).pid
+            pid = generation.spawn(client, arguments, "chat").pid
         if terminal:
             note(f"pid {pid}.  {_HELP}")
         session = ChatSession(client, pid, arguments, terminal=terminal)

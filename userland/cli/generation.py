@@ -1,6 +1,7 @@
-"""One turn of a process, streamed to a callback. Shared by `run` and `chat`.
+"""One turn of a process or one answer of a model, streamed to a callback: for `run` and `chat`.
 
-The first ctrl-C interrupts the process, which keeps the partial answer. A second one exits at once.
+The first ctrl-C interrupts the process, which keeps the partial answer, or cancels the call on a
+model. A second one exits at once.
 """
 
 import os
@@ -19,7 +20,7 @@ from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.client import BlockingClient
 
-from .progress import follow
+from .progress import follow, progress_meter
 
 MODEL = "smollm2"
 _SEEDS = limits.SEED_MAX + 1
@@ -52,10 +53,11 @@ def _configured() -> str:
         return ""
 
 
-def spawn(client: BlockingClient, arguments: Namespace, app: str, *, keep: bool) -> v.Spawned:
+def spawn(client: BlockingClient, arguments: Namespace, app: str) -> v.Spawned:
+    """Start a process that is kept, and show the progress of loading its model."""
     request = v.Spawn(
         model(arguments.model), app=app, nice=arguments.nice,
-        system=clean(arguments.system, "the system prompt"), keep=keep,
+        system=clean(arguments.system, "the system prompt"),
     )  # fmt: skip
     return follow(client.stream("spawn", request, v.Progress, v.Spawned))
 
@@ -111,10 +113,20 @@ def generate(
     stream = client.stream("generate", request, v.Delta, v.Generated)
     texts: list[str] = []
     logprobs: list[v.Logprob] = []
-    kill = v.Kill(request.pid, v.Signal.INT)
-    with on_first_interrupt(lambda: client.send("kill", kill)) as interrupts:
+
+    def interrupt() -> None:
+        if request.pid:
+            client.send("kill", v.Kill(request.pid, v.Signal.INT))
+        else:
+            stream.cancel()
+
+    with on_first_interrupt(interrupt) as interrupts, progress_meter() as meter:
         try:
             for delta in stream:
+                if delta.loading is not None:
+                    meter.take(delta.loading)
+                    continue
+                meter.close()
                 texts.append(delta.text)
                 logprobs += delta.logprobs
                 write(delta.text)

@@ -5,6 +5,8 @@ A call that ends within SHOW_S prints nothing.
 
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from threading import Lock, Timer
 from typing import TypeVar, cast
 
@@ -60,14 +62,22 @@ class ProgressMeter:
             if self._shown and self._terminal:
                 sys.stderr.write(_CLEAR)
                 sys.stderr.flush()
+            self._shown = False
+
+
+@contextmanager
+def progress_meter() -> Generator[ProgressMeter]:
+    """A progress line that is removed at the end of the block."""
+    meter = ProgressMeter()
+    try:
+        yield meter
+    finally:
+        meter.close()
 
 
 def follow(stream: BlockingStream[Progress, R]) -> R:
     """Show the progress reports of a call and return its reply."""
-    meter = ProgressMeter()
-    try:
+    with progress_meter() as meter:
         for progress in stream:
             meter.take(progress)
-    finally:
-        meter.close()
     return cast("R", stream.reply)

@@ -16,6 +16,7 @@ from .client import AsyncLLMasOS as AsyncLLMasOS
 from .fork import ForkError as ForkError
 from .process import AsyncModel as AsyncModel
 from .process import AsyncProcess as AsyncProcess
+from .prompt import ModelOptions as ModelOptions
 from .prompt import Options as Options
 from .prompt import Prompt as Prompt
 from .schema import Schema as Schema

@@ -1,6 +1,6 @@
 """Answers of a model: AsyncAnswer streams one, Reply is a complete one."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -65,12 +65,10 @@ class AsyncAnswer:
 
     def __init__(
         self,
-        begin: Callable[[], Awaitable[ReplyStream[v.Delta, v.Generated]]],
-        end: Callable[[], Awaitable[object]] | None = None,
+        begin: Callable[[], ReplyStream[v.Delta, v.Generated]],
         parse: Callable[[str], Any] | None = None,
     ) -> None:
         self._begin = begin
-        self._end = end
         self._parse = parse
         self._stream: ReplyStream[v.Delta, v.Generated] | None = None
         self._texts: list[str] = []
@@ -82,12 +80,11 @@ class AsyncAnswer:
     async def __anext__(self) -> str:
         try:
             if self._stream is None:
-                self._stream = await self._begin()
+                self._stream = self._begin()
             delta = await self._stream.__anext__()
-        except StopAsyncIteration:
-            await self._finish()
-            raise
-        except ForkError:  # nothing to close, and no event loop
+            while delta.loading is not None:  # its model is being loaded
+                delta = await self._stream.__anext__()
+        except (StopAsyncIteration, ForkError):  # nothing to close; in a child no event loop either
             raise
         except BaseException:
             with anyio.move_on_after(limits.CLOSE_S, shield=True):
@@ -123,12 +120,6 @@ class AsyncAnswer:
         """Cancel the call if it is still running. The process keeps the text generated so far."""
         if self._stream is not None:
             await self._stream.aclose()
-        await self._finish()
-
-    async def _finish(self) -> None:
-        end, self._end = self._end, None
-        if end is not None:
-            await end()
 
     def __repr__(self) -> str:
         done = self._stream is not None and self._stream.reply is not None

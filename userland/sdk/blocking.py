@@ -21,7 +21,7 @@ from .connection import ReplyStream
 from .dial import ConnectOptions, target
 from .memory import SearchOptions, WriteOptions
 from .process import AsyncModel, AsyncProcess, ForkOptions, SpawnOptions, description
-from .prompt import Options, Prompt
+from .prompt import ModelOptions, Options, Prompt
 from .thread import ClientThread
 from .tools import DEFAULT_TOOLS, MemoryTools
 
@@ -263,22 +263,22 @@ class Model:
     def __repr__(self) -> str:
         return repr(self._core).removeprefix("Async")
 
-    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
+    def generate(self, prompt: Prompt, **options: Unpack[ModelOptions]) -> Reply:
         """The complete answer to one prompt, from a process that exists for this call only.
 
         Raises as `Process.generate` does, and Busy when the process table is full.
         """
         return self._client.thread.run(self._core.generate, prompt, **options)
 
-    def generate_text(self, prompt: Prompt, **options: Unpack[Options]) -> str:
+    def generate_text(self, prompt: Prompt, **options: Unpack[ModelOptions]) -> str:
         """The text of the answer to one prompt. Raises as `generate` does."""
         return self._client.thread.run(self._core.generate_text, prompt, **options)
 
-    def chat(self, messages: Prompt, **options: Unpack[Options]) -> str:
+    def chat(self, messages: Prompt, **options: Unpack[ModelOptions]) -> str:
         """The text of the answer to a text or a list of messages. Raises as `generate` does."""
         return self._client.thread.run(self._core.chat, messages, **options)
 
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
+    def stream(self, prompt: Prompt, **options: Unpack[ModelOptions]) -> Answer:
         """Stream the answer, from a process that exists for this call only."""
         return Answer(self._client, self._core.stream(prompt, **options))
 

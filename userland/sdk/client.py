@@ -24,7 +24,7 @@ from . import application, fork
 from .connection import ClientConnection, PendingCall, ReplyStream
 from .dial import ConnectOptions, dial, target
 from .process import AsyncModel, AsyncProcess, ForkOptions, ProcessCalls, SpawnOptions
-from .prompt import Options, Prompt, batches, request
+from .prompt import ModelOptions, Prompt, batches, request
 
 T = TypeVar("T")
 WEEK_S = 7 * 24 * 3600.0
@@ -117,16 +117,13 @@ class AsyncLLMasOS(ProcessCalls):
         images = (await self.images()).images
         for image in images:
             if name == image.name or name in image.aliases:
-                return AsyncModel(self, self._begin, name, image)
+                return AsyncModel(self, name, image)
         names = sorted({known for image in images for known in (image.name, *image.aliases)})
         raise NotFound(
             Errno.ENOENT,
             f"no model {name!r}; installed: {', '.join(names) or 'none'}",
             f"`llmasos models alias {name} EXISTING` makes it an alias of an installed model",
         )
-
-    async def _begin(self, model: str) -> AsyncProcess:
-        return await self.spawn(model, app="model", keep=False)
 
     def process(self, pid: int) -> AsyncProcess:
         """An existing process; `async with` does not end it.
@@ -174,13 +171,16 @@ class AsyncLLMasOS(ProcessCalls):
         return AsyncProcess(self, spawned.pid, spawned, keep=keep)
 
     def generate(
-        self, pid: int, prompt: Prompt, **options: Unpack[Options]
+        self, pid: int, prompt: Prompt, *, model: str = "", **options: Unpack[ModelOptions]
     ) -> ReplyStream[v.Delta, v.Generated]:
         """Continue a process's conversation. Streams Delta items, then a Generated as `reply`.
 
-        ESRCH, E2BIG, EAGAIN while it is in another call, ETIMEDOUT after `timeout_s`, EIO.
+        With `pid` 0 and a `model`: a single answer, from a process that exists for this call only.
+        The items before its text may report the `loading` of the model. ESRCH, ENOENT, E2BIG,
+        EAGAIN while the process is in another call, ETIMEDOUT after `timeout_s`, EIO; EINVAL for
+        both a pid and a model.
         """
-        asked = request(pid, prompt, options)
+        asked = request(pid, prompt, options, model)
         return ReplyStream(
             self._connection, self._connection.begin("generate", asked), v.Delta, v.Generated
         )

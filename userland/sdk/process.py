@@ -1,11 +1,11 @@
 """Models and processes as objects.
 
 A process is a conversation: it keeps its pages between calls. `generate`, `chat` and `stream` of a
-model start a process for one answer and end it.
+model are one syscall: the kernel runs it on a process that exists for this call only.
 """
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
@@ -19,7 +19,7 @@ from llmasos.kernel.abi.errors import Errno, NotFound, SyscallError
 from .answer import AsyncAnswer, Reply
 from .connection import ReplyStream
 from .memory import MemoryCalls, SearchOptions, WriteOptions
-from .prompt import Options, Prompt
+from .prompt import ModelOptions, Options, Prompt
 from .schema import parser
 from .tools import DEFAULT_TOOLS, AsyncMemoryTools
 
@@ -51,7 +51,7 @@ class ProcessCalls(MemoryCalls):
     def forked(self) -> bool: ...
     @abstractmethod
     def generate(
-        self, pid: int, prompt: Prompt, **options: Unpack[Options]
+        self, pid: int, prompt: Prompt, *, model: str = "", **options: Unpack[ModelOptions]
     ) -> ReplyStream[v.Delta, v.Generated]: ...
     @abstractmethod
     async def fork(
@@ -97,7 +97,7 @@ class AsyncProcess:
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncAnswer:
         """Send a prompt and stream the answer."""
 
-        async def begin() -> ReplyStream[v.Delta, v.Generated]:
+        def begin() -> ReplyStream[v.Delta, v.Generated]:
             return self._client.generate(self.pid, prompt, **options)
 
         return AsyncAnswer(begin, parse=parser(options.get("schema")))
@@ -218,47 +218,36 @@ def description(pid: int, spawned: v.Spawned | None, *, keep: bool) -> str:
     return f"pid={pid}{model}, keep={keep}"
 
 
-# Starts a process on a model for one answer.
-Begin = Callable[[str], Awaitable[AsyncProcess]]
-
-
 class AsyncModel:
     """A model by name. `info` says what stands behind it."""
 
-    def __init__(self, client: ProcessCalls, begin: Begin, name: str, info: v.ImageInfo) -> None:
+    def __init__(self, client: ProcessCalls, name: str, info: v.ImageInfo) -> None:
         self._client = client
-        self._begin = begin
         self.name = name
         self.info = info
 
     def __repr__(self) -> str:
         return f"AsyncModel({self.name!r}, image={self.info.name!r}, driver={self.info.driver!r})"
 
-    async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
+    async def generate(self, prompt: Prompt, **options: Unpack[ModelOptions]) -> Reply:
         """The complete answer to one prompt, from a process that exists for this call only.
 
         Raises as `AsyncProcess.generate` does, and Busy when the process table is full.
         """
         return await self.stream(prompt, **options).whole()
 
-    async def generate_text(self, prompt: Prompt, **options: Unpack[Options]) -> str:
+    async def generate_text(self, prompt: Prompt, **options: Unpack[ModelOptions]) -> str:
         """The text of the answer to one prompt. Raises as `generate` does."""
         return (await self.generate(prompt, **options)).text
 
-    async def chat(self, messages: Prompt, **options: Unpack[Options]) -> str:
+    async def chat(self, messages: Prompt, **options: Unpack[ModelOptions]) -> str:
         """The text of the answer to a text or a list of messages. Raises as `generate` does."""
         return await self.generate_text(messages, **options)
 
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncAnswer:
+    def stream(self, prompt: Prompt, **options: Unpack[ModelOptions]) -> AsyncAnswer:
         """Stream the answer, from a process that exists for this call only."""
-        started: list[AsyncProcess] = []
 
-        async def begin() -> ReplyStream[v.Delta, v.Generated]:
-            started.append(await self._begin(self.info.name))
-            return self._client.generate(started[0].pid, prompt, **options)
+        def begin() -> ReplyStream[v.Delta, v.Generated]:
+            return self._client.generate(0, prompt, model=self.info.name, **options)
 
-        async def end() -> None:
-            for process in started:
-                await process.close()
-
-        return AsyncAnswer(begin, end, parser(options.get("schema")))
+        return AsyncAnswer(begin, parse=parser(options.get("schema")))

@@ -40,16 +40,25 @@ class Options(TypedDict, total=False):
     timeout_s: float | None  # seconds until Timeout is raised; None: no limit
 
 
+class ModelOptions(Options, total=False):
+    """Options of a single answer of a model, from a process that exists for this call only."""
+
+    app: str  # its application in `ps` and in rules; default: this application
+    nice: int  # -20 (largest share) to 19 (smallest)
+
+
 _CALL_OPTIONS = (
     "raw",
     "timeout_s",
     "deterministic",
     "recall",
     "overflow",
+    "app",
+    "nice",
 )  # the others are fields of Sampling
 
 
-def request(pid: int, prompt: Prompt, options: Options) -> v.Generate:
+def request(pid: int, prompt: Prompt, options: ModelOptions, model: str = "") -> v.Generate:
     """The request of a `generate` call. EINVAL; TypeError for an unknown option."""
     rest = cast("dict[str, Any]", dict(options))
     call = {name: rest.pop(name) for name in _CALL_OPTIONS if name in rest}
@@ -62,7 +71,9 @@ def request(pid: int, prompt: Prompt, options: Options) -> v.Generate:
         rest["stop"] = [stop] if isinstance(stop, str) else list(stop)
     if rest.get("schema") is not None:
         rest["schema"] = schema_text(rest["schema"])
-    return v.Generate(pid, messages(prompt), sampling=v.Sampling(**rest), **call)
+    return v.Generate(
+        pid, messages(prompt), sampling=v.Sampling(**rest), model=model, **call
+    )  # fmt: skip
 
 
 def _overflow(value: str) -> v.Overflow:
