@@ -197,7 +197,7 @@ async def test_a_single_answer_is_listed_niced_stopped_and_interrupted(tmp_path:
         assert stream.reply is not None
         assert (stream.reply.pid, stream.reply.finish) == (info.pid, v.Finish.CANCELLED)
         assert (await client.ps(ended=True)).processes == []
-        assert kernel.memory.tables.get(info.pid) is None
+        assert kernel.owners.get(kernel.owner).memory.tables.get(info.pid) is None
         assert kernel.processes.find(info.pid, kernel.owner) is None
 
 
@@ -235,13 +235,13 @@ async def test_what_others_wrote_to_its_process_goes_with_it(tmp_path: Path) -> 
         info = await speaking(stream, client)
         await client.write_mem(info.pid, "a note")
         await client.send(info.pid, "hello")
-        assert kernel.mail.messages == 1
+        owner = kernel.owners.get(kernel.owner)
+        assert owner.messages == 1
         await stream.aclose()
         assert (await client.ps(ended=True)).processes == []
-        assert kernel.mail.messages == 0
-        assert kernel.memory.tables.get(info.pid) is None
-        owner = kernel.memory.owners()[0]
-        assert await kernel.memory.read(owner, "SELECT count(*) FROM pages") == [(0,)]
+        assert owner.messages == 0
+        assert owner.memory.tables.get(info.pid) is None
+        assert await owner.memory.read("SELECT count(*) FROM pages") == [(0,)]
 
 
 async def test_a_closed_connection_ends_its_single_answers(tmp_path: Path) -> None:

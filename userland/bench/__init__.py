@@ -31,6 +31,7 @@ from . import (
     loop,
     mailbox,
     memory,
+    oneshot,
     page,
     paging,
     recall,
@@ -49,6 +50,7 @@ SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
         syscall.SUITE,
+        oneshot.SUITE,
         startup.SUITE,
         throughput.SUITE,
         stall.SUITE,
