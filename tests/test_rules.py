@@ -327,7 +327,7 @@ def test_no_file_holds_an_address_of_a_registry_or_a_path_of_one_machine() -> No
 
 # --- only source ------------------------------------------------------------------------------
 SUFFIXES = frozenset((
-    ".conf", ".csv", ".json", ".md", ".py", ".toml", ".txt", ".typed",
+    ".conf", ".csv", ".json", ".md", ".py", ".sql", ".toml", ".txt", ".typed",
 ))  # fmt: skip
 NAMED = frozenset((".ci/run", ".gitignore", "LICENSE", "Makefile"))
 DATABASES = "tests/kernel/data/"  # stores of earlier versions, for the tests of migrations

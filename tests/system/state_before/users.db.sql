@@ -1,0 +1,10 @@
+PRAGMA user_version=1;
+BEGIN TRANSACTION;
+CREATE TABLE keys(id TEXT PRIMARY KEY, user TEXT NOT NULL
+             REFERENCES users(name) ON DELETE CASCADE, hash BLOB NOT NULL, created REAL NOT NULL,
+             expires REAL, used REAL, revoked REAL);
+CREATE TABLE users(name TEXT PRIMARY KEY, uid INTEGER UNIQUE, role TEXT NOT NULL,
+             created REAL NOT NULL);
+INSERT INTO "users" VALUES('root',0,'owner',1.79606000295960593219e+09);
+INSERT INTO "users" VALUES('bob',NULL,'user',1.79606000306087803834e+09);
+COMMIT;
