@@ -1,8 +1,9 @@
-"""The blocking client of the wire protocol: one connection, used by the command line.
+"""The blocking client: one connection, used by the command line.
 
-Imports only the standard library and the wire format, so that `llmasos ps` loads nothing else. One
-thread uses a client. A signal handler may also send on it: this is how ctrl-C interrupts a process
-while it generates. Frames of other calls that arrive meanwhile are queued by call number.
+protocol.py has the protocol; this file connects, reads and writes. It imports only the standard
+library and the wire format, so that `llmasos ps` loads nothing else. One thread uses a client. A
+signal handler may also send on it: this is how ctrl-C interrupts a process while it generates.
+Events of other calls that arrive meanwhile are queued by call number.
 """
 
 import os
@@ -10,23 +11,30 @@ import socket
 import stat
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from llmasos.kernel.abi import limits, paths, wire
-from llmasos.kernel.abi.errors import Denied, EngineFailed, Errno, SyscallError, error_of
+from llmasos.kernel.abi import limits, paths
+from llmasos.kernel.abi.errors import Denied, Errno, SyscallError
 from llmasos.kernel.abi.paths import FD
-from llmasos.kernel.abi.values import Hello, Profile, Welcome
+from llmasos.kernel.abi.values import Hello, Profile
+
+from .protocol import (
+    CallEvent,
+    CallFailed,
+    ClientProtocol,
+    ItemReceived,
+    ReplyReceived,
+    value_from_frame,
+)
 
 Item = TypeVar("Item")
 R = TypeVar("R")
 T = TypeVar("T")
 _CHUNK_BYTES = 1 << 18
 COMMAND = limits.COMMAND_APP
-
-GONE = "`llmasos daemon status` shows whether it runs, `llmasos daemon logs` shows why it stopped"
-
 
 _claimed = dict[str, object]()  # inherited descriptor -> token of the caller that claimed it
 
@@ -140,42 +148,24 @@ def connect_error(path: Path, error: OSError) -> SyscallError:
     return SyscallError(Errno.EINVAL, f"{path}: {error}", hint)
 
 
-def error_from_frame(fields: dict[str, Any], call: str) -> SyscallError:
-    """The error in an ERROR frame. An errno that this version does not know becomes EIO."""
-    number = fields.get("errno")
-    errno = Errno(number) if number in _ERRNOS else Errno.EIO
-    message, hint = str(fields.get("message", "")), str(fields.get("hint", ""))
-    error = error_of(errno, message, hint)
-    if isinstance(error, Denied):
-        error.needs_approval = fields.get("needs_approval") is True
-    elif fields.get("engine") is True:
-        error = EngineFailed(errno, message, hint)
-    error.call, error.pid = str(fields.get("call") or call), int(fields.get("pid") or 0)
-    return error
-
-
-_ERRNOS = frozenset(int(errno) for errno in Errno)
-
-
 class BlockingStream(Generic[Item, R]):
     """The items of a streaming syscall. `reply` is set after the last item."""
 
     def __init__(
-        self, client: "BlockingClient", number: int, name: str, kinds: tuple[type[Item], type[R]]
-    ):
+        self, client: "BlockingClient", number: int, item: type[Item], kind: type[R]
+    ) -> None:
         self._client = client
         self._number = number
-        self._name = name
-        self._item, self._kind = kinds
+        self._item, self._kind = item, kind
         self.reply: R | None = None
 
     def __iter__(self) -> Iterator[Item]:
         while self.reply is None:
-            kind, fields = self._client.answer(self._number, self._name)
-            if kind == wire.REPLY:
-                self.reply = wire.build(self._kind, fields)
+            event = self._client.next_event(self._number)
+            if isinstance(event, ReplyReceived):
+                self.reply = value_from_frame(event.fields, self._kind)
                 return
-            yield wire.build(self._item, fields)
+            yield value_from_frame(event.fields, self._item)
 
     def cancel(self) -> None:
         """Cancel the call: the iteration then raises ECANCELED."""
@@ -200,16 +190,16 @@ class BlockingClient:
         self, target: Path | socket.socket | None = None, *, app: str = COMMAND,
         profile: Profile = Profile.OPERATOR, key: str | None = None,
     ) -> None:  # fmt: skip
-        self._frames = wire.Frames()
-        self._pending: dict[int, deque[list[Any]]] = {}  # frames by call number
-        self._outbox: deque[bytes] = deque()
+        self._protocol = ClientProtocol(Hello(limits.PROTOCOL_VERSION, app, profile, key))
+        self._events: dict[int, deque[CallEvent]] = {}  # not read yet, by call number
         self._writing = False
-        self._last = 0  # call number
         self._socket = _connected(target)
         self._socket.settimeout(limits.START_S)  # a kernel that hangs does not hang its clients
         try:
-            hello = Hello(limits.PROTOCOL_VERSION, app, profile, key)
-            self.welcome = self.call("hello", hello, Welcome)
+            self._write()
+            while self._protocol.connecting:
+                self._receive()
+            self.welcome = self._protocol.require_open()
             self._socket.settimeout(None)
         except BaseException:
             self.close()
@@ -218,78 +208,70 @@ class BlockingClient:
     def call(self, name: str, request: object, reply: type[T]) -> T:
         """The reply of one syscall. Raises the kernel's SyscallError; EPIPE: the kernel exited."""
         number = self.send(name, request)
-        while True:
-            kind, fields = self.answer(number, name)
-            if kind == wire.REPLY:
-                return wire.build(reply, fields)
+        while isinstance(event := self.next_event(number), ItemReceived):
+            pass  # progress, not used here
+        return value_from_frame(event.fields, reply)
 
     def stream(
         self, name: str, request: object, item: type[Item], reply: type[R]
     ) -> BlockingStream[Item, R]:
         """Start a streaming syscall."""
-        return BlockingStream(self, self.send(name, request), name, (item, reply))
+        return BlockingStream(self, self.send(name, request), item, reply)
 
     def send(self, name: str, request: object) -> int:
         """Start a call and return its number. Signal handlers may call this. E2BIG."""
-        self._last += 1
-        number = self._last
-        frame = wire.call(number, name, request)
-        self._pending[number] = deque()
-        self._write(frame)
+        number = self._protocol.call(name, request)
+        self._events[number] = deque()
+        self._write()
         return number
 
     def cancel(self, number: int) -> None:
-        self._write(wire.pack([wire.CANCEL, number]))
+        """Cancel a call."""
+        self._hand_out(self._protocol.cancel(number))
+        self._write()
 
-    def _write(self, frame: bytes) -> None:
-        self._outbox.append(frame)
-        if self._writing:  # a signal handler interrupted a write: the outer call sends this frame
-            return
-        self._writing = True
-        try:
-            while self._outbox:
-                self._socket.sendall(self._outbox.popleft())
-        except OSError:
-            # The kernel may have sent an error before it closed: the next read raises it.
-            self._outbox.clear()
-        finally:
-            self._writing = False
-
-    def answer(self, number: int, name: str) -> tuple[int, dict[str, Any]]:
-        """The next frame of a call: (kind, fields). Raises the error of an ERROR frame."""
-        frames = self._pending[number]
-        while not frames:
+    def next_event(self, number: int) -> ItemReceived | ReplyReceived:
+        """The next event of a call. Raises the error of a call that failed."""
+        events = self._events[number]
+        while not events:
             self._receive()
-        kind, _number, fields = frames.popleft()
-        if kind != wire.ITEM:
-            del self._pending[number]
-        if kind == wire.ERROR:
-            raise error_from_frame(fields, name)
-        return kind, fields
-
-    def _receive(self) -> None:
-        """Wait for bytes, and queue each complete frame for its call."""
-        try:
-            data = self._socket.recv(_CHUNK_BYTES)
-        except OSError as error:
-            message = f"the connection to the daemon failed: {error}"
-            raise SyscallError(Errno.EPIPE, message, GONE) from error
-        if not data:
-            raise SyscallError(Errno.EPIPE, "the daemon closed the connection", GONE)
-        for body in self._frames.feed(data):
-            frame = wire.unpack_reply(body)
-            if frame[0] == wire.ERROR and frame[1] == 0:
-                raise error_from_frame(frame[2], "")
-            if frame[1] in self._pending:
-                self._pending[frame[1]].append(frame)
+        event = events.popleft()
+        if not isinstance(event, ItemReceived):
+            del self._events[number]
+        if isinstance(event, CallFailed):
+            raise event.error
+        return event
 
     def closed(self) -> None:
         """Wait until the kernel closes the connection."""
+        while self._protocol.error is None:
+            self._receive()
+
+    def _write(self) -> None:
+        """Write what the protocol has to send, unless a signal handler interrupted a write."""
+        while self._protocol.has_output and not self._writing:
+            self._writing = True
+            try:
+                # Of a failed write the next read raises the reason: the kernel may have sent it.
+                with suppress(OSError):
+                    self._socket.sendall(self._protocol.take_output())
+            finally:
+                self._writing = False
+
+    def _receive(self) -> None:
+        """Wait for bytes, and queue their events."""
         try:
-            while True:
-                self._receive()
-        except SyscallError:
-            return
+            data = self._socket.recv(_CHUNK_BYTES)
+        except OSError as error:
+            self._hand_out(self._protocol.end(f"the connection to the daemon failed: {error}"))
+        else:
+            self._hand_out(self._protocol.receive(data))
+            self._write()  # a call may have waited for the end of another
+
+    def _hand_out(self, events: list[CallEvent]) -> None:
+        for event in events:
+            if event.number in self._events:
+                self._events[event.number].append(event)
 
     def close(self) -> None:
         self._socket.close()

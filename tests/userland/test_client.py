@@ -1,11 +1,13 @@
 """The blocking client: calls, streams, and every way in which a connection can fail."""
 
 import os
+import signal
 import socket
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,6 +168,66 @@ def test_a_frame_that_makes_no_sense_is_eproto(tmp_path: Path) -> None:
     fails = pytest.raises(wire.ProtocolError)
     with kernel(path, WELCOME, b"\x00\x00\x00\x01\xc1"), BlockingClient(path) as line, fails:
         line.call("stat", v.Nothing(), v.Stat)
+
+
+@pytest.mark.parametrize(
+    ("answers", "errno"),
+    [
+        ([wire.pack([wire.ERROR, 0, {"errno": 11, "message": "full"}])], Errno.EAGAIN),
+        ([WELCOME], Errno.EPIPE),
+        ([WELCOME, b"\x00\x00\x00\x01\xc1"], Errno.EPROTO),
+        ([WELCOME, wire.pack([wire.REPLY, 2, {}])], Errno.EPROTO),  # not the reply of `stat`
+    ],
+    ids=["refused", "closed", "malformed", "incomplete"],
+)
+@pytest.mark.parametrize("blocking", [True, False])
+def test_both_clients_fail_alike(
+    tmp_path: Path, answers: list[bytes], errno: Errno, blocking: bool
+) -> None:
+    path = tmp_path / "s"
+    with kernel(path, *answers), pytest.raises(SyscallError) as caught:
+        if blocking:
+            with BlockingClient(path) as line:
+                line.call("stat", v.Nothing(), v.Stat)
+        else:
+            with LLMasOS(socket=path) as client:
+                client.stat()
+    assert caught.value.errno is errno
+
+
+def test_what_a_signal_handler_sends_follows_the_frame_that_it_interrupted() -> None:
+    ours, theirs = socket.socketpair()
+    body, main, sent = "x" * 4_000_000, threading.get_ident(), threading.Event()
+    received = list[list[Any]]()
+
+    def serve() -> None:
+        frames = wire.Frames()
+        theirs.sendall(WELCOME)
+        hello = next(iter(frames.feed(theirs.recv(65536))))
+        received.append(wire.unpack(hello))
+        first = theirs.recv(1000)  # the main thread is in the midst of a frame now
+        signal.pthread_kill(main, signal.SIGUSR1)
+        sent.wait(10)
+        received.extend(map(wire.unpack, frames.feed(first)))
+        while len(received) < 3:
+            received.extend(map(wire.unpack, frames.feed(theirs.recv(1 << 20))))
+        theirs.sendall(wire.pack([wire.REPLY, 2, {}]))
+
+    def interrupt(*_: object) -> None:
+        client.send("kill", v.Kill(7))
+        sent.set()
+
+    thread, before = threading.Thread(target=serve), signal.signal(signal.SIGUSR1, interrupt)
+    with ours, theirs:
+        thread.start()
+        try:
+            with BlockingClient(ours) as client:
+                client.call("send", v.Send(1, body), v.Nothing)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+            thread.join(10)
+    assert [frame[:3] for frame in received[1:]] == [[wire.CALL, 2, "send"], [wire.CALL, 3, "kill"]]
+    assert received[1][3]["body"] == body
 
 
 # --- inherited connections, and places that somebody else made ------------------------------------

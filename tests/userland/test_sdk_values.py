@@ -1,14 +1,16 @@
 """What programs give to the SDK and get from it: errors, types, schemas, prompts, reprs."""
 
+import ast
 import copy
 import dataclasses
 import inspect
 import json
 import pickle
+import pydoc
 import subprocess
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date, datetime
 from enum import Enum
 from pathlib import Path
@@ -36,7 +38,7 @@ from llmasos import (
 )
 from llmasos.kernel.abi.errors import error_of
 from llmasos.kernel.abi.wire import pack_error, unpack_reply
-from llmasos.userland.client import error_from_frame
+from llmasos.userland.protocol import error_from_frame
 from llmasos.userland.sdk.memory import MemoryCalls
 from llmasos.userland.sdk.prompt import messages, request
 from llmasos.userland.sdk.schema import parser, schema_text
@@ -117,8 +119,50 @@ def test_both_clients_have_the_same_methods_with_docstrings() -> None:
             if not name.startswith("_") and name != "reap":
                 assert inspect.getdoc(method), f"{there.__name__}.{name}"
                 assert inspect.getdoc(getattr(here, name)), f"{here.__name__}.{name}"
+                wanted = list(inspect.signature(method).parameters.values())
+                found = list(inspect.signature(getattr(here, name)).parameters.values())
+                assert [(one.name, one.kind, one.default) for one in found] == [
+                    (one.name, one.kind, one.default) for one in wanted
+                ], f"{here.__name__}.{name}"
     calls = {name for name, _ in inspect.getmembers(MemoryCalls, inspect.isfunction)}
     assert {name for name in calls if not name.startswith("_")} - {"fsck"} <= set(dir(Process))
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "line"),
+    [
+        (Process.generate, AsyncProcess.generate, "generate(self, prompt: "),
+        (Process.fork, AsyncProcess.fork, "fork(self, count: int = 1, "),
+        (Model.chat, AsyncModel.chat, "chat(self, messages: "),
+        (LLMasOS.spawn, AsyncLLMasOS.spawn, "spawn(self, model: str, "),
+        (LLMasOS.write_mem, AsyncLLMasOS.write_mem, "write_mem(self, pid: int, text: str, "),
+        (LLMasOS.watch, AsyncLLMasOS.watch, "watch(self, *, since: int | None = None, "),
+    ],
+)
+def test_help_shows_the_one_docstring_and_the_signature_for_both_clients(
+    here: Callable[..., object], there: Callable[..., object], line: str
+) -> None:
+    shown = pydoc.plain(pydoc.render_doc(here))
+    assert line in shown
+    assert "async" not in shown.split("\n")[2]
+    assert inspect.getdoc(here) == inspect.getdoc(there)
+    assert (inspect.getdoc(there) or "").splitlines()[-1] in shown
+
+
+def docstrings(file: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    found = {ast.get_docstring(node) for node in nodes if isinstance(node, FUNCTIONS)}
+    return {text for text in found if text}
+
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def test_the_blocking_client_repeats_no_docstring_of_the_async_one() -> None:
+    blocking = Path(inspect.getfile(LLMasOS))
+    others = [file for file in blocking.parent.glob("*.py") if file != blocking]
+    assert docstrings(blocking)
+    assert docstrings(blocking) & set().union(*map(docstrings, others)) == set()
 
 
 # --- memory, through the process --------------------------------------------------------------

@@ -1,15 +1,14 @@
 """LLMasOS: the blocking client.
 
-The async client runs in a thread of its own, and each method here waits for one method of it:
-client.py and process.py document them. Threads may share a client. Ctrl-C in the calling thread
-cancels the call.
+The async client runs in a thread of its own. Each method here waits for one async method and has
+its signature and its docstring, which are written once, in the file of the async method. Threads
+may share a client. Ctrl-C in the calling thread cancels the call.
 """
 
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import wraps
-from os import PathLike
-from typing import Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
+from typing import Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, Unpack
 
 from llmasos.kernel.abi import paths
 from llmasos.kernel.abi import values as v
@@ -19,43 +18,64 @@ from .answer import AsyncAnswer, Reply
 from .client import AsyncLLMasOS
 from .connection import ReplyStream
 from .dial import ConnectOptions, target
-from .memory import SearchOptions, WriteOptions
 from .process import AsyncModel, AsyncProcess, ForkOptions, SpawnOptions, description
 from .prompt import ModelOptions, Options, Prompt
 from .thread import ClientThread
-from .tools import DEFAULT_TOOLS, MemoryTools
+from .tools import DEFAULT_TOOLS, AsyncMemoryTools
 
 P = ParamSpec("P")
 T = TypeVar("T")
+C = TypeVar("C")
+C_co = TypeVar("C_co", covariant=True)
 Item = TypeVar("Item")
 R = TypeVar("R")
+M = TypeVar("M", bound=Callable[..., object])
+
+
+class _Wrapper(Protocol[C_co]):
+    """`core` is the async object of a blocking one; its methods run in `thread`."""
+
+    @property
+    def core(self) -> C_co: ...
+    @property
+    def thread(self) -> ClientThread: ...
 
 
 def _blocking(
-    method: Callable[Concatenate[AsyncLLMasOS, P], Awaitable[T]],
-) -> Callable[Concatenate["LLMasOS", P], T]:
-    """The blocking version of an async method of the client."""
+    method: Callable[Concatenate[C, P], Awaitable[T]],
+) -> Callable[Concatenate[_Wrapper[C], P], T]:
+    """The blocking version of an async method, with its signature and docstring."""
 
     @wraps(method)
-    def call(self: "LLMasOS", /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: _Wrapper[C], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self.thread.run(method, self.core, *args, **kwargs)
 
     return call
 
 
 def _blocking_stream(
-    method: Callable[Concatenate[AsyncLLMasOS, P], ReplyStream[Item, R]],
-) -> Callable[Concatenate["LLMasOS", P], "BlockingReplyStream[Item, R]"]:
-    """The blocking version of a streaming syscall."""
+    method: Callable[Concatenate[C, P], ReplyStream[Item, R]],
+) -> Callable[Concatenate[_Wrapper[C], P], "BlockingReplyStream[Item, R]"]:
+    """The blocking version of a streaming syscall, with its signature and docstring."""
 
     @wraps(method)
     def call(
-        self: "LLMasOS", /, *args: P.args, **kwargs: P.kwargs
+        self: _Wrapper[C], /, *args: P.args, **kwargs: P.kwargs
     ) -> "BlockingReplyStream[Item, R]":
         stream = self.thread.call_sync(method, self.core, *args, **kwargs)
         return BlockingReplyStream(self.thread, stream)
 
     return call
+
+
+def _documented_as(original: object) -> Callable[[M], M]:
+    """Give a method the docstring of an async method or property whose result it wraps."""
+
+    def document(method: M) -> M:
+        method.__doc__ = original.__doc__
+        return method
+
+    return document
 
 
 class BlockingReplyStream(Generic[Item, R]):
@@ -97,17 +117,17 @@ class Answer:
     """
 
     def __init__(self, client: "LLMasOS", core: AsyncAnswer) -> None:
-        self._client = client
+        self._client = client  # open as long as this object exists
         self._core = core
 
     @property
+    @_documented_as(AsyncAnswer.text)
     def text(self) -> str:
-        """The text received so far."""
         return self._core.text
 
     @property
+    @_documented_as(AsyncAnswer.reply)
     def reply(self) -> Reply:
-        """The complete answer. Raises RuntimeError before the last piece has been read."""
         return self._core.reply
 
     def __iter__(self) -> Iterator[str]:
@@ -126,8 +146,8 @@ class Answer:
         """Cancel the call when a loop was left early without `with`."""
         self._client.thread.end_soon(self._core.close)
 
+    @_documented_as(AsyncAnswer.close)
     def close(self) -> None:
-        """Cancel the call if it is still running. The process keeps the text generated so far."""
         self._client.thread.end(self._core.close)
 
     def __repr__(self) -> str:
@@ -140,12 +160,25 @@ class Answer:
         self.close()
 
 
+class MemoryTools:
+    """The blocking version of AsyncMemoryTools."""
+
+    def __init__(self, thread: ClientThread, core: AsyncMemoryTools) -> None:
+        self.thread = thread
+        self.core = core
+        self.definitions = core.definitions  # in the form of OpenAI's `tools`
+        self.schema = core.schema  # JSON schema of one call
+
+    call = _blocking(AsyncMemoryTools.call)
+
+
 class Process:
     """A conversation with a pid; see AsyncProcess. Leaving its `with` ends it, unless `keep`."""
 
     def __init__(self, client: "LLMasOS", core: AsyncProcess) -> None:
-        self._client = client
-        self._core = core
+        self._client = client  # open as long as this object exists
+        self.core = core
+        self.thread = client.thread
         self.pid = core.pid
         self.spawned = core.spawned  # model and window; None for an existing process
         self.keep = core.keep  # True: it outlives its block and its connection
@@ -153,95 +186,40 @@ class Process:
     def __repr__(self) -> str:
         return f"Process({description(self.pid, self.spawned, keep=self.keep)})"
 
-    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
-        """Send a prompt and wait for the complete answer.
+    generate = _blocking(AsyncProcess.generate)
 
-        Raises NotFound when the process has ended, Busy while it is in another call, TooBig for a
-        prompt that exceeds its window, Timeout after `timeout_s` seconds, EngineFailed, Denied.
-        """
-        return self._client.thread.run(self._core.generate, prompt, **options)
-
+    @_documented_as(AsyncProcess.stream)
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
-        """Send a prompt and stream the answer."""
-        return Answer(self._client, self._core.stream(prompt, **options))
+        return Answer(self._client, self.core.stream(prompt, **options))
 
+    @_documented_as(AsyncProcess.fork)
     def fork(self, count: int = 1, **options: Unpack[ForkOptions]) -> "list[Process]":
-        """Create `count` children with its context. NotFound, Busy, EngineFailed."""
-        cores = self._client.thread.run(self._core.fork, count, **options)
+        cores = self.thread.run(self.core.fork, count, **options)
         return [Process(self._client, core) for core in cores]
 
-    def read_mem(self) -> list[v.Page]:
-        """All its pages, in order. NotFound."""
-        return self._client.thread.run(self._core.read_mem)
+    read_mem = _blocking(AsyncProcess.read_mem)
+    write_mem = _blocking(AsyncProcess.write_mem)
+    search_mem = _blocking(AsyncProcess.search_mem)
+    pin = _blocking(AsyncProcess.pin)
+    evict = _blocking(AsyncProcess.evict)
+    mmap = _blocking(AsyncProcess.mmap)
+    munmap = _blocking(AsyncProcess.munmap)
+    share = _blocking(AsyncProcess.share)
+    forget = _blocking(AsyncProcess.forget)
+    trace_mem = _blocking(AsyncProcess.trace_mem)
+    send = _blocking(AsyncProcess.send)
+    recv = _blocking(AsyncProcess.recv)
+    kill = _blocking(AsyncProcess.kill)
+    nice = _blocking(AsyncProcess.nice)
+    wait = _blocking(AsyncProcess.wait)
 
-    def write_mem(self, text: str, **options: Unpack[WriteOptions]) -> list[int]:
-        """Write a text as pages and return their numbers. NotFound, Denied, TooBig."""
-        return self._client.write_mem(self.pid, text, **options)
-
-    def search_mem(self, question: str, **options: Unpack[SearchOptions]) -> v.Hits:
-        """Its pages that match the question best, by words and meaning. NotFound."""
-        return self._client.search_mem(self.pid, question, **options)
-
-    def pin(self, first: int, count: int = 1, *, pinned: bool = True) -> None:
-        """Pin pages in the window; `pinned=False` unpins them. NotFound, TooBig."""
-        self._client.pin(self.pid, first, count, pinned=pinned)
-
-    def evict(self, first: int, count: int = 1) -> None:
-        """Evict pages from the window. NotFound; Busy for a pinned page."""
-        self._client.evict(self.pid, first, count)
-
-    def mmap(
-        self, source: str | PathLike[str], *, first: int = 0, count: int = 0, writable: bool = True
-    ) -> v.Mapped:
-        """Map a file or folder (a Path, or "/files/PATH"), or pages of "/proc/PID/mem".
-
-        NotFound, Denied, TooBig; EINVAL for a file that is not text.
-        """
-        return self._client.mmap(self.pid, source, first=first, count=count, writable=writable)
-
-    def munmap(self, first: int) -> None:
-        """Remove the mapping that contains the page `first`. NotFound."""
-        self._client.munmap(self.pid, first)
-
-    def share(self, to: int, first: int, count: int = 1, *, writable: bool = False) -> v.Mapped:
-        """Share pages, in their current state, with the process `to`. NotFound, Denied."""
-        return self._client.share(self.pid, to, first, count, writable=writable)
-
-    def forget(self, first: int = 0, count: int = 1, *, key: str = "") -> v.Forgotten:
-        """Erase pages by number or key, in every process that has them. NotFound."""
-        return self._client.forget(self.pid, first, count, key=key)
-
-    def trace_mem(self, page: int) -> v.Trace:
-        """When a page was in the window, why it was evicted and what brought it back. NotFound."""
-        return self._client.trace_mem(self.pid, page)
-
-    def send(self, to: int, body: str) -> v.Sent:
-        """Send a message from this process to another. Busy when its mailbox is full."""
-        return self._client.send(to, body, sender=self.pid)
-
-    def recv(self, timeout_s: float | None = None) -> v.Mail:
-        """Wait for the oldest message to this process. Timeout after `timeout_s` seconds."""
-        return self._client.recv(self.pid, timeout_s)
-
+    @_documented_as(AsyncProcess.memory_tools)
     def memory_tools(self, names: Sequence[str] = DEFAULT_TOOLS) -> MemoryTools:
-        """Its memory as tools for its own model. EINVAL for an unknown name."""
-        return MemoryTools(self._client.thread, self._core.memory_tools(names))
-
-    def kill(self, signal: str = v.Signal.TERM) -> None:
-        """Send a signal: TERM, KILL, INT, STOP or CONT. NotFound when it has ended."""
-        self._client.thread.run(self._core.kill, signal)
-
-    def nice(self, nice: int) -> None:
-        """Set its nice value: -20 (largest share) to 19 (smallest)."""
-        self._client.thread.run(self._core.nice, nice)
-
-    def wait(self, timeout_s: float | None = None) -> v.Exit:
-        """Wait until it exits, then remove it. Timeout after `timeout_s` seconds."""
-        return self._client.thread.run(self._core.wait, timeout_s)
+        return MemoryTools(self.thread, self.core.memory_tools(names))
 
     def close(self) -> None:
-        """End the process and remove its pages. Does nothing when it has ended."""
-        self._client.thread.end(self._core.close)
+        """End the process and remove its pages. Does nothing when it has ended, or after fork()."""
+        self.thread.end(self.core.close)
 
     def __enter__(self) -> Self:
         return self
@@ -252,35 +230,25 @@ class Process:
 
 
 class Model:
-    """A model by name. `info` describes its image and driver."""
+    """A model by name; see AsyncModel."""
 
     def __init__(self, client: "LLMasOS", core: AsyncModel) -> None:
-        self._client = client
-        self._core = core
+        self._client = client  # open as long as this object exists
+        self.core = core
+        self.thread = client.thread
         self.name = core.name
         self.info = core.info
 
     def __repr__(self) -> str:
-        return repr(self._core).removeprefix("Async")
+        return repr(self.core).removeprefix("Async")
 
-    def generate(self, prompt: Prompt, **options: Unpack[ModelOptions]) -> Reply:
-        """The complete answer to one prompt, from a process that exists for this call only.
+    generate = _blocking(AsyncModel.generate)
+    generate_text = _blocking(AsyncModel.generate_text)
+    chat = _blocking(AsyncModel.chat)
 
-        Raises as `Process.generate` does, and Busy when the process table is full.
-        """
-        return self._client.thread.run(self._core.generate, prompt, **options)
-
-    def generate_text(self, prompt: Prompt, **options: Unpack[ModelOptions]) -> str:
-        """The text of the answer to one prompt. Raises as `generate` does."""
-        return self._client.thread.run(self._core.generate_text, prompt, **options)
-
-    def chat(self, messages: Prompt, **options: Unpack[ModelOptions]) -> str:
-        """The text of the answer to a text or a list of messages. Raises as `generate` does."""
-        return self._client.thread.run(self._core.chat, messages, **options)
-
+    @_documented_as(AsyncModel.stream)
     def stream(self, prompt: Prompt, **options: Unpack[ModelOptions]) -> Answer:
-        """Stream the answer, from a process that exists for this call only."""
-        return Answer(self._client, self._core.stream(prompt, **options))
+        return Answer(self._client, self.core.stream(prompt, **options))
 
 
 class LLMasOS:
@@ -309,31 +277,22 @@ class LLMasOS:
         """The kernel's answer to hello."""
         return self.core.welcome
 
+    @_documented_as(AsyncLLMasOS.get_model)
     def get_model(self, name: str) -> Model:
-        """A model by its name or alias. NotFound lists the installed models."""
         return Model(self, self.thread.run(self.core.get_model, name))
 
+    @_documented_as(AsyncLLMasOS.process)
     def process(self, pid: int) -> Process:
-        """An existing process; `with` does not end it.
-
-        The first call on it raises NotFound when it does not exist.
-        """
         return Process(self, self.core.process(pid))
 
+    @_documented_as(AsyncLLMasOS.spawn)
     def spawn(self, model: str, **options: Unpack[SpawnOptions]) -> Process:
-        """Start a process on a model, and mount the model if needed.
-
-        The process ends with its `with` or with this connection, unless `keep=True`. Raises
-        NotFound for an unknown model, Busy when the process table is full, TooBig for a system
-        prompt that exceeds the window, EngineFailed.
-        """
         return Process(self, self.thread.run(self.core.spawn, model, **options))
 
+    @_documented_as(AsyncLLMasOS.fork)
     def fork(self, pid: int, count: int = 1, **options: Unpack[ForkOptions]) -> list[Process]:
-        """Create `count` children with the parent's context. NotFound, Busy, EngineFailed."""
-        return [
-            Process(self, core) for core in self.thread.run(self.core.fork, pid, count, **options)
-        ]
+        cores = self.thread.run(self.core.fork, pid, count, **options)
+        return [Process(self, core) for core in cores]
 
     generate = _blocking_stream(AsyncLLMasOS.generate)
     tokenize = _blocking(AsyncLLMasOS.tokenize)

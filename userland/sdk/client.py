@@ -74,8 +74,8 @@ class AsyncLLMasOS(ProcessCalls):
             descriptor = stream.extra(SocketAttribute.raw_socket).fileno()
             fork.opened(descriptor)
             stack.callback(fork.closed, descriptor)
-            connection = ClientConnection(stream)
-            self.welcome = await connection.handshake(self._hello)
+            connection = ClientConnection(stream, self._hello)
+            self.welcome = await connection.handshake()
             application.show(self.welcome.notices)
             group = anyio.create_task_group()
             await group.__aenter__()
@@ -126,7 +126,7 @@ class AsyncLLMasOS(ProcessCalls):
         )
 
     def process(self, pid: int) -> AsyncProcess:
-        """An existing process; `async with` does not end it.
+        """An existing process; its `with` block does not end it.
 
         The first call on it raises NotFound when it does not exist.
         """
@@ -160,7 +160,7 @@ class AsyncLLMasOS(ProcessCalls):
     async def spawn(self, model: str, **options: Unpack[SpawnOptions]) -> AsyncProcess:
         """Start a process on a model, and mount the model if needed.
 
-        The process ends with its `async with` or with this connection, unless `keep=True`. Raises
+        The process ends with its `with` block or with this connection, unless `keep=True`. Raises
         NotFound for an unknown model, Busy when the process table is full, TooBig for a system
         prompt that exceeds the window, EngineFailed.
         """
@@ -181,16 +181,14 @@ class AsyncLLMasOS(ProcessCalls):
         both a pid and a model.
         """
         asked = request(pid, prompt, options, model)
-        return ReplyStream(
-            self._connection, self._connection.begin("generate", asked), v.Delta, v.Generated
-        )
+        return self._connection.stream("generate", asked, v.Delta, v.Generated)
 
     async def fork(
         self, pid: int, count: int = 1, **options: Unpack[ForkOptions]
     ) -> list[AsyncProcess]:
         """Create `count` children with the parent's context.
 
-        They end with their `async with` or with this connection, unless `keep=True`. Raises
+        They end with their `with` block or with this connection, unless `keep=True`. Raises
         NotFound, Busy, EngineFailed.
         """
         keep = options.setdefault("keep", False)
@@ -248,15 +246,11 @@ class AsyncLLMasOS(ProcessCalls):
     ) -> ReplyStream[v.Events, v.Nothing]:  # fmt: skip
         """Follow the journal in batches, from a cursor (0: the oldest; None: now)."""
         asked = v.Watch(since, follow, pid, kinds or [], interval_s)
-        return ReplyStream(
-            self._connection, self._connection.begin("watch", asked), v.Events, v.Nothing
-        )
+        return self._connection.stream("watch", asked, v.Events, v.Nothing)
 
     def attach(self, pid: int) -> ReplyStream[v.Output, v.Exit]:
         """Follow the output of a process until it exits. ESRCH."""
-        return ReplyStream(
-            self._connection, self._connection.begin("attach", v.Attach(pid)), v.Output, v.Exit
-        )
+        return self._connection.stream("attach", v.Attach(pid), v.Output, v.Exit)
 
     async def images(self) -> v.Images:
         """Installed models."""
@@ -282,9 +276,7 @@ class AsyncLLMasOS(ProcessCalls):
         `off`: delete the requantised file and use the original again. Operators only.
         """
         asked = v.ImageTune(name, quantisation, measure, off)
-        return ReplyStream(
-            self._connection, self._connection.begin("image_tune", asked), v.Progress, v.Tuned
-        )
+        return self._connection.stream("image_tune", asked, v.Progress, v.Tuned)
 
     async def image_probe(
         self, name: str, url: str, options: dict[str, bool | int | float | str] | None = None

@@ -219,7 +219,7 @@ def description(pid: int, spawned: v.Spawned | None, *, keep: bool) -> str:
 
 
 class AsyncModel:
-    """A model by name. `info` says what stands behind it."""
+    """A model by name. `info` describes its image and driver."""
 
     def __init__(self, client: ProcessCalls, name: str, info: v.ImageInfo) -> None:
         self._client = client
@@ -232,7 +232,7 @@ class AsyncModel:
     async def generate(self, prompt: Prompt, **options: Unpack[ModelOptions]) -> Reply:
         """The complete answer to one prompt, from a process that exists for this call only.
 
-        Raises as `AsyncProcess.generate` does, and Busy when the process table is full.
+        Raises as `generate` of a process does, and Busy when the process table is full.
         """
         return await self.stream(prompt, **options).whole()
 

@@ -26,7 +26,6 @@ from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from .memory import MemoryCalls, SearchOptions
-from .thread import ClientThread
 
 _PAGE = {"type": "integer", "minimum": 0, "description": "number of a page"}
 _TEXT = {"type": "string", "minLength": 1}
@@ -200,20 +199,6 @@ class AsyncMemoryTools:
             message = f"no tool {fields.get('name')!r}; available: {', '.join(self._tools)}"
             raise SyscallError(Errno.EINVAL, message)
         return tool, _checked(tool, _object(fields.get("arguments", {}), "`arguments`"))
-
-
-class MemoryTools:
-    """The blocking version of AsyncMemoryTools."""
-
-    def __init__(self, thread: ClientThread, core: AsyncMemoryTools) -> None:
-        self._thread = thread
-        self._core = core
-        self.definitions = core.definitions  # in the form of OpenAI's `tools`
-        self.schema = core.schema  # JSON schema of one call
-
-    def call(self, call: str | Mapping[str, Any]) -> str:
-        """Make a call as the model wrote it. Returns the result as a text for the model."""
-        return self._thread.run(self._core.call, call)
 
 
 def _object(value: object, what: str) -> Arguments:
