@@ -65,6 +65,17 @@ def test_calls_and_streams_mix_on_one_line(line: BlockingClient) -> None:
     assert "".join(delta.text for delta in first) == "first"
 
 
+def test_more_calls_than_the_kernel_accepts_wait_for_each_other(line: BlockingClient) -> None:
+    texts = ["abc" * count for count in range(2 * limits.CALLS_IN_FLIGHT)]
+    asked = [
+        line.stream("tokenize", v.Tokenize("echo", text), v.Nothing, v.Tokens) for text in texts
+    ]
+    for count, stream in reversed([*enumerate(asked)]):
+        assert list(stream) == []
+        assert stream.reply is not None
+        assert len(stream.reply.tokens) == count
+
+
 def test_a_cancelled_stream_ends_with_ecanceled(line: BlockingClient) -> None:
     stream = line.stream("attach", v.Attach(spawn(line)), v.Output, v.Exit)
     stream.cancel()

@@ -191,11 +191,13 @@ def test_a_number_is_never_used_again() -> None:
     numbers = list[int]()
     for turn in range(200):
         numbers.append(protocol.call(SHORT, v.Nothing()))
+        assert [frame[1] for frame in sent(protocol)] == numbers[-1:]
         if turn % 3 == 0:
             with pytest.raises(SyscallError):
                 protocol.call(SHORT, object())
         elif turn % 3 == 1:
             protocol.cancel(numbers[-1])
+            protocol.take_output()
         protocol.receive(reply(numbers[-1]) if turn % 2 else failure(numbers[-1]))
     assert len({HELLO_NUMBER, *numbers}) == 201
     assert all(wire.is_number(number) for number in numbers)
@@ -287,7 +289,9 @@ def test_a_call_that_is_cancelled_while_it_waits_is_never_sent() -> None:
     assert told(protocol.cancel(cancelled)) == [("CallFailed", cancelled, Errno.ECANCELED)]
     assert protocol.cancel(cancelled) == []
     assert not protocol.has_output
-    protocol.receive(reply(numbers[0]) + reply(cancelled))
+    assert told(protocol.receive(reply(numbers[0]) + reply(cancelled))) == [
+        ("ReplyReceived", numbers[0], {})
+    ]
     assert [frame[1] for frame in sent(protocol)] == [last]
 
 
