@@ -11,7 +11,6 @@ import socket
 import stat
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from typing import Generic, TypeVar
@@ -252,9 +251,9 @@ class BlockingClient:
         while self._protocol.has_output and not self._writing:
             self._writing = True
             try:
-                # Of a failed write the next read raises the reason: the kernel may have sent it.
-                with suppress(OSError):
-                    self._socket.sendall(self._protocol.take_output())
+                self._socket.sendall(self._protocol.take_output())
+            except OSError:
+                pass  # the next read raises the reason: the kernel may have sent it
             finally:
                 self._writing = False
 

@@ -159,7 +159,7 @@ class ClientProtocol:
 
     def take_output(self) -> bytes:
         """The bytes to write next."""
-        frames = list[bytes]()
+        frames: list[bytes] = []
         while self._output:
             frames.append(self._output.popleft())
         return b"".join(frames)
@@ -169,7 +169,7 @@ class ClientProtocol:
         """The events of bytes that were read. No bytes: the kernel closed the connection."""
         if not data:
             return self.end("the daemon closed the connection")
-        events = list[CallEvent]()
+        events: list[CallEvent] = []
         try:
             for body in self._frames.feed(data):
                 if (event := self._event(body)) is not None:
@@ -186,7 +186,7 @@ class ClientProtocol:
         if self.error is not None:
             return []
         self.error = error
-        failed = list[CallEvent](CallFailed(number, copy.copy(error)) for number in self._open)
+        failed: list[CallEvent] = [CallFailed(one, copy.copy(error)) for one in self._open]
         self._open.clear()
         self._output.clear()
         return failed
