@@ -18,9 +18,10 @@ from typing import Generic, TypeVar
 from llmasos.kernel.abi import limits, paths
 from llmasos.kernel.abi.errors import Denied, Errno, SyscallError
 from llmasos.kernel.abi.paths import FD
-from llmasos.kernel.abi.values import Hello, Profile
+from llmasos.kernel.abi.values import Hello, Profile, Welcome
 
 from .protocol import (
+    HELLO,
     CallEvent,
     CallFailed,
     ClientProtocol,
@@ -190,15 +191,13 @@ class BlockingClient:
         profile: Profile = Profile.OPERATOR, key: str | None = None,
     ) -> None:  # fmt: skip
         self._protocol = ClientProtocol(Hello(limits.PROTOCOL_VERSION, app, profile, key))
-        self._events: dict[int, deque[CallEvent]] = {}  # not read yet, by call number
+        self._events = {HELLO: deque[CallEvent]()}  # not read yet, by call number
         self._writing = False
         self._socket = _connected(target)
         self._socket.settimeout(limits.START_S)  # a kernel that hangs does not hang its clients
         try:
             self._write()
-            while self._protocol.connecting:
-                self._receive()
-            self.welcome = self._protocol.require_open()
+            self.welcome = self._reply(HELLO, Welcome)
             self._socket.settimeout(None)
         except BaseException:
             self.close()
@@ -206,10 +205,12 @@ class BlockingClient:
 
     def call(self, name: str, request: object, reply: type[T]) -> T:
         """The reply of one syscall. Raises the kernel's SyscallError; EPIPE: the kernel exited."""
-        number = self.send(name, request)
+        return self._reply(self.send(name, request), reply)
+
+    def _reply(self, number: int, kind: type[T]) -> T:
         while isinstance(event := self.next_event(number), ItemReceived):
             pass  # progress, not used here
-        return value_from_frame(event.fields, reply)
+        return value_from_frame(event.fields, kind)
 
     def stream(
         self, name: str, request: object, item: type[Item], reply: type[R]

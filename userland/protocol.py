@@ -3,7 +3,8 @@
 A transport writes what `take_output` returns, passes what it reads to `receive`, and gives each
 event to the caller that waits for it: client.py blocks, sdk/connection.py is async.
 
-- The first frame is hello. Calls are accepted after its reply, until the connection has ended.
+- The first call is hello, with the number HELLO. Others are accepted after its reply, until the
+  connection has ended.
 - A call has a number that is never used again. It gets its items in order, then exactly one reply
   or failure. A request that cannot be sent raises its error, and nothing else changes.
 - A cancelled call gets no more items. It still ends with a reply if the kernel completed it first.
@@ -20,9 +21,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from llmasos.kernel.abi import limits, wire
 from llmasos.kernel.abi.errors import Denied, EngineFailed, Errno, SyscallError, error_of
-from llmasos.kernel.abi.values import Hello, Welcome
+from llmasos.kernel.abi.values import Hello
 
 T = TypeVar("T")
+HELLO = 1
 LONG = frozenset({"spawn", "generate", "tokenize", "mount", "mmap", "forget", "fsck"})
 ENDLESS = frozenset({"wait", "watch", "attach", "recv"})
 RECONNECT = (
@@ -65,10 +67,6 @@ class CallQueue:
         self.in_flight = set[int]()
         self.waiting = deque[OpenCall]()
 
-    @property
-    def full(self) -> bool:
-        return len(self.in_flight) >= self.limit
-
 
 class OpenCall:
     """A call that has not ended."""
@@ -89,44 +87,33 @@ class ClientProtocol:
 
     def __init__(self, hello: Hello) -> None:
         self.error: SyscallError | None = None
-        self._welcome: Welcome | None = None
+        self._greeted = False  # hello has its reply
         self._frames = wire.Frames()
-        self._numbers = count(1)
-        self._open: dict[int, OpenCall] = {}
+        self._numbers = count(HELLO + 1)
         self._long = CallQueue(limits.CALLS_IN_FLIGHT // 2)  # calls that wait for an engine
         self._short = CallQueue(limits.CALLS_IN_FLIGHT // 4)
-        self._hello = next(self._numbers)
-        message, hint = [wire.CALL, self._hello, "hello", hello], "give a shorter key or name"
+        message, hint = [wire.CALL, HELLO, "hello", hello], "give a shorter key or name"
         self._output = deque([wire.pack(message, limits.HELLO_BYTES, hint=hint)])
-
-    # --- state ------------------------------------------------------------------------------------
-    @property
-    def connecting(self) -> bool:
-        """Whether the kernel has not answered hello yet."""
-        return self._welcome is None and self.error is None
-
-    def require_open(self) -> Welcome:
-        """The reply to hello. Raises the error that ended the connection; EPROTO before hello."""
-        if self.error is not None:
-            raise copy.copy(self.error)  # an exception collects the traceback of each raise
-        if self._welcome is None:
-            hint = "wait for the reply first"
-            raise SyscallError(Errno.EPROTO, "the kernel has not replied to hello", hint)
-        return self._welcome
+        self._open = {HELLO: OpenCall(HELLO, "hello", b"", None)}
 
     # --- requests ---------------------------------------------------------------------------------
     def call(self, name: str, request: object, *, soon: bool = False) -> int:
         """Start a call and return its number. E2BIG and EINVAL for a request that cannot be sent.
 
-        `soon`: this call of an ENDLESS syscall ends soon, so it is queued as the others are.
+        `soon`: this call of an ENDLESS syscall ends soon, so it is queued as the others are. Raises
+        the error that ended the connection; EPROTO before the reply to hello.
         """
-        self.require_open()
+        if self.error is not None:
+            raise copy.copy(self.error)  # an exception collects the traceback of each raise
+        if not self._greeted:
+            hint = "wait for the reply to hello"
+            raise SyscallError(Errno.EPROTO, f"{name} before the reply to hello", hint)
         number, queue = next(self._numbers), None
         if soon or name not in ENDLESS:
             queue = self._long if name in LONG else self._short
         call = OpenCall(number, name, wire.call(number, name, request), queue)
         self._open[number] = call
-        if queue is not None and queue.full:
+        if queue is not None and len(queue.in_flight) >= queue.limit:
             queue.waiting.append(call)
         else:
             self._send(call)
@@ -196,30 +183,16 @@ class ClientProtocol:
         kind, number, fields = _checked(wire.unpack_reply(body))
         if kind == wire.ERROR and number == 0:
             raise error_from_frame(fields, "")
-        if self._welcome is None:
-            self._greet(kind, number, fields)
-            return None
         call = self._open.get(number)
-        if call is None:  # the call of an earlier client of an inherited connection
+        if call is None:  # of an earlier client of an inherited connection
             return None
         if kind == wire.ITEM:
             return None if call.cancelled else ItemReceived(number, fields)
         self._finish(call)
         if kind == wire.ERROR:
             return CallFailed(number, error_from_frame(fields, call.name))
+        self._greeted = True  # the first reply is that of hello
         return ReplyReceived(number, fields)
-
-    def _greet(self, kind: int, number: int, fields: dict[str, Any]) -> None:
-        if number != self._hello:  # of an earlier client of an inherited connection
-            return
-        if kind == wire.ERROR:
-            raise error_from_frame(fields, "hello")
-        welcome = value_from_frame(fields, Welcome)
-        if welcome.version != limits.PROTOCOL_VERSION:
-            message = f"the kernel has protocol version {welcome.version}"
-            hint = f"use a client of its release; this one has version {limits.PROTOCOL_VERSION}"
-            raise wire.ProtocolError(message, hint=hint)
-        self._welcome = welcome
 
     def _finish(self, call: OpenCall) -> None:
         """Remove a call that has ended, and send one that waited for it."""

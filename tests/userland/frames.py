@@ -5,22 +5,21 @@ from typing import Any
 from llmasos.kernel.abi import limits, wire
 from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno
-from llmasos.userland.protocol import ClientProtocol
+from llmasos.userland.protocol import HELLO, ClientProtocol
 
-HELLO = v.Hello(limits.PROTOCOL_VERSION, "test", v.Profile.OPERATOR, "sk-1")
-HELLO_NUMBER = 1
+GREETING = v.Hello(limits.PROTOCOL_VERSION, "test", v.Profile.OPERATOR, "sk-1")
 ANSWER = v.Welcome(limits.PROTOCOL_VERSION, "0.1", "me", v.Profile.OPERATOR, ["be kind"])
-WELCOME = wire.pack([wire.REPLY, HELLO_NUMBER, ANSWER])
+WELCOME = wire.pack([wire.REPLY, HELLO, ANSWER])
 GONE = {"errno": int(Errno.ESRCH), "message": "no process 9", "hint": "", "call": "wait", "pid": 9}
 LONG, SHORT = "generate", "stat"  # calls of the two queues
 LONG_LIMIT, SHORT_LIMIT = 16, 8  # in flight
 
 
 def connected() -> ClientProtocol:
-    protocol = ClientProtocol(HELLO)
+    protocol = ClientProtocol(GREETING)
     protocol.take_output()
-    assert protocol.receive(WELCOME) == []
-    assert protocol.require_open() == ANSWER
+    [event] = protocol.receive(WELCOME)
+    assert event.number == HELLO
     return protocol
 
 

@@ -14,7 +14,7 @@ from llmasos.userland.protocol import (
     ReplyReceived,
 )
 from tests.userland.frames import (
-    HELLO,
+    GREETING,
     LONG,
     LONG_LIMIT,
     SHORT,
@@ -145,7 +145,7 @@ def test_in_any_interleaving_each_call_gets_its_items_in_order_and_one_end() -> 
 def test_damaged_bytes_end_the_connection_and_raise_nothing() -> None:
     dice, ended = random.Random(5), 0
     for _ in range(2_000):
-        protocol = ClientProtocol(HELLO)
+        protocol = ClientProtocol(GREETING)
         protocol.receive(WELCOME)
         numbers = [protocol.call(LONG, v.Nothing()) for _ in range(3)]
         stream = bytearray(b"".join(

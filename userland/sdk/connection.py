@@ -17,6 +17,7 @@ from llmasos.kernel.abi.errors import Busy, Errno, SyscallError
 from llmasos.kernel.abi.values import Hello, Welcome
 from llmasos.userland.protocol import (
     ENDLESS,
+    HELLO,
     CallEvent,
     CallFailed,
     ClientProtocol,
@@ -142,7 +143,7 @@ class ClientConnection:
         self._stream = stream
         self._pid = os.getpid()
         self._protocol = ClientProtocol(hello)
-        self._calls: dict[int, PendingCall] = {}  # that have not ended
+        self._calls = {HELLO: PendingCall(HELLO, "hello")}  # that have not ended
         self._filled = anyio.Event()
 
     @property
@@ -161,13 +162,15 @@ class ClientConnection:
 
     async def handshake(self) -> Welcome:
         """Make the `hello` syscall, before `run`. Raises SyscallError when it is refused."""
+        hello = self._calls[HELLO]
         with anyio.move_on_after(limits.START_S) as scope:
             await self._flush()
-            while self._protocol.connecting:
+            while not hello.finished.is_set():
                 await self._receive()
         if scope.cancelled_caught:
-            self._protocol.end(f"no answer from the daemon within {limits.START_S:g} s")
-        return self._protocol.require_open()
+            reason = f"no answer from the daemon within {limits.START_S:g} s"
+            self._hand_out(self._protocol.end(reason))
+        return await self.reply(hello, Welcome)
 
     async def run(self) -> None:
         """Transfer frames until the connection ends. Every open call then fails."""
