@@ -1,5 +1,6 @@
 """The SDK: one method for each syscall, objects that people work with, and every way to leave."""
 
+import gc
 import inspect
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -358,6 +359,13 @@ def test_the_door_does_what_the_core_does(door: LLMasOS) -> None:
         assert sum(len(batch.events) for batch in events) > 1
         assert events.reply == v.Nothing()
     assert door.stat().connections >= 1
+
+
+def test_a_stream_keeps_its_client_connected(shared: Machine) -> None:
+    events = LLMasOS(socket=shared.paths.socket).watch(since=0, follow=False)
+    gc.collect()
+    assert [event for batch in events for event in batch.events]
+    assert events.reply == v.Nothing()
 
 
 def test_threads_share_a_door(door: LLMasOS) -> None:

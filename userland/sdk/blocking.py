@@ -6,9 +6,10 @@ may share a client. Ctrl-C in the calling thread cancels the call.
 """
 
 import weakref
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import wraps
-from typing import Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, Unpack
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 
 from llmasos.kernel.abi import paths
 from llmasos.kernel.abi import values as v
@@ -32,13 +33,34 @@ R = TypeVar("R")
 M = TypeVar("M", bound=Callable[..., object])
 
 
-class _Wrapper(Protocol[C_co]):
-    """`core` is the async object of a blocking one; its methods run in `thread`."""
+class _Wrapper(Generic[C_co]):
+    """A blocking object: `core` is the async one that it wraps, whose methods run in `thread`."""
 
-    @property
-    def core(self) -> C_co: ...
-    @property
-    def thread(self) -> ClientThread: ...
+    core: C_co
+    thread: ClientThread
+
+    def __repr__(self) -> str:
+        return repr(self.core).removeprefix("Async")
+
+
+class _Part(_Wrapper[C_co]):
+    """An object of a client, which stays connected as long as this object exists."""
+
+    def __init__(self, client: "LLMasOS", core: C_co) -> None:
+        self._client, self.core, self.thread = client, core, client.thread
+
+
+class _Block:
+    """The end of a `with` closes the object."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _blocking(
@@ -54,16 +76,16 @@ def _blocking(
 
 
 def _blocking_stream(
-    method: Callable[Concatenate[C, P], ReplyStream[Item, R]],
-) -> Callable[Concatenate[_Wrapper[C], P], "BlockingReplyStream[Item, R]"]:
+    method: Callable[Concatenate[AsyncLLMasOS, P], ReplyStream[Item, R]],
+) -> Callable[Concatenate["LLMasOS", P], "BlockingReplyStream[Item, R]"]:
     """The blocking version of a streaming syscall, with its signature and docstring."""
 
     @wraps(method)
     def call(
-        self: _Wrapper[C], /, *args: P.args, **kwargs: P.kwargs
+        self: "LLMasOS", /, *args: P.args, **kwargs: P.kwargs
     ) -> "BlockingReplyStream[Item, R]":
         stream = self.thread.call_sync(method, self.core, *args, **kwargs)
-        return BlockingReplyStream(self.thread, stream)
+        return BlockingReplyStream(self, stream)
 
     return call
 
@@ -78,64 +100,50 @@ def _documented_as(original: object) -> Callable[[M], M]:
     return document
 
 
-class BlockingReplyStream(Generic[Item, R]):
+class BlockingReplyStream(_Part[ReplyStream[Item, R]], _Block):
     """A streaming syscall: iterate its items, then read `reply`. `with` ends the call."""
-
-    def __init__(self, thread: ClientThread, core: ReplyStream[Item, R]) -> None:
-        self._thread = thread
-        self._core = core
 
     @property
     def reply(self) -> R | None:
         """None until the last item has been read."""
-        return self._core.reply
+        return self.core.reply
 
     def __iter__(self) -> Iterator[Item]:
         return self
 
     def __next__(self) -> Item:
         try:
-            return self._thread.run(self._core.__anext__)
+            return self.thread.run(self.core.__anext__)
         except StopAsyncIteration:
             raise StopIteration from None
 
     def close(self) -> None:
         """Cancel the call if it is still running."""
-        self._thread.end(self._core.aclose)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.thread.end(self.core.aclose)
 
 
-class Answer:
+class Answer(_Part[AsyncAnswer], _Block):
     """An answer that is streamed: iterate its pieces of text, then read `reply`.
 
     The end of its `with`, or its garbage collection, cancels the call.
     """
 
-    def __init__(self, client: "LLMasOS", core: AsyncAnswer) -> None:
-        self._client = client  # open as long as this object exists
-        self._core = core
-
     @property
     @_documented_as(AsyncAnswer.text)
     def text(self) -> str:
-        return self._core.text
+        return self.core.text
 
     @property
     @_documented_as(AsyncAnswer.reply)
     def reply(self) -> Reply:
-        return self._core.reply
+        return self.core.reply
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
         try:
-            return self._client.thread.run(self._core.__anext__)
+            return self.thread.run(self.core.__anext__)
         except StopAsyncIteration:
             raise StopIteration from None
         except KeyboardInterrupt:  # also when it arrives after the call has returned
@@ -144,41 +152,34 @@ class Answer:
 
     def __del__(self) -> None:
         """Cancel the call when a loop was left early without `with`."""
-        self._client.thread.end_soon(self._core.close)
+        self.thread.end_soon(self.core.close)
 
     @_documented_as(AsyncAnswer.close)
     def close(self) -> None:
-        self._client.thread.end(self._core.close)
-
-    def __repr__(self) -> str:
-        return repr(self._core).removeprefix("Async")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.thread.end(self.core.close)
 
 
-class MemoryTools:
+class MemoryTools(_Part[AsyncMemoryTools]):
     """The blocking version of AsyncMemoryTools."""
 
-    def __init__(self, thread: ClientThread, core: AsyncMemoryTools) -> None:
-        self.thread = thread
-        self.core = core
-        self.definitions = core.definitions  # in the form of OpenAI's `tools`
-        self.schema = core.schema  # JSON schema of one call
+    @property
+    @_documented_as(AsyncMemoryTools.definitions)
+    def definitions(self) -> list[dict[str, Any]]:
+        return self.core.definitions
+
+    @property
+    @_documented_as(AsyncMemoryTools.schema)
+    def schema(self) -> dict[str, Any]:
+        return self.core.schema
 
     call = _blocking(AsyncMemoryTools.call)
 
 
-class Process:
+class Process(_Part[AsyncProcess], _Block):
     """A conversation with a pid; see AsyncProcess. Leaving its `with` ends it, unless `keep`."""
 
     def __init__(self, client: "LLMasOS", core: AsyncProcess) -> None:
-        self._client = client  # open as long as this object exists
-        self.core = core
-        self.thread = client.thread
+        super().__init__(client, core)
         self.pid = core.pid
         self.spawned = core.spawned  # model and window; None for an existing process
         self.keep = core.keep  # True: it outlives its block and its connection
@@ -215,32 +216,24 @@ class Process:
 
     @_documented_as(AsyncProcess.memory_tools)
     def memory_tools(self, names: Sequence[str] = DEFAULT_TOOLS) -> MemoryTools:
-        return MemoryTools(self.thread, self.core.memory_tools(names))
+        return MemoryTools(self._client, self.core.memory_tools(names))
 
     def close(self) -> None:
         """End the process and remove its pages. Does nothing when it has ended, or after fork()."""
         self.thread.end(self.core.close)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if not self.keep:
             self.close()
 
 
-class Model:
+class Model(_Part[AsyncModel]):
     """A model by name; see AsyncModel."""
 
     def __init__(self, client: "LLMasOS", core: AsyncModel) -> None:
-        self._client = client  # open as long as this object exists
-        self.core = core
-        self.thread = client.thread
+        super().__init__(client, core)
         self.name = core.name
         self.info = core.info
-
-    def __repr__(self) -> str:
-        return repr(self.core).removeprefix("Async")
 
     generate = _blocking(AsyncModel.generate)
     generate_text = _blocking(AsyncModel.generate_text)
@@ -251,7 +244,7 @@ class Model:
         return Answer(self._client, self.core.stream(prompt, **options))
 
 
-class LLMasOS:
+class LLMasOS(_Wrapper[AsyncLLMasOS], _Block):
     """A connection to a kernel; see AsyncLLMasOS for the arguments and what they raise.
 
     It disconnects at the end of its `with`, by `close()`, or at the end of the program.
@@ -268,9 +261,6 @@ class LLMasOS:
         self.core = AsyncLLMasOS(api_key, **options)
         self.thread = ClientThread(self.core)
         self._close = weakref.finalize(self, self.thread.close)
-
-    def __repr__(self) -> str:
-        return repr(self.core).removeprefix("Async")
 
     @property
     def welcome(self) -> v.Welcome | None:
@@ -346,9 +336,3 @@ class LLMasOS:
     def close(self) -> None:
         """Disconnect. Processes that were not spawned with keep=True end."""
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
