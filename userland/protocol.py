@@ -146,10 +146,7 @@ class ClientProtocol:
 
     def take_output(self) -> bytes:
         """The bytes to write next."""
-        frames: list[bytes] = []
-        while self._output:
-            frames.append(self._output.popleft())
-        return b"".join(frames)
+        return b"".join([self._output.popleft() for _ in range(len(self._output))])
 
     # --- events -----------------------------------------------------------------------------------
     def receive(self, data: bytes) -> list[CallEvent]:
@@ -180,7 +177,10 @@ class ClientProtocol:
 
     def _event(self, body: bytes) -> CallEvent | None:
         """The event of a frame. Raises SyscallError when it ends the connection."""
-        kind, number, fields = _checked(wire.unpack_reply(body))
+        frame = wire.unpack_reply(body)
+        if len(frame) != 3 or frame[0] not in _KINDS or [*map(type, frame[1:])] != [int, dict]:
+            raise wire.ProtocolError("the kernel's frame is neither an item, a reply nor an error")
+        kind, number, fields = frame
         if kind == wire.ERROR and number == 0:
             raise error_from_frame(fields, "")
         call = self._open.get(number)
@@ -202,14 +202,6 @@ class ClientProtocol:
             queue.in_flight.discard(call.number)
             if queue.waiting:
                 self._send(queue.waiting.popleft())
-
-
-def _checked(frame: list[Any]) -> tuple[int, int, dict[str, Any]]:
-    """Kind, number and fields of the kernel's frame. EPROTO."""
-    if len(frame) == 3 and frame[0] in _KINDS and (type(frame[1]), type(frame[2])) == (int, dict):
-        kind, number, fields = frame
-        return kind, number, fields
-    raise wire.ProtocolError("a frame of the kernel is neither an item, a reply nor an error")
 
 
 def error_from_frame(fields: dict[str, Any], call: str) -> SyscallError:

@@ -9,7 +9,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import wraps
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
+from typing import Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 
 from llmasos.kernel.abi import paths
 from llmasos.kernel.abi import values as v
@@ -162,15 +162,10 @@ class Answer(_Part[AsyncAnswer], _Block):
 class MemoryTools(_Part[AsyncMemoryTools]):
     """The blocking version of AsyncMemoryTools."""
 
-    @property
-    @_documented_as(AsyncMemoryTools.definitions)
-    def definitions(self) -> list[dict[str, Any]]:
-        return self.core.definitions
-
-    @property
-    @_documented_as(AsyncMemoryTools.schema)
-    def schema(self) -> dict[str, Any]:
-        return self.core.schema
+    def __init__(self, client: "LLMasOS", core: AsyncMemoryTools) -> None:
+        super().__init__(client, core)
+        self.definitions = core.definitions  # in the form of OpenAI's `tools`
+        self.schema = core.schema  # JSON schema of one call
 
     call = _blocking(AsyncMemoryTools.call)
 

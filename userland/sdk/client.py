@@ -9,7 +9,6 @@ import struct
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 import anyio
@@ -90,10 +89,7 @@ class AsyncLLMasOS(ProcessCalls):
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    async def __aexit__(self, *_: object) -> None:
         if not self.forked:
             await self._stack.aclose()
 

@@ -6,7 +6,6 @@ protocol.py has the protocol and the queues of calls. `begin` never waits.
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -54,18 +53,13 @@ class PendingCall:
             self.ready.set()
         if not isinstance(event, ItemReceived):
             self.finished.set()
-            self._undo_reply()
+            self.undo_reply()
 
     def end(self, error: SyscallError) -> None:
         self.error = self.error or error
         self.ready.set()
 
-    def abandon(self) -> None:
-        self.abandoned = True
-        self.end(SyscallError(Errno.ECANCELED, f"{self.name} was cancelled by its caller"))
-        self._undo_reply()
-
-    def _undo_reply(self) -> None:
+    def undo_reply(self) -> None:
         """Undo the effect of an abandoned call that has a reply nobody has read."""
         undo, last = self.undo, self.events[-1] if self.events else None
         if self.abandoned and undo is not None and isinstance(last, ReplyReceived):
@@ -129,10 +123,7 @@ class ReplyStream(Generic[Item, R]):
     async def __aenter__(self) -> "ReplyStream[Item, R]":
         return self
 
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
 
@@ -240,7 +231,9 @@ class ClientConnection:
     def abandon(self, call: PendingCall) -> None:
         """Cancel a call whose caller was cancelled. Never waits."""
         self._hand_out(self._protocol.cancel(call.number))
-        call.abandon()
+        call.abandoned = True
+        call.end(SyscallError(Errno.ECANCELED, f"{call.name} was cancelled by its caller"))
+        call.undo_reply()
 
     async def call(self, name: str, request: object, reply: type[T]) -> T:
         """One syscall that does not stream. Raises SyscallError. Cancellation cancels the call in

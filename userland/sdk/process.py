@@ -7,7 +7,6 @@ model are one syscall: the kernel runs it on a process that exists for this call
 from abc import abstractmethod
 from collections.abc import Sequence
 from os import PathLike
-from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
 import anyio
@@ -204,10 +203,7 @@ class AsyncProcess:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    async def __aexit__(self, *_: object) -> None:
         if not self.keep:
             await self.close()
 
