@@ -218,6 +218,14 @@ async def test_a_hundred_answers_at_once_wait_for_each_other(client: AsyncLLMasO
     assert texts == {number: f"number {number}" for number in range(100)}
 
 
+async def test_more_calls_than_the_kernel_accepts_wait_for_each_other(
+    client: AsyncLLMasOS,
+) -> None:
+    async with anyio.create_task_group() as group:
+        for _ in range(2 * limits.CALLS_IN_FLIGHT):
+            group.start_soon(client.stat)
+
+
 async def test_endless_calls_do_not_stand_in_the_way(client: AsyncLLMasOS) -> None:
     """Fewer than the kernel's limit may wait for ever; the others go on."""
     async with (
