@@ -99,6 +99,11 @@ class ChromaProcess:
             if self._process is not None:
                 self._reap()
 
+    def has_exited(self) -> bool:
+        """Whether it exited since the last answer: the next request would fail."""
+        with self._lock:
+            return self._process.poll() is not None if self._process else self._lost is not None
+
     def _ask(self, frame: Frame, seconds: float, *, kill: bool = True) -> list[Any]:
         self._number += 1
         frame[1] = self._number

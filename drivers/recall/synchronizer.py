@@ -325,8 +325,8 @@ class Synchronizer:
         self._parent.send([ANSWER, number, counts[0] if counts else -1])
 
     def _renew(self, number: int, path: str) -> None:
-        # With a new process, so that no earlier failure affects it.
-        self._end()
+        if path in self._failures or self._chroma.has_exited():
+            self._end()  # a new process, so that no earlier failure affects it
         try:
             if self._url:
                 self._chroma.ask(chroma_process.DROP_ALL, self._open(path))

@@ -1,5 +1,6 @@
 """Recall on a bench: what a test hands over to it and asks of it, and a slow, obvious search."""
 
+import functools
 import itertools
 import math
 import struct
@@ -107,7 +108,8 @@ def vector(random: Random, width: int = WIDTH) -> bytes:
     return pack(unit([random.gauss(0, 1) for _ in range(width)]))
 
 
-def vectors(count: int, seed: int = 1, width: int = WIDTH) -> dict[int, bytes]:
+@functools.cache
+def vectors(count: int, seed: int = 1, width: int = WIDTH) -> Mapping[int, bytes]:
     """A space full of them."""
     random = Random(seed)
     return {place: vector(random, width) for place in range(count)}

@@ -132,7 +132,7 @@ async def test_who_does_not_wait_is_forgotten(rig: Rig) -> None:
 # --- exact ------------------------------------------------------------------------------------
 async def test_every_page_is_scored_with_its_neighbours(rig: Rig) -> None:
     owner, random = rig.owner(), Random(7)
-    spaces: dict[int, dict[int, bytes]] = {1: vectors(60), 2: {}}
+    spaces: dict[int, dict[int, bytes]] = {1: {**vectors(60)}, 2: {}}
     for place in (3, 4, 9, 10, 11, 500, 2**31, 2**32 - 1):
         spaces[2][place] = vector(random)
     await rig.hand_over(owner, spaces)
@@ -221,7 +221,7 @@ async def large(rig: Rig) -> tuple[Path, Spaces]:
     owner = rig.owner()
     random = Random(11)
     centres = [vector(random) for _ in range(12)]
-    big = {}
+    big: dict[int, bytes] = {}
     for place in range(1500):
         centre, noise = unpack(random.choice(centres)), unpack(vector(random))
         mixed = [a + 0.9 * b for a, b in zip(centre, noise, strict=True)]

@@ -1,5 +1,6 @@
 """The recall process below a daemon: it may die at any time, and a child has its parent's pages."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -13,8 +14,18 @@ from tests.waiting import DEADLINE_S, until
 
 FACT, QUESTION = "My dog is afraid of thunder.", "What does my pet fear?"  # no word in common
 TALK = "Somebody spoke of rivers, chairs and bread, and of many other things, at length. " * 3
-pytestmark = pytest.mark.usefixtures("meaning")
 PAGES = 40  # fewer than become vectors at once: none of them is counted on the way
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlockingClient]:
+    """A client of a machine whose recall process may die at any time."""
+    machine = Machine(tmp_path_factory.mktemp("common"))
+    machine.meaning()
+    machine.start("--mount", "false", "--window", "512")
+    with BlockingClient(machine.paths.socket) as line:
+        yield line
+    machine.down()
 
 
 def search(line: BlockingClient, pid: int, question: str = QUESTION) -> v.Hits:
@@ -53,32 +64,43 @@ def until_waiting(line: BlockingClient, wanted: int) -> None:
     until(lambda: line.call("stat", v.Nothing(), v.Stat).pages_waiting == wanted)
 
 
-def test_a_killed_recall_process_costs_no_page_and_comes_back(machine: Machine) -> None:
-    machine.start("--mount", "false", "--window", "512")
-    with BlockingClient(machine.paths.socket) as line:
-        pid = spawn(line)
-        line.call("write_mem", v.WriteMem(pid, FACT), v.Written)
-        for number in range(6):
-            turn(line, pid, f"{number} {TALK}")
-        assert FACT in texts(by_meaning(line, pid))
-        before = line.call("read_mem", v.ReadMem(pid), v.Pages).pages
-        process = recall_child(line)
-        process.suspend()  # while it does not answer, words are all there is, and that is said
-        found = search(line, pid, "thunder")
-        assert "lexical only" in found.note
-        assert FACT in texts(found)
-        _, told = turn(line, pid, "Who is afraid of thunder?")
-        assert 0 in {fault.page for fault in told.faults}
-        assert any("lexical only" in notice for notice in told.notices)
-        process.kill()
-        process.wait(DEADLINE_S)
-        again = {hit.page.number: hit for hit in by_meaning(line, pid).hits}
-        assert again[0].page.text == FACT
-        assert again[0].parts["meaning"] > 0
-        after = line.call("read_mem", v.ReadMem(pid), v.Pages).pages
-        assert [page.text for page in after[: len(before)]] == [page.text for page in before]
+def test_a_killed_recall_process_costs_no_page_and_comes_back(line: BlockingClient) -> None:
+    pid = spawn(line)
+    line.call("write_mem", v.WriteMem(pid, FACT), v.Written)
+    for number in range(6):
+        turn(line, pid, f"{number} {TALK}")
+    assert FACT in texts(by_meaning(line, pid))
+    before = line.call("read_mem", v.ReadMem(pid), v.Pages).pages
+    process = recall_child(line)
+    process.suspend()  # while it does not answer, words are all there is, and that is said
+    found = search(line, pid, "thunder")
+    assert "lexical only" in found.note
+    assert FACT in texts(found)
+    _, told = turn(line, pid, "Who is afraid of thunder?")
+    assert 0 in {fault.page for fault in told.faults}
+    assert any("lexical only" in notice for notice in told.notices)
+    process.kill()
+    process.wait(DEADLINE_S)
+    again = {hit.page.number: hit for hit in by_meaning(line, pid).hits}
+    assert again[0].page.text == FACT
+    assert again[0].parts["meaning"] > 0
+    after = line.call("read_mem", v.ReadMem(pid), v.Pages).pages
+    assert [page.text for page in after[: len(before)]] == [page.text for page in before]
 
 
+def test_a_child_finds_its_parents_pages_by_meaning_and_its_own(line: BlockingClient) -> None:
+    pid = spawn(line)
+    line.call("write_mem", v.WriteMem(pid, FACT), v.Written)
+    (child,) = line.call("fork", v.Fork(pid), v.Forked).pids
+    own = "Bread has to rest before it goes into the oven."
+    line.call("write_mem", v.WriteMem(child, own), v.Written)
+    assert texts(by_meaning(line, child))[0] == FACT
+    baking = "How does one bake a loaf?"
+    assert texts(by_meaning(line, child, baking))[0] == own
+    assert own not in texts(by_meaning(line, pid, baking))
+
+
+@pytest.mark.usefixtures("meaning")
 def test_pages_of_who_never_searches_become_vectors(machine: Machine) -> None:
     machine.limits(RECALL_BOOT_S=0.0, INDEX_FIRST_PAGES=8)
     machine.start("--mount", "false", "--window", "512")
@@ -94,14 +116,19 @@ def test_pages_of_who_never_searches_become_vectors(machine: Machine) -> None:
         assert recall_state(line) == "up"
 
 
-def test_the_first_question_after_a_start_is_answered_by_meaning(machine: Machine) -> None:
+def test_pages_become_vectors_after_a_start_and_the_first_question_is_answered_by_meaning(
+    machine: Machine,
+) -> None:
     machine.start("--mount", "false")
     with BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         for text in (FACT, "Bread has to rest before it goes into the oven."):
             line.call("write_mem", v.WriteMem(pid, text), v.Written)
-        by_meaning(line, pid)
-        until_waiting(line, 0)
+    machine.stop()
+    machine.meaning()
+    machine.start("--mount", "false")
+    with BlockingClient(machine.paths.socket) as line:
+        until_waiting(line, 0)  # nobody has asked for anything
     machine.stop()
     machine.start("--mount", "false")
     with BlockingClient(machine.paths.socket) as line:
@@ -110,47 +137,16 @@ def test_the_first_question_after_a_start_is_answered_by_meaning(machine: Machin
         assert found.hits[0].parts["meaning"] > 0
 
 
-def test_the_recall_process_starts_with_the_daemon_when_there_are_pages(machine: Machine) -> None:
-    machine.start("--mount", "false", "--memory-embedder", "none")
-    with BlockingClient(machine.paths.socket) as line:
-        line.call("write_mem", v.WriteMem(spawn(line), FACT), v.Written)
-    machine.stop()
-    machine.start("--mount", "false")
-    with BlockingClient(machine.paths.socket) as line:
-        until_waiting(line, 0)  # nobody has asked for anything
-
-
-def test_a_child_finds_its_parents_pages_by_meaning_and_its_own(machine: Machine) -> None:
-    machine.start("--mount", "false")
-    with BlockingClient(machine.paths.socket) as line:
-        pid = spawn(line)
-        line.call("write_mem", v.WriteMem(pid, FACT), v.Written)
-        (child,) = line.call("fork", v.Fork(pid), v.Forked).pids
-        own = "Bread has to rest before it goes into the oven."
-        line.call("write_mem", v.WriteMem(child, own), v.Written)
-        assert texts(by_meaning(line, child))[0] == FACT
-        baking = "How does one bake a loaf?"
-        assert texts(by_meaning(line, child, baking))[0] == own
-        assert own not in texts(by_meaning(line, pid, baking))
-
-
-def test_pages_without_a_vector_are_counted_until_none_is_left(machine: Machine) -> None:
-    machine.start("--mount", "false")
-    with BlockingClient(machine.paths.socket) as line:
-        pid = spawn(line)
-        for number in range(PAGES):
-            line.call("write_mem", v.WriteMem(pid, f"{number} {TALK}"), v.Written)
-        until_waiting(line, PAGES)  # nobody needed the recall process yet
-        by_meaning(line, pid)
-        until_waiting(line, 0)
-
-
-def test_a_rebuild_has_all_pages_wait_and_is_followed_by_itself(machine: Machine) -> None:
+@pytest.mark.usefixtures("meaning")
+def test_pages_without_a_vector_are_counted_until_none_is_left_and_again_after_a_rebuild(
+    machine: Machine,
+) -> None:
     machine.start("--mount", "false")
     with ThreadPoolExecutor(1) as pool, BlockingClient(machine.paths.socket) as line:
         pid = spawn(line)
         for number in range(PAGES):
             line.call("write_mem", v.WriteMem(pid, f"{number} {TALK}"), v.Written)
+        until_waiting(line, PAGES)  # nobody needed the recall process yet
         by_meaning(line, pid)
         until_waiting(line, 0)
         child = recall_child(line)

@@ -94,6 +94,7 @@ def test_who_never_says_hello_is_dropped(machine: Machine) -> None:
 
 
 def test_half_a_frame_is_dropped_and_the_others_are_served(machine: Machine) -> None:
+    machine.limits(BODY_S=1.0)
     machine.start("--mount", "false")
     with raw(machine.paths.socket) as half, raw(machine.paths.socket) as good:
         half.socket.sendall(b"\x00\x00\x01\x00only the beginning")
@@ -154,6 +155,7 @@ def test_a_vanished_client_frees_its_slot_and_its_process(slow_echo: Machine) ->
 def test_a_reader_who_does_not_read_is_dropped_and_memory_stays_bounded(
     machine: Machine,
 ) -> None:
+    machine.limits(KICK_S=2.0)
     machine.start("--mount", "false")
     kernel = psutil.Process(machine.pid)
     with raw(machine.paths.socket) as rude, raw(machine.paths.socket) as good:

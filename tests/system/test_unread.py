@@ -73,6 +73,13 @@ def test_replies_that_nobody_reads_are_not_made(
     assert most - before < GROWTH_BYTES
 
 
+@pytest.fixture
+def soon(machine: Machine) -> None:
+    """Who does not read is disconnected after a second."""
+    machine.limits(KICK_S=1.0)
+
+
+@pytest.mark.usefixtures("soon")
 def test_who_stops_reading_is_disconnected(machine: Machine, pid: int) -> None:
     with reader(machine.paths.socket) as client:
         flood(client, 200, "read_mem", pid=pid)

@@ -1,11 +1,15 @@
 """Processes and machines that the tests of userland begin with."""
 
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import Machine
+from tests.drivers import cut_model
+from tests.system.daemon import CACHE
 
 
 @pytest.fixture
@@ -24,3 +28,15 @@ def slow(machine: Machine) -> Machine:
     machine.start("--mount", "false")
     machine.llmasos("mount", "echo", "--set", "rate=20")
     return machine
+
+
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Daemons of benchmarks compute a small model on one thread: other tests compute, too.
+
+    They embed pages only where the benchmark asks for it.
+    """
+    settings = {"LLMASOS_THREADS": "1", "LLMASOS_MEMORY_EMBEDDER": "none"}
+    (tmp_path / "sitecustomize.py").write_text(f"import os\nos.environ |= {settings}\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(cut_model.folder())]))
+    monkeypatch.setenv("LLMASOS_CACHE_DIR", str(CACHE))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import socket
 import subprocess
 import sys
@@ -30,8 +29,6 @@ from llmasos.userland.bench.peers import HOST, LLAMA, Absent, PeerServer, llama_
 from llmasos.userland.bench.rig import RigError, image, tuned
 from llmasos.userland.bench.texts import Chat
 from llmasos.userland.cli.exits import UsageError
-from tests.drivers import cut_model
-from tests.system.daemon import CACHE
 
 BARS = (
     Bar("x.fast", "how fast", "a second", "higher", 100),
@@ -45,15 +42,6 @@ LONG = ("choices", "exact", "layout", "paging", "throughput")
 def document(take: Take, *more: Attempt) -> ResultFile:
     suite = Suite("x", BARS, lambda _tiny: take)
     return ResultFile.of(suite, [Attempt(take, 0.01), *more], {"cores": 2}, {}, tiny=False)
-
-
-@pytest.fixture
-def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Daemons compute a small model on one thread: other tests compute, too."""
-    lines = 'import os\nos.environ["LLMASOS_THREADS"] = "1"\n'
-    (tmp_path / "sitecustomize.py").write_text(lines)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(cut_model.folder())]))
-    monkeypatch.setenv("LLMASOS_CACHE_DIR", str(CACHE))
 
 
 # The tiny form of `choices` runs two dozen loops: its short form here is one pair of them. Those of

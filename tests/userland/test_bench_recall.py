@@ -26,10 +26,18 @@ def talk(*turns: object, **fields: object) -> str:
     return json.dumps({"id": "a", "turns": turns or [TURN], "questions": [QUESTION], **fields})
 
 
+@pytest.fixture
+def small_replies(cheap: None, tmp_path: Path) -> None:
+    """A reply of the daemon holds 130 short pages at most."""
+    with (tmp_path / "sitecustomize.py").open("a") as file:
+        file.write("from llmasos.kernel.abi import limits\nlimits.READ_MEM_BYTES = 65_536\n")
+
+
+@pytest.mark.usefixtures("small_replies")
 def test_a_conversation_of_more_pages_than_a_reply_holds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = [{**TURN, "id": f"x{at}", "text": f"Row {at}."} for at in range(1100)]
+    more = [{**TURN, "id": f"x{at}", "text": f"Row {at}."} for at in range(250)]
     long = {"id": "long", "turns": [TURN, *more], "questions": [QUESTION, QUESTION]}
     path = written(tmp_path / "long.jsonl", long)
     assert bench.main(["recall", str(path), "--json"]) == 0

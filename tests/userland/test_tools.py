@@ -140,7 +140,8 @@ def test_a_name_that_is_no_tool_is_refused(process: Process) -> None:
 @pytest.mark.timeout(300)
 def test_the_embedded_model_can_only_say_a_call(machine: Machine) -> None:
     machine.sense()
-    machine.start("--mount", "false", "--tune", "false", "--window", "1024")
+    # What it answers freely may fill the window: a small one bounds that.
+    machine.start("--mount", "false", "--tune", "false", "--window", "256")
     with LLMasOS(socket=machine.paths.socket) as client, client.spawn("smollm2") as process:
         process.write_mem("The spare key lies under the blue flower pot.")
         tools = process.memory_tools(["search_mem"])

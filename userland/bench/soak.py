@@ -190,7 +190,8 @@ def slope_mb_per_h(points: Sequence[tuple[float, float]]) -> float:
 
 def soaked(seconds: float) -> tuple[list[Sample], SoakLoad]:
     """Samples during the load, at least one. RigError when a client failed."""
-    with daemon(mount=False) as rig, tempfile.TemporaryDirectory() as folder:
+    embedder = {"memory-embedder": "builtin"}
+    with daemon(mount=False, **embedder) as rig, tempfile.TemporaryDirectory() as folder:
         document = Path(folder).resolve() / "document.txt"
         document.write_text("\n\n".join(text(random.Random(n), 100) for n in range(10)))
         load = SoakLoad(rig, document)
