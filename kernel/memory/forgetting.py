@@ -53,13 +53,13 @@ async def forget(
     points.passed("forget.erased")
     try:
         async with memory.maintenance:
-            await _sweep(memory, vectors, ids)
+            await _clean_indexes(memory, vectors, ids)
     except (SyscallError, OSError) as error:
         return ForgetResult(len(ids), sorted(pids), f"indexes still hold erased pages: {error}")
     return ForgetResult(len(ids), sorted(pids))
 
 
-async def _sweep(memory: Memory, vectors: VectorIndex, ids: Sequence[int]) -> None:
+async def _clean_indexes(memory: Memory, vectors: VectorIndex, ids: Sequence[int]) -> None:
     """Remove the pages from indexes, logs and copies."""
     database = memory.database
     await memory.store.write(database, [schema.SWEEPING], durable=False, frees=True)
@@ -69,7 +69,7 @@ async def _sweep(memory: Memory, vectors: VectorIndex, ids: Sequence[int]) -> No
         for copy in memory.directory.glob(pattern):
             copy.unlink(missing_ok=True)
     await vectors.remove([], ids)
-    await vectors.sweep()
+    await vectors.clean_files()
     points.passed("forget.renewed")
     await memory.store.write(database, [schema.CLEAN], frees=True)
 

@@ -1,8 +1,9 @@
 """The recall device, which all owners share, and the embedder.
 
-The device holds copies of vectors; they are lost when it restarts, and each owner's index sends
-them again when a search needs them. It is started soon after boot when there are pages, when many
-pages wait, or at the first need: a conversation that fits half of its window never needs it.
+The device is a driver; its child process, the recall process, holds copies of vectors. They are
+lost when that process ends, and each owner's index sends them again when a search needs them. The
+process is started soon after boot when there are pages, when many pages wait, or at the first need:
+a conversation that fits half of its window never needs it.
 """
 
 import logging
@@ -25,7 +26,7 @@ class DeviceUser(Protocol):
 
 
 class VectorDevice:
-    """The device and what it holds. Without a device, recall is lexical only."""
+    """The device, and the spaces that it holds. Without a device, recall is lexical only."""
 
     def __init__(self, device: Recall | None, jobs: Supervisor) -> None:
         self.recall, self.jobs = device, jobs

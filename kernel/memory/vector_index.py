@@ -1,8 +1,12 @@
 """Embeds the pages of one owner in the background and sends their vectors to the recall device.
 
-Vectors are stored in the owner's database, and the device holds copies. Pages wait in the table
-`todo`, so a crash loses none of them. Pages that the embedder refused are in the table `refused`
-until the embedder changes.
+A vector is stored in the owner's database. The recall device is a driver; its child process, the
+recall process, holds copies of the vectors for searches, and keeps a Chroma index of them in the
+owner's directory. Both can be built again from the database. A page is named by its space, an
+append-only sequence of pages, and its place in it (docs/data-structures.md); the device holds all
+vectors of a space or none, and a space that it holds is *loaded*. Pages wait in the table `todo`,
+so a crash loses none of them. Pages that the embedder refused are in the table `refused` until the
+embedder changes.
 """
 
 import logging
@@ -14,7 +18,7 @@ from functools import partial
 
 import anyio
 
-from .. import points
+from .. import points  # at which tests inject a crash
 from ..abi import limits
 from ..abi.errors import DeviceFault, Errno, SyscallError
 from ..driver import Reach, VectorScores
@@ -38,7 +42,7 @@ _STORE = "INSERT OR REPLACE INTO vectors SELECT id, ? FROM pages WHERE id = ?"
 _DONE = "DELETE FROM todo WHERE id = ?"
 _VECTORS = "SELECT id, vector FROM vectors WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
 _MADE_BY = "INSERT OR IGNORE INTO derived VALUES('vectors', ?), ('numbers', ?)"
-_NUMBERS = "SELECT version FROM derived WHERE name = 'numbers'"
+_DIMENSIONS = "SELECT version FROM derived WHERE name = 'numbers'"
 _REBUILD = "`llmasos mem fsck --rebuild` rebuilds them"
 
 
@@ -54,9 +58,9 @@ class VectorIndex:
         self._requested = False  # pages are indexed from now on
         self._indexing = False  # a batch is being indexed
         self._closed = False
-        self._foreign_vectors = ""  # message while the stored vectors are of another embedder
-        # Message while new vectors have another dimension than stored ones.
-        self._dimension_mismatch = ""
+        # Each is the message to users while it applies, else empty.
+        self._unusable_reason = ""  # stored vectors are of another embedder, or being rebuilt
+        self._dimension_mismatch = ""  # new vectors have another dimension than stored ones
         self._last_error = ""  # why the last attempt made no vectors
         self._retried_for = ""  # the embedder for which refused pages were queued again
         device.users.add(self)
@@ -73,6 +77,7 @@ class VectorIndex:
         self._wake.set()
 
     def device_up(self) -> None:
+        """The recall process has started: index the pages that wait."""
         self._wake.set()
 
     # --- start ------------------------------------------------------------------------------------
@@ -93,31 +98,36 @@ class VectorIndex:
             self.ensure_indexing()
 
     async def search(
-        self, question: str, parts: Sequence[Reach], also: Sequence[int]
+        self, question: str, ranges: Sequence[Reach], extra_pages: Sequence[int]
     ) -> VectorScores:
-        """Similarity of pages to a question. The note says what is missing, and why."""
+        """Similarity to a question, of the nearest pages in these ranges and of the extra pages.
+
+        The note says what is missing, and why.
+        """
         self.ensure_indexing()
         with anyio.move_on_after(limits.RECALL_FIRST_S):
             await self.device.process.attempted.wait()
         nothing = VectorScores((), (), 0.0, 0.0, note=self.device.failure)
         if self.device.recall is None or self.device.facts is None:
             return nothing
-        spaces = [part.space for part in parts]
-        known = self.loaded.issuperset(spaces)
-        timeout_s = limits.RECALL_S if known else limits.RECALL_FIRST_S
+        spaces = [one.space for one in ranges]
+        loaded = self.loaded.issuperset(spaces)
+        timeout_s = limits.RECALL_S if loaded else limits.RECALL_FIRST_S
         with anyio.move_on_after(timeout_s):
             # Counted before the search: it may miss pages that are written meanwhile.
-            waiting, self._foreign_vectors = await self._vector_state()
-            if self._foreign_vectors or self._dimension_mismatch:
-                return replace(nothing, note=self._foreign_vectors or self._dimension_mismatch)
+            waiting, self._unusable_reason = await self._vector_state()
+            if self._unusable_reason or self._dimension_mismatch:
+                return replace(nothing, note=self._unusable_reason or self._dimension_mismatch)
             try:
                 query = await self._query(question)
                 await self._load_all(spaces)
-                where = self._memory.directory
-                found = await self.device.recall.search(where, query, parts, also)
+                search = partial(
+                    self.device.recall.search, self._memory.directory, query, ranges, extra_pages
+                )
+                found = await search()
                 if found.unknown:  # the device was restarted meanwhile
                     await self._load_all(found.unknown)
-                    found = await self.device.recall.search(where, query, parts, also)
+                    found = await search()
             except SyscallError as error:
                 return replace(nothing, note=f"recall is lexical only: {error.message}")
             if waiting and not found.note:
@@ -128,6 +138,7 @@ class VectorIndex:
         return replace(nothing, note=note)
 
     async def _query(self, question: str) -> str | bytes:
+        """The question, for the device to embed, or its vector if another embedder is used."""
         if self.device.embedder is None:
             return question
         return (await self.device.embedder[1]([question]))[0]
@@ -139,14 +150,14 @@ class VectorIndex:
         Vectors of different embedders are never mixed.
         """
         [(todo, version, remake)] = await self._memory.read(_VECTOR_STATE)
-        made_by, now = str(version or ""), self.device.embedder_name
-        refused = ""
-        if made_by and now and made_by != now:
-            message = f"the vectors are of {made_by}, the embedder is {now}"
-            refused = f"recall is lexical only: {message}; {_REBUILD}"
+        made_by, current = str(version or ""), self.device.embedder_name
+        unusable = ""
+        if made_by and current and made_by != current:
+            message = f"the vectors are of {made_by}, the embedder is {current}"
+            unusable = f"recall is lexical only: {message}; {_REBUILD}"
         if remake:
-            refused = "recall is lexical only: the vectors are being rebuilt"
-        return max(int(todo or 0), self._in_flight), refused
+            unusable = "recall is lexical only: the vectors are being rebuilt"
+        return max(int(todo or 0), self._in_flight), unusable
 
     async def _follow(self) -> None:
         """Index the waiting pages. After a failure, retry with a growing pause."""
@@ -176,8 +187,8 @@ class VectorIndex:
         """Index one batch of pages. False: no page waits, or indexing is not possible now."""
         if self.device.recall is None or self.device.facts is None:
             return False
-        _, self._foreign_vectors = await self._vector_state()
-        if self._foreign_vectors:
+        _, self._unusable_reason = await self._vector_state()
+        if self._unusable_reason:
             return False
         if self._retried_for != self.device.embedder_name:
             await retry_refused(self._memory, self.device.embedder_name)
@@ -186,8 +197,8 @@ class VectorIndex:
         if not rows:
             return False
         texts = {int(row[0] or 0): str(row[1]) for row in rows}
-        own = self.device.embedder
-        embed = own[1] if own is not None else self.device.recall.embed
+        replacing = self.device.embedder
+        embed = replacing[1] if replacing is not None else self.device.recall.embed
         batch = await embedded(embed, texts, self._batch)
         if batch.refused:
             await refuse(self._memory, self.device.embedder_name, batch.refused)
@@ -217,27 +228,27 @@ class VectorIndex:
             return "running", "the recall process is starting"
         why = (
             self.device.failure
-            or self._foreign_vectors
+            or self._unusable_reason
             or self._dimension_mismatch
             or self._last_error
         )
         return ("stuck", why) if why else ("running", "")
 
-    async def _check_dimensions(self, numbers: int) -> None:
-        """EINVAL: the embedder kept its name and makes vectors of another dimension now."""
-        rows = await self._memory.read(_NUMBERS)
+    async def _check_dimensions(self, dimensions: int) -> None:
+        """Raises EINVAL when the embedder kept its name but makes vectors of another dimension."""
+        rows = await self._memory.read(_DIMENSIONS)
         self._dimension_mismatch = ""
-        stored = int(rows[0][0] or 0) if rows else numbers
-        if stored != numbers:
+        stored = int(rows[0][0] or 0) if rows else dimensions
+        if stored != dimensions:
             name = self.device.embedder_name
-            message = f"vectors have {stored} numbers, {name} makes {numbers} now"
+            message = f"vectors have {stored} numbers, {name} makes {dimensions} now"
             self._dimension_mismatch = f"recall is lexical only: {message}; {_REBUILD}"
             raise SyscallError(Errno.EINVAL, message, _REBUILD)
 
     async def _store(self, made: Mapping[int, bytes]) -> None:
         """Store new vectors and send them to the device, except for pages erased meanwhile."""
-        numbers = len(next(iter(made.values()))) // 4
-        statements: list[Statement] = [(_MADE_BY, (self.device.embedder_name, numbers))]
+        dimensions = len(next(iter(made.values()))) // 4
+        statements: list[Statement] = [(_MADE_BY, (self.device.embedder_name, dimensions))]
         statements += [(_STORE, (vector, page)) for page, vector in made.items()]
         statements += [(_DONE, (page,)) for page in made]
         async with self._lock:
@@ -295,7 +306,7 @@ class VectorIndex:
     async def _load(self, space: int) -> None:
         """Send all vectors of a space."""
         at, end = schema.id_range(space)
-        await self._add(space, [], [])
+        await self._add(space, [], [])  # creates the space, which may have no vectors
         while rows := await self._memory.read(_VECTORS, at, end, limits.LOAD_VECTORS):
             places = [schema.space_of(int(row[0] or 0))[1] for row in rows]
             await self._add(space, places, [bytes(row[1] or b"") for row in rows])  # type: ignore[arg-type]
@@ -322,25 +333,32 @@ class VectorIndex:
             except SyscallError as error:
                 log.warning("the recall process still holds erased vectors: %s", error)
 
-    async def sweep(self) -> None:
-        """Remove erased vectors from Chroma's files; while the device is down, the files. EIO."""
+    async def clean_files(self) -> None:
+        """Remove erased vectors from Chroma's files. Raises EIO when this fails.
+
+        The recall process rewrites the files if it has vectors of this owner. Else it has none of
+        the files open, and they are removed; it writes them again when it gets the vectors.
+        """
         async with self._lock:  # the device gets no vectors of this owner meanwhile
-            held = self.device.holds(self._memory.directory)
-            if not held:
+            in_use = self.device.holds(self._memory.directory)
+            if not in_use:
                 await self._remove_files()
-        if held:
+        if in_use:
             await self.renew()
 
     async def _remove_files(self) -> None:
-        """Remove Chroma's files. EIO."""
-        for name in ("chroma", "chroma.new", "chroma.old"):  # `renew` may have been interrupted
+        """Remove Chroma's files. Raises EIO when one remains."""
+        for name in ("chroma", "chroma.new", "chroma.old"):  # two of an interrupted renewal
             files = self._memory.directory / name
             await self._memory.in_file_thread(partial(shutil.rmtree, files, ignore_errors=True))
             if files.exists():
                 raise SyscallError(Errno.EIO, f"{files} cannot be removed", f"run `rm -r {files}`")
 
     async def renew(self) -> None:
-        """Rewrite Chroma's files, so that no erased vector remains in them. EIO."""
+        """Rewrite Chroma's files, so that no erased vector remains in them.
+
+        Raises EIO when the recall process is down or does not finish in time.
+        """
         if self.device.recall is None:
             return
         self.ensure_indexing()

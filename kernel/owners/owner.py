@@ -186,7 +186,7 @@ class Owner:
     async def close_if_idle(self) -> bool:
         """Finish pending work and close it. False: it is in use or works on its data."""
         if self.pages is not None and not self.busy:
-            await self.pages.sweeper.finish()
+            await self.pages.sweeper.sweep_now()
         async with self._turn:
             if self.busy or not self.is_open:
                 return not self.is_open
@@ -221,7 +221,7 @@ class Owner:
         if self.mailboxes is not None:
             self.mailboxes.close()
         if self.pages is not None:
-            await self.pages.sweeper.finish()
+            await self.pages.sweeper.sweep_now()
 
 
 def _usable(part: Part | SyscallError | None) -> Part:

@@ -80,7 +80,7 @@ async def test_pages_of_before_are_found_by_the_new_words_after_a_start(
         sweeper = Sweeper(memory, VectorIndex(memory, VectorDevice(None, supervisor)), supervisor)
         assert "being rebuilt" in (await searched(memory, "C++")).note
         sweeper.resume()
-        await sweeper.finish()
+        await sweeper.sweep_now()
         assert not memory.rebuilding
         tasks.cancel_scope.cancel()
     found = await searched(memory, "C++")

@@ -235,7 +235,7 @@ async def test_what_a_crash_left_is_erased_at_the_first_use(tmp_path: Path) -> N
     async with machine(tmp_path, {1}) as owners:
         async with owners.use("ann") as owner:
             assert owner.memory.tables.get(2) is None
-            await owner.sweeper.finish()
+            await owner.sweeper.sweep_now()
             assert await owner.memory.read("SELECT text FROM pages") == [("stays",)]
         assert await texts(owners, 1, "ann") == ["stays"]
 

@@ -112,7 +112,7 @@ async def test_a_rebuild_that_was_interrupted_is_ended_by_the_next_start(
         )
         assert again.rebuilding
         with anyio.fail_after(30):
-            assert await sweeper.sweep()
+            assert await sweeper.sweep_once()
         tasks.cancel_scope.cancel()
     assert not again.rebuilding
     await whole(again)
@@ -232,7 +232,7 @@ async def test_pages_that_were_going_at_a_crash_are_erased_by_the_next_start(
             again, VectorIndex(again, VectorDevice(None, Supervisor(tasks))), Supervisor(tasks)
         )
         with anyio.fail_after(30):
-            assert await sweeper.sweep()
+            assert await sweeper.sweep_once()
         tasks.cancel_scope.cancel()
     assert await count(again, "going") == 0
     assert len(await texts_of(again, process(3))) == MANY
@@ -282,7 +282,7 @@ async def test_what_goes_during_a_sweep_is_still_marked_after_it(tmp_path: Path)
         )
         begun = anyio.Event()
         store.at = lambda number: begun.set() if number == 2 else None
-        tasks.start_soon(sweeper.sweep)
+        tasks.start_soon(sweeper.sweep_once)
         with anyio.fail_after(30):
             await begun.wait()
             store.at = None
@@ -290,7 +290,7 @@ async def test_what_goes_during_a_sweep_is_still_marked_after_it(tmp_path: Path)
             async with memory.maintenance:
                 pass
         assert await count(memory, "derived") == 1
-        assert await sweeper.sweep()
+        assert await sweeper.sweep_once()
         assert await count(memory, "derived") == 0
         tasks.cancel_scope.cancel()
     store.close()
@@ -301,9 +301,9 @@ class Files(VectorIndex):
 
     renewals = 0
 
-    async def sweep(self) -> None:
+    async def clean_files(self) -> None:
         self.renewals += 1
-        await super().sweep()
+        await super().clean_files()
 
 
 class Watched(Sweeper):
@@ -311,8 +311,8 @@ class Watched(Sweeper):
 
     swept = anyio.Event()
 
-    async def sweep(self) -> bool:
-        done = await super().sweep()
+    async def sweep_once(self) -> bool:
+        done = await super().sweep_once()
         self.swept.set()
         return done
 
@@ -462,7 +462,7 @@ async def test_new_vectors_come_after_all_old_ones_are_gone(tmp_path: Path) -> N
     async with anyio.create_task_group() as tasks:
         again = opened(store)
         vectors = VectorIndex(again, VectorDevice(None, Supervisor(tasks)))
-        assert await Sweeper(again, vectors, Supervisor(tasks)).sweep()
+        assert await Sweeper(again, vectors, Supervisor(tasks)).sweep_once()
         tasks.cancel_scope.cancel()
     assert (await count(memory, "vectors"), await count(memory, "todo")) == (0, MANY)
     assert await count(memory, "derived") == 0
