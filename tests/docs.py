@@ -37,7 +37,7 @@ def syscalls() -> str:
     rows: list[Sequence[str]] = []
     for row in TABLE.values():
         errnos = " ".join(errno.name for errno in row.errnos)
-        checked = " or ".join(f"`{path}`" for path in (row.object, row.own) if path)
+        checked = " or ".join(f"`{path}`" for path in (row.object, row.own_object) if path)
         checked += f" and `{row.second}`" if row.second else ""
         rows.append((f"`{row.name}`", row.summary, checked, row.durability, errnos))
     head = ("syscall", "what it does", "objects checked by the policy", "class", "errors")

@@ -31,9 +31,9 @@ class Syscall:
     errnos: tuple[Errno, ...]
     summary: str
     item: type | None = None  # of a stream: the type of the items before the reply
-    acts: bool = False  # done as the process: all subjects above it must be allowed it too
+    acts_as_process: bool = False  # the subjects of the process must be allowed it as well
     second: str = ""  # another object that the policy checks, if its field is not 0
-    own: str = ""  # checked if `object` is denied: only what the caller's application owns
+    own_object: str = ""  # checked if `object` is denied: only what the caller's application owns
 
 
 _A, _B, _C = Durability.A, Durability.B, Durability.C
@@ -48,10 +48,10 @@ _ROWS = (
             (_E.ESRCH, _E.ENOENT, _E.E2BIG, _E.EAGAIN, _E.EIO, _E.ETIMEDOUT, _E.ECANCELED,
              _E.ENOMEM, _E.ENOSPC, _E.ENOTSUP, _E.EPOISON),
             "generate the next answer of a process, or a single answer of a model", v.Delta,
-            acts=True),
+            acts_as_process=True),
     Syscall("fork", v.Fork, v.Forked, "/proc/{pid}/fork", _A,
             (_E.ESRCH, _E.EAGAIN, _E.EIO, _E.ENOSPC), "start children with a process's context",
-            acts=True),
+            acts_as_process=True),
     Syscall("tokenize", v.Tokenize, v.Tokens, "/dev/image/{model}", _C,
             (_E.ENOENT, _E.EIO, _E.ENOMEM, _E.E2BIG), "convert text to the model's tokens"),
     Syscall("embed", v.Embed, v.Embedded, "/dev/image/{model}", _C,
@@ -92,12 +92,12 @@ _ROWS = (
     Syscall("nice", v.Renice, v.Nothing, "/proc/{pid}", _B, (_E.ESRCH, _E.ENOSPC),
             "change the priority of a process"),
     Syscall("ps", v.Ps, v.Processes, "/proc", _C, (_E.ESRCH,), "list processes",
-            own="/proc/own"),
+            own_object="/proc/own"),
     Syscall("stat", v.Nothing, v.Stat, "/kernel", _C, (), "read the counters of the kernel"),
     Syscall("settings", v.Nothing, v.Settings, "/kernel", _C, (),
             "list the kernel's settings"),
     Syscall("watch", v.Watch, v.Nothing, "/journal", _C, (_E.EIO, _E.EAGAIN),
-            "follow the journal", v.Events, own="/journal/own"),
+            "follow the journal", v.Events, own_object="/journal/own"),
     Syscall("attach", v.Attach, v.Exit, "/proc/{pid}/output", _C, (_E.ESRCH, _E.EAGAIN),
             "follow the output of a process", v.Output),
     Syscall("images", v.Nothing, v.Images, "/dev/image", _C, (), "list installed models"),

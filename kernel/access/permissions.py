@@ -1,10 +1,11 @@
 """Authorisation of a call: the objects of a request, and the decision about each.
 
-A process has the path /proc/PID, and /proc/own/PID when the caller's application started it or an
-ancestor of it. So a rule can allow an application its own processes and no others of its user. A
-`generate` on a model needs what its two steps need: `spawn` on the model, and `generate` for an own
-process that does not exist yet. A refusal is journaled, and `llmasos policy explain` takes its
-number. decisions.py evaluates the rules. This file must not know what a handler does.
+A process is an own process of a caller when the caller's application started it or an ancestor of
+it. Its path is then /proc/own/PID, otherwise /proc/PID. So a rule can allow an application its own
+processes and no others of its user. A `generate` on a model needs what its two steps need: `spawn`
+on the model, and `generate` for an own process that does not exist yet. A refusal is journaled, and
+`llmasos policy explain` takes its number. decisions.py evaluates the rules. This file must not know
+what a handler does.
 """
 
 import os
@@ -25,7 +26,7 @@ from .rules import own_path
 
 # Characters that a path in a rule cannot contain: each of their bytes is written as +HH.
 _ESCAPED = re.compile(r"[^A-Za-z0-9._:/-]")
-_NEW = "/proc/own/0"  # a process that does not exist yet
+_NEW = "/proc/own/0"  # a process that does not exist yet; its caller will own it
 _NEW_GENERATE = f"{_NEW}/generate"
 _IMAGE = "/dev/image/"
 _NUMBERED = re.compile(r"^(/proc/(?:own/)?)[0-9]+")
@@ -41,7 +42,9 @@ class Subject(Protocol):
 
     @property
     def subjects(self) -> tuple[str, ...]: ...
-    def is_own(self, caller: Caller) -> bool: ...
+    def is_own(self, caller: Caller) -> bool:
+        """Whether it is an own process of the caller."""
+        ...
 
 
 class SubjectTable(Protocol):
@@ -59,7 +62,7 @@ class Permit:
     recorded: str  # the subjects joined, as the journal records them
     action: str
     objects: tuple[str, ...]  # all must be allowed; the journal records the first
-    own: bool = False  # the call lists only what belongs to the caller's application
+    own: bool = False  # only a list of what belongs to the caller's application is allowed
     rule: str = ""
     also: "Permit | None" = None  # another action that must be allowed, too
 
@@ -84,7 +87,10 @@ class Permissions:
         self.last_s = deque[float](maxlen=1024)  # on each of the last calls
 
     def authorise(self, caller: Caller, row: Syscall, request: object) -> Permit:
-        """The permit of a call. EACCES, and ESRCH for a process that does not exist."""
+        """The permit of a call.
+
+        Raises EACCES when no rule allows it, and ESRCH for a process that does not exist.
+        """
         begin = time.perf_counter()
         absent: list[int] = []
         try:
@@ -108,10 +114,10 @@ class Permissions:
         recorded = caller.recorded if subjects is caller.subjects else " ".join(subjects)
         objects = [self._object(caller, row, request, absent)]
         if row.second and _field(row.second, request) != "0":
-            objects.append(self._own(caller, _filled(row.second, request), absent))
+            objects.append(self._path_for(caller, _filled(row.second, request), absent))
         permit = Permit(subjects, recorded, row.name, tuple(objects))
-        if row.own and self._only_own(caller, permit, row, request):
-            permit.objects, permit.own = (row.own,), True
+        if row.own_object and self._allows_own_part(caller, permit, row, request):
+            permit.objects, permit.own = (row.own_object,), True
         return permit
 
     def _single(self, caller: Caller, request: Generate) -> Permit:
@@ -128,7 +134,7 @@ class Permissions:
         return Permit(subjects, recorded, "spawn", (image,), also=generate)
 
     def require(self, permit: Permit, owner: str, pid: int = 0) -> Permit:
-        """The same permit with the rule that allows it. EACCES, journaled, when none does."""
+        """The same permit with the rule that allows it. Raises EACCES, journaled, if none does."""
         for number, object_ in enumerate(permit.objects):
             decision = self._policy.check(permit.subjects, permit.action, object_)
             if not decision.allowed:
@@ -140,8 +146,8 @@ class Permissions:
         return permit
 
     def require_also(self, caller: Caller, action: str, path: str) -> None:
-        """Require permission for one more object of a call in progress. EACCES."""
-        objects = (self._own(caller, path, []),)
+        """Require permission for one more object of a call in progress. Raises EACCES."""
+        objects = (self._path_for(caller, path, []),)
         self.require(Permit(caller.subjects, caller.recorded, action, objects), caller.owner)
 
     def may_see(self, caller: Caller, event: Event) -> bool:
@@ -152,9 +158,9 @@ class Permissions:
         return process is not None and process.is_own(caller)
 
     def _check_nice(self, caller: Caller, permit: Permit, request: object) -> None:
-        """A child with a larger share than the default needs permission to `nice`. EACCES.
+        """A child with a larger share than the default needs permission to `nice`.
 
-        The object is the caller's own process 0, since the child does not exist yet.
+        The object is the caller's own process 0, since the child does not exist yet. Raises EACCES.
         """
         match request:
             case Spawn(nice=nice) | Generate(pid=0, nice=nice):
@@ -182,39 +188,41 @@ class Permissions:
         process = self._processes.find(int(found[1]), owner) if found is not None else None
         if process is None or decision.rule:
             return refusal
-        return self._not_own(permit, (object_, decision.subject), process, refusal)
+        return self._of_another_application(permit, (object_, decision.subject), process, refusal)
 
-    def _not_own(
+    def _of_another_application(
         self, permit: Permit, refused: tuple[str, str], process: Subject, refusal: Denied
     ) -> Denied:
-        """The refusal. If the call is allowed for own processes, it names the application that
-        started this one, and the rules that allow the call.
+        """The refusal, or a better one if the call would be allowed on an own process.
 
+        That one names the application that started this process, and the missing rules.
         `refused`: the object, and the subject that was denied.
         """
         policy, (object_, subject) = self._policy, refused
-        own = policy.evaluate(policy.evaluator, subject, permit.action, own_path(object_))
-        if (
-            isinstance(own, str)
-            or not policy.check(permit.subjects, permit.action, own_path(object_)).allowed
-        ):
+        if_own = own_path(object_)
+        if not policy.check(permit.subjects, permit.action, if_own).allowed:
+            return refusal
+        allowing = policy.evaluate(policy.evaluator, subject, permit.action, if_own)
+        if isinstance(allowing, str):  # the evaluation failed: this is the reason
             return refusal
         rows = [
             f'"p, {subject}, {permit.action}, {path}, allow"'
             for subject, path, result in policy.evaluations(
                 policy.evaluator, permit.subjects, permit.action, object_
             )
-            if isinstance(result, str) or result.rule is None
+            if isinstance(result, str) or result.rule is None  # no rule allows it
         ]
         by = " and ".join(process.started_by) or "an unknown application"
         return Denied(
-            f"{refusal.message}; process {process.pid} was started by {by}, and {own.rule} allows "
-            "only own processes",
+            f"{refusal.message}; process {process.pid} was started by {by}, and {allowing.rule} "
+            "allows only own processes",
             f"`llmasos policy add {' '.join(rows)}` allows it; {refusal.hint}",
         )
 
-    def _only_own(self, caller: Caller, permit: Permit, row: Syscall, request: object) -> bool:
-        """Whether only the part of a list that belongs to the application is allowed."""
+    def _allows_own_part(
+        self, caller: Caller, permit: Permit, row: Syscall, request: object
+    ) -> bool:
+        """Whether not the whole list, but the part of the caller's application is allowed."""
         policy = self._policy
         if policy.check(permit.subjects, row.name, row.object).allowed:
             return False
@@ -222,11 +230,17 @@ class Permissions:
             process = self._processes.find(request.pid, caller.owner)
             if process is not None and not process.is_own(caller):
                 return False
-        return policy.check(permit.subjects, row.name, row.own).allowed
+        return policy.check(permit.subjects, row.name, row.own_object).allowed
 
     def _subjects(self, caller: Caller, row: Syscall, request: object) -> tuple[str, ...]:
-        """The caller's subjects, and those of a process that acts or gets a child. ESRCH."""
-        pid = getattr(request, "pid" if row.acts else "parent", 0)
+        """The caller's subjects, and those of a process that acts in the call or gets a child.
+
+        The rules must allow the call to each of them that does not abstain (decisions.py). If the
+        process is not an own one of the caller, PROCESS_SEPARATOR divides them: the rules must
+        allow the caller's the call on /proc/PID, and the process's the call on /proc/own/PID.
+        Raises ESRCH when there is no such process.
+        """
+        pid = getattr(request, "pid" if row.acts_as_process else "parent", 0)
         if not pid:
             return caller.subjects
         process = self._processes.get(pid, caller.owner)
@@ -248,13 +262,13 @@ class Permissions:
             )
         if path == "{source}":
             path = file_object(_field(path, request))
-        return self._own(caller, _filled(path, request), absent)
+        return self._path_for(caller, _filled(path, request), absent)
 
-    def _own(self, caller: Caller, path: str, absent: list[int]) -> str:
-        """The path of a process, with `own` if it is an own process of the caller.
+    def _path_for(self, caller: Caller, path: str, absent: list[int]) -> str:
+        """The path, with /proc/own instead of /proc if it is of an own process of the caller.
 
-        A process that does not exist gets `own` as well and is added to `absent`: only a caller
-        that may do this to its own processes gets ESRCH.
+        A process that does not exist is treated as an own one and is added to `absent`: only a
+        caller that is allowed this on its own processes gets ESRCH, all others EACCES.
         """
         found = _PROCESS.match(path)
         if found is None:
@@ -289,8 +303,8 @@ def file_object(path: str) -> str:
 
 def process_object(caller: Caller, process: Subject, rest: str = "") -> str:
     """The path of a process, or of a part of it, for a caller."""
-    own = "own/" if process.is_own(caller) else ""
-    return f"/proc/{own}{process.pid}{rest}"
+    path = f"/proc/{process.pid}{rest}"
+    return own_path(path) if process.is_own(caller) else path
 
 
 def _filled(path: str, request: object) -> str:

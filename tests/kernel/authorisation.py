@@ -75,7 +75,7 @@ def objects(action: str) -> list[str]:
     paths = [re.sub("{(.*?)}", lambda field: _sample(action, field[1]), row.object)]
     if action == "spawn":  # as a child of a process
         paths.append("/proc/7")
-    own = [row.own] if row.own else []
+    own = [row.own_object] if row.own_object else []
     if action == "generate":  # a single answer, which also needs `spawn` on its model
         own.append("/proc/own/0/generate")
     own += [path.replace("/proc/", "/proc/own/") for path in paths if path.startswith("/proc/")]
