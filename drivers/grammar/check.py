@@ -65,9 +65,9 @@ class Check:
     left: int = limits.SCHEMA_CHECKS  # steps before the check gives up
 
     def problem(
-        self, value: object, part: SchemaPart, place: str = "", *, own: bool = False
+        self, value: object, part: SchemaPart, place: str = "", *, resolved: bool = False
     ) -> str:
-        """The first problem; empty: none. `own`: without references and combinations."""
+        """The first problem; empty: none. `resolved`: references and combinations are ignored."""
         self.left -= 1
         if self.left < 0:
             return "the answer takes too long to check against its schema"
@@ -78,7 +78,7 @@ class Check:
         if problem:
             return f"{place or '/'} {problem}"
         found = next(filter(None, self._inside(value, part, place)), "")
-        return found if found or own else self._combined(value, part, place)
+        return found if found or resolved else self._combined(value, part, place)
 
     # --- combinations ---------------------------------------------------------------------------
     def _combined(self, value: object, part: SchemaPart, place: str) -> str:

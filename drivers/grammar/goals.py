@@ -138,7 +138,7 @@ class Goals:
         check = Check(self.document, self.matches)
         found = {
             repr(value): value for value in lists[0]
-            if all(not check.problem(value, part, own=True) for part in branch)
+            if all(not check.problem(value, part, resolved=True) for part in branch)
         }  # fmt: skip
         if not found:
             self.problems.append(f"{branch[0].place}: no value of enum or const satisfies the rest")

@@ -125,20 +125,22 @@ class _Writer:
         unique = self._unique(shape)
         if unique is not None:
             return unique
-        size = len(shape.first)
+        size = len(shape.prefix_items)
         following = self._rest(shape, max(1, size))  # the rule after so many items
         for at in range(size - 1, 0, -1):
-            item = self._goal(shape.first[at])
+            item = self._goal(shape.prefix_items[at])
             alternatives = [
                 RuleAlternative(f'"," {item} {following}', frozenset({item, following}))
             ]
-            if shape.most is not None and at >= shape.most:
+            if shape.max_items is not None and at >= shape.max_items:
                 alternatives = []
-            following = self._rule([*alternatives, _NONE] if at >= shape.least else alternatives)
-        alternatives = [RuleAlternative('"[" "]"')] if not shape.least else []
-        if shape.most == 0:
+            following = self._rule(
+                [*alternatives, _NONE] if at >= shape.min_items else alternatives
+            )
+        alternatives = [RuleAlternative('"[" "]"')] if not shape.min_items else []
+        if shape.max_items == 0:
             return alternatives
-        item = self._goal(shape.first[0] if shape.first else shape.rest)
+        item = self._goal(shape.prefix_items[0] if shape.prefix_items else shape.other_items)
         return [
             *alternatives,
             RuleAlternative(f'"[" {item} {following} "]"', frozenset({item, following})),
@@ -146,11 +148,11 @@ class _Writer:
 
     def _rest(self, shape: Array, before: int) -> str:
         """A rule for the items after the first `before`."""
-        least = max(0, shape.least - before)
-        most = None if shape.most is None else max(0, shape.most - before)
+        least = max(0, shape.min_items - before)
+        most = None if shape.max_items is None else max(0, shape.max_items - before)
         alternatives = [] if least else [_NONE]
         if most != 0:
-            item = self._goal(shape.rest)
+            item = self._goal(shape.other_items)
             one = self._rule([RuleAlternative(f'"," {item}', frozenset({item}))])
             times = f"{{{max(1, least)},{'' if most is None else most}}}"
             alternatives.append(RuleAlternative(f"{one}{times}", frozenset({one})))
@@ -159,19 +161,23 @@ class _Writer:
     def _unique(self, shape: Array) -> list[RuleAlternative] | None:
         """A list without repetitions, if its values can be enumerated; None: they cannot, and the
         complete answer is checked for repetitions."""
-        if shape.unique is None or shape.first or (shape.most is not None and shape.most < 2):
+        if (
+            shape.unique is None
+            or shape.prefix_items
+            or (shape.max_items is not None and shape.max_items < 2)
+        ):
             return None
-        values = self.opened.open(shape.rest)
+        values = self.opened.open(shape.other_items)
         constants = [one for one in values if isinstance(one, Const)]
         if len(constants) < len(values) or len(values) > _UNIQUE:
             return None
-        if shape.least > len(values):
+        if shape.min_items > len(values):
             problem = f"{shape.unique.place}: {len(values)} different items exist"
             self.opened.problems.append(problem)
             return []
         name = f"r{len(self.rules)}"
-        most = len(values) if shape.most is None else shape.most
-        alternatives = [RuleAlternative('""', condition=f"bit_count_ge(_, {shape.least})")]
+        most = len(values) if shape.max_items is None else shape.max_items
+        alternatives = [RuleAlternative('""', condition=f"bit_count_ge(_, {shape.min_items})")]
         for bit, value in enumerate(constants):
             text = self.terminals.constant(value)
             rest = f"bit_clear({bit})", f"bit_count_lt(_, {most})"
@@ -189,12 +195,12 @@ class _Writer:
     def _object(self, shape: Object) -> list[RuleAlternative]:
         members, entries = self._members(shape)
         needed = sum(member.required for member in members)
-        limited = shape.least > needed or shape.most is not None
+        limited = shape.min_properties > needed or shape.max_properties is not None
         if not limited:
             first, _ = self._sequence(members, entries)
             return [RuleAlternative(f'"{{" {first} "}}"', frozenset({first}))]
-        if shape.most is not None and needed > shape.most:
-            problem = f"{needed} properties are required, maxProperties is {shape.most}"
+        if shape.max_properties is not None and needed > shape.max_properties:
+            problem = f"{needed} properties are required, maxProperties is {shape.max_properties}"
             self.opened.problems.append(f"{shape.place.place}: {problem}")
             return []
         first = self._counted(shape, members, entries)
@@ -202,7 +208,7 @@ class _Writer:
 
     def _members(self, shape: Object) -> tuple[list[_Member], str]:
         """The declared properties, and a rule for one other; empty: others are not allowed."""
-        opened, extra = self.opened.open, shape.extra
+        opened, extra = self.opened.open, shape.additional
         properties = {
             name: goal for name, goal in shape.properties.items()
             if name in shape.required or opened(goal)
@@ -210,7 +216,7 @@ class _Writer:
         if extra is not None and not opened(extra):
             extra = None
         keys: list[tuple[str, Goal]] = []
-        if shape.names:
+        if shape.property_names:
             listed, texts = self._names(shape)
             properties = {name: goal for name, goal in properties.items() if name in listed} | {
                 name: extra for name in listed if name not in properties and extra is not None
@@ -234,7 +240,7 @@ class _Writer:
 
     def _names(self, shape: Object) -> tuple[list[str], list[Text]]:
         """The names that propertyNames enumerates, and its shapes of other names."""
-        shapes = self.opened.open(shape.names)
+        shapes = self.opened.open(shape.property_names)
         listed = [str(one.value) for one in shapes if isinstance(one, Const)
                   and isinstance(one.value, str)]  # fmt: skip
         texts = [one for one in shapes if isinstance(one, Text)]
@@ -275,7 +281,7 @@ class _Writer:
 
     def _counted(self, shape: Object, members: list[_Member], entries: str) -> str:
         """Members with a counter, which limits their number to least and most."""
-        most, needed = shape.most, 0
+        most, needed = shape.max_properties, 0
         name = self._entries(shape, entries)
         for left, member in enumerate(reversed(members)):
             text, needs = member.pair.text, member.pair.needs | {name}
@@ -285,7 +291,7 @@ class _Writer:
                 RuleAlternative(f'"," {text} {name}::incr(_)', needs, _all("gt(_, 0)", *under)),
             ]
             if not member.required:
-                over = "" if entries else f"ge(_, {max(0, shape.least - left)})"
+                over = "" if entries else f"ge(_, {max(0, shape.min_properties - left)})"
                 alternatives.append(RuleAlternative(f"{name}::_", frozenset({name}), over))
             needed += member.required
             name = self._rule(alternatives, counted=True)
@@ -294,8 +300,8 @@ class _Writer:
     def _entries(self, shape: Object, entries: str) -> str:
         """Other properties with a counter."""
         name = f"r{len(self.rules)}"
-        alternatives = [RuleAlternative('""', condition=f"ge(_, {shape.least})")]
-        under = [] if shape.most is None else [f"lt(_, {shape.most})"]
+        alternatives = [RuleAlternative('""', condition=f"ge(_, {shape.min_properties})")]
+        under = [] if shape.max_properties is None else [f"lt(_, {shape.max_properties})"]
         if entries:
             after, needs = f"{name}::incr(_)", frozenset({entries})
             alternatives.append(

@@ -1,9 +1,12 @@
 """Whether a value generated for one alternative of a oneOf may satisfy another one.
 
 Conservative: if undecided, it may. A generated object has declared properties only, while an object
-that is only checked may have any properties that its schema does not exclude.
+that is only checked may have any properties that its schema does not exclude. So the comparison has
+a direction: `generated` is the alternative of the generated value, `other` the one it may satisfy.
+A goal is a tuple of schemas that one value must satisfy together (shapes.py).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,60 +22,65 @@ _DEPTH = 8  # nested values are compared to this depth
 class Overlap:
     """Compares the shapes of one schema."""
 
-    open: Callable[[Goal], list[Shape]]
+    open: Callable[[Goal], list[Shape]]  # the shapes of a goal
     check: Check
 
     def either(
-        self, made: Sequence[Shape], others: Sequence[Shape], goal: Goal, depth: int = 0
+        self, generated: Sequence[Shape], others: Sequence[Shape], goal: Goal, depth: int = 0
     ) -> bool:
-        """Whether a value of the shapes `made` may have one of the shapes `others` of `goal`."""
+        """Whether a value of a shape in `generated` may have a shape in `others` (of `goal`)."""
         return depth > _DEPTH or any(
-            self._pair(one, other, goal, depth) for one in made for other in others
+            self._pair(one, other, goal, depth) for one in generated for other in others
         )
 
-    def _goals(self, made: Goal, other: Goal, depth: int) -> bool:
-        return self.either(self.open(made), self.open(other), other, depth + 1)
+    def _goals(self, generated: Goal, other: Goal, depth: int) -> bool:
+        return self.either(self.open(generated), self.open(other), other, depth + 1)
 
-    def _pair(self, made: Shape, other: Shape, goal: Goal, depth: int) -> bool:
-        match made, other:
+    def _pair(self, generated: Shape, other: Shape, goal: Goal, depth: int) -> bool:
+        match generated, other:
             case Const(), Const():
-                return same(made.value, other.value)
+                return same(generated.value, other.value)
             case Const(), _:
-                own = depth == 0
-                return not any(self.check.problem(made.value, one, own=own) for one in goal)
+                # The outermost goal is one combination whose references are resolved already.
+                resolved = depth == 0
+                value = generated.value
+                return not any(self.check.problem(value, one, resolved=resolved) for one in goal)
             case _, Const():
-                return isinstance(made, _kind(other.value))
+                return isinstance(generated, _kind(other.value))
             case NumberRange(), NumberRange():
-                return _numbers(made, other)
+                return _numbers(generated, other)
             case Text(), Text():
-                return _texts(made, other)
+                return _texts(generated, other)
             case Array(), Array():
-                return self._arrays(made, other, depth)
+                return self._arrays(generated, other, depth)
             case Object(), Object():
-                return self._objects(made, other, depth)
+                return self._objects(generated, other, depth)
             case _:
                 return False
 
-    def _arrays(self, made: Array, other: Array, depth: int) -> bool:
-        most = min(made.most or 2**32, other.most or 2**32)
-        if max(made.least, other.least) > most:
+    def _arrays(self, generated: Array, other: Array, depth: int) -> bool:
+        longest = _smaller(generated.max_items, other.max_items)
+        if max(generated.min_items, other.min_items) > longest:
             return False
-        pairs = ((_item(made, at), _item(other, at)) for at in range(min(made.least, _DEPTH)))
+        # Items that every generated list has; those after _DEPTH are assumed to be allowed.
+        compared = range(min(generated.min_items, _DEPTH))
+        pairs = ((_item(generated, at), _item(other, at)) for at in compared)
         return all(self._goals(one, two, depth) for one, two in pairs)
 
-    def _objects(self, made: Object, other: Object, depth: int) -> bool:
-        known = made.properties
-        if made.extra is None and not made.patterns and other.required - known.keys():
+    def _objects(self, generated: Object, other: Object, depth: int) -> bool:
+        known = generated.properties
+        only_known = generated.additional is None and not generated.patterns
+        if only_known and other.required - known.keys():
             return False
-        for name in made.required | (other.required & known.keys()):
-            allowed = other.properties.get(name, other.extra)
+        for name in generated.required | (other.required & known.keys()):
+            allowed = other.properties.get(name, other.additional)  # None: any value
             if allowed is not None and not self._goals(known.get(name, ()), allowed, depth):
                 return False
         return True
 
 
 def _item(shape: Array, at: int) -> Goal:
-    return shape.first[at] if at < len(shape.first) else shape.rest
+    return shape.prefix_items[at] if at < len(shape.prefix_items) else shape.other_items
 
 
 def _kind(value: object) -> type:
@@ -101,6 +109,9 @@ def _texts(one: Text, two: Text) -> bool:
     """Whether two strings may be equal. Strings of different formats are assumed different."""
     if one.formats and two.formats and set(one.formats) != set(two.formats):
         return False
-    longest = min(one.most if one.most is not None else 2**32,
-                  two.most if two.most is not None else 2**32)  # fmt: skip
-    return max(one.least, two.least) <= longest
+    return max(one.min_length, two.min_length) <= _smaller(one.max_length, two.max_length)
+
+
+def _smaller(one: int | None, two: int | None) -> float:
+    """The smaller of two maxima; None: there is no maximum."""
+    return min((most for most in (one, two) if most is not None), default=math.inf)

@@ -1,7 +1,8 @@
 """Shapes: sets of values of one type, without references and combinations.
 
 A goal is a tuple of schemas that one value must satisfy together; the empty goal allows any value.
-The items and properties of a shape are goals.
+The items and properties of a shape are goals. `place` is the part of the schema that an error
+names.
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ class Text:
     """A string."""
 
     place: SchemaPart
-    least: int  # characters
-    most: int | None
+    min_length: int  # characters
+    max_length: int | None
     patterns: Sequence[str]
     formats: Sequence[str]
 
@@ -35,10 +36,10 @@ class Text:
 class Array:
     """A list."""
 
-    first: Sequence[Goal]  # of the first items
-    rest: Goal  # of all other items
-    least: int
-    most: int | None
+    prefix_items: Sequence[Goal]  # one for each of the first items
+    other_items: Goal  # the keyword `items`: of every item after these
+    min_items: int
+    max_items: int | None
     unique: SchemaPart | None  # the part with uniqueItems
 
 
@@ -48,11 +49,13 @@ class Object:
 
     properties: dict[str, Goal]
     required: frozenset[str]
-    patterns: dict[str, Goal]  # by the pattern of their names
-    names: Goal  # of every name
-    extra: Goal | None  # of other properties; None: not allowed
-    least: int
-    most: int | None
+    patterns: dict[str, Goal]  # patternProperties, by the pattern
+    property_names: Goal  # propertyNames: of every name
+    # additionalProperties: of all other properties. None: the schema declares properties and lacks
+    # this keyword; then none are generated, although any are valid.
+    additional: Goal | None
+    min_properties: int
+    max_properties: int | None
     place: SchemaPart
 
 

@@ -93,7 +93,7 @@ class Terminals:
             bodies += [f"~/{patterns.whole(one)}/" for one in excluded]
         except ValueError as error:
             raise part_error(shape.place, f"pattern: {error}") from error
-        if shape.least or shape.most is not None or not formats:
+        if shape.min_length or shape.max_length is not None or not formats:
             bodies.append(f"/{_UNESCAPED}{_times(shape)}/")
         text = " & ".join(bodies)
         inner = self.terminal(text)
@@ -163,13 +163,13 @@ def literal(text: str) -> str:
 
 
 def _times(shape: Text) -> str:
-    if not shape.least and shape.most is None:
+    if not shape.min_length and shape.max_length is None:
         return "*"
-    return f"{{{shape.least},{'' if shape.most is None else shape.most}}}"
+    return f"{{{shape.min_length},{'' if shape.max_length is None else shape.max_length}}}"
 
 
 def _string(shape: Text, found: list[str]) -> dict[str, object]:
-    schema: dict[str, object] = {"type": "string", "minLength": shape.least}
-    if shape.most is not None:
-        schema["maxLength"] = shape.most
+    schema: dict[str, object] = {"type": "string", "minLength": shape.min_length}
+    if shape.max_length is not None:
+        schema["maxLength"] = shape.max_length
     return schema | {"allOf": [{"type": "string", "pattern": one} for one in found]}

@@ -122,6 +122,8 @@ ROWS: list[tuple[Any, list[str], list[str]]] = [
     ({"oneOf": [{"properties": A, "required": ["a"]}, {"properties": B, "required": ["b"]}]},
      ['{"a": 1}', '{"b": "x"}'], ["{}"]),
     ({"oneOf": [{"const": 1}, {"enum": [2, "x"]}]}, ["1", '"x"'], ["3"]),
+    ({"oneOf": [{"type": "array", "maxItems": 0}, {"minItems": 1, "items": {"type": "null"}}]},
+     ["[]", "[null]"], ["[1]"]),
     ({"allOf": [{"enum": [1, 2, 3]}, {"minimum": 2}]}, ["2", "3"], ["1", "4"]),
     ({"enum": [1, True, "1"]}, ["1", "true", '"1"'], ["false", "1.0"]),
     ({"type": "integer", "enum": [1, "a"]}, ["1"], ['"a"']),
