@@ -21,8 +21,8 @@ def test_who_owes_little_goes_first_and_long_prompts_wait() -> None:
 
 
 def test_a_long_prompt_is_long_to_its_end() -> None:
-    assert portions([Ready(100, 132, whole=2000), Ready(0, 30)], 512) == [0, 0]
-    assert portions([Ready(100, 132, whole=100), Ready(0, 30)], 512) == [100, 0]
+    assert portions([Ready(100, 132, prompt_at_start=2000), Ready(0, 30)], 512) == [0, 0]
+    assert portions([Ready(100, 132, prompt_at_start=100), Ready(0, 30)], 512) == [100, 0]
 
 
 def test_prompts_that_are_soon_over_do_not_wait_for_answers_that_are() -> None:
