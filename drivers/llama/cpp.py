@@ -48,7 +48,12 @@ _log_callback = lib.llama_log_callback(_log)
 
 
 class Vocab:
-    """The vocabulary of a model: texts to tokens and back. Read-only in C, so thread-safe."""
+    """The vocabulary of a model: texts to tokens and back. Read-only in C, so thread-safe.
+
+    `begin` is the BOS token, None if there is none; `wants_begin`: texts start with it (add_bos).
+    `end` is the EOS token, `ends` are all tokens that end an answer (EOG). `control` are the names
+    of control tokens.
+    """
 
     __slots__ = ("_pieces", "_vocab", "begin", "control", "ends", "size", "wants_begin")
 
@@ -56,15 +61,14 @@ class Vocab:
         self._vocab = vocab
         self.size: int = lib.llama_vocab_n_tokens(vocab)
         self._pieces: list[bytes | None] = [None] * self.size
-        begin: int = lib.llama_vocab_bos(vocab)
-        self.begin = begin if 0 <= begin < self.size else None
+        bos: int = lib.llama_vocab_bos(vocab)
+        self.begin = bos if 0 <= bos < self.size else None
         self.wants_begin = bool(lib.llama_vocab_get_add_bos(vocab)) and self.begin is not None
         every = range(self.size)
-        ends = [token for token in every if lib.llama_vocab_is_eog(vocab, token)]
-        self.ends = frozenset(ends)
-        attributes = lib.llama_vocab_get_attr
-        marked = [token for token in every if attributes(vocab, token) & _CONTROL]
-        self.control = frozenset(filter(None, (self.text(token) for token in marked)))
+        is_eog, attributes = lib.llama_vocab_is_eog, lib.llama_vocab_get_attr
+        self.ends = frozenset(token for token in every if is_eog(vocab, token))
+        control = [token for token in every if attributes(vocab, token) & _CONTROL]
+        self.control = frozenset(filter(None, (self.text(token) for token in control)))
 
     def tokenize(self, text: str, *, special: bool) -> NDArray[np.int32]:
         """`special`: the names of control tokens in the text become those tokens. EINVAL."""
@@ -214,24 +218,26 @@ class Context:
         size = self.batch_tokens
         self._token = np.zeros(size, np.int32)
         self._pos = np.zeros(size, np.int32)
-        self._want = np.zeros(size, np.int8)
-        self._rows = np.arange(self.slots, dtype=np.int32)  # `_seq` points into this
-        self._seq = np.zeros(size, np.uintp)
-        self._ones = np.ones(size, np.int32)
-        row = ctypes.POINTER(ctypes.c_int32)
+        self._wants_logits = np.zeros(size, np.int8)
+        self._slot_ids = np.arange(self.slots, dtype=np.int32)  # `_slot_pointers` point into this
+        self._slot_pointers = np.zeros(size, np.uintp)
+        self._slots_per_token = np.ones(size, np.int32)
+        int32s = ctypes.POINTER(ctypes.c_int32)
         batch = lib.llama_batch()
-        batch.token = self._token.ctypes.data_as(row)
-        batch.pos = self._pos.ctypes.data_as(row)
-        batch.n_seq_id = self._ones.ctypes.data_as(row)
-        batch.seq_id = self._seq.ctypes.data_as(ctypes.POINTER(row))
-        batch.logits = self._want.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        batch.token = self._token.ctypes.data_as(int32s)
+        batch.pos = self._pos.ctypes.data_as(int32s)
+        batch.n_seq_id = self._slots_per_token.ctypes.data_as(int32s)
+        batch.seq_id = self._slot_pointers.ctypes.data_as(ctypes.POINTER(int32s))
+        batch.logits = self._wants_logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         self._batch: Any = batch
 
     def decode(self, runs: Sequence[Run]) -> dict[int, int]:
         """Compute one batch; the index of the logits of each slot that asks for them."""
         self._check_use()
-        if not runs or len({run.slot for run in runs}) < len(runs):
-            raise DeviceFault(f"a batch of {len(runs)} runs, not one for each slot")
+        if not runs:
+            raise DeviceFault("the batch has no runs")
+        if len({run.slot for run in runs}) < len(runs):
+            raise DeviceFault(f"two of the {len(runs)} runs of a batch are of one slot")
         at = 0
         asked: dict[int, int] = {}
         # In slot order: llama.cpp computes only adjacent slots together.
@@ -239,10 +245,11 @@ class Context:
             end = self._check(run, at)
             self._token[at:end] = run.tokens
             self._pos[at:end] = np.arange(run.first, run.first + len(run.tokens))
-            self._seq[at:end] = self._rows.ctypes.data + run.slot * self._rows.itemsize
-            self._want[at:end] = 0
+            slot_id = self._slot_ids.ctypes.data + run.slot * self._slot_ids.itemsize
+            self._slot_pointers[at:end] = slot_id
+            self._wants_logits[at:end] = 0
             if run.asks:
-                self._want[end - 1] = 1
+                self._wants_logits[end - 1] = 1
                 asked[run.slot] = end - 1
             at = end
         self._batch.n_tokens = at
@@ -263,12 +270,20 @@ class Context:
             raise DeviceFault(f"no slot {slot}: the context has {self.slots} slots")
 
     def _check(self, run: Run, at: int) -> int:
+        """Check a run at index `at` of the batch; the index after it. DeviceFault."""
         self._check_use(run.slot)
         end = at + len(run.tokens)
         if not run.tokens or end > self.batch_tokens:
             raise DeviceFault(f"the batch has {end} tokens; 1 to {self.batch_tokens} are allowed")
-        if run.first != self.length(run.slot) or run.first + len(run.tokens) > self._window:
-            raise DeviceFault(f"position {run.first} is not the next of slot {run.slot}")
+        length, last = self.length(run.slot), run.first + len(run.tokens) - 1
+        if run.first != length:
+            raise DeviceFault(
+                f"slot {run.slot} has {length} tokens; a run cannot start at position {run.first}"
+            )
+        if last >= self._window:
+            raise DeviceFault(
+                f"position {last} of slot {run.slot} exceeds the window of {self._window} tokens"
+            )
         if min(run.tokens) < 0 or max(run.tokens) >= self.vocab_size:
             raise DeviceFault(
                 f"a token id is out of range: the vocabulary has 0 to {self.vocab_size - 1}"
@@ -292,16 +307,21 @@ class Context:
         return last + 1
 
     def keep(self, slot: int, tokens: int) -> int:
-        """Drop all but the first `tokens` of a slot; the number that could be kept."""
-        if not 0 <= tokens <= self.length(slot):
-            raise DeviceFault(f"cannot keep {tokens} tokens of slot {slot}")
+        """Truncate a slot to its first `tokens`; the number that was kept: these, or 0.
+
+        llama.cpp cannot truncate the state of some models, for example recurrent ones. Then the
+        slot is emptied, and the caller computes all tokens again.
+        """
+        length = self.length(slot)
+        if not 0 <= tokens <= length:
+            raise DeviceFault(f"cannot keep {tokens} tokens of slot {slot}, which has {length}")
         if tokens and lib.llama_memory_seq_rm(self._memory, slot, tokens, -1):
             return tokens
         lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return 0
 
     def copy(self, slot: int, other: int) -> None:
-        """Copy a whole slot to an empty one; a part of it would abort if slots are not unified."""
+        """Copy a whole slot to an empty one; llama.cpp aborts on a part, unless unified."""
         self._check_use(slot)
         if slot == other or self.length(other):
             raise DeviceFault(f"slot {other} is not empty")
@@ -309,7 +329,11 @@ class Context:
         self._copied = other
 
     def _complete_copy(self) -> None:
-        """Compute a batch, with which llama.cpp completes a copy: required before save and load."""
+        """Complete a copy, which is required before save and load.
+
+        llama.cpp copies at the next batch. So an arbitrary token is computed after the last one of
+        the copy, and removed again.
+        """
         slot = self._copied
         if slot is not None:
             length = self.length(slot)
@@ -360,16 +384,18 @@ def _parameters(settings: LlamaSettings, batch_tokens: int) -> Any:
     parameters.n_threads = parameters.n_threads_batch = settings.threads
     parameters.flash_attn_type = flash[0] if settings.flash else flash[1]
     if settings.deterministic and settings.flash and settings.gpu_layers <= 0:
-        # With keys and values of one type, llama.cpp's flash attention uses another order of
-        # summation for a single row of 512 cells or more, and another for 64 rows or more. With
-        # two types it computes each row separately, so neither other sequences nor the piece size
-        # change a bit. A GPU has no kernel for two types: each sequence is computed alone there
-        # (see engine.py).
+        # If keys and values have one type, the order in which llama.cpp's flash attention sums
+        # depends on the batch: a single row of 512 cells or more and 64 rows or more have orders of
+        # their own. With a key type other than that of the values (16-bit floats), each row is
+        # computed separately, so a result does not depend on other sequences or the piece size. A
+        # GPU has no kernel for two types: there, engine.py computes each sequence in a batch of its
+        # own.
         parameters.type_k = _BF16
-    # Otherwise a GPU computes long prompts of a model that is mounted on the CPU.
+    # Disabled for a model on the CPU: llama.cpp would compute its long prompts on a GPU.
     parameters.op_offload = settings.gpu_layers != 0
-    # Not unified: attention of a token reads its own slot only, not all slots.
+    # Not set by default: attention of a token then reads its own slot only, else the pool of all.
     parameters.kv_unified = settings.unified
-    parameters.swa_full = True  # required to continue a truncated slot
+    # The whole window of layers with sliding-window attention: else no slot could be truncated.
+    parameters.swa_full = True
     parameters.no_perf = True
     return parameters

@@ -32,6 +32,7 @@ class _Text:
     number: int  # of the request
     tokens: list[int]
     done: int = 0  # tokens
+    # The sum of the outputs at these tokens.
     total: NDArray[np.float64] | None = None
 
 
@@ -69,8 +70,8 @@ class Embedder:
         if self._context is None:
             self._context = VectorContext(self._model, self._settings)
         piece = text.tokens[text.done : text.done + _PIECE_TOKENS]
-        rows = self._context.compute(piece, text.done)
-        total: NDArray[np.float64] = rows.sum(axis=0, dtype=np.float64)
+        outputs = self._context.compute(piece, text.done)
+        total: NDArray[np.float64] = outputs.sum(axis=0, dtype=np.float64)
         text.total = total if text.total is None else text.total + total
         text.done += len(piece)
 
@@ -86,7 +87,9 @@ def _vector(text: _Text) -> bytes:
         raise DeviceFault("cannot embed a text without tokens")
     length = float(np.linalg.norm(text.total))
     if not math.isfinite(length) or length == 0:
-        raise DeviceFault("the model returned an output that is not finite or zero")
+        raise DeviceFault(
+            f"the model returned a vector of length {length}: no direction to normalise"
+        )
     return (text.total / length).astype("<f4").tobytes()
 
 
@@ -104,28 +107,39 @@ class VectorContext:
         self._memory: Any = lib.llama_get_memory(self._handle)
         self._token = np.zeros(_PIECE_TOKENS, np.int32)
         self._pos = np.zeros(_PIECE_TOKENS, np.int32)
-        self._one = np.ones(_PIECE_TOKENS, np.int32)
-        self._want = np.ones(_PIECE_TOKENS, np.int8)
-        self._row = np.zeros(1, np.int32)
-        self._seq = np.full(_PIECE_TOKENS, self._row.ctypes.data, np.uintp)
-        row = ctypes.POINTER(ctypes.c_int32)
+        self._sequences_per_token = np.ones(_PIECE_TOKENS, np.int32)
+        self._wants_output = np.ones(_PIECE_TOKENS, np.int8)
+        self._sequence_id = np.zeros(1, np.int32)  # the only one, to which all pointers point
+        pointer = self._sequence_id.ctypes.data
+        self._sequence_pointers = np.full(_PIECE_TOKENS, pointer, np.uintp)
+        int32s = ctypes.POINTER(ctypes.c_int32)
         batch = lib.llama_batch()
-        batch.token = self._token.ctypes.data_as(row)
-        batch.pos = self._pos.ctypes.data_as(row)
-        batch.n_seq_id = self._one.ctypes.data_as(row)
-        batch.seq_id = self._seq.ctypes.data_as(ctypes.POINTER(row))
-        batch.logits = self._want.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        batch.token = self._token.ctypes.data_as(int32s)
+        batch.pos = self._pos.ctypes.data_as(int32s)
+        batch.n_seq_id = self._sequences_per_token.ctypes.data_as(int32s)
+        batch.seq_id = self._sequence_pointers.ctypes.data_as(ctypes.POINTER(int32s))
+        batch.logits = self._wants_output.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         self._batch: Any = batch
 
     def compute(self, tokens: list[int], first: int) -> NDArray[np.float32]:
-        """One row per token: memory of C, valid until the next call. `first` 0 begins a text."""
+        """Compute a piece of a text, whose first token is at position `first` of the text.
+
+        Returns one row per token: memory of C, valid until the next call. `first` 0 begins a text.
+        """
         if first == 0:
             lib.llama_memory_seq_rm(self._memory, 0, -1, -1)
         count = len(tokens)
-        if not 0 < count <= _PIECE_TOKENS or first + count > self._window:
-            raise DeviceFault(f"{count} tokens at position {first} of a window of {self._window}")
-        if first != lib.llama_memory_seq_pos_max(self._memory, 0) + 1:
-            raise DeviceFault(f"position {first} is not the next of the text")
+        if not 0 < count <= _PIECE_TOKENS:
+            raise DeviceFault(f"a piece has {count} tokens; 1 to {_PIECE_TOKENS} are allowed")
+        if first + count > self._window:
+            raise DeviceFault(
+                f"position {first + count - 1} exceeds the window of {self._window} tokens"
+            )
+        computed: int = lib.llama_memory_seq_pos_max(self._memory, 0) + 1
+        if first != computed:
+            raise DeviceFault(
+                f"{computed} tokens of the text are computed; a piece cannot start at {first}"
+            )
         if min(tokens) < 0 or max(tokens) >= self._vocab_size:
             raise DeviceFault(
                 f"a token id is out of range: the vocabulary has 0 to {self._vocab_size - 1}"
