@@ -207,13 +207,15 @@ def _check_tensors(source: Source, keys: dict[str, Value], tensors: list[Tensor]
             source.refuse(f"the tensor name {tensor.name!r} is empty or used twice", tensor.at)
         names.add(tensor.name)
         size = _tensor_bytes(source, tensor)
-        if tensor.offset != expected:
-            message = f"tensor {tensor.name} has offset {tensor.offset}, not {expected}"
+        if tensor.data_offset != expected:
+            message = f"tensor {tensor.name} has offset {tensor.data_offset}, not {expected}"
             source.refuse(message, tensor.at)
-        if tensor.offset + size > room:
-            message = f"tensor {tensor.name} ends at {tensor.offset + size}, the data at {room}"
+        if tensor.data_offset + size > room:
+            message = (
+                f"tensor {tensor.name} ends at {tensor.data_offset + size}, the data at {room}"
+            )
             source.refuse(f"{message}: the file is truncated", tensor.at)
-        expected = -(-(tensor.offset + size) // alignment) * alignment
+        expected = -(-(tensor.data_offset + size) // alignment) * alignment
 
 
 def _alignment(source: Source, keys: dict[str, Value]) -> int:

@@ -1,7 +1,8 @@
 """Parses the bytes of a GGUF header into keys and tensors. Checks the syntax only.
 
 Every count and length is checked against the rest of the file and against limits.py before any
-memory is allocated for it; long arrays are skipped. An error has the byte offset.
+memory is allocated for it; long arrays are skipped. An error has the byte offset. Every `at` is an
+offset in the file.
 """
 
 import struct
@@ -30,16 +31,16 @@ Scalar = int | float | str
 
 @dataclass(frozen=True, slots=True)
 class GgufArray:
-    """An array that was skipped. `numbers`: the items of a short numeric array."""
+    """An array, whose items are not parsed unless it is short and numeric."""
 
-    kind: int
-    count: int
-    numbers: tuple[float, ...]
-    raw: tuple[int, int]  # its byte range in the file
+    kind: int  # type of its items
+    count: int  # of its items
+    numbers: tuple[float, ...]  # the items of a short numeric array, else empty
+    raw: tuple[int, int]  # the byte range of its items in the file
 
 
 class Source:
-    """A reader of the file's beginning, which reads on demand."""
+    """A reader of the file's beginning, which reads on demand. `at`: where it goes on."""
 
     __slots__ = ("_file", "at", "buffer", "path", "size")
 
@@ -52,6 +53,7 @@ class Source:
         file.seek(0)
 
     def refuse(self, what: str, at: int | None = None) -> NoReturn:
+        """Raises EINVAL. `at`: where the file is wrong."""
         where = "" if at is None else f" at byte {at}"
         raise SyscallError(
             Errno.EINVAL,
@@ -59,8 +61,11 @@ class Source:
             "download the file again and compare its checksum with the publisher's",
         )
 
-    def need(self, count: int, what: str) -> int:
-        """Read `count` more bytes; their offset in the buffer."""
+    def consume(self, count: int, what: str) -> int:
+        """Read the next `count` bytes and go on after them; their offset, in buffer and file.
+
+        Raises EINVAL when the file or the limit of a header ends before. `what`: in the message.
+        """
         begin, end = self.at, self.at + count
         if end > self.size:
             left = self.size - begin
@@ -76,7 +81,7 @@ class Source:
         return begin
 
     def number(self, form: str, what: str) -> int:
-        begin = self.need(struct.calcsize(form), what)
+        begin = self.consume(struct.calcsize(form), what)
         value: int = struct.unpack_from(form, self.buffer, begin)[0]
         return value
 
@@ -86,29 +91,33 @@ class Source:
         length = self.number("<Q", f"the length of {what}")
         if length > most:
             self.refuse(f"{what} has {length} bytes, at most {most} are allowed", begin)
-        start = self.need(length, what)
+        start = self.consume(length, what)
         return bytes(self.buffer[start : start + length])
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    kind: int
+    """The value of a key."""
+
+    kind: int  # its type, a key of TYPE_NAMES
     value: Scalar | GgufArray
-    at: int
+    at: int  # where it begins
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
+    """The entry of a tensor in the header."""
+
     name: str
     dims: tuple[int, ...]
-    kind: int
-    offset: int
-    at: int
+    kind: int  # its ggml type
+    data_offset: int  # of its data, from the beginning of all tensors' data
+    at: int  # where the entry begins
 
 
 def parse(source: Source) -> tuple[dict[str, Value], list[Tensor]]:
     """Parse all keys and tensors of the header."""
-    magic = source.need(4, "the magic")
+    magic = source.consume(4, "the magic")
     found = bytes(source.buffer[magic : magic + 4])
     if found != b"GGUF":
         source.refuse(f"it begins with {found!r}, not with b'GGUF'", 0)
@@ -136,7 +145,7 @@ def _value(source: Source, name: str) -> Value:
     kind = source.number("<I", f"the type of {name}")
     if kind == STRING:
         text = source.text(name)
-        # C stops at a zero byte: the check must read the same text as llama.cpp.
+        # C stops at a zero byte: gguf.py must check the same text that llama.cpp uses.
         return Value(kind, text.split(b"\0")[0].decode("utf-8", "replace"), at)
     if kind == ARRAY:
         return Value(kind, _array(source, name), at)
@@ -163,7 +172,7 @@ def _array(source: Source, name: str) -> GgufArray:
     if kind == STRING:
         _skip_strings(source, name, count)
     else:
-        start = source.need(count * struct.calcsize(_SCALARS[kind]), name)
+        start = source.consume(count * struct.calcsize(_SCALARS[kind]), name)
         if count <= _NUMBERS_MAX:
             form = f"<{count}{_SCALARS[kind][1]}"
             numbers = struct.unpack_from(form, source.buffer, start)
@@ -177,13 +186,13 @@ def _skip_strings(source: Source, name: str, count: int) -> None:
     for index in range(count):
         at = source.at
         if len(source.buffer) < at + prefix:
-            source.need(prefix, f"the length of {name}[{index}]")
+            source.consume(prefix, f"the length of {name}[{index}]")
         (length,) = length_of(source.buffer, at)
         if length > most:
             source.refuse(f"{name}[{index}] has {length} bytes, at most {most} are allowed", at)
         source.at = at + prefix
         if len(source.buffer) < source.at + length:
-            source.need(length, f"{name}[{index}]")
+            source.consume(length, f"{name}[{index}]")
         source.at = at + prefix + length
 
 
@@ -195,5 +204,5 @@ def _tensor(source: Source, index: int) -> Tensor:
         source.refuse(f"tensor {name} has {rank} dimensions; 1 to 4 are allowed", at)
     dims = tuple(source.number("<Q", f"the shape of {name}") for _ in range(rank))
     kind = source.number("<I", f"the type of {name}")
-    offset = source.number("<Q", f"the offset of {name}")
-    return Tensor(name, dims, kind, offset, at)
+    data_offset = source.number("<Q", f"the offset of {name}")
+    return Tensor(name, dims, kind, data_offset, at)

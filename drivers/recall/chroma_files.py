@@ -93,13 +93,13 @@ class ChromaFiles:
             _create(self._new)
         return self._new
 
-    def swap(self, lives: Callable[[], None]) -> None:
-        """Replace the files by the new ones and remove the old. `lives` is called per file."""
+    def swap(self, heartbeat: Callable[[], None]) -> None:
+        """Replace the files by the new ones and remove the old. `heartbeat` is called per file."""
         with _translated():
             for folder, _, names in os.walk(self._new):
                 for name in names:
                     _sync(Path(folder, name))
-                    lives()
+                    heartbeat()
                 _sync(Path(folder))
             with suppress(FileNotFoundError):
                 self.path.rename(self._old)

@@ -1,8 +1,9 @@
 """The recall child's side of the Chroma process: starts it, sends requests, kills it when it hangs.
 
 The process is started on demand, handles one request at a time, and is killed when a request
-exceeds its deadline. A search does not wait for a write: it asks only when the process is idle, and
-continues without an answer that does not arrive soon. Any thread may ask; child process only.
+exceeds its deadline. A search does not wait for a write: it uses `ask_if_idle`, and continues
+without an answer that does not arrive soon. During a long request the kernel gets heartbeats, so
+that it does not regard the recall child as hung. Any thread may ask; recall child only.
 """
 
 import os
@@ -34,22 +35,22 @@ OPEN, CLOSE, PLACES, GET, WRITE, DELETE, DROP, DROP_ALL, COUNT, QUERY = range(
     DRIVER_BASE, DRIVER_BASE + 10
 )
 _READ_BYTES = 1024 * 1024
-_LIFE_S = 5.0  # between two LIVES reports during a long request
+_HEARTBEAT_S = 5.0  # between two heartbeats during a long request
 _GRACE_S = 5.0  # to exit after its socket is closed: a write in progress may finish
 
 
 class ProcessLost(DeviceFault):
-    """The process exited or was killed: every store is closed."""
+    """Chroma's process exited or was killed: every store is closed."""
 
 
 class ChromaProcess:
-    """Chroma's process, running or not."""
+    """Chroma's process, running or not. `heartbeat` sends one to the kernel."""
 
-    def __init__(self, lives: Callable[[], None]) -> None:
-        self._lives = lives
+    def __init__(self, heartbeat: Callable[[], None]) -> None:
+        self._heartbeat = heartbeat
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._number = 0
+        self._number = 0  # of the last request
         self._lost: ProcessLost | None = None  # an exit that only a search has noticed
 
     def ask(self, kind: int, location: str, *values: object) -> list[Any]:
@@ -62,8 +63,11 @@ class ChromaProcess:
                 self._start()
             return self._ask([kind, 0, os.fsencode(location), *values], limits.CHROMA_HANG_S)
 
-    def ask_soon(self, kind: int, location: str, *values: object) -> list[Any] | None:
-        """The answer to a request; None when the process is busy or does not answer in CHROMA_S."""
+    def ask_if_idle(self, kind: int, location: str, *values: object) -> list[Any] | None:
+        """The answer to a request; None without one.
+
+        The process is not asked when it is not running or busy, and gets CHROMA_S to answer.
+        """
         if not self._lock.acquire(blocking=False):
             return None
         try:
@@ -88,7 +92,7 @@ class ChromaProcess:
                     stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
                 )  # fmt: skip
         except OSError as error:
-            raise DeviceFault(f"its process cannot be started: {error.strerror}") from error
+            raise DeviceFault(f"Chroma's process cannot be started: {error.strerror}") from error
         self._socket, self._frames = ours, Frames(FRAME_BYTES)
         self._receive(0, limits.READY_S)
 
@@ -111,14 +115,17 @@ class ChromaProcess:
             self._socket.settimeout(seconds)
             self._socket.sendall(encode(frame))
         except OSError:
-            self._lose()
+            self._raise_lost()
         return self._receive(self._number, seconds, kill=kill)
 
     def _receive(self, number: int, seconds: float, *, kill: bool = True) -> list[Any]:
-        """The answer to that number. Late answers to earlier numbers are dropped."""
+        """The answer to that number. Late answers to earlier numbers are dropped.
+
+        `kill`: this process is killed when it does not answer in time. DeviceFault; ProcessLost.
+        """
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            for body in self._frames.feed(self._read(min(left, _LIFE_S))):
+            for body in self._frames.feed(self._read(min(left, _HEARTBEAT_S))):
                 match decode(body):
                     case [kind, answered, *values] if kind == ANSWER and answered == number:
                         return values
@@ -127,13 +134,13 @@ class ChromaProcess:
                     case _:
                         continue
             if kill:
-                self._lives()
+                self._heartbeat()
         if kill:
-            self._lose(f"did not answer a request within {seconds:g} s")
-        raise DeviceFault("Chroma is busy")
+            self._raise_lost(f"did not answer a request within {seconds:g} s")
+        raise DeviceFault(f"Chroma did not answer a request within {seconds:g} s")
 
     def _read(self, seconds: float) -> bytes:
-        """Received bytes; empty after `seconds` without data."""
+        """Received bytes; empty after `seconds` without data. Raises ProcessLost at the end."""
         self._socket.settimeout(seconds)
         try:
             data = self._socket.recv(_READ_BYTES)
@@ -141,11 +148,12 @@ class ChromaProcess:
             return b""
         except OSError:
             data = b""
-        return data or self._lose()
+        return data or self._raise_lost()
 
-    def _lose(self, why: str = "") -> NoReturn:
-        code = self._reap(kill=bool(why))
-        raise ProcessLost(f"its process {cause(code, why)}")
+    def _raise_lost(self, why_killed: str = "") -> NoReturn:
+        """Reap the process, which is killed first if a reason is given. Raises ProcessLost."""
+        code = self._reap(kill=bool(why_killed))
+        raise ProcessLost(f"Chroma's process {cause(code, why_killed)}")
 
     def _reap(self, *, kill: bool = False) -> int:
         process, self._process = self._process, None

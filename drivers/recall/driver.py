@@ -33,7 +33,7 @@ class RecallConnection(ChildConnection[RecallFacts]):
     """The connection to the running child."""
 
     def handle_frame(self, frame: list[Any]) -> bool:
-        if frame != [frames.LIVES]:
+        if frame != [frames.HEARTBEAT]:
             return False
         self.note_activity()
         return True

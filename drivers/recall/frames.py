@@ -3,7 +3,7 @@
     to the child     LOAD first, then EMBED ADD SEARCH REMOVE RENEW STORED (answered by number);
                      FORGET: the caller of that number no longer waits; AHEAD: a search for this
                      question follows soon
-    to the kernel    LIVES: a long operation is still running
+    to the kernel    HEARTBEAT: a long operation is still running
 
 Vectors and page numbers are sent as bytes, owners as the bytes of their path. Imported by both
 sides, so it must not import numpy.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from llmasos.drivers.frames import DRIVER_BASE
 
 NAME = "recall"  # in messages
-LOAD, EMBED, ADD, SEARCH, REMOVE, RENEW, STORED, FORGET, LIVES, AHEAD = range(
+LOAD, EMBED, ADD, SEARCH, REMOVE, RENEW, STORED, FORGET, HEARTBEAT, AHEAD = range(
     DRIVER_BASE, DRIVER_BASE + 10
 )
 

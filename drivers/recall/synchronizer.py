@@ -22,7 +22,7 @@ from llmasos.kernel.abi.errors import DeviceFault
 from . import chroma_process
 from .chroma_files import ChromaFiles, NewerVersion
 from .chroma_process import ChromaProcess, ProcessLost
-from .frames import LIVES, RecallSettings
+from .frames import HEARTBEAT, RecallSettings
 from .rows import Places, Vectors
 from .store import Space, VectorStore
 
@@ -54,7 +54,7 @@ class Synchronizer:
     ) -> None:
         self._store, self._parent = store, parent
         self._url, self._first_s = settings.url, settings.retry_first_s
-        self._chroma = ChromaProcess(self._lives)
+        self._chroma = ChromaProcess(self._heartbeat)
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._queued: set[str] = set()  # owners with a job in `_jobs`
         self._files: dict[str, ChromaFiles] = {}
@@ -82,7 +82,7 @@ class Synchronizer:
         location = self._locations.get(path)
         if not location:
             return None
-        found = self._chroma.ask_soon(chroma_process.QUERY, location, space, question, count)
+        found = self._chroma.ask_if_idle(chroma_process.QUERY, location, space, question, count)
         return np.frombuffer(found[0], np.int64) if found else None
 
     # --- the thread ---------------------------------------------------------------------------
@@ -110,8 +110,8 @@ class Synchronizer:
         for path in [path for path, due in self._prune.items() if due <= now]:
             self._attempt(path, self._prune_all)
 
-    def _lives(self) -> None:
-        self._parent.send([LIVES])
+    def _heartbeat(self) -> None:
+        self._parent.send([HEARTBEAT])
 
     def _run_round(self, path: str) -> None:
         """Run one round of an owner. Rounds of other owners come before its next."""
@@ -315,7 +315,7 @@ class Synchronizer:
     def _stored(self, number: int, path: str, space: int) -> None:
         def count(path: str) -> bool:
             while self._round(path):
-                self._lives()
+                self._heartbeat()
             self._prune_all(path)
             counts.append(self._chroma.ask(chroma_process.COUNT, self._open(path), space)[0])
             return False
@@ -363,7 +363,7 @@ class Synchronizer:
         # The process must end first: removed files stay on disk while Chroma has them open.
         self._end()
         if spaces:
-            files.swap(self._lives)
+            files.swap(self._heartbeat)
         else:
             files.clear()
         with self._store.lock:
@@ -379,7 +379,7 @@ class Synchronizer:
             self._chroma.ask(
                 chroma_process.WRITE, location, number, places.tobytes(), vectors.tobytes()
             )
-            self._lives()
+            self._heartbeat()
             start += len(places)
 
 

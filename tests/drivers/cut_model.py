@@ -50,8 +50,8 @@ def _make(source: Path, target: Path) -> None:
         data = bytearray()
         for name, tensor in kept:
             header += _info(name, tensor, len(data))
-            file.seek(begin + tensor.offset)
-            data += file.read(ends[tensor.name] - tensor.offset)
+            file.seek(begin + tensor.data_offset)
+            data += file.read(ends[tensor.name] - tensor.data_offset)
             data += bytes(_aligned(len(data)) - len(data))
     header += bytes(_aligned(len(header)) - len(header))
     target.write_bytes(header + data)
@@ -68,8 +68,8 @@ def _renamed(tensor: Tensor) -> str:
 
 def _ends(tensors: list[Tensor], size: int) -> dict[str, int]:
     """Where each tensor's data ends: where the next begins."""
-    placed = sorted(tensors, key=lambda tensor: tensor.offset)
-    begins = [tensor.offset for tensor in placed[1:]]
+    placed = sorted(tensors, key=lambda tensor: tensor.data_offset)
+    begins = [tensor.data_offset for tensor in placed[1:]]
     return {tensor.name: end for tensor, end in zip(placed, [*begins, size], strict=True)}
 
 
