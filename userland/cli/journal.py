@@ -16,10 +16,13 @@ _TAIL = 10
 
 
 def logs(arguments: Namespace) -> int:
+    """--since gives a time; --after and the `since` of a request are event numbers."""
     follow, lines = arguments.follow, arguments.lines
     has_start = arguments.after is not None or arguments.since is not None
     if follow and lines is None and not has_start:
         lines = _TAIL  # the default of tail -f
+    # With a number of lines, past events are read to the end and the last ones printed; --follow
+    # goes on after them. Without, one stream prints all past events and, with --follow, new ones.
     request = v.Watch(
         since=arguments.after or 0, follow=follow, pid=arguments.pid, kinds=arguments.kind,
         not_before=arguments.since,

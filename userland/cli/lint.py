@@ -41,14 +41,17 @@ def lint(arguments: Namespace) -> int:
 
 
 def _missing_file(where: paths.Paths) -> list[str]:
-    """A missing file is a mistake if the state has a copy: its deny rules would be lost."""
-    own, copy = where.policy_file, where.state / where.policy_file.name
+    """The mistake, if the user rules are missing but the daemon has a copy of rules it loaded.
+
+    Without the file, deny rules would be lost, so the daemon does not start.
+    """
+    file, copy = where.policy_file, where.state / where.policy_file.name
     if not copy.exists() or not policy.read(copy, _MOST_CHARS).strip():
         return []
-    return [f"{own} is missing: `cp {copy} {own}`, or `touch {own}` to have no rules"]
+    return [f"{file} is missing: `cp {copy} {file}`, or `touch {file}` to have no rules"]
 
 
-def _mistakes(text: str, own: Path) -> Sequence[str]:
+def _mistakes(text: str, user_rules: Path) -> Sequence[str]:
     """The mistakes that the running kernel reports, or else a kernel that starts now."""
     if len(text) <= limits.POLICY_CHARS:
         try:
@@ -59,7 +62,7 @@ def _mistakes(text: str, own: Path) -> Sequence[str]:
                 return found.mistakes
         except SyscallError:  # not running, not permitted or not able to answer
             pass
-    missing_file = (
-        own.with_name(f".{own.name}.none") / own.name
-    )  # does not exist: `text` replaces the user rules
-    return anyio.run(Policy(TABLE, "owner", missing_file).mistakes, text)
+    # A policy loads its user rules at once and refuses mistakes in them. Only `text` is to be
+    # checked, so it gets a path without a file: no rules. The mistakes name the file of this path.
+    no_file = user_rules.with_name(f".{user_rules.name}.none") / user_rules.name
+    return anyio.run(Policy(TABLE, "owner", no_file).mistakes, text)

@@ -15,7 +15,7 @@ from .generation import clean
 from .show import cell, clip, iso, note, print_json, short_time, table_clipped, write_text
 
 _HEAD = ("PAGE", "WHERE", "KIND", "SAID BY", "TIME (UTC)", "TOKENS", "USES", "TEXT")
-_NAME = 10  # columns of an author
+_NAME = 10  # columns of a speaker or an author
 _EXCERPT = 76  # columns of a text on its own line
 _MOVES = {
     "evicted": "left the window",
@@ -57,16 +57,17 @@ def mem(arguments: Namespace) -> int:
 
 
 def _row(page: v.Page, now: float) -> tuple[object, ...]:
-    # The author, who wrote the page, is shown by `mem why` and in the JSON.
+    # The speaker, as the writer states it, else the author, which the kernel records. `mem why` and
+    # the JSON have both.
     who = clip(page.speaker or page.author, _NAME)
     return (
         page.number, where(page), page.kind, who, short_time(page.time, now),
-        page.tokens, page.uses, keyed(page),
+        page.tokens, page.uses, text_with_key(page),
     )  # fmt: skip
 
 
-def keyed(page: v.Page) -> str:
-    """The text of a page, prefixed with its key. For a document the author shows the key."""
+def text_with_key(page: v.Page) -> str:
+    """The text of a page after its key. The key of a document is its name, as its speaker is."""
     shown = page.key and page.kind is not v.Kind.DOCUMENT
     return f"[{page.key}] {page.text}" if shown else page.text
 
@@ -116,9 +117,9 @@ def read(arguments: Namespace) -> int:
         raise exits.UsageError("expected a page or a key", "as in `llmasos mem read 3:0`")
     with connect() as client:
         if what.isascii() and what.isdigit():
-            pages = _numbered(client, arguments.pid, int(what))
+            pages = _page_of_number(client, arguments.pid, int(what))
         else:
-            pages = _keyed(client, arguments.pid, what or key)
+            pages = _pages_of_key(client, arguments.pid, what or key)
     if arguments.json:
         text = "".join(page.text for page in pages)
         print_json({"pid": arguments.pid, "pages": pages, "text": text})
@@ -130,14 +131,14 @@ def read(arguments: Namespace) -> int:
     return exits.OK
 
 
-def _numbered(client: BlockingClient, pid: int, number: int) -> list[v.Page]:
+def _page_of_number(client: BlockingClient, pid: int, number: int) -> list[v.Page]:
     pages = client.call("read_mem", v.ReadMem(pid, number, 1), v.Pages).pages
     if pages and pages[0].number == number:
         return pages
     raise _not_found(pid, f"page {number}")
 
 
-def _keyed(client: BlockingClient, pid: int, key: str) -> list[v.Page]:
+def _pages_of_key(client: BlockingClient, pid: int, key: str) -> list[v.Page]:
     pages = list(walk(client, pid, key=clean(key, "the key")))
     if not pages:
         raise _not_found(pid, f"key {key!r}")
@@ -149,8 +150,8 @@ def _not_found(pid: int, what: str) -> SyscallError:
     return SyscallError(Errno.ENOENT, message, f"`llmasos mem {pid}` lists its pages", pid=pid)
 
 
-def named(arguments: Namespace) -> int:
-    """The page number. Raises UsageError if it is missing."""
+def page_number(arguments: Namespace) -> int:
+    """The page number in the arguments. Raises UsageError when it is missing."""
     if arguments.page is None:
         raise exits.UsageError("no page is given", "as 3:12, or 3 12")
     number: int = arguments.page
@@ -158,7 +159,7 @@ def named(arguments: Namespace) -> int:
 
 
 def why(arguments: Namespace) -> int:
-    pid, number = arguments.pid, named(arguments)
+    pid, number = arguments.pid, page_number(arguments)
     with connect() as client:
         trace = client.call("trace_mem", v.TraceMem(pid, number), v.Trace)
     if arguments.json:
@@ -166,7 +167,7 @@ def why(arguments: Namespace) -> int:
         return exits.OK
     page = trace.page
     author = f" by {cell(page.author)}" if page.author else ""
-    if page.speaker not in ("", page.author):
+    if page.speaker not in ("", page.author):  # the author wrote down what another said
         author += f" for {cell(page.speaker)}"
     print(f"page {number} of process {pid}: {page.kind}{author}, {count(page.tokens, 'token')}")
     print(f"  {cell(clip(page.text, _EXCERPT))}\n")
@@ -211,7 +212,7 @@ def search(arguments: Namespace) -> int:
     if found.hits:
         rows = [
             (_with_copies(hit), f"{hit.score:.2f}", score_parts(hit.parts), where(hit.page),
-             keyed(hit.page))
+             text_with_key(hit.page))
             for hit in found.hits
         ]  # fmt: skip
         table_clipped(("PAGE", "SCORE", "MADE OF", "WHERE", "TEXT"), rows)

@@ -1,4 +1,7 @@
-"""Verbs about models: list, add, alias and remove."""
+"""Verbs about models: list, add, alias and remove.
+
+The kernel and its syscalls call an installed model an image.
+"""
 
 import os
 import sys
@@ -69,16 +72,17 @@ def _show(image: v.ImageInfo, arguments: Namespace) -> None:
 def add(arguments: Namespace) -> int:
     chosen = options.read(arguments.options)
     if "://" in arguments.file:
-        return _endpoint(v.ImageAdd(arguments.name, url=arguments.file, options=chosen), arguments)
-    else:  # the daemon has another working directory
-        path = arguments.file if is_remote() else os.path.abspath(arguments.file)
-        path = clean(path, "the file name")
-        request = v.ImageAdd(arguments.name, path=path, options=chosen)
-    return _add(request, arguments)
+        return _add_endpoint(
+            v.ImageAdd(arguments.name, url=arguments.file, options=chosen), arguments
+        )
+    # A local daemon has another working directory; a remote one has other files.
+    path = arguments.file if is_remote() else os.path.abspath(arguments.file)
+    path = clean(path, "the file name")
+    return _add(v.ImageAdd(arguments.name, path=path, options=chosen), arguments)
 
 
-def _endpoint(request: v.ImageAdd, arguments: Namespace) -> int:
-    """Add an endpoint if it answers and one of its models is chosen."""
+def _add_endpoint(request: v.ImageAdd, arguments: Namespace) -> int:
+    """Add a model server (an endpoint) if it answers and one of its models is chosen."""
     if not arguments.no_check:
         probe = v.ImageProbe(request.name, request.url, request.options)
         with connect() as client:

@@ -13,7 +13,7 @@ from llmasos.userland.client import BlockingClient
 from . import exits
 from .connection import connect, is_remote
 from .generation import clean
-from .mem import count, named
+from .mem import count, page_number
 from .show import error_fields, note, print_error, print_json
 from .stdin import WHOLE, text_argument
 from .verb import pages
@@ -202,7 +202,7 @@ def _print_mapped(mapped: v.Mapped) -> None:
 
 
 def unmap(arguments: Namespace) -> int:
-    page = named(arguments)
+    page = page_number(arguments)
     with connect() as client:
         client.call("munmap", v.Munmap(arguments.pid, page), v.Nothing)
     if arguments.json:
