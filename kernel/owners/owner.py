@@ -1,9 +1,9 @@
-"""The data of one owner: opened at its first use, closed when it is idle, broken alone.
+"""The data of one owner: opened at its first use, closed when it is idle, disabled when damaged.
 
-An owner is a user whose processes have data on this machine: one directory with two databases,
-pages.db and mail.db. While an owner is open, its page tables and mailboxes are in memory. A
-database that cannot be read stays disabled until the next start, and affects no other owner. What a
-crash left unfinished is completed when the owner is opened for the first time.
+An owner is a user whose processes have data on this machine. The data is one directory with two
+databases, pages.db and mail.db. While an owner is open, its page tables and mailboxes are in memory.
+A database that cannot be read stays disabled until the next start, and affects no other owner. What
+a crash left unfinished is completed when the owner is opened for the first time.
 """
 
 import asyncio
@@ -61,19 +61,20 @@ class Owner:
         self.uses = 0  # calls and jobs that hold it open
         self.used_at = 0.0  # monotonic seconds: when the last of them ended
         self.is_open = False
-        self.timer: asyncio.TimerHandle | None = None  # to close it
+        self.timer: asyncio.TimerHandle | None = None  # to close it; owners.py sets it
         self._context = context
-        self._turn = anyio.Lock()  # held while it is opened or closed
-        self._recovered = False  # what a crash left was completed
-        # A SyscallError: the database cannot be read, until the next start.
+        self._open_lock = anyio.Lock()  # held while it is opened or closed
+        self._recovered = False  # what a crash interrupted was completed, at the first opening
+        # None: closed. A SyscallError: the database cannot be read, until the next start.
         self._pages: OpenPages | SyscallError | None = None
         self._mail: Mailboxes | SyscallError | None = None
-        self._lag, self._messages = Lag(), 0  # when it was closed
+        # The last counts of a closed owner, which are reported while it is closed.
+        self._lag_at_close, self._messages_at_close = Lag(), 0
 
-    # --- its parts --------------------------------------------------------------------------------
+    # --- its parts, for calls: a call on a disabled database fails --------------------------------
     @property
     def memory(self) -> Memory:
-        """Its pages. EIO: their database cannot be read."""
+        """Its page tables and pages. Raises EIO when their database cannot be read."""
         return _usable(self._pages).memory
 
     @property
@@ -90,9 +91,10 @@ class Owner:
 
     @property
     def mail(self) -> Mailboxes:
-        """Its mailboxes. EIO: their database cannot be read."""
+        """Its mailboxes. Raises EIO when their database cannot be read."""
         return _usable(self._mail)
 
+    # --- the same parts, for the kernel's own work, which skips a disabled database ---------------
     @property
     def pages(self) -> OpenPages | None:
         """Its pages; None while they cannot be read or it is closed."""
@@ -107,12 +109,12 @@ class Owner:
     @property
     def lag(self) -> Lag:
         """Its pages that have no vector; of an owner that is closed, when it was closed."""
-        return self.pages.memory.lag if self.pages is not None else self._lag
+        return self.pages.memory.lag if self.pages is not None else self._lag_at_close
 
     @property
     def messages(self) -> int:
         """The messages in its mailboxes; of an owner that is closed, when it was closed."""
-        return self.mailboxes.messages if self.mailboxes is not None else self._messages
+        return self.mailboxes.messages if self.mailboxes is not None else self._messages_at_close
 
     def indexing(self) -> tuple[str, str]:
         """The state of its vectors, and why: off, idle, current, running or stuck."""
@@ -120,7 +122,7 @@ class Owner:
             return "off", ""
         if self.pages is not None:
             return self.pages.vectors.state()
-        return ("idle", "no search yet") if self._lag.waiting else ("current", "")
+        return ("idle", "no search yet") if self._lag_at_close.waiting else ("current", "")
 
     @property
     def busy(self) -> bool:
@@ -131,8 +133,8 @@ class Owner:
 
     # --- open and close ---------------------------------------------------------------------------
     async def open(self) -> None:
-        """Open it, if it is closed. EAGAIN: no descriptor is free."""
-        async with self._turn:
+        """Open it, if it is closed. Raises EAGAIN while no descriptor is free."""
+        async with self._open_lock:
             if self.is_open:
                 return
             pages = self._pages or await self._open_pages()
@@ -149,16 +151,17 @@ class Owner:
         try:
             loaded = await store.readers.run(self.name, loading.load, store, self.name)
             memory = Memory(store, loaded)
-            unfinished = [loaded.unfinished]
-            memory.on_erase_pending = lambda: unfinished.append(True)
+            # There is no sweeper yet that would be resumed: note whether it will be needed.
+            erase_pending = anyio.Event()
+            memory.on_erase_pending = erase_pending.set
             if not self._recovered:
                 await erasing.recover(memory, self._context.alive())
         except _UNREADABLE as error:
             return self._disabled(loading.name(self.name), error)
         self._recovered = True
         vectors = VectorIndex(memory, device)
-        sweeper = Sweeper(memory, vectors, jobs)
-        if any(unfinished):
+        sweeper = Sweeper(memory, vectors, jobs)  # takes on_erase_pending over
+        if loaded.unfinished or erase_pending.is_set():
             sweeper.resume()
         if device.process.requested and memory.has_pages():
             vectors.ensure_indexing()
@@ -175,9 +178,9 @@ class Owner:
         return Mailboxes(store, self.name, loaded)
 
     def _disabled(self, file: str, error: Exception) -> SyscallError:
-        """Disable a database that cannot be read. EAGAIN is raised: it may pass."""
+        """Disable a database that cannot be read. Returns the error of all calls that need it."""
         if isinstance(error, SyscallError) and error.errno is Errno.EAGAIN:
-            raise error
+            raise error  # no descriptor is free: this is no damage, a later opening may succeed
         store = self._context.store
         fault = error if isinstance(error, SyscallError) else damaged(store.directory / file, error)
         store.disable(file, self.name, fault)
@@ -187,10 +190,10 @@ class Owner:
         """Finish pending work and close it. False: it is in use or works on its data."""
         if self.pages is not None and not self.busy:
             await self.pages.sweeper.sweep_now()
-        async with self._turn:
+        async with self._open_lock:
             if self.busy or not self.is_open:
                 return not self.is_open
-            self.is_open = False  # from now on a new use waits until it is closed
+            self.is_open = False  # from now on a new use waits for the lock, then opens it again
             try:
                 await self._close_parts()
             except SyscallError as error:  # for example a failed flush: see damage.py
@@ -203,13 +206,13 @@ class Owner:
         if self.mailboxes is not None:
             self.mailboxes.close()
             await self._context.store.retire(mailboxes.name(self.name))
-            self._messages, self._mail = self.mailboxes.messages, None
+            self._messages_at_close, self._mail = self.mailboxes.messages, None
         if self._pages is not None:
-            self._lag = self.lag
+            self._lag_at_close = self.lag
             self._pages = await self._close_pages(self._pages)
 
     async def _close_pages(self, pages: OpenPages | SyscallError) -> SyscallError | None:
-        """Close the pages. The error of a disabled database stays."""
+        """Close the pages; None. The error of a disabled database is kept instead."""
         if isinstance(pages, SyscallError):
             return pages
         await self._context.store.retire(loading.name(self.name))
@@ -225,7 +228,7 @@ class Owner:
 
 
 def _usable(part: Part | SyscallError | None) -> Part:
-    """A part of an open owner. The error of a disabled database."""
+    """A part of an open owner. Raises EIO, with the reason, when its database is disabled."""
     if part is None:
         raise RuntimeError("the owner is not open: enter Owners.use first")
     if isinstance(part, SyscallError):
