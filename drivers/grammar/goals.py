@@ -36,7 +36,7 @@ class Goals:
     _known: dict[Goal, list[Shape]] = field(default_factory=dict[Goal, list[Shape]])
 
     def open(self, goal: Goal) -> list[Shape]:
-        """The shapes of a goal. EINVAL for unsupported keywords."""
+        """The shapes of a goal. Raises EINVAL for unsupported keywords."""
         known = self._known.get(goal)
         if known is None:
             known = self._known[goal] = [
@@ -89,7 +89,7 @@ class Goals:
         return tuple(self.document.children(part, name))
 
     def _check_disjoint(self, part: SchemaPart, alternatives: list[list[_Branch]]) -> None:
-        """EINVAL when a value of one alternative may also satisfy another."""
+        """Raises EINVAL when a value of one alternative may also satisfy another."""
         for (a, one), (b, two) in combinations(enumerate(alternatives), 2):
             pairs = ((one, two), (two, one))
             if any(self._overlap(part, *pair) for pair in pairs):

@@ -71,7 +71,10 @@ class Vocab:
         self.control = frozenset(filter(None, (self.text(token) for token in control)))
 
     def tokenize(self, text: str, *, special: bool) -> NDArray[np.int32]:
-        """`special`: the names of control tokens in the text become those tokens. EINVAL."""
+        """The tokens of a text. Raises EINVAL when it is not valid Unicode.
+
+        `special`: the names of control tokens in the text become those tokens.
+        """
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
@@ -150,7 +153,10 @@ def system_info() -> str:
 
 
 def load(settings: LlamaSettings, report: Callable[[float], None] = _ignore) -> LlamaModel:
-    """Load a model; `report` gets the progress, 0 to 1. DeviceFault; the reason is in the log."""
+    """Load a model; `report` gets the progress, 0 to 1.
+
+    Raises DeviceFault when llama.cpp cannot load it; the reason is in the log.
+    """
     lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
     lib.llama_backend_init()
     parameters = lib.llama_model_default_params()
@@ -262,7 +268,10 @@ class Context:
         return asked
 
     def _check_use(self, slot: int = 0) -> None:
-        """DeviceFault for a closed context, a second thread or an invalid slot: these may crash."""
+        """Raises DeviceFault when the use would crash llama.cpp.
+
+        That is a closed context, a second thread or an invalid slot.
+        """
         self._thread = self._thread or threading.get_ident()
         if not self._handle or self._thread != threading.get_ident():
             raise DeviceFault("the context is closed, or used by a second thread")
@@ -270,7 +279,7 @@ class Context:
             raise DeviceFault(f"no slot {slot}: the context has {self.slots} slots")
 
     def _check(self, run: Run, at: int) -> int:
-        """Check a run at index `at` of the batch; the index after it. DeviceFault."""
+        """The index after a run at index `at` of the batch. Raises DeviceFault when it is invalid."""
         self._check_use(run.slot)
         end = at + len(run.tokens)
         if not run.tokens or end > self.batch_tokens:

@@ -54,7 +54,10 @@ class ChromaProcess:
         self._lost: ProcessLost | None = None  # an exit that only a search has noticed
 
     def ask(self, kind: int, location: str, *values: object) -> list[Any]:
-        """The answer to a request. DeviceFault with Chroma's reason; ProcessLost."""
+        """The answer to a request. Starts the process if needed.
+
+        Raises ProcessLost when the process has ended, and DeviceFault for other failures.
+        """
         with self._lock:
             if (lost := self._lost) is not None:
                 self._lost = None
@@ -121,7 +124,8 @@ class ChromaProcess:
     def _receive(self, number: int, seconds: float, *, kill: bool = True) -> list[Any]:
         """The answer to that number. Late answers to earlier numbers are dropped.
 
-        `kill`: this process is killed when it does not answer in time. DeviceFault; ProcessLost.
+        `kill`: the process is killed when it does not answer in time, which raises ProcessLost.
+        Otherwise, and for an error that Chroma reports, DeviceFault is raised.
         """
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:

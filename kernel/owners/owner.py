@@ -1,9 +1,9 @@
 """The data of one owner: opened at its first use, closed when it is idle, disabled when damaged.
 
 An owner is a user whose processes have data on this machine. The data is one directory with two
-databases, pages.db and mail.db. While an owner is open, its page tables and mailboxes are in memory.
-A database that cannot be read stays disabled until the next start, and affects no other owner. What
-a crash left unfinished is completed when the owner is opened for the first time.
+databases, pages.db and mail.db. While an owner is open, its page tables and mailboxes are in
+memory. A database that cannot be read stays disabled until the next start, and affects no other
+owner. What a crash left unfinished is completed when the owner is opened for the first time.
 """
 
 import asyncio
