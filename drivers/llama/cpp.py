@@ -279,7 +279,7 @@ class Context:
             raise DeviceFault(f"no slot {slot}: the context has {self.slots} slots")
 
     def _check(self, run: Run, at: int) -> int:
-        """The index after a run at index `at` of the batch. Raises DeviceFault when it is invalid."""
+        """The index after a run at index `at` of the batch. Raises DeviceFault if it is invalid."""
         self._check_use(run.slot)
         end = at + len(run.tokens)
         if not run.tokens or end > self.batch_tokens:

@@ -3,7 +3,7 @@
 The process is started on demand, handles one request at a time, and is killed when a request
 exceeds its deadline. A search does not wait for a write: it uses `ask_if_idle`, and continues
 without an answer that does not arrive soon. During a long request the kernel gets heartbeats, so
-that it does not regard the recall child as hung. Any thread may ask; recall child only.
+that it does not end the recall child as unresponsive. Any thread may ask; recall child only.
 """
 
 import os
@@ -125,7 +125,7 @@ class ChromaProcess:
         """The answer to that number. Late answers to earlier numbers are dropped.
 
         `kill`: the process is killed when it does not answer in time, which raises ProcessLost.
-        Otherwise, and for an error that Chroma reports, DeviceFault is raised.
+        Otherwise, and for an error that Chroma returns, DeviceFault is raised.
         """
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
