@@ -417,7 +417,6 @@ class Machine:
             owner.sweeper.dirty()
         return done
 
-
     async def embed(self, model: str, texts: Sequence[str]) -> Sequence[bytes]:
         """Vectors by an image that is configured as embedder. ENOENT, ENOTSUP, E2BIG, EIO."""
         async with self.using(model) as (device, _):

@@ -395,7 +395,7 @@ def _parameters(settings: LlamaSettings, batch_tokens: int) -> Any:
     if settings.deterministic and settings.flash and settings.gpu_layers <= 0:
         # If keys and values have one type, the order in which llama.cpp's flash attention sums
         # depends on the batch: a single row of 512 cells or more and 64 rows or more have orders of
-        # their own. With a key type other than that of the values (16-bit floats), each row is
+        # their own. With a key type other than that of the values (F16), each row is
         # computed separately, so a result does not depend on other sequences or the piece size. A
         # GPU has no kernel for two types: there, engine.py computes each sequence in a batch of its
         # own.
@@ -404,7 +404,7 @@ def _parameters(settings: LlamaSettings, batch_tokens: int) -> Any:
     parameters.op_offload = settings.gpu_layers != 0
     # Not set by default: attention of a token then reads its own slot only, else the pool of all.
     parameters.kv_unified = settings.unified
-    # The whole window of layers with sliding-window attention: else no slot could be truncated.
+    # Layers with sliding-window attention keep all cells: else no slot could be truncated.
     parameters.swa_full = True
     parameters.no_perf = True
     return parameters
