@@ -160,6 +160,10 @@ class EchoEngine:
             self._timer.cancel()
             self._timer = None
 
+    @property
+    def sent_bytes(self) -> int:
+        return 0
+
     def retry(self) -> None:
         if not self._up and self._timer is not None:
             self._timer.cancel()

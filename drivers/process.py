@@ -76,6 +76,7 @@ class ChildConnection(asyncio.Protocol, Generic[F]):
         self.log: tuple[Path, int] | None = None
         self._name, self._process, self._read_facts = name, process, facts
         self._hang_s = hang_s
+        self.sent_bytes = 0
         self._frames = Frames(frames.FRAME_BYTES)
         self._transport: asyncio.Transport | None = None
         self._number = 0
@@ -126,7 +127,9 @@ class ChildConnection(asyncio.Protocol, Generic[F]):
 
     def send(self, frame: frames.Frame) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frames.encode(frame))
+            data = frames.encode(frame)
+            self.sent_bytes += len(data)
+            self._transport.write(data)
 
     async def ask(self, frame: frames.Frame) -> list[Any]:
         """Send a request and wait for its answer. DeviceFault when the child ends first."""

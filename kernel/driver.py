@@ -180,6 +180,11 @@ class Engine(Protocol):
 
     async def stop(self) -> None: ...
 
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that were sent to its process since that started; 0: it has none."""
+        ...
+
     def retry(self) -> None:
         """While it is down: start it now, before the pause ends. `up` or `down` follows."""
         ...

@@ -50,6 +50,10 @@ class LlamaEngine:
         """End the child. Calls in flight get no further step."""
         await self._child.stop()
 
+    @property
+    def sent_bytes(self) -> int:
+        return self._child.current.sent_bytes if self._child.current is not None else 0
+
     def retry(self) -> None:
         self._child.retry()
 

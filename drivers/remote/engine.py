@@ -96,6 +96,10 @@ class RemoteEngine:
         if self._listener is not None:
             self._listener.down(death)
 
+    @property
+    def sent_bytes(self) -> int:
+        return 0
+
     def retry(self) -> None:
         self._restarter.retry()
 

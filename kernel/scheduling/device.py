@@ -361,4 +361,5 @@ class Device:
             retry_s=round(self.retry_s, 1),
             pinned=self.pinned, loaded=self.loaded if self.state == "loading" else 1.0,
             deterministic=facts.deterministic if facts else False, on=facts.on if facts else "",
+            sent_bytes=self.engine.sent_bytes,
         )  # fmt: skip

@@ -32,7 +32,8 @@ class Work:
     process: Process
     prompt: Prompt
     sampling: Sampling
-    asked: float  # monotonic seconds
+    requested: float  # monotonic seconds: when its request arrived
+    asked: float  # when it was queued
     pages: frozenset[int] = frozenset()  # ids of the stored pages in its prompt
     forgot: bool = False  # one of these was forgotten: its answer is neither stored nor shown
     sent: bool = False  # a part of its answer was read
@@ -64,6 +65,7 @@ class Work:
             queue_s=round(admitted - self.asked, 6),
             prefill_s=round(first - admitted, 6),
             decode_s=round(self.ended - first, 6),
+            prepare_s=round(self.asked - self.requested, 6),
         )
 
 

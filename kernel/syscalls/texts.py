@@ -105,11 +105,12 @@ async def _answered(
     If a page in the prompt was forgotten meanwhile, the call is composed again; ECANCELED if a part
     of its answer was already read.
     """
+    requested = time.monotonic()
     while True:
         epoch = call.owner.memory.forgets
         async with AsyncExitStack() as uses:
             device, plan = await _prepare(m, call, process, request, uses)
-            work = _work(call.number, process, plan, request)
+            work = _work(call.number, process, plan, request, requested)
             if call.owner.memory.forgets != epoch:
                 continue  # the prompt may contain a page that was forgotten meanwhile
             with m.loader.flight(device, work):
@@ -161,7 +162,9 @@ def _loading(call: CallContext) -> Callable[[v.Progress], None]:
     return lambda progress: call.send(v.Delta("", 0, loading=progress))
 
 
-def _work(number: int, process: Process, plan: PagingPlan, request: v.Generate) -> Work:
+def _work(
+    number: int, process: Process, plan: PagingPlan, request: v.Generate, requested: float
+) -> Work:
     sampling = request.sampling
     seed = random.getrandbits(32) - 1 if sampling.seed is None else sampling.seed
     sampling = replace(sampling, max_tokens=plan.max_tokens, seed=max(0, seed))
@@ -171,7 +174,7 @@ def _work(number: int, process: Process, plan: PagingPlan, request: v.Generate) 
         stopped=process.stopped,
     )  # fmt: skip
     return Work(
-        claim, process, plan.prompt, sampling, asked=time.monotonic(), pages=plan.pages
+        claim, process, plan.prompt, sampling, requested, asked=time.monotonic(), pages=plan.pages
     )  # fmt: skip
 
 

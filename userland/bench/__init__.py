@@ -41,6 +41,7 @@ from . import (
     syscall,
     throughput,
     tokenize,
+    turn,
 )
 from .figures import ResultFile, Suite, table
 from .quiet import quietly
@@ -70,6 +71,7 @@ SUITES: dict[str, Suite] = {
         paging.SUITE,
         recall.SUITE,
         tokenize.SUITE,
+        turn.SUITE,
         choices.SUITE,
         soak.SUITE,
     )

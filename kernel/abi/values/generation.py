@@ -112,9 +112,10 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int  # of the prompt, already in the slot
     completion_tokens: int
-    queue_s: float
+    queue_s: float  # until it had a slot of the engine
     prefill_s: float
     decode_s: float
+    prepare_s: float = 0.0  # from the request to the queue: recall, the window, the prompt
 
 
 @dataclass(frozen=True, slots=True)

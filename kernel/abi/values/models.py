@@ -87,6 +87,7 @@ class DeviceInfo:
     deterministic: bool = False
     on: str = ""  # name of the hardware, for example cpu0
     retry_s: float = 0.0  # until a crashed engine is restarted
+    sent_bytes: int = 0  # from the kernel to the process of the engine, since that started
 
 
 @dataclass(frozen=True, slots=True)
