@@ -8,6 +8,7 @@ import asyncio
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llmasos.kernel.abi import limits
@@ -15,22 +16,26 @@ from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.values import Finish, Hardware, Message, Progress, Quality, Role, Sampling
 from llmasos.kernel.driver import (
     Admission,
+    Beginning,
     Cause,
     Cut,
     Death,
     Engine,
     Facts,
     ImageFacts,
+    Keep,
     Listener,
     Option,
     Prompt,
     Step,
     Tuning,
     Vectors,
+    token_digest,
 )
 
-from .echo_calls import END, MARKS, EchoCall, EchoSlot, piece, tokenize, valid
+from .echo_calls import EchoCall, EchoPrompt, EchoSlot, piece, tokenize, valid
 from .pages import cut_answer, cut_text
+from .prompts import LOST, KeptPrompts, last_messages
 from .restart import REQUESTED, Backoff
 
 _CONTEXT = limits.WINDOW_MAX
@@ -100,6 +105,10 @@ async def tune(request: Tuning, tell: Callable[[Progress], None]) -> tuple[Quali
     raise SyscallError(Errno.ENOTSUP, "the echo driver has no files to tune")
 
 
+def _cut(text: str) -> list[Cut]:
+    return cut_text(text, lambda piece: len(tokenize(piece)))
+
+
 class EchoEngine:
     """The engine."""
 
@@ -117,6 +126,7 @@ class EchoEngine:
         self._memory = int(options.get("memory", 0))
         self._parked_bytes = int(options.get("parked_bytes", limits.PARKED_BYTES))
         self._slots = [EchoSlot() for _ in range(slots)]
+        self.prompts = KeptPrompts[EchoPrompt]()
         self._calls: dict[int, EchoCall] = {}
         self._ready: dict[int, EchoCall] = {}  # with a grant, the oldest grant first
         self._steps: list[Step] = []  # to be reported with the next step
@@ -179,22 +189,36 @@ class EchoEngine:
         self._check_up()
         return tokenize(text)
 
-    async def compose(self, messages: Sequence[Message], *, raw: bool, fresh: int) -> Prompt:
-        """The template: a marker of the role, the content, a marker of the end."""
+    async def cut(self, text: str) -> Sequence[Cut]:
         self._check_up()
-        if not 0 <= fresh <= len(messages):
-            problem = f"cannot split the last {fresh} of {len(messages)} messages"
-            raise SyscallError(Errno.EINVAL, problem)
-        last = messages[len(messages) - fresh :]
-        cuts: list[Sequence[Cut]] = [
-            cut_text(message.content, lambda text: len(tokenize(text))) for message in last
-        ]
-        if raw:
-            return Prompt(tokenize("".join(message.content for message in messages)), cuts)
-        tokens: list[int] = []
-        for message in messages:
-            tokens += [MARKS[message.role], *tokenize(message.content), END]
-        return Prompt([*tokens, MARKS[Role.ASSISTANT]], cuts)
+        return _cut(text)
+
+    async def compose(
+        self, messages: Sequence[Message], *, raw: bool, fresh: int, keep: Keep | None = None
+    ) -> Prompt:
+        self._check_up()
+        cuts = [_cut(message.content) for message in last_messages(messages, fresh)]
+        prompt = EchoPrompt(messages, raw)
+        return self._kept(prompt, cuts, keep) if keep is not None else Prompt(prompt.tokens, cuts)
+
+    async def extend(
+        self, beginning: Beginning, messages: Sequence[Message], *, fresh: int, keep: Keep
+    ) -> Prompt | None:
+        """Tokenizes the whole conversation: it costs little here."""
+        self._check_up()
+        cuts = [_cut(message.content) for message in last_messages(messages, fresh)]
+        found = self.prompts.find(beginning, keep.domain)
+        if found is None:
+            return None
+        whole = [*found.prompt.messages[: beginning.messages]]
+        if beginning.answered:
+            whole.append(Message(Role.ASSISTANT, found.answer or ""))
+        return self._kept(EchoPrompt([*whole, *messages], found.prompt.raw), cuts, keep)
+
+    def _kept(self, prompt: EchoPrompt, cuts: Sequence[Sequence[Cut]], keep: Keep) -> Prompt:
+        self.prompts.put(keep, prompt, prompt.bytes)
+        digest = token_digest(prompt.tokens)
+        return Prompt((), cuts, count=len(prompt.tokens), kept=keep.number, digest=digest)
 
     def _check_up(self) -> None:
         if not self._up:
@@ -212,11 +236,13 @@ class EchoEngine:
 
     # --- commands -----------------------------------------------------------------------------
     def forget(self, history: int) -> None:
+        self.prompts.forget(history)
         for slot in self._slots:
             if slot.history == history and slot.call is None:
                 slot.tokens, slot.history = [], None
 
     def purge(self, domain: str) -> None:
+        self.prompts.purge(domain)
         for slot in self._slots:
             if slot.call is None:
                 slot.tokens, slot.history = [], None
@@ -226,6 +252,13 @@ class EchoEngine:
     def admit(self, admission: Admission) -> None:
         if not self._up:
             return
+        if admission.prompt.kept:
+            found = self.prompts.get(admission.prompt.kept, admission.domain)
+            if found is None:
+                self._queue(Step(admission.call, error=DeviceFault(LOST), lost=True))
+                return
+            prompt = replace(admission.prompt, tokens=found.prompt.tokens)
+            admission = replace(admission, prompt=prompt)
         fault = self._fault(admission)
         if fault:
             self._queue(Step(admission.call, error=DeviceFault(fault)))
@@ -372,6 +405,8 @@ class EchoEngine:
             slot.call, slot.tokens = None, [] if call.tainted else call.tokens
         rest = call.scan.flush()
         whole = "".join([*call.texts, rest])
+        if error is None and call.admission.prompt.kept:
+            self.prompts.answered(call.admission.prompt.kept, whole)
         return Step(
             number,
             text=text + rest,
@@ -395,6 +430,7 @@ class EchoEngine:
         if self._timer is not None:
             self._timer.cancel()
         self._calls, self._ready, self._steps = {}, {}, []
+        self.prompts.clear()
         self._slots = [EchoSlot() for _ in self._slots]
         if self._listener is not None:
             self._listener.down(death)

@@ -1,4 +1,4 @@
-"""Tokens, slots and calls of the echo engine.
+"""Tokens, prompts, slots and calls of the echo engine.
 
 A token is 1 to 3 bytes of UTF-8: its id is 2^24 times their number plus their value, so any text
 has one tokenization and an id determines its bytes. A character of four bytes is two tokens; no
@@ -7,12 +7,13 @@ message once (endlessly with `ignore_eos`); with a temperature, its tokens in an
 """
 
 import struct
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmasos.kernel.abi import limits
-from llmasos.kernel.abi.values import Finish, Role
+from llmasos.kernel.abi.values import Finish, Message, Role
 from llmasos.kernel.driver import Admission
 
 from .stops import Scan
@@ -77,6 +78,27 @@ def _source(tokens: Sequence[int]) -> Sequence[int]:
     rest = tokens[begin + 1 :]
     end = next((index for index, token in enumerate(rest) if token <= END), len(rest))
     return rest[:end]
+
+
+class EchoPrompt:
+    """A composed conversation: a marker of the role, the content and a marker of the end, each."""
+
+    __slots__ = ("messages", "raw", "tokens")
+
+    def __init__(self, messages: Sequence[Message], raw: bool) -> None:
+        self.messages, self.raw = list(messages), raw
+        if raw:
+            self.tokens = tokenize("".join(message.content for message in messages))
+            return
+        self.tokens = list[int]()
+        for message in messages:
+            self.tokens += [MARKS[message.role], *tokenize(message.content), END]
+        self.tokens.append(MARKS[Role.ASSISTANT])
+
+    @property
+    def bytes(self) -> int:
+        texts = sum(sys.getsizeof(message.content) for message in self.messages)
+        return texts + sys.getsizeof(self.tokens)
 
 
 @dataclass(slots=True)

@@ -7,9 +7,11 @@ reported through `Listener.down`, after which it ends no call and accepts no com
 `Listener.up`.
 """
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
@@ -76,19 +78,54 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """How an engine keeps a prompt that it composes."""
+
+    number: int  # of the prompt, from 1; given by the kernel, never twice
+    history: int  # pid of the process
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """The beginning of a conversation: messages of a prompt that the engine keeps."""
+
+    prompt: int  # its number
+    messages: int  # so many of its first messages
+    answered: bool = False  # all of them, and then the answer of the call that had this prompt
+
+    @property
+    def size(self) -> int:
+        """The number of messages, with the answer."""
+        return self.messages + self.answered
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A conversation in the form the engine reads, and its last messages cut into pages."""
 
-    tokens: Sequence[int]  # empty: the engine reads `messages`
+    tokens: Sequence[int]  # empty: the engine keeps them, or it reads `messages`
     cuts: Sequence[Sequence[Cut]]  # one list of cuts for each of the last `fresh` messages
     messages: Sequence[Message] = ()
     raw: bool = False
-    estimate: int = 0  # of its tokens, where they are not known
+    count: int = 0  # of its tokens, where these are not here; may be an estimate
+    kept: int = 0  # the number under which the engine keeps it; 0: it does not
+    digest: bytes = b""  # of the tokens that the engine keeps
 
     @property
     def size(self) -> int:
         """Its tokens in a window."""
-        return len(self.tokens) or self.estimate
+        return len(self.tokens) or self.count
+
+    @property
+    def identity(self) -> bytes:
+        """Equal for prompts of equal tokens, kept or not."""
+        return self.digest or token_digest(self.tokens)
+
+
+def token_digest(tokens: Sequence[int]) -> bytes:
+    """The digest of the tokens of a prompt."""
+    return blake2b(array("i", tokens).tobytes(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +150,7 @@ class Step:
     error: DeviceFault | None = None
     cuts: Sequence[Cut] = ()  # with finish: the whole answer, cut into pages
     logprobs: Sequence[Logprob] = ()  # of the tokens, when requested
+    lost: bool = False  # with error: the engine no longer keeps the prompt; compose it again
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +233,29 @@ class Engine(Protocol):
 
     async def tokenize(self, text: str) -> Sequence[int]: ...
 
-    async def compose(self, messages: Sequence[Message], *, raw: bool, fresh: int) -> Prompt:
+    async def cut(self, text: str) -> Sequence[Cut]:
+        """Cut a text into pages of at most PAGE_TOKENS. EINVAL for invalid Unicode."""
+        ...
+
+    async def compose(
+        self, messages: Sequence[Message], *, raw: bool, fresh: int, keep: Keep | None = None
+    ) -> Prompt:
         """Render `messages` with the model's template (`raw`: concatenated verbatim) and tokenize.
 
-        The last `fresh` messages are cut into pages of at most PAGE_TOKENS. EINVAL when the
-        template refuses them, ETIMEDOUT when it does not end.
+        The last `fresh` messages are cut as by `cut`. With `keep` the engine keeps the prompt for
+        `extend` and `admit`, if it can (`Prompt.kept`): until its memory for prompts is full, its
+        process or its domain is forgotten, or it dies. EINVAL when the template refuses the
+        messages, ETIMEDOUT when it does not end.
+        """
+        ...
+
+    async def extend(
+        self, beginning: Beginning, messages: Sequence[Message], *, fresh: int, keep: Keep
+    ) -> Prompt | None:
+        """Compose and keep a prompt that begins as a kept one of the same domain.
+
+        It equals what `compose` makes of all its messages. None: the engine does not have this
+        beginning, and nothing has changed.
         """
         ...
 
@@ -212,19 +268,23 @@ class Engine(Protocol):
         ...
 
     def forget(self, history: int) -> None:
-        """The process was removed: drop its cached contexts."""
+        """The process was removed: drop its cached contexts and its kept prompts."""
         ...
 
     def purge(self, domain: str) -> None:
-        """Pages of this domain were forgotten: drop its cached contexts that are not in use.
+        """Pages of this domain were forgotten: drop its kept prompts, and unused cached contexts.
 
-        A context in use by a call, parked or not, is no longer shared with other calls and is
-        dropped when that call ends.
+        Prompts that are composed before this command are dropped, too. A context in use by a call,
+        parked or not, is no longer shared with other calls and is dropped when that call ends.
         """
         ...
 
     def admit(self, admission: Admission) -> None:
-        """Put the call into its slot, which is free. It computes nothing before a grant."""
+        """Put the call into its slot, which is free. It computes nothing before a grant.
+
+        A Step with `lost` follows when its prompt was kept and is not any more. An admitted call
+        has its prompt until it ends.
+        """
         ...
 
     def grant(self, call: int, tokens: int) -> None:

@@ -185,12 +185,11 @@ class Summaries:
             text = await self._summarise(job, sources) if sources else ""
             if not text:
                 return []
-            said = Message(Role.USER, text)
-            prompt = await device.engine.compose([said], raw=True, fresh=1)
+            cuts = await device.engine.cut(text)
         key = f"summary of {sources[0].number}-{sources[-1].number}"
         pages = [
             NewPage(cut.text, cut.tokens, Kind.SUMMARY, process.model, key=key, speaker=process.app)
-            for cut in prompt.cuts[0]
+            for cut in cuts
         ]
         # Under the lock, no page is forgotten between this check and the queued write.
         async with memory.tables.ownership:

@@ -66,6 +66,11 @@ class LlamaCall:
         return max(0, len(self._script) - self.computed)
 
     @property
+    def answer(self) -> str:
+        """The text of its answer so far."""
+        return "".join(self._texts)
+
+    @property
     def answers(self) -> bool:
         """Whether its first answer token is chosen."""
         return self.next is not None or self.pending is not None
@@ -166,7 +171,7 @@ class LlamaCall:
             cached=self._cached,
             finish=None if error else self.finish,
             error=error,
-            cuts=cut_answer("".join(self._texts), self._ends) if ended else (),
+            cuts=cut_answer(self.answer, self._ends) if ended else (),
             logprobs=self._logprobs,
         )
         self._new_texts, self._logprobs = [], []

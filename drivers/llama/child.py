@@ -26,11 +26,12 @@ from llmasos.drivers.child_runtime import (
 from llmasos.drivers.frames import ANSWER, UP, Frame
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import SyscallError, TooBig
-from llmasos.kernel.abi.values import Message, Role, Sampling
+from llmasos.kernel.abi.values import Sampling
 from llmasos.kernel.abi.wire import build
 from llmasos.kernel.driver import Step
 
 from . import frames
+from .composing import TextRequests
 from .cpp import Context, LlamaModel, load
 from .embed import Embedder, window
 from .engine import BatchEngine, EngineParts
@@ -40,6 +41,8 @@ from .text import Texts
 
 _SWITCH_S = 0.0005  # how long a text waits for the GIL of the engine thread
 _SHORT_CHARS = 16_384  # tokenized in about 4 ms
+_TEXTS = (frames.TOKENIZE, frames.CUT, frames.COMPOSE, frames.EXTEND)
+_DROPS = (frames.FORGET, frames.PURGE)
 _CAPABILITIES = (
     "tokenize", "seed", "template", "park", "exact_usage", "grammar", "logprobs", "bias", "stop",
     "embed", "share", "deterministic",
@@ -53,19 +56,19 @@ def main(fd: int, kernel_pid: int) -> NoReturn:
     parent = ParentConnection(fd)
     texts: SimpleQueue[Frame] = SimpleQueue()
     commands: SimpleQueue[Frame] = SimpleQueue()
-    loaded: list[Texts] = []
+    loaded: list[TextRequests] = []
     checks: SimpleQueue[Frame] = SimpleQueue()
-    queues = dict.fromkeys((frames.LOAD, frames.TOKENIZE, frames.COMPOSE, frames.EMBED), texts)
-    queues[frames.CHECK] = checks
+    queues = {kind: [texts] for kind in (frames.LOAD, *_TEXTS, frames.EMBED)}
+    queues |= {frames.CHECK: [checks]} | {kind: [texts, commands] for kind in _DROPS}
     start_thread(frames.NAME, lambda: _read(parent, queues, commands, loaded))
     ready: SimpleQueue[SyscallError | None] = SimpleQueue()
     try:
         placement = place(frames.LlamaSettings(**texts.get()[1]))
         settings = placement.settings
         model = load(settings, lambda done: parent.send([frames.LOADING, float(done)]))
-        tokenizer = Texts(model)
-        loaded.append(tokenizer)
-        parts = EngineParts(Grammars(model.vocab), Embedder(model, settings))
+        requests = TextRequests(Texts(model))
+        loaded.append(requests)
+        parts = EngineParts(Grammars(model.vocab), Embedder(model, settings), requests.prompts)
         engine = BatchEngine(Context(model, settings), model.vocab, settings, commands, parts)
         start_thread(frames.NAME, lambda: _check(checks, parts.grammars, parent))
         start_thread(frames.NAME, lambda: _compute(engine, settings.nice, ready, parent))
@@ -78,26 +81,32 @@ def main(fd: int, kernel_pid: int) -> NoReturn:
     while True:
         frame = texts.get()
         if frame[0] == frames.EMBED:
-            _embed(frame, tokenizer, commands, parent, window(settings))
+            _embed(frame, requests.texts, commands, parent, window(settings))
+        elif frame[0] in _DROPS:
+            requests.drop(frame)
         else:
-            _answer(frame, tokenizer, parent)
+            _answer(frame, requests, parent)
 
 
 def _read(
-    parent: ParentConnection, queues: "dict[int, SimpleQueue[Frame]]",
-    commands: "SimpleQueue[Frame]", loaded: Sequence[Texts],
+    parent: ParentConnection, queues: "dict[int, list[SimpleQueue[Frame]]]",
+    commands: "SimpleQueue[Frame]", loaded: Sequence[TextRequests],
 ) -> None:  # fmt: skip
-    """Queue each frame for its thread; those without one for the engine thread.
+    """Queue each frame for its threads; those without one for the engine thread.
 
-    A short text is tokenized here: while the engine computes, waking another thread takes longer
-    than the work.
+    Prompts are dropped by the thread that composes them, so that none is kept that was composed
+    before the command; a call that was admitted before it has its prompt from here. A short text is
+    tokenized here: while the engine computes, waking another thread takes longer than the work.
     """
 
     def handle(frame: Frame) -> None:
         if frame[0] == frames.TOKENIZE and loaded and len(frame[2]) <= _SHORT_CHARS:
             _answer(frame, loaded[0], parent)
-        else:
-            queues.get(frame[0], commands).put(frame)
+            return
+        if frame[0] == frames.ADMIT:
+            frame[5] = loaded[0].prompt(frame[5], frame[4])
+        for queue in queues.get(frame[0], [commands]):
+            queue.put(frame)
 
     with contextlib.suppress(ConnectionError):
         parent.read(handle)
@@ -126,15 +135,11 @@ def _compute(
         engine.serve(report, parent.send)
 
 
-def _answer(frame: Frame, texts: Texts, parent: ParentConnection) -> None:
+def _answer(frame: Frame, requests: TextRequests, parent: ParentConnection) -> None:
     """Answer one text request, with REFUSED for an error."""
     number: int = frame[1]
     try:
-        if frame[0] == frames.COMPOSE:
-            tokens, cuts = _compose(frame, texts)
-        else:
-            tokens, cuts = texts.tokenize(frame[2]), []
-        parent.send([ANSWER, number, frames.tokens_out(tokens), cuts])
+        parent.send([ANSWER, number, *requests.answer(frame)])
     except SyscallError as error:
         parent.send_error(number, error)
 
@@ -163,14 +168,6 @@ def _embed(
         commands.put([frames.EMBED, number, tokens])
     except SyscallError as error:
         parent.send_error(number, error)
-
-
-def _compose(frame: Frame, texts: Texts) -> tuple[list[int], list[list[str | int]]]:
-    _, _, pairs, raw, fresh = frame
-    messages = [Message(Role(role), content) for role, content in pairs]
-    tokens = texts.compose(messages, raw=raw)
-    last = messages[len(messages) - fresh :]
-    return tokens, [frames.cuts_out(texts.cuts(message.content)) for message in last]
 
 
 def _facts(model: LlamaModel, placement: Placement, engine: BatchEngine) -> dict[str, object]:

@@ -25,6 +25,7 @@ from .frames import LlamaSettings
 lib = cast("Any", _untyped)
 Floats = NDArray[np.float32]
 _CONTROL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+_NAMED, _RSTRIP = _CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED, lib.LLAMA_TOKEN_ATTR_RSTRIP
 _PROGRESS = 0.02  # of a load, between two reports
 _BF16 = 30  # of enum ggml_type
 _LOGGED = (3, 4)  # log levels of ggml: warnings and errors
@@ -55,7 +56,9 @@ class Vocab:
     of control tokens.
     """
 
-    __slots__ = ("_pieces", "_vocab", "begin", "control", "ends", "size", "wants_begin")
+    __slots__ = (
+        "_pieces", "_vocab", "begin", "control", "dividing", "ends", "names", "size", "wants_begin",
+    )  # fmt: skip
 
     def __init__(self, vocab: Any) -> None:
         self._vocab = vocab
@@ -65,10 +68,19 @@ class Vocab:
         self.begin = bos if 0 <= bos < self.size else None
         self.wants_begin = bool(lib.llama_vocab_get_add_bos(vocab)) and self.begin is not None
         every = range(self.size)
-        is_eog, attributes = lib.llama_vocab_is_eog, lib.llama_vocab_get_attr
+        is_eog = lib.llama_vocab_is_eog
         self.ends = frozenset(token for token in every if is_eog(vocab, token))
-        control = [token for token in every if attributes(vocab, token) & _CONTROL]
-        self.control = frozenset(filter(None, (self.text(token) for token in control)))
+        attributes = [lib.llama_vocab_get_attr(vocab, token) for token in every]
+        named = {token: self.text(token) for token in every if attributes[token] & _NAMED}
+        control = {token: name for token, name in named.items() if attributes[token] & _CONTROL}
+        # Names that the tokenizer finds in a text before it tokenizes what is between them.
+        self.names = frozenset(filter(None, named.values()))
+        self.control = frozenset(filter(None, control.values()))
+        # Of control tokens at whose end a text can be divided: they take no space after them.
+        self.dividing = frozenset(
+            name for token, name in control.items()
+            if name and name == name.rstrip() and not attributes[token] & _RSTRIP
+        )  # fmt: skip
 
     def tokenize(self, text: str, *, special: bool) -> NDArray[np.int32]:
         """The tokens of a text. Raises EINVAL when it is not valid Unicode.

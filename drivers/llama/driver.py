@@ -9,12 +9,24 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from llmasos.drivers.prompts import last_messages
 from llmasos.drivers.restart import Restarter
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Message, Sampling, check_biased
-from llmasos.kernel.driver import Admission, Facts, Listener, Option, Prompt, Vectors
+from llmasos.kernel.driver import (
+    Admission,
+    Beginning,
+    Cut,
+    Facts,
+    Keep,
+    Listener,
+    Option,
+    Prompt,
+    Vectors,
+)
 
 from . import frames
 from .gguf import read
@@ -63,17 +75,30 @@ class LlamaEngine:
     # --- texts --------------------------------------------------------------------------------
     async def tokenize(self, text: str) -> Sequence[int]:
         """The tokens of a text. Names of control tokens in it are ordinary text."""
-        tokens, _ = await self._child.running.ask([frames.TOKENIZE, 0, text])
+        [tokens] = await self._child.running.ask([frames.TOKENIZE, 0, text])
         return frames.tokens_in(tokens)
 
-    async def compose(self, messages: Sequence[Message], *, raw: bool, fresh: int) -> Prompt:
+    async def cut(self, text: str) -> Sequence[Cut]:
+        [lengths] = await self._child.running.ask([frames.CUT, 0, text])
+        return frames.lengths_in(text, lengths)
+
+    async def compose(
+        self, messages: Sequence[Message], *, raw: bool, fresh: int, keep: Keep | None = None
+    ) -> Prompt:
         """`raw`: contents are joined verbatim, names of control tokens become those tokens."""
-        if not 0 <= fresh <= len(messages):
-            message = f"cannot split the last {fresh} of {len(messages)} messages"
-            raise SyscallError(Errno.EINVAL, message)
-        pairs = [[message.role, message.content] for message in messages]
-        tokens, cuts = await self._child.running.ask([frames.COMPOSE, 0, pairs, raw, fresh])
-        return Prompt(frames.tokens_in(tokens), [frames.cuts_in(flat) for flat in cuts])
+        last = last_messages(messages, fresh)
+        kept = [] if keep is None else _kept(keep)
+        request = [frames.COMPOSE, 0, _pairs(messages), raw, fresh, kept]
+        return _prompt(await self._child.running.ask(request), last, keep)
+
+    async def extend(
+        self, beginning: Beginning, messages: Sequence[Message], *, fresh: int, keep: Keep
+    ) -> Prompt | None:
+        last = last_messages(messages, fresh)
+        first = [beginning.prompt, beginning.messages, beginning.answered]
+        request = [frames.EXTEND, 0, first, _pairs(messages), fresh, _kept(keep)]
+        values = await self._child.running.ask(request)
+        return _prompt(values, last, keep) if values else None
 
     async def check(self, sampling: Sampling) -> None:
         """Compile the grammar in the child, before the call gets a slot. EINVAL, ETIMEDOUT."""
@@ -126,3 +151,19 @@ class LlamaEngine:
     def unpark(self, call: int, slot: int) -> None:
         if (link := self._child.current) is not None:
             link.unpark(call, slot)
+
+
+def _pairs(messages: Sequence[Message]) -> list[list[str]]:
+    return [[message.role, message.content] for message in messages]
+
+
+def _kept(keep: Keep) -> list[Any]:
+    return [keep.number, keep.history, keep.domain]
+
+
+def _prompt(values: Sequence[Any], last: Sequence[Message], keep: Keep | None) -> Prompt:
+    """The prompt of an answer to COMPOSE or EXTEND. `last`: the messages that were cut."""
+    count, digest, tokens, lengths = values
+    cuts = [frames.lengths_in(m.content, flat) for m, flat in zip(last, lengths, strict=True)]
+    number = 0 if keep is None else keep.number
+    return Prompt(frames.tokens_in(tokens), cuts, count=count, kept=number, digest=digest)

@@ -13,11 +13,12 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from llmasos.drivers.frames import Frame
+from llmasos.drivers.prompts import LOST, KeptPrompts
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.abi.values import Finish, Sampling
 from llmasos.kernel.abi.wire import build
-from llmasos.kernel.driver import Admission, Prompt, Step
+from llmasos.kernel.driver import Admission, Step
 
 from . import exact, frames
 from .batch import StepPace, portions
@@ -27,6 +28,7 @@ from .embed import Embedder
 from .grammar import Grammars
 from .sampler import Bounds, Candidates, sampler
 from .slots import Slots
+from .text import Composed
 from .threads import Threads
 
 
@@ -36,6 +38,7 @@ class EngineParts:
 
     grammars: Grammars
     embedder: Embedder
+    prompts: KeptPrompts[Composed]
 
 
 class BatchEngine:
@@ -61,6 +64,7 @@ class BatchEngine:
         self._threads = Threads(settings.threads) if settings.adaptive else None
         self._bounds = Bounds(vocab, settings.window, parts.grammars, Candidates(vocab.size))
         self._embedder = parts.embedder
+        self._prompts = parts.prompts
         self._slots = Slots(context, pieces=self._pieces)
         self._calls: dict[int, LlamaCall] = {}
         self._ready: dict[int, LlamaCall] = {}  # calls with a grant, the oldest grant first
@@ -149,9 +153,12 @@ class BatchEngine:
                 pass  # a command for a call that has ended
 
     def _admit(self, fields: list[Any]) -> None:
-        number, slot_number, history, domain, data, values = fields
-        tokens = frames.tokens_in(data)
-        prompt = Prompt(tokens, ())
+        """`fields`: of ADMIT, with the Prompt, or None when it is not kept."""
+        number, slot_number, history, domain, prompt, values = fields
+        if prompt is None:
+            self._steps.append(Step(number, error=DeviceFault(LOST), lost=True))
+            return
+        tokens = list(prompt.tokens)
         sampling = build(Sampling, values)
         admission = Admission(number, slot_number, history, domain, prompt, sampling)
         try:
@@ -349,6 +356,8 @@ class BatchEngine:
             return
         del self._calls[number]
         self._ready.pop(number, None)
+        if call.admission.prompt.kept and error is None:
+            self._prompts.answered(call.admission.prompt.kept, call.answer)
         self._drop_saved(call)
         call.sampler.free()
         if call.slot is not None:

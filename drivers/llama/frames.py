@@ -1,16 +1,18 @@
 """The frames between the kernel's side of the engine and its child process.
 
-    to the child     LOAD first, then requests with an answer (TOKENIZE COMPOSE CHECK EMBED) and
-                     commands without one (ADMIT GRANT CANCEL PARK UNPARK FORGET PURGE)
+    to the child     LOAD first, then requests with an answer (TOKENIZE CUT COMPOSE EXTEND CHECK
+                     EMBED) and commands without one (ADMIT GRANT CANCEL PARK UNPARK FORGET PURGE)
     to the kernel    LOADING while it loads, STEPS: one frame a step
 
-Tokens are sent as bytes and pages as one flat list: both stay below the limits on items. Imported
-by both sides, so it must not import llama_cpp.
+Tokens are sent as bytes and pages as one flat list: both stay below the limits on items. A text
+that the kernel has is not sent back: its pages are lengths. Imported by both sides, so it must not
+import llama_cpp.
 """
 
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from llmasos.drivers.frames import DRIVER_BASE, Frame
@@ -21,10 +23,10 @@ from llmasos.kernel.driver import Cut, Facts, Option, Step
 
 NAME = "the engine"  # in messages
 (
-    LOAD, TOKENIZE, COMPOSE, CHECK, EMBED, ADMIT, GRANT, CANCEL, PARK, UNPARK, FORGET,
-    PURGE,
+    LOAD, TOKENIZE, CUT, COMPOSE, EXTEND, CHECK, EMBED, ADMIT, GRANT, CANCEL, PARK, UNPARK,
+    FORGET, PURGE,
     LOADING, STEPS,
-) = range(DRIVER_BASE, DRIVER_BASE + 14)  # fmt: skip
+) = range(DRIVER_BASE, DRIVER_BASE + 16)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +72,36 @@ def cuts_in(flat: list[Any]) -> list[Cut]:
     return [Cut(text, tokens) for text, tokens in zip(flat[::2], flat[1::2], strict=True)]
 
 
+def lengths_out(cuts: Sequence[Cut]) -> list[int]:
+    """The cuts of a text that the receiver has: characters and tokens of each."""
+    return [number for cut in cuts for number in (len(cut.text), cut.tokens)]
+
+
+def lengths_in(text: str, flat: Sequence[int]) -> list[Cut]:
+    ends = list(accumulate(flat[::2], initial=0))
+    return [
+        Cut(text[begin:end], tokens)
+        for begin, end, tokens in zip(ends, ends[1:], flat[1::2], strict=False)
+    ]
+
+
 def step_out(step: Step) -> Frame:
     error = None if step.error is None else [step.error.message, step.error.hint]
     return [
         step.call, step.text, step.tokens, step.fed, step.cached, step.finish, error,
-        cuts_out(step.cuts), list(step.logprobs),
+        cuts_out(step.cuts), list(step.logprobs), step.lost,
     ]  # fmt: skip
 
 
 def step_in(frame: Frame) -> Step:
-    call, text, tokens, fed, cached, finish, error, cuts, logprobs = frame
+    call, text, tokens, fed, cached, finish, error, cuts, logprobs, lost = frame
     return Step(
         call, text, tokens, fed, cached,
         finish=Finish(finish) if finish else None,
         error=DeviceFault(*error) if error else None,
         cuts=cuts_in(cuts) if cuts else (),
         logprobs=[build(Logprob, one) for one in logprobs],
+        lost=lost,
     )  # fmt: skip
 
 

@@ -125,7 +125,7 @@ class LayoutScorer:
         }
 
     def _tokens(self, messages: Sequence[Message]) -> list[int]:
-        return self._texts.compose(messages, raw=False)
+        return self._texts.compose(messages, raw=False).tokens.tolist()
 
     def _prefix_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of messages at the beginning of a prompt, without the header of an answer."""

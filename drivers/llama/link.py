@@ -47,9 +47,9 @@ class LlamaLink(ChildConnection[Facts]):
 
     # --- calls --------------------------------------------------------------------------------
     def admit(self, admission: Admission) -> None:
-        tokens = frames.tokens_out(admission.prompt.tokens)
+        prompt = admission.prompt.kept or frames.tokens_out(admission.prompt.tokens)
         head = [frames.ADMIT, admission.call, admission.slot, admission.history]
-        self.send([*head, admission.domain, tokens, admission.sampling])
+        self.send([*head, admission.domain, prompt, admission.sampling])
         self._outstanding[admission.call] = 0
         self._answers.admit(admission)
 

@@ -27,7 +27,7 @@ class Saved:
     tainted: bool = False  # its domain was purged since: only its own call may load it
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
+def common(one: Sequence[object], other: Sequence[object]) -> int:
     """The length of the common prefix. A binary search, since slices compare at C speed."""
     low, high = 0, min(len(one), len(other))
     while low < high:

@@ -11,16 +11,19 @@ import struct
 from collections.abc import Mapping, Sequence
 
 from llmasos.drivers.pages import cut_text
+from llmasos.drivers.prompts import last_messages
 from llmasos.drivers.restart import Restarter
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError, TooBig
 from llmasos.kernel.abi.values import Message, Sampling, check_biased
 from llmasos.kernel.driver import (
     Admission,
+    Beginning,
     Cause,
     Cut,
     Death,
     Facts,
+    Keep,
     Listener,
     Prompt,
     Step,
@@ -183,17 +186,22 @@ class RemoteEngine:
             raise self._endpoint.refusal("its answer to /tokenize contains no valid tokens")
         return known
 
-    async def compose(self, messages: Sequence[Message], *, raw: bool, fresh: int) -> Prompt:
+    async def compose(
+        self, messages: Sequence[Message], *, raw: bool, fresh: int, keep: Keep | None = None
+    ) -> Prompt:
         """A prompt; the endpoint renders its messages. Its size is exact for llama.cpp, else
-        estimated."""
-        if not 0 <= fresh <= len(messages):
-            message = f"cannot cut the last {fresh} of {len(messages)} messages"
-            raise SyscallError(Errno.EINVAL, message, "fresh is from 0 to the number of messages")
-        cuts = [await self._cut(one.content) for one in messages[len(messages) - fresh :]]
+        estimated. It is never kept: each request to an endpoint contains all messages."""
+        cuts = [await self.cut(one.content) for one in last_messages(messages, fresh)]
         size = await self._size(messages, raw)
         return Prompt((), cuts, list(messages), raw, size)
 
-    async def _cut(self, text: str) -> list[Cut]:
+    async def extend(
+        self, beginning: Beginning, messages: Sequence[Message], *, fresh: int, keep: Keep
+    ) -> Prompt | None:
+        """None: no prompt is kept."""
+        return None
+
+    async def cut(self, text: str) -> Sequence[Cut]:
         if self._settings.dialect != LLAMA:
             return cut_text(text, payload.estimate)
         loop = asyncio.get_running_loop()

@@ -181,6 +181,8 @@ SHOW_S = 0.5  # progress of a load is displayed after this time
 UNLOAD_S = 15 * 60.0  # a model that was not used for this long is unloaded
 PARKED_BYTES = 2 * 1024**3  # saved contexts of stopped calls, per engine
 KEPT_BYTES = 1024**3  # saved contexts that new prompts may reuse, per engine
+PROMPTS_BYTES = 64 * 1024**2  # prompts that an engine keeps for the next turns of processes
+PROMPTS_KEPT = 2  # of one process: a fork of it may still begin with the last but one
 SHARE_TOKENS = 32  # a shorter common prefix is recomputed
 
 # --- remote endpoints -------------------------------------------------------------------------

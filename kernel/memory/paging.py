@@ -2,12 +2,16 @@
 
 While all pages of a process fit, its window only grows. After that a request recalls the pages that
 it needs, placed just before it, and a call that does not fit compacts the window first. Pinned
-pages and system prompts stay. The engine composes the prompt, so its size is exact. A request
-larger than the window is stored whole; a part of it is in the window, and a notice says so.
+pages and system prompts stay. The engine composes the prompt (composing.py), so its size is exact.
+A request larger than the window is stored whole; a part of it is in the window, and a notice says
+so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
 from ..abi import limits
 from ..abi.errors import TooBig
@@ -15,21 +19,13 @@ from ..abi.values import Generate, Message, Role
 from ..driver import Cut, Engine, Facts, Prompt
 from ..process.table import Process
 from ..recall.ranking import Ranked, fill
-from .layout import (
-    LINE_TOKENS,
-    Stored,
-    Use,
-    kept_cuts,
-    messages,
-    questions_of,
-    recalled,
-    trimmed,
-    victims,
-)
+from . import rows
+from .composing import CallWindow, Composer, Outdated, message_key
+from .layout import LINE_TOKENS, Use, kept_cuts, questions_of, recalled, trimmed, victims
 from .memory import Memory
 from .recall import RecallHit, Wanted, find
 from .rows import NewPage, TurnRecord
-from .table import PageTable, Piece, without
+from .table import KeptWindow, PageTable, Piece
 from .vector_index import VectorIndex
 
 
@@ -90,26 +86,65 @@ class Pager:
 
     def __init__(self, memory: Memory, vectors: VectorIndex) -> None:
         self._memory, self._vectors = memory, vectors
+        self._composer = Composer(memory)
+        self._lost: set[int] = set()  # pids whose next prompt goes to the engine as tokens
 
     async def prepare(
         self, process: Process, request: Generate, engine: Engine, facts: Facts
     ) -> PagingPlan:
         """Plan a call; changes nothing. E2BIG with the numbers when it cannot fit."""
-        table = await self._memory.opened(process)
-        stored = await self._memory.stored(table, table.resident())
-        draft = _Draft(process, table, stored, request, facts)
-        prompt = await engine.compose(
-            draft.messages(), raw=request.raw, fresh=len(request.messages)
-        )
+        compose = self._composer.compose
+        if process.pid in self._lost:
+            self._lost.discard(process.pid)
+            compose = self._composer.compose_once
+        while True:
+            epoch = self._memory.forgets
+            table = await self._memory.opened(process)
+            view = CallWindow(process, table, epoch, raw=request.raw)
+            draft = _Draft(view, request, facts, partial(compose, engine=engine))
+            with suppress(Outdated):
+                return await self._planned(draft)
+
+    def lost(self, process: Process) -> None:
+        """The engine no longer had the prompt of the process's call.
+
+        The next one is not kept by the engine, so it cannot be lost again: each call has an end.
+        """
+        self._lost.add(process.pid)
+
+    def written(
+        self, process: Process, plan: PagingPlan, turn: TurnRecord, numbers: Sequence[int]
+    ) -> None:
+        """A turn was written under these page numbers: note which messages the engine keeps."""
+        table = self._memory.tables.get(process.pid)
+        kept = table.kept if table is not None else None
+        if table is None or kept is None or kept.prompt != plan.prompt.kept or not numbers:
+            return
+        if not all(plan.cuts):  # an empty message is in the prompt, and has no page in the window
+            return
+        ids = {hit.page.number: hit.page.id for hit in plan.recalled}
+        for number in numbers:  # as they were written: a page may be replaced already
+            found = table.at(number)
+            if found is None:
+                return
+            ids[number] = found.page(number)
+        keys = [message_key(piece, ids) for piece in rows.pieces(turn, numbers, 0)]
+        has_answer = sum(map(len, plan.cuts)) < len(numbers)
+        table.kept = KeptWindow(kept.prompt, kept.raw, [*kept.keys, *keys], has_answer)
+
+    async def _planned(self, draft: "_Draft") -> PagingPlan:
+        """The plan of a draft. Outdated; E2BIG."""
+        table, request = draft.view.table, draft.request
+        prompt = await draft.compose(fresh=len(request.messages))
         draft.set_cuts(prompt)
-        if table.tokens > facts.window // 2:
+        if table.tokens > draft.window // 2:
             self._vectors.ensure_indexing()
         if draft.fits(prompt.size) and not draft.has_pages_outside():
             return draft.plan(prompt)
         if request.overflow == "error" and not draft.fits(prompt.size):
             raise draft.too_big(prompt.size)
         await self._add_recalled(table, draft)
-        return await self._compacted(table, draft, engine, prompt.size)
+        return await self._compacted(table, draft, prompt.size)
 
     async def _add_recalled(self, table: PageTable, draft: "_Draft") -> None:
         """Recall pinned pages that are not in the window, and pages that the request needs."""
@@ -149,9 +184,7 @@ class Pager:
             chosen = fill(ranked[:1], draft.recall_room(), LINE_TOKENS)
         return [best[one.page] for one in chosen]
 
-    async def _compacted(
-        self, table: PageTable, draft: "_Draft", engine: Engine, size: int
-    ) -> PagingPlan:
+    async def _compacted(self, table: PageTable, draft: "_Draft", size: int) -> PagingPlan:
         """Compact until the call fits by the engine's count. E2BIG when nothing more can leave."""
         size += sum(hit.page.tokens + LINE_TOKENS for hit in draft.recalled)
         for _ in range(limits.COMPOSE_TRIES):
@@ -161,32 +194,40 @@ class Pager:
                 draft.shrink(over)
                 if first and draft.evicted:  # the request may need a page that was just evicted
                     await self._add_recalled(table, draft)
-            prompt = await engine.compose(draft.messages(), raw=draft.request.raw, fresh=0)
+            prompt = await draft.compose(fresh=0)
             size = prompt.size
             if draft.fits(size):
                 return draft.plan(prompt)
         raise draft.too_big(size)
 
 
+class Compose(Protocol):
+    """Composes a window and new messages."""
+
+    def __call__(
+        self, window: CallWindow, new: Sequence[Message], *, fresh: int
+    ) -> Awaitable[Prompt]: ...
+
+
 class _Draft:
     """A plan under construction."""
 
-    def __init__(
-        self, process: Process, table: PageTable, stored: Mapping[int, Stored], request: Generate,
-        facts: Facts,
-    ) -> None:  # fmt: skip
+    def __init__(self, view: CallWindow, request: Generate, facts: Facts, compose: Compose) -> None:
         window = facts.window
+        self.view, self._compose = view, compose
         self.request, self.window, self._trained = request, window, facts.trained
-        self._process, self._table, self._stored = process, table, stored
+        self._process, self._table = view.process, view.table
         wanted = request.sampling.max_tokens
         self.reserve = wanted or min(limits.MAX_TOKENS, window // 4)
-        missing = table.resident() - set(stored)
-        self.pieces = without(table.window, missing)
         self.evicted: list[int] = []
         self.recalled: list[RecallHit] = []
         self.cuts: Sequence[Sequence[Cut]] = ()
         self.kept: list[list[int]] = []
         self.notices: list[str] = []
+
+    async def compose(self, *, fresh: int) -> Prompt:
+        """The prompt as the plan is now. Outdated."""
+        return await self._compose(self.view, self._new_messages(), fresh=fresh)
 
     def set_cuts(self, prompt: Prompt) -> None:
         """Take over the new messages as the engine cut them into pages."""
@@ -210,17 +251,17 @@ class _Draft:
         """Tokens that recalled pages may take: the window minus all that has to be in it."""
         recalled_sizes = sum(hit.page.tokens + LINE_TOKENS for hit in self.recalled)
         fresh = sum(cut.tokens for cuts in self.cuts for cut in cuts)
-        fixed = sum(self._stored[number].tokens for number in self._fixed())
+        fixed = sum(self.view.sizes[number] for number in self._fixed())
         template_tokens = 2 * LINE_TOKENS * len(self.cuts)
         return self.window - self.reserve - fresh - fixed - recalled_sizes - template_tokens
 
     def _fixed(self) -> set[int]:
         """Numbers of the pages that compaction never evicts."""
-        system = {n for p in self.pieces if p.role is Role.SYSTEM for n in p.pages}
-        return system | {n for p in self.pieces for n in p.numbers() if self._table.pinned(n)}
+        system = {n for p in self.view.pieces if p.role is Role.SYSTEM for n in p.pages}
+        return system | {n for n in self.view.numbers() if self._table.pinned(n)}
 
-    def messages(self) -> list[Message]:
-        """The conversation as it would be sent to the engine."""
+    def _new_messages(self) -> list[Message]:
+        """The messages after the window, as the engine gets them."""
         new = list(self.request.messages)
         if self.cuts:
             new = trimmed(new, self.cuts, self.kept)
@@ -228,7 +269,7 @@ class _Draft:
         if block:
             at = next((i for i, m in enumerate(new) if m.role is Role.USER), 0)
             new[at] = Message(new[at].role, f"{block}\n{new[at].content}")
-        return [*messages(self.pieces, self._stored), *new]
+        return new
 
     def shrink(self, over: int) -> None:
         """Free at least `over` tokens: old pages first, then recalled pages, then the request's.
@@ -236,11 +277,11 @@ class _Draft:
         E2BIG when no page of the request would be left.
         """
         size = self.window - self.reserve + over
-        sizes = {n: self._stored[n].tokens for p in self.pieces for n in p.numbers()}
+        sizes = self.view.sizes
         least = max(over, int(self.window * limits.COMPACT_SHARE)) if not self.evicted else over
-        evicted = victims(self.pieces, sizes, self._uses(), self._fixed(), least)
+        evicted = victims(self.view.pieces, sizes, self._uses(), self._fixed(), least)
         self.evicted += evicted
-        self.pieces = without(self.pieces, set(evicted))
+        self.view.drop(set(evicted))
         over -= sum(sizes[number] for number in evicted)
         while over > 0 and self.recalled and not self._table.pinned(self.recalled[-1].page.number):
             over -= self.recalled.pop().page.tokens + LINE_TOKENS
@@ -252,7 +293,7 @@ class _Draft:
     def _uses(self) -> dict[int, Use]:
         now = self._table.messages
         uses: dict[int, Use] = {}
-        for piece in self.pieces:
+        for piece in self.view.pieces:
             for number in piece.numbers():
                 mark = self._table.marks.get(number)
                 uses[number] = Use(now - piece.message, mark.uses if mark is not None else 0)
@@ -278,11 +319,11 @@ class _Draft:
         room = self.window - prompt.size
         wanted = self.request.sampling.max_tokens
         recalled_sizes = {hit.page.number: hit.page.tokens for hit in self.recalled}
-        sizes = {n: self._stored[n].tokens for p in self.pieces for n in p.numbers()}
-        pages = {self._stored[n].id for p in self.pieces for n in p.numbers()}
+        sizes = {number: self.view.sizes[number] for number in self.view.numbers()}
+        pages = {self.view.ids[number] for number in sizes}
         pages.update(hit.page.id for hit in self.recalled)
         return PagingPlan(
-            prompt, self.request.messages, wanted or min(limits.MAX_TOKENS, room), self.pieces,
+            prompt, self.request.messages, wanted or min(limits.MAX_TOKENS, room), self.view.pieces,
             self.kept, self.cuts, self.recalled, self.evicted, sizes | recalled_sizes, self.notices,
             frozenset(pages),
         )  # fmt: skip
@@ -290,7 +331,7 @@ class _Draft:
     def too_big(self, prompt: int) -> TooBig:
         process, window = self._process, self.window
         wanted = self.request.sampling.max_tokens
-        before = sum(self._stored[n].tokens for p in self.pieces for n in p.numbers())
+        before = sum(self.view.sizes[number] for number in self.view.numbers())
         needs = prompt + (wanted or limits.MAX_TOKENS)
         answer = f" and {wanted} are requested for the answer" if wanted else ""
         return TooBig(
@@ -301,14 +342,13 @@ class _Draft:
 
     def _pins(self) -> str:
         """A hint to unpin pages of the prompt; empty when none is pinned."""
-        pages = [*(self._stored[n] for p in self.pieces for n in p.numbers())]
-        pages += [hit.page for hit in self.recalled]
-        pinned = [page for page in pages if self._table.pinned(page.number)]
+        sizes = {number: self.view.sizes[number] for number in self.view.numbers()}
+        sizes |= {hit.page.number: hit.page.tokens for hit in self.recalled}
+        pinned = {number: size for number, size in sizes.items() if self._table.pinned(number)}
         if not pinned:
             return ""
-        tokens, pid = sum(page.tokens for page in pinned), self._process.pid
-        taken = f"pinned pages take {tokens} tokens"
-        return f"{taken}: `llmasos mem pin {pid} {min(page.number for page in pinned)} --off`"
+        taken = f"pinned pages take {sum(pinned.values())} tokens"
+        return f"{taken}: `llmasos mem pin {self._process.pid} {min(pinned)} --off`"
 
     def _larger(self, needs: int) -> str:
         """A hint with the commands for a larger window, if the model supports one."""

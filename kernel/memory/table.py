@@ -14,6 +14,8 @@ from ..abi.errors import Errno, SyscallError
 from ..abi.values import Role
 from .schema import page_id, space_of
 
+# A message of a window: its role, and its pages and those recalled for it, as numbers and ids.
+MessageKey = tuple[Role, tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
 GONE = 0  # as a mark's page: the page was forgotten, or never written
 
 
@@ -60,6 +62,16 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptWindow:
+    """The window as the engine keeps it: in the newest prompt of this process, or of its parent."""
+
+    prompt: int  # its number
+    raw: bool
+    keys: Sequence[MessageKey]  # of its first messages
+    answered: bool = False  # the last key is that of the answer to it
+
+
+@dataclass(frozen=True, slots=True)
 class Title:
     """The title of a conversation, and when it was last used."""
 
@@ -87,6 +99,7 @@ class PageTable:
     sizes: dict[int, int] = field(default_factory=dict[int, int])  # tokens, pages in the window
     window_tokens: int = 0  # known before the window is read
     title: Title | None = None  # read at the first `ps`
+    kept: KeptWindow | None = None  # of this boot; None: the engine keeps nothing
 
     # --- numbers and pages ----------------------------------------------------------------------
     def at(self, number: int) -> Range | None:
@@ -288,7 +301,7 @@ class PageTable:
             [Range(r.first, r.count, r.space, r.place, r.writable, r.source) for r in self.ranges],
             {n: PageMark(m.page, m.pinned, m.used, m.uses) for n, m in self.marks.items()},
             [Piece(p.message, p.role, [*p.pages], [*p.recalled]) for p in self.window],
-            dict(self.sizes), self.window_tokens,
+            dict(self.sizes), self.window_tokens, kept=self.kept,
         )  # fmt: skip
 
 

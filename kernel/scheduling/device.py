@@ -147,9 +147,10 @@ class Device:
         # Without text there is nothing to read, so the reader cannot be slow.
         claim.slow_reader = bool(work.texts) and work.unread >= limits.STREAM_TOKENS
         if step.finish is not None or step.error is not None:
-            work.cuts = step.cuts
+            work.cuts, work.lost = step.cuts, step.lost
             self._end(work, finish=step.finish, error=step.error)
-            ran = work.tokens > 0 or step.finish is not Finish.CANCELLED
+            cancelled = step.finish is Finish.CANCELLED and not work.tokens
+            ran = not cancelled and not step.lost
             if claim.exclusive and ran and self._quarantine.ended(work.hash):
                 self.apply_quarantine()
         elif step.text:

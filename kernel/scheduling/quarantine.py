@@ -14,7 +14,6 @@ poison does not crash the engine again after a restart of the kernel. Prompts ar
 import json
 import logging
 import time
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -155,7 +154,7 @@ class Quarantine:
             sampling.logprobs, sampling.temperature > 0,
         ]  # fmt: skip
         digest = blake2b(json.dumps(inputs).encode(), key=self._secret, digest_size=16)
-        digest.update(array("q", prompt.tokens).tobytes())
+        digest.update(prompt.identity)
         return digest.digest()
 
     def is_suspect(self, call: bytes) -> bool:

@@ -36,6 +36,7 @@ class Work:
     asked: float  # when it was queued
     pages: frozenset[int] = frozenset()  # ids of the stored pages in its prompt
     forgot: bool = False  # one of these was forgotten: its answer is neither stored nor shown
+    lost: bool = False  # the engine no longer had its prompt: it has to be composed again
     sent: bool = False  # a part of its answer was read
     hash: bytes = b""  # identifies the call in the quarantine
     admitted: float = 0.0

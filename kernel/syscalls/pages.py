@@ -245,6 +245,4 @@ async def _pages_freed(call: CallContext, spaces: Sequence[int], pages: Sequence
 async def _cut(m: Machine, process: Process, text: str) -> Sequence[Cut]:
     """Cut a text into pages by the tokens of the process's model."""
     async with m.using(process.model) as (device, _):
-        message = v.Message(v.Role.USER, text)
-        prompt = await device.engine.compose([message], raw=True, fresh=1)
-    return prompt.cuts[0]
+        return await device.engine.cut(text)

@@ -27,18 +27,17 @@ async def _spawn(
     m: Machine, call: CallContext, request: v.Spawn, device: Device, facts: Facts
 ) -> v.Spawned:
     message = v.Message(v.Role.SYSTEM, request.system)
-    prompt = await device.engine.compose([message], raw=True, fresh=1) if request.system else None
-    if prompt is not None and prompt.size >= facts.window:
-        sizes = f"the system prompt has {prompt.size} tokens, the window {facts.window}"
+    cuts = await device.engine.cut(request.system) if request.system else ()
+    tokens = sum(cut.tokens for cut in cuts)
+    if tokens >= facts.window:
+        sizes = f"the system prompt has {tokens} tokens, the window {facts.window}"
         raise TooBig(sizes, "shorten it, or mount the model with a larger window")
     pid = 0
     with anyio.CancelScope(shield=True):  # the caller gets the pid of a process that was created
         process = await m.processes.spawn(call.caller, request, device.name)
-        if prompt is not None:
+        if cuts:
             try:
-                await call.owner.memory.append_message(
-                    process, message, prompt.cuts[0], call.caller.author
-                )
+                await call.owner.memory.append_message(process, message, cuts, call.caller.author)
             except SyscallError:
                 await m.exit(process, 1, "its system prompt could not be written")
                 await m.reap(process)

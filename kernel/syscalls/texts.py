@@ -102,8 +102,8 @@ async def _answered(
 ) -> tuple[Work, PagingPlan, list[int], int]:
     """The answer, its pages, and the tokens of the engine's window.
 
-    If a page in the prompt was forgotten meanwhile, the call is composed again; ECANCELED if a part
-    of its answer was already read.
+    If a page in the prompt was forgotten meanwhile, or the engine lost the prompt before the call
+    began, the call is composed again; ECANCELED if a part of its answer was already read.
     """
     requested = time.monotonic()
     while True:
@@ -116,7 +116,9 @@ async def _answered(
             with m.loader.flight(device, work):
                 device.submit(work)
                 pages = await _relay(m, call, device, work, plan)
-            if not work.forgot:
+            if work.lost:
+                call.owner.pager.lost(process)
+            elif not work.forgot:
                 return work, plan, pages, device.facts.window if device.facts is not None else 1
         if work.sent:
             message = f"a page in the prompt of process {process.pid} was forgotten"
@@ -200,7 +202,7 @@ async def _relay(
                 await work.ready.wait()
             await _store_turn(m, call, work, plan)
         raise
-    if work.error is not None:
+    if work.error is not None and not work.lost:
         raise work.error
     return await _store_turn(m, call, work, plan)
 
@@ -216,6 +218,7 @@ async def _store_turn(m: Generation, call: CallContext, work: Work, plan: Paging
         turn = plan.turn(process, call.number, work.cuts, call.caller.author)
         turn = replace(turn, is_void=lambda: work.forgot)
         pages += await call.owner.memory.commit(process, turn)
+        call.owner.pager.written(process, plan, turn, pages)
         call.owner.vectors.pages_written()
     return pages
 

@@ -17,6 +17,7 @@ from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.values import Finish, Message, Role
 from llmasos.kernel.driver import CAPABILITIES, Option
+from tests.drivers import prompt_contract
 from tests.drivers.rig import PLENTY, STORY, Outcome, Rig, check_end
 
 SMALL: dict[str, Option] = {"slots": 4, "width": 2, "window": 256}
@@ -369,6 +370,12 @@ async def messages_are_cut_into_exact_pages(rig: Rig) -> None:
         assert len(await rig.engine.tokenize(cut.text)) == cut.tokens
 
 
+async def a_text_is_cut_like_a_message(rig: Rig) -> None:
+    for text in ("", "Hello, world.", "naïve 🦊 " * 300, "x" * 3000):
+        prompt = await rig.engine.compose([Message(Role.USER, text)], raw=True, fresh=1)
+        assert list(await rig.engine.cut(text)) == list(prompt.cuts[0])
+
+
 async def only_messages_that_exist_are_cut(rig: Rig) -> None:
     for fresh in (-1, 2):
         with pytest.raises(SyscallError) as error:
@@ -550,6 +557,7 @@ PROMISES: list[Promise] = [
     a_bad_slot_is_a_fault_of_that_call_only,
     a_bad_token_is_a_fault_of_that_call_only,
     messages_are_cut_into_exact_pages,
+    a_text_is_cut_like_a_message,
     only_messages_that_exist_are_cut,
     a_raw_prompt_is_the_texts_joined,
     the_facts_are_told,
@@ -561,6 +569,7 @@ PROMISES: list[Promise] = [
     what_calls_of_a_purged_domain_leave_is_gone_on_from_by_nobody,
     a_call_of_a_purged_domain_shares_nothing_while_it_runs,
     who_waits_for_a_beginning_does_not_wait_for_a_stopped_call,
+    *prompt_contract.PROMISES,
 ]
 SENSE_PROMISES: list[Promise] = [an_answer_ends_by_itself]
 SMALL_PROMISES: list[Promise] = [a_full_window_ends_the_answer, no_step_is_wider_than_the_width]

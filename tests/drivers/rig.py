@@ -11,7 +11,7 @@ import anyio
 
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.values import Message, Role, Sampling
-from llmasos.kernel.driver import Admission, Death, Engine, Facts, Option, Prompt, Step
+from llmasos.kernel.driver import Admission, Death, Engine, Facts, Keep, Option, Prompt, Step
 
 DEADLINE_S = 90.0  # a guard against hangs, never a timing
 PLENTY = 100_000  # tokens
@@ -115,6 +115,10 @@ class Rig:
     async def prompt(self, text: str = QUESTION, *, raw: bool = False) -> Sequence[int]:
         """The tokens of a prompt, of an engine that tells them."""
         return (await self.ask(text, raw=raw)).tokens
+
+    def keep(self, history: int, domain: str = "") -> Keep:
+        """To keep a prompt for this process, in the domain in which `admit` admits its calls."""
+        return Keep(next(self.numbers), history, domain or f"history {history}")
 
     def admit(
         self, prompt: Prompt | Sequence[int], slot: int = 0, history: int | None = None,

@@ -10,7 +10,7 @@ from llmasos.drivers.echo_calls import piece, tokenize
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.values import Finish, Message, Role
 from llmasos.kernel.driver import Cause
-from tests.drivers import contract
+from tests.drivers import contract, prompt_contract
 from tests.drivers.contract import Promise
 from tests.drivers.rig import PLENTY, Outcome, Rig
 
@@ -40,6 +40,11 @@ async def test_promise(promise: Promise, rig: Rig) -> None:
 async def test_promise_of_a_small_engine(promise: Promise, tmp_path: Path) -> None:
     async with Rig(echo, HERE, tmp_path / "log", **contract.SMALL) as rig:
         await promise(rig)
+
+
+async def test_the_prompts_of_an_engine_that_died_are_lost(tmp_path: Path) -> None:
+    async with Rig(echo, HERE, tmp_path / "log", **contract.SMALL) as rig:
+        await prompt_contract.the_prompts_of_an_engine_that_died_are_lost(rig)
 
 
 async def test_the_answer_is_the_last_user_message(rig: Rig) -> None:

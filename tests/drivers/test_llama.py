@@ -16,7 +16,7 @@ from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.values import Finish, Message, Role
 from llmasos.kernel.driver import Cause
-from tests.drivers import contract, cut_model
+from tests.drivers import contract, cut_model, prompt_contract
 from tests.drivers.contract import Promise
 from tests.drivers.default_model import MODEL
 from tests.drivers.rig import PLENTY, Rig
@@ -128,6 +128,11 @@ async def test_a_context_without_room_is_computed_again(tmp_path: Path) -> None:
     options = {**contract.SMALL, "parked_bytes": 300_000}
     async with Rig(llama, cut_model.path(), tmp_path / "log", **options) as rig:
         await contract.a_context_without_room_is_computed_again(rig)
+
+
+async def test_the_prompts_of_an_engine_that_died_are_lost(tmp_path: Path) -> None:
+    async with Rig(llama, cut_model.path(), tmp_path / "log", **contract.SMALL) as rig:
+        await prompt_contract.the_prompts_of_an_engine_that_died_are_lost(rig)
 
 
 # --- deaths -----------------------------------------------------------------------------------

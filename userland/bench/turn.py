@@ -21,7 +21,7 @@ from .rig import MODEL, RigError, facts, mounted, tuned
 from .texts import Writer
 
 WINDOW_TOKENS, TURN_TOKENS = 1900, 20
-MESSAGE_TOKENS, TEMPLATE_TOKENS = 90, 10  # of a message of the parent; of the template, at most
+MESSAGE_TOKENS = 80  # of the messages of the parent
 TURNS = 3  # measured of each fork: the window has no room for more
 BARS = (
     Bar("turn.overhead_ms", f"generate of {TURN_TOKENS} new tokens after {WINDOW_TOKENS:,}: from "
@@ -66,16 +66,13 @@ def end(client: BlockingClient, pid: int) -> None:
 
 
 def parent(client: BlockingClient, writer: Writer, tokens: int) -> int:
-    """A process with about `tokens` tokens in its window, in messages of both roles."""
-    count = (tokens // (MESSAGE_TOKENS + TEMPLATE_TOKENS) - 1) | 1  # odd: the last is the user's
-    texts = [writer.private(0, i, MESSAGE_TOKENS) for i in range(count)]
-    roles = (v.Role.USER, v.Role.ASSISTANT)
-    messages = [v.Message(roles[i % 2], text) for i, text in enumerate(texts)]
-    pid = spawn(client)
-    used = generate(client, pid, *messages).prompt_tokens
+    """A process with about `tokens` tokens in its window, in many messages."""
+    pid, used, turn = spawn(client), 0, 0
     while used < tokens - TURN_TOKENS:
-        text = writer.exact("Fill", TURN_TOKENS)
+        fits = used < tokens - MESSAGE_TOKENS
+        text = writer.private(0, turn, MESSAGE_TOKENS if fits else TURN_TOKENS)
         used = generate(client, pid, v.Message(v.Role.USER, text)).prompt_tokens
+        turn += 1
     return pid
 
 
@@ -93,9 +90,7 @@ def turn_ms(client: BlockingClient, pid: int, text: str, least: int = 0) -> floa
     return 1000 * (usage.prepare_s + usage.queue_s)
 
 
-def measured(
-    client: BlockingClient, writer: Writer, root: int, forks: int, window: int
-) -> Turns:
+def measured(client: BlockingClient, writer: Writer, root: int, forks: int, window: int) -> Turns:
     found = Turns()
     for index in range(forks):
         texts = [writer.private(turn, index, TURN_TOKENS) for turn in range(TURNS + 1)]
@@ -114,7 +109,7 @@ def measured(
 
 def take(tiny: bool) -> Take:
     repeats, forks, window = (1, 2, 300) if tiny else (3, 40, WINDOW_TOKENS)
-    with tuned() as (rig, client), mounted(client, slots=4):
+    with tuned() as (_, client), mounted(client, slots=4):
         writer = Writer.of(client)
         root = parent(client, writer, window)
         turns = [measured(client, writer, root, forks, window) for _ in range(repeats)]

@@ -1,0 +1,93 @@
+"""An engine that loses the prompts it keeps loses nothing but time: no caller notices it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import SyscallError
+from llmasos.userland.client import BlockingClient
+from tests.system.daemon import Machine
+from tests.system.test_forgetting_calls import Asked, waiting
+from tests.system.test_life import ENDLESS, GREEDY, kill, messages, spawn, turn
+from tests.waiting import until
+
+QUESTION = "What is the word?"  # as Asked asks
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine with one slot."""
+    machine = Machine(tmp_path_factory.mktemp("kept"))
+    machine.start("--mount", "false")
+    with BlockingClient(machine.paths.socket) as line:
+        options: dict[str, bool | int | float | str] = {"slots": 1, "rate": 200}
+        line.call("mount", v.Mount("echo", options), v.DeviceInfo)
+    yield machine
+    machine.shoot()
+
+
+@pytest.fixture
+def line(box: Machine) -> Iterator[BlockingClient]:
+    with BlockingClient(box.paths.socket) as line:
+        yield line
+
+
+def busy(box: Machine, line: BlockingClient) -> tuple[int, Asked]:
+    """A call that has the slot."""
+    pid = spawn(line)
+    call = Asked(box, pid, ENDLESS)
+    until(lambda: bool(call.said))
+    return pid, call
+
+
+def test_a_call_that_waits_survives_the_engine(box: Machine, line: BlockingClient) -> None:
+    pid = spawn(line, system="Be brief.")
+    turn(line, pid, "hello")
+    _, first = busy(box, line)
+    asked = Asked(box, pid, GREEDY)
+    until(lambda: waiting(line) == 1)
+    line.call("restart", v.Restart("echo"), v.Restarted)
+    first.wait()
+    assert isinstance(first.error, SyscallError)
+    asked.wait()
+    assert asked.reply is not None, asked.error
+    assert asked.said == QUESTION
+    assert turn(line, pid, "and on")[0] == "and on"
+    assert messages(line, pid) == [
+        ("system", "Be brief."), ("user", "hello"), ("assistant", "hello"), ("user", QUESTION),
+        ("assistant", QUESTION), ("user", "and on"), ("assistant", "and on"),
+    ]  # fmt: skip
+
+
+def test_a_call_that_waits_is_composed_again_when_another_s_page_is_forgotten(
+    box: Machine, line: BlockingClient
+) -> None:
+    pid, other = spawn(line), spawn(line)
+    turn(line, pid, "hello")
+    turn(line, other, "a secret")
+    runs, first = busy(box, line)
+    asked = Asked(box, pid, GREEDY)
+    until(lambda: waiting(line) == 1)
+    line.call("forget", v.Forget(other, 0), v.Forgotten)
+    kill(line, runs, v.Signal.INT)
+    first.wait()
+    asked.wait()
+    assert asked.reply is not None, asked.error
+    assert asked.said == QUESTION
+    assert messages(line, pid)[:2] == [("user", "hello"), ("assistant", "hello")]
+
+
+def test_many_calls_that_lost_their_prompts_all_end(box: Machine, line: BlockingClient) -> None:
+    pids = [spawn(line) for _ in range(12)]
+    for pid in pids:
+        turn(line, pid, f"hello {pid}")
+    _, first = busy(box, line)
+    asked = [Asked(box, pid, GREEDY) for pid in pids]
+    until(lambda: waiting(line) == len(pids))
+    line.call("restart", v.Restart("echo"), v.Restarted)
+    first.wait()
+    for one in asked:
+        one.wait()
+        assert one.reply is not None, one.error
+        assert one.said == QUESTION
