@@ -94,11 +94,6 @@ class Beginning:
     messages: int  # so many of its first messages
     answered: bool = False  # all of them, and then the answer of the call that had this prompt
 
-    @property
-    def size(self) -> int:
-        """The number of messages, with the answer."""
-        return self.messages + self.answered
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

@@ -73,7 +73,8 @@ class Composer:
         beginning = _beginning(table.kept, window)
         prompt: Prompt | None = None
         if beginning is not None:
-            rest = await self._messages(window, beginning.size)
+            first = beginning.messages + beginning.answered
+            rest = await self._messages(window, first)
             prompt = await engine.extend(beginning, [*rest, *new], fresh=fresh, keep=keep)
         if prompt is None:
             whole = [*await self._messages(window), *new]

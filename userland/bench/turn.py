@@ -108,7 +108,7 @@ def measured(client: BlockingClient, writer: Writer, root: int, forks: int, wind
 
 
 def take(tiny: bool) -> Take:
-    repeats, forks, window = (1, 2, 300) if tiny else (3, 40, WINDOW_TOKENS)
+    repeats, forks, window = (1, 2, 300) if tiny else (3, 20, WINDOW_TOKENS)
     with tuned() as (_, client), mounted(client, slots=4):
         writer = Writer.of(client)
         root = parent(client, writer, window)
