@@ -3,6 +3,7 @@
 The whole is tokenized here as plainly as can be: each text between two fences at once.
 """
 
+import copy
 import random
 import re
 from dataclasses import replace
@@ -100,6 +101,19 @@ def test_of_a_conversation_only_the_new_part_is_tokenized() -> None:
     shorter = texts.extend(after, 3, new)
     assert len(shorter.tokens) < len(before.tokens) / 4
     assert shorter.tokens.tolist() == whole(vocabulary.model(), [*messages[:3], *new], raw=False)
+
+
+def test_a_place_that_a_longer_name_crosses_now_divides_no_more() -> None:
+    own = vocabulary.model()
+    vocab = copy.copy(own.vocab)
+    vocab.names = own.vocab.names | {"<|im_end|>\n<|im_start|>user"}
+    texts = Texts(replace(own, vocab=vocab))
+    before = texts.compose([Message(Role.USER, "a")], raw=False)
+    place = before.rendered.index("<|im_end|>\n<|im_start|>assistant") + len("<|im_end|>")
+    assert place in before.ends
+    after = texts.extend(before, 1, [Message(Role.USER, "b")])
+    assert after.rendered[:place] == before.rendered[:place]
+    assert place not in after.ends
 
 
 def reused(before: Composed, after: Composed) -> int:

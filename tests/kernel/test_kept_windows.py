@@ -15,6 +15,7 @@ from llmasos.drivers.echo import EchoEngine
 from llmasos.kernel.abi.values import Generate, Message, Role, Sampling
 from llmasos.kernel.driver import Prompt
 from llmasos.kernel.memory import changing, layout
+from llmasos.kernel.memory.composing import CallWindow, Composer, Outdated
 from llmasos.kernel.memory.forgetting import forget
 from llmasos.kernel.memory.paging import Pager, PagingPlan
 from llmasos.kernel.memory.vector_device import VectorDevice
@@ -126,12 +127,60 @@ async def test_a_fork_reads_no_text_of_its_parent(talks: Talks) -> None:
     assert (await talks.plan(one, "and now?")).prompt.identity == expected
 
 
+async def test_a_recalled_page_is_not_read_again(talks: Talks) -> None:
+    one = process(1)
+    await talks.memory.write(one, [page("The word is xyzzy.")])
+    await changing.pin(talks.memory, await talks.memory.opened(one), [0], True)
+    plan = await talks.turn(one, "What is the word?")
+    assert [hit.page.number for hit in plan.recalled] == [0]
+    table = await talks.memory.opened(one)
+    stored = await talks.memory.stored(table, table.resident())
+    said = [*layout.messages(table.window, stored), Message(Role.USER, "and now?")]
+    await talks.change_texts()
+    plan = await talks.plan(one, "and now?")
+    whole = await talks.rig.engine.compose(said, raw=False, fresh=0)
+    assert plan.prompt.identity == whole.identity
+
+
 async def test_messages_that_are_empty_are_in_no_later_prompt(talks: Talks) -> None:
     one = process(1)
     for texts in (("", "hello"), ("one", "", "two"), ("",), ("three",), ("four",)):
         plan = await talks.turn(one, *texts)
         whole = await talks.whole(one, plan)
         assert plan.prompt.identity == whole.identity, texts
+        table = await talks.memory.opened(one)
+        await changing.evict(talks.memory, table, table.window[-1].pages)  # the answer
+
+
+async def test_a_window_is_not_composed_once_a_page_was_forgotten(talks: Talks) -> None:
+    """Its texts may have been read before."""
+    one, other = process(1), process(2)
+    await talks.turn(one, "The word is xyzzy.")
+    await talks.turn(other, "hello")
+    composer, engine = Composer(talks.memory), talks.rig.engine
+    table = await talks.memory.opened(one)
+    views = [CallWindow(one, table, talks.memory.forgets[OWNER], raw=False) for _ in range(2)]
+    table.kept = None
+    await composer.compose(views[0], [], engine, fresh=0)  # reads the texts
+    assert "xyzzy" in talks.kept()
+    await talks.forget(one, [0])
+    for view in views:
+        with pytest.raises(Outdated):
+            await composer.compose(view, [], engine, fresh=0)
+        with pytest.raises(Outdated):
+            await composer.compose_once(view, [], engine, fresh=0)
+    assert "xyzzy" not in talks.kept()
+
+
+async def test_a_window_is_not_composed_once_a_page_was_replaced(talks: Talks) -> None:
+    one = process(1)
+    await talks.turn(one, "hello")
+    table = await talks.memory.opened(one)
+    view = CallWindow(one, table, talks.memory.forgets[OWNER], raw=False)
+    table.kept = None
+    await changing.replace(talks.memory, table, 0, [page("goodbye")])
+    with pytest.raises(Outdated):
+        await Composer(talks.memory).compose(view, [], talks.rig.engine, fresh=0)
 
 
 async def test_raw_prompts_continue_raw_prompts(talks: Talks) -> None:

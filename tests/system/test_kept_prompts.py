@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from llmasos.kernel.abi import values as v
-from llmasos.kernel.abi.errors import SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
 from tests.system.test_forgetting_calls import Asked, waiting
@@ -91,3 +91,25 @@ def test_many_calls_that_lost_their_prompts_all_end(box: Machine, line: Blocking
         one.wait()
         assert one.reply is not None, one.error
         assert one.said == QUESTION
+
+
+def test_a_suspect_whose_prompt_was_lost_is_still_a_suspect(machine: Machine) -> None:
+    """It crashes its engine alone: that makes it poison."""
+    machine.start("--mount", "false")
+    with BlockingClient(machine.paths.socket) as line:
+        options: dict[str, bool | int | float | str] = {"slots": 1, "poison": QUESTION}
+        line.call("mount", v.Mount("echo", options), v.DeviceInfo)
+        pids = [spawn(line) for _ in range(2)]
+        for pid in pids:
+            kill(line, pid, v.Signal.STOP)
+        asked = [Asked(machine, pid, GREEDY) for pid in pids]
+        until(lambda: waiting(line) == 2)  # both are composed by the same engine
+        for pid, one in zip(pids, asked, strict=True):
+            kill(line, pid, v.Signal.CONT)
+            one.wait()
+            assert one.error is not None
+            assert one.error.errno is Errno.EIO
+        third = Asked(machine, spawn(line), GREEDY)
+        third.wait()
+        assert third.error is not None
+        assert third.error.errno is Errno.EPOISON
