@@ -159,7 +159,7 @@ async def test_a_window_is_not_composed_once_a_page_was_forgotten(talks: Talks) 
     await talks.turn(other, "hello")
     composer, engine = Composer(talks.memory), talks.rig.engine
     table = await talks.memory.opened(one)
-    views = [CallWindow(one, table, talks.memory.forgets[OWNER], raw=False) for _ in range(2)]
+    views = [CallWindow(one, table, talks.memory.forgets, raw=False) for _ in range(2)]
     table.kept = None
     await composer.compose(views[0], [], engine, fresh=0)  # reads the texts
     assert "xyzzy" in talks.kept()
@@ -176,7 +176,7 @@ async def test_a_window_is_not_composed_once_a_page_was_replaced(talks: Talks) -
     one = process(1)
     await talks.turn(one, "hello")
     table = await talks.memory.opened(one)
-    view = CallWindow(one, table, talks.memory.forgets[OWNER], raw=False)
+    view = CallWindow(one, table, talks.memory.forgets, raw=False)
     table.kept = None
     await changing.replace(talks.memory, table, 0, [page("goodbye")])
     with pytest.raises(Outdated):
