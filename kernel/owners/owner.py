@@ -69,7 +69,8 @@ class Owner:
         self._pages: OpenPages | SyscallError | None = None
         self._mail: Mailboxes | SyscallError | None = None
         # The last counts of a closed owner, which are reported while it is closed.
-        self._lag_at_close, self._messages_at_close = Lag(), 0
+        self._lag_at_close: Lag | None = None  # None: it was not open since boot
+        self._messages_at_close = 0
 
     # --- its parts, for calls: a call on a disabled database fails --------------------------------
     @property
@@ -109,7 +110,7 @@ class Owner:
     @property
     def lag(self) -> Lag:
         """Its pages that have no vector; of an owner that is closed, when it was closed."""
-        return self.pages.memory.lag if self.pages is not None else self._lag_at_close
+        return self.pages.memory.lag if self.pages is not None else self._lag_at_close or Lag()
 
     @property
     def messages(self) -> int:
@@ -122,6 +123,8 @@ class Owner:
             return "off", ""
         if self.pages is not None:
             return self.pages.vectors.state()
+        if self._lag_at_close is None:
+            return "idle", "the pages were not counted since the start"
         return ("idle", "no search yet") if self._lag_at_close.waiting else ("current", "")
 
     @property

@@ -168,7 +168,9 @@ class Owners:
             return True
         try:
             store.peek(files[1], "SELECT 1 FROM mail LIMIT 1")  # raises when it is damaged
-            return bool(store.peek(files[0], pieces.UNFINISHED))
+            if store.peek(files[0], pieces.UNFINISHED):
+                return True
+            return not self._context.device.disabled and bool(store.peek(files[0], pieces.WAITS))
         except SyscallError:  # damaged: opening the owner reports this
             return True
 

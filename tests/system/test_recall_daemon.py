@@ -128,7 +128,9 @@ def test_pages_become_vectors_after_a_start_and_the_first_question_is_answered_b
     machine.meaning()
     machine.start("--mount", "false")
     with BlockingClient(machine.paths.socket) as line:
-        until_waiting(line, 0)  # nobody has asked for anything
+        until(  # nobody has asked for anything
+            lambda: line.call("stat", v.Nothing(), v.Stat).indexing == "current" or None
+        )
     machine.stop()
     machine.start("--mount", "false")
     with BlockingClient(machine.paths.socket) as line:
