@@ -9,7 +9,7 @@ pycasbin over all rules.
 """
 
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ class Evaluator:
         self.roles = Roles()
         self._index: dict[tuple[str, str], dict[str, list[Rule]]] = defaultdict(dict)
         self._enforcer = enforcer(model)
+        self._enforcer._get_expression = _parsed_once(self._enforcer._get_expression)
         self._enforcer.model["g"]["g"].rm = _RoleManager(self.roles)
         self._policy: Any = self._enforcer.model["p"]["p"]
 
@@ -119,6 +120,23 @@ def enforcer(model: str) -> Any:
     enforcer_: Any = casbin.Enforcer(parsed)
     enforcer_.add_function("under", under)
     return enforcer_
+
+
+def _parsed_once(parse: Callable[..., Any]) -> Callable[..., Any]:
+    """Casbin's parser of matchers, which parses each matcher once and not for each decision.
+
+    A parsed matcher is a reference cycle: each would stay until a full garbage collection.
+    """
+    known: dict[str, Any] = {}
+
+    def parsed(expression: str, functions: object = None) -> Any:
+        found = known.get(expression)
+        if found is None:
+            found = known[expression] = parse(expression, functions)
+        found.functions = functions
+        return found
+
+    return parsed
 
 
 class PlainEvaluator:
