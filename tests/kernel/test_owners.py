@@ -1,6 +1,6 @@
 """An owner is opened at its first use, closed when it is idle, and broken alone."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -53,12 +53,16 @@ class Closings:
 @pytest.fixture
 def closings(monkeypatch: pytest.MonkeyPatch) -> Closings:
     found, do = Closings(), Owner.close_if_idle
-    monkeypatch.setattr(Owner, "close_if_idle", lambda owner: found.close(owner, do))
+
+    async def close(owner: Owner) -> bool:
+        return await found.close(owner, do)
+
+    monkeypatch.setattr(Owner, "close_if_idle", close)
     return found
 
 
 @asynccontextmanager
-async def machine(path: Path, alive: set[int]) -> AsyncIterator[Owners]:
+async def machine(path: Path, alive: set[int]) -> AsyncGenerator[Owners]:
     """The owners of one run, shut down at the end as the kernel does it."""
     store = Store(path)
     async with anyio.create_task_group() as tasks:
@@ -265,9 +269,12 @@ async def test_no_free_descriptor_is_an_error_of_that_use_only(
         await written(owners, 1, "ann", "x")
         owner = owners.get("ann")
         assert await owner.close_if_idle()
-        refusal = SyscallError(Errno.EAGAIN, "no descriptor is free", "close some")
+
+        def exhausted(*_: object, **__: object) -> None:
+            raise SyscallError(Errno.EAGAIN, "no descriptor is free", "close some")
+
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "open", lambda *_, **__: (_ for _ in ()).throw(refusal))
+            patch.setattr(Store, "open", exhausted)
             with pytest.raises(SyscallError, match="no descriptor"):
                 await texts(owners, 1, "ann")
             assert owner.uses == 0

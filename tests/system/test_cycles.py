@@ -47,6 +47,7 @@ async def test_calls_leave_nothing_for_the_garbage_collector(tmp_path: Path) -> 
         defaults={"echo": {}}, first="", idle_exit_s=60.0, journal_bytes=2**24,
     )  # fmt: skip
     machines: list[Machine] = []
+    left: list[object] = []
     ready = anyio.Event()
 
     def started(machine: Machine) -> None:
@@ -63,7 +64,7 @@ async def test_calls_leave_nothing_for_the_garbage_collector(tmp_path: Path) -> 
             await to_thread.run_sync(lives, plan.paths.socket)
             gc.set_debug(gc.DEBUG_SAVEALL)
             gc.collect()
-            left = [one for one in gc.garbage if type(one).__module__.startswith("llmasos.kernel")]
+            left += [one for one in gc.garbage if type(one).__module__.startswith("llmasos.kernel")]
         finally:
             gc.set_debug(0)
             gc.garbage.clear()
