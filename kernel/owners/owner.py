@@ -31,6 +31,7 @@ from ..supervisor import Supervisor
 log = logging.getLogger(__name__)
 Part = TypeVar("Part")
 _UNREADABLE = (SyscallError, ValueError, TypeError)
+_PASSING = (Errno.EAGAIN, Errno.ENOSPC, Errno.EROFS)  # no descriptor, a full disk, a read-only one
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +137,13 @@ class Owner:
 
     # --- open and close ---------------------------------------------------------------------------
     async def open(self) -> None:
-        """Open it, if it is closed. Raises EAGAIN while no descriptor is free."""
+        """Open it, if it is closed. Raises EAGAIN, ENOSPC or EROFS while it cannot be opened."""
         async with self._open_lock:
             if self.is_open:
                 return
-            pages = self._pages or await self._open_pages()
-            try:
-                self._mail = self._mail or await self._open_mail()
-            except BaseException:
-                await self._close_pages(pages)
-                raise
-            self._pages = pages
+            # A part that is open already, after a failure of the other one, stays as it is.
+            self._mail = self._mail or await self._open_mail()
+            self._pages = self._pages or await self._open_pages()
             self.is_open = True
 
     async def _open_pages(self) -> OpenPages | SyscallError:
@@ -182,15 +179,15 @@ class Owner:
 
     def _disabled(self, file: str, error: Exception) -> SyscallError:
         """Disable a database that cannot be read. Returns the error of all calls that need it."""
-        if isinstance(error, SyscallError) and error.errno is Errno.EAGAIN:
-            raise error  # no descriptor is free: this is no damage, a later opening may succeed
+        if isinstance(error, SyscallError) and error.errno in _PASSING:
+            raise error  # this is no damage: a later opening may succeed
         store = self._context.store
         fault = error if isinstance(error, SyscallError) else damaged(store.directory / file, error)
         store.disable(file, self.name, fault)
         return fault
 
     async def close_if_idle(self) -> bool:
-        """Finish pending work and close it. False: it is in use or works on its data."""
+        """Finish pending work and close it. False: in use, at work, or it failed."""
         if self.pages is not None and not self.busy:
             await self.pages.sweeper.sweep_now()
         async with self._open_lock:
@@ -200,8 +197,8 @@ class Owner:
             try:
                 await self._close_parts()
             except SyscallError as error:  # for example a failed flush: see damage.py
-                log.warning("the data of %s stays open: %s", self.name, error)
-                self.is_open = True
+                # The parts that are still open stay so, and the next use opens the others again.
+                log.warning("the data of %s cannot be closed: %s", self.name, error)
                 return False
         return True
 

@@ -14,6 +14,7 @@ It must not know what the rows mean.
 """
 
 import asyncio
+import errno
 import logging
 import sqlite3
 import sys
@@ -68,7 +69,7 @@ class Store:
         """The database at `name` below the state directory, created or migrated if needed.
 
         `queue`: writes to databases with the same queue are applied in the order of submission.
-        EIO; EINVAL for a newer schema version.
+        Raises EAGAIN, ENOSPC or EROFS, which may pass, EIO, and EINVAL for a newer schema version.
         """
         path = self.directory / name
         self.damages.check(name)
@@ -78,8 +79,7 @@ class Store:
             except sqlite3.Error as error:
                 raise translate(error, path) from error
             except OSError as error:
-                refusal = SyscallError(Errno.EIO, f"{path}: {error.strerror}")
-                raise descriptors_exhausted(error) or refusal from error
+                raise descriptors_exhausted(error) or _unusable(path, error) from error
             pool = self._owners if name.startswith(_OWNERS) else self._kernel
             self._queues[self._databases[path]] = pool, queue or name
         return self._databases[path]
@@ -304,6 +304,14 @@ class _WriterPool:
         self.syncs = Queues[Database, WriteJob](
             f"{name}-sync", sync, threads=threads, batch=sys.maxsize
         )
+
+
+def _unusable(path: Path, error: OSError) -> SyscallError:
+    """The error of a database that cannot be opened: of the disk, or else EIO."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        error.filename = error.filename or str(path)
+        return disk.unusable(error)
+    return SyscallError(Errno.EIO, f"{path}: {error.strerror}")
 
 
 def _deliver(outcomes: list[tuple[Done, SyscallError | None]]) -> None:

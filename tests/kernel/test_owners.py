@@ -1,5 +1,7 @@
 """An owner is opened at its first use, closed when it is idle, and broken alone."""
 
+import errno
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ from llmasos.kernel.memory.vector_device import VectorDevice
 from llmasos.kernel.owners.owner import Owner, OwnerContext
 from llmasos.kernel.owners.owners import Owners
 from llmasos.kernel.process.table import Process
+from llmasos.kernel.storage import store as store_module
+from llmasos.kernel.storage.database import Database, Schema
 from llmasos.kernel.storage.store import Store
 from llmasos.kernel.supervisor import Supervisor
 
@@ -262,20 +266,56 @@ async def test_only_owners_with_unfinished_work_are_opened_after_a_start(
         assert [owner.name for owner in owners.opened()] == ["bob"]
 
 
-async def test_no_free_descriptor_is_an_error_of_that_use_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("file", ["pages.db", "mail.db"])
+@pytest.mark.parametrize("failure", [errno.EMFILE, errno.ENOSPC, errno.EROFS])
+async def test_what_may_pass_is_an_error_of_that_use_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, failure: int
+) -> None:
+    """No free descriptor, a full disk, a disk that is read-only now."""
+    async with machine(tmp_path, {1}) as owners:
+        await written(owners, 1, "ann", "x")
+        async with owners.use("ann") as owner:
+            await owner.mail.send(process(1, "ann"), Send(1, "a letter"), "ann")
+        assert await owner.close_if_idle()
+
+        def database(path: Path, schema: Schema) -> Database:
+            if path.name == file:
+                raise OSError(failure, os.strerror(failure))
+            return Database(path, schema)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module, "Database", database)
+            with pytest.raises(SyscallError) as caught:
+                await texts(owners, 1, "ann")
+            assert caught.value.errno in (Errno.EAGAIN, Errno.ENOSPC, Errno.EROFS)
+            assert caught.value.hint
+            assert owner.uses == 0
+        assert owners.damages() == []
+        assert await texts(owners, 1, "ann") == ["x"]
+        assert owners.messages() == 1
+
+
+@pytest.mark.parametrize("file", ["pages.db", "mail.db"])
+async def test_an_owner_that_cannot_be_closed_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     async with machine(tmp_path, {1}) as owners:
         await written(owners, 1, "ann", "x")
-        owner = owners.get("ann")
-        assert await owner.close_if_idle()
+        async with owners.use("ann") as owner:
+            await owner.mail.send(process(1, "ann"), Send(1, "a letter"), "ann")
+        retire = Store.retire
 
-        def exhausted(*_: object, **__: object) -> None:
-            raise SyscallError(Errno.EAGAIN, "no descriptor is free", "close some")
+        async def failing(store: Store, name: str) -> None:
+            if name.endswith(file):
+                raise SyscallError(Errno.EIO, "the flush failed")
+            await retire(store, name)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "open", exhausted)
-            with pytest.raises(SyscallError, match="no descriptor"):
-                await texts(owners, 1, "ann")
-            assert owner.uses == 0
+            patch.setattr(Store, "retire", failing)
+            await owner.close_if_idle()
         assert await texts(owners, 1, "ann") == ["x"]
+        async with owners.use("ann") as owner:
+            mail = await owner.mail.receive(process(1, "ann"), Recv(1, timeout_s=1), 7)
+        assert mail.body == "a letter"
+        owner.mail.requeue(7)
+        assert await closed(owner)
