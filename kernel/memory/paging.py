@@ -144,6 +144,8 @@ class Pager:
         if request.overflow == "error" and not draft.fits(prompt.size):
             raise draft.too_big(prompt.size)
         await self._add_recalled(table, draft)
+        if draft.fits(prompt.size) and not draft.recalled:
+            return draft.plan(prompt)
         return await self._compacted(table, draft, prompt.size)
 
     async def _add_recalled(self, table: PageTable, draft: "_Draft") -> None:

@@ -142,6 +142,17 @@ async def test_a_recalled_page_is_not_read_again(talks: Talks) -> None:
     assert plan.prompt.identity == whole.identity
 
 
+async def test_a_request_that_recalls_nothing_is_composed_once(talks: Talks) -> None:
+    """Though there are pages outside the window. Prompts are numbered as they are composed."""
+    one = process(1)
+    await talks.memory.write(one, [page("The word is xyzzy.")])
+    plans = [await talks.turn(one, text) for text in ("hello", "good morning", "well then")]
+    assert [list(plan.recalled) for plan in plans] == [[], [], []]
+    kept = [plan.prompt.kept for plan in plans]
+    assert kept == list(range(kept[0], kept[0] + 3))
+    assert (await talks.turn(one, "What is the word?")).recalled
+
+
 async def test_messages_that_are_empty_are_in_no_later_prompt(talks: Talks) -> None:
     one = process(1)
     for texts in (("", "hello"), ("one", "", "two"), ("",), ("three",), ("four",)):
