@@ -4,18 +4,15 @@ The daemon passes a BootPlan (directories, configuration, driver modules); every
 created here, bottom up, and shut down in the opposite order.
 """
 
-import fcntl
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from shlex import quote
 from typing import cast
 
 import anyio
@@ -23,31 +20,52 @@ import anyio
 from . import collecting, garbage
 from .abi import disk, lastrun, limits
 from .abi.errors import Errno, SyscallError
-from .abi.paths import Paths, other_state, recorded_runtime
+from .abi.paths import Paths
 from .abi.table import TABLE
 from .abi.values import RECALL, Event, SettingInfo
 from .access.decisions import Policy
 from .access.identity import user
 from .access.permissions import Permissions
+from .access.reauthorisation import Clients, PolicyChanges
 from .access.user_rules import UserRulesFile
 from .access.users import UserTable
+from .backpressure import UserLoads
 from .connection import listeners as listen
 from .connection.listeners import ListenOptions
+from .counters import Counters
+from .dispatch import Dispatcher
 from .driver import Driver, Option, Recall, RecallDriver
-from .machine import Machine
+from .lifecycle import Lifecycle
+from .locking import locked
+from .machine import Connections, Machine
+from .memory.faults import Faults
 from .memory.vector_device import VectorDevice
 from .owners.owner import OwnerContext
 from .owners.owners import Owners
 from .process.table import ProcessTable
 from .recovery import check_processes, recover
+from .run import KernelRun
 from .scheduling.images import ImageRegistry
-from .scheduling.loader import Loader
+from .scheduling.loader import Loader, Mounts
 from .scheduling.quarantine import Quarantine
 from .scheduling.requantise import Requantiser
 from .storage.journal import Entry, Journal
 from .storage.store import Store
+from .storage.threads import FairThreads
 from .summary import Summaries
 from .supervisor import BackgroundJob, Supervisor
+from .syscalls import Syscalls
+from .syscalls.explain import ExplainSyscalls
+from .syscalls.files import CallerAccess
+from .syscalls.mail import MailSyscalls
+from .syscalls.models import ModelSyscalls
+from .syscalls.pages import PageSyscalls
+from .syscalls.poison import PoisonSyscalls
+from .syscalls.policies import PolicySyscalls
+from .syscalls.processes import ProcessSyscalls
+from .syscalls.system import SystemSyscalls
+from .syscalls.texts import TextSyscalls
+from .syscalls.users import UserSyscalls
 from .watch import Followers
 
 log = logging.getLogger(__name__)
@@ -102,28 +120,31 @@ class Drivers(Mapping[str, Driver]):
 async def boot(plan: BootPlan, ready: Callable[[Machine], None]) -> None:
     """Run the machine until it is stopped. Raises SyscallError when it cannot start."""
     sys.setswitchinterval(limits.SWITCH_S)
-    with _lock(plan):  #                                      1  no other daemon runs here
+    _make_directories(plan)
+    with locked(plan.paths):  #                               1  no other daemon runs here
         store = _store(plan.paths.state)  #                   2  the writers of every database
-        run, before = lastrun.begin(plan.paths.state)
+        record, before = lastrun.begin(plan.paths.state)
+        _log_last_run(before)
         try:
             async with anyio.create_task_group() as tasks:
                 jobs = Supervisor(tasks)
-                machine = _assemble(plan, store, jobs)  #     3  policy, images, processes, memory
-                _report_last_run(machine, before)
-                await recover(machine)  #                     4  complete unfinished calls
-                await _register_owner(machine)
+                machine = _assemble(plan, store, jobs, before)  # 3  all parts of the kernel
+                run, journal, lifecycle = machine.run, machine.journal, machine.lifecycle
+                await recover(journal, machine.owners, lifecycle)  # 4  complete unfinished calls
+                await machine.users.ensure_owner(run.owner, os.geteuid())
+                await machine.changes.apply_roles()
                 options = plan.listen_options
                 servers = await listen.open_all(plan.paths, machine, options)  # 5  open listeners
-                machine.journal.append(Entry("boot", note=_up(plan, before)))
+                journal.append(Entry("boot", note=_up(plan, before)))
                 ready(machine)  #                             6  notify the process that started us
                 jobs.run("mount", _mount, machine, plan)  #   7  engines load in the background
                 jobs.run("resume", machine.owners.resume)
-                jobs.run("garbage", garbage.collect_when_idle, machine)
+                jobs.run("garbage", garbage.collect_when_idle, run)
                 if plan.collect_after_s:
-                    jobs.run("collect ended", collecting.collect, machine, plan.collect_after_s)
+                    jobs.run("collect ended", collecting.collect, lifecycle, plan.collect_after_s)
                 if plan.private:
                     jobs.run("idle exit", _exit_when_idle, machine, plan.idle_exit_s)
-                await machine.stopping.wait()  #              8  the machine runs
+                await run.stopping.wait()  #                  8  the machine runs
                 for server in servers:  #                     9  no new connections
                     server.close()
                 plan.paths.socket.unlink(missing_ok=True)
@@ -133,16 +154,25 @@ async def boot(plan: BootPlan, ready: Callable[[Machine], None]) -> None:
                     await machine.loader.unmount(device.name)
                 await machine.owners.finish()
                 await machine.recall.process.stop()
-                machine.journal.append(Entry("boot", note="down"))
-                machine.journal.flush()
-                run.why = machine.stop_reason
+                journal.append(Entry("boot", note="down"))
+                journal.flush()
+                record.why = run.stop_reason
                 tasks.cancel_scope.cancel()
         except BaseException as error:
-            run.why = lastrun.failed(error)
+            record.why = lastrun.failed(error)
             raise
         finally:
             store.close()  #                                 12  write what is queued
-            lastrun.end(plan.paths.state, run)
+            lastrun.end(plan.paths.state, record)
+
+
+def _make_directories(plan: BootPlan) -> None:
+    """EACCES, EROFS or ENOSPC when a directory cannot be used."""
+    try:
+        listen.make_directory(plan.paths.runtime, plan.listen_options)
+        plan.paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk.unusable(error) from error
 
 
 def _private(plan: BootPlan) -> tuple[Path, ...]:
@@ -152,9 +182,14 @@ def _private(plan: BootPlan) -> tuple[Path, ...]:
     return (where.runtime, where.state, where.cache, where.config, *key)
 
 
-def _assemble(plan: BootPlan, store: Store, jobs: Supervisor) -> Machine:
+def _assemble(plan: BootPlan, store: Store, jobs: Supervisor, before: str) -> Machine:
+    """The parts of the kernel, bottom up; each gets the parts that it uses."""
     users = UserTable(store)
     owner = users.by_uid(os.geteuid()) or user(os.geteuid())  # the login may have been renamed
+    run = KernelRun(
+        owner, plan.system, plan.private, plan.listen_options.shared,
+        bool(plan.listen_options.listen), plan.settings, before,
+    )  # fmt: skip
     drivers = Drivers(plan.drivers)
     images = ImageRegistry(store, drivers, plan.images, plan.paths.cache / "models")
     requantiser = Requantiser(images, drivers, jobs, automatic=plan.tune)
@@ -167,49 +202,59 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor) -> Machine:
     policy = Policy(TABLE, owner, plan.paths.policy_file, plan.paths.state / "policy.csv")
     processes = ProcessTable(store, owner)
     owners = Owners(OwnerContext(store, recall, jobs, processes.pids_in_use))
-    machine = Machine(
-        store=store,
-        journal=journal,
-        events=events,
-        policy=policy,
-        permissions=Permissions(policy, processes, journal, images.canonical),
-        users=users,
-        images=images,
-        requantiser=requantiser,
-        processes=processes,
-        owners=owners,
-        recall=recall,
-        loader=Loader(Quarantine(store), jobs, plan.idle_unload_s),
-        drivers=drivers,
-        defaults=plan.defaults,
-        owner=owner,
-        private_paths=_private(plan),
-        private=plan.private,
-        system=plan.system,
-        shared=plan.listen_options.shared,
-        listens=bool(plan.listen_options.listen),
-        user_connections=plan.user_connections,
-        settings=plan.settings,
-        jobs=jobs,
+    permissions = Permissions(policy, processes, journal, images.canonical)
+    clients = Clients()
+    changes = PolicyChanges(policy, users, journal, clients)
+    loader = Loader(Quarantine(store), jobs, plan.idle_unload_s)
+    mounts = Mounts(
+        images, loader, requantiser, drivers, plan.defaults, store.directory / "engines", journal
     )
+    counters, faults, loads = Counters(), Faults(), UserLoads()
+    lifecycle = Lifecycle(processes, owners, images, loader, journal, faults, policy, clients)
+    summaries: Summaries | None = None
     if plan.summaries:
-        machine.summaries = Summaries(machine)
-    jobs.report = partial(_journal_job, machine.journal)
-    recall.process.report = partial(_journal_recall, machine.journal)
-    store.pacing.computing = machine.loader.computing
-    store.pacing.calls = lambda: machine.counters.calls
+        summaries = Summaries(owners, mounts, policy, clients, loads, jobs)
+    readers = FairThreads(limits.USER_JOURNAL_READERS, limits.JOURNAL_READERS)
+    outside = CallerAccess(owner, users, policy, _private(plan))
+    syscalls = Syscalls(
+        ProcessSyscalls(processes, lifecycle, mounts, loader, policy),
+        TextSyscalls(processes, lifecycle, mounts, loader, faults, summaries),
+        PageSyscalls(processes, mounts, loader, permissions, outside, summaries),
+        MailSyscalls(processes),
+        SystemSyscalls(
+            run, store, journal, events, policy, permissions, processes, owners, recall, jobs,
+            counters, faults, readers,
+        ),
+        ModelSyscalls(
+            images, requantiser, mounts, loader, drivers, recall, processes, outside
+        ),
+        PoisonSyscalls(loader),
+        UserSyscalls(owner, users, changes, clients, lifecycle),
+        PolicySyscalls(owner, policy, changes, journal, processes, readers),
+        ExplainSyscalls(policy, permissions, journal, readers),
+    )  # fmt: skip
+    dispatcher = Dispatcher(syscalls.table(), permissions, journal, owners, loader, jobs, run)
+    if summaries is not None:
+        summaries.dispatcher = dispatcher
+    jobs.report = partial(_journal_job, journal)
+    recall.process.report = partial(_journal_recall, journal)
+    store.pacing.computing = loader.computing
+    store.pacing.calls = lambda: counters.calls
     if plan.embedder:
         image = images.get(plan.embedder)
-        recall.embedder = f"{image.name} {image.fingerprint()}", partial(machine.embed, image.name)
-    return machine
+        recall.embedder = f"{image.name} {image.fingerprint()}", partial(mounts.embed, image.name)
+    return Machine(
+        run, jobs, journal, events, users, permissions, changes, clients, processes, owners,
+        recall, lifecycle, images, requantiser, loader, mounts, dispatcher, counters, loads,
+        Connections(plan.user_connections), summaries,
+    )  # fmt: skip
 
 
 def _up(plan: BootPlan, before: str) -> str:
     return f"up {plan.system}; the last run {before}" if before else f"up {plan.system}"
 
 
-def _report_last_run(machine: Machine, before: str) -> None:
-    machine.last_run = before
+def _log_last_run(before: str) -> None:
     if before:
         level = logging.INFO if lastrun.is_clean(before) else logging.WARNING
         log.log(level, "the last run %s", before)
@@ -252,62 +297,10 @@ def _recall(plan: BootPlan) -> Recall | None:
     return driver.recall(plan.recall_options, log)
 
 
-async def _register_owner(machine: Machine) -> None:
-    """Register the socket's owner as a user, which cannot be removed."""
-    await machine.users.ensure_owner(machine.owner, os.geteuid())
-    await machine.apply_role_changes()
-
-
 def check_rules(paths: Paths) -> None:
     """Check the rules as at boot. EINVAL with file and line."""
     UserRulesFile(paths.policy_file, paths.state / "policy.csv").read()  # raises if it was removed
     Policy(TABLE, user(os.geteuid()), paths.policy_file)
-
-
-@contextmanager
-def _lock(plan: BootPlan) -> Generator[None]:
-    """One daemon for a socket, and one for a store: two sockets may share a state directory.
-
-    EBUSY; EACCES, EROFS or ENOSPC when a directory cannot be used.
-    """
-    paths = plan.paths
-    with ExitStack() as locks:
-        try:
-            listen.make_directory(paths.runtime, plan.listen_options)
-            paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            other = other_state(paths)
-            variable = f"LLMASOS_STATE_DIR={quote(str(other))} " if other else ""
-            stop = f"`{variable}llmasos daemon stop` ends it"
-            lock = _claim(locks, paths.lock, str(paths.socket), stop)
-            state = os.path.realpath(paths.state)
-            os.pwrite(lock, os.fsencode(f"{os.getpid()}\n{state}\n"), 0)
-            runtime = recorded_runtime(paths)
-            stop = f"`LLMASOS_RUNTIME_DIR={quote(str(runtime))} llmasos daemon stop` ends it"
-            where = f"{runtime} with its state in {paths.state}"
-            lock = _claim(locks, paths.state_lock, where, stop)
-            os.pwrite(lock, os.fsencode(f"{os.getpid()}\n{paths.runtime}\n"), 0)
-        except OSError as error:
-            raise disk.unusable(error) from error
-        yield
-
-
-def _claim(locks: ExitStack, file: Path, where: str, stop: str) -> int:
-    """Lock a file and write our pid into it. EBUSY, with `stop` as hint: a daemon has the lock."""
-    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    locks.callback(os.close, lock)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.pread(lock, 32, 0).decode(errors="replace").partition("\n")[0] or "?"
-        message = f"a daemon runs already (pid {pid}) at {where}"
-        raise SyscallError(Errno.EBUSY, message, stop) from None
-    try:
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    except OSError as error:
-        error.filename = str(file)
-        raise
-    return lock
 
 
 async def _mount(machine: Machine, plan: BootPlan) -> None:
@@ -315,7 +308,7 @@ async def _mount(machine: Machine, plan: BootPlan) -> None:
     names = [plan.first, *machine.images.mounts()]  # the stored ones may be slow remote engines
     for name in filter(None, dict.fromkeys(names)):
         try:
-            device = await machine.load(name)
+            device = await machine.mounts.load(name)
             if plan.pin and name == plan.first:
                 machine.loader.pin(device)
         except SyscallError as error:
@@ -326,28 +319,29 @@ async def _mount(machine: Machine, plan: BootPlan) -> None:
 async def _exit_when_idle(machine: Machine, idle_exit_s: float) -> None:
     """Stop the machine after it was idle; sleeps until that may be the case."""
     while True:
-        idle_s = time.monotonic() - machine.last_closed
+        idle_s = time.monotonic() - machine.connections.last_closed
         alive = any(process.ending is None for process in machine.processes.all())
         if alive or machine.counters.connections:
             idle_s = 0.0
         if idle_s >= idle_exit_s:
             log.info("idle for %.0f s without processes: exiting", idle_s)
-            machine.stop("was stopped by its idle timer", drain=True)
+            machine.run.stop("was stopped by its idle timer", drain=True)
             return
         await anyio.sleep(idle_exit_s - idle_s)
 
 
 async def _drain(machine: Machine) -> None:
     """Wait for calls in flight; cancel them after DRAIN_S, and store their answers so far."""
+    run, processes, lifecycle = machine.run, machine.processes, machine.lifecycle
     if machine.summaries is not None:
         machine.summaries.close()
-    for process in machine.processes.all():
+    for process in processes.all():
         if process.stopped:  # its call would not end
-            machine.interrupt(process)
-    with anyio.move_on_after(limits.DRAIN_S if machine.drain else 0) as scope:
-        machine.skip_drain = scope.cancel
-        await machine.no_pending_replies.wait()
-    for process in machine.processes.all():
-        machine.interrupt(process)
+            lifecycle.interrupt(process)
+    with anyio.move_on_after(limits.DRAIN_S if run.drain else 0) as scope:
+        run.skip_drain = scope.cancel
+        await run.no_pending_replies.wait()
+    for process in processes.all():
+        lifecycle.interrupt(process)
     with anyio.move_on_after(limits.DRAIN_S):
-        await machine.no_pending_replies.wait()
+        await run.no_pending_replies.wait()

@@ -10,24 +10,24 @@ import anyio
 
 from .abi import limits
 from .abi.errors import SyscallError
-from .machine import Machine
+from .lifecycle import Lifecycle
 
 log = logging.getLogger(__name__)
 
 
-async def collect(machine: Machine, after_s: float) -> None:
+async def collect(lifecycle: Lifecycle, after_s: float) -> None:
     """Run until the machine shuts down."""
     while True:
-        machine.processes.another_ended.clear()
-        pause = await _remove_due(machine, after_s)
+        lifecycle.processes.another_ended.clear()
+        pause = await _remove_due(lifecycle, after_s)
         with anyio.move_on_after(pause):
-            await machine.processes.another_ended.wait()
+            await lifecycle.processes.another_ended.wait()
 
 
-async def _remove_due(machine: Machine, after_s: float) -> float | None:
+async def _remove_due(lifecycle: Lifecycle, after_s: float) -> float | None:
     """Remove the processes that are due. Seconds until the next one is; None: there is none."""
     pause: float | None = None
-    for process in machine.processes.all():
+    for process in lifecycle.processes.all():
         if process.ending is None:
             continue
         left = process.ended_at + after_s - time.time()
@@ -35,8 +35,8 @@ async def _remove_due(machine: Machine, after_s: float) -> float | None:
             left = limits.COLLECT_RETRY_S  # its last call is being cancelled
         if left <= 0:
             try:
-                await machine.reap(process)
-                machine.journal_process(process, "removed: it ended and no call waited for it")
+                await lifecycle.reap(process)
+                lifecycle.record(process, "removed: it ended and no call waited for it")
                 continue
             except SyscallError as error:
                 log.warning("cannot remove ended process %d: %s", process.pid, error)

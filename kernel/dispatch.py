@@ -8,8 +8,8 @@ caller is connected.
 
 import asyncio
 import logging
-from collections.abc import Awaitable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, Protocol
@@ -20,19 +20,18 @@ from .abi import limits
 from .abi.errors import Denied, Errno, SyscallError, descriptors_exhausted
 from .abi.table import TABLE, Durability, Syscall
 from .access.identity import Caller
-from .access.permissions import Permit, counter_object
+from .access.permissions import Permissions, Permit, counter_object
 from .backpressure import Reader, UserLoad
-from .machine import Machine
-from .storage.journal import Entry
-from .syscalls import HANDLERS, OWNER_CALLS, CallContext
+from .owners.owners import Owners
+from .run import KernelRun
+from .scheduling.loader import Loader
+from .storage.journal import Entry, Journal
+from .supervisor import Supervisor
+from .syscalls import OWNER_CALLS, CallContext, Handler
 
 log = logging.getLogger(__name__)
-_WAITS = frozenset(name for name, handler in HANDLERS.items() if iscoroutinefunction(handler))
-# Calls that read stored data, with replies that may be large. Those that wait for an event or an
-# engine are excluded: they would block the other readers.
-_READS = frozenset(name for name in _WAITS if TABLE[name].durability is Durability.C) - {
-    "recv", "watch", "attach", "tokenize", "embed", "devices"
-}  # fmt: skip
+# Calls that wait for an event or an engine: as readers they would block the others.
+_NO_READS = frozenset({"recv", "watch", "attach", "tokenize", "embed", "devices"})
 
 
 class Sink(Protocol):
@@ -70,11 +69,32 @@ class InFlight:
         self.entry = replace(self.entry, pid=pid)
 
 
+@dataclass(slots=True)
+class Dispatcher:
+    """What the calls of all callers share."""
+
+    handlers: Mapping[str, Handler]
+    permissions: Permissions
+    journal: Journal
+    owners: Owners
+    loader: Loader
+    jobs: Supervisor
+    run: KernelRun
+    waits: frozenset[str] = field(init=False)  # calls whose handler may wait
+    reads: frozenset[str] = field(init=False)  # calls that read stored data: large replies
+
+    def __post_init__(self) -> None:
+        waits = {name for name, handler in self.handlers.items() if iscoroutinefunction(handler)}
+        self.waits = frozenset(waits)
+        counted = {name for name in waits if TABLE[name].durability is Durability.C}
+        self.reads = frozenset(counted - _NO_READS)
+
+
 class Calls:
     """The calls of one caller that are in flight, under the limits of one connection and user."""
 
-    def __init__(self, machine: Machine, load: UserLoad, reader: Reader) -> None:
-        self._machine = machine
+    def __init__(self, dispatcher: Dispatcher, load: UserLoad, reader: Reader) -> None:
+        self._dispatcher = dispatcher
         self._load = load
         self._reader = reader
         self._reads = asyncio.Semaphore(limits.USER_READS)
@@ -90,7 +110,7 @@ class Calls:
         """The rules have changed: cancel the calls that are no longer allowed."""
         for call in self._in_flight:
             try:
-                self._machine.permissions.require(call.permit, call.caller.owner, call.entry.pid)
+                self._dispatcher.permissions.require(call.permit, call.caller.owner, call.entry.pid)
             except Denied as refusal:
                 call.refusal = refusal
                 call.scope.cancel()
@@ -109,23 +129,23 @@ class Calls:
 
         Raises EACCES, ESRCH, EAGAIN, ECANCELED, and the errors of handlers that never wait.
         """
-        permit = self._machine.permissions.authorise(caller, row, request)
+        permit = self._dispatcher.permissions.authorise(caller, row, request)
         entry = Entry(
             "call", getattr(request, "pid", 0), caller.owner, syscall=row.name,
             object=permit.object, subject=permit.recorded,
         )  # fmt: skip
-        if row.name in _WAITS:
+        if row.name in self._dispatcher.waits:
             scope = anyio.CancelScope()
             flight = InFlight(row, caller, sink, scope, permit, entry, request_bytes)
             self._begin(flight, request)
             return flight
-        owner = self._machine.owners.get(caller.owner)
+        owner = self._dispatcher.owners.get(caller.owner)
         call = CallContext(caller, owner, 0, None, sink.item, sink.writable, permit.own)
-        reply = HANDLERS[row.name](self._machine, call, request)
+        reply = self._dispatcher.handlers[row.name](call, request)
         if row.durability is Durability.C:
             self._count(row, permit)
         else:
-            self._machine.journal.append(entry)
+            self._dispatcher.journal.append(entry)
         sink.reply(reply)
         return None
 
@@ -135,22 +155,24 @@ class Calls:
             message = f"{count} calls of this connection are in flight; at most {most} are allowed"
             raise SyscallError(Errno.EAGAIN, message, "wait for one, or open another connection")
         self._load.check_calls()
-        if self._machine.stopping.is_set():
+        if self._dispatcher.run.stopping.is_set():
             raise SyscallError(Errno.ECANCELED, "the machine is shutting down", "try again later")
         row, sink = flight.row, flight.sink
         number, begun = 0, None
         if row.durability is not Durability.C and row.item is not None:
-            number, begun = self._machine.journal.append_future(replace(flight.entry, kind="begin"))
-        owner = self._machine.owners.get(flight.caller.owner)
+            number, begun = self._dispatcher.journal.append_future(
+                replace(flight.entry, kind="begin")
+            )
+        owner = self._dispatcher.owners.get(flight.caller.owner)
         call = CallContext(
             flight.caller, owner, number, begun, sink.item, sink.writable, flight.permit.own,
             flight.run_on,
         )  # fmt: skip
         self._in_flight.add(flight)
         self._load.calls += 1
-        self._machine.add_pending_replies(_drained(row))
+        self._dispatcher.run.add_pending_replies(_drained(row))
         failed = partial(self._fail, flight)
-        self._machine.jobs.once("call", self._run, flight, request, call, failed=failed)
+        self._dispatcher.jobs.once("call", self._run, flight, request, call, failed=failed)
 
     async def _run(self, flight: InFlight, request: object, call: CallContext) -> None:
         try:
@@ -182,11 +204,11 @@ class Calls:
             flight.sink.reply(reply)
         else:
             flight.sink.fail(error)
-        self._machine.add_pending_replies(-_drained(row))
+        self._dispatcher.run.add_pending_replies(-_drained(row))
 
     async def _handle(self, row: Syscall, request: object, call: CallContext) -> object:
         """Call the handler. A reading call waits until its caller has read earlier replies."""
-        if row.name not in _READS:
+        if row.name not in self._dispatcher.reads:
             return await self._with_owner(row, request, call)
         async with self._reads:  # bounds the share of one connection in its user's reads
             await self._load.begin_read(self._reader)
@@ -197,11 +219,11 @@ class Calls:
 
     async def _with_owner(self, row: Syscall, request: object, call: CallContext) -> object:
         """Call the handler, with the caller's data open if it needs them."""
-        handler: Any = HANDLERS[row.name]
+        handler: Any = self._dispatcher.handlers[row.name]
         if row.name not in OWNER_CALLS:
-            return await handler(self._machine, call, request)
-        async with self._machine.owners.use(call.caller.owner):
-            return await handler(self._machine, call, request)
+            return await handler(call, request)
+        async with self._dispatcher.owners.use(call.caller.owner):
+            return await handler(call, request)
 
     async def _close(
         self, flight: InFlight, number: int, error: SyscallError | None
@@ -210,10 +232,10 @@ class Calls:
         if flight.row.durability is Durability.C:
             return error
         if error is not None and error.errno is Errno.EIO:  # it may have killed its engine
-            await self._machine.loader.wait_marks_written()
+            await self._dispatcher.loader.wait_marks_written()
         kind, errno = "end" if number else "call", int(error.errno) if error else 0
         try:
-            await self._machine.journal.append_and_wait(
+            await self._dispatcher.journal.append_and_wait(
                 replace(flight.entry, kind=kind, call=number, errno=errno)
             )
         except SyscallError as failure:
@@ -224,7 +246,7 @@ class Calls:
         """End a call that failed outside its handler."""
         self._end(flight)
         flight.sink.fail(_failed_inside(flight.row.name))
-        self._machine.add_pending_replies(-_drained(flight.row))
+        self._dispatcher.run.add_pending_replies(-_drained(flight.row))
 
     def _end(self, flight: InFlight) -> None:
         """Remove a call from those in flight."""
@@ -237,7 +259,7 @@ class Calls:
     def _count(self, row: Syscall, permit: Permit) -> None:
         """Count a call of class C: the journal has no row for each of them."""
         object_ = counter_object(permit.object)
-        self._machine.journal.count(permit.recorded, row.name, object_, permit.rule)
+        self._dispatcher.journal.count(permit.recorded, row.name, object_, permit.rule)
 
 
 def _drained(row: Syscall) -> bool:

@@ -3,9 +3,10 @@
 import contextlib
 
 from .abi.errors import Errno, SyscallError
-from .machine import HANGUP, Machine
+from .lifecycle import HANGUP, Lifecycle
 from .memory import loading
-from .storage.journal import Entry
+from .owners.owners import Owners
+from .storage.journal import Entry, Journal
 from .storage.store import Store
 
 
@@ -28,20 +29,21 @@ def check_processes(store: Store) -> None:
         )
 
 
-async def recover(machine: Machine) -> None:
-    await machine.journal.start()
-    for begin in machine.journal.unfinished():
+async def recover(journal: Journal, owners: Owners, lifecycle: Lifecycle) -> None:
+    """Journal the end of calls in flight; end the processes whose connection is gone."""
+    await journal.start()
+    for begin in journal.unfinished():
         try:
-            async with machine.owners.use(begin.owner) as owner:
+            async with owners.use(begin.owner) as owner:
                 done = await owner.memory.committed(begin.seq)
         except SyscallError:  # decided by a later run that can read this owner's database
             continue
-        machine.journal.append(Entry(
+        journal.append(Entry(
             "end", begin.pid, begin.owner, begin.seq, begin.syscall, begin.object,
             0 if done else Errno.EINTR, "recovered" if done else "interrupted by a restart",
             begin.subject,
         ))  # fmt: skip
-    for process in machine.processes.all():
+    for process in lifecycle.processes.all():
         if not process.keep:
-            await machine.processes.exit(process, HANGUP, "restart")
-            await machine.try_to_reap(process)
+            await lifecycle.processes.exit(process, HANGUP, "restart")
+            await lifecycle.try_to_reap(process)

@@ -11,7 +11,7 @@ sources.
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import anyio
 
@@ -30,15 +30,20 @@ from .abi.values import (
     Role,
     Sampling,
 )
+from .access.decisions import Policy
 from .access.identity import Caller
-from .dispatch import Calls
+from .access.reauthorisation import Clients
+from .backpressure import UserLoads
+from .dispatch import Calls, Dispatcher
 from .driver import Facts
-from .machine import Machine
 from .memory.layout import Stored
 from .memory.memory import Memory
 from .memory.rows import NewPage
 from .owners.owner import Owner
+from .owners.owners import Owners
 from .process.table import Process
+from .scheduling.loader import Mounts
+from .supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 _ASK = "Summarise what is said above in at most five short sentences. Keep names and numbers."
@@ -97,24 +102,37 @@ class SummaryJob:
         elif self.calls is not None:
             self.calls.reauthorise()
 
-    def belongs_to(self, process: Process) -> bool:
-        return process is self.process
+    def belongs_to(self, pid: int) -> bool:
+        return pid == self.process.pid
 
 
+@dataclass(slots=True)
 class Summaries:
     """Makes the summaries of all processes."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._waiting: dict[int, set[int]] = {}  # by pid: numbers of pages without a summary
-        self._jobs: dict[int, SummaryJob] = {}  # by pid
-        self._locks: dict[str, anyio.Lock] = {}  # by device: one summary at a time
-        self._denied_in = 0  # epoch of the rules when a refusal was last logged
+    owners: Owners
+    mounts: Mounts
+    policy: Policy
+    clients: Clients
+    loads: UserLoads
+    jobs: Supervisor
+    # Set by boot.py: the handler of `generate`, which it contains, has a reference to this object.
+    dispatcher: Dispatcher = field(init=False)
+    _waiting: dict[int, set[int]] = field(  # by pid: numbers of pages without a summary
+        init=False, default_factory=dict[int, set[int]]
+    )
+    _making: dict[int, SummaryJob] = field(  # by pid
+        init=False, default_factory=dict[int, SummaryJob]
+    )
+    _locks: dict[str, anyio.Lock] = field(  # by device: one summary at a time
+        init=False, default_factory=dict[str, anyio.Lock]
+    )
+    _denied_in: int = field(init=False, default=0)  # epoch of the rules of the last logged refusal
 
     # --- called by the kernel ---------------------------------------------------------------------
     def call_begins(self, process: Process) -> None:
-        if process.pid in self._jobs:
-            self._jobs[process.pid].cancel()
+        if process.pid in self._making:
+            self._making[process.pid].cancel()
 
     def call_ended(self, process: Process, evicted: Sequence[int]) -> None:
         if process.ending is not None:
@@ -122,17 +140,17 @@ class Summaries:
             return
         if evicted:
             self._waiting.setdefault(process.pid, set()).update(evicted)
-        if self._is_due(process) and process.pid not in self._jobs:
-            job = self._jobs[process.pid] = SummaryJob(process)
-            self._machine.jobs.once("summary", self._run, job)
+        if self._is_due(process) and process.pid not in self._making:
+            job = self._making[process.pid] = SummaryJob(process)
+            self.jobs.once("summary", self._run, job)
 
     def pages_forgotten(self, owner: str) -> None:
-        for job in self._jobs.values():
+        for job in self._making.values():
             if job.process.owner == owner:
                 job.cancel()
 
     def close(self) -> None:
-        for job in self._jobs.values():
+        for job in self._making.values():
             job.cancel()
 
     # --- one process ------------------------------------------------------------------------------
@@ -142,7 +160,7 @@ class Summaries:
     async def _run(self, job: SummaryJob) -> None:
         """Make summaries until the process has a call, ends, or no page waits."""
         process = job.process
-        self._machine.clients.add(job)
+        self.clients.add(job)
         try:
             while self._is_due(process):
                 numbers = self._waiting.pop(process.pid)
@@ -152,8 +170,8 @@ class Summaries:
                 if job.scope.cancelled_caught and process.ending is None:
                     self._waiting.setdefault(process.pid, set()).update(numbers)
         finally:
-            self._machine.clients.discard(job)
-            del self._jobs[process.pid]
+            self.clients.remove(job)
+            del self._making[process.pid]
             if process.ending is not None:
                 self._waiting.pop(process.pid, None)
 
@@ -163,23 +181,23 @@ class Summaries:
         try:
             await self._write(job, numbers)
         except Denied as error:
-            if self._denied_in != self._machine.policy.epoch:  # once, until the rules change
-                self._denied_in = self._machine.policy.epoch
+            if self._denied_in != self.policy.epoch:  # once, until the rules change
+                self._denied_in = self.policy.epoch
                 log.warning("pages of process %d are not summarised: %s", process.pid, error)
         except SyscallError as error:
             log.info("cannot summarise pages of process %d: %s", process.pid, error)
 
     async def _write(self, job: SummaryJob, numbers: Sequence[int]) -> None:
-        m, process = self._machine, job.process
-        async with m.owners.use(process.owner) as owner:
+        process = job.process
+        async with self.owners.use(process.owner) as owner:
             left = await self._write_to(owner, job, numbers)
         if left:  # they did not fit
             self._waiting.setdefault(process.pid, set()).update(left)
 
     async def _write_to(self, owner: Owner, job: SummaryJob, numbers: Sequence[int]) -> list[int]:
         """Write a summary; returns the numbers of the pages that did not fit."""
-        m, process, memory = self._machine, job.process, owner.memory
-        async with m.using(process.model) as (device, facts), self._lock(device.name):
+        process, memory = job.process, owner.memory
+        async with self.mounts.using(process.model) as (device, facts), self._lock(device.name):
             epoch = memory.forgets
             sources = await _sources(memory, process, numbers, facts)
             text = await self._summarise(job, sources) if sources else ""
@@ -204,9 +222,9 @@ class Summaries:
 
     async def _summarise(self, job: SummaryJob, sources: Sequence[Stored]) -> str:
         """The model's summary of the pages; empty when it was interrupted. EACCES, EAGAIN, EIO."""
-        m, process = self._machine, job.process
-        answer, load = SummaryAnswer(), m.loads.enter(process.owner)
-        job.calls = calls = Calls(m, load, answer)
+        process = job.process
+        answer, load = SummaryAnswer(), self.loads.enter(process.owner)
+        job.calls = calls = Calls(self.dispatcher, load, answer)
         try:
             calls.dispatch(_caller(process), TABLE["generate"], _request(process, sources), answer)
             return await answer.text()
@@ -215,7 +233,7 @@ class Summaries:
             calls.cancel()
             with anyio.CancelScope(shield=True):  # the next one on this device starts after it
                 await calls.ended()
-            m.loads.leave(load)
+            self.loads.leave(load)
 
 
 async def _sources(

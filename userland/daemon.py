@@ -139,7 +139,7 @@ async def _stop_on_signals(
         async for number in signals:
             log.info("received signal %d", number)
             for machine in machines:
-                machine.stop(stopped_by(number), drain=True)
+                machine.run.stop(stopped_by(number), drain=True)
             if not machines:
                 raise SystemExit(128 + number)
 

@@ -45,17 +45,18 @@ def identify(machine: Machine, transport: asyncio.BaseTransport, process: Proces
         return Peer(address_holder(transport.get_extra_info("peername")))
     credentials = identity.peer(connection)
     own = credentials.uid == os.geteuid()
-    if not own and not machine.shared:
+    if not own and not machine.run.shared:
         you = identity.user(credentials.uid)
         raise Denied(
-            f"this machine belongs to {machine.owner}, and you are {you}",
+            f"this machine belongs to {machine.run.owner}, and you are {you}",
             "`llmasos daemon start` starts your own",
         )
+    programs = machine.connections.programs
     pid = identity.descends_from(
-        connection, credentials, machine.programs, subreaper=machine.is_subreaper
+        connection, credentials, programs, subreaper=machine.connections.is_subreaper
     )
     if pid:
-        return _program(machine.programs[pid])
+        return _program(programs[pid])
     return Peer(f"uid:{credentials.uid}", own, credentials.uid)
 
 
@@ -96,21 +97,22 @@ class ConnectionSlot:
 
     def move(self, holder: str) -> None:
         """Count it for another holder. EAGAIN at that one's limit; then nothing changes."""
-        taken, most = self._machine.slots[holder], self._machine.user_connections
+        connections = self._machine.connections
+        taken, most = connections.slots[holder], connections.user_limit
         if not self._own and taken >= most:
             message = f"{taken} connections of {holder} are open; at most {most} are allowed"
             hint = "close some, or ask the owner to raise `user_connections`"
             raise SyscallError(Errno.EAGAIN, message, hint)
         self._uncount()
         self._holder = holder
-        self._machine.slots[holder] += 1
+        connections.slots[holder] += 1
 
     def release(self) -> None:
         self._uncount()
         self._machine.counters.connections -= 1
 
     def _uncount(self) -> None:
-        slots = self._machine.slots
+        slots = self._machine.connections.slots
         slots[self._holder] -= 1
         if slots[self._holder] <= 0:  # the number of pids and addresses is unbounded
             del slots[self._holder]
@@ -121,7 +123,7 @@ def user_of(machine: Machine, peer: Peer) -> str:
     if peer.process is not None:
         return peer.process.owner
     if peer.own:
-        return machine.owner
+        return machine.run.owner
     return (machine.users.by_uid(peer.uid) if peer.uid is not None else None) or ""
 
 

@@ -41,7 +41,7 @@ async def start(
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             child = await _run(command, folder, environment, ours, theirs)
-        machine.programs[child.pid] = process
+        machine.connections.programs[child.pid] = process
         machine.jobs.once("program", _follow, machine, process, child)
         loop = asyncio.get_running_loop()
         await loop.connect_accepted_socket(lambda: Connection(Session(machine, process)), ours)
@@ -70,7 +70,8 @@ async def _run(
 def _adopt_orphans(machine: Machine) -> None:
     """Become the parent of orphaned descendants instead of init, so that they stay identified."""
     with suppress(OSError, AttributeError):  # not Linux
-        machine.is_subreaper = ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0) == 0
+        status = ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+        machine.connections.is_subreaper = status == 0
 
 
 async def _follow(machine: Machine, process: Process, child: asyncio.subprocess.Process) -> None:
@@ -82,7 +83,7 @@ async def _follow(machine: Machine, process: Process, child: asyncio.subprocess.
         if exited.done():
             code = exited.result()
             code = code if code >= 0 else 128 - code
-            await machine.exit(process, code, "its program ended")
+            await machine.lifecycle.exit(process, code, "its program ended")
     except SyscallError as error:
         log.warning("process %d did not end with its program: %s", process.pid, error)
     finally:
@@ -95,7 +96,7 @@ async def _follow(machine: Machine, process: Process, child: asyncio.subprocess.
                 if _reap(child.pid):
                     break
                 await asyncio.sleep(_REAP_S / _REAP_TRIES)
-        machine.programs.pop(child.pid, None)
+        machine.connections.programs.pop(child.pid, None)
 
 
 def _reap(group: int) -> bool:

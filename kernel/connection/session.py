@@ -81,7 +81,7 @@ class Session:
             connection.refuse(error)
 
     def closed(self) -> None:
-        self._machine.clients.discard(self)
+        self._machine.clients.remove(self)
         if self._expiry is not None:
             self._expiry.cancel()
         if self._slot is not None:
@@ -90,14 +90,15 @@ class Session:
             self._calls.cancel()
             self._machine.users.connections[self._owner] -= 1
             self._machine.loads.leave(self._load)
-            if not self._machine.stopping.is_set():  # else recovery ends its processes
+            if not self._machine.run.stopping.is_set():  # else recovery ends its processes
                 self._machine.jobs.run("hangup", self._hang_up, self._calls)
 
     async def _hang_up(self, calls: Calls) -> None:
         """End the processes of this connection after its last call, which may be a spawn."""
         await calls.ended()
+        self._machine.connections.last_closed = time.monotonic()
         try:
-            await self._machine.connection_closed(self._number)
+            await self._machine.lifecycle.connection_closed(self._number)
         except SyscallError as error:
             log.warning("processes of connection %d did not end: %s", self._number, error)
 
@@ -120,8 +121,9 @@ class Session:
         elif self._calls is not None:
             self._calls.reauthorise()
 
-    def belongs_to(self, process: Process) -> bool:
-        return self._peer is not None and self._peer.process is process
+    def belongs_to(self, pid: int) -> bool:
+        process = self._peer.process if self._peer is not None else None
+        return process is not None and process.pid == pid
 
     # --- frames -----------------------------------------------------------------------------------
     def frame(self, received: Received) -> None:
@@ -225,12 +227,12 @@ class Session:
         self._caller = caller
         machine.users.connections[caller.owner] += 1
         self._load = machine.loads.enter(caller.owner)
-        self._calls = Calls(machine, self._load, self._connection)
+        self._calls = Calls(machine.dispatcher, self._load, self._connection)
         self._connection.set_load(self._load)
         self._watch_key()
         self._connection.cancel_hello_timeout()
         _Replies(self._connection, number, self._open).reply(Welcome(
-            limits.PROTOCOL_VERSION, machine.system, caller.owner, caller.profile,
+            limits.PROTOCOL_VERSION, machine.run.system, caller.owner, caller.profile,
             [*notices, *machine.requantiser.take_notices()], caller.app,
         ))  # fmt: skip
 

@@ -1,29 +1,37 @@
-"""Every mounted device, by the image it runs: loads devices on demand and unloads them.
+"""Devices: mounted on demand, loaded, and unloaded when they are not used.
 
-A device is loaded on demand and unloaded after it was unused for a while, or earlier when another
-one needs its memory: the least recently used first, never one that is pinned or in use. A call
-enters `use` as soon as it has a device, so that the device is not unloaded during the call.
-Event-driven: one timer for each unused device.
+`Loader` has the mounted devices. A device is unloaded after it was unused for a while, or earlier
+when another one needs its memory: the least recently used first, never one that is pinned or in
+use. A call enters `use` as soon as it has a device, so that the device is not unloaded during the
+call. Event-driven: one timer for each unused device. `Mounts` mounts the device of a model.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import anyio
 
+from ..abi import limits
 from ..abi.errors import DeviceFault, Errno, SyscallError
-from ..driver import Engine
+from ..abi.values import Progress
+from ..driver import Driver, Engine, Facts, Option
 from ..process.table import Process
+from ..storage.journal import Entry, Journal
 from ..supervisor import Supervisor
 from .device import Device, Report
+from .images import Image, ImageRegistry
 from .quarantine import Quarantine
-from .work import Mounting, Work
+from .requantise import Requantiser
+from .work import Mounting, Work, file_stamp
 
 log = logging.getLogger(__name__)
+LoadReport = Callable[[Progress], None] | None  # called with the progress of a load
 
 
 class Loader:
@@ -192,3 +200,116 @@ class Loader:
             return refusal
         message = f"{refusal.message}; mounted and not unloadable: {', '.join(mounted)}"
         return SyscallError(Errno.ENOMEM, message, f"{refusal.hint}, or `llmasos unmount` one")
+
+
+@dataclass(frozen=True, slots=True)
+class Mounts:
+    """The device of a model, mounted on demand with the options of its last mount."""
+
+    images: ImageRegistry
+    loader: Loader
+    requantiser: Requantiser
+    drivers: Mapping[str, Driver]
+    defaults: Mapping[str, Mapping[str, Option]]  # mount options, by driver
+    logs: Path  # directory for the output of drivers' processes
+    journal: Journal
+
+    @asynccontextmanager
+    async def using(
+        self, model: str, report: LoadReport = None
+    ) -> AsyncGenerator[tuple[Device, Facts]]:
+        """A model's device, mounted on demand, up, and not unloaded during the block.
+
+        EIO, ENOMEM or ENOENT when that fails; `report` is called with the progress of a load.
+        """
+        device = await self._device(model, report)
+        with self.loader.use(device):
+            yield device, await device.wait_up(report)
+
+    async def load(self, model: str) -> Device:
+        """As `using`, but not protected: a mount with other options may replace the device."""
+        device = await self._device(model, None)
+        await device.wait_up(None)
+        return device
+
+    async def embed(self, model: str, texts: Sequence[str]) -> Sequence[bytes]:
+        """Vectors by an image that is configured as embedder. ENOENT, ENOTSUP, E2BIG, EIO."""
+        async with self.using(model) as (device, _):
+            return (await device.engine.embed(texts)).vectors
+
+    async def mount(
+        self, image: Image, options: Mapping[str, Option], *, pin: bool, report: LoadReport = None
+    ) -> Device:
+        """Mount an image with these options; without options, keep an existing mount.
+
+        A device with other options is mounted again if no call uses it. EBUSY while it is used,
+        EINVAL for the options, otherwise as `using`.
+        """
+        if self.loader.device(image.name) is None:
+            await self.requantiser.prepare(image, self.log_of(image), report)
+        while (device := self.loader.device(image.name)) is not None:
+            if not options or device.options == self._chosen(image, options):
+                break
+            self.loader.check_unused(device)
+            await self.loader.unmount(image.name)
+        if device is None:
+            device = self._start(image, options, pin=pin)
+        elif pin:
+            self.loader.pin(device)
+        with self.loader.use(device):
+            await device.wait_up(report)
+        return device
+
+    def window(self, model: str) -> int:
+        """Tokens of a model's window; of the next mount if it is not mounted."""
+        device = self.loader.device(model)
+        if device is not None and device.facts is not None:
+            return device.facts.window
+        image = self.images.get(model)
+        chosen = image.chosen(self.images.mount(image.name).options)
+        usual = limits.REMOTE_WINDOW_TOKENS if image.url else limits.WINDOW_TOKENS
+        return int({"window": usual, **self.defaults.get(image.driver, {}), **chosen}["window"])
+
+    def log_of(self, image: Image) -> Path:
+        """The log file for the output of its driver's processes."""
+        self.logs.mkdir(mode=0o700, exist_ok=True)
+        return self.logs / f"{image.name}.log"
+
+    async def _device(self, model: str, report: LoadReport) -> Device:
+        """The mounted device, or a new mount with the options of the last one."""
+        device = self.loader.device(model)
+        if device is not None:
+            return device
+        image = self.images.get(model)  # the model may be an alias
+        if self.loader.device(image.name) is None:
+            await self.requantiser.prepare(image, self.log_of(image), report)
+        device = self.loader.device(image.name)
+        if device is None:
+            mount = self.images.mount(image.name)
+            device = self._start(image, mount.options, pin=mount.pin)
+        return device
+
+    def _chosen(self, image: Image, options: Mapping[str, Option]) -> Mapping[str, Option]:
+        """Mount options over the image's options over the defaults of its driver."""
+        return {**self.defaults.get(image.driver, {}), **image.chosen(options)}
+
+    def _start(self, image: Image, options: Mapping[str, Option], *, pin: bool) -> Device:
+        """Start to load a device."""
+        driver = self.drivers[image.driver]
+        chosen = self._chosen(image, options)
+        driver.check(chosen)
+        file = image.file
+        engine = driver.engine(file, chosen, self.log_of(image))
+        remark = self.requantiser.failures.get(image.name, "")
+        model = f"{image.name} {file_stamp(file)}"
+        mounting = Mounting(image.name, image.driver, model, pin, remark, chosen)
+        return self.loader.mount(mounting, engine, self._record)
+
+    def _record(self, device: Device, state: str, note: str) -> None:
+        """Write a change of a device's state to the journal."""
+        errno = Errno.EIO if state in ("restarting", "failed") else 0
+        path = f"/dev/image/{device.name}"
+        first = note.splitlines()[0] if note else ""
+        self.journal.append(
+            Entry("device", object=path, errno=errno, note=f"{state} {first}".strip())
+        )

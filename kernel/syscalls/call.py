@@ -1,10 +1,12 @@
-"""The context of a syscall in flight: the second argument of every handler."""
+"""The context of a syscall in flight: the first argument of every handler."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..access.identity import Caller
 from ..owners.owner import Owner
+from ..process.table import Process
 
 
 def _ignore(_: int) -> None:
@@ -24,3 +26,16 @@ class CallContext:
     own: bool = False  # in lists and the journal, only rows of the caller's own application
     # Sets the pid in the end event of a call whose request names no process, and in its refusal.
     runs_on: Callable[[int], None] = _ignore
+
+
+class Summariser(Protocol):
+    """Summarises the pages that leave windows."""
+
+    def call_begins(self, process: Process) -> None:
+        """The process has a call now: a summary of its pages must not compete with it."""
+
+    def call_ended(self, process: Process, evicted: Sequence[int]) -> None:
+        """The call has evicted these pages from the window of its process."""
+
+    def pages_forgotten(self, owner: str) -> None:
+        """Pages of an owner were erased: no summary may be made of what was read before."""

@@ -1,48 +1,177 @@
 """policy_check: the decision on a call, the deciding rules, and a tested change of the rules."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..abi import values as v
 from ..abi.errors import Denied, Errno, SyscallError
 from ..abi.table import TABLE
-from ..access.decisions import PROCESS_SEPARATOR, Decision, model, subject_objects
+from ..access.decisions import PROCESS_SEPARATOR, Decision, Policy, model, subject_objects
 from ..access.evaluator import Evaluation, Evaluator
 from ..access.identity import Caller
-from ..access.permissions import recorded_checks
+from ..access.permissions import Permissions, recorded_checks
 from ..access.rules import Rule, canonical, under
-from ..machine import Machine
+from ..storage.journal import Journal
+from ..storage.threads import FairThreads
 from ..yield_point import YieldPoint
 from .call import CallContext
 
 Subjects = Sequence[str]
 
 
-async def policy_check(m: Machine, call: CallContext, request: v.PolicyCheck) -> v.Verdict:
-    if request.call:
-        event = await _event(m, call, request.call)
-        subjects = tuple(event.subject.split())
-        checks = recorded_checks(event.syscall, event.object)
-    else:
-        subjects = tuple(request.subjects)
-        checks = ((request.action, request.object),)
-        _check_question(subjects, request.action, request.object)
-        _check_subjects(m, call, subjects)
-    decision, action, object_ = _deciding(m, subjects, checks)
-    rulings = _rulings(m, subjects, action, object_)
-    change = await _change(m, decision, subjects, action, object_)
-    return v.Verdict(decision.effect, action, object_, rulings, change)
+@dataclass(frozen=True, slots=True)
+class ExplainSyscalls:
+    """The handlers, and the parts of the kernel that they use."""
 
+    policy: Policy
+    permissions: Permissions
+    journal: Journal
+    readers: FairThreads  # by user: what reads the journal
 
-def _deciding(
-    m: Machine, subjects: Subjects, checks: Sequence[tuple[str, str]]
-) -> tuple[Decision, str, str]:
-    """The first check that is not allowed, else the first one: its decision, action and object."""
-    found = [
-        (m.policy.decide(m.policy.evaluator, subjects, action, object_), action, object_)
-        for action, object_ in checks
-    ]
-    return next((one for one in found if not one[0].allowed), found[0])
+    async def policy_check(self, call: CallContext, request: v.PolicyCheck) -> v.Verdict:
+        if request.call:
+            event = await self._event(call, request.call)
+            subjects = tuple(event.subject.split())
+            checks = recorded_checks(event.syscall, event.object)
+        else:
+            subjects = tuple(request.subjects)
+            checks = ((request.action, request.object),)
+            _check_question(subjects, request.action, request.object)
+            self._check_subjects(call, subjects)
+        decision, action, object_ = self._deciding(subjects, checks)
+        rulings = self._rulings(subjects, action, object_)
+        change = await self._change(decision, subjects, action, object_)
+        return v.Verdict(decision.effect, action, object_, rulings, change)
+
+    def _deciding(
+        self, subjects: Subjects, checks: Sequence[tuple[str, str]]
+    ) -> tuple[Decision, str, str]:
+        """The first check that is not allowed, else the first: decision, action and object."""
+        found = [
+            (self.policy.decide(self.policy.evaluator, subjects, action, object_), action, object_)
+            for action, object_ in checks
+        ]
+        return next((one for one in found if not one[0].allowed), found[0])
+
+    def _check_subjects(self, call: CallContext, subjects: Subjects) -> None:
+        """EACCES: only callers that may list the rules may ask about other users."""
+        caller = call.caller
+        others = [one for one in subjects if one.startswith("u:") and one not in caller.subjects]
+        may_list = self.policy.check(caller.subjects[:1], "policy_list", "/kernel/policy").allowed
+        if others and not may_list:
+            message = f"{caller.subjects[0]} is not allowed to ask about {others[0]}"
+            raise Denied(message, "ask about yourself, or let the machine's owner ask")
+
+    async def _event(self, call: CallContext, number: int) -> v.Event:
+        """The journal's event of a call; of another user's only for callers that may simulate.
+
+        ENOENT.
+        """
+        await self.journal.drain()
+        event = await self.readers.run(call.caller.owner, self.journal.event, number)
+        caller = call.caller
+        sees_all = self.policy.check(caller.subjects, "policy_simulate", "/kernel/policy").allowed
+        hint = "`llmasos logs --kind refused` lists refusals"
+        mine = event is not None and event.owner in ("", caller.owner) and self._sees(caller, event)
+        if event is None or not (sees_all or mine):
+            raise SyscallError(Errno.ENOENT, f"the journal has no call {number} of yours", hint)
+        if event.kind == "process" or not event.subject:
+            message = f"no rules were evaluated for event {number}: {event.kind} {event.note}"
+            raise SyscallError(Errno.ENOENT, message, hint)
+        return event
+
+    def _sees(self, caller: Caller, event: v.Event) -> bool:
+        """Calls of other applications are visible only to callers that may follow them."""
+        all_ = self.policy.check(caller.subjects, "watch", "/journal").allowed
+        return all_ or self.permissions.may_see(caller, event)
+
+    def _rulings(self, subjects: Subjects, action: str, object_: str) -> list[v.RulingInfo]:
+        """Each subject's result. A subject that abstains shows allow, unless all abstain."""
+        pairs = subject_objects(subjects, object_)
+        found = [self._ruling(subject, action, path) for subject, path in pairs]
+        evaluated = {
+            one
+            for one, _, _ in self.policy.evaluations(
+                self.policy.evaluator, subjects, action, object_
+            )
+        }
+        return [
+            replace(one, effect=v.Effect.ALLOW)
+            if evaluated and one.subject not in evaluated
+            else one
+            for one in found
+        ]
+
+    def _ruling(self, subject: str, action: str, object_: str) -> v.RulingInfo:
+        ruling = self.policy.evaluate(self.policy.evaluator, subject, action, object_)
+        if isinstance(ruling, str):
+            return v.RulingInfo(subject, v.Effect.DENY, v.RuleInfo(ruling, "", 0), [])
+        rule = rule_info(ruling.rule) if ruling.rule is not None else None
+        return v.RulingInfo(
+            subject, ruling.effect, rule, [rule_info(one) for one in ruling.role_path]
+        )
+
+    async def _change(
+        self, decision: Decision, subjects: Subjects, action: str, object_: str
+    ) -> list[str]:
+        """The changes of rules that reverse the decision.
+
+        They are tested on the matching rules, so that the reported changes work.
+        """
+        if decision.allowed:
+            temporary = ("pid:", PROCESS_SEPARATOR)
+            lasting = [one for one in subjects if one[:4] not in temporary] or subjects
+            return [f"add `p, {lasting[-1]}, {action}, {object_}, deny`"]
+        rules = await self._matching(action, object_)
+        found: list[str] = []
+        while True:
+            evaluator = await _evaluator(rules)
+            refusal = self._refusal(evaluator, subjects, action, object_)
+            if refusal is None:
+                return found
+            subject, path, ruling = refusal
+            if isinstance(ruling, str):  # refused independently of the rules
+                return [ruling]
+            if ruling.rule is None:
+                rules.append(
+                    Rule("p", (subject, action, path, "allow"), self.policy.user_rules.name, 0)
+                )
+                found.append(f"add `{rules[-1].text}`")
+                continue
+            deciding, file = (ruling.rule, *ruling.role_path), self.policy.user_rules.name
+            own = [one for one in deciding if one.file == file]
+            if not own:
+                place = f"{ruling.rule.file}:{ruling.rule.line}"
+                return [f"{place} is a shipped rule: it overrides every allow"]
+            rules.remove(own[0])
+            found.append(f"remove `{own[0].text}` ({own[0].file}:{own[0].line})")
+
+    async def _matching(self, action: str, object_: str) -> list[Rule]:
+        """The rules that can match a call, and all role assignments."""
+        found: list[Rule] = []
+        yield_point = YieldPoint()
+        for rule in self.policy.evaluator.rules:
+            await yield_point()
+            if rule.kind == "g" or (
+                rule.fields[1] in (action, "*") and under(object_, rule.fields[2])
+            ):
+                found.append(rule)
+        return found
+
+    def _refusal(
+        self, evaluator: Evaluator, subjects: Subjects, action: str, object_: str
+    ) -> tuple[str, str, Evaluation | str] | None:
+        """The first subject that refuses, the object, and its evaluation."""
+        found = list(self.policy.evaluations(evaluator, subjects, action, object_))
+        if not found:  # all abstain: the first subject lacks an allow
+            found = [
+                (first, object_, self.policy.evaluate(evaluator, first, action, object_))
+                for first in subjects[:1]
+            ]
+        for one, path, ruling in found:
+            if isinstance(ruling, str) or ruling.effect is not v.Effect.ALLOW:
+                return one, path, ruling
+        return None
 
 
 def _check_question(subjects: Subjects, action: str, object_: str) -> None:
@@ -59,129 +188,12 @@ def _check_question(subjects: Subjects, action: str, object_: str) -> None:
         raise SyscallError(Errno.EINVAL, message, hint)
 
 
-def _check_subjects(m: Machine, call: CallContext, subjects: Subjects) -> None:
-    """EACCES: only callers that may list the rules may ask about other users."""
-    caller = call.caller
-    others = [one for one in subjects if one.startswith("u:") and one not in caller.subjects]
-    may_list = m.policy.check(caller.subjects[:1], "policy_list", "/kernel/policy").allowed
-    if others and not may_list:
-        message = f"{caller.subjects[0]} is not allowed to ask about {others[0]}"
-        raise Denied(message, "ask about yourself, or let the machine's owner ask")
-
-
-async def _event(m: Machine, call: CallContext, number: int) -> v.Event:
-    """The journal's event of a call; of another user's call only for callers that may simulate.
-
-    ENOENT.
-    """
-    await m.journal.drain()
-    event = await m.readers.run(call.caller.owner, m.journal.event, number)
-    caller = call.caller
-    sees_all = m.policy.check(caller.subjects, "policy_simulate", "/kernel/policy").allowed
-    hint = "`llmasos logs --kind refused` lists refusals"
-    mine = event is not None and event.owner in ("", caller.owner) and _sees(m, caller, event)
-    if event is None or not (sees_all or mine):
-        raise SyscallError(Errno.ENOENT, f"the journal has no call {number} of yours", hint)
-    if event.kind == "process" or not event.subject:
-        message = f"no rules were evaluated for event {number}: {event.kind} {event.note}"
-        raise SyscallError(Errno.ENOENT, message, hint)
-    return event
-
-
-def _sees(m: Machine, caller: Caller, event: v.Event) -> bool:
-    """Calls of other applications are visible only to callers that may follow them."""
-    all_ = m.policy.check(caller.subjects, "watch", "/journal").allowed
-    return all_ or m.permissions.may_see(caller, event)
-
-
-def _rulings(m: Machine, subjects: Subjects, action: str, object_: str) -> list[v.RulingInfo]:
-    """Each subject's result. A subject that abstains shows allow, unless all abstain."""
-    pairs = subject_objects(subjects, object_)
-    found = [_ruling(m, subject, action, path) for subject, path in pairs]
-    evaluated = {
-        one for one, _, _ in m.policy.evaluations(m.policy.evaluator, subjects, action, object_)
-    }
-    return [
-        replace(one, effect=v.Effect.ALLOW) if evaluated and one.subject not in evaluated else one
-        for one in found
-    ]
-
-
-def _ruling(m: Machine, subject: str, action: str, object_: str) -> v.RulingInfo:
-    ruling = m.policy.evaluate(m.policy.evaluator, subject, action, object_)
-    if isinstance(ruling, str):
-        return v.RulingInfo(subject, v.Effect.DENY, v.RuleInfo(ruling, "", 0), [])
-    rule = rule_info(ruling.rule) if ruling.rule is not None else None
-    return v.RulingInfo(subject, ruling.effect, rule, [rule_info(one) for one in ruling.role_path])
-
-
-async def _change(
-    m: Machine, decision: Decision, subjects: Subjects, action: str, object_: str
-) -> list[str]:
-    """The changes of rules that reverse the decision.
-
-    They are tested on the matching rules, so that the reported changes work.
-    """
-    if decision.allowed:
-        temporary = ("pid:", PROCESS_SEPARATOR)
-        lasting = [one for one in subjects if one[:4] not in temporary] or subjects
-        return [f"add `p, {lasting[-1]}, {action}, {object_}, deny`"]
-    rules = await _matching(m, action, object_)
-    found: list[str] = []
-    while True:
-        evaluator = await _evaluator(rules)
-        refusal = _refusal(m, evaluator, subjects, action, object_)
-        if refusal is None:
-            return found
-        subject, path, ruling = refusal
-        if isinstance(ruling, str):  # refused independently of the rules
-            return [ruling]
-        if ruling.rule is None:
-            rules.append(Rule("p", (subject, action, path, "allow"), m.policy.user_rules.name, 0))
-            found.append(f"add `{rules[-1].text}`")
-            continue
-        deciding, file = (ruling.rule, *ruling.role_path), m.policy.user_rules.name
-        own = [one for one in deciding if one.file == file]
-        if not own:
-            place = f"{ruling.rule.file}:{ruling.rule.line}"
-            return [f"{place} is a shipped rule: it overrides every allow"]
-        rules.remove(own[0])
-        found.append(f"remove `{own[0].text}` ({own[0].file}:{own[0].line})")
-
-
-async def _matching(m: Machine, action: str, object_: str) -> list[Rule]:
-    """The rules that can match a call, and all role assignments."""
-    found: list[Rule] = []
-    yield_point = YieldPoint()
-    for rule in m.policy.evaluator.rules:
-        await yield_point()
-        if rule.kind == "g" or (rule.fields[1] in (action, "*") and under(object_, rule.fields[2])):
-            found.append(rule)
-    return found
-
-
 async def _evaluator(rules: Sequence[Rule]) -> Evaluator:
     evaluator = Evaluator(model(), rules)
     yield_point = YieldPoint()
     for _ in evaluator.build():
         await yield_point()
     return evaluator
-
-
-def _refusal(
-    m: Machine, evaluator: Evaluator, subjects: Subjects, action: str, object_: str
-) -> tuple[str, str, Evaluation | str] | None:
-    """The first subject that refuses, the object, and its evaluation."""
-    found = list(m.policy.evaluations(evaluator, subjects, action, object_))
-    if not found:  # all abstain: the first subject lacks an allow
-        found = [
-            (first, object_, m.policy.evaluate(evaluator, first, action, object_))
-            for first in subjects[:1]
-        ]
-    for one, path, ruling in found:
-        if isinstance(ruling, str) or ruling.effect is not v.Effect.ALLOW:
-            return one, path, ruling
-    return None
 
 
 def rule_info(rule: Rule) -> v.RuleInfo:

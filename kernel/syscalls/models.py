@@ -1,117 +1,131 @@
 """Images and devices: installed models, and mounted engines."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from anyio import to_thread
 
+from ..abi import limits
 from ..abi import values as v
 from ..abi.errors import Errno, SyscallError
-from ..machine import Machine
-from ..scheduling.images import Image
+from ..driver import Driver
+from ..memory.vector_device import VectorDevice
+from ..process.table import ProcessTable
+from ..scheduling.images import Image, ImageRegistry
+from ..scheduling.loader import Loader, Mounts
+from ..scheduling.requantise import Requantiser
 from ..storage.filesystem import Access
-from . import files
+from ..storage.threads import FairThreads
 from .call import CallContext
+from .files import CallerAccess
 
 
-async def images(m: Machine, call: CallContext, request: v.Nothing) -> v.Images:
-    async with m.listings.user_slot(call.caller.owner):  # it reads every file
-        return v.Images([await _image(m, image) for image in m.images.all()])
+@dataclass(frozen=True, slots=True)
+class ModelSyscalls:
+    """The handlers, and the parts of the kernel that they use."""
 
+    registry: ImageRegistry
+    requantiser: Requantiser
+    mounts: Mounts
+    loader: Loader
+    drivers: Mapping[str, Driver]
+    recall: VectorDevice
+    processes: ProcessTable
+    outside: CallerAccess
+    listings: FairThreads = field(  # of images and hardware, by user
+        default_factory=lambda: FairThreads(1, limits.FILES)
+    )
 
-async def _image(m: Machine, image: Image) -> v.ImageInfo:
-    try:
-        return await m.images.info(image)
-    except (SyscallError, OSError) as error:
-        return m.images.missing(image, str(error))
+    async def images(self, call: CallContext, request: v.Nothing) -> v.Images:
+        async with self.listings.user_slot(call.caller.owner):  # it reads every file
+            return v.Images([await self._image(image) for image in self.registry.all()])
 
+    async def _image(self, image: Image) -> v.ImageInfo:
+        try:
+            return await self.registry.info(image)
+        except (SyscallError, OSError) as error:
+            return self.registry.missing(image, str(error))
 
-async def image_add(m: Machine, call: CallContext, request: v.ImageAdd) -> v.ImageInfo:
-    access = files.access(m, call.caller) if request.path else Access()
-    claim = files.claim(m, call.caller, request.url, request.options)
-    return await m.images.info(await m.images.add(request, access, claim))
+    async def image_add(self, call: CallContext, request: v.ImageAdd) -> v.ImageInfo:
+        access = self.outside.access(call.caller) if request.path else Access()
+        claim = self.outside.claim(call.caller, request.url, request.options)
+        return await self.registry.info(await self.registry.add(request, access, claim))
 
+    async def image_probe(self, call: CallContext, request: v.ImageProbe) -> v.Endpoint:
+        claim = self.outside.claim(call.caller, request.url, request.options)
+        return v.Endpoint(request.url, await self.registry.probe(request, claim))
 
-async def image_probe(m: Machine, call: CallContext, request: v.ImageProbe) -> v.Endpoint:
-    claim = files.claim(m, call.caller, request.url, request.options)
-    return v.Endpoint(request.url, await m.images.probe(request, claim))
+    async def image_remove(self, call: CallContext, request: v.ImageRemove) -> v.Nothing:
+        used = [p.pid for p in self.processes.all() if p.model == request.name and p.ending is None]
+        if used or self.loader.device(request.name) is not None:
+            who = f"processes {', '.join(map(str, used[:8]))}" if used else "a mount"
+            hint = f"`llmasos unmount {request.name}`, and `llmasos rm` the processes first"
+            raise SyscallError(Errno.EBUSY, f"{request.name} is in use by {who}", hint)
+        await self.registry.remove(request.name)
+        return v.Nothing()
 
+    async def devices(self, call: CallContext, request: v.ListDevices) -> v.Devices:
+        async with self.listings.user_slot(call.caller.owner):  # drivers probe the machine
+            hardware = await self._hardware(request)
+        mounted = [device.info() for device in self.loader.each()]
+        return v.Devices(mounted, hardware, self.recall.info())
 
-async def image_remove(m: Machine, call: CallContext, request: v.ImageRemove) -> v.Nothing:
-    used = [p.pid for p in m.processes.all() if p.model == request.name and p.ending is None]
-    if used or m.loader.device(request.name) is not None:
-        who = f"processes {', '.join(map(str, used[:8]))}" if used else "a mount"
-        hint = f"`llmasos unmount {request.name}`, and `llmasos rm` the processes first"
-        raise SyscallError(Errno.EBUSY, f"{request.name} is in use by {who}", hint)
-    await m.images.remove(request.name)
-    return v.Nothing()
+    async def _hardware(self, request: v.ListDevices) -> list[v.Hardware]:
+        """The hardware that a mounted engine found; else probed by the drivers, if requested."""
+        for device in self.loader.each():
+            if device.facts is not None and device.facts.hardware:
+                return list(device.facts.hardware)
+        found: list[v.Hardware] = []
+        drivers = {image.driver for image in self.registry.all()} if request.hardware else ()
+        for name in sorted(drivers):
+            found += await to_thread.run_sync(self.drivers[name].hardware)
+        return found
 
+    async def mount(self, call: CallContext, request: v.Mount) -> v.DeviceInfo:
+        image = self.registry.get(request.image)
+        self.outside.check_secret(call.caller, image.url, request.options)
+        before = self.loader.device(image.name)
+        device = await self.mounts.mount(image, request.options, pin=request.pin, report=call.send)
+        wanted = replace(request, image=image.name)
+        if device is before and not request.options:  # mounted before: keep its stored options
+            last = self.registry.mount(image.name)
+            wanted = replace(last, pin=last.pin or request.pin)
+        try:
+            await self.registry.remember(wanted)
+        except SyscallError:
+            if device is not before:
+                await self.loader.unmount(image.name)
+            raise
+        return device.info()
 
-async def devices(m: Machine, call: CallContext, request: v.ListDevices) -> v.Devices:
-    async with m.listings.user_slot(call.caller.owner):  # drivers probe the machine
-        hardware = await _hardware(m, request)
-    mounted = [device.info() for device in m.loader.each()]
-    return v.Devices(mounted, hardware, m.recall.info())
+    async def unmount(self, call: CallContext, request: v.Unmount) -> v.Nothing:
+        name = self.registry.canonical(request.image)
+        unloaded = self.loader.device(name) is None and name in self.registry.mounts()
+        if not unloaded:
+            await self.loader.unmount(name)
+        await self.registry.forget(name)
+        return v.Nothing()
 
+    async def restart(self, call: CallContext, request: v.Restart) -> v.Restarted:
+        if request.device == v.RECALL:
+            await self.recall.process.restart()
+            recall = self.recall.info()
+            return v.Restarted(v.RECALL, recall.os_pid, recall.restarts)
+        name = self.registry.canonical(request.device)
+        device = self.loader.device(name)
+        if device is None:
+            hint = "`llmasos devices` lists the mounted devices"
+            raise SyscallError(Errno.ENOENT, f"{name} is not mounted", hint)
+        with self.loader.use(device):
+            await device.restart()
+            info = device.info()
+        return v.Restarted(name, info.os_pid, info.restarts)
 
-async def _hardware(m: Machine, request: v.ListDevices) -> list[v.Hardware]:
-    """The hardware that a mounted engine found; otherwise probed by the drivers, if requested."""
-    for device in m.loader.each():
-        if device.facts is not None and device.facts.hardware:
-            return list(device.facts.hardware)
-    found: list[v.Hardware] = []
-    for name in sorted({image.driver for image in m.images.all()}) if request.hardware else ():
-        found += await to_thread.run_sync(m.drivers[name].hardware)
-    return found
-
-
-async def mount(m: Machine, call: CallContext, request: v.Mount) -> v.DeviceInfo:
-    image = m.images.get(request.image)
-    files.check_secret(m, call.caller, image.url, request.options)
-    before = m.loader.device(image.name)
-    device = await m.mount(image, request.options, pin=request.pin, report=call.send)
-    wanted = replace(request, image=image.name)
-    if device is before and not request.options:  # mounted before: keep its stored options
-        last = m.images.mount(image.name)
-        wanted = replace(last, pin=last.pin or request.pin)
-    try:
-        await m.images.remember(wanted)
-    except SyscallError:
-        if device is not before:
-            await m.loader.unmount(image.name)
-        raise
-    return device.info()
-
-
-async def unmount(m: Machine, call: CallContext, request: v.Unmount) -> v.Nothing:
-    name = m.images.canonical(request.image)
-    unloaded = m.loader.device(name) is None and name in m.images.mounts()
-    if not unloaded:
-        await m.loader.unmount(name)
-    await m.images.forget(name)
-    return v.Nothing()
-
-
-async def restart(m: Machine, call: CallContext, request: v.Restart) -> v.Restarted:
-    if request.device == v.RECALL:
-        await m.recall.process.restart()
-        recall = m.recall.info()
-        return v.Restarted(v.RECALL, recall.os_pid, recall.restarts)
-    name = m.images.canonical(request.device)
-    device = m.loader.device(name)
-    if device is None:
-        hint = "`llmasos devices` lists the mounted devices"
-        raise SyscallError(Errno.ENOENT, f"{name} is not mounted", hint)
-    with m.loader.use(device):
-        await device.restart()
-        info = device.info()
-    return v.Restarted(name, info.os_pid, info.restarts)
-
-
-async def image_tune(m: Machine, call: CallContext, request: v.ImageTune) -> v.Tuned:
-    image = m.images.get(request.name)
-    if not request.off:
-        return await m.requantiser.tune(image, request, m.log_of(image), call.send)
-    if m.loader.device(image.name) is not None:
-        hint = f"`llmasos unmount {image.name}` first"
-        raise SyscallError(Errno.EBUSY, f"{image.name} is mounted", hint)
-    return await m.requantiser.untune(image)
+    async def image_tune(self, call: CallContext, request: v.ImageTune) -> v.Tuned:
+        image = self.registry.get(request.name)
+        if not request.off:
+            return await self.requantiser.tune(image, request, self.mounts.log_of(image), call.send)
+        if self.loader.device(image.name) is not None:
+            hint = f"`llmasos unmount {image.name}` first"
+            raise SyscallError(Errno.EBUSY, f"{image.name} is mounted", hint)
+        return await self.requantiser.untune(image)

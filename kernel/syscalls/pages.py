@@ -2,30 +2,206 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+
+from anyio import CancelScope
 
 from ..abi import limits
 from ..abi import values as v
 from ..abi.errors import Errno, SyscallError
+from ..access.permissions import Permissions
 from ..driver import Cut
-from ..machine import Machine
 from ..memory import changing, forgetting, mapping, reading
 from ..memory import fsck as checking
 from ..memory.layout import Stored
 from ..memory.recall import Wanted, find
 from ..memory.rows import NewPage
 from ..memory.table import PageTable
-from ..process.table import Process
+from ..owners.owner import Owner
+from ..process.table import Process, ProcessTable
+from ..scheduling.loader import Loader, Mounts
 from ..storage.database import Value
-from . import files
-from .call import CallContext
+from .call import CallContext, Summariser
+from .files import CallerAccess
 
 
-async def read_mem(m: Machine, call: CallContext, request: v.ReadMem) -> v.Pages:
-    _check_times(request)
-    _, table = await _opened(m, call, request.pid)
-    return await reading.read(call.owner.memory, table, request)
+@dataclass(frozen=True, slots=True)
+class PageSyscalls:
+    """The handlers, and the parts of the kernel that they use."""
+
+    processes: ProcessTable
+    mounts: Mounts
+    loader: Loader
+    permissions: Permissions
+    outside: CallerAccess
+    summaries: Summariser | None  # None: pages that leave a window are not summarised
+
+    async def read_mem(self, call: CallContext, request: v.ReadMem) -> v.Pages:
+        _check_times(request)
+        _, table = await self._opened(call, request.pid)
+        return await reading.read(call.owner.memory, table, request)
+
+    async def write_mem(self, call: CallContext, request: v.WriteMem) -> v.Written:
+        """Write a text as pages: appended, in place of a page, or as the value of a key."""
+        process = self.processes.get_alive(request.pid, call.caller.owner)
+        if request.page is not None and request.key:
+            message = f"page={request.page} and key={request.key!r}: give a page or a key, not both"
+            raise SyscallError(Errno.EINVAL, message)
+        cuts = await self._cut(process, request.text)
+        table = await call.owner.memory.opened(process)
+        before = await _before(call, table, request)
+        old = before[0] if request.page is not None and before else None
+        # A text that replaces pages keeps their labels.
+        labels = dict.fromkeys([*(one for page in before for one in page.labels), *request.labels])
+        pages = [
+            NewPage(
+                c.text, c.tokens, v.Kind.NOTE, call.caller.author, 0, request.time,
+                request.session or (old.session if old else ""),
+                request.key or (old.key if old else ""), list(labels), speaker=request.speaker,
+            )
+            for c in cuts
+        ]  # fmt: skip
+        free: list[int] = []
+        if request.page is not None:
+            numbers, free = await changing.replace(call.owner.memory, table, request.page, pages)
+        elif request.key:
+            numbers, free = await changing.put(call.owner.memory, table, request.key, pages)
+        else:
+            numbers = [number for number, _ in await call.owner.memory.write(process, pages)]
+        await _pages_freed(call, [], free)
+        _pages_written(call)
+        return v.Written(numbers)
+
+    async def search_mem(self, call: CallContext, request: v.SearchMem) -> v.Hits:
+        begun = time.perf_counter()
+        _check_times(request)
+        _, table = await self._opened(call, request.pid)
+        resident = table.resident()
+        wanted = Wanted(
+            request.question, request.count, request.tokens, filters=_filters(request),
+            way=request.way, skip=frozenset(resident if request.outside else ()),
+        )  # fmt: skip
+        found = await find(call.owner.memory, call.owner.vectors, table, wanted)
+        hits: list[v.Hit] = []
+        bytes_left = limits.READ_MEM_BYTES
+        for hit in found.hits:
+            bytes_left -= reading.bytes_of(hit.page, texts=request.texts)
+            if bytes_left < 0 and hits:
+                break
+            parts = {name: round(part, 3) for name, part in hit.ranked.parts.items()}
+            shown = reading.page(table, hit.page, resident)
+            if not request.texts:
+                shown = replace(shown, text="")
+            hits.append(v.Hit(shown, round(hit.ranked.score, 3), parts, list(hit.same)))
+        return v.Hits(hits, found.note, round(time.perf_counter() - begun, 6))
+
+    async def pin(self, call: CallContext, request: v.Pin) -> v.Nothing:
+        process, table = await self._opened(call, request.pid)
+        numbers = _numbers(request.first, request.count)
+        window = self.mounts.window(process.model) if request.pinned else 0
+        await changing.pin(call.owner.memory, table, numbers, request.pinned, window)
+        return v.Nothing()
+
+    async def evict(self, call: CallContext, request: v.Evict) -> v.Nothing:
+        _, table = await self._opened(call, request.pid)
+        await changing.evict(call.owner.memory, table, _numbers(request.first, request.count))
+        return v.Nothing()
+
+    async def mmap(self, call: CallContext, request: v.Mmap) -> v.Mapped:
+        """Map a document, a folder, or pages of another process; each is stored once."""
+        process = self.processes.get_alive(request.pid, call.caller.owner)
+        table = await call.owner.memory.opened(process)
+        if request.source.startswith("/files/"):
+            asked = mapping.MapRequest(
+                request.source, request.writable, process.model,
+                lambda text: self._cut(process, text), self.outside.access(call.caller),
+                self.outside.why_not(call.caller), call.caller.author,
+            )  # fmt: skip
+            mapped, skipped, freed = await mapping.document(call.owner.memory, table, asked)
+            await _pages_freed(call, freed.spaces, freed.pages)
+            _pages_written(call)
+            return v.Mapped(mapped.first, mapped.count, mapped.source, skipped)
+        other = self.processes.get(int(request.source.split("/")[2]), call.caller.owner)
+        parts = await _map(call, table, other, _part(request), writable=request.writable)
+        return v.Mapped(parts[0], parts[1], request.source, [])
+
+    async def munmap(self, call: CallContext, request: v.Munmap) -> v.Nothing:
+        _, table = await self._opened(call, request.pid)
+        freed = await mapping.unmap(call.owner.memory, table, request.first)
+        await _pages_freed(call, freed.spaces, freed.pages)
+        return v.Nothing()
+
+    async def share(self, call: CallContext, request: v.Share) -> v.Mapped:
+        """Map pages of this process into another one."""
+        giver = self.processes.get(request.pid, call.caller.owner)
+        taker = self.processes.get_alive(request.to, call.caller.owner)
+        table = await call.owner.memory.opened(taker)
+        part = range(request.first, request.first + request.count)
+        first, count = await _map(call, table, giver, part, writable=request.writable)
+        return v.Mapped(first, count, f"/proc/{request.pid}/mem", [])
+
+    async def forget(self, call: CallContext, request: v.Forget) -> v.Forgotten:
+        process, table = await self._opened(call, request.pid)
+        numbers = _numbers(request.first, request.count)
+        if request.key:
+            numbers = list(await call.owner.memory.keyed(table, request.key))
+        self._check_holders(call, table, numbers)
+        done = await self._erase(call.owner, process, table, numbers)
+        if not done.pages:
+            what = f"key {request.key!r}" if request.key else f"page {request.first}"
+            raise SyscallError(
+                Errno.ENOENT, f"process {request.pid} has no {what}", pid=request.pid
+            )
+        return v.Forgotten(done.pages, list(done.pids), done.left)
+
+    def _check_holders(self, call: CallContext, table: PageTable, numbers: Sequence[int]) -> None:
+        """Forgotten pages are erased in every process that has them: check each of them. EACCES."""
+        for pid in forgetting.holders(call.owner.memory, table, numbers):
+            if pid != table.pid:
+                self.permissions.require_also(call.caller, "forget", f"/proc/{pid}/mem")
+
+    async def _erase(
+        self, owner: Owner, process: Process, table: PageTable, numbers: Sequence[int]
+    ) -> forgetting.ForgetResult:
+        """Erase pages in every process that has them, and the contexts computed from them."""
+
+        def purge(ids: Sequence[int], pids: Sequence[int]) -> None:
+            self.loader.purge(process, ids)
+            if self.summaries is not None:
+                self.summaries.pages_forgotten(process.owner)
+            for one in self.processes.all():
+                if one.pid in pids:
+                    one.output.drop()
+
+        done = forgetting.ForgetResult(0, [])
+        with CancelScope(shield=True):  # completed even if the caller disconnects
+            done = await forgetting.forget(owner.memory, owner.vectors, table, numbers, purge)
+        if done.left:
+            owner.sweeper.dirty()
+        return done
+
+    async def trace_mem(self, call: CallContext, request: v.TraceMem) -> v.Trace:
+        _, table = await self._opened(call, request.pid)
+        return await reading.trace(call.owner.memory, table, request.page)
+
+    async def fsck(self, call: CallContext, request: v.Fsck) -> v.Checked:
+        """Check an owner's pages and indexes; repair what is derived."""
+        owner, alive = call.owner, self.processes.pids_in_use()
+        try:
+            return await checking.fsck(owner.memory, owner.vectors, alive, rebuild=request.rebuild)
+        except BaseException:  # the sweeper completes what it began
+            owner.sweeper.resume()
+            raise
+
+    async def _opened(self, call: CallContext, pid: int) -> tuple[Process, PageTable]:
+        process = self.processes.get(pid, call.caller.owner)
+        return process, await call.owner.memory.opened(process)
+
+    async def _cut(self, process: Process, text: str) -> Sequence[Cut]:
+        """Cut a text into pages by the tokens of the process's model."""
+        async with self.mounts.using(process.model) as (device, _):
+            return await device.engine.cut(text)
 
 
 def _check_times(request: v.ReadMem | v.SearchMem) -> None:
@@ -41,38 +217,6 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-async def write_mem(m: Machine, call: CallContext, request: v.WriteMem) -> v.Written:
-    """Write a text as pages: appended, in place of a page, or as the value of a key."""
-    process = m.processes.get_alive(request.pid, call.caller.owner)
-    if request.page is not None and request.key:
-        message = f"page={request.page} and key={request.key!r}: give a page or a key, not both"
-        raise SyscallError(Errno.EINVAL, message)
-    cuts = await _cut(m, process, request.text)
-    table = await call.owner.memory.opened(process)
-    before = await _before(call, table, request)
-    old = before[0] if request.page is not None and before else None
-    # A text that replaces pages keeps their labels.
-    labels = dict.fromkeys([*(one for page in before for one in page.labels), *request.labels])
-    pages = [
-        NewPage(
-            c.text, c.tokens, v.Kind.NOTE, call.caller.author, 0, request.time,
-            request.session or (old.session if old else ""),
-            request.key or (old.key if old else ""), list(labels), speaker=request.speaker,
-        )
-        for c in cuts
-    ]  # fmt: skip
-    free: list[int] = []
-    if request.page is not None:
-        numbers, free = await changing.replace(call.owner.memory, table, request.page, pages)
-    elif request.key:
-        numbers, free = await changing.put(call.owner.memory, table, request.key, pages)
-    else:
-        numbers = [number for number, _ in await call.owner.memory.write(process, pages)]
-    await _pages_freed(call, [], free)
-    _pages_written(call)
-    return v.Written(numbers)
-
-
 async def _before(call: CallContext, table: PageTable, request: v.WriteMem) -> list[Stored]:
     """The pages to replace: one by its number, or those of a key. ENOENT."""
     if request.page is not None:
@@ -82,30 +226,6 @@ async def _before(call: CallContext, table: PageTable, request: v.WriteMem) -> l
         return []
     numbers = list(await call.owner.memory.keyed(table, request.key))
     return list((await call.owner.memory.stored(table, numbers)).values())
-
-
-async def search_mem(m: Machine, call: CallContext, request: v.SearchMem) -> v.Hits:
-    begun = time.perf_counter()
-    _check_times(request)
-    _, table = await _opened(m, call, request.pid)
-    resident = table.resident()
-    wanted = Wanted(
-        request.question, request.count, request.tokens, filters=_filters(request),
-        way=request.way, skip=frozenset(resident if request.outside else ()),
-    )  # fmt: skip
-    found = await find(call.owner.memory, call.owner.vectors, table, wanted)
-    hits: list[v.Hit] = []
-    bytes_left = limits.READ_MEM_BYTES
-    for hit in found.hits:
-        bytes_left -= reading.bytes_of(hit.page, texts=request.texts)
-        if bytes_left < 0 and hits:
-            break
-        parts = {name: round(part, 3) for name, part in hit.ranked.parts.items()}
-        shown = reading.page(table, hit.page, resident)
-        if not request.texts:
-            shown = replace(shown, text="")
-        hits.append(v.Hit(shown, round(hit.ranked.score, 3), parts, list(hit.same)))
-    return v.Hits(hits, found.note, round(time.perf_counter() - begun, 6))
 
 
 def _filters(request: v.SearchMem) -> dict[str, Value]:
@@ -118,38 +238,6 @@ def _filters(request: v.SearchMem) -> dict[str, Value]:
         "EXISTS (SELECT 1 FROM json_each(pages.labels) WHERE value = ?)": request.label or None,
     }  # fmt: skip
     return {sql: value for sql, value in conditions.items() if value is not None}
-
-
-async def pin(m: Machine, call: CallContext, request: v.Pin) -> v.Nothing:
-    process, table = await _opened(m, call, request.pid)
-    numbers = _numbers(request.first, request.count)
-    window = m.window(process.model) if request.pinned else 0
-    await changing.pin(call.owner.memory, table, numbers, request.pinned, window)
-    return v.Nothing()
-
-
-async def evict(m: Machine, call: CallContext, request: v.Evict) -> v.Nothing:
-    _, table = await _opened(m, call, request.pid)
-    await changing.evict(call.owner.memory, table, _numbers(request.first, request.count))
-    return v.Nothing()
-
-
-async def mmap(m: Machine, call: CallContext, request: v.Mmap) -> v.Mapped:
-    """Map a document, a folder, or pages of another process; each is stored once."""
-    process = m.processes.get_alive(request.pid, call.caller.owner)
-    table = await call.owner.memory.opened(process)
-    if request.source.startswith("/files/"):
-        asked = mapping.MapRequest(
-            request.source, request.writable, process.model, lambda text: _cut(m, process, text),
-            files.access(m, call.caller), files.why_not(m, call.caller), call.caller.author,
-        )  # fmt: skip
-        mapped, skipped, freed = await mapping.document(call.owner.memory, table, asked)
-        await _pages_freed(call, freed.spaces, freed.pages)
-        _pages_written(call)
-        return v.Mapped(mapped.first, mapped.count, mapped.source, skipped)
-    other = m.processes.get(int(request.source.split("/")[2]), call.caller.owner)
-    parts = await _map(call, table, other, _part(request), writable=request.writable)
-    return v.Mapped(parts[0], parts[1], request.source, [])
 
 
 def _part(request: v.Mmap) -> range:
@@ -168,65 +256,8 @@ async def _map(
     return mapped[0].first, sum(one.count for one in mapped)
 
 
-async def munmap(m: Machine, call: CallContext, request: v.Munmap) -> v.Nothing:
-    _, table = await _opened(m, call, request.pid)
-    freed = await mapping.unmap(call.owner.memory, table, request.first)
-    await _pages_freed(call, freed.spaces, freed.pages)
-    return v.Nothing()
-
-
-async def share(m: Machine, call: CallContext, request: v.Share) -> v.Mapped:
-    """Map pages of this process into another one."""
-    giver = m.processes.get(request.pid, call.caller.owner)
-    taker = m.processes.get_alive(request.to, call.caller.owner)
-    table = await call.owner.memory.opened(taker)
-    part = range(request.first, request.first + request.count)
-    first, count = await _map(call, table, giver, part, writable=request.writable)
-    return v.Mapped(first, count, f"/proc/{request.pid}/mem", [])
-
-
-async def forget(m: Machine, call: CallContext, request: v.Forget) -> v.Forgotten:
-    process, table = await _opened(m, call, request.pid)
-    numbers = _numbers(request.first, request.count)
-    if request.key:
-        numbers = list(await call.owner.memory.keyed(table, request.key))
-    _check_holders(m, call, table, numbers)
-    done = await m.forget(process, table, numbers)
-    if not done.pages:
-        what = f"key {request.key!r}" if request.key else f"page {request.first}"
-        raise SyscallError(Errno.ENOENT, f"process {request.pid} has no {what}", pid=request.pid)
-    return v.Forgotten(done.pages, list(done.pids), done.left)
-
-
-def _check_holders(m: Machine, call: CallContext, table: PageTable, numbers: Sequence[int]) -> None:
-    """Forgotten pages are erased in every process that has them: check each of them. EACCES."""
-    for pid in forgetting.holders(call.owner.memory, table, numbers):
-        if pid != table.pid:
-            m.permissions.require_also(call.caller, "forget", f"/proc/{pid}/mem")
-
-
-async def trace_mem(m: Machine, call: CallContext, request: v.TraceMem) -> v.Trace:
-    _, table = await _opened(m, call, request.pid)
-    return await reading.trace(call.owner.memory, table, request.page)
-
-
-async def fsck(m: Machine, call: CallContext, request: v.Fsck) -> v.Checked:
-    """Check an owner's pages and indexes; repair what is derived."""
-    owner, alive = call.owner, m.processes.pids_in_use()
-    try:
-        return await checking.fsck(owner.memory, owner.vectors, alive, rebuild=request.rebuild)
-    except BaseException:  # the sweeper completes what it began
-        owner.sweeper.resume()
-        raise
-
-
 def _numbers(first: int, count: int) -> list[int]:
     return list(range(first, first + count))
-
-
-async def _opened(m: Machine, call: CallContext, pid: int) -> tuple[Process, PageTable]:
-    process = m.processes.get(pid, call.caller.owner)
-    return process, await call.owner.memory.opened(process)
 
 
 def _pages_written(call: CallContext) -> None:
@@ -240,9 +271,3 @@ async def _pages_freed(call: CallContext, spaces: Sequence[int], pages: Sequence
     if spaces or pages:
         await call.owner.vectors.remove(spaces, pages)
         call.owner.sweeper.dirty()
-
-
-async def _cut(m: Machine, process: Process, text: str) -> Sequence[Cut]:
-    """Cut a text into pages by the tokens of the process's model."""
-    async with m.using(process.model) as (device, _):
-        return await device.engine.cut(text)

@@ -3,17 +3,20 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from io import StringIO
 
 from ..abi import limits
 from ..abi import values as v
 from ..abi.errors import Errno, SyscallError, TooBig
 from ..abi.table import TABLE
-from ..access.decisions import PROCESS_SEPARATOR, subject_objects
+from ..access.decisions import PROCESS_SEPARATOR, Policy, subject_objects
 from ..access.evaluator import Evaluator
 from ..access.permissions import recorded_checks
-from ..machine import Machine
-from ..storage.journal import Recorded
+from ..access.reauthorisation import PolicyChanges
+from ..process.table import ProcessTable
+from ..storage.journal import Journal, Recorded
+from ..storage.threads import FairThreads
 from ..yield_point import YieldPoint, release
 from .call import CallContext
 from .explain import rule_info
@@ -23,96 +26,165 @@ _LEARNED = "r:learned"  # a role without rows: with a role, an app is allowed wh
 Kind = tuple[tuple[str, ...], str, str]  # equal checks: subjects, action, object
 
 
-async def policy_list(m: Machine, call: CallContext, request: v.PolicyList) -> v.Rules:
-    own = m.policy.user_rules
-    if request.text:
-        text = await m.readers.run(call.caller.owner, own.read)
-        if len(text) > limits.POLICY_CHARS:
-            message = f"{own.path} has {len(text)} characters, the limit is {limits.POLICY_CHARS}"
-            raise TooBig(message, "edit the file directly, then `llmasos policy reload`")
-        return v.Rules(m.policy.epoch, str(own.path), [], None, text)
-    rules = [rule for rule in m.policy.evaluator.rules if not request.own or rule.file == own.name]
-    end = request.after + limits.POLICY_ROWS
-    rows = [rule_info(rule) for rule in rules[request.after : end]]
-    return v.Rules(m.policy.epoch, str(own.path), rows, end if end < len(rules) else None, "")
+@dataclass(frozen=True, slots=True)
+class PolicySyscalls:
+    """The handlers, and the parts of the kernel that they use."""
 
+    owner: str  # of the machine
+    policy: Policy
+    changes: PolicyChanges
+    journal: Journal
+    processes: ProcessTable
+    readers: FairThreads  # by user: what reads the journal and the rules
 
-# --- changes ----------------------------------------------------------------------------------
-async def policy_edit(m: Machine, call: CallContext, request: v.PolicyEdit) -> v.PolicyChanged:
-    async with m.policy_lock:  # concurrent edits would lose one of them
-        before = await m.readers.run(call.caller.owner, m.policy.user_rules.read)
-        text = await _changed(m, request, before)
-        mistakes = await _mistakes(m, call, text)
-        added, removed = await _difference(m.policy.text, text)
-        if not mistakes and not request.dry:
-            await m.replace_user_rules(text, undo=request.undo)
-        elif mistakes and not request.dry and request.text is None:
-            message = _describe(mistakes, text, request.add)
-            raise SyscallError(Errno.EINVAL, message, "the rules are unchanged")
+    async def policy_list(self, call: CallContext, request: v.PolicyList) -> v.Rules:
+        own = self.policy.user_rules
+        if request.text:
+            text = await self.readers.run(call.caller.owner, own.read)
+            if len(text) > limits.POLICY_CHARS:
+                message = (
+                    f"{own.path} has {len(text)} characters, the limit is {limits.POLICY_CHARS}"
+                )
+                raise TooBig(message, "edit the file directly, then `llmasos policy reload`")
+            return v.Rules(self.policy.epoch, str(own.path), [], None, text)
+        rules = [
+            rule for rule in self.policy.evaluator.rules if not request.own or rule.file == own.name
+        ]
+        end = request.after + limits.POLICY_ROWS
+        rows = [rule_info(rule) for rule in rules[request.after : end]]
+        return v.Rules(
+            self.policy.epoch, str(own.path), rows, end if end < len(rules) else None, ""
+        )
+
+    # --- changes ----------------------------------------------------------------------------------
+    async def policy_edit(self, call: CallContext, request: v.PolicyEdit) -> v.PolicyChanged:
+        async with self.changes.lock:  # concurrent edits would lose one of them
+            before = await self.readers.run(call.caller.owner, self.policy.user_rules.read)
+            text = await self._changed(request, before)
+            mistakes = await self._mistakes(call, text)
+            added, removed = await _difference(self.policy.text, text)
+            if not mistakes and not request.dry:
+                await self.changes.replace_user_rules(text, undo=request.undo)
+            elif mistakes and not request.dry and request.text is None:
+                message = _describe(mistakes, text, request.add)
+                raise SyscallError(Errno.EINVAL, message, "the rules are unchanged")
+            most = limits.DIFFERENCES
+            more = sum(max(0, len(rows) - most) for rows in (added, removed, mistakes))
+            return v.PolicyChanged(
+                self.policy.epoch, added[:most], removed[:most], mistakes[:most], more
+            )
+
+    async def _changed(self, request: v.PolicyEdit, before: str) -> str:
+        """The text of the file after the change. ENOENT for a missing row."""
+        if request.undo:
+            if before != self.policy.text:
+                path = self.policy.user_rules.path
+                message = f"{path} was edited and not reloaded: undo would discard the edits"
+                hint = "`llmasos policy reload` loads them; or revert them in an editor"
+                raise SyscallError(Errno.EBUSY, message, hint)
+            return await self.readers.run(self.owner, self.policy.user_rules.previous)
+        if request.text is not None:
+            return request.text
+        if not (request.add or request.remove):
+            return before
+        lines = before.removesuffix("\n").split("\n") if before else []  # as rules.py counts them
+        if request.remove:
+            lines = await self._without(lines, request.remove)
+        if any("\n" in row for row in request.add):
+            raise SyscallError(Errno.EINVAL, "a row is one line", "pass each row separately")
+        return "".join(f"{line}\n" for line in (*lines, *request.add))
+
+    async def _without(self, lines: Sequence[str], rows: Sequence[str]) -> list[str]:
+        """The lines without the first occurrence of each row. ENOENT for a missing row."""
+        removed = Counter(map(_row, rows))
+        yield_point = YieldPoint()
+        left: list[str] = []
+        for line in lines:
+            row = _row(line)
+            if row and removed[row] > 0:
+                removed[row] -= 1
+            else:
+                left.append(line)
+            await yield_point()
+        missing = next(iter(+removed), None)
+        if missing is not None:
+            message = f"{self.policy.user_rules.path} has no row `{missing}`"
+            raise SyscallError(Errno.ENOENT, message, "`llmasos policy list --own` lists the rows")
+        return left
+
+    async def _mistakes(self, call: CallContext, text: str) -> list[str]:
+        """The mistakes in the text, or that the caller could not edit the rules after it."""
+        try:
+            evaluator = await self.policy.evaluator_for(text)
+        except SyscallError:
+            return await self.policy.mistakes(text)
+        caller = call.caller
+        for subjects, action, object_ in (
+            (caller.subjects, "policy_edit", "/kernel/policy"),
+            (caller.subjects[:1], "hello", f"/kernel/profile/{caller.profile}"),
+        ):
+            decision = self.policy.decide(evaluator, subjects, action, object_)
+            if not decision.allowed:
+                place = decision.rule.partition(": ")[0] or self.policy.user_rules.name
+                return [f"{place}: after this change you could no longer edit the rules"]
+        parts = evaluator.parts()
+        del evaluator
+        await release(parts)
+        return []
+
+    # --- recorded calls ---------------------------------------------------------------------------
+    async def policy_simulate(self, call: CallContext, request: v.PolicySimulate) -> v.Simulated:
+        """Decide the last RECORDED kinds of calls by other user rules. EINVAL for invalid rules.
+
+        Compared with the rules in force, a less strict effect counts as allowed and a stricter one
+        as blocked; each difference has both effects.
+        """
+        evaluator = await self.policy.evaluator_for(request.text)
+        since = time.time() - request.since_s
+        await self.journal.drain()
+        recorded = await self.readers.run(call.caller.owner, self.journal.recorded, since)
+        total, kinds = await self.readers.run(call.caller.owner, _kinds, recorded)
+        blocked: list[v.Difference] = []
+        allowed: list[v.Difference] = []
+        yield_point = YieldPoint()
+        for kind, calls in kinds:
+            await yield_point()
+            difference = self._compare(evaluator, kind, calls)
+            if difference is not None:
+                laxer = _LAX[difference.after] > _LAX[difference.before]
+                (allowed if laxer else blocked).append(difference)
         most = limits.DIFFERENCES
-        more = sum(max(0, len(rows) - most) for rows in (added, removed, mistakes))
-        return v.PolicyChanged(m.policy.epoch, added[:most], removed[:most], mistakes[:most], more)
+        more = sum(max(0, len(side) - most) for side in (blocked, allowed))
+        return v.Simulated(total, blocked[:most], allowed[:most], more)
 
+    def _compare(self, evaluator: Evaluator, kind: Kind, calls: int) -> v.Difference | None:
+        """None when the effect is the same."""
+        before = self.policy.check(*kind)
+        after = self.policy.decide(evaluator, *kind)
+        if before.effect is after.effect:
+            return None
+        subjects, action, object_ = kind
+        who = [one for one in subjects if one != PROCESS_SEPARATOR]
+        return v.Difference(who, action, object_, calls, before.effect, after.effect, after.rule)
 
-async def _changed(m: Machine, request: v.PolicyEdit, before: str) -> str:
-    """The text of the file after the change. ENOENT for a missing row."""
-    if request.undo:
-        if before != m.policy.text:
-            path = m.policy.user_rules.path
-            message = f"{path} was edited and not reloaded: undo would discard the edits"
-            hint = "`llmasos policy reload` loads them; or revert them in an editor"
-            raise SyscallError(Errno.EBUSY, message, hint)
-        return await m.readers.run(m.owner, m.policy.user_rules.previous)
-    if request.text is not None:
-        return request.text
-    if not (request.add or request.remove):
-        return before
-    lines = before.removesuffix("\n").split("\n") if before else []  # as rules.py counts them
-    if request.remove:
-        lines = await _without(m, lines, request.remove)
-    if any("\n" in row for row in request.add):
-        raise SyscallError(Errno.EINVAL, "a row is one line", "pass each row separately")
-    return "".join(f"{line}\n" for line in (*lines, *request.add))
+    async def policy_learn(self, call: CallContext, request: v.PolicyLearn) -> v.Learned:
+        """Rows that allow an app exactly what it, or one of its processes, was allowed.
 
-
-async def _without(m: Machine, lines: Sequence[str], rows: Sequence[str]) -> list[str]:
-    """The lines without the first occurrence of each row. ENOENT for a missing row."""
-    removed = Counter(map(_row, rows))
-    yield_point = YieldPoint()
-    left: list[str] = []
-    for line in lines:
-        row = _row(line)
-        if row and removed[row] > 0:
-            removed[row] -= 1
-        else:
-            left.append(line)
-        await yield_point()
-    missing = next(iter(+removed), None)
-    if missing is not None:
-        message = f"{m.policy.user_rules.path} has no row `{missing}`"
-        raise SyscallError(Errno.ENOENT, message, "`llmasos policy list --own` lists the rows")
-    return left
-
-
-async def _mistakes(m: Machine, call: CallContext, text: str) -> list[str]:
-    """The mistakes in the text, or that the caller could not edit the rules after this change."""
-    try:
-        evaluator = await m.policy.evaluator_for(text)
-    except SyscallError:
-        return await m.policy.mistakes(text)
-    caller = call.caller
-    for subjects, action, object_ in (
-        (caller.subjects, "policy_edit", "/kernel/policy"),
-        (caller.subjects[:1], "hello", f"/kernel/profile/{caller.profile}"),
-    ):
-        decision = m.policy.decide(evaluator, subjects, action, object_)
-        if not decision.allowed:
-            place = decision.rule.partition(": ")[0] or m.policy.user_rules.name
-            return [f"{place}: after this change you could no longer edit the rules"]
-    parts = evaluator.parts()
-    del evaluator
-    await release(parts)
-    return []
+        Only calls that the app was evaluated for count. The row that assigns a role is needed
+        because the rows of an app without a role can only deny.
+        """
+        if not request.pid and not request.app:
+            message = "policy_learn needs a pid or an app"
+            raise SyscallError(Errno.EINVAL, message, "see `llmasos policy learn --help`")
+        since = time.time() - request.since_s
+        await self.journal.drain()
+        recorded = await self.readers.run(call.caller.owner, self.journal.recorded, since)
+        subject = f"app:{request.app}" if request.app else f"pid:{request.pid}"
+        app, needed = await self.readers.run(call.caller.owner, _needed, recorded, subject)
+        process = next((one for one in self.processes.all() if one.pid == request.pid), None)
+        who = f"app:{request.app or (process.app if process else app) or 'APP'}"
+        rows = [f"p, {who}, {action}, {object_}, allow" for action, object_ in sorted(needed)]
+        return v.Learned(needed.total(), [f"g, {who}, {_LEARNED}", *rows] if rows else [])
 
 
 def _describe(mistakes: Sequence[str], text: str, add: Sequence[str]) -> str:
@@ -161,32 +233,6 @@ async def _rows(text: str) -> Counter[str]:
     return found
 
 
-# --- recorded calls ---------------------------------------------------------------------------
-async def policy_simulate(m: Machine, call: CallContext, request: v.PolicySimulate) -> v.Simulated:
-    """Decide the last RECORDED kinds of calls by other user rules. EINVAL for invalid rules.
-
-    Compared with the rules in force, a less strict effect counts as allowed and a stricter one as
-    blocked; each difference has both effects.
-    """
-    evaluator = await m.policy.evaluator_for(request.text)
-    since = time.time() - request.since_s
-    await m.journal.drain()
-    recorded = await m.readers.run(call.caller.owner, m.journal.recorded, since)
-    total, kinds = await m.readers.run(call.caller.owner, _kinds, recorded)
-    blocked: list[v.Difference] = []
-    allowed: list[v.Difference] = []
-    yield_point = YieldPoint()
-    for kind, calls in kinds:
-        await yield_point()
-        difference = _compare(m, evaluator, kind, calls)
-        if difference is not None:
-            laxer = _LAX[difference.after] > _LAX[difference.before]
-            (allowed if laxer else blocked).append(difference)
-    most = limits.DIFFERENCES
-    more = sum(max(0, len(side) - most) for side in (blocked, allowed))
-    return v.Simulated(total, blocked[:most], allowed[:most], more)
-
-
 def _kinds(recorded: Iterable[Recorded]) -> tuple[int, list[tuple[Kind, int]]]:
     """The number of calls, and each check with its count, whatever the outcome; the most frequent
     first."""
@@ -196,37 +242,6 @@ def _kinds(recorded: Iterable[Recorded]) -> tuple[int, list[tuple[Kind, int]]]:
         for action, object_ in recorded_checks(one.syscall, one.object):
             found[one.subjects, action, object_] += one.calls
     return total, found.most_common()
-
-
-def _compare(m: Machine, evaluator: Evaluator, kind: Kind, calls: int) -> v.Difference | None:
-    """None when the effect is the same."""
-    before = m.policy.check(*kind)
-    after = m.policy.decide(evaluator, *kind)
-    if before.effect is after.effect:
-        return None
-    subjects, action, object_ = kind
-    who = [one for one in subjects if one != PROCESS_SEPARATOR]
-    return v.Difference(who, action, object_, calls, before.effect, after.effect, after.rule)
-
-
-async def policy_learn(m: Machine, call: CallContext, request: v.PolicyLearn) -> v.Learned:
-    """Rows that allow an app exactly what it, or one of its processes, was allowed.
-
-    Only calls that the app was evaluated for count. The row that assigns a role is needed because
-    the rows of an app without a role can only deny.
-    """
-    if not request.pid and not request.app:
-        message = "policy_learn needs a pid or an app"
-        raise SyscallError(Errno.EINVAL, message, "see `llmasos policy learn --help`")
-    since = time.time() - request.since_s
-    await m.journal.drain()
-    recorded = await m.readers.run(call.caller.owner, m.journal.recorded, since)
-    subject = f"app:{request.app}" if request.app else f"pid:{request.pid}"
-    app, needed = await m.readers.run(call.caller.owner, _needed, recorded, subject)
-    process = next((one for one in m.processes.all() if one.pid == request.pid), None)
-    who = f"app:{request.app or (process.app if process else app) or 'APP'}"
-    rows = [f"p, {who}, {action}, {object_}, allow" for action, object_ in sorted(needed)]
-    return v.Learned(needed.total(), [f"g, {who}, {_LEARNED}", *rows] if rows else [])
 
 
 def _needed(recorded: Iterable[Recorded], subject: str) -> tuple[str, Counter[tuple[str, str]]]:

@@ -1,54 +1,61 @@
 """Users, their roles and their keys."""
 
+from dataclasses import dataclass
+
 from ..abi import values as v
 from ..abi.errors import Errno, SyscallError
-from ..machine import Machine
+from ..access.reauthorisation import Clients, PolicyChanges
+from ..access.users import UserTable
+from ..lifecycle import Lifecycle
 from .call import CallContext
 
 
-async def user_add(m: Machine, call: CallContext, request: v.UserAdd) -> v.UserInfo:
-    if not m.users.exists(request.name):
-        await m.remove_processes(request.name)  # left by a removed user of this name
-    info = await m.users.add(request)
-    await m.apply_role_changes()
-    return info
+@dataclass(frozen=True, slots=True)
+class UserSyscalls:
+    """The handlers, and the parts of the kernel that they use."""
 
+    owner: str  # of the machine
+    users: UserTable
+    changes: PolicyChanges
+    clients: Clients
+    lifecycle: Lifecycle
 
-def user_list(m: Machine, call: CallContext, request: v.Nothing) -> v.Users:
-    return v.Users(m.users.all())
+    async def user_add(self, call: CallContext, request: v.UserAdd) -> v.UserInfo:
+        if not self.users.exists(request.name):
+            await self.lifecycle.remove_of(request.name)  # left by a removed user of this name
+        info = await self.users.add(request)
+        await self.changes.apply_roles()
+        return info
 
+    def user_list(self, call: CallContext, request: v.Nothing) -> v.Users:
+        return v.Users(self.users.all())
 
-async def user_remove(m: Machine, call: CallContext, request: v.UserRemove) -> v.Nothing:
-    _not_the_owner(m, request.name)
-    await m.users.remove(request.name)
-    await m.apply_role_changes()
-    await m.remove_processes(request.name)
-    return v.Nothing()
+    async def user_remove(self, call: CallContext, request: v.UserRemove) -> v.Nothing:
+        self._not_the_owner(request.name)
+        await self.users.remove(request.name)
+        await self.changes.apply_roles()
+        await self.lifecycle.remove_of(request.name)
+        return v.Nothing()
 
+    async def user_role(self, call: CallContext, request: v.UserChange) -> v.UserInfo:
+        self._not_the_owner(request.name)
+        info = await self.users.change(request.name, request.role)
+        await self.changes.apply_roles()
+        return info
 
-async def user_role(m: Machine, call: CallContext, request: v.UserChange) -> v.UserInfo:
-    _not_the_owner(m, request.name)
-    info = await m.users.change(request.name, request.role)
-    await m.apply_role_changes()
-    return info
+    async def key_create(self, call: CallContext, request: v.KeyCreate) -> v.KeyCreated:
+        return await self.users.create_key(request)
 
+    def key_list(self, call: CallContext, request: v.KeyList) -> v.Keys:
+        return self.users.keys(request.user, request.after)
 
-async def key_create(m: Machine, call: CallContext, request: v.KeyCreate) -> v.KeyCreated:
-    return await m.users.create_key(request)
+    async def key_revoke(self, call: CallContext, request: v.KeyRevoke) -> v.Nothing:
+        await self.users.revoke(request.id)
+        await self.clients.reauthorise()
+        return v.Nothing()
 
-
-def key_list(m: Machine, call: CallContext, request: v.KeyList) -> v.Keys:
-    return m.users.keys(request.user, request.after)
-
-
-async def key_revoke(m: Machine, call: CallContext, request: v.KeyRevoke) -> v.Nothing:
-    await m.users.revoke(request.id)
-    await m.reauthorise_all()
-    return v.Nothing()
-
-
-def _not_the_owner(m: Machine, name: str) -> None:
-    """EINVAL: the user who owns the socket can read the machine's files in any case."""
-    if name == m.owner:
-        message = f"{name} owns this machine's socket: it stays owner and cannot be removed"
-        raise SyscallError(Errno.EINVAL, message, "`llmasos users list` lists the other users")
+    def _not_the_owner(self, name: str) -> None:
+        """EINVAL: the user who owns the socket can read the machine's files in any case."""
+        if name == self.owner:
+            message = f"{name} owns this machine's socket: it stays owner and cannot be removed"
+            raise SyscallError(Errno.EINVAL, message, "`llmasos users list` lists the other users")

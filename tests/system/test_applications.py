@@ -312,7 +312,7 @@ async def test_a_program_has_the_identity_of_its_process(tmp_path: Path, profile
     where = tmp_path / "runtime" / "kernel.sock"
     async with running(tmp_path) as (kernel, _), AsyncLLMasOS(socket=where, app="notes") as notes:
         mine, beside = [(await notes.spawn("one", app=name)).pid for name in ("tool", "x")]
-        process = kernel.processes.get(mine, kernel.owner)
+        process = kernel.processes.get(mine, kernel.run.owner)
         said: dict[str, Any] = await run(
             kernel, process, tmp_path, SEES, profile, str(mine), str(beside)
         )

@@ -70,5 +70,5 @@ async def test_calls_leave_nothing_for_the_garbage_collector(tmp_path: Path) -> 
             gc.garbage.clear()
             gc.enable()
             gc.unfreeze()  # the kernel freezes what exists when it has started
-        machines[0].stop("was stopped by the test", drain=True)
+        machines[0].run.stop("was stopped by the test", drain=True)
     assert Counter(type(one).__name__ for one in left) == {}

@@ -96,7 +96,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
 async def test_a_program_needs_no_path_and_no_secret(tmp_path: Path) -> None:
     async with running(tmp_path) as (kernel, client):
         started = await client.spawn("one", app="poet")
-        process = kernel.processes.get(started.pid, kernel.owner)
+        process = kernel.processes.get(started.pid, kernel.run.owner)
         said = await run(kernel, process, tmp_path, SEES)
         assert not any("SOCKET" in name or "KEY" in name for name in said["environment"])
         assert said["spawn"] == "ok"
@@ -109,7 +109,7 @@ async def test_a_program_may_not_do_what_its_process_may_not(tmp_path: Path) -> 
             socket=tmp_path / "runtime" / "kernel.sock", app="maker"
         ) as careful:
             process = kernel.processes.get(
-                (await careful.spawn("one", keep=True)).pid, kernel.owner
+                (await careful.spawn("one", keep=True)).pid, kernel.run.owner
             )
         assert process.bounds == ("r:careful", "app:maker")
         said = await run(kernel, process, tmp_path, SEES, "down")  # it asks for operator
@@ -121,7 +121,7 @@ async def test_who_connects_anew_below_a_program_is_known(tmp_path: Path) -> Non
     async with running(tmp_path) as (kernel, _):
         async with AsyncLLMasOS(socket=where) as careful:
             process = kernel.processes.get(
-                (await careful.spawn("one", keep=True)).pid, kernel.owner
+                (await careful.spawn("one", keep=True)).pid, kernel.run.owner
             )
         said = await run(kernel, process, tmp_path, ANEW, WHERE=str(where))
         assert said["mount"] == "EACCES"
@@ -138,7 +138,7 @@ async def test_children_have_what_bounds_their_parents(tmp_path: Path) -> None:
         child = await operator.spawn("one", parent=parent.pid)
         [fork] = await operator.process(child.pid).fork()
         for pid, above in ((child.pid, parent.pid), (fork.pid, child.pid)):
-            bounds = kernel.processes.get(pid, kernel.owner).bounds
+            bounds = kernel.processes.get(pid, kernel.run.owner).bounds
             assert "r:careful" in bounds
             assert f"pid:{above}" in bounds
 
@@ -151,14 +151,14 @@ async def test_what_is_taken_from_a_parent_is_taken_from_its_children(tmp_path: 
         row = f"p, pid:{parent.pid}, spawn, /dev/image/*, deny"
         async with AsyncLLMasOS(socket=where, profile="owner") as owner:
             await owner.policy_edit(add=[row])
-        process = kernel.processes.get(child.pid, kernel.owner)
+        process = kernel.processes.get(child.pid, kernel.run.owner)
         said = await run(kernel, process, tmp_path, SEES)
         assert said["spawn"] == "EACCES"
 
 
 async def test_a_program_that_is_not_there_is_enoent(tmp_path: Path) -> None:
     async with running(tmp_path) as (kernel, client):
-        process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+        process = kernel.processes.get((await client.spawn("one")).pid, kernel.run.owner)
         with pytest.raises(SyscallError) as caught:
             await program.start(kernel, process, ["/no/such/program"], tmp_path, {})
         assert caught.value.errno is Errno.ENOENT
@@ -236,7 +236,7 @@ async def test_nobody_hides_below_a_program_however_deep(tmp_path: Path, depth: 
     async with running(tmp_path) as (kernel, _):
         async with AsyncLLMasOS(socket=where) as careful:
             process = kernel.processes.get(
-                (await careful.spawn("one", keep=True)).pid, kernel.owner
+                (await careful.spawn("one", keep=True)).pid, kernel.run.owner
             )
         said = await run(kernel, process, tmp_path, NESTED, str(depth), str(where))
         assert said["mount"] == "EACCES"
@@ -266,8 +266,8 @@ async def test_a_program_has_so_many_connections(tmp_path: Path) -> None:
             said = {"errno": error.errno.name, "many": len(clients)}
     """
     async with running(tmp_path) as (kernel, client):
-        kernel.user_connections = 20
-        process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+        kernel.connections.user_limit = 20
+        process = kernel.processes.get((await client.spawn("one")).pid, kernel.run.owner)
         said = await run(kernel, process, tmp_path, many, str(where))
         assert said == {"errno": "EAGAIN", "many": 19}  # and the one that it inherited
 
@@ -288,15 +288,15 @@ async def test_what_outlives_its_process_may_do_nothing(tmp_path: Path) -> None:
         os._exit(0)  # the client's thread was not forked: nobody would end it
     """
     async with running(tmp_path) as (kernel, client):
-        process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+        process = kernel.processes.get((await client.spawn("one")).pid, kernel.run.owner)
         file, report = tmp_path / "left.py", tmp_path / "up"
         file.write_text(textwrap.dedent(left))
         command = [sys.executable, str(file), str(report)]
         await program.start(kernel, process, command, tmp_path, {})
         await eventually(report.exists)
-        assert any(one.belongs_to(process) for one in kernel.clients)
+        assert kernel.clients.of_process(process.pid)
         await client.process(process.pid).kill()
-        await eventually(lambda: not any(one.belongs_to(process) for one in kernel.clients))
+        await eventually(lambda: not kernel.clients.of_process(process.pid))
         report.unlink()
 
 
@@ -315,7 +315,7 @@ async def test_programs_follow_one_another_on_one_connection(
             said["codes"].append(done.returncode)
     """
     async with running(tmp_path) as (kernel, client):
-        process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+        process = kernel.processes.get((await client.spawn("one")).pid, kernel.run.owner)
         monkeypatch.setattr(limits, "HELLO_S", 0.2)
         said = await run(kernel, process, tmp_path, script)
         assert said["codes"] == [0, 0]
@@ -342,7 +342,7 @@ async def test_a_program_s_children_do_not_speak_on_its_connection(tmp_path: Pat
     async with running(tmp_path) as (kernel, _):
         async with AsyncLLMasOS(socket=where / "kernel.sock") as careful:
             process = kernel.processes.get(
-                (await careful.spawn("one", keep=True)).pid, kernel.owner
+                (await careful.spawn("one", keep=True)).pid, kernel.run.owner
             )
         said = await run(kernel, process, tmp_path, script, LLMASOS_RUNTIME_DIR=str(where))
         assert said == {"open": False, "ps": [0, 0], "mount": exits.DENIED, "mine": 1}
@@ -369,7 +369,7 @@ async def test_no_daemon_is_started_below_a_program(tmp_path: Path) -> None:
     names = ("STATE", "CONFIG", "CACHE")
     environment = {f"LLMASOS_{name}_DIR": str(elsewhere / name) for name in names}
     async with running(tmp_path) as (kernel, client):
-        process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+        process = kernel.processes.get((await client.spawn("one")).pid, kernel.run.owner)
         said = await run(kernel, process, tmp_path, script, TMPDIR=str(elsewhere), **environment)
         assert said["codes"] == [0, 0, *[exits.NO_DAEMON] * 3]
         assert "set LLMASOS_RUNTIME_DIR to that of the kernel" in said["err"]
@@ -380,13 +380,13 @@ async def test_a_store_that_fails_at_a_program_s_end_ends_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path) as (kernel, client):
-        process = kernel.processes.get((await client.spawn("one")).pid, kernel.owner)
+        process = kernel.processes.get((await client.spawn("one")).pid, kernel.run.owner)
 
         async def broken(*_: object) -> None:
             raise SyscallError(Errno.EIO, "the disk is gone")
 
         monkeypatch.setattr(kernel.processes, "exit", broken)
         await program.start(kernel, process, ["/bin/true"], tmp_path, {})
-        await eventually(lambda: not kernel.programs)
+        await eventually(lambda: not kernel.connections.programs)
         monkeypatch.undo()
         assert (await client.stat()).processes == 1

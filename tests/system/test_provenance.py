@@ -167,7 +167,7 @@ FORGES = """
 async def test_a_program_of_the_kernel_is_not_taken_for_a_person(tmp_path: Path) -> None:
     async with running(tmp_path) as (kernel, client):
         started = await client.spawn("one", app="tool")
-        process = kernel.processes.get(started.pid, kernel.owner)
+        process = kernel.processes.get(started.pid, kernel.run.owner)
         said: dict[str, Any] = await run(
             kernel, process, tmp_path, textwrap.dedent(FORGES), str(started.pid)
         )

@@ -63,7 +63,7 @@ async def running(
                 async with AsyncLLMasOS(socket=where.socket, profile="operator") as client:
                     yield kernels[0], client
             finally:
-                kernels[0].stop("the test has ended", drain=False)
+                kernels[0].run.stop("the test has ended", drain=False)
 
 
 async def mounted(client: AsyncLLMasOS) -> dict[str, v.DeviceInfo]:
@@ -252,8 +252,8 @@ def progress(path: Path, name: str) -> list[v.Progress]:
 
 
 async def test_a_load_is_told_while_it_lasts(tmp_path: Path) -> None:
-    async with running(tmp_path, load_s=1.0) as (kernel, client):
-        path = kernel.store.directory.parent / "runtime" / "kernel.sock"
+    async with running(tmp_path, load_s=1.0) as (_, client):
+        path = tmp_path / "runtime" / "kernel.sock"
         told = await anyio.to_thread.run_sync(progress, path, "one")
         assert [one.stage for one in told] == ["load"] * len(told)
         shares = [one.done for one in told]

@@ -197,8 +197,8 @@ async def test_a_single_answer_is_listed_niced_stopped_and_interrupted(tmp_path:
         assert stream.reply is not None
         assert (stream.reply.pid, stream.reply.finish) == (info.pid, v.Finish.CANCELLED)
         assert (await client.ps(ended=True)).processes == []
-        assert kernel.owners.get(kernel.owner).memory.tables.get(info.pid) is None
-        assert kernel.processes.find(info.pid, kernel.owner) is None
+        assert kernel.owners.get(kernel.run.owner).memory.tables.get(info.pid) is None
+        assert kernel.processes.find(info.pid, kernel.run.owner) is None
 
 
 @pytest.mark.parametrize("signal", ["TERM", "KILL"])
@@ -235,7 +235,7 @@ async def test_what_others_wrote_to_its_process_goes_with_it(tmp_path: Path) -> 
         info = await speaking(stream, client)
         await client.write_mem(info.pid, "a note")
         await client.send(info.pid, "hello")
-        owner = kernel.owners.get(kernel.owner)
+        owner = kernel.owners.get(kernel.run.owner)
         assert owner.messages == 1
         await stream.aclose()
         assert (await client.ps(ended=True)).processes == []

@@ -167,7 +167,7 @@ async def test_the_end_of_its_process_or_of_its_pages_cancels_a_summary(
                 await process.forget(0)
             else:
                 await client.stat()  # the kernel has the call before it stops
-                kernel.stop("the test stops it", drain=True)
+                kernel.run.stop("the test stops it", drain=True)
             event = await anext(_of_summaries(events))
         assert (event.pid, event.errno) == (info.pid, Errno.ECANCELED)
         if way == "kill":
