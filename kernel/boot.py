@@ -139,7 +139,7 @@ async def boot(plan: BootPlan, ready: Callable[[Machine], None]) -> None:
                 ready(machine)  #                             6  notify the process that started us
                 jobs.run("mount", _mount, machine, plan)  #   7  engines load in the background
                 jobs.run("resume", machine.owners.resume)
-                jobs.run("garbage", garbage.collect_when_idle, run)
+                jobs.run("garbage", garbage.collect_when_idle, machine.dispatcher)
                 if plan.collect_after_s:
                     jobs.run("collect ended", collecting.collect, lifecycle, plan.collect_after_s)
                 if plan.private:
@@ -332,16 +332,17 @@ async def _exit_when_idle(machine: Machine, idle_exit_s: float) -> None:
 
 async def _drain(machine: Machine) -> None:
     """Wait for calls in flight; cancel them after DRAIN_S, and store their answers so far."""
-    run, processes, lifecycle = machine.run, machine.processes, machine.lifecycle
+    processes, lifecycle = machine.processes, machine.lifecycle
+    no_pending_replies = machine.dispatcher.no_pending_replies
     if machine.summaries is not None:
         machine.summaries.close()
     for process in processes.all():
         if process.stopped:  # its call would not end
             lifecycle.interrupt(process)
-    with anyio.move_on_after(limits.DRAIN_S if run.drain else 0) as scope:
-        run.skip_drain = scope.cancel
-        await run.no_pending_replies.wait()
+    with anyio.move_on_after(limits.DRAIN_S if machine.run.drain else 0) as scope:
+        machine.run.skip_drain = scope.cancel
+        await no_pending_replies.wait()
     for process in processes.all():
         lifecycle.interrupt(process)
     with anyio.move_on_after(limits.DRAIN_S):
-        await run.no_pending_replies.wait()
+        await no_pending_replies.wait()

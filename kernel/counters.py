@@ -1,6 +1,5 @@
 """Counters of the kernel, and figures that are measured on request."""
 
-import math
 import os
 import time
 from collections.abc import Collection
@@ -43,23 +42,3 @@ class Sizes:
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-class Rate:
-    """Tokens per second over the last seconds, by exponential decay."""
-
-    _HALF_LIFE_S = 4.0
-
-    def __init__(self) -> None:
-        self._tokens = 0.0
-        self._at = 0.0
-
-    def value(self, now: float) -> float:
-        return self._decayed(now) * 0.6931 / self._HALF_LIFE_S  # ln 2 / half-life
-
-    def add(self, tokens: int, now: float) -> None:
-        self._tokens = self._decayed(now) + tokens
-        self._at = now
-
-    def _decayed(self, now: float) -> float:
-        return self._tokens * math.exp2((self._at - now) / self._HALF_LIFE_S)

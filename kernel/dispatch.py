@@ -82,12 +82,23 @@ class Dispatcher:
     run: KernelRun
     waits: frozenset[str] = field(init=False)  # calls whose handler may wait
     reads: frozenset[str] = field(init=False)  # calls that read stored data: large replies
+    pending_replies: int = field(init=False, default=0)  # that a shutdown waits for
+    no_pending_replies: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
+        self.no_pending_replies.set()
         waits = {name for name, handler in self.handlers.items() if iscoroutinefunction(handler)}
         self.waits = frozenset(waits)
         counted = {name for name in waits if TABLE[name].durability is Durability.C}
         self.reads = frozenset(counted - _NO_READS)
+
+    def add_pending_replies(self, count: int) -> None:
+        """Change the number of pending replies; a negative count subtracts."""
+        self.pending_replies += count
+        if self.pending_replies:
+            self.no_pending_replies.clear()
+        else:
+            self.no_pending_replies.set()
 
 
 class Calls:
@@ -170,7 +181,7 @@ class Calls:
         )  # fmt: skip
         self._in_flight.add(flight)
         self._load.calls += 1
-        self._dispatcher.run.add_pending_replies(_drained(row))
+        self._dispatcher.add_pending_replies(_drained(row))
         failed = partial(self._fail, flight)
         self._dispatcher.jobs.once("call", self._run, flight, request, call, failed=failed)
 
@@ -204,7 +215,7 @@ class Calls:
             flight.sink.reply(reply)
         else:
             flight.sink.fail(error)
-        self._dispatcher.run.add_pending_replies(-_drained(row))
+        self._dispatcher.add_pending_replies(-_drained(row))
 
     async def _handle(self, row: Syscall, request: object, call: CallContext) -> object:
         """Call the handler. A reading call waits until its caller has read earlier replies."""
@@ -246,7 +257,7 @@ class Calls:
         """End a call that failed outside its handler."""
         self._end(flight)
         flight.sink.fail(_failed_inside(flight.row.name))
-        self._dispatcher.run.add_pending_replies(-_drained(flight.row))
+        self._dispatcher.add_pending_replies(-_drained(flight.row))
 
     def _end(self, flight: InFlight) -> None:
         """Remove a call from those in flight."""

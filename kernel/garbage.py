@@ -10,13 +10,13 @@ import gc
 import anyio
 
 from .abi import limits
-from .run import KernelRun
+from .dispatch import Dispatcher
 
 _YOUNG, _MIDDLE, _NEVER = 700, 4, 1_000_000  # allocations; passes; passes
 _SKIPS = 10  # checks that find the machine busy before a full collection runs anyway
 
 
-async def collect_when_idle(run: KernelRun) -> None:
+async def collect_when_idle(dispatcher: Dispatcher) -> None:
     """Run until the machine shuts down."""
     gc.collect()
     gc.freeze()
@@ -27,7 +27,7 @@ async def collect_when_idle(run: KernelRun) -> None:
         while True:
             await anyio.sleep(limits.GARBAGE_S)
             skipped += 1
-            if run.pending_replies == 0 or skipped > _SKIPS:
+            if dispatcher.pending_replies == 0 or skipped > _SKIPS:
                 gc.collect()
                 skipped = 0
     finally:

@@ -30,19 +30,6 @@ class KernelRun:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     drain: bool = True  # when stopping: calls in flight get DRAIN_S
     skip_drain: Callable[[], None] = field(default=_nothing)  # stops the wait for these calls
-    pending_replies: int = 0  # to calls of class A and B
-    no_pending_replies: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.no_pending_replies.set()
-
-    def add_pending_replies(self, count: int) -> None:
-        """Change the number of pending replies; a negative count subtracts."""
-        self.pending_replies += count
-        if self.pending_replies:
-            self.no_pending_replies.clear()
-        else:
-            self.no_pending_replies.set()
 
     def stop(self, reason: str, *, drain: bool) -> None:
         """Shut down. A second call, or one without `drain`, does not wait for calls in flight."""

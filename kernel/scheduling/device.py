@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from ..abi import limits
 from ..abi.errors import DeviceFault, Errno, SyscallError, TooBig, os_message
 from ..abi.values import Delta, DeviceInfo, Finish, Progress
-from ..counters import Rate
 from ..driver import Admission, Death, Engine, Facts, Step
 from ..process.table import Process
 from ..storage.threads import FairThreads
 from .quarantine import Quarantine, SuspectCall
 from .scheduler import Admit, DeviceState, Grant, Park, decide
-from .work import Mounting, Work
+from .work import Mounting, Rate, Work
 
 _LOGS = "`llmasos daemon logs` shows the details"
 Report = Callable[["Device", str, str], None]  # called with a device's new state and the reason

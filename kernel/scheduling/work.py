@@ -1,6 +1,7 @@
-"""The mount parameters of a device, and the calls that it computes: values."""
+"""The mount parameters of a device, the calls that it computes, and their rate: values."""
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,26 @@ class Work:
             decode_s=round(self.ended - first, 6),
             prepare_s=round(self.asked - self.requested, 6),
         )
+
+
+class Rate:
+    """Tokens per second over the last seconds, by exponential decay."""
+
+    _HALF_LIFE_S = 4.0
+
+    def __init__(self) -> None:
+        self._tokens = 0.0
+        self._at = 0.0
+
+    def value(self, now: float) -> float:
+        return self._decayed(now) * 0.6931 / self._HALF_LIFE_S  # ln 2 / half-life
+
+    def add(self, tokens: int, now: float) -> None:
+        self._tokens = self._decayed(now) + tokens
+        self._at = now
+
+    def _decayed(self, now: float) -> float:
+        return self._tokens * math.exp2((self._at - now) / self._HALF_LIFE_S)
 
 
 def file_stamp(path: Path) -> str:

@@ -26,12 +26,3 @@ def test_a_second_stop_or_one_without_drain_ends_the_wait_for_calls(
     for drain in drains:
         run.stop("was stopped by alice", drain=drain)
     assert (run.drain, skipped) == (False, [True])
-
-
-def test_a_drain_is_over_when_no_reply_is_pending(run: KernelRun) -> None:
-    assert run.no_pending_replies.is_set()
-    run.add_pending_replies(2)
-    run.add_pending_replies(-1)
-    assert not run.no_pending_replies.is_set()
-    run.add_pending_replies(-1)
-    assert run.no_pending_replies.is_set()
