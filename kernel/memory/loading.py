@@ -1,29 +1,14 @@
 """Opens the database of an owner's pages and reads the page tables. Blocks: run it in a thread."""
 
-from dataclasses import dataclass
-
 from ..storage.database import Database
 from ..storage.store import Store
 from . import pieces, rows
-from .lag import COUNTED, Lag, counted
+from .memory import COUNTED, LoadedPages, counted
 from .schema import SCHEMA
 from .table import PageTable, Range
 
 FILE = "pages.db"
 _SEQUENCE = "SELECT max(seq) FROM sqlite_sequence WHERE name = 'spaces'"
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedPages:
-    """What is read when an owner's pages are opened."""
-
-    owner: str
-    database: Database
-    tables: list[PageTable]  # without their windows
-    last_space: int  # the greatest number of a space that was given
-    lag: Lag
-    rebuilding: bool  # a rebuild of the text indexes was interrupted
-    unfinished: bool  # erased pages are still in the indexes or in the database
 
 
 def load(store: Store, owner: str) -> LoadedPages:

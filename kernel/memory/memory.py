@@ -9,7 +9,7 @@ fails leaves page numbers without a page.
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import anyio
@@ -19,20 +19,59 @@ from ..abi.errors import SyscallError
 from ..abi.values import Message, Role
 from ..driver import Cut
 from ..process.table import Process, check_alive
-from ..storage.database import Row, Statement, Transaction, Value
+from ..storage.database import Database, Row, Statement, Transaction, Value
 from ..storage.store import Store
 from . import pieces, rows, schema
-from .lag import COUNTED, counted
 from .layout import Stored
-from .loading import LoadedPages
-from .rows import Change, Moved, NewPage, TurnRecord, stored
-from .table import PageTable, Piece, Range, load, without
-from .tables import Tables
+from .rows import Change, Moved, NewPage, TurnRecord, load_window, stored
+from .table import PageTable, Piece, Range, Tables, without
 
 Result = TypeVar("Result")
 _STORED = f"SELECT {schema.COLUMNS} FROM pages WHERE id"
 _TRIM_MOVES = """DELETE FROM moves WHERE pid = ? AND seq <= (SELECT seq FROM moves WHERE pid = ?
                   ORDER BY seq DESC LIMIT 1 OFFSET ?)"""
+COUNTED = """SELECT (SELECT count(*) FROM todo), (SELECT min(since) FROM todo),
+                    (SELECT count(*) FROM refused)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """The indexing lag of one owner, or of several."""
+
+    waiting: int = 0  # pages that wait for a vector
+    since: float = 0.0  # Unix seconds: when the oldest of them began to wait; 0: none waits
+    refused: int = 0  # pages of which the embedder made no vector
+
+    def with_pages(self, pages: int) -> "Lag":
+        """This lag and pages that begin to wait now."""
+        since = self.since if self.waiting else time.time()
+        return Lag(self.waiting + pages, since, self.refused)
+
+
+def counted(row: Sequence[Value]) -> Lag:
+    """The lag in the row that the query COUNTED returns."""
+    waiting, since, refused = row
+    return Lag(int(waiting or 0), float(since or 0), int(refused or 0))
+
+
+def total_lag(lags: Iterable[Lag]) -> Lag:
+    """The sum of several lags, since the oldest page that waits."""
+    found = list(lags)
+    since = min((one.since for one in found if one.waiting), default=0.0)
+    return Lag(sum(one.waiting for one in found), since, sum(one.refused for one in found))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPages:
+    """What is read when an owner's pages are opened."""
+
+    owner: str
+    database: Database
+    tables: list[PageTable]  # without their windows
+    last_space: int  # the greatest number of a space that was given
+    lag: Lag
+    rebuilding: bool  # a rebuild of the text indexes was interrupted
+    unfinished: bool  # erased pages are still in the indexes or in the database
 
 
 def _ignore() -> None:
@@ -99,7 +138,7 @@ class Memory:
             sql = "SELECT window FROM tables WHERE pid = ?"
             found = await self.read(sql, table.pid)
             text = found[0][0] if found else "[]"
-            window = load(str(text)) if text is not None else await self._whole(table)
+            window = load_window(str(text)) if text is not None else await self._whole(table)
             numbers = [number for piece in window for number in piece.numbers()]
             sizes = await self.sizes(table, numbers)
             if table.pid in self.unread:

@@ -10,7 +10,7 @@ from ..abi.values import Role
 from ..storage.database import Row, Statement
 from . import schema
 from .layout import Stored
-from .table import PageMark, PageTable, Piece, Range, dump
+from .table import PageMark, PageTable, Piece, Range
 
 _TABLE = "INSERT OR REPLACE INTO tables VALUES(?,?,?,?,?,?,?,?)"
 _TABLE_WITHOUT_WINDOW = """UPDATE tables SET space = ?2, next = ?3, place = ?4, messages = ?5,
@@ -158,7 +158,7 @@ def saved(table: PageTable, *, window: bool, ranges: Sequence[Range] = ()) -> li
     space = (table.space, table.pid, "", b"")
     return [
         ("INSERT OR IGNORE INTO spaces VALUES(?,?,?,?,0)", space),
-        (_TABLE, (*row, dump(table.window), table.window_tokens))
+        (_TABLE, (*row, dump_window(table.window), table.window_tokens))
         if window
         else (_TABLE_WITHOUT_WINDOW, row),
         *(range_row(table.pid, one) for one in ranges),
@@ -179,3 +179,14 @@ def page_row(owner: str, page: int, one: NewPage, *, message: int = 0, call: int
         json.dumps(list(one.labels)), one.created or now, digest(one.text), call, 0,
         schema.signs(one.text), one.speaker,
     )  # fmt: skip
+
+
+def dump_window(window: Sequence[Piece]) -> str:
+    """A window as stored on disk."""
+    return json.dumps([[p.message, p.role, p.pages, p.recalled] for p in window])
+
+
+def load_window(text: str) -> list[Piece]:
+    """The window that `dump_window` has written."""
+    return [Piece(message, Role(role), pages, recalled) for message, role, pages, recalled in
+            json.loads(text)]  # fmt: skip

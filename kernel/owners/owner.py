@@ -16,8 +16,7 @@ import anyio
 
 from ..abi.errors import Errno, SyscallError
 from ..memory import erasing, loading
-from ..memory.lag import Lag
-from ..memory.memory import Memory
+from ..memory.memory import Lag, Memory
 from ..memory.paging import Pager
 from ..memory.sweeping import Sweeper
 from ..memory.vector_device import VectorDevice

@@ -16,8 +16,8 @@ import anyio
 from ..abi import limits
 from ..abi.errors import SyscallError
 from ..abi.values import Damage
-from ..memory import lag, loading, pieces
-from ..memory.lag import Lag
+from ..memory import loading, pieces
+from ..memory.memory import Lag, total_lag
 from ..process import mailboxes
 from .owner import Owner, OwnerContext
 
@@ -81,7 +81,7 @@ class Owners:
 
     def lag(self) -> Lag:
         """The pages without vectors of all owners that were used since boot."""
-        return lag.total(owner.lag for owner in self._owners.values())
+        return total_lag(owner.lag for owner in self._owners.values())
 
     def messages(self) -> int:
         """The messages in the mailboxes of all owners that were used since boot."""

@@ -12,8 +12,7 @@ from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.memory import loading
 from llmasos.kernel.memory.indexing import BatchSize, embedded
-from llmasos.kernel.memory.lag import Lag
-from llmasos.kernel.memory.memory import Memory
+from llmasos.kernel.memory.memory import Lag, Memory
 from llmasos.kernel.memory.refusing import refused
 from llmasos.kernel.memory.rows import NewPage
 from llmasos.kernel.memory.vector_device import VectorDevice
