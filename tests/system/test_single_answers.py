@@ -120,8 +120,9 @@ def test_the_daemon_flushes_nothing_for_a_single_answer(machine: Machine, tmp_pa
     if strace is None:
         pytest.skip("strace, which counts system calls, is not installed")
     traced = tmp_path / "trace"
+    # -D: the daemon is our own child and gets our signals; strace ends with it.
     machine.under = [
-        strace, "-f", "-qq", "-e", "trace=fsync,fdatasync,sync_file_range", "-o", str(traced)
+        strace, "-D", "-f", "-qq", "-e", "trace=fsync,fdatasync,sync_file_range", "-o", str(traced)
     ]  # fmt: skip
     machine.start("--mount", "false")
 
