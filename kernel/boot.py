@@ -34,7 +34,7 @@ from .connection import listeners as listen
 from .connection.listeners import ListenOptions
 from .counters import Counters
 from .dispatch import Dispatcher
-from .driver import Driver, Option, Recall, RecallDriver
+from .driver import Driver, Option
 from .lifecycle import Lifecycle
 from .locking import locked
 from .machine import Connections, Machine
@@ -43,6 +43,7 @@ from .memory.vector_device import VectorDevice
 from .owners.owner import OwnerContext
 from .owners.owners import Owners
 from .process.table import ProcessTable
+from .recall_driver import Recall, RecallDriver
 from .recovery import check_processes, recover
 from .run import KernelRun
 from .scheduling.images import ImageRegistry

@@ -8,7 +8,8 @@ never do.
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmasos.kernel.driver import Option, Recall
+from llmasos.kernel.driver import Option
+from llmasos.kernel.recall_driver import Recall
 
 from . import options as _options
 from .driver import ChromaRecall

@@ -16,7 +16,8 @@ from llmasos.drivers.restart import Restarter
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.wire import build
-from llmasos.kernel.driver import Option, Reach, RecallFacts, RecallListener, VectorScores
+from llmasos.kernel.driver import Option
+from llmasos.kernel.recall_driver import Reach, RecallFacts, RecallListener, VectorScores
 
 from . import frames
 from .options import settings

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..abi import limits
-from ..driver import Reach as Part
-from ..driver import VectorScores
 from ..recall import lexical, ranking
+from ..recall_driver import Reach as Part
+from ..recall_driver import VectorScores
 from ..storage.database import Row, Value
 from . import schema
 from .layout import Stored

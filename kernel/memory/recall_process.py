@@ -14,7 +14,8 @@ import anyio
 from ..abi import limits
 from ..abi.errors import DeviceFault, Errno, SyscallError
 from ..abi.values import RECALL, RecallInfo
-from ..driver import Death, Recall, RecallListener
+from ..driver import Death
+from ..recall_driver import Recall, RecallListener
 from ..supervisor import Supervisor
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ..abi.values import RecallInfo
-from ..driver import Death, Recall, RecallFacts
+from ..driver import Death
+from ..recall_driver import Recall, RecallFacts
 from ..supervisor import Supervisor
 from .indexing import Embed
 from .recall_process import RecallProcess

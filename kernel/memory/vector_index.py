@@ -21,7 +21,7 @@ import anyio
 from .. import points  # at which tests inject a crash
 from ..abi import limits
 from ..abi.errors import DeviceFault, Errno, SyscallError
-from ..driver import Reach, VectorScores
+from ..recall_driver import Reach, VectorScores
 from ..storage.database import Statement
 from . import schema
 from .indexing import BatchSize, embedded

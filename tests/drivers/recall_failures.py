@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from llmasos.kernel.abi import limits
-from llmasos.kernel.driver import VectorScores
+from llmasos.kernel.recall_driver import VectorScores
 from tests.drivers.recall_rig import DEADLINE_S, Rig, best, expected, vector, vectors, whole
 
 PAGES = 1_050  # more than Chroma keeps in its log: it writes its index, too

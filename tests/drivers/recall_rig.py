@@ -12,7 +12,8 @@ from random import Random
 import anyio
 
 from llmasos.drivers import recall
-from llmasos.kernel.driver import Death, Option, Reach, RecallFacts, VectorScores
+from llmasos.kernel.driver import Death, Option
+from llmasos.kernel.recall_driver import Reach, RecallFacts, VectorScores
 
 DEADLINE_S = 60.0  # a guard against hangs, never a timing
 WIDTH = 16  # numbers of a vector, where it need not be an embedder's

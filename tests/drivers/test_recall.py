@@ -14,7 +14,8 @@ import pytest
 from llmasos.drivers import recall
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.driver import Option, Reach, RecallDriver, VectorScores
+from llmasos.kernel.driver import Option
+from llmasos.kernel.recall_driver import Reach, RecallDriver, VectorScores
 from tests.drivers.recall_rig import (
     ALL,
     DEADLINE_S,
