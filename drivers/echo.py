@@ -33,30 +33,26 @@ from llmasos.kernel.driver import (
     token_digest,
 )
 
-from .echo_calls import EchoCall, EchoPrompt, EchoSlot, piece, tokenize, valid
+from .echo_calls import (
+    TOKEN_BYTES,
+    EchoCall,
+    EchoPrompt,
+    EchoSlot,
+    EchoStore,
+    piece,
+    tokenize,
+    valid,
+)
+from .echo_options import check_options
+from .order import PromptOrder
 from .pages import cut_answer, cut_text
 from .prompts import LOST, KeptPrompts, last_messages
 from .restart import REQUESTED, Backoff
 
 _CONTEXT = limits.WINDOW_MAX
 MEMORY_MB = 1024  # simulated memory that all echo engines share
-TOKEN_BYTES = 4  # simulated size of one token of a saved context
 
-_WHOLE, _REAL, _TEXT = (int,), (int, float), (str,)
-# Types, and the range of a number or of the length of a text in characters.
-_OPTIONS: dict[str, tuple[tuple[type, ...], float, float]] = {
-    "slots": (_WHOLE, 1, limits.SLOTS_MAX),  # sequences resident at once
-    "width": (_WHOLE, 1, limits.SLOTS_MAX),  # sequences in one step
-    "window": (_WHOLE, 16, limits.WINDOW_MAX),  # tokens a slot
-    "rate": (_REAL, 0, 100_000),  # steps a second; 0: no limit
-    "die_after": (_WHOLE, 0, 10**9),  # crashes once after so many answer tokens; 0: never
-    "hang_after": (_WHOLE, 0, 10**9),  # hangs after so many answer tokens; 0: never
-    "poison": (_TEXT, 1, 256),  # crashes when it begins to answer a prompt that contains this
-    "parked_bytes": (_WHOLE, 0, 2**50),  # contexts of parked calls: TOKEN_BYTES a token
-    "load_s": (_REAL, 0, 3600),  # duration of the load
-    "memory": (_WHOLE, 0, 10**6),  # MB, simulated
-    "seed": (_WHOLE, 0, limits.SEED_MAX),  # combined with the seed of each call
-}
+_CAPABILITIES = frozenset({"tokenize", "seed", "template", "park", "exact_usage", "stop", "order"})
 _memory_used: dict["EchoEngine", int] = {}  # MB
 
 
@@ -69,21 +65,7 @@ def probe(path: Path) -> ImageFacts:
 
 def check(options: Mapping[str, Option]) -> None:
     """EINVAL for an unknown option or a bad value, with what is allowed."""
-    for name, value in options.items():
-        if name not in _OPTIONS:
-            known = ", ".join(sorted(_OPTIONS))
-            raise SyscallError(Errno.EINVAL, f"unknown option {name!r}", f"the options are {known}")
-        kinds, low, high = _OPTIONS[name]
-        size = len(value) if isinstance(value, str) else value
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= size <= high:
-            kind = "a text of" if kinds == _TEXT else "a number from"
-            unit = " characters" if kinds == _TEXT else ""
-            hint = f"{name} takes {kind} {low:g} to {high:g}{unit}"
-            raise SyscallError(Errno.EINVAL, f"invalid value {value!r} for option {name}", hint)
-    slots, width = int(options.get("slots", limits.SLOTS)), int(options.get("width", 1))
-    if width > slots:
-        message = f"option width is {width}, more than the {slots} slots"
-        raise SyscallError(Errno.EINVAL, message, "reduce width or increase slots")
+    check_options(options)
 
 
 def engine(path: Path, options: Mapping[str, Option], log: Path) -> Engine:
@@ -125,7 +107,10 @@ class EchoEngine:
         self._load_s = float(options.get("load_s", 0))
         self._memory = int(options.get("memory", 0))
         self._parked_bytes = int(options.get("parked_bytes", limits.PARKED_BYTES))
+        self._kept_bytes = int(options.get("kept_bytes", limits.KEPT_BYTES))
         self._slots = [EchoSlot() for _ in range(slots)]
+        self._store = EchoStore()
+        self._order = PromptOrder()
         self.prompts = KeptPrompts[EchoPrompt]()
         self._calls: dict[int, EchoCall] = {}
         self._ready: dict[int, EchoCall] = {}  # with a grant, the oldest grant first
@@ -156,10 +141,9 @@ class EchoEngine:
     def _come_up(self) -> None:
         self._timer, self._up, self._up_since = None, True, time.monotonic()
         slots, window = len(self._slots), self._window
-        capabilities = frozenset({"tokenize", "seed", "template", "park", "exact_usage", "stop"})
-        facts = Facts(slots, self._width, window, slots * window, 0, "echo: no model", capabilities,
-                      trained=_CONTEXT, parked_bytes=self._parked_bytes,
-                      token_bytes=TOKEN_BYTES)  # fmt: skip
+        facts = Facts(slots, self._width, window, slots * window, 0, "echo: no model",
+                      _CAPABILITIES, trained=_CONTEXT, parked_bytes=self._parked_bytes,
+                      kept_bytes=self._kept_bytes, token_bytes=TOKEN_BYTES)  # fmt: skip
         if self._listener is not None:
             self._listener.up(facts)
 
@@ -237,15 +221,17 @@ class EchoEngine:
     # --- commands -----------------------------------------------------------------------------
     def forget(self, history: int) -> None:
         self.prompts.forget(history)
+        self._store.forget(history)
         for slot in self._slots:
             if slot.history == history and slot.call is None:
-                slot.tokens, slot.history = [], None
+                slot.tokens, slot.history = (), None
 
     def purge(self, domain: str) -> None:
         self.prompts.purge(domain)
+        self._store.purge(domain)
         for slot in self._slots:
             if slot.call is None:
-                slot.tokens, slot.history = [], None
+                slot.tokens, slot.history = (), None
         for call in self._calls.values():
             call.tainted |= call.admission.domain == domain
 
@@ -267,20 +253,15 @@ class EchoEngine:
         read = b"".join(map(piece, admission.prompt.tokens)) if self._poison else b""
         call.poisoned = bool(self._poison) and self._poison in read
         slot = self._slots[admission.slot]
-        if slot.history == admission.history:
-            limit = min(len(slot.tokens), len(admission.prompt.tokens) - 1)
-            while (
-                call.cached < limit
-                and slot.tokens[call.cached] == admission.prompt.tokens[call.cached]
-            ):
-                call.cached += 1
-        call.tokens = list(admission.prompt.tokens[: call.cached])
+        saved = self._store.save(admission.save, slot)
+        number, call.cached = self._store.find(admission.history, call.script)
+        if (same := slot.common(admission.history, call.script)) >= call.cached:
+            number, call.cached = 0, same
+        call.tokens = list(call.script[: call.cached])
         call.grant = -call.cached
-        slot.history, slot.call = admission.history, admission.call
+        slot.history, slot.domain, slot.call = admission.history, admission.domain, admission.call
         self._calls[admission.call] = call
-        if call.cached:
-            self._queue(Step(admission.call, cached=call.cached))
-            call.cached = 0  # reported
+        self._queue(Step(admission.call, cached=call.cached, source=number, saved=saved))
 
     def _fault(self, admission: Admission) -> str:
         count = len(admission.prompt.tokens)
@@ -323,7 +304,14 @@ class EchoEngine:
         parked = (call for call in self._calls.values() if call.parked)
         return TOKEN_BYTES * sum(len(call.tokens) for call in parked)
 
-    def unpark(self, call: int, slot: int) -> None:
+    def order(self, calls: Sequence[int], once: int) -> None:
+        self._order.set(calls, once)
+        self._schedule()
+
+    def drop(self, number: int) -> None:
+        self._store.drop(number)
+
+    def unpark(self, call: int, slot: int, save: int = 0) -> None:
         known = self._calls.get(call)
         if known is None or known.slot is not None:
             return
@@ -331,9 +319,13 @@ class EchoEngine:
             fault = DeviceFault(f"slot {slot} is in use or does not exist")
             self._queue(self._end(known, "", 0, 0, fault))
             return
+        saved = self._store.save(save, self._slots[slot])
         known.slot, known.parked = slot, False
-        self._slots[slot] = EchoSlot(history=known.admission.history, call=call)
-        self._schedule()
+        history, domain = known.admission.history, known.admission.domain
+        self._slots[slot] = EchoSlot(history=history, domain=domain, call=call)
+        recompute = known.left if known.dropped else 0
+        known.dropped = False
+        self._queue(Step(call, recompute=recompute, saved=saved))
 
     # --- steps --------------------------------------------------------------------------------
     def _queue(self, step: Step) -> None:
@@ -342,7 +334,7 @@ class EchoEngine:
 
     def _schedule(self) -> None:
         """Schedule the next step, if there is work."""
-        busy = self._steps or any(call.runnable for call in self._ready.values())
+        busy = self._steps or any(map(self._computes, self._ready.values()))
         if not self._up or self._timer is not None or not busy:
             return
         if self._hang_after and self._generated >= self._hang_after:
@@ -353,15 +345,18 @@ class EchoEngine:
         else:
             self._timer = loop.call_soon(self._step)
 
+    def _computes(self, call: EchoCall) -> bool:
+        """Whether a step computes something for the call."""
+        return call.runnable and (not call.left or self._order.has(call.admission.call))
+
     def _step(self) -> None:
         self._timer = None
-        chosen = [call for call in self._ready.values() if call.runnable][: self._width]
+        chosen = [call for call in self._ready.values() if self._computes(call)][: self._width]
         decoding = sum(1 for call in chosen if not call.left)
         room = limits.CHUNK_TOKENS if decoding else limits.BATCH_TOKENS
-        prompts = len(chosen) - decoding
-        for call in sorted(chosen, key=lambda call: call.left):
-            fed = min(call.left, call.grant, max(1, room // prompts), room) if call.left else 0
-            room, prompts = room - fed, prompts - bool(call.left)
+        for call in sorted(chosen, key=self._place):
+            fed = min(call.left, call.grant, room)
+            room -= fed
             step = self._advance(call, fed)
             if step is not None:
                 self._steps.append(step)
@@ -376,9 +371,15 @@ class EchoEngine:
             self._crash()
         self._schedule()
 
+    def _place(self, call: EchoCall) -> tuple[int, int]:
+        """Sorts the calls of a step: those that generate first, then prompts in their order."""
+        return (self._order.place(call.admission.call) + 1 if call.left else 0), call.left
+
     def _advance(self, call: EchoCall, fed: int) -> Step | None:
         """Feed a part of the prompt or generate one token."""
         first = len(call.tokens)
+        if fed:
+            self._order.fed(call.admission.call)
         call.tokens.extend(call.script[first : first + fed])
         call.grant -= fed
         text, tokens = "", 0
@@ -402,7 +403,7 @@ class EchoEngine:
         self._ready.pop(number, None)
         if call.slot is not None:
             slot = self._slots[call.slot]
-            slot.call, slot.tokens = None, [] if call.tainted else call.tokens
+            slot.call, slot.tokens = None, () if call.tainted else call.tokens
         rest = call.scan.flush()
         whole = "".join([*call.texts, rest])
         if error is None and call.admission.prompt.kept:
@@ -412,7 +413,6 @@ class EchoEngine:
             text=text + rest,
             tokens=tokens,
             fed=fed,
-            cached=call.cached,
             finish=None if error else call.finish,
             error=error,
             cuts=cut_answer(whole, call.ends),
@@ -431,6 +431,8 @@ class EchoEngine:
             self._timer.cancel()
         self._calls, self._ready, self._steps = {}, {}, []
         self.prompts.clear()
+        self._store.clear()
+        self._order = PromptOrder()
         self._slots = [EchoSlot() for _ in self._slots]
         if self._listener is not None:
             self._listener.down(death)

@@ -10,16 +10,17 @@ import struct
 import sys
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.values import Finish, Message, Role
-from llmasos.kernel.driver import Admission
+from llmasos.kernel.driver import Admission, ContextSaved
 
 from .stops import Scan
 
 END = 5
 MARKS = {Role.SYSTEM: 1, Role.USER: 2, Role.ASSISTANT: 3}
+TOKEN_BYTES = 4  # simulated size of one token of a saved context
 _BYTES = 3  # of a token, at max_tokens
 _SHIFT = 24
 
@@ -103,9 +104,61 @@ class EchoPrompt:
 
 @dataclass(slots=True)
 class EchoSlot:
-    tokens: list[int] = field(default_factory=list[int])
+    """A context: in a slot, or saved."""
+
+    tokens: Sequence[int] = ()
     history: int | None = None
+    domain: str = ""
     call: int | None = None
+
+    def common(self, history: int, prompt: Sequence[int]) -> int:
+        """The tokens of the prompt that it has, if it is of this process; the last one is always
+        computed."""
+        if self.history != history:
+            return 0
+        same = 0
+        limit = min(len(self.tokens), len(prompt) - 1)
+        while same < limit and self.tokens[same] == prompt[same]:
+            same += 1
+        return same
+
+
+class EchoStore:
+    """The saved contexts of idle processes, by number. A process may load its own ones."""
+
+    def __init__(self) -> None:
+        self._saved: dict[int, EchoSlot] = {}
+
+    def save(self, number: int, slot: EchoSlot) -> list[ContextSaved]:
+        """Save what is in a slot; the report of it. 0: save nothing."""
+        if not number or slot.history is None:
+            return [ContextSaved(number, 0)] if number else []
+        tokens = list(slot.tokens)
+        beginnings = [
+            other
+            for other, one in self._saved.items()
+            if one.history == slot.history and tokens[: len(one.tokens)] == one.tokens
+        ]
+        self._saved[number] = EchoSlot(tokens, slot.history, slot.domain)
+        return [ContextSaved(number, TOKEN_BYTES * len(tokens), beginnings)]
+
+    def find(self, history: int, prompt: Sequence[int]) -> tuple[int, int]:
+        """The number of the context with most tokens of a prompt, and so many; 0 and 0: none."""
+        found = [(one.common(history, prompt), number) for number, one in self._saved.items()]
+        same, number = max(found, default=(0, 0))
+        return (number, same) if same else (0, 0)
+
+    def drop(self, number: int) -> None:
+        self._saved.pop(number, None)
+
+    def forget(self, history: int) -> None:
+        self._saved = {n: one for n, one in self._saved.items() if one.history != history}
+
+    def purge(self, domain: str) -> None:
+        self._saved = {n: one for n, one in self._saved.items() if one.domain != domain}
+
+    def clear(self) -> None:
+        self._saved.clear()
 
 
 class EchoCall:
@@ -122,6 +175,7 @@ class EchoCall:
         self.tokens: list[int] = []  # of its context, in the slot or parked
         self.script = admission.prompt.tokens  # to be computed before it generates
         self.parked = False
+        self.dropped = False  # its context was lost while it was parked
         self.tail: int | None = None  # generated, not yet in the context
         self.texts: list[str] = []
         self.ends: list[int] = []  # complete characters after each answer token
@@ -142,7 +196,7 @@ class EchoCall:
         """Drop its context: it is recomputed."""
         if len(self.tokens) > len(self.script):
             self.script = self.tokens
-        self.tokens = []
+        self.tokens, self.dropped = [], True
 
     def next_token(self) -> int | None:
         """The answer's next token; None at its end."""

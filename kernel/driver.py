@@ -25,6 +25,7 @@ CAPABILITIES = (
     "template",  # it renders conversations itself
     "seed",  # the same seed gives the same answer
     "park",  # a context can be taken out of its slot and restored
+    "order",  # it feeds prompts in the order that it is given
     "share",  # calls of one domain share the common prefix of their prompts
     "exact_usage",  # tokens are counted, not estimated
     "grammar",  # GBNF and JSON schema
@@ -67,6 +68,7 @@ class Facts:
     parked_bytes: int = 0  # limit for the saved contexts of all parked calls
     context_bytes: int = 0  # fixed size of a saved context; each token in it adds token_bytes
     token_bytes: int = 0  # 0: saved contexts are not counted
+    kept_bytes: int = 0  # limit for the saved contexts of idle processes; 0: it saves none
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,19 +135,34 @@ class Vectors:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextSaved:
+    """A context that was to be saved."""
+
+    number: int
+    bytes: int  # 0: it was not saved
+    beginnings: Sequence[int] = ()  # saved contexts of the same domain that are beginnings of it
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """The result of one engine step for one call. With `finish` or `error`, it is the last one."""
+    """The result of one engine step for one call. With `finish` or `error`, it is the last one.
+
+    A call reports its first step when it begins: what it reuses is in its slot, `cached` tokens.
+    """
 
     call: int
     text: str = ""  # whole UTF-8, never part of a stop string
     tokens: int = 0  # generated in this step
     fed: int = 0  # prompt tokens computed in this step
-    cached: int = 0  # prompt tokens found in the slot; reported once, directly after admit
+    cached: int = 0  # prompt tokens that are reused; reported once, in its first step
     finish: Finish | None = None
     error: DeviceFault | None = None
     cuts: Sequence[Cut] = ()  # with finish: the whole answer, cut into pages
     logprobs: Sequence[Logprob] = ()  # of the tokens, when requested
     lost: bool = False  # with error: the engine no longer keeps the prompt; compose it again
+    recompute: int = 0  # tokens of a lost context to be computed again; reported once, after unpark
+    source: int = 0  # number of the saved context that it reuses; reported with `cached`
+    saved: Sequence[ContextSaved] = ()  # one for each save of its admission, and a shared beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +175,8 @@ class Admission:
     domain: str  # KV is shared between equal domains only
     prompt: Prompt
     sampling: Sampling  # max_tokens and seed are set
+    save: int = 0  # save what is in the slot under this number first; 0: drop it
+    share: int = 0  # number under which a beginning of the prompt may be saved for its domain
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,8 +297,22 @@ class Engine(Protocol):
         """Put the call into its slot, which is free. It computes nothing before a grant.
 
         A Step with `lost` follows when its prompt was kept and is not any more. An admitted call
-        has its prompt until it ends.
+        has its prompt until it ends. The call may reuse any context of its domain that is in a slot
+        or saved.
         """
+        ...
+
+    def order(self, calls: Sequence[int], once: int) -> None:
+        """Feed the prompts of these calls only, in this order, until the next order.
+
+        Also what is computed again after `park`. `once`: one of the calls, which leaves the order
+        when it has been fed once; 0: none. Before the first order, prompts are fed in the order of
+        their grants. Answers are not affected. Calls that have ended are ignored.
+        """
+        ...
+
+    def drop(self, number: int) -> None:
+        """Drop a saved context, if there is one of this number."""
         ...
 
     def grant(self, call: int, tokens: int) -> None:
@@ -298,13 +331,16 @@ class Engine(Protocol):
         """Take the call out of its slot, which is free at once. Never ends the call.
 
         `keep`: save its context, whose size the caller has counted against `parked_bytes`.
-        Otherwise, or when saving fails, only its tokens are kept: after `unpark` they are computed
-        again, and reported as `fed` once more.
+        Otherwise, or when saving fails, only its tokens are kept: after `unpark` they are reported
+        as `recompute`, computed again, and reported as `fed` once more.
         """
         ...
 
-    def unpark(self, call: int, slot: int) -> None:
-        """Put the call into a slot again. A saved context is restored bit for bit."""
+    def unpark(self, call: int, slot: int, save: int = 0) -> None:
+        """Put the call into a slot again. A saved context is restored bit for bit.
+
+        `save`: as in Admission.
+        """
         ...
 
 

@@ -6,7 +6,6 @@ token yields the first answer token; if the grant is used up by then, that token
 the next grant. A token that ends the answer is not emitted and not counted.
 """
 
-import time
 from collections.abc import Sequence
 
 from llmasos.drivers.logprobs import LogprobStream
@@ -15,12 +14,11 @@ from llmasos.drivers.stops import Scan
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.abi.values import Finish, Logprob
-from llmasos.kernel.driver import Admission, Step
+from llmasos.kernel.driver import Admission, ContextSaved, Step
 
-from .batch import Ready
 from .prefix import Saved
 from .sampler import Sampler
-from .slots import ContextSlot
+from .slots import ContextSlot, Reuse
 
 
 class LlamaCall:
@@ -41,8 +39,9 @@ class LlamaCall:
         self.finish: Finish | None = None
         self.begun = False  # its reused prefix is in the slot
         self.feeds = False  # it fed prompt tokens in the last step
-        self.fed_at = 0.0  # monotonic seconds, of its last prompt piece
-        self._cached = 0
+        self.saves: list[ContextSaved] = []  # not yet reported
+        self.recompute = 0  # tokens of a lost context, not yet reported
+        self._reuse: Reuse | None = None  # not yet reported
         self._whole = 0  # prompt tokens to compute when it began
         self._texts: list[str] = []  # the answer
         self._ends: list[int] = []  # complete characters after each of its tokens
@@ -80,19 +79,18 @@ class LlamaCall:
         """Whether its next token is an answer token."""
         return self.answers and not self.left
 
-    def ready(self, now: float) -> Ready:
-        """Its state for the choice of the next step."""
-        most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
-        owes = self.left + most - len(self._ends)
-        fed = 0 if self.decodes else min(self.left, self.grant)
-        return Ready(fed, owes, now - self.fed_at, self._whole if self.left else 0)
+    @property
+    def long(self) -> bool:
+        """Whether its prompt stalls others step after step. It stays long to its end."""
+        return bool(self.left) and self._whole > limits.LONG_TOKENS
 
-    def begin(self, tokens: int) -> None:
-        """Start after a reused prefix of `tokens` tokens, which counts against the grant."""
-        self.begun, self.fed_at = True, time.monotonic()
-        self._cached = tokens
-        self._whole = len(self.admission.prompt.tokens) - tokens
-        self.grant -= tokens
+    def begin(self, reuse: Reuse) -> None:
+        """Start after a reused prefix, which counts against the grant."""
+        self.begun = True
+        self._reuse = reuse
+        self.saves += reuse.saved
+        self._whole = len(self.admission.prompt.tokens) - reuse.tokens
+        self.grant -= reuse.tokens
 
     def drop(self, tokens: Sequence[int], *, tainted: bool) -> None:
         """Its context was dropped: recompute `tokens`."""
@@ -161,19 +159,24 @@ class LlamaCall:
         if ended:
             self._append(self.scan.flush())
             self._logprobs += self._logprob_stream.end()
-        elif not self._tokens and not self._fed and not self._cached:
+        elif not any((self._tokens, self._fed, self._reuse, self.recompute, self.saves)):
             return None
+        reuse = self._reuse or Reuse(0)
         step = Step(
             self.admission.call,
             text="".join(self._new_texts),
             tokens=self._tokens,
             fed=self._fed,
-            cached=self._cached,
+            cached=reuse.tokens,
             finish=None if error else self.finish,
             error=error,
             cuts=cut_answer(self.answer, self._ends) if ended else (),
             logprobs=self._logprobs,
+            recompute=self.recompute,
+            source=reuse.source,
+            saved=self.saves,
         )
         self._new_texts, self._logprobs = [], []
-        self._tokens, self._fed, self._cached = 0, 0, 0
+        self._tokens, self._fed, self.recompute = 0, 0, 0
+        self._reuse, self.saves = None, []
         return step

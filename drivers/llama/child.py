@@ -45,7 +45,7 @@ _TEXTS = (frames.TOKENIZE, frames.CUT, frames.COMPOSE, frames.EXTEND)
 _DROPS = (frames.FORGET, frames.PURGE)
 _CAPABILITIES = (
     "tokenize", "seed", "template", "park", "exact_usage", "grammar", "logprobs", "bias", "stop",
-    "embed", "share", "deterministic",
+    "embed", "share", "order", "deterministic",
 )  # fmt: skip
 
 
@@ -184,6 +184,7 @@ def _facts(model: LlamaModel, placement: Placement, engine: BatchEngine) -> dict
         "turn": limits.PROMPT_QUANTUM_TOKENS if settings.chunk_s else settings.window,
         "deterministic": settings.deterministic,
         "parked_bytes": settings.parked_bytes,
+        "kept_bytes": limits.KEPT_BYTES,
         "context_bytes": engine.context_bytes,
         "token_bytes": engine.token_bytes,
     }

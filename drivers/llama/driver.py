@@ -148,9 +148,17 @@ class LlamaEngine:
         if (link := self._child.current) is not None:
             link.park(call, keep)
 
-    def unpark(self, call: int, slot: int) -> None:
+    def unpark(self, call: int, slot: int, save: int = 0) -> None:
         if (link := self._child.current) is not None:
-            link.unpark(call, slot)
+            link.unpark(call, slot, save)
+
+    def order(self, calls: Sequence[int], once: int) -> None:
+        if (link := self._child.current) is not None:
+            link.send([frames.ORDER, list(calls), once])
+
+    def drop(self, number: int) -> None:
+        if (link := self._child.current) is not None:
+            link.send([frames.DROP, number])
 
 
 def _pairs(messages: Sequence[Message]) -> list[list[str]]:

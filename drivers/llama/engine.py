@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from llmasos.drivers.frames import Frame
+from llmasos.drivers.order import PromptOrder
 from llmasos.drivers.prompts import LOST, KeptPrompts
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
@@ -68,6 +69,7 @@ class BatchEngine:
         self._slots = Slots(context, pieces=self._pieces)
         self._calls: dict[int, LlamaCall] = {}
         self._ready: dict[int, LlamaCall] = {}  # calls with a grant, the oldest grant first
+        self._order = PromptOrder()
         self._parked_bytes, self._parked_limit = 0, settings.parked_bytes
         self.context_bytes = self.token_bytes = 0  # of a saved context; set by warm()
         self._steps: list[Step] = []
@@ -108,18 +110,23 @@ class BatchEngine:
         """Execute commands and compute steps; never returns."""
         while True:
             self._execute_commands()
+            # Calls that began: while the step is computed, the kernel orders them for the next one.
+            self._send(send)
             self._step()
-            if self._steps:
-                send(self._steps)
-                self._steps = []
+            self._send(send)
             if (vector := self._embedder.step()) is not None:
                 answer(vector)
+
+    def _send(self, send: Callable[[Sequence[Step]], None]) -> None:
+        if self._steps:
+            send(self._steps)
+            self._steps = []
 
     # --- commands -----------------------------------------------------------------------------
     def _execute_commands(self) -> None:
         """Execute all queued commands; waits for the first one when there is no other work."""
         busy = bool(self._steps) or self._embedder.busy
-        idle = not busy and not any(call.runnable for call in self._ready.values())
+        idle = not busy and not any(map(self._computes, self._ready.values()))
         try:
             self._execute(self._commands.get(block=idle))
             while True:
@@ -131,36 +138,44 @@ class BatchEngine:
         match frame:
             case [frames.ADMIT, *fields]:
                 self._admit(fields)
-            case [frames.UNPARK, int(number), int(slot)] if number in self._calls:
-                self._guard(self._calls[number], lambda call: self._unpark(call, slot))
-            case [frames.PARK, int(number), bool(keep)] if number in self._calls:
-                self._park(self._calls[number], keep)
-            case [frames.GRANT, int(number), int(tokens)] if number in self._calls:
-                call = self._calls[number]
-                call.grant += max(0, tokens)
-                # To the end of the queue: prompts are fed round-robin, per grant.
-                self._ready.pop(number, None)
-                self._ready[number] = call
-            case [frames.CANCEL, int(number)] if number in self._calls:
-                call = self._calls[number]
-                call.finish = Finish.CANCELLED
-                self._report(call)
-            case [(frames.FORGET | frames.PURGE) as kind, owner]:
-                self._drop_contexts(kind, owner)
+            case [frames.ORDER, calls, int(once)]:
+                self._order.set(calls, once)
+            case [(frames.FORGET | frames.PURGE | frames.DROP) as kind, which]:
+                self._drop_contexts(kind, which)
             case [frames.EMBED, int(number), tokens]:
                 self._embedder.take(number, tokens)
+            case [kind, int(number), *fields] if number in self._calls:
+                self._command(kind, self._calls[number], fields)
             case _:
                 pass  # a command for a call that has ended
 
+    def _command(self, kind: int, call: LlamaCall, fields: list[Any]) -> None:
+        """Execute a command for an admitted call."""
+        match [kind, *fields]:
+            case [frames.UNPARK, int(slot), int(save)]:
+                self._guard(call, lambda call: self._unpark(call, slot, save))
+            case [frames.PARK, bool(keep)]:
+                self._park(call, keep)
+            case [frames.GRANT, int(tokens)]:
+                call.grant += max(0, tokens)
+                # To the end of the queue: with more calls than a step takes, they take turns.
+                self._ready.pop(call.admission.call, None)
+                self._ready[call.admission.call] = call
+            case [frames.CANCEL]:
+                call.finish = Finish.CANCELLED
+                self._report(call)
+            case _:
+                pass
+
     def _admit(self, fields: list[Any]) -> None:
         """`fields`: of ADMIT, with the Prompt, or None when it is not kept."""
-        number, slot_number, history, domain, prompt, values = fields
+        number, slot_number, history, domain, prompt, values, save, share = fields
         if prompt is None:
             self._steps.append(Step(number, error=DeviceFault(LOST), lost=True))
             return
         tokens = list(prompt.tokens)
         sampling = build(Sampling, values)
-        admission = Admission(number, slot_number, history, domain, prompt, sampling)
+        admission = Admission(number, slot_number, history, domain, prompt, sampling, save, share)
         try:
             slot = self._slots.free_slot(slot_number)
             self._check_prompt(number, tokens)
@@ -168,7 +183,7 @@ class BatchEngine:
         except DeviceFault as error:
             self._steps.append(Step(number, error=error))
             return
-        self._slots.enter(slot, domain, history, tokens)
+        call.saves += self._slots.enter(slot, domain, history, tokens, save)
         slot.call = number
         self._calls[number] = call
         self._guard(call, self._begin)
@@ -191,11 +206,24 @@ class BatchEngine:
             return
         leader = self._slots.leader(slot)
         other = self._calls.get(leader.call or 0) if leader is not None else None
-        # A leader that was just admitted gets its grant with the next command.
-        if other is not None and (other.runnable or not call.runnable):
+        if other is not None and self._waits(call, other):
             return
-        call.begin(self._slots.adopt(slot))
+        call.begin(self._slots.adopt(slot, call.admission.share))
         self._report(call)  # the kernel counts the cached tokens before it grants more
+
+    def _waits(self, call: LlamaCall, leader: LlamaCall) -> bool:
+        """Whether a call that has not begun waits for the one that computes a part of its prompt.
+
+        Not if the order has this one only: then nobody would compute that part.
+        """
+        if not call.runnable:  # its leader may get its grant with the next command
+            return True
+        ordered = self._order.has(leader.admission.call)
+        return leader.runnable and (ordered or not self._order.has(call.admission.call))
+
+    def _computes(self, call: LlamaCall) -> bool:
+        """Whether a step computes something for a call, once it has begun."""
+        return call.runnable and (call.decodes or self._order.has(call.admission.call))
 
     def _park(self, call: LlamaCall, keep: bool) -> None:
         """Save its context and free its slot. A context that cannot be saved is recomputed."""
@@ -211,31 +239,36 @@ class BatchEngine:
         call.slot = None
         self._slots.clear(slot)
 
-    def _unpark(self, call: LlamaCall, number: int) -> None:
+    def _unpark(self, call: LlamaCall, number: int, save: int) -> None:
         saved, admission = call.saved, call.admission
         if saved is None and not call.dropped:
             raise DeviceFault(f"call {admission.call} is not parked")
         slot = self._slots.free_slot(number)
-        self._slots.enter(slot, admission.domain, admission.history, [])
+        call.saves += self._slots.enter(slot, admission.domain, admission.history, [], save)
         if saved is not None:
             self._slots.load(slot, saved, len(saved.tokens))
         slot.tainted = slot.tainted or call.tainted
-        call.dropped = False
         slot.prompt, slot.call = list(admission.prompt.tokens), admission.call
         call.slot = slot
+        call.recompute = call.left if call.dropped else 0
+        call.dropped = False
         self._drop_saved(call)
+        self._report(call)  # before it is fed: the kernel orders what is computed again
 
-    def _drop_contexts(self, kind: int, owner: Any) -> None:
-        """FORGET the contexts of a process, or PURGE those of a domain.
+    def _drop_contexts(self, kind: int, which: Any) -> None:
+        """DROP a saved context, FORGET the contexts of a process, or PURGE those of a domain.
 
         After a purge, the contexts of calls in flight are not shared with other calls.
         """
-        if kind == frames.FORGET:
-            self._slots.forget(owner)
+        if kind == frames.DROP:
+            self._slots.store.drop(which)
             return
-        self._slots.purge(owner)
+        if kind == frames.FORGET:
+            self._slots.forget(which)
+            return
+        self._slots.purge(which)
         for call in self._calls.values():
-            if call.admission.domain == owner:
+            if call.admission.domain == which:
                 call.tainted = True
                 if call.saved is not None:
                     call.saved.tainted = True
@@ -263,7 +296,7 @@ class BatchEngine:
         for call in [call for call in self._ready.values() if not call.begun]:
             if call.runnable:
                 self._guard(call, self._begin)
-        able = [call for call in self._ready.values() if call.begun and call.runnable]
+        able = [call for call in self._ready.values() if call.begun and self._computes(call)]
         return able[: self._width]
 
     def _compute(self, runs: list[tuple[LlamaCall, Run]]) -> None:
@@ -287,19 +320,21 @@ class BatchEngine:
 
     def _runs(self, calls: list[LlamaCall]) -> list[tuple[LlamaCall, Run]]:
         """What each call computes in this step."""
-        now = time.monotonic()
-        answers = sum(call.decodes for call in calls)
-        ready = [call.ready(now) for call in calls]
-        stalls = answers > 0 and any(one.long for one in ready)
+        decoding = [call for call in calls if call.decodes]
+        feeding = [call for call in calls if not call.decodes]
+        feeding.sort(key=lambda call: self._order.place(call.admission.call))
+        stalls = bool(decoding) and any(call.long for call in feeding)
         room = self._pace.room(self._chunk_s, answering=stalls)
-        room = min(room, self._context.batch_tokens - answers)
+        room = min(room, self._context.batch_tokens - len(decoding))
         runs: list[tuple[LlamaCall, Run]] = []
-        for call, size in zip(calls, portions(ready, room), strict=True):
-            if call.decodes:
-                call.feeds = False
-                runs.append((call, _run(call, [call.next or 0], asks=True)))
-            elif size:
-                call.feeds, call.fed_at = True, now
+        for call in decoding:
+            call.feeds = False
+            runs.append((call, _run(call, [call.next or 0], asks=True)))
+        sizes = portions([min(call.left, call.grant) for call in feeding], room)
+        for call, size in zip(feeding, sizes, strict=True):
+            if size:
+                call.feeds = True
+                self._order.fed(call.admission.call)
                 tokens, asks = call.piece(size, self._pieces)
                 runs.append((call, _run(call, tokens, asks=asks)))
         return runs

@@ -1,7 +1,8 @@
 """The frames between the kernel's side of the engine and its child process.
 
     to the child     LOAD first, then requests with an answer (TOKENIZE CUT COMPOSE EXTEND CHECK
-                     EMBED) and commands without one (ADMIT GRANT CANCEL PARK UNPARK FORGET PURGE)
+                     EMBED) and commands without one (ADMIT ORDER GRANT CANCEL PARK UNPARK DROP
+                     FORGET PURGE)
     to the kernel    LOADING while it loads, STEPS: one frame a step
 
 Tokens are sent as bytes and pages as one flat list: both stay below the limits on items. A text
@@ -19,14 +20,14 @@ from llmasos.drivers.frames import DRIVER_BASE, Frame
 from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.abi.values import Finish, Hardware, Logprob
 from llmasos.kernel.abi.wire import build
-from llmasos.kernel.driver import Cut, Facts, Option, Step
+from llmasos.kernel.driver import ContextSaved, Cut, Facts, Option, Step
 
 NAME = "the engine"  # in messages
 (
     LOAD, TOKENIZE, CUT, COMPOSE, EXTEND, CHECK, EMBED, ADMIT, GRANT, CANCEL, PARK, UNPARK,
-    FORGET, PURGE,
+    FORGET, PURGE, ORDER, DROP,
     LOADING, STEPS,
-) = range(DRIVER_BASE, DRIVER_BASE + 16)  # fmt: skip
+) = range(DRIVER_BASE, DRIVER_BASE + 18)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +90,22 @@ def step_out(step: Step) -> Frame:
     error = None if step.error is None else [step.error.message, step.error.hint]
     return [
         step.call, step.text, step.tokens, step.fed, step.cached, step.finish, error,
-        cuts_out(step.cuts), list(step.logprobs), step.lost,
+        cuts_out(step.cuts), list(step.logprobs), step.lost, step.recompute, step.source,
+        [[saved.number, saved.bytes, *saved.beginnings] for saved in step.saved],
     ]  # fmt: skip
 
 
 def step_in(frame: Frame) -> Step:
-    call, text, tokens, fed, cached, finish, error, cuts, logprobs, lost = frame
+    call, text, tokens, fed, cached, finish, error, cuts, logprobs, lost, *rest = frame
+    recompute, source, saved = rest
     return Step(
         call, text, tokens, fed, cached,
         finish=Finish(finish) if finish else None,
         error=DeviceFault(*error) if error else None,
         cuts=cuts_in(cuts) if cuts else (),
         logprobs=[build(Logprob, one) for one in logprobs],
-        lost=lost,
+        lost=lost, recompute=recompute, source=source,
+        saved=[ContextSaved(number, size, others) for number, size, *others in saved],
     )  # fmt: skip
 
 

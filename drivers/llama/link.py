@@ -49,7 +49,8 @@ class LlamaLink(ChildConnection[Facts]):
     def admit(self, admission: Admission) -> None:
         prompt = admission.prompt.kept or frames.tokens_out(admission.prompt.tokens)
         head = [frames.ADMIT, admission.call, admission.slot, admission.history]
-        self.send([*head, admission.domain, prompt, admission.sampling])
+        contexts = [admission.save, admission.share]
+        self.send([*head, admission.domain, prompt, admission.sampling, *contexts])
         self._outstanding[admission.call] = 0
         self._answers.admit(admission)
 
@@ -77,9 +78,9 @@ class LlamaLink(ChildConnection[Facts]):
             self.send([frames.PARK, call, keep])
             self._parked.add(call)
 
-    def unpark(self, call: int, slot: int) -> None:
+    def unpark(self, call: int, slot: int, save: int) -> None:
         if call in self._outstanding:
-            self.send([frames.UNPARK, call, slot])
+            self.send([frames.UNPARK, call, slot, save])
             self._parked.discard(call)
             self._watch()
 

@@ -2,17 +2,20 @@
 
 A call reuses the longest prefix of its prompt that its domain has computed: in its own slot, in
 another slot, or in a saved context. When another call is computing a longer common prefix, it waits
-for that call: sixteen agents with one system prompt compute it once. The context of an idle process
-is saved when its slot is assigned to another process, so that it is restored by a copy.
+for that call: sixteen agents with one system prompt compute it once. When a slot is assigned to
+another process, the kernel decides whether what is in it is saved, so that it is restored by a
+copy.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
+from llmasos.kernel.driver import ContextSaved
 
 from .cpp import Context
-from .prefix import PrefixCache, Saved, common
+from .prefix import ContextStore, Saved, common
 
 
 @dataclass(slots=True)
@@ -29,15 +32,22 @@ class ContextSlot:
     prompt: list[int] = field(default_factory=list[int])  # of the call
 
 
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """What a call reuses."""
+
+    tokens: int  # in its slot
+    source: int = 0  # number of the saved context that they come from; 0: from a slot
+    saved: Sequence[ContextSaved] = ()  # a beginning that was saved for other calls
+
+
 class Slots:
     """All slots of one context. `pieces`: the piece size of a deterministic engine, or 0."""
 
-    def __init__(
-        self, context: Context, *, pieces: int = 0, cache: PrefixCache | None = None
-    ) -> None:
+    def __init__(self, context: Context, *, pieces: int = 0) -> None:
         self._context = context
         self._pieces = pieces
-        self._cache = cache or PrefixCache()
+        self.store = ContextStore()
         self._slots = [ContextSlot(number) for number in range(context.slots)]
 
     def free_slot(self, number: int) -> ContextSlot:
@@ -50,22 +60,31 @@ class Slots:
         return slot
 
     # --- shared prefixes --------------------------------------------------------------------------
-    def enter(self, slot: ContextSlot, domain: str, history: int, prompt: list[int]) -> None:
-        """Assign a free slot to a prompt. The slot keeps its tokens up to the common prefix."""
+    def enter(
+        self, slot: ContextSlot, domain: str, history: int, prompt: list[int], save: int
+    ) -> Sequence[ContextSaved]:
+        """Assign a free slot to a prompt. The slot keeps its tokens up to the common prefix.
+
+        What was in it is saved under the number `save`, unless that is 0; the report of this.
+        """
         same = self._same(slot, domain, prompt)
-        if slot.history not in (None, history):
-            self._save_idle(slot, same)
+        reports = [self._save_idle(slot, same, save)] if save else []
         kept = self._context.keep(slot.number, same)
         del slot.tokens[kept:]
         slot.exact = min(slot.exact, kept)
         slot.domain, slot.history, slot.prompt = domain, history, prompt
+        return reports
 
-    def _save_idle(self, slot: ContextSlot, same: int) -> None:
+    def _save_idle(self, slot: ContextSlot, same: int, number: int) -> ContextSaved:
         """Save the context of an idle process, unless the new prompt reuses nearly all of it."""
-        if slot.history is not None and len(slot.tokens) >= same + limits.SHARE_TOKENS:
-            saved = self.saved(slot)
-            if saved is not None:
-                self._cache.put(saved)
+        if slot.history is None or len(slot.tokens) < same + limits.SHARE_TOKENS:
+            return ContextSaved(number, 0)
+        return self._put(number, self.saved(slot))
+
+    def _put(self, number: int, saved: Saved | None) -> ContextSaved:
+        if saved is None:
+            return ContextSaved(number, 0)
+        return ContextSaved(number, len(saved.state), self.store.put(number, saved))
 
     def leader(self, slot: ContextSlot) -> ContextSlot | None:
         """The slot whose call is computing a longer prefix of this slot's prompt than exists."""
@@ -82,18 +101,22 @@ class Slots:
                 best, longest = other, shared
         return best
 
-    def adopt(self, slot: ContextSlot) -> int:
-        """Copy the longest computed prefix into the slot; the number of tokens in it then."""
+    def adopt(self, slot: ContextSlot, share: int) -> Reuse:
+        """Copy the longest computed prefix into the slot.
+
+        It is saved for others under the number `share`, unless that is 0.
+        """
         source, same = self._best(slot)
-        if source is not None and same >= len(slot.tokens) + limits.SHARE_TOKENS:
-            self._copy(source, slot, same)
-        return len(slot.tokens)
+        if source is None or same < len(slot.tokens) + limits.SHARE_TOKENS:
+            return Reuse(len(slot.tokens))
+        reports = self._copy(source, slot, same, share)
+        return Reuse(len(slot.tokens), source.number if isinstance(source, Saved) else 0, reports)
 
     def _best(self, slot: ContextSlot) -> tuple[ContextSlot | Saved | None, int]:
         """The longest computed prefix of the slot's prompt: its source and its length."""
         best: ContextSlot | Saved | None = None
         longest = len(slot.tokens)
-        for saved in self._cache.find(slot.domain, slot.prompt):
+        for saved in self.store.find(slot.domain, slot.prompt):
             same = self._usable(common(saved.tokens, slot.prompt), saved.exact, slot.prompt)
             if same > longest:
                 best, longest = saved, same
@@ -122,7 +145,9 @@ class Slots:
             return same
         return min(same, exact) // self._pieces * self._pieces
 
-    def _copy(self, source: "ContextSlot | Saved", slot: ContextSlot, same: int) -> None:
+    def _copy(
+        self, source: "ContextSlot | Saved", slot: ContextSlot, same: int, share: int
+    ) -> Sequence[ContextSaved]:
         """Load a context and truncate it to `same` tokens; save the prefix if others may reuse it.
 
         On a GPU a slot is copied on the device: through the CPU it takes many times as long.
@@ -132,15 +157,15 @@ class Slots:
             self._context.copy(source.number, slot.number)
             kept = self._context.keep(slot.number, same)
             slot.tokens, slot.exact = source.tokens[:kept], min(source.exact, kept)
-            return
+            return ()
         saved = source if isinstance(source, Saved) else self.save(source)
         self.load(slot, saved, same)
-        self._cache.touch(saved)
-        if isinstance(source, ContextSlot) or len(saved.tokens) >= 2 * same:
-            prefix = self.saved(slot)
-            if prefix is not None:
-                prefix.history = None
-                self._cache.put(prefix)
+        if not share or (isinstance(source, Saved) and len(saved.tokens) < 2 * same):
+            return ()
+        prefix = self.saved(slot)
+        if prefix is not None:
+            prefix.history = None
+        return [self._put(share, prefix)]
 
     def saved(self, slot: ContextSlot) -> Saved | None:
         """A copy of its context; None if there is no memory for it."""
@@ -182,7 +207,7 @@ class Slots:
 
         A slot in use is not shared from now on, and is cleared when its call ends.
         """
-        self._cache.purge(domain)
+        self.store.purge(domain)
         for slot in self._slots:
             if slot.domain == domain and slot.call is None:
                 self.clear(slot)
@@ -194,7 +219,7 @@ class Slots:
 
         Its domain may reuse its slot until the slot is assigned to another prompt.
         """
-        self._cache.forget(history)
+        self.store.forget(history)
         for slot in self._slots:
             if slot.history == history and slot.call is None:
                 slot.history = None

@@ -320,8 +320,14 @@ class RemoteEngine:
     def park(self, call: int, *, keep: bool) -> None:
         """Does nothing: parking is not among the engine's capabilities."""
 
-    def unpark(self, call: int, slot: int) -> None:
+    def unpark(self, call: int, slot: int, save: int = 0) -> None:
         """Does nothing: no call is parked."""
+
+    def order(self, calls: Sequence[int], once: int) -> None:
+        """Does nothing: the endpoint feeds prompts in its own order."""
+
+    def drop(self, number: int) -> None:
+        """Does nothing: no context is saved."""
 
     def _report(self, step: Step) -> None:
         """Report a step, together with the others of this event loop iteration.

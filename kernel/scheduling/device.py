@@ -15,8 +15,9 @@ from ..abi.values import Delta, DeviceInfo, Finish, Progress
 from ..driver import Admission, Death, Engine, Facts, Step
 from ..process.table import Process
 from ..storage.threads import FairThreads
+from .contexts import Drop
 from .quarantine import Quarantine, SuspectCall
-from .scheduler import Admit, DeviceState, Grant, Park, decide
+from .scheduler import Admit, DeviceState, Grant, Order, Park, decide
 from .work import Mounting, Rate, Work
 
 _LOGS = "`llmasos daemon logs` shows the details"
@@ -63,9 +64,11 @@ class Device:
         self.facts, self._death, self._demanded = facts, None, False
         self._table.slots, self._table.width = facts.slots, facts.width
         self._table.cells, self._table.can_park = facts.cells, "park" in facts.capabilities
-        self._table.turn = facts.turn
-        self._table.parked_bytes, self._table.token_bytes = facts.parked_bytes, facts.token_bytes
-        self._table.context_bytes = facts.context_bytes
+        self._table.turn, self._table.ordered = facts.turn, "order" in facts.capabilities
+        self._table.parked_bytes = facts.parked_bytes
+        contexts = self._table.contexts
+        contexts.kept_bytes, contexts.token_bytes = facts.kept_bytes, facts.token_bytes
+        contexts.context_bytes = facts.context_bytes
         self._set_state("up", "")
         self.schedule()
 
@@ -91,7 +94,7 @@ class Device:
             message = f"the engine of {self.name} died: {death.reason}"
             self._end(work, error=DeviceFault(message, self._hint(work, death)))
         self.apply_quarantine()
-        self._table.last_process.clear()
+        self._table.lost()
         self._set_state("failed" if death.failed else "restarting", death.reason)
 
     def _suspects(self, works: Sequence[Work]) -> list[SuspectCall]:
@@ -127,13 +130,9 @@ class Device:
 
     def _charge(self, work: Work, step: Step, now: float) -> None:
         claim = work.claim
-        spent = step.fed + step.tokens
-        self._table.charge(claim, spent)
-        claim.granted -= spent + step.cached
-        claim.computed += spent + step.cached
+        self._table.advance(claim, step, now)
         if step.cached:
             work.cached = step.cached
-        claim.prompt = max(0, claim.prompt - step.fed - step.cached)
         if step.tokens:
             work.first = work.first or now
             work.tokens += step.tokens
@@ -276,11 +275,12 @@ class Device:
 
     def forget(self, process: int) -> None:
         """The process has ended: drop what is kept of its contexts."""
-        self._table.forget(process)
+        self._table.contexts.forget(process)
         self.engine.forget(process)
 
     def purge(self, domain: str) -> None:
         """Pages of the domain were forgotten: drop contexts that may hold them."""
+        self._table.purge(domain)
         self.engine.purge(domain)
 
     def renice(self, process: Process) -> None:
@@ -313,30 +313,38 @@ class Device:
         """Execute the decisions of decide()."""
         if self.state != "up":
             return
-        for decision in decide(self._table):
-            work = self._work[decision.call]
+        for decision in decide(self._table, time.monotonic()):
             match decision:
-                case Admit(call, slot):
-                    self._admit(work, call, slot)
+                case Admit(call):
+                    self._admit(self._work[call], decision)
                 case Park(call, _, keep):
+                    work = self._work[call]
                     work.process.running = False
                     self._table.park(work.claim, keep=keep)
                     self.engine.park(call, keep=keep)
+                case Drop(number):
+                    self._table.contexts.drop(number)
+                    self.engine.drop(number)
+                case Order(calls, once):
+                    self._table.order = decision
+                    self.engine.order(calls, once)
                 case Grant(call, tokens):
-                    self._table.grant(work.claim, tokens)
+                    self._table.grant(self._work[call].claim, tokens)
                     self.engine.grant(call, tokens)
 
-    def _admit(self, work: Work, call: int, slot: int) -> None:
-        work.claim.slot = slot
+    def _admit(self, work: Work, move: Admit) -> None:
+        parked = work.claim.parked
+        self._table.admit(work.claim, move)
         work.process.running = True
-        self._table.mark_used(slot, work.process.pid)
-        if work.claim.parked:
-            self._table.unpark(work.claim)
-            self.engine.unpark(call, slot)
+        if parked:
+            self.engine.unpark(move.call, move.slot, move.save)
             return
         work.admitted = time.monotonic()
         pid, domain = work.process.pid, work.process.domain
-        self.engine.admit(Admission(call, slot, pid, domain, work.prompt, work.sampling))
+        prompt, sampling = work.prompt, work.sampling
+        self.engine.admit(
+            Admission(move.call, move.slot, pid, domain, prompt, sampling, move.save, move.share)
+        )
 
     def _end(
         self, work: Work, *, finish: Finish | None = None, error: SyscallError | None = None

@@ -1,4 +1,4 @@
-"""Who runs next, on which slot, for how many tokens: a plain function of a device's state.
+"""Who runs next, in which slot, for how many tokens, and which contexts are saved: pure functions.
 
 Weighted fair queueing over tokens: each process has a virtual time that grows by tokens computed
 (prompt and answer alike) divided by its weight, and the smallest virtual time runs first. The
@@ -7,14 +7,21 @@ A new process, or one that was idle, starts at that clock, so idle time earns no
 processes starve nobody. Prefill is not a phase: a call has tokens left to compute, and some of them
 are its prompt.
 
+Prompts are fed in three groups: those of short calls, the one with the fewest tokens left first;
+then those that are neither short nor long; then long ones. In the last two groups the order is that
+of the last grants. While a short call is active, also one that decodes, a long prompt waits, but at
+most AGING_S for its next piece.
+
 No await, no I/O, no wall clock: the same code runs against a simulated device.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from ..abi import limits
+from ..driver import ContextSaved, Step
+from .contexts import Contexts, Drop, SavePlan
 
 
 @dataclass(slots=True)
@@ -36,6 +43,30 @@ class Claim:
     saved: int = 0  # bytes of its saved context, counted while it is parked
     slow_reader: bool = False  # too much of its answer is unread: no further quantum
     exclusive: bool = False  # no other call may hold a slot while this one does
+    domain: str = ""  # contexts are shared between equal domains only
+    purged: bool = False  # its domain was purged: nobody else may use its context
+    save: int = 0  # number of the context that was in its slot; 0: none, or the save is reported
+    share: int = 0  # number for a shared beginning
+    begun: bool = False  # what it reuses is in its slot
+    whole: int = 0  # prompt tokens to compute when it began; until then an estimate
+    fed_at: float = 0.0  # when it began or was last fed
+    last_grant: int = 0  # number of its last grant
+
+    @property
+    def short(self) -> bool:
+        """Whether it has few tokens left to compute, of prompt and answer."""
+        return self.left < limits.SHORT_TOKENS
+
+    @property
+    def left(self) -> int:
+        """Tokens that it will compute at most."""
+        return self.cells - self.computed
+
+    @property
+    def long(self) -> bool:
+        """Whether its prompt would stall the others if it were fed in one step. It stays long to
+        its end: the cost of a token grows with the context."""
+        return self.whole > limits.LONG_TOKENS
 
 
 @dataclass(slots=True)
@@ -46,26 +77,71 @@ class DeviceState:
     width: int
     cells: int
     claims: dict[int, Claim] = field(default_factory=dict[int, Claim])  # by call, oldest first
-    # Slot -> the process that used it last, the least recently used slot first.
-    last_process: dict[int, int] = field(default_factory=dict[int, int])
+    contexts: Contexts = field(default_factory=Contexts)  # of idle processes
     # Process -> its virtual time, for idle processes whose virtual time is above the clock.
     virtual_lead: dict[int, float] = field(default_factory=dict[int, float])
     clock: float = 0.0
     can_park: bool = True
     parked_bytes: int = 0  # limit for the saved contexts of all parked claims
-    context_bytes: int = 0  # fixed size of a saved context; each token in it adds token_bytes
-    token_bytes: int = 0
     turn: int = limits.PROMPT_QUANTUM_TOKENS  # tokens of one prompt before the next prompt's turn
+    ordered: bool = False  # the engine feeds prompts in the order that it is given
+    order: "Order | None" = None  # the last one
+    grants: int = 0  # that were made
 
     def add(self, claim: Claim) -> None:
         claim.virtual = max(self.virtual_lead.pop(claim.process, 0.0), self.clock)
+        # An estimate until it begins: what its process has computed is reused.
+        claim.whole = claim.prompt - self.contexts.tokens(claim.process)
         self.claims[claim.call] = claim
+
+    def admit(self, claim: Claim, move: "Admit") -> None:
+        """The claim has a slot, for the first time or again."""
+        before = self.contexts.slots.get(move.slot)
+        if move.save and before is not None:
+            self.contexts.save(move.save, before)
+        self.contexts.last_number = max(self.contexts.last_number, move.share)
+        self.contexts.enter(move.slot, claim.process, claim.domain)
+        claim.slot, claim.save, claim.share = move.slot, move.save, move.share or claim.share
+        claim.parked, claim.saved = False, 0
 
     def grant(self, claim: Claim, tokens: int) -> None:
         """Allow a claim to compute this many more tokens."""
         claim.granted += tokens
+        self.grants += 1
+        claim.last_grant = self.grants
         if len(self.claims) <= min(self.width, self.slots):
             claim.uncontended_tokens = max(0, claim.granted)
+
+    def advance(self, claim: Claim, step: Step, now: float) -> None:
+        """Account for a reported step."""
+        if step.recompute:
+            claim.prompt = claim.whole = step.recompute
+            claim.computed = 0
+        self.charge(claim, step.fed + step.tokens)
+        claim.granted -= step.fed + step.tokens + step.cached
+        claim.computed += step.fed + step.tokens + step.cached
+        if not claim.begun:
+            claim.begun, claim.whole, claim.fed_at = True, claim.prompt - step.cached, now
+        claim.prompt = max(0, claim.prompt - step.fed - step.cached)
+        if step.fed:
+            claim.fed_at = now
+            if self.order is not None and self.order.once == claim.call:
+                self.order = _remaining(self.order, {*self.order.calls} - {claim.call})
+        for saved in step.saved:
+            self._record(claim, saved)
+        self.contexts.touch(step.source)
+
+    def _record(self, claim: Claim, saved: ContextSaved) -> None:
+        """The engine has saved a context for a claim's admission, or not."""
+        if saved.number == claim.save:
+            claim.save = 0
+        if saved.number == claim.share and claim.purged:
+            # Purged after the engine had saved it, or before: then the engine still has it.
+            self.contexts.obsolete.add(saved.number)
+            return
+        if saved.number == claim.share:
+            self.contexts.share(saved.number, claim.domain)
+        self.contexts.report(saved)
 
     def charge(self, claim: Claim, tokens: int) -> None:
         """Account for tokens computed for a claim.
@@ -89,23 +165,32 @@ class DeviceState:
     def drop(self, call: int) -> None:
         claim = self.claims.pop(call, None)
         if claim is not None:
-            if claim.slot is not None:
-                self.mark_used(claim.slot, claim.process)
+            self._leave(claim)
             self.virtual_lead[claim.process] = claim.virtual
             self.virtual_lead = {
                 p: v for p, v in self.virtual_lead.items() if self.claims and v > self.clock
             }
 
-    def mark_used(self, slot: int, process: int) -> None:
-        """Make the slot the most recently used one, with this as its last process."""
-        self.last_process.pop(slot, None)
-        self.last_process[slot] = process
+    def _leave(self, claim: Claim) -> None:
+        """The claim has ended; its context stays in its slot."""
+        if claim.slot is not None and claim.purged:
+            self.contexts.clear(claim.slot)
+        elif claim.slot is not None:
+            self.contexts.leave(claim.slot, claim.process, claim.domain, claim.computed)
+        if claim.save:  # the engine has not saved it
+            self.contexts.drop(claim.save)
 
-    def forget(self, process: int) -> None:
-        """The process has ended: its slots count as never used."""
-        self.last_process = {
-            slot: other for slot, other in self.last_process.items() if other != process
-        }
+    def purge(self, domain: str) -> None:
+        """A part of the domain's data was erased: the engine drops its unused contexts."""
+        self.contexts.purge(domain)
+        for claim in self.claims.values():
+            admitted = claim.slot is not None or claim.parked
+            claim.purged |= admitted and claim.domain == domain
+
+    def lost(self) -> None:
+        """The engine has died, with all contexts. Its claims are dropped before this."""
+        self.contexts.lost()
+        self.order = None
 
     def parked_bytes_left(self) -> int:
         """Bytes left for the contexts of parked claims."""
@@ -113,10 +198,7 @@ class DeviceState:
 
     def context_size(self, claim: Claim) -> int:
         """Bytes of its context if it is saved now, with all granted tokens already computed."""
-        if not self.token_bytes:
-            return 0
-        tokens = min(claim.cells, claim.computed + max(0, claim.granted))
-        return self.context_bytes + self.token_bytes * tokens
+        return self.contexts.size(min(claim.cells, claim.computed + max(0, claim.granted)))
 
     def park(self, claim: Claim, *, keep: bool) -> None:
         """Take a claim out of its slot. Without `keep`, its whole context is computed again."""
@@ -124,19 +206,15 @@ class DeviceState:
             claim.saved = self.context_size(claim)
         else:
             claim.prompt += claim.computed
-            claim.computed = 0
+            claim.whole, claim.computed = claim.prompt, 0
         if claim.slot is not None:
-            self.last_process.pop(claim.slot, None)
+            self.contexts.clear(claim.slot)
         claim.slot, claim.parked = None, True
-
-    def unpark(self, claim: Claim) -> None:
-        """The claim has a slot again."""
-        claim.parked, claim.saved = False, 0
 
     def free_slots(self) -> list[int]:
         """Slots without a last process first, then the least recently used first."""
         taken = {c.slot for c in self.claims.values()}
-        order = {slot: position for position, slot in enumerate(self.last_process)}
+        order = {slot: position for position, slot in enumerate(self.contexts.slots)}
         free = [slot for slot in range(self.slots) if slot not in taken]
         return sorted(free, key=lambda slot: order.get(slot, -1))
 
@@ -147,6 +225,8 @@ class Admit:
 
     call: int
     slot: int
+    save: int = 0  # save what is in the slot under this number first; 0: do not
+    share: int = 0  # number under which a beginning of its prompt may be saved for other calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,34 +246,45 @@ class Grant:
     tokens: int
 
 
-Decision = Admit | Park | Grant
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Feed the prompts of these calls only, in this order, until the next order."""
+
+    calls: Sequence[int]
+    once: int = 0  # one of these that is fed in one step only; 0: none
 
 
-def decide(state: DeviceState) -> list[Decision]:
-    """The commands for the device now, in order. Changes nothing."""
+Decision = Admit | Park | Drop | Order | Grant
+
+
+def decide(state: DeviceState, now: float) -> list[Decision]:
+    """The commands for the device now, in order. Changes nothing. `now`: monotonic seconds."""
     moves = list(_assign_slots(state))
     admitted = {move.call for move in moves if isinstance(move, Admit)}
     parked = {move.call for move in moves if isinstance(move, Park)}
-    runnable = [
+    resident = [
         claim
         for claim in state.claims.values()
-        if (claim.slot is not None or claim.call in admitted)
-        and claim.call not in parked
-        and not claim.stopped
-        and not claim.slow_reader
+        if (claim.slot is not None or claim.call in admitted) and claim.call not in parked
     ]
-    return [*moves, *_grants(runnable, state)]
+    runnable = [claim for claim in resident if not claim.stopped and not claim.slow_reader]
+    grants = list(_grants(runnable, state))
+    return [*moves, *_order(resident, grants, state, now), *grants]
 
 
-def _assign_slots(state: DeviceState) -> Iterable[Admit | Park]:
+def _assign_slots(state: DeviceState) -> Iterable[Admit | Park | Drop]:
     """Slots for waiting calls, smallest virtual time first.
 
     When the first does not fit, none of those after it is admitted.
     """
+    waiting = [c for c in state.claims.values() if c.slot is None and not c.stopped]
+    if not waiting and not state.contexts.surplus:
+        return
+    saves = SavePlan(state.contexts)
+    yield from saves.drops()
     free = state.free_slots()
     resident: list[Claim] = [c for c in state.claims.values() if c.slot is not None]
     idle = [c for c in resident if c.stopped]
-    waiting = [c for c in state.claims.values() if c.slot is None and not c.stopped]
     bytes_left = state.parked_bytes_left()
     for claim in sorted(waiting, key=lambda c: c.virtual):
         while not _fits(claim, resident, state) and idle and state.can_park:
@@ -205,10 +296,51 @@ def _assign_slots(state: DeviceState) -> Iterable[Admit | Park]:
             bytes_left -= size if size <= bytes_left else 0
         if not _fits(claim, resident, state):
             return
-        slot = next((s for s in free if state.last_process.get(s) == claim.process), free[0])
+        slot = next((s for s in free if state.contexts.process(s) == claim.process), free[0])
         free.remove(slot)
         resident.append(claim)
-        yield Admit(claim.call, slot)
+        save, drops = saves.save(slot, claim.process)
+        yield from drops
+        share = 0 if claim.parked else saves.share(claim.prompt)
+        yield Admit(claim.call, slot, save, share)
+
+
+def _order(
+    resident: Sequence[Claim], grants: Sequence[Grant], state: DeviceState, now: float
+) -> Iterable[Order]:
+    """The order in which prompts are fed, if it is not that of the last order.
+
+    It names some call whenever there is one to feed, unless a short call decodes: the report of
+    each of its steps runs the scheduler again, so that a long prompt waits for no timer.
+    """
+    if not state.ordered:
+        return
+    new = {grant.call: at for at, grant in enumerate(grants)}
+    active = [claim for claim in resident if claim.granted > 0 or claim.call in new]
+    feeding = [claim for claim in active if claim.prompt]
+    if not feeding:
+        return
+    # A grant moves its call to the end: prompts take turns.
+    feeding.sort(key=lambda c: (c.call in new, new.get(c.call, c.last_grant)))
+    short = sorted((claim for claim in feeding if claim.short), key=lambda c: c.left)
+    middle = [claim for claim in feeding if not claim.short and not claim.long]
+    long = [claim for claim in feeding if not claim.short and claim.long]
+    once = 0
+    if any(claim.short for claim in active):
+        aged = [claim for claim in long if claim.begun and now - claim.fed_at >= limits.AGING_S]
+        long = aged[:1]  # one in a step: the short calls wait for each of them
+        once = long[0].call if long else 0
+    order = Order(tuple(claim.call for claim in (*short, *middle, *long)), once)
+    if order != _remaining(state.order, {claim.call for claim in feeding}):
+        yield order
+
+
+def _remaining(order: Order | None, feeding: set[int]) -> Order | None:
+    """The last order without the calls that have nothing to feed now."""
+    if order is None:
+        return None
+    calls = tuple(call for call in order.calls if call in feeding)
+    return Order(calls, order.once if order.once in feeding else 0)
 
 
 def _fits(claim: Claim, resident: list[Claim], state: DeviceState) -> bool:

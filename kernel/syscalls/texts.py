@@ -220,7 +220,7 @@ def _work(
     prompt = plan.prompt.size
     claim = Claim(
         number, process.pid, process.weight, prompt, prompt + plan.max_tokens,
-        stopped=process.stopped,
+        stopped=process.stopped, domain=process.domain,
     )  # fmt: skip
     return Work(
         claim, process, plan.prompt, sampling, requested, asked=time.monotonic(), pages=plan.pages

@@ -53,7 +53,7 @@ async def a_call_says_its_text_in_order_and_ends_once(rig: Rig) -> None:
 async def nothing_is_computed_without_a_grant(rig: Rig) -> None:
     number = rig.admit(await rig.ask(), max_tokens=40)
     await rig.run(await rig.ask("Hello!"), slot=1)
-    assert rig.ear.steps(number) == []
+    assert spent(rig, number) == 0
     rig.engine.grant(number, 5)
     await rig.ear.until(lambda: spent(rig, number) >= 5)
     await rig.run(await rig.ask("Hello again!"), slot=1)
@@ -101,7 +101,7 @@ async def a_call_is_cancelled_before_its_first_grant(rig: Rig) -> None:
     number = rig.admit(await rig.ask())
     rig.engine.cancel(number)
     outcome = await rig.end(number)
-    assert [step.finish for step in outcome.steps] == [Finish.CANCELLED]
+    assert [step.finish for step in outcome.steps if step.finish] == [Finish.CANCELLED]
     assert (outcome.text, outcome.tokens, outcome.fed) == ("", 0, 0)
     check_end(outcome)
 
@@ -261,6 +261,7 @@ async def a_call_whose_context_was_not_saved_is_computed_again(rig: Rig) -> None
     assert outcome.text.startswith(before)
     assert outcome.tokens == 12
     # The fourth token of the answer was told, and not yet in the slot.
+    assert outcome.recomputed == len(tokens) + 3
     assert outcome.fed == 2 * len(tokens) + 3
     check_end(outcome)
     # What is computed in one batch may turn a near tie of a real model.
@@ -279,6 +280,7 @@ async def a_prompt_whose_context_was_not_saved_is_computed_again(rig: Rig) -> No
         rig.engine.unpark(number, slot)
     rig.engine.grant(number, PLENTY)
     outcome = await rig.end(number)
+    assert outcome.recomputed == 2 * len(tokens)
     assert outcome.fed == 5 + len(tokens)
     assert outcome.tokens == whole.tokens
     check_end(outcome)
@@ -302,6 +304,7 @@ async def a_context_without_room_is_computed_again(rig: Rig) -> None:
         assert (outcome.last.error, outcome.tokens) == (None, 12)
         check_end(outcome)
     assert [outcome.fed > len(tokens) for outcome in outcomes] == [False, True, True, True]
+    assert [outcome.recomputed > 0 for outcome in outcomes] == [False, True, True, True]
 
 
 @needs("park")
@@ -416,7 +419,8 @@ async def no_step_is_wider_than_the_width(rig: Rig) -> None:
         rig.engine.grant(number, PLENTY)
     for number in numbers:
         check_end(await rig.end(number))
-    widths = [len({step.call for step in frame}) for frame in rig.ear.frames[begin:]]
+    frames = rig.ear.frames[begin:]
+    widths = [len({step.call for step in frame if step.fed or step.tokens}) for frame in frames]
     assert max(widths) == 2
 
 
@@ -463,6 +467,82 @@ async def a_context_survives_the_loss_of_its_slot(rig: Rig) -> None:
         texts.add(again.text)
     # The first time its last token was computed in a larger batch: that may turn a near tie.
     assert len(texts) == 1
+
+
+@needs("park")
+async def a_context_is_saved_and_dropped_as_ordered(rig: Rig) -> None:
+    if not rig.facts.kept_bytes:
+        pytest.skip("this engine saves no contexts of idle processes")
+    common: dict[str, Any] = {"slot": 0, "share": 0, "max_tokens": 1, "ignore_eos": True}
+    ann: dict[str, Any] = {"history": 1_000_060, "domain": "ann", **common}
+    bob: dict[str, Any] = {"history": 1_000_061, "domain": "bob", **common}
+    anns = await rig.prompt(f"Ann. {STORY}", raw=True)
+    bobs = await rig.prompt(f"Bob. {STORY}", raw=True)
+    await rig.run(anns, **ann)
+    await rig.run(bobs, save=0, **bob)
+    one, two, three = (next(rig.numbers) for _ in range(3))
+    again = await rig.run(anns, save=one, **ann)
+    assert again.fed == len(anns)  # it was not saved
+    assert again.saved[one].bytes >= rig.facts.token_bytes * len(bobs)
+    back = await rig.run(bobs, save=two, **bob)
+    assert (back.fed, back.steps[0].source) == (1, one)
+    await rig.run([*bobs, *bobs[:9]], save=0, **bob)
+    rig.engine.drop(two)
+    again = await rig.run(anns, save=three, **ann)
+    assert (again.fed, again.steps[0].source) == (len(anns), 0)
+    assert again.saved[three].beginnings == [one]
+    assert again.saved[three].bytes > back.saved[two].bytes
+
+
+@needs("park")
+async def what_cannot_be_saved_is_reported(rig: Rig) -> None:
+    if not rig.facts.kept_bytes:
+        pytest.skip("this engine saves no contexts of idle processes")
+    tokens = await rig.prompt(f"{STORY}Nothing.", raw=True)
+    await rig.run(tokens, slot=0, history=1_000_062)
+    rig.engine.forget(1_000_062)
+    number = next(rig.numbers)
+    outcome = await rig.run(await rig.prompt("Hello!"), slot=0, save=number)
+    assert [(saved.number, saved.bytes) for saved in outcome.saved.values()] == [(number, 0)]
+
+
+async def prompts_are_fed_as_ordered(rig: Rig) -> None:
+    """Not of PROMISES: an engine that was given an order has one from then on."""
+    talker = rig.admit(await rig.prompt(), 0, max_tokens=200, ignore_eos=True)
+    rig.engine.grant(talker, PLENTY)
+    await rig.say(talker, 1)
+    first, second = [
+        rig.admit(await rig.prompt(f"{name}. {STORY}", raw=True), slot, max_tokens=4)
+        for slot, name in ((1, "Ann"), (2, "Bob"))
+    ]
+    rig.engine.order([second], 0)
+    rig.engine.grant(first, PLENTY)
+    rig.engine.grant(second, PLENTY)
+    assert (await rig.end(second)).last.error is None
+    assert spent(rig, first) == 0
+    rig.engine.cancel(first)
+    await rig.end(first)
+    # A call that is fed once has to be ordered again. Answers go on.
+    tokens = await rig.prompt(f"Eve. {STORY}", raw=True)
+    once = rig.admit(tokens, 3, max_tokens=4, ignore_eos=True)
+    rig.engine.order([once], once)
+    rig.engine.grant(once, 10)
+    await rig.ear.until(lambda: spent(rig, once) == 10)
+    rig.engine.grant(once, PLENTY)
+    await rig.say(talker, Outcome(rig.ear.steps(talker)).tokens + 5)
+    assert spent(rig, once) == 10
+    rig.engine.order([once], 0)
+    assert (await rig.end(once)).fed == len(tokens)
+    rig.engine.cancel(talker)
+    await rig.end(talker)
+    # Alone, and not ordered: the engine waits for an order.
+    alone = rig.admit(tokens, 0, max_tokens=4, ignore_eos=True)
+    rig.engine.order([], 0)
+    rig.engine.grant(alone, PLENTY)
+    await rig.ear.until(lambda: rig.ear.steps(alone))
+    assert spent(rig, alone) == 0
+    rig.engine.order([alone], 0)
+    check_end(await rig.end(alone))
 
 
 @needs("share")
@@ -564,6 +644,8 @@ PROMISES: list[Promise] = [
     a_beginning_is_computed_once_for_a_domain,
     nothing_is_shared_across_domains,
     a_context_survives_the_loss_of_its_slot,
+    a_context_is_saved_and_dropped_as_ordered,
+    what_cannot_be_saved_is_reported,
     what_a_gone_process_had_saved_is_forgotten,
     nothing_of_a_purged_domain_is_gone_on_from,
     what_calls_of_a_purged_domain_leave_is_gone_on_from_by_nobody,

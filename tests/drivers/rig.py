@@ -11,7 +11,17 @@ import anyio
 
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.values import Message, Role, Sampling
-from llmasos.kernel.driver import Admission, Death, Engine, Facts, Keep, Option, Prompt, Step
+from llmasos.kernel.driver import (
+    Admission,
+    ContextSaved,
+    Death,
+    Engine,
+    Facts,
+    Keep,
+    Option,
+    Prompt,
+    Step,
+)
 
 DEADLINE_S = 90.0  # a guard against hangs, never a timing
 PLENTY = 100_000  # tokens
@@ -81,6 +91,16 @@ class Outcome:
     def fed(self) -> int:
         return sum(step.fed for step in self.steps)
 
+    @property
+    def recomputed(self) -> int:
+        """Tokens that were to be computed again."""
+        return sum(step.recompute for step in self.steps)
+
+    @property
+    def saved(self) -> dict[int, ContextSaved]:
+        """By number."""
+        return {saved.number: saved for step in self.steps for saved in step.saved}
+
 
 class Rig:
     """A mounted engine, and short words to use it."""
@@ -124,12 +144,16 @@ class Rig:
         self, prompt: Prompt | Sequence[int], slot: int = 0, history: int | None = None,
         domain: str = "", **sampling: Any,
     ) -> int:  # fmt: skip
+        """`save` and `share` are as in Admission: new numbers, unless a test sets them."""
         number = next(self.numbers)
+        save = sampling.pop("save", next(self.numbers))
+        share = sampling.pop("share", next(self.numbers))
         values: dict[str, Any] = {"max_tokens": 16, "temperature": 0.0, "seed": 1, **sampling}
         own = number if history is None else history
         domain = domain or f"history {own}"  # nobody shares, unless a test says so
         prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt, ())
-        self.engine.admit(Admission(number, slot, own, domain, prompt, Sampling(**values)))
+        sampled = Sampling(**values)
+        self.engine.admit(Admission(number, slot, own, domain, prompt, sampled, save, share))
         return number
 
     async def end(self, number: int) -> Outcome:

@@ -141,13 +141,12 @@ class Device:
     def turn(self) -> None:
         self.now += 1
         self.ask()
-        for decision in decide(self.table):
-            claim = self.table.claims[decision.call]
+        for decision in decide(self.table, self.now):
             match decision:
-                case Admit(_, slot):
-                    claim.slot, claim.parked = slot, False
-                case Park():
-                    claim.slot, claim.parked = None, True
+                case Admit(call):
+                    self.table.admit(self.table.claims[call], decision)
+                case Park(call, _, keep):
+                    self.table.park(self.table.claims[call], keep=keep)
                 case _:
                     pass
         inside = [c for c in self.table.claims.values() if c.slot is not None]
@@ -217,23 +216,23 @@ def test_a_suspect_waits_for_the_others_and_nobody_overtakes_it() -> None:
         table.add(Claim(call, call, 1.0, 5, 10, slot=call))
     table.add(Claim(3, 3, 1.0, 5, 10, exclusive=True))
     table.add(Claim(4, 4, 1.0, 5, 10))
-    assert not any(isinstance(d, Admit) for d in decide(table))
+    assert not any(isinstance(d, Admit) for d in decide(table, 0.0))
     table.drop(1)
-    assert not any(isinstance(d, Admit) for d in decide(table))
+    assert not any(isinstance(d, Admit) for d in decide(table, 0.0))
     table.drop(2)
-    (admit,) = [d for d in decide(table) if isinstance(d, Admit)]
+    (admit,) = [d for d in decide(table, 0.0) if isinstance(d, Admit)]
     assert admit.call == 3
     table.claims[3].slot = admit.slot
-    assert not any(isinstance(d, Admit) for d in decide(table))
+    assert not any(isinstance(d, Admit) for d in decide(table, 0.0))
     table.drop(3)
-    assert [d.call for d in decide(table) if isinstance(d, Admit)] == [4]
+    assert [d.call for d in decide(table, 0.0) if isinstance(d, Admit)] == [4]
 
 
 def test_a_suspect_that_is_stopped_gives_way() -> None:
     table = DeviceState(slots=4, width=4, cells=10**9)
     table.add(Claim(1, 1, 1.0, 5, 10, slot=0, stopped=True, exclusive=True))
     table.add(Claim(2, 2, 1.0, 5, 10))
-    assert [type(d) for d in decide(table)][:2] == [Park, Admit]
+    assert [type(d) for d in decide(table, 0.0)][:2] == [Park, Admit]
 
 
 # --- on disk ----------------------------------------------------------------------------------

@@ -5,7 +5,17 @@ import random
 import pytest
 
 from llmasos.kernel.abi import limits
-from llmasos.kernel.scheduling.scheduler import Admit, Claim, DeviceState, Grant, Park, decide
+from llmasos.kernel.driver import Step
+from llmasos.kernel.scheduling.contexts import Drop
+from llmasos.kernel.scheduling.scheduler import (
+    Admit,
+    Claim,
+    DeviceState,
+    Grant,
+    Order,
+    Park,
+    decide,
+)
 
 
 class Device:
@@ -15,6 +25,7 @@ class Device:
         self.table = DeviceState(slots, width, cells)
         self.computed: dict[int, int] = {}  # by process
         self.order: list[int] = []  # calls that hold a grant, first granted first
+        self.now = 0.0
 
     def add(self, call: int, *, process: int = 0, nice: int = 0, prompt: int = 10) -> Claim:
         weight = limits.NICE_STEP**-nice
@@ -23,19 +34,20 @@ class Device:
         return claim
 
     def decide(self) -> None:
-        for decision in decide(self.table):
-            claim = self.table.claims[decision.call]
+        for decision in decide(self.table, self.now):
             match decision:
-                case Admit(_, slot):
-                    claim.slot = slot
-                    self.table.unpark(claim)
-                case Park(_, _, keep):
-                    self.table.park(claim, keep=keep)
-                case Grant(_, tokens):
+                case Admit(call):
+                    self.table.admit(self.table.claims[call], decision)
+                case Park(call, _, keep):
+                    self.table.park(self.table.claims[call], keep=keep)
+                case Grant(call, tokens):
+                    claim = self.table.claims[call]
                     assert claim.slot is not None
                     self.table.grant(claim, tokens)
                     if claim.call not in self.order:
                         self.order.append(claim.call)
+                case Order() | Drop():
+                    raise AssertionError(decision)  # this engine claims neither
         slots = [c.slot for c in self.table.claims.values() if c.slot is not None]
         assert len(slots) == len(set(slots)) <= self.table.slots
         held = sum(c.cells for c in self.table.claims.values() if c.slot is not None)
@@ -50,11 +62,10 @@ class Device:
             c for c in self.order if c in claims and claims[c].granted > 0 and not claims[c].stopped
         ]
         for claim in (claims[call] for call in able[: self.table.width]):
-            spent = min(claim.prompt, claim.granted) or 1
-            claim.prompt = max(0, claim.prompt - spent)
-            claim.computed += spent
-            claim.granted -= spent
-            self.table.charge(claim, spent)
+            fed = min(claim.prompt, claim.granted)
+            spent = fed or 1
+            step = Step(claim.call, fed=fed, tokens=spent - fed)
+            self.table.advance(claim, step, self.now)
             self.computed[claim.process] = self.computed.get(claim.process, 0) + spent
         self.order = [c for c in self.order if c in claims and claims[c].granted > 0]
 
@@ -183,7 +194,8 @@ def test_a_stopped_call_gets_nothing_and_gives_its_slot_to_who_waits() -> None:
 
 def test_contexts_of_stopped_calls_are_saved_within_the_limit_and_others_computed_again() -> None:
     device = Device(slots=4, width=4)
-    device.table.parked_bytes, device.table.token_bytes, device.table.context_bytes = 500, 4, 100
+    device.table.parked_bytes = 500
+    device.table.contexts.token_bytes, device.table.contexts.context_bytes = 4, 100
     stopped = [device.add(call) for call in range(1, 5)]
     for _ in range(4):
         device.step()
@@ -219,7 +231,7 @@ def test_without_a_limit_every_context_is_saved() -> None:
         claim.stopped = True
     for call in (3, 4):
         device.add(call)
-    assert [d.keep for d in decide(device.table) if isinstance(d, Park)] == [True, True]
+    assert [d.keep for d in decide(device.table, 0.0) if isinstance(d, Park)] == [True, True]
 
 
 def test_a_slow_reader_gets_no_further_quantum() -> None:
@@ -237,7 +249,7 @@ def test_a_slow_reader_gets_no_further_quantum() -> None:
 def test_a_process_returns_to_the_slot_that_holds_its_tokens() -> None:
     device = Device(slots=4, width=4)
     for slot in range(4):
-        device.table.last_process[slot] = 100 + slot
+        device.table.contexts.leave(slot, 100 + slot, "", 0)
     device.add(1, process=102)
     device.decide()
     assert device.table.claims[1].slot == 2
@@ -246,17 +258,17 @@ def test_a_process_returns_to_the_slot_that_holds_its_tokens() -> None:
 def test_a_free_slot_that_nobody_comes_back_to_is_taken_first_then_the_least_recent() -> None:
     device = Device(slots=4, width=4)
     for slot, process in ((2, 102), (0, 100), (1, 101)):  # 2 was used longest ago
-        device.table.mark_used(slot, process)
+        device.table.contexts.leave(slot, process, "", 0)
     assert device.table.free_slots() == [3, 2, 0, 1]
     for call, slot in ((1, 3), (2, 2), (3, 0), (4, 1)):
         device.add(call)
         device.decide()
         assert device.table.claims[call].slot == slot
-    device.table.mark_used(3, 1)
+    device.table.contexts.enter(3, 1, "")
     for call in (3, 1, 4, 2):
         device.table.drop(call)
     assert device.table.free_slots() == [0, 3, 1, 2]  # in the order in which they were left
-    device.table.forget(2)
+    device.table.contexts.forget(2)
     assert device.table.free_slots() == [2, 0, 3, 1]  # its process is gone
 
 
@@ -278,7 +290,7 @@ def test_deciding_changes_nothing() -> None:
     for call in range(1, 6):
         device.add(call)
     before = repr(device.table)
-    assert decide(device.table) == decide(device.table)
+    assert decide(device.table, 1.0) == decide(device.table, 1.0)
     assert repr(device.table) == before
 
 
@@ -286,7 +298,8 @@ def test_random_histories_keep_the_invariants() -> None:
     for seed in range(30):
         random.seed(seed)
         device = Device(random.randint(1, 6), random.randint(1, 6), random.randint(200, 2000))
-        device.table.parked_bytes, device.table.token_bytes = random.randint(0, 2000), 4
+        device.table.parked_bytes = random.randint(0, 2000)
+        device.table.contexts.token_bytes = 4
         for call in range(1, 200):
             device.add(call, process=random.randint(1, 9), nice=random.randint(-5, 5))
             for _ in range(random.randint(0, 5)):

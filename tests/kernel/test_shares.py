@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.drivers.llama.prefix import PrefixCache, Saved
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.table import TABLE
 from llmasos.kernel.abi.values import Send
 from llmasos.kernel.access.decisions import Policy
-from llmasos.kernel.driver import Cause, Death
+from llmasos.kernel.driver import Cause, ContextSaved, Death
 from llmasos.kernel.process import mailboxes
 from llmasos.kernel.process.mailboxes import Mailboxes
 from llmasos.kernel.process.table import Process, ProcessTable
+from llmasos.kernel.scheduling.contexts import Contexts, SavePlan
 from llmasos.kernel.scheduling.quarantine import Marks, Quarantine, SuspectCall
 from llmasos.kernel.storage.store import Store
 from llmasos.kernel.watch import FollowLimits
@@ -183,10 +183,13 @@ def test_one_user_follows_so_much_and_the_others_too() -> None:
 
 
 def test_one_users_contexts_do_not_drop_anothers() -> None:
-    kept = PrefixCache(most_bytes=100)
-    bobs = Saved(bytearray(10), list(range(100, 200)), 0, "bob")
-    kept.put(bobs)
-    for n in range(50):
-        kept.put(Saved(bytearray(10), [n] * limits.SHARE_TOKENS, 0, "ann"))
-    assert list(kept.find("bob", bobs.tokens)) == [bobs]
-    assert kept.bytes == 100
+    contexts = Contexts(kept_bytes=100)
+    contexts.share(1, "bob")
+    contexts.report(ContextSaved(1, 10))
+    for number in range(2, 50):
+        contexts.share(number, "ann")
+        contexts.report(ContextSaved(number, 10))
+        for drop in SavePlan(contexts).drops():
+            contexts.drop(drop.number)
+    assert 1 in contexts.saved
+    assert (contexts.bytes, len(contexts.saved)) == (100, 10)
