@@ -1,9 +1,9 @@
-"""Policy decisions: whether the rules in force allow a caller an action on an object.
+"""Policy decisions: whether the rules in force allow a caller an action on an object, and why.
 
-A caller has several subjects (a user, a profile, the processes that it descends from), and each of
-them must allow the call. The strictest result wins, so an additional subject never adds
-permissions. A decision depends on the rules alone and is cached until they change. New rules are
-parsed and checked separately and take effect by one assignment.
+Read from `check` down. A caller has several subjects (a user, a profile, the processes that it
+descends from), and each of them must allow the call: the strictest result of the evaluator wins, so
+an additional subject never adds permissions. A decision depends on the rules alone and is cached
+until they change. New rules are parsed and checked separately and take effect by one assignment.
 """
 
 import shlex
@@ -27,7 +27,6 @@ from .user_rules import UserRulesFile
 
 CacheKey = tuple[tuple[str, ...], str, str]  # subjects, action, object
 _STRICT = {Effect.DENY: 0, Effect.ASK: 1, Effect.ALLOW: 2}
-
 
 # Separates the caller's subjects from those of a process that acts in the call. The process is an
 # own process for the subjects after the separator, and may be another application's for the caller.
@@ -66,58 +65,6 @@ class Policy:
         self._of_process: dict[int, set[CacheKey]] = {}  # cached keys that name the process, by pid
         self.load()
 
-    # --- loading rules ---------------------------------------------------------------------------
-    def load(self) -> None:
-        """Load the user rules from their file. EINVAL with file and line; then nothing changes."""
-        text = self.user_rules.read()
-        build = self._start_build(text)
-        for _ in build:
-            pass
-        refuse(build.mistakes)
-        self._install(build.evaluator, text)
-        self.user_rules.save_copy(text)
-
-    async def reload(self, text: str) -> None:
-        """Replace the user rules, yielding to other tasks. EINVAL as `load`."""
-        old = self._swap(await self.evaluator_for(text), text)
-        await release(old)
-        await anyio.to_thread.run_sync(self.user_rules.save_copy, text)
-
-    async def mistakes(self, text: str) -> list[str]:
-        """The mistakes in these user rules, one string each."""
-        build = self._start_build(text)
-        await _run(build)
-        return [str(one) for one in build.mistakes]
-
-    async def evaluator_for(self, text: str) -> Evaluator:
-        """An evaluator for these user rules, not in force. EINVAL with file and line."""
-        build = self._start_build(text)
-        await _run(build)
-        refuse(build.mistakes)
-        return build.evaluator
-
-    def _start_build(self, text: str) -> "EvaluatorBuild":
-        fixed = [*self._members, *self._shipped]
-        return EvaluatorBuild(self._actions, fixed, text, self.user_rules.name)
-
-    def _swap(self, evaluator: Evaluator, text: str) -> list[Any]:
-        """Install an evaluator. Returns the objects of the previous one and of the cache."""
-        old = [*self.evaluator.parts(), *self._of_process.values()]
-        for of_user in self._cache.values():
-            old += (*of_user, *of_user.values())
-        self._install(evaluator, text)
-        return old
-
-    def _install(self, evaluator: Evaluator, text: str) -> None:
-        self.evaluator, self.text = evaluator, text
-        self._cache, self._cached, self._of_process = {}, 0, {}
-        self.epoch += 1
-
-    def set_members(self, roles: Iterable[tuple[str, str]]) -> None:
-        """Set the users and their roles, as (name, role); in force with the next load."""
-        rules = [Rule("g", (f"u:{name}", f"r:{role}"), "users", 0) for name, role in roles]
-        self._members = [self._members[0], *rules]
-
     # --- decisions ------------------------------------------------------------------------------
     def check(self, subjects: tuple[str, ...], action: str, object_: str) -> Decision:
         """The decision for a caller with these subjects. Errors and unknown values are a deny."""
@@ -128,37 +75,6 @@ class Policy:
             decision = self.decide(self.evaluator, subjects, action, object_)
             self._store(key, decision)
         return decision
-
-    @property
-    def cache_sizes(self) -> tuple[int, int]:
-        """The number of cached decisions, and of cached keys that name a process."""
-        return sum(map(len, self._cache.values())), sum(map(len, self._of_process.values()))
-
-    def _store(self, key: CacheKey, decision: Decision) -> None:
-        """Cache a decision.
-
-        At USER_DECISIONS all decisions of the user are dropped. Above DECISIONS those of the user
-        with the most are dropped.
-        """
-        of_user = self._cache.setdefault(key[0][0] if key[0] else "", {})
-        if len(of_user) >= limits.USER_DECISIONS:
-            of_user.clear()
-        of_user[key] = decision
-        for pid in pids_in(key[0], key[2]):
-            self._of_process.setdefault(pid, set()).add(key)
-        self._cached += 1
-        if self._cached > limits.DECISIONS:  # recount: `clear` and `forget` do not subtract
-            self._cached = sum(map(len, self._cache.values()))
-            if self._cached > limits.DECISIONS:
-                most = max(self._cache, key=lambda user: len(self._cache[user]))
-                self._cached -= len(self._cache.pop(most))
-
-    def forget(self, pid: int) -> None:
-        """Drop the cached decisions of a removed process; pids are not reused."""
-        for key in self._of_process.pop(pid, ()):
-            for other in pids_in(key[0], key[2]) - {pid}:
-                self._of_process.get(other, set()).discard(key)
-            self._cache.get(key[0][0] if key[0] else "", {}).pop(key, None)
 
     def decide(
         self, evaluator: Evaluator, subjects: Sequence[str], action: str, object_: str
@@ -216,6 +132,90 @@ class Policy:
             f"`llmasos policy explain {arguments}` shows the rules and how to change them",
             needs_approval=asks,
         )
+
+    # --- cached decisions -----------------------------------------------------------------------
+    @property
+    def cache_sizes(self) -> tuple[int, int]:
+        """The number of cached decisions, and of cached keys that name a process."""
+        return sum(map(len, self._cache.values())), sum(map(len, self._of_process.values()))
+
+    def _store(self, key: CacheKey, decision: Decision) -> None:
+        """Cache a decision.
+
+        At USER_DECISIONS all decisions of the user are dropped. Above DECISIONS those of the user
+        with the most are dropped.
+        """
+        of_user = self._cache.setdefault(key[0][0] if key[0] else "", {})
+        if len(of_user) >= limits.USER_DECISIONS:
+            of_user.clear()
+        of_user[key] = decision
+        for pid in pids_in(key[0], key[2]):
+            self._of_process.setdefault(pid, set()).add(key)
+        self._cached += 1
+        if self._cached > limits.DECISIONS:  # recount: `clear` and `forget` do not subtract
+            self._cached = sum(map(len, self._cache.values()))
+            if self._cached > limits.DECISIONS:
+                most = max(self._cache, key=lambda user: len(self._cache[user]))
+                self._cached -= len(self._cache.pop(most))
+
+    def forget(self, pid: int) -> None:
+        """Drop the cached decisions of a removed process; pids are not reused."""
+        for key in self._of_process.pop(pid, ()):
+            for other in pids_in(key[0], key[2]) - {pid}:
+                self._of_process.get(other, set()).discard(key)
+            self._cache.get(key[0][0] if key[0] else "", {}).pop(key, None)
+
+    # --- the rules in force ---------------------------------------------------------------------
+    def load(self) -> None:
+        """Load the user rules from their file. EINVAL with file and line; then nothing changes."""
+        text = self.user_rules.read()
+        build = self._start_build(text)
+        for _ in build:
+            pass
+        refuse(build.mistakes)
+        self._install(build.evaluator, text)
+        self.user_rules.save_copy(text)
+
+    async def reload(self, text: str) -> None:
+        """Replace the user rules, yielding to other tasks. EINVAL as `load`."""
+        old = self._swap(await self.evaluator_for(text), text)
+        await release(old)
+        await anyio.to_thread.run_sync(self.user_rules.save_copy, text)
+
+    async def mistakes(self, text: str) -> list[str]:
+        """The mistakes in these user rules, one string each."""
+        build = self._start_build(text)
+        await _run(build)
+        return [str(one) for one in build.mistakes]
+
+    async def evaluator_for(self, text: str) -> Evaluator:
+        """An evaluator for these user rules, not in force. EINVAL with file and line."""
+        build = self._start_build(text)
+        await _run(build)
+        refuse(build.mistakes)
+        return build.evaluator
+
+    def _start_build(self, text: str) -> "EvaluatorBuild":
+        fixed = [*self._members, *self._shipped]
+        return EvaluatorBuild(self._actions, fixed, text, self.user_rules.name)
+
+    def _swap(self, evaluator: Evaluator, text: str) -> list[Any]:
+        """Install an evaluator. Returns the objects of the previous one and of the cache."""
+        old = [*self.evaluator.parts(), *self._of_process.values()]
+        for of_user in self._cache.values():
+            old += (*of_user, *of_user.values())
+        self._install(evaluator, text)
+        return old
+
+    def _install(self, evaluator: Evaluator, text: str) -> None:
+        self.evaluator, self.text = evaluator, text
+        self._cache, self._cached, self._of_process = {}, 0, {}
+        self.epoch += 1
+
+    def set_members(self, roles: Iterable[tuple[str, str]]) -> None:
+        """Set the users and their roles, as (name, role); in force with the next load."""
+        rules = [Rule("g", (f"u:{name}", f"r:{role}"), "users", 0) for name, role in roles]
+        self._members = [self._members[0], *rules]
 
 
 def subject_objects(subjects: Sequence[str], object_: str) -> Iterator[tuple[str, str]]:

@@ -1,11 +1,11 @@
-"""Authorisation of a call: the objects of a request, and the decision about each.
+"""Authorisation of a call: what has to be allowed for it, whether it is, and why not.
 
-A process is an own process of a caller when the caller's application started it or an ancestor of
-it. Its path is then /proc/own/PID, otherwise /proc/PID. So a rule can allow an application its own
-processes and no others of its user. A `generate` on a model needs what its two steps need: `spawn`
-on the model, and `generate` for an own process that does not exist yet. A refusal is journaled, and
-`llmasos policy explain` takes its number. decisions.py evaluates the rules. This file must not know
-what a handler does.
+Read from `authorise` down; decisions.py evaluates the rules. A process is an own process of a
+caller when the caller's application started it or an ancestor of it. Its path is then
+/proc/own/PID, otherwise /proc/PID. So a rule can allow an application its own processes and no
+others of its user. A `generate` on a model needs what its two steps need: `spawn` on the model, and
+`generate` for an own process that does not exist yet. A refusal is journaled, and `llmasos policy
+explain` takes its number. This file must not know what a handler does.
 """
 
 import os
@@ -108,6 +108,47 @@ class Permissions:
             self.spent_s += elapsed_s
             self.last_s.append(elapsed_s)
 
+    def require(self, permit: Permit, owner: str, pid: int = 0) -> Permit:
+        """The same permit with the rule that allows it. Raises EACCES, journaled, if none does."""
+        for number, object_ in enumerate(permit.objects):
+            decision = self._policy.check(permit.subjects, permit.action, object_)
+            if not decision.allowed:
+                raise self._refused(permit, object_, decision, (owner, pid))
+            if number == 0:
+                permit.rule = decision.rule
+        if permit.also is not None:
+            self.require(permit.also, owner, pid)
+        return permit
+
+    def require_also(self, caller: Caller, action: str, path: str) -> None:
+        """Require permission for one more object of a call in progress. Raises EACCES."""
+        objects = (self._path_for(caller, path, []),)
+        self.require(Permit(caller.subjects, caller.recorded, action, objects), caller.owner)
+
+    def _check_nice(self, caller: Caller, permit: Permit, request: object) -> None:
+        """A child with a larger share than the default needs permission to `nice`.
+
+        The object is the caller's own process 0, since the child does not exist yet. Raises EACCES.
+        """
+        match request:
+            case Spawn(nice=nice) | Generate(pid=0, nice=nice):
+                default = 0
+            case Fork(nice=int(nice), pid=pid):
+                parent = self._processes.find(pid, caller.owner)
+                default = parent.nice if parent is not None else 0
+            case _:
+                return
+        if nice < default:
+            self.require(Permit(permit.subjects, permit.recorded, "nice", (_NEW,)), caller.owner)
+
+    def may_see(self, caller: Caller, event: Event) -> bool:
+        """Whether an event belongs to the caller's application, or has no owner."""
+        if event.owner == "" or caller.is_source_of(event):
+            return True
+        process = self._processes.find(event.pid, caller.owner) if event.pid else None
+        return process is not None and process.is_own(caller)
+
+    # --- what has to be allowed ---------------------------------------------------------------
     def _permit(self, caller: Caller, row: Syscall, request: object, absent: list[int]) -> Permit:
         """What has to be allowed for a call; `absent` gets the processes that do not exist."""
         subjects = self._subjects(caller, row, request)
@@ -132,92 +173,6 @@ class Permissions:
         image = f"{_IMAGE}{self._canonical_image(request.model)}"
         generate = Permit(subjects, recorded, "generate", (_NEW_GENERATE,))
         return Permit(subjects, recorded, "spawn", (image,), also=generate)
-
-    def require(self, permit: Permit, owner: str, pid: int = 0) -> Permit:
-        """The same permit with the rule that allows it. Raises EACCES, journaled, if none does."""
-        for number, object_ in enumerate(permit.objects):
-            decision = self._policy.check(permit.subjects, permit.action, object_)
-            if not decision.allowed:
-                raise self._refused(permit, object_, decision, (owner, pid))
-            if number == 0:
-                permit.rule = decision.rule
-        if permit.also is not None:
-            self.require(permit.also, owner, pid)
-        return permit
-
-    def require_also(self, caller: Caller, action: str, path: str) -> None:
-        """Require permission for one more object of a call in progress. Raises EACCES."""
-        objects = (self._path_for(caller, path, []),)
-        self.require(Permit(caller.subjects, caller.recorded, action, objects), caller.owner)
-
-    def may_see(self, caller: Caller, event: Event) -> bool:
-        """Whether an event belongs to the caller's application, or has no owner."""
-        if event.owner == "" or caller.is_source_of(event):
-            return True
-        process = self._processes.find(event.pid, caller.owner) if event.pid else None
-        return process is not None and process.is_own(caller)
-
-    def _check_nice(self, caller: Caller, permit: Permit, request: object) -> None:
-        """A child with a larger share than the default needs permission to `nice`.
-
-        The object is the caller's own process 0, since the child does not exist yet. Raises EACCES.
-        """
-        match request:
-            case Spawn(nice=nice) | Generate(pid=0, nice=nice):
-                default = 0
-            case Fork(nice=int(nice), pid=pid):
-                parent = self._processes.find(pid, caller.owner)
-                default = parent.nice if parent is not None else 0
-            case _:
-                return
-        if nice < default:
-            self.require(Permit(permit.subjects, permit.recorded, "nice", (_NEW,)), caller.owner)
-
-    def _refused(
-        self, permit: Permit, object_: str, decision: Decision, owner_pid: tuple[str, int]
-    ) -> Denied:
-        """The refusal, journaled. `owner_pid`: the owner of the call, and the process in it."""
-        owner, pid = owner_pid
-        self.refused += 1
-        number = self._journal.refuse(Entry(
-            "refused", pid, owner, syscall=permit.action, object=object_, errno=Errno.EACCES,
-            note=decision.rule or f"no rule for {decision.subject}", subject=permit.recorded,
-        ))  # fmt: skip
-        refusal = self._policy.refusal(permit.subjects, permit.action, object_, number)
-        found = _PROCESS.match(object_)
-        process = self._processes.find(int(found[1]), owner) if found is not None else None
-        if process is None or decision.rule:
-            return refusal
-        return self._of_another_application(permit, (object_, decision.subject), process, refusal)
-
-    def _of_another_application(
-        self, permit: Permit, refused: tuple[str, str], process: Subject, refusal: Denied
-    ) -> Denied:
-        """The refusal, or a better one if the call would be allowed on an own process.
-
-        That one names the application that started this process, and the missing rules.
-        `refused`: the object, and the subject that was denied.
-        """
-        policy, (object_, subject) = self._policy, refused
-        if_own = own_path(object_)
-        if not policy.check(permit.subjects, permit.action, if_own).allowed:
-            return refusal
-        allowing = policy.evaluate(policy.evaluator, subject, permit.action, if_own)
-        if isinstance(allowing, str):  # the evaluation failed: this is the reason
-            return refusal
-        rows = [
-            f'"p, {subject}, {permit.action}, {path}, allow"'
-            for subject, path, result in policy.evaluations(
-                policy.evaluator, permit.subjects, permit.action, object_
-            )
-            if isinstance(result, str) or result.rule is None  # no rule allows it
-        ]
-        by = " and ".join(process.started_by) or "an unknown application"
-        return Denied(
-            f"{refusal.message}; process {process.pid} was started by {by}, and {allowing.rule} "
-            "allows only own processes",
-            f"`llmasos policy add {' '.join(rows)}` allows it; {refusal.hint}",
-        )
 
     def _allows_own_part(
         self, caller: Caller, permit: Permit, row: Syscall, request: object
@@ -279,6 +234,53 @@ class Permissions:
         elif not process.is_own(caller):
             return path
         return own_path(path)
+
+    # --- why it is not ------------------------------------------------------------------------
+    def _refused(
+        self, permit: Permit, object_: str, decision: Decision, owner_pid: tuple[str, int]
+    ) -> Denied:
+        """The refusal, journaled. `owner_pid`: the owner of the call, and the process in it."""
+        owner, pid = owner_pid
+        self.refused += 1
+        number = self._journal.refuse(Entry(
+            "refused", pid, owner, syscall=permit.action, object=object_, errno=Errno.EACCES,
+            note=decision.rule or f"no rule for {decision.subject}", subject=permit.recorded,
+        ))  # fmt: skip
+        refusal = self._policy.refusal(permit.subjects, permit.action, object_, number)
+        found = _PROCESS.match(object_)
+        process = self._processes.find(int(found[1]), owner) if found is not None else None
+        if process is None or decision.rule:
+            return refusal
+        return self._of_another_application(permit, (object_, decision.subject), process, refusal)
+
+    def _of_another_application(
+        self, permit: Permit, refused: tuple[str, str], process: Subject, refusal: Denied
+    ) -> Denied:
+        """The refusal, or a better one if the call would be allowed on an own process.
+
+        That one names the application that started this process, and the missing rules.
+        `refused`: the object, and the subject that was denied.
+        """
+        policy, (object_, subject) = self._policy, refused
+        if_own = own_path(object_)
+        if not policy.check(permit.subjects, permit.action, if_own).allowed:
+            return refusal
+        allowing = policy.evaluate(policy.evaluator, subject, permit.action, if_own)
+        if isinstance(allowing, str):  # the evaluation failed: this is the reason
+            return refusal
+        rows = [
+            f'"p, {subject}, {permit.action}, {path}, allow"'
+            for subject, path, result in policy.evaluations(
+                policy.evaluator, permit.subjects, permit.action, object_
+            )
+            if isinstance(result, str) or result.rule is None  # no rule allows it
+        ]
+        by = " and ".join(process.started_by) or "an unknown application"
+        return Denied(
+            f"{refusal.message}; process {process.pid} was started by {by}, and {allowing.rule} "
+            "allows only own processes",
+            f"`llmasos policy add {' '.join(rows)}` allows it; {refusal.hint}",
+        )
 
 
 def recorded_checks(syscall: str, object_: str) -> Sequence[tuple[str, str]]:

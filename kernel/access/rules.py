@@ -9,8 +9,10 @@ its end. A line break that only some programs recognise turns part of a comment 
 """
 
 import re
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+import shlex
+from collections.abc import Collection, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from io import StringIO
 
 from ..abi.errors import Errno, SyscallError
@@ -52,11 +54,11 @@ class Mistake:
     """A rule that cannot be loaded, and why."""
 
     file: str
-    line: int
+    line: int  # 0: no certain one
     why: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.why}"
+        return f"{self.file}:{self.line}: {self.why}" if self.line else f"{self.file}: {self.why}"
 
 
 def canonical(object_: str) -> bool:
@@ -91,20 +93,19 @@ def pids_in(subjects: Iterable[str], object_: str) -> set[int]:
     return {int(found[1]) for name in names if (found := _PROCESS.match(name)) is not None}
 
 
-def under(object_: str, pattern: str) -> bool:
-    """Whether a pattern matches one of the object's paths: equal, or below a pattern with /*."""
-    if pattern.endswith("/*"):
-        return any(name.startswith(pattern[:-1]) for name in aliases(object_))
-    return pattern in aliases(object_)
-
-
-def patterns(object_: str) -> list[str]:
-    """All patterns that match the object, each once."""
+@lru_cache(maxsize=1)  # each row of a decision needs it
+def matching(object_: str) -> tuple[str, ...]:
+    """All patterns that match the object, each once: its paths, and PATH/* for all above them."""
     found = list[str]()
     for name in aliases(object_):
         parts = name.split("/")
         found += [name, *("/".join([*parts[:end], "*"]) for end in range(1, len(parts)))]
-    return list(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))
+
+
+def under(object_: str, patterns: Container[str]) -> bool:
+    """Whether one of the patterns matches the object."""
+    return any(pattern in patterns for pattern in matching(object_))
 
 
 def parse(
@@ -161,11 +162,15 @@ def _is_pattern(pattern: str) -> bool:
     return _PATTERN.fullmatch(pattern) is not None and {".", ".."}.isdisjoint(pattern.split("/"))
 
 
-def refuse(mistakes: Sequence[Mistake]) -> None:
-    """Raise EINVAL with the first mistake and the number of the others, if there are any."""
+def refuse(mistakes: Sequence[Mistake], file: str = "") -> None:
+    """Raise EINVAL with the first mistake and the number of the others, if there are any.
+
+    `file`: the path of the rules; empty: the user rules.
+    """
     if mistakes:
         more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-        hint = "correct the line; `llmasos policy lint` lists all mistakes"
+        lint = shlex.join(("llmasos", "policy", "lint", *([file] if file else ())))
+        hint = f"correct the line; `{lint}` lists all mistakes"
         raise SyscallError(Errno.EINVAL, f"{mistakes[0]}{more}", hint)
 
 
@@ -227,6 +232,10 @@ class Roles:
 
     def has_role(self, subject: str) -> bool:
         return subject in self._direct
+
+    def has_link(self, member: str, role: str) -> bool:
+        """Whether a subject has a role, or is it. Casbin calls this: it is its role manager."""
+        return role in self.of(member)
 
     def of(self, subject: str) -> dict[str, tuple[Rule, ...]]:
         """The subject and all its roles, each with the `g` rules that lead to it."""

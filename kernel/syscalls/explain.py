@@ -10,7 +10,7 @@ from ..access.decisions import PROCESS_SEPARATOR, Decision, Policy, model, subje
 from ..access.evaluator import Evaluation, Evaluator
 from ..access.identity import Caller
 from ..access.permissions import Permissions, recorded_checks
-from ..access.rules import Rule, canonical, under
+from ..access.rules import Rule, canonical, matching, own_path
 from ..storage.journal import Journal
 from ..storage.threads import FairThreads
 from ..yield_point import YieldPoint
@@ -122,7 +122,7 @@ class ExplainSyscalls:
             temporary = ("pid:", PROCESS_SEPARATOR)
             lasting = [one for one in subjects if one[:4] not in temporary] or subjects
             return [f"add `p, {lasting[-1]}, {action}, {object_}, deny`"]
-        rules = await self._matching(action, object_)
+        rules = await self._matching(object_)
         found: list[str] = []
         while True:
             evaluator = await _evaluator(rules)
@@ -146,15 +146,17 @@ class ExplainSyscalls:
             rules.remove(own[0])
             found.append(f"remove `{own[0].text}` ({own[0].file}:{own[0].line})")
 
-    async def _matching(self, action: str, object_: str) -> list[Rule]:
-        """The rules that can match a call, and all role assignments."""
+    async def _matching(self, object_: str) -> list[Rule]:
+        """The rules that match the object, and all role assignments: no other can matter.
+
+        A process may be an own one of some subjects: its path as such has all patterns.
+        """
         found: list[Rule] = []
+        patterns = frozenset(matching(own_path(object_)))
         yield_point = YieldPoint()
         for rule in self.policy.evaluator.rules:
             await yield_point()
-            if rule.kind == "g" or (
-                rule.fields[1] in (action, "*") and under(object_, rule.fields[2])
-            ):
+            if rule.kind == "g" or rule.fields[2] in patterns:
                 found.append(rule)
         return found
 

@@ -2,10 +2,10 @@
 
 What does not apply here, and why:
 - results that differ between threads, a load beside a question, a lock that a watcher holds: one
-  thread asks, rules are built apart and never changed, there is no watcher (test_policy.py has the
-  traffic during a change)
+  thread asks, rules are built apart and never changed, there is no watcher (test_decisions.py has
+  the traffic during a change)
 - globs, regular expressions, addresses and conditions of Casbin: no row of ours can name one
-- domains: there is one machine; the filtered and cached enforcers: the index is ours
+- domains: there is one machine; the filtered, fast and cached enforcers: the store is ours
 - adapters for databases, of which one brings the stale `casbin` along: the file is read by us
 """
 

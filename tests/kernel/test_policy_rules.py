@@ -15,8 +15,8 @@ from llmasos.kernel.access.rules import (
     Roles,
     Rule,
     canonical,
+    matching,
     parse,
-    patterns,
     under,
 )
 from tests.kernel.gate import CAREFUL, NO_A, NO_B, A, B, chain, policy
@@ -258,20 +258,25 @@ def test_too_many_rules_are_refused_and_users_are_no_rules(
 
 
 # --- objects ----------------------------------------------------------------------------------
-def test_under_means_below_and_nothing_else() -> None:
-    assert under("/proc/1", "/proc/*")
-    assert under("/proc/1/mem", "/proc/*")
-    assert under("/proc", "/*")
-    assert not under("/proc", "/proc/*")
-    assert not under("/process", "/proc/*")
-    assert not under("/proc/10", "/proc/1")
+def test_a_pattern_matches_what_is_below_it_and_nothing_else() -> None:
+    assert matching("/proc/1/mem") == ("/proc/1/mem", "/*", "/proc/*", "/proc/1/*")
+    assert under("/proc/1", ["/proc/*"])
+    assert under("/proc/1/mem", ["/x", "/proc/*"])
+    assert under("/proc", ["/*"])
+    assert not under("/proc", ["/proc/*"])
+    assert not under("/process", ["/proc/*"])
+    assert not under("/proc/10", ["/proc/1"])
+    assert not under("/proc", [])
 
 
-def test_the_index_looks_under_every_pattern_that_matches() -> None:
-    assert patterns("/proc/1/mem") == ["/proc/1/mem", "/*", "/proc/*", "/proc/1/*"]
-    known = [f"{place}{end}" for place in ("", "/a", "/a/b", "/a/b/c", "/ab") for end in ("", "/*")]
-    for object_ in ("/a", "/a/b", "/a/b/c", "/ab", "/a/b/c/d", "/b"):
-        assert {one for one in known if under(object_, one)} == {*patterns(object_)} & {*known}
+def test_patterns_of_an_own_process_and_of_the_process_match_it() -> None:
+    for own, other in (("/proc/own/7/mem", "/proc/7/mem"), ("/journal/own", "/journal")):
+        assert set(matching(own)) == {own, *matching(other), *matching(own)}
+        for pattern in (own, other, "/*"):
+            assert under(own, [pattern])
+        assert not under(other, [own])
+    assert under("/proc/own/7", ["/proc/own/*"])
+    assert not under("/proc/owned/7", ["/proc/7"])
 
 
 @pytest.mark.parametrize(
