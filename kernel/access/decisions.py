@@ -182,22 +182,22 @@ class Policy:
         await release(old)
         await anyio.to_thread.run_sync(self.user_rules.save_copy, text)
 
-    async def mistakes(self, text: str) -> list[str]:
-        """The mistakes in these user rules, one string each."""
-        build = self._start_build(text)
+    async def mistakes(self, text: str, file: str = "") -> list[Mistake]:
+        """The mistakes in a text of user rules. `file`: its path; empty: it is the user rules'."""
+        build = self._start_build(text, file)
         await _run(build)
-        return [str(one) for one in build.mistakes]
+        return build.mistakes
 
-    async def evaluator_for(self, text: str) -> Evaluator:
-        """An evaluator for these user rules, not in force. EINVAL with file and line."""
-        build = self._start_build(text)
+    async def evaluator_for(self, text: str, file: str = "") -> Evaluator:
+        """An evaluator for a text of user rules, not in force. EINVAL with file and line."""
+        build = self._start_build(text, file)
         await _run(build)
-        refuse(build.mistakes)
+        refuse(build.mistakes, file)
         return build.evaluator
 
-    def _start_build(self, text: str) -> "EvaluatorBuild":
+    def _start_build(self, text: str, file: str = "") -> "EvaluatorBuild":
         fixed = [*self._members, *self._shipped]
-        return EvaluatorBuild(self._actions, fixed, text, self.user_rules.name)
+        return EvaluatorBuild(self._actions, fixed, text, file or self.user_rules.name)
 
     def _swap(self, evaluator: Evaluator, text: str) -> list[Any]:
         """Install an evaluator. Returns the objects of the previous one and of the cache."""

@@ -10,7 +10,7 @@ from ..storage.database import Statement
 from . import rows, schema
 from .erasing import erase_pages
 from .memory import Memory
-from .rows import OTHERS, REPLACED, Change, Moved, NewPage, runs
+from .rows import Change, Moved, NewPage, runs
 from .table import GONE, PageTable
 
 
@@ -29,10 +29,10 @@ async def replace(
         old = table.require(number)
         _check_writable(table, number)
         page = table.mark(number).page = table.allocate_replacement()
-        why, statements = await _replacement(memory, table, old, page, pages[0])
+        what, statements = await _replacement(memory, table, old, page, pages[0])
         table.sizes[number] = pages[0].tokens
         unused, erased = erase_pages(memory, [old])
-        move = Moved(number, number, REPLACED, why)
+        move = Moved(number, number, what, f"by {table.owner}")
         more = [*statements, *erased]
         await memory.change(table, Change([move], [number], more=more, erases=bool(unused)))
     return [number], unused
@@ -41,7 +41,7 @@ async def replace(
 async def _replacement(
     memory: Memory, table: PageTable, old: int, page: int, one: NewPage
 ) -> tuple[str, list[Statement]]:
-    """Who replaced a page, and the statements; message, call and creation time are kept."""
+    """What happens to a page, and the statements; message, call and creation time are kept."""
     sql = "SELECT message, call, created, tokens, author FROM pages WHERE id = ?"
     (found,) = await memory.read(sql, old) or [(table.messages, 0, None, 0, "")]
     message, call, created, tokens = (float(value or 0) for value in found[:4])
@@ -49,8 +49,8 @@ async def _replacement(
     row = rows.page_row(table.owner, page, one, message=int(message), call=int(call))
     table.tokens += one.tokens - int(tokens)
     memory.add_waiting(1)
-    who = f"by {table.owner}{'' if found[4] == one.author else OTHERS}"
-    return who, [row, *schema.index_pages(page, page)]
+    what = schema.REPLACED if found[4] == one.author else schema.AUTHOR_REPLACED
+    return what, [row, *schema.index_pages(page, page)]
 
 
 async def put(

@@ -5,15 +5,18 @@ Listing and reading are two steps, so that the policy can be evaluated for each 
 
 import os
 import stat
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..abi import limits
 from ..abi.errors import Errno, SyscallError, TooBig
+from ..abi.values import SkippedFile
 from ..storage.filesystem import Access, Opener
 from ..yield_point import YieldPoint
+
+_EXAMPLES = 5  # skipped files in a hint
+_TOO_LONG = f"has more than {limits.DOCUMENT_BYTES} bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +35,23 @@ class Listing:
     path: Path
     files: list[Path]
     is_folder: bool  # False: one file
-    skipped: list[str] = field(default_factory=list[str])  # file names with the reason
-    omitted: Counter[str] = field(default_factory=Counter[str])  # number of links, hidden files
+    skipped: list[SkippedFile] = field(default_factory=list[SkippedFile])
+    links: int = 0
+    hidden: int = 0  # files and folders
 
-    def skip(self, file: Path, why: str) -> None:
+    def skip(self, file: Path, why: str, detail: str = "") -> None:
         name = printable(str(file.relative_to(self.path)))
-        self.skipped.append(f"{name}: {printable(why).removeprefix(f'{printable(str(file))} ')}")
+        self.skipped.append(SkippedFile(name, printable(why), detail))
+
+
+class _UnsuitableFile(SyscallError):
+    """The content of a file cannot be mapped."""
+
+    def __init__(
+        self, errno: Errno, path: Path, why: str, detail: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(errno, f"{path} {why}{detail}", hint)
+        self.why, self.detail = why, detail
 
 
 def printable(name: str) -> str:
@@ -72,7 +86,7 @@ def _add_folder(
     """Add the files of a folder to the listing, and keep the folders to walk next."""
     folders, names, here = inside
     seen = sorted(name for name in (*folders, *names) if not name.startswith("."))
-    found.omitted["hidden"] += len(folders) + len(names) - len(seen)
+    found.hidden += len(folders) + len(names) - len(seen)
     folders.clear()
     for name in seen:
         try:
@@ -80,7 +94,7 @@ def _add_folder(
         except OSError:  # deleted meanwhile
             continue
         if stat.S_ISLNK(status.st_mode):
-            found.omitted["links"] += 1
+            found.links += 1
         elif opener.is_private(status):
             found.skip(folder / name, "belongs to LLMasOS or to the system")
         elif stat.S_ISDIR(status.st_mode):
@@ -104,62 +118,61 @@ async def permitted(found: Listing, why_not: Callable[[Path], str]) -> None:
     found.files = kept
 
 
-def read(access: Access, found: Listing) -> tuple[list[Document], list[str]]:
-    """Read the texts; also returns the skipped files of a folder with reasons. Blocks.
+def read(access: Access, found: Listing) -> list[Document]:
+    """Read the texts; other files of a folder are added to the skipped ones. Blocks.
 
     ENOENT, EACCES, E2BIG; EINVAL: not a text, or a link.
     """
     return access.run(lambda opener: _read(opener, found))
 
 
-def _read(opener: Opener, found: Listing) -> tuple[list[Document], list[str]]:
+def _read(opener: Opener, found: Listing) -> list[Document]:
     if not found.is_folder:
-        return [_document(opener, found.path, found.path.name)], []
+        return [_document(opener, found.path, found.path.name)]
     documents: list[Document] = []
     size = 0
     for file in found.files:
         try:
             documents.append(_document(opener, file, printable(str(file.relative_to(found.path)))))
+        except _UnsuitableFile as error:
+            found.skip(file, error.why, error.detail)
+            continue
         except SyscallError as error:
-            found.skip(file, error.message)
+            found.skip(file, error.message.removeprefix(f"{file} "))
             continue
         size += len(documents[-1].text)
         if len(documents) > limits.DOCUMENTS or size > limits.FOLDER_CHARS:
             most = f"{limits.DOCUMENTS} texts or {limits.FOLDER_CHARS} characters"
             raise TooBig(f"{found.path} has more than {most}", "map one of its folders")
-    skipped = [*_counted(found.omitted), *sorted(found.skipped)]
+    found.skipped.sort(key=lambda one: one.name)
     if not documents:
-        raise SyscallError(
-            Errno.EINVAL, f"there is no text in {found.path}", "; ".join(skipped[:5])
+        hint = f"links: {found.links}; hidden: {found.hidden}" + "".join(
+            f"; {one.name}: {one.why}{one.detail}" for one in found.skipped[:_EXAMPLES]
         )
-    more = len(skipped) - limits.SKIPPED
-    return documents, [*skipped[: limits.SKIPPED], *([f"{more} more"] if more > 0 else [])]
-
-
-def _counted(left: Counter[str]) -> Sequence[str]:
-    links, hidden = left["links"], left["hidden"]
-    counts = [f"{links} link{'s' * (links != 1)}"] if links else []
-    return [*counts, *([f"{hidden} hidden"] if hidden else [])]
+        raise SyscallError(Errno.EINVAL, f"there is no text in {found.path}", hint)
+    return documents
 
 
 def _document(opener: Opener, path: Path, name: str) -> Document:
     descriptor, status = opener.file(path)
     with os.fdopen(descriptor, "rb") as file:
         if status.st_size > limits.DOCUMENT_BYTES:
-            message = f"{path} has {status.st_size} bytes, {limits.DOCUMENT_BYTES} are allowed"
-            raise TooBig(message, "split the file")
+            raise _UnsuitableFile(
+                Errno.E2BIG, path, _TOO_LONG, f": {status.st_size}", "split the file"
+            )
         data = file.read(limits.DOCUMENT_BYTES + 1)
-    if len(data) > limits.DOCUMENT_BYTES:
-        message = f"{path} has grown to more than {limits.DOCUMENT_BYTES} bytes"
-        raise TooBig(message, "split the file")
+    if len(data) > limits.DOCUMENT_BYTES:  # it has grown
+        raise _UnsuitableFile(Errno.E2BIG, path, _TOO_LONG, hint="split the file")
     if b"\0" in data:
-        raise SyscallError(Errno.EINVAL, f"{path} is not a text file: it has a zero byte")
+        raise _UnsuitableFile(Errno.EINVAL, path, "is not a text file: it has a zero byte")
     try:
         # Not utf-8-sig: Python imports that codec at its first use; this thread may lack access.
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        message = f"{path} is not valid UTF-8 at byte {error.start}"
-        raise SyscallError(Errno.EINVAL, message, "convert it to UTF-8") from error
+        raise _UnsuitableFile(
+            Errno.EINVAL, path, "is not valid UTF-8", f" at byte {error.start}",
+            "convert it to UTF-8",
+        ) from error  # fmt: skip
     if not text.strip():
-        raise SyscallError(Errno.EINVAL, f"{path} is empty")
+        raise _UnsuitableFile(Errno.EINVAL, path, "is empty")
     return Document(name, text, status.st_mtime)

@@ -62,15 +62,15 @@ class Released:
 
 async def document(
     memory: Memory, table: PageTable, request: MapRequest
-) -> tuple[Range, list[str], Released]:
+) -> tuple[Range, documents.Listing, Released]:
     """Map the file or folder at a path; replaces an earlier mapping of the same path.
 
-    Returns the mapping, the skipped files with reasons, and what the old mapping leaves to erase.
+    Returns the mapping, the files at the path, and what the old mapping leaves to erase.
     """
     path = Path(request.source.removeprefix("/files"))
     found = await memory.in_file_thread(documents.list_files, request.access, path)
     await documents.permitted(found, request.why_not)
-    texts, skipped = await memory.in_file_thread(documents.read, request.access, found)
+    texts = await memory.in_file_thread(documents.read, request.access, found)
     digest = await memory.in_file_thread(_digest, request.model, texts)
     name = request.source, digest
     async with (
@@ -83,7 +83,7 @@ async def document(
             raise SyscallError(Errno.EAGAIN, f"{path} was erased while it was mapped", "try again")
         mapped, released = await _mapped(memory, table, request, *known)
         await memory.change(table, Change(ranges=[mapped], more=released.statements, erases=True))
-    return mapped, skipped, released
+    return mapped, found, released
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from ..abi.errors import Errno, SyscallError
 from ..abi.values import Kind, Move, Page, Pages, ReadMem, Trace, Where
 from .layout import Stored
 from .memory import Memory
-from .rows import OTHERS, REPLACED
+from .schema import AUTHOR_REPLACED
 from .table import PageTable
 
 _BATCH = 256  # pages per query
@@ -90,7 +90,7 @@ async def trace(memory: Memory, table: PageTable, number: int) -> Trace:
         Move(float(t or 0), int(call or 0), str(what), str(why), json.loads(str(parts)))
         for t, call, what, why, parts in reversed(rows)
     ]
-    known = not any(move.what == REPLACED and move.why.endswith(OTHERS) for move in moves)
+    known = not any(move.what == AUTHOR_REPLACED for move in moves)
     made = await _created(memory, table, stored, f"by {stored.author}" if known else "")
     return Trace(page(table, stored), [made, *moves])
 

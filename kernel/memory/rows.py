@@ -19,8 +19,6 @@ _RANGE = "INSERT OR REPLACE INTO ranges VALUES(?,?,?,?,?,?,?)"
 _MARK = "INSERT OR REPLACE INTO marks VALUES(?,?,?,?,?,?)"
 _MOVE = "INSERT INTO moves(pid, first, last, time, call, what, why, parts) VALUES(?,?,?,?,?,?,?,?)"
 
-REPLACED, OTHERS = "replaced", ", under another author"  # `what` of a move, suffix of its `why`
-
 
 @dataclass(frozen=True, slots=True)
 class NewPage:

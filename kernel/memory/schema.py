@@ -114,13 +114,21 @@ _SPEAKER = """
     ELSE coalesce(nullif(speaker, ''), author) || ': ' || text END AS text FROM pages
 """
 # Folded words and symbols as words: the text indexes are rebuilt in pieces, after boot.
-_FOLDED = """
+REBUILD_TEXT_INDEXES = """
   INSERT INTO turns(turns) VALUES('delete-all');
   INSERT INTO nears(nears) VALUES('delete-all');
   INSERT OR REPLACE INTO derived SELECT 'words', '0' WHERE EXISTS (SELECT 1 FROM pages)
 """
+# `what` of moves: pages whose text was replaced, by the same author or by another one.
+REPLACED, AUTHOR_REPLACED = "replaced", "author_replaced"
+_AUTHOR_REPLACED = f"""
+  UPDATE moves SET what = '{AUTHOR_REPLACED}', why = replace(why, ', under another author', '')
+    WHERE what = '{REPLACED}' AND why LIKE '%, under another author'
+"""
 SCHEMA = Schema(
-    "pages", (_FIRST, _SPACES, _WINDOW_TOKENS, _REFUSED, _GOING, _SPEAKER, _FOLDED),
+    "pages",
+    (_FIRST, _SPACES, _WINDOW_TOKENS, _REFUSED, _GOING, _SPEAKER, REBUILD_TEXT_INDEXES,
+     _AUTHOR_REPLACED),
     functions={"indexed": indexed, "signs": signs},
 )  # fmt: skip
 

@@ -40,8 +40,8 @@ class ExplainSyscalls:
             self._check_subjects(call, subjects)
         decision, action, object_ = self._deciding(subjects, checks)
         rulings = self._rulings(subjects, action, object_)
-        change = await self._change(decision, subjects, action, object_)
-        return v.Verdict(decision.effect, action, object_, rulings, change)
+        change, final = await self._change(decision, subjects, action, object_)
+        return v.Verdict(decision.effect, action, object_, rulings, change, final)
 
     def _deciding(
         self, subjects: Subjects, checks: Sequence[tuple[str, str]]
@@ -113,38 +113,37 @@ class ExplainSyscalls:
 
     async def _change(
         self, decision: Decision, subjects: Subjects, action: str, object_: str
-    ) -> list[str]:
-        """The changes of rules that reverse the decision.
+    ) -> tuple[list[v.RuleChange], str]:
+        """The changes of the user rules that reverse the decision, or why none does.
 
         They are tested on the matching rules, so that the reported changes work.
         """
         if decision.allowed:
             temporary = ("pid:", PROCESS_SEPARATOR)
             lasting = [one for one in subjects if one[:4] not in temporary] or subjects
-            return [f"add `p, {lasting[-1]}, {action}, {object_}, deny`"]
+            return [_addition((lasting[-1], action, object_, "deny"))], ""
         rules = await self._matching(object_)
-        found: list[str] = []
+        found: list[v.RuleChange] = []
         while True:
             evaluator = await _evaluator(rules)
-            refusal = self._refusal(evaluator, subjects, action, object_)
+            refusal = refusing(self.policy, evaluator, subjects, action, object_)
             if refusal is None:
-                return found
+                return found, ""
             subject, path, ruling = refusal
             if isinstance(ruling, str):  # refused independently of the rules
-                return [ruling]
+                return [], ruling
             if ruling.rule is None:
-                rules.append(
-                    Rule("p", (subject, action, path, "allow"), self.policy.user_rules.name, 0)
-                )
-                found.append(f"add `{rules[-1].text}`")
+                fields = (subject, action, path, "allow")
+                rules.append(Rule("p", fields, self.policy.user_rules.name, 0))
+                found.append(_addition(fields))
                 continue
             deciding, file = (ruling.rule, *ruling.role_path), self.policy.user_rules.name
             own = [one for one in deciding if one.file == file]
             if not own:
                 place = f"{ruling.rule.file}:{ruling.rule.line}"
-                return [f"{place} is a shipped rule: it overrides every allow"]
+                return [], f"{place} is a shipped rule: it overrides every allow"
             rules.remove(own[0])
-            found.append(f"remove `{own[0].text}` ({own[0].file}:{own[0].line})")
+            found.append(v.RuleChange(add=False, rule=rule_info(own[0])))
 
     async def _matching(self, object_: str) -> list[Rule]:
         """The rules that match the object, and all role assignments: no other can matter.
@@ -160,20 +159,25 @@ class ExplainSyscalls:
                 found.append(rule)
         return found
 
-    def _refusal(
-        self, evaluator: Evaluator, subjects: Subjects, action: str, object_: str
-    ) -> tuple[str, str, Evaluation | str] | None:
-        """The first subject that refuses, the object, and its evaluation."""
-        found = list(self.policy.evaluations(evaluator, subjects, action, object_))
-        if not found:  # all abstain: the first subject lacks an allow
-            found = [
-                (first, object_, self.policy.evaluate(evaluator, first, action, object_))
-                for first in subjects[:1]
-            ]
-        for one, path, ruling in found:
-            if isinstance(ruling, str) or ruling.effect is not v.Effect.ALLOW:
-                return one, path, ruling
-        return None
+
+def refusing(
+    policy: Policy, evaluator: Evaluator, subjects: Subjects, action: str, object_: str
+) -> tuple[str, str, Evaluation | str] | None:
+    """The first subject that refuses, the object, and its evaluation."""
+    found = list(policy.evaluations(evaluator, subjects, action, object_))
+    if not found:  # all abstain: the first subject lacks an allow
+        found = [
+            (first, object_, policy.evaluate(evaluator, first, action, object_))
+            for first in subjects[:1]
+        ]
+    for one, path, ruling in found:
+        if isinstance(ruling, str) or ruling.effect is not v.Effect.ALLOW:
+            return one, path, ruling
+    return None
+
+
+def _addition(fields: tuple[str, str, str, str]) -> v.RuleChange:
+    return v.RuleChange(add=True, rule=rule_info(Rule("p", fields, "", 0)))
 
 
 def _check_question(subjects: Subjects, action: str, object_: str) -> None:

@@ -118,13 +118,16 @@ class PageSyscalls:
                 lambda text: self._cut(process, text), self.outside.access(call.caller),
                 self.outside.why_not(call.caller), call.caller.author,
             )  # fmt: skip
-            mapped, skipped, freed = await mapping.document(call.owner.memory, table, asked)
+            mapped, found, freed = await mapping.document(call.owner.memory, table, asked)
             await _pages_freed(call, freed.spaces, freed.pages)
             _pages_written(call)
-            return v.Mapped(mapped.first, mapped.count, mapped.source, skipped)
+            return v.Mapped(
+                mapped.first, mapped.count, mapped.source, found.skipped[: limits.SKIPPED],
+                max(0, len(found.skipped) - limits.SKIPPED), found.links, found.hidden,
+            )  # fmt: skip
         other = self.processes.get(int(request.source.split("/")[2]), call.caller.owner)
         parts = await _map(call, table, other, _part(request), writable=request.writable)
-        return v.Mapped(parts[0], parts[1], request.source, [])
+        return v.Mapped(parts[0], parts[1], request.source)
 
     async def munmap(self, call: CallContext, request: v.Munmap) -> v.Nothing:
         _, table = await self._opened(call, request.pid)
@@ -139,7 +142,7 @@ class PageSyscalls:
         table = await call.owner.memory.opened(taker)
         part = range(request.first, request.first + request.count)
         first, count = await _map(call, table, giver, part, writable=request.writable)
-        return v.Mapped(first, count, f"/proc/{request.pid}/mem", [])
+        return v.Mapped(first, count, f"/proc/{request.pid}/mem")
 
     async def forget(self, call: CallContext, request: v.Forget) -> v.Forgotten:
         process, table = await self._opened(call, request.pid)

@@ -11,15 +11,16 @@ from ..abi import values as v
 from ..abi.errors import Errno, SyscallError, TooBig
 from ..abi.table import TABLE
 from ..access.decisions import PROCESS_SEPARATOR, Policy, subject_objects
-from ..access.evaluator import Evaluator
+from ..access.evaluator import Evaluation, Evaluator
 from ..access.permissions import recorded_checks
 from ..access.reauthorisation import PolicyChanges
+from ..access.rules import Mistake
 from ..process.table import ProcessTable
 from ..storage.journal import Journal, Recorded
 from ..storage.threads import FairThreads
 from ..yield_point import YieldPoint, release
 from .call import CallContext
-from .explain import rule_info
+from .explain import refusing, rule_info
 
 _LAX = {v.Effect.DENY: 0, v.Effect.ASK: 1, v.Effect.ALLOW: 2}
 _LEARNED = "r:learned"  # a role without rows: with a role, an app is allowed what its rows allow
@@ -61,7 +62,7 @@ class PolicySyscalls:
         async with self.changes.lock:  # concurrent edits would lose one of them
             before = await self.readers.run(call.caller.owner, self.policy.user_rules.read)
             text = await self._changed(request, before)
-            mistakes = await self._mistakes(call, text)
+            mistakes = await self._mistakes(call, text, request.file)
             added, removed = await _difference(self.policy.text, text)
             if not mistakes and not request.dry:
                 await self.changes.replace_user_rules(text, undo=request.undo)
@@ -70,9 +71,8 @@ class PolicySyscalls:
                 raise SyscallError(Errno.EINVAL, message, "the rules are unchanged")
             most = limits.DIFFERENCES
             more = sum(max(0, len(rows) - most) for rows in (added, removed, mistakes))
-            return v.PolicyChanged(
-                self.policy.epoch, added[:most], removed[:most], mistakes[:most], more
-            )
+            shown = [str(one) for one in mistakes[:most]]
+            return v.PolicyChanged(self.policy.epoch, added[:most], removed[:most], shown, more)
 
     async def _changed(self, request: v.PolicyEdit, before: str) -> str:
         """The text of the file after the change. ENOENT for a missing row."""
@@ -112,21 +112,23 @@ class PolicySyscalls:
             raise SyscallError(Errno.ENOENT, message, "`llmasos policy list --own` lists the rows")
         return left
 
-    async def _mistakes(self, call: CallContext, text: str) -> list[str]:
+    async def _mistakes(self, call: CallContext, text: str, file: str) -> list[Mistake]:
         """The mistakes in the text, or that the caller could not edit the rules after it."""
         try:
-            evaluator = await self.policy.evaluator_for(text)
+            evaluator = await self.policy.evaluator_for(text, file)
         except SyscallError:
-            return await self.policy.mistakes(text)
+            return await self.policy.mistakes(text, file)
         caller = call.caller
         for subjects, action, object_ in (
             (caller.subjects, "policy_edit", "/kernel/policy"),
             (caller.subjects[:1], "hello", f"/kernel/profile/{caller.profile}"),
         ):
-            decision = self.policy.decide(evaluator, subjects, action, object_)
-            if not decision.allowed:
-                place = decision.rule.partition(": ")[0] or self.policy.user_rules.name
-                return [f"{place}: after this change you could no longer edit the rules"]
+            refusal = refusing(self.policy, evaluator, subjects, action, object_)
+            if refusal is not None:
+                rule = refusal[2].rule if isinstance(refusal[2], Evaluation) else None
+                own = file or self.policy.user_rules.name
+                place = (rule.file, rule.line) if rule is not None else (own, 0)
+                return [Mistake(*place, "after this change you could no longer edit the rules")]
         parts = evaluator.parts()
         del evaluator
         await release(parts)
@@ -139,7 +141,7 @@ class PolicySyscalls:
         Compared with the rules in force, a less strict effect counts as allowed and a stricter one
         as blocked; each difference has both effects.
         """
-        evaluator = await self.policy.evaluator_for(request.text)
+        evaluator = await self.policy.evaluator_for(request.text, request.file)
         since = time.time() - request.since_s
         await self.journal.drain()
         recorded = await self.readers.run(call.caller.owner, self.journal.recorded, since)
@@ -187,15 +189,12 @@ class PolicySyscalls:
         return v.Learned(needed.total(), [f"g, {who}, {_LEARNED}", *rows] if rows else [])
 
 
-def _describe(mistakes: Sequence[str], text: str, add: Sequence[str]) -> str:
+def _describe(mistakes: Sequence[Mistake], text: str, add: Sequence[str]) -> str:
     """The first mistake; an added row, which is in no file yet, is quoted."""
     first, more = mistakes[0], len(mistakes) - 1
-    place, _, why = first.partition(": ")
-    line = place.rpartition(":")[2]
-    number = int(line) - 1 - (text.count("\n") - len(add)) if line.isdigit() else -1
-    if 0 <= number < len(add):
-        first = f"`{add[number].strip()}`: {why}"
-    return f"{first} (and {more} more)" if more else first
+    number = first.line - 1 - (text.count("\n") - len(add))  # of the added row
+    shown = f"`{add[number].strip()}`: {first.why}" if 0 <= number < len(add) else str(first)
+    return f"{shown} (and {more} more)" if more else shown
 
 
 def _row(line: str) -> str:

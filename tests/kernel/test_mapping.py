@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmasos.kernel.abi.errors import Errno, SyscallError
-from llmasos.kernel.abi.values import Role
+from llmasos.kernel.abi.values import Role, SkippedFile
 from llmasos.kernel.driver import Cut
 from llmasos.kernel.memory import changing, documents, mapping
 from llmasos.kernel.memory.erasing import drop
@@ -192,6 +192,8 @@ def test_links_and_what_is_hidden_are_counted(tmp_path: Path) -> None:
     (folder / "empty.md").write_text("")
     os.symlink(folder / "one.md", folder / "deep" / "link.md")
     os.symlink(tmp_path, folder / "up")
-    found, skipped = documents.read(Access(), documents.list_files(Access(), folder))
+    listing = documents.list_files(Access(), folder)
+    found = documents.read(Access(), listing)
     assert [one.name for one in found] == ["one.md", "deep/two.md"]
-    assert skipped == ["2 links", "2 hidden", "empty.md: is empty"]
+    assert (listing.links, listing.hidden) == (2, 2)
+    assert listing.skipped == [SkippedFile("empty.md", "is empty")]

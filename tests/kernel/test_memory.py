@@ -10,12 +10,14 @@ import pytest
 
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Page, ReadMem, Role
-from llmasos.kernel.memory import changing, mapping, reading
+from llmasos.kernel.memory import changing, loading, mapping, reading
 from llmasos.kernel.memory.erasing import drop
 from llmasos.kernel.memory.memory import Memory
-from llmasos.kernel.memory.rows import NewPage, TurnRecord
+from llmasos.kernel.memory.rows import Change, Moved, NewPage, TurnRecord
+from llmasos.kernel.memory.schema import SCHEMA
 from llmasos.kernel.memory.table import PageTable
 from llmasos.kernel.process.table import Process
+from llmasos.kernel.storage.database import Schema
 from llmasos.kernel.storage.store import Store
 from tests.kernel.opened_memory import OWNER, opened
 
@@ -311,7 +313,29 @@ async def test_a_page_that_was_replaced_tells_its_first_writing(store: Store) ->
     assert (trace.page.message, table.messages) == (0, 4)
     await changing.replace(memory, table, 0, [NewPage("x", 1, Role.USER, "bob")])
     moves = (await reading.trace(memory, table, 0)).moves
-    assert (moves[0].why, moves[-1].why) == ("", "by alice, under another author")
+    assert moves[0].why == ""
+    assert (moves[-1].what, moves[-1].why) == ("author_replaced", "by alice")
+
+
+async def test_the_author_of_a_page_that_an_earlier_version_replaced_is_still_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Schema("pages", SCHEMA.steps[:-1], functions=SCHEMA.functions)
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "SCHEMA", before)
+        store = Store(tmp_path)
+        memory, one = opened(store), process(1)
+        await say(memory, one, "before")
+        table = await memory.opened(one)
+        why = "by alice, under another author"
+        await memory.change(table, Change([Moved(0, 0, "replaced", why)]))
+        store.close()
+    store = Store(tmp_path)
+    memory = opened(store)
+    moves = (await reading.trace(memory, await memory.opened(one), 0)).moves
+    assert moves[0].why == ""
+    assert [(move.what, move.why) for move in moves[1:]] == [("author_replaced", "by alice")]
+    store.close()
 
 
 async def test_a_page_that_came_by_a_fork_says_so(store: Store) -> None:

@@ -148,7 +148,9 @@ def test_a_refused_file_says_how_many_mistakes_there_are(tmp_path: Path) -> None
 async def test_mistakes_are_told_row_by_row_and_change_nothing(tmp_path: Path) -> None:
     gate = policy(tmp_path)
     told = await gate.mistakes("a\np, r:x, ps, /proc, allow\n\ng, r:y, r:y\n")
-    assert [one.split(":")[1] for one in told] == ["1", "4"]
+    assert [one.line for one in told] == [1, 4]
+    [named] = await gate.mistakes("a", "/etc/new.csv")
+    assert str(named).startswith("/etc/new.csv:1: 'a' with 0 fields")
     assert await gate.mistakes(NO_A) == []
     assert gate.epoch == 1
 

@@ -324,7 +324,8 @@ def test_documents_folders_and_processes_are_mapped(
     Path("binary").write_bytes(b"\0")
     told = cli("mem", "map", pid, ".", "--json")
     assert (told.json["first"], told.json["count"]) == (8, 6)
-    assert "binary: is not a text file: it has a zero byte" in told.json["skipped"]
+    why = "is not a text file: it has a zero byte"
+    assert {"name": "binary", "why": why, "detail": ""} in told.json["skipped"]
     assert "skipped binary: is not a text file" in cli("mem", "map", pid, ".").err
     for name in ("a.pyc", "b.pyc", "c.pyc"):
         Path(name).write_bytes(b"\0")

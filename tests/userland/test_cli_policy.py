@@ -284,8 +284,9 @@ def test_explain_tells_rule_place_and_way(cli: Cli, me: str) -> None:
         "app:x allow no rule denies it",
     ]
     told = cli("policy", "explain", me, "r:operator", "ps", "/proc", "--json").json
-    assert told["change"] == [f"remove `{PS}` (policy.csv:1)"]
-    assert told["rulings"][1]["rule"] == {"file": "policy.csv", "line": 1, "text": PS}
+    rule = {"file": "policy.csv", "line": 1, "text": PS}
+    assert (told["change"], told["final"]) == ([{"add": False, "rule": rule}], "")
+    assert told["rulings"][1]["rule"] == rule
     assert told["rulings"][1]["roles"][0]["line"] == 14
 
 

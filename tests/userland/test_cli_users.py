@@ -19,7 +19,7 @@ from llmasos.userland.cli import exits, table
 from llmasos.userland.cli.duration import duration
 from tests.conftest import Machine
 from tests.system.raw import Raw, raw
-from tests.system.test_door import AS_BOB, BOB, bob, closed, hello, refused
+from tests.system.test_authentication import AS_BOB, BOB, bob, closed, hello, refused
 from tests.userland.inside import Cli, command, without_rules
 
 KEY = re.compile(r"llmasos_([a-z2-7]{10})_[A-Za-z0-9_-]{43}\n")

@@ -5,7 +5,6 @@ verb does. A running kernel is preferred, because it also knows the users.
 """
 
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -29,8 +28,7 @@ def lint(arguments: Namespace) -> int:
     if path == where.policy_file and not path.exists():
         mistakes = _missing_file(where)
     else:
-        text = policy.read(path, _MOST_CHARS)
-        mistakes = [policy.with_path(one, path) for one in _mistakes(text, where.policy_file)]
+        mistakes = _mistakes(policy.read(path, _MOST_CHARS), path, where.policy_file)
     if arguments.json:
         print_json({"file": str(path), "mistakes": mistakes})
     else:
@@ -51,18 +49,18 @@ def _missing_file(where: paths.Paths) -> list[str]:
     return [f"{file} is missing: `cp {copy} {file}`, or `touch {file}` to have no rules"]
 
 
-def _mistakes(text: str, user_rules: Path) -> Sequence[str]:
+def _mistakes(text: str, file: Path, user_rules: Path) -> list[str]:
     """The mistakes that the running kernel reports, or else a kernel that starts now."""
     if len(text) <= limits.POLICY_CHARS:
         try:
             with connect(profile=v.Profile.OWNER) as client:
-                request = v.PolicyEdit(text=text, dry=True)
+                request = v.PolicyEdit(text=text, dry=True, file=str(file))
                 found = client.call("policy_edit", request, v.PolicyChanged)
             if not found.more:
                 return found.mistakes
         except SyscallError:  # not running, not permitted or not able to answer
             pass
     # A policy loads its user rules at once and refuses mistakes in them. Only `text` is to be
-    # checked, so it gets a path without a file: no rules. The mistakes name the file of this path.
+    # checked, so it gets a path without a file: no rules.
     no_file = user_rules.with_name(f".{user_rules.name}.none") / user_rules.name
-    return anyio.run(Policy(TABLE, "owner", no_file).mistakes, text)
+    return [*map(str, anyio.run(Policy(TABLE, "owner", no_file).mistakes, text, str(file)))]

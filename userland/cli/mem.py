@@ -21,6 +21,7 @@ _MOVES = {
     "evicted": "left the window",
     "recalled": "recalled",
     "beside": "stored beside the window",
+    "author_replaced": "replaced, under another author",
 }
 
 

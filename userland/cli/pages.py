@@ -20,11 +20,6 @@ from .verb import pages
 
 _BATCH = 1000  # pages of one call
 _EXAMPLES = 3  # file names printed per reason
-_GENERALISED = (  # part of a reason that differs by file, and its general form
-    (re.compile(r" at byte \d+$"), ""),
-    (re.compile(r"^has \d+ bytes, (\d+) are allowed$"), r"has more than \1 bytes"),
-    (re.compile(r"^does not exist or you may not read it$"), "is not readable by you"),
-)
 
 
 def numbered(first: int, last: int) -> str:
@@ -132,33 +127,34 @@ def map_(arguments: Namespace) -> int:
         print_json({"pid": arguments.pid, **_fields(mapped)})
         return exits.OK
     _print_mapped(mapped)
-    _print_skipped(mapped.skipped, arguments)
+    _print_skipped(mapped, verbose=arguments.verbose)
     return exits.OK
 
 
-def _print_skipped(skipped: Sequence[str], arguments: Namespace) -> None:
-    """Print the skipped files of a folder, grouped by reason; with --verbose each file."""
-    lines = list(skipped if arguments.verbose else _reasons(skipped))
-    for line in lines:
-        note(f"skipped {line}")
-    if len(lines) < len(skipped):
+def _print_skipped(mapped: v.Mapped, *, verbose: bool) -> None:
+    """Print what is not mapped of a folder, grouped by reason; with --verbose each file."""
+    if mapped.links:
+        note(f"skipped {count(mapped.links, 'link')}")
+    if mapped.hidden:
+        note(f"skipped {mapped.hidden} hidden")
+    by_why: dict[str, list[v.SkippedFile]] = {}
+    for one in mapped.skipped:
+        by_why.setdefault(f"{one.name} {one.why}" if verbose else one.why, []).append(one)
+    for group in by_why.values():
+        note(f"skipped {_group(group)}")
+    if mapped.more:
+        note(f"skipped {mapped.more} more")
+    if len(by_why) < len(mapped.skipped):
         note("-v lists every file")
 
 
-def _reasons(skipped: Sequence[str]) -> Iterator[str]:
-    """Group files by reason; links and hidden files arrive as counts."""
-    files: dict[str, list[str]] = {}
-    for one in skipped:
-        name, colon, why = one.partition(": ")
-        for varying, general in _GENERALISED:
-            why = varying.sub(general, why)
-        files.setdefault(f"{colon}{why}", []).append(name)
-    for why, names in files.items():
-        if not why or len(names) == 1:
-            yield from (f"{name}{why}" for name in names)
-        else:
-            some = ", ".join(names[:_EXAMPLES]) + (", ..." if len(names) > _EXAMPLES else "")
-            yield f"{len(names)} files ({some}){why}"
+def _group(files: Sequence[v.SkippedFile]) -> str:
+    """The files with the same reason; `detail` is of one file."""
+    first, names = files[0], [one.name for one in files]
+    if len(names) == 1:
+        return f"{first.name}: {first.why}{first.detail}"
+    some = ", ".join(names[:_EXAMPLES]) + (", ..." if len(names) > _EXAMPLES else "")
+    return f"{len(names)} files ({some}): {first.why}"
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -192,8 +188,11 @@ def _resolved(path: str) -> str:
 
 
 def _fields(mapped: v.Mapped) -> dict[str, object]:
-    return {"first": mapped.first, "count": mapped.count, "source": mapped.source,
-            "skipped": mapped.skipped}  # fmt: skip
+    return {
+        "first": mapped.first, "count": mapped.count, "source": mapped.source,
+        "skipped": mapped.skipped, "more": mapped.more, "links": mapped.links,
+        "hidden": mapped.hidden,
+    }  # fmt: skip
 
 
 def _print_mapped(mapped: v.Mapped) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmasos.kernel.abi import limits, paths
+from llmasos.kernel.abi import limits
 from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Denied, Errno, SyscallError, TooBig
 from llmasos.userland.client import BlockingClient
@@ -192,8 +192,8 @@ def _show(verdict: v.Verdict) -> None:
             name = role.text.rpartition(", ")[2]
             print(f"{'':{width}}         through {cell(name)} ({_where(role)})")
     print(f"\nto {'deny' if verdict.effect is v.Effect.ALLOW else 'allow'} it:")
-    for line in verdict.change:
-        print(f"  {cell(_command(line))}")
+    for line in [verdict.final] if verdict.final else map(_command, verdict.change):
+        print(f"  {cell(line)}")
 
 
 def _reason(one: v.RulingInfo) -> str:
@@ -202,35 +202,23 @@ def _reason(one: v.RulingInfo) -> str:
     return "no rule denies it" if one.effect is v.Effect.ALLOW else _NO_RULE
 
 
-def _command(change: str) -> str:
+def _command(change: v.RuleChange) -> str:
     """The change that the kernel suggests, as a shell command. Rows contain no quotes."""
-    word, _, rest = change.partition(" `")
-    row, _, place = rest.partition("`")
-    verb = {"add": "add", "remove": "rm"}.get(word)
-    if verb is None or not row:
-        return change
-    remark = f"  # {place.strip(' ()')}" if place.strip() else ""
-    return f'llmasos policy {verb} "{row}"{remark}'
+    if change.add:
+        return f'llmasos policy add "{change.rule.text}"'
+    return f'llmasos policy rm "{change.rule.text}"  # {_where(change.rule)}'
 
 
 # --- recorded calls ---------------------------------------------------------------------------
 def simulate(arguments: Namespace) -> int:
-    request = v.PolicySimulate(read(arguments.file), _seconds_since(arguments.since))
+    text, since_s = read(arguments.file), _seconds_since(arguments.since)
+    request = v.PolicySimulate(text, since_s, arguments.file)
     with connect(profile=v.Profile.OWNER) as client:
-        try:
-            found = client.call("policy_simulate", request, v.Simulated)
-        except SyscallError as error:
-            error.message = with_path(error.message, arguments.file)
-            error.hint = error.hint.replace("policy lint`", f"policy lint {arguments.file}`")
-            raise
-    sides = [
-        [_with_path(one, arguments.file) for one in side] for side in (found.blocked, found.allowed)
-    ]
+        found = client.call("policy_simulate", request, v.Simulated)
     if arguments.json:
-        print_json({"calls": found.calls, "blocked": sides[0], "allowed": sides[1],
-                  "more": found.more})  # fmt: skip
+        print_json(found)
         return exits.OK
-    differences = [*sides[0], *sides[1]]
+    differences = [*found.blocked, *found.allowed]
     for one in differences:
         print(f"{one.before} -> {one.after}  {one.calls} x {cell(one.action)} {cell(one.object)}")
         print(f"    by {cell(' as '.join(one.subjects))}")
@@ -243,10 +231,6 @@ def simulate(arguments: Namespace) -> int:
 def _seconds_since(moment: float) -> float:
     """Seconds since a Unix time, at least 1."""
     return max(1.0, time.time() - moment)
-
-
-def _with_path(one: v.Difference, path: str) -> v.Difference:
-    return replace(one, rule=with_path(one.rule, path))
 
 
 def _summary(differences: Sequence[v.Difference]) -> str:
@@ -296,9 +280,3 @@ def read(path: str | Path, most: int = limits.POLICY_CHARS) -> str:
     if len(raw) > 4 * most or len(text) > most:
         raise TooBig(f"{path} has more than {most} characters", "merge rules with roles and /*")
     return text
-
-
-def with_path(mistake: str, path: str | Path) -> str:
-    """Replace the name of the user rules file, which the kernel reports for every text."""
-    own = f"{paths.find().policy_file.name}:"
-    return f"{path}:{mistake.removeprefix(own)}" if mistake.startswith(own) else mistake

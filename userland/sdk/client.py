@@ -386,10 +386,13 @@ class AsyncLLMasOS(ProcessCalls):
         asked = v.PolicyCheck(subjects or [], action, object, call)
         return await self._call("policy_check", asked, v.Verdict)
 
-    async def policy_simulate(self, text: str, *, since_s: float = WEEK_S) -> v.Simulated:
+    async def policy_simulate(
+        self, text: str, *, since_s: float = WEEK_S, file: str = ""
+    ) -> v.Simulated:
         """Which calls of the last `since_s` seconds would be decided differently under the user
-        rules in `text`."""
-        return await self._call("policy_simulate", v.PolicySimulate(text, since_s), v.Simulated)
+        rules in `text`. `file`: the name of its file, for messages."""
+        request = v.PolicySimulate(text, since_s, file)
+        return await self._call("policy_simulate", request, v.Simulated)
 
     async def policy_learn(
         self, *, pid: int = 0, app: str = "", since_s: float = WEEK_S

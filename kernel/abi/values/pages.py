@@ -149,11 +149,24 @@ class Mmap:
 
 
 @dataclass(frozen=True, slots=True)
+class SkippedFile:
+    """A file of a folder that is not mapped."""
+
+    name: str  # relative to the folder
+    why: str  # the same words for each file with this reason
+    detail: str = ""  # of this file
+
+
+@dataclass(frozen=True, slots=True)
 class Mapped:
     first: int  # number of the first page
     count: int
     source: str
-    skipped: list[str]  # of a folder: numbers of links and hidden files; files that are not text
+    # Of a folder: what is not mapped.
+    skipped: list[SkippedFile] = field(default_factory=list[SkippedFile])
+    more: int = 0  # skipped files that are not listed
+    links: int = 0
+    hidden: int = 0  # files and folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +215,9 @@ class Move:
 
     time: float
     call: int  # that caused it; 0: none
-    what: str  # written, beside (the window), replaced, shared, evicted, recalled, (un)pinned
+    # written, beside (the window), replaced, author_replaced (by another author's text), shared,
+    # evicted, recalled, (un)pinned
+    what: str
     why: str
     parts: dict[str, float]  # the summands of the score of a recalled page
 

@@ -21,6 +21,7 @@ Subject = Annotated[str, Shape(SUBJECT, "u:NAME, r:NAME, app:NAME or pid:NUMBER 
 Path = Annotated[str, Span(1, limits.OBJECT_CHARS)]
 Row = Annotated[str, Span(1, limits.RULE_CHARS)]
 Text = Annotated[str, Span(0, limits.POLICY_CHARS)]
+FileName = Annotated[str, Span(0, 4096)]  # of a `text`, for messages; empty: of the user rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class PolicyEdit:
     text: Text | None = None  # instead: the whole file
     undo: bool = False  # restore the file before the last change
     dry: bool = False  # report the change without making it
+    file: FileName = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +89,21 @@ class RulingInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleChange:
+    """A row to add to the user rules, or one to remove from them."""
+
+    add: bool  # False: remove
+    rule: RuleInfo  # of a row to add: without file and line
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     effect: Effect
     action: str
     object: str
     rulings: list[RulingInfo]
-    change: list[str]  # rows to add or remove for the opposite decision
+    change: list[RuleChange]  # all together reverse the decision
+    final: str  # why no change of the user rules reverses it; empty: `change` does
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +112,7 @@ class PolicySimulate:
 
     text: Text
     since_s: Seconds = 7 * 24 * 3600.0
+    file: FileName = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Who may come in and as whom: peer credentials, keys, profiles, places, and changes meanwhile."""
+"""Authentication: peer credentials, keys, profiles, and changes while clients are connected."""
 
 import os
 import shutil
@@ -391,7 +391,26 @@ def test_a_refusal_can_be_explained_by_its_number(plain: Machine) -> None:
         assert (verdict["effect"], verdict["action"]) == ("deny", "shutdown")
         effects = {one["subject"]: one["effect"] for one in verdict["rulings"]}
         assert effects["r:careful"] == "deny"
-        assert verdict["change"] == ["add `p, r:careful, shutdown, /kernel, allow`"]
+        [change] = verdict["change"]
+        assert change["add"] is True
+        assert change["rule"]["text"] == "p, r:careful, shutdown, /kernel, allow"
+
+
+def test_a_rule_about_own_processes_is_found_when_another_acts_as_one(plain: Machine) -> None:
+    row = "p, app:poet, generate, /proc/own/*, deny"
+    with owner(plain) as root, raw(plain.paths.socket, None) as poet:
+        hello(poet, profile="careful", app="poet")
+        pid = poet.call("spawn", model="echo")["pid"]
+        root.call("policy_edit", add=[row])
+        try:
+            with raw(plain.paths.socket, "operator") as client:
+                error = client.refused("generate", pid=pid, messages=[WORD])
+            number = int(error["hint"].split("explain ")[1].split("`")[0])
+            verdict = root.call("policy_check", call=number)
+        finally:
+            root.call("policy_edit", remove=[row])
+        assert verdict["effect"] == "deny"
+        assert [(one["add"], one["rule"]["text"]) for one in verdict["change"]] == [(False, row)]
 
 
 def test_recorded_calls_are_simulated_and_learned_from(machine: Machine) -> None:

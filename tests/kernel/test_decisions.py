@@ -1,6 +1,6 @@
 """P-06: the gate: default deny; a deny beats an ask beats an allow; every subject has to allow.
 
-Mistakes in rules stand in test_policy_rules.py, the file of the own rules in test_policy_own.py,
+Mistakes in rules stand in test_policy_rules.py, the file of the own rules in test_user_rules.py,
 how Casbin can be misled in test_policy_hazards.py, and whether the index loses a row in
 test_evaluator.py.
 """
@@ -17,6 +17,7 @@ from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Effect
 from llmasos.kernel.access.decisions import PROCESS_SEPARATOR, Policy
 from llmasos.kernel.access.evaluator import Evaluator
+from llmasos.kernel.access.rules import Mistake
 from tests.kernel.gate import CAREFUL, NO_A, NO_B, OPERATOR, A, B, policy
 
 ALLOW, ASK, DENY = Effect.ALLOW, Effect.ASK, Effect.DENY
@@ -347,7 +348,7 @@ async def test_traffic_passes_while_mistakes_are_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SLICE_S", 0.0)
-    gate, turns, told = policy(tmp_path), 0, list[str]()
+    gate, turns, told = policy(tmp_path), 0, list[Mistake]()
 
     async def look() -> None:
         told.extend(await gate.mistakes("nonsense\n" * 10_000))

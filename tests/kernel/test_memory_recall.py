@@ -10,7 +10,7 @@ from llmasos.kernel.abi import limits
 from llmasos.kernel.memory import loading
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.recall import RecallResult, Wanted, find
-from llmasos.kernel.memory.schema import SCHEMA
+from llmasos.kernel.memory.schema import REBUILD_TEXT_INDEXES, SCHEMA
 from llmasos.kernel.memory.sweeping import Sweeper
 from llmasos.kernel.memory.vector_device import VectorDevice
 from llmasos.kernel.memory.vector_index import VectorIndex
@@ -67,7 +67,8 @@ async def test_more_copies_than_candidates_do_not_hide_another_page(memory: Memo
 async def test_pages_of_before_are_found_by_the_new_words_after_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = Schema("pages", SCHEMA.steps[:-1], functions={**SCHEMA.functions, "indexed": str})
+    steps = SCHEMA.steps[: SCHEMA.steps.index(REBUILD_TEXT_INDEXES)]
+    before = Schema("pages", steps, functions={**SCHEMA.functions, "indexed": str})
     with monkeypatch.context() as patch:
         patch.setattr(loading, "SCHEMA", before)
         store = Store(tmp_path)
