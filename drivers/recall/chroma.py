@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import chromadb as _untyped
 import numpy as np
@@ -29,6 +28,7 @@ from llmasos.drivers.child_runtime import (
     run_or_exit,
 )
 from llmasos.drivers.frames import ANSWER, Frame
+from llmasos.kernel.abi import service_url
 from llmasos.kernel.abi.errors import DeviceFault, SyscallError
 
 from .chroma_process import CLOSE, COUNT, DELETE, DROP, DROP_ALL, GET, OPEN, PLACES, QUERY, WRITE
@@ -54,10 +54,9 @@ class ChromaStore:
             _systems.pop(location, None)
             self._client = chromadb.PersistentClient(location, settings=settings)
             return
-        parts = urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+        server = service_url.parse(url)
         self._client = chromadb.HttpClient(
-            parts.hostname, port, ssl=parts.scheme == "https", settings=settings
+            server.host, server.port, ssl=server.scheme == "https", settings=settings
         )
         # Without a timeout an unresponsive server would block for ever.
         self._client._server._session.timeout = _SERVER_S

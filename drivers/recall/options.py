@@ -1,17 +1,15 @@
 """The options of recall: validation, and defaults for this machine."""
 
 import os
-import re
 from collections.abc import Mapping
 
-from llmasos.kernel.abi import limits
+from llmasos.kernel.abi import limits, service_url
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.driver import Option
 
 from .frames import RecallSettings
 
 _EMBEDDERS = ("builtin", "none")
-_URL = r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?"
 _MOST_THREADS = 64
 _ALLOWED = {
     "embedder": f"allowed: {' or '.join(_EMBEDDERS)}",
@@ -39,7 +37,11 @@ def _is_valid(name: str, value: Option) -> bool:
 
 
 def _is_url(value: str) -> bool:
-    return re.fullmatch(_URL, value) is not None
+    try:
+        parts = service_url.parse(value)
+    except SyscallError:
+        return False
+    return parts.path in ("", "/") and ":" not in parts.host  # Chroma takes no IPv6 address
 
 
 def settings(options: Mapping[str, Option]) -> RecallSettings:

@@ -3,9 +3,8 @@
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-from llmasos.kernel.abi import limits, secrets
+from llmasos.kernel.abi import limits, secrets, service_url
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.driver import Option
 
@@ -45,8 +44,7 @@ class RemoteSettings:
     @property
     def origin(self) -> str:
         """Scheme, host and port, for messages."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc}"
+        return service_url.parse(self.url).origin
 
     @property
     def root(self) -> str:
@@ -55,7 +53,7 @@ class RemoteSettings:
 
     @property
     def secure(self) -> bool:
-        return self.url.startswith("https://")
+        return service_url.parse(self.url).scheme == "https"
 
 
 def settings(options: Mapping[str, Option]) -> RemoteSettings:
@@ -63,14 +61,14 @@ def settings(options: Mapping[str, Option]) -> RemoteSettings:
     for name, value in options.items():
         _check(name, value)
     url = str(options.get("url", "")).rstrip("/")
-    host = _host(url)
+    parts = _parsed(url)
     secret = str(options.get("secret", ""))
     if secret:
         secrets.check_name(secret)
-    if secret and url.startswith("http:") and not _loopback(host):
+    if secret and parts.scheme == "http" and not _loopback(parts.host):
         raise SyscallError(
             Errno.EINVAL,
-            f"a secret would be sent unencrypted to {host}",
+            f"a secret would be sent unencrypted to {parts.host}",
             "give an https:// url; http:// with a secret is allowed for this machine only",
         )
     known = {**options, "url": url}
@@ -99,29 +97,14 @@ def _check(name: str, value: Option) -> None:
         raise SyscallError(Errno.EINVAL, f"option {name} is {value!r:.80}", allowed)
 
 
-def _host(url: str) -> str:
-    """The host of a valid url. EINVAL; the message omits the url, which may contain a key."""
-    hint = "as in https://api.example.com/v1 or http://127.0.0.1:8080/v1"
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise SyscallError(Errno.EINVAL, "the url is not printable ASCII without spaces", hint)
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise SyscallError(Errno.EINVAL, f"invalid url: {error}", hint) from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SyscallError(Errno.EINVAL, "the url is not http://HOST or https://HOST", hint)
-    if "@" in parts.netloc or parts.query or parts.fragment or "?" in url:
-        raise SyscallError(
-            Errno.EINVAL,
-            "the url contains a user, a password or a query: keys must not be part of a url",
-            "`llmasos secrets set NAME` stores a key; `--set secret=NAME` uses it",
-        )
+def _parsed(url: str) -> service_url.ServiceUrl:
+    """The parts of a valid url without the path of a single service. EINVAL."""
+    parts = service_url.parse(url)
     path = next((path for path in _PATHS if parts.path.endswith(path)), "")
     if path:
         message = f"the url ends with {path}, which the driver adds itself"
         raise SyscallError(Errno.EINVAL, message, f"give it without {path}")
-    return parts.hostname
+    return parts
 
 
 def _loopback(host: str) -> bool:

@@ -14,9 +14,8 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
-from urllib.parse import urlsplit
 
-from . import limits
+from . import limits, service_url
 from .errors import Errno, SyscallError
 
 SERVICE = "llmasos"
@@ -53,7 +52,7 @@ def put(directory: Path, name: str, value: str, *, keyring: bool, url: str = "")
     """
     check_name(name)
     _check_value(name, value)
-    endpoint = origin(url) if url else ""
+    origin = service_url.parse(url).origin if url else ""
     if keyring:
         try:
             _keyring().set_password(SERVICE, name, value)
@@ -61,13 +60,11 @@ def put(directory: Path, name: str, value: str, *, keyring: bool, url: str = "")
             raise _keyring_failure(error) from error
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(directory) as folder:
-        if (
-            endpoint
-        ):  # a new key must never be stored with an old URL, nor an old key with a new one
+        if origin:  # never a new key with an old URL, nor an old key with a new one
             _bound_file(directory, name).unlink(missing_ok=True)
         _write(directory / name, b"" if keyring else value.encode())
-        if endpoint:
-            _write(_bound_file(directory, name), endpoint.encode())
+        if origin:
+            _write(_bound_file(directory, name), origin.encode())
         os.fsync(folder)
 
 
@@ -85,22 +82,6 @@ def _write(path: Path, data: bytes) -> None:
 
 
 # --- the endpoint of a key ------------------------------------------------------------------------
-def origin(url: str) -> str:
-    """Scheme, host and port of a URL, which a key is bound to. EINVAL, without the URL in the
-    message."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or {"https": 443, "http": 80}[parts.scheme]
-    except (ValueError, KeyError) as error:
-        hint = "use a URL such as https://api.example.com/v1"
-        raise SyscallError(Errno.EINVAL, "the url is not http:// or https://", hint) from error
-    host = parts.hostname or ""
-    if not host or "@" in parts.netloc:
-        message = "the url has no host, or contains a user name"
-        raise SyscallError(Errno.EINVAL, message, "use a URL such as https://api.example.com/v1")
-    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
 def bound(directory: Path, name: str) -> str:
     """The origin that a key is bound to; "" when it is not bound yet."""
     with suppress(FileNotFoundError):
@@ -114,7 +95,7 @@ def claim(directory: Path, name: str, url: str) -> None:
     check_exists(directory, name)
     with _locked(directory) as folder:
         if not bound(directory, name):
-            _write(_bound_file(directory, name), origin(url).encode())
+            _write(_bound_file(directory, name), service_url.parse(url).origin.encode())
             os.fsync(folder)
     check_bound(directory, name, url)
 
@@ -123,14 +104,14 @@ def check_bound(directory: Path, name: str, url: str, *, owner: bool = True) -> 
     """EACCES unless a key is bound to the endpoint at a URL. Other users than the owner get no
     details."""
     check_name(name)
-    endpoint, current = origin(url), bound(directory, name)
-    if current == endpoint:
+    origin, current = service_url.parse(url).origin, bound(directory, name)
+    if current == origin:
         return
     if not owner:
-        message = f"no secret of that name is for {endpoint}"
+        message = f"no secret of that name is for {origin}"
         raise SyscallError(Errno.EACCES, message, "ask the owner of this kernel to add the model")
-    message = f"secret {name} is for {current or 'no url yet'} and is not sent to {endpoint}"
-    raise SyscallError(Errno.EACCES, message, f"`llmasos secrets set {name} --url {endpoint}`")
+    message = f"secret {name} is for {current or 'no url yet'} and is not sent to {origin}"
+    raise SyscallError(Errno.EACCES, message, f"`llmasos secrets set {name} --url {origin}`")
 
 
 def _bound_file(directory: Path, name: str) -> Path:

@@ -137,6 +137,7 @@ URL = "https://api.example.com/v1"
         ({"url": "https://host:port/v1"}, "invalid url"),
         ({"url": "https://hö/v1"}, "not printable ASCII"),
         ({"url": "http://example.com/v1", "secret": "mine"}, "unencrypted to example.com"),
+        ({"url": "HTTP://example.com/v1", "secret": "mine"}, "unencrypted to example.com"),
         ({"url": URL, "slots": 0}, "slots is 0"),
         ({"url": URL, "slots": True}, "slots is True"),
         ({"url": URL, "dialect": "latin"}, "dialect is 'latin'"),

@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from getpass import getpass
 
-from llmasos.kernel.abi import limits, paths, secrets
+from llmasos.kernel.abi import limits, paths, secrets, service_url
 from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from . import exits
@@ -21,7 +21,7 @@ def set_(arguments: Namespace) -> int:
     folder = paths.find().secrets
     url = arguments.url
     if url:
-        secrets.origin(url)  # validate before reading the key
+        service_url.parse(url)  # validate before reading the key
     secrets.put(folder, arguments.name, _read(arguments.name), keyring=arguments.keyring, url=url)
     if arguments.json:
         print_json({
