@@ -93,7 +93,9 @@ def settings(path: Path, header: Header, options: Mapping[str, Option]) -> Llama
     if window > header.facts.context:
         trained = header.facts.context
         message = f"the window is {window} tokens, this model was trained for {trained}"
-        raise SyscallError(Errno.EINVAL, message, f"mount it with --set window={trained}")
+        fits = trained >= _BLOCK_TOKENS  # the option takes no smaller number; the default may be
+        option = f"with --set window={trained}" if fits else "without the option window"
+        raise SyscallError(Errno.EINVAL, message, f"mount it {option}")
     return LlamaSettings(
         path=str(path.resolve()),
         slots=slots,

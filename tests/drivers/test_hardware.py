@@ -1,5 +1,7 @@
 """What computes here, what could, and where a model goes, with the reason."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from llmasos.drivers.llama import devices, gguf, options
 from llmasos.drivers.llama.cpp import amx_kernels, system_info
 from llmasos.drivers.llama.devices import Seen
 from llmasos.drivers.llama.placement import Placement, choose, place, without
+from llmasos.kernel.abi.errors import SyscallError
 from llmasos.kernel.abi.values import Hardware
 from llmasos.userland import bootstrap
 from tests.drivers.default_model import MODEL
@@ -103,6 +106,19 @@ def test_a_card_that_llama_cpp_found_is_listed_once() -> None:
     cards = [Seen("NVIDIA", "a card"), Seen("AMD", "another")]
     listed = devices.named(found, cards, frozenset({"CUDA"}))
     assert [(one.name, one.usable) for one in listed[1:]] == [("gpu0", True), ("gpu1", False)]
+
+
+@pytest.mark.parametrize(("trained", "hinted"), [(512, {"window": 512}), (128, {})])
+def test_the_hint_for_a_window_that_is_too_large_works(
+    trained: int, hinted: dict[str, int]
+) -> None:
+    known = gguf.read(MODEL)
+    header = replace(known, facts=replace(known.facts, context=trained))
+    with pytest.raises(SyscallError, match=f"this model was trained for {trained}") as caught:
+        options.settings(MODEL, header, {"window": 1024})
+    given = re.findall(r"--set (window)=([0-9]+)", caught.value.hint)
+    assert {name: int(value) for name, value in given} == hinted
+    assert options.settings(MODEL, header, hinted).window == trained
 
 
 # --- where a model goes -----------------------------------------------------------------------
