@@ -90,6 +90,13 @@ class Image:
                     return requantised.path
         return self.path
 
+    def version(self) -> str:
+        """The name, and the version of the file to mount if there is one."""
+        try:
+            return f"{self.name} {stamp(self.file)}" if self.file.name else self.name
+        except OSError:  # the driver reports it
+            return self.name
+
     def fingerprint(self) -> str:
         """Identifies the model behind the name: a different model makes different vectors."""
         if self.url:

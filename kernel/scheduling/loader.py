@@ -28,7 +28,7 @@ from .device import Device, Report
 from .images import Image, ImageRegistry
 from .quarantine import Quarantine
 from .requantise import Requantiser
-from .work import Mounting, Work, file_stamp
+from .work import Mounting, Work
 
 log = logging.getLogger(__name__)
 LoadReport = Callable[[Progress], None] | None  # called with the progress of a load
@@ -298,11 +298,9 @@ class Mounts:
         driver = self.drivers[image.driver]
         chosen = self._chosen(image, options)
         driver.check(chosen)
-        file = image.file
-        engine = driver.engine(file, chosen, self.log_of(image))
+        engine = driver.engine(image.file, chosen, self.log_of(image))
         remark = self.requantiser.failures.get(image.name, "")
-        model = f"{image.name} {file_stamp(file)}"
-        mounting = Mounting(image.name, image.driver, model, pin, remark, chosen)
+        mounting = Mounting(image.name, image.driver, image.version(), pin, remark, chosen)
         return self.loader.mount(mounting, engine, self._record)
 
     def _record(self, device: Device, state: str, note: str) -> None:

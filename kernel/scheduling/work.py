@@ -4,7 +4,6 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..abi.errors import SyscallError
 from ..abi.values import Finish, Logprob, Sampling, Usage
@@ -89,12 +88,3 @@ class Rate:
 
     def _decayed(self, now: float) -> float:
         return self._tokens * math.exp2((self._at - now) / self._HALF_LIFE_S)
-
-
-def file_stamp(path: Path) -> str:
-    """Identifies a version of a file; empty without one, which the driver reports itself."""
-    try:
-        status = path.stat() if path.name else None
-    except OSError:
-        status = None
-    return f"{status.st_size} {status.st_mtime_ns}" if status else ""
