@@ -44,6 +44,7 @@ class Terminals:
         return "".join(f"{name}: {body}\n" for body, name in self.names.items())
 
     def terminal(self, body: str) -> str:
+        """The name of the terminal with this Lark expression."""
         return self.names.setdefault(body, f"T{len(self.names)}")
 
     def literals(self, texts: list[str]) -> str:
@@ -78,9 +79,9 @@ class Terminals:
             return self._unescaped(shape, formats, required, excluded)
         if required:
             anchored = (f"^(?:{one})$" for one in formats)
-            return self._json_rule(_string(shape, [*required, *anchored]), shape.place)
+            return self._json_rule(_string_schema(shape, [*required, *anchored]), shape.place)
         if not formats:
-            return self.terminal(f'/"{_CHAR}{_times(shape)}"/')
+            return self.terminal(f'/"{_CHAR}{_repetition(shape)}"/')
         return self._unescaped(shape, formats, [], [])
 
     def _unescaped(
@@ -94,7 +95,7 @@ class Terminals:
         except ValueError as error:
             raise part_error(shape.place, f"pattern: {error}") from error
         if shape.min_length or shape.max_length is not None or not formats:
-            bodies.append(f"/{_UNESCAPED}{_times(shape)}/")
+            bodies.append(f"/{_UNESCAPED}{_repetition(shape)}/")
         text = " & ".join(bodies)
         inner = self.terminal(text)
         doubtful = len(bodies) > 1
@@ -162,14 +163,16 @@ def literal(text: str) -> str:
     )
 
 
-def _times(shape: Text) -> str:
+def _repetition(shape: Text) -> str:
+    """The allowed numbers of characters, as the end of a regular expression."""
     if not shape.min_length and shape.max_length is None:
         return "*"
     return f"{{{shape.min_length},{'' if shape.max_length is None else shape.max_length}}}"
 
 
-def _string(shape: Text, found: list[str]) -> dict[str, object]:
+def _string_schema(shape: Text, required: list[str]) -> dict[str, object]:
+    """A JSON schema of strings that match all of the patterns."""
     schema: dict[str, object] = {"type": "string", "minLength": shape.min_length}
     if shape.max_length is not None:
         schema["maxLength"] = shape.max_length
-    return schema | {"allOf": [{"type": "string", "pattern": one} for one in found]}
+    return schema | {"allOf": [{"type": "string", "pattern": one} for one in required]}

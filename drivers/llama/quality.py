@@ -27,13 +27,14 @@ from .frames import LlamaSettings
 from .placement import place
 
 PASSAGE = Path(__file__).with_name("passage.txt")
-WINDOW = 512
-_WINDOWS = 3
-_SEQUENCES, _PROMPT, _NEW = 16, 64, 32  # tokens
+WINDOW = 512  # tokens
+_WINDOWS = 3  # of the passage, at most
+_SEQUENCES, _PROMPT_TOKENS, _NEW_TOKENS = 16, 64, 32  # the batch that measures the speed
 _OPTIONS = {"slots": _SEQUENCES, "window": 256, "nice": 0}
 
 
 def work(output: task.TaskOutput) -> dict[str, object]:
+    """The perplexity of FILE, and its speed in tokens per second."""
     path, stage = Path(sys.argv[1]), sys.argv[2]
     header = gguf.read(path)
     settings = place(options.settings(path, header, _OPTIONS)).settings
@@ -47,16 +48,17 @@ def work(output: task.TaskOutput) -> dict[str, object]:
 
 
 def _speed(model: LlamaModel, settings: LlamaSettings) -> tuple[float, float]:
+    """Tokens per second: of prompts, and generated ones. Random tokens take as long as others."""
     chance = random.Random(1)
-    ordinary = [token for token in range(model.vocab.size) if model.vocab.piece(token)]
-    prompts = [chance.choices(ordinary, k=_PROMPT) for _ in range(_SEQUENCES)]
+    with_text = [token for token in range(model.vocab.size) if model.vocab.piece(token)]
+    prompts = [chance.choices(with_text, k=_PROMPT_TOKENS) for _ in range(_SEQUENCES)]
     context = Context(model, settings)
     loop = bare.Loop(context, model, shared=0, threads=None)
     loop.warm()
-    times = loop.run(prompts, _NEW)
+    times = loop.run(prompts, _NEW_TOKENS)
     return (
-        round(_SEQUENCES * _PROMPT / times.prefill_s, 1),
-        round(_SEQUENCES * (_NEW - 1) / times.decode_s, 1),
+        round(_SEQUENCES * _PROMPT_TOKENS / times.prefill_s, 1),
+        round(_SEQUENCES * (_NEW_TOKENS - 1) / times.decode_s, 1),
     )
 
 
@@ -99,11 +101,13 @@ class _Scorer:
             if not pointer:
                 raise DeviceFault(f"no logits at index {at}")
             scores = np.ctypeslib.as_array(pointer, (self._vocab.size,)).astype(np.float64)
-            most = scores.max()
-            found.append(float(most + np.log(np.exp(scores - most).sum()) - scores[tokens[at + 1]]))
+            highest = scores.max()  # subtracted before exp(), which overflows otherwise
+            log_sum = highest + np.log(np.exp(scores - highest).sum())
+            found.append(float(log_sum - scores[tokens[at + 1]]))
         return np.array(found)
 
     def _decode(self, tokens: NDArray[np.int32], first: int) -> None:
+        """Compute the tokens in an empty context, with scores from index `first` on."""
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
         batch = self._batch
         for at, token in enumerate(tokens):

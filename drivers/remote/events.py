@@ -12,7 +12,7 @@ from llmasos.kernel.abi import limits
 from .failure import EndpointFailure
 
 _BOM = b"\xef\xbb\xbf"
-_LINE = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a \r at the end may be the first half of \r\n
+_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a \r at the end may be the first half of \r\n
 _FIELD = re.compile(rb"[A-Za-z][A-Za-z_-]{0,63}")  # field name of a line
 
 
@@ -60,7 +60,7 @@ class EventStream:
     def _lines(self) -> Iterator[bytes]:
         start = 0
         try:
-            while (found := _LINE.search(self._buffer, start)) is not None:
+            while (found := _LINE_END.search(self._buffer, start)) is not None:
                 line = bytes(self._buffer[start : found.start()])
                 start = found.end()
                 if line:

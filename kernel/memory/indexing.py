@@ -25,7 +25,8 @@ class BatchSize:
     """How many pages are embedded in one call."""
 
     pages: int = limits.INDEX_PAGES
-    strikes: Counter[int] = field(default_factory=Counter[int])  # by page id: embedder failures
+    # By page id: how often the embedder stopped answering while it embedded the page alone.
+    strikes: Counter[int] = field(default_factory=Counter[int])
 
     def grow(self) -> None:
         self.pages = min(limits.INDEX_PAGES, 2 * self.pages)
@@ -79,11 +80,12 @@ async def _answers(embed: Embed) -> bool:
 
 async def _checked(embed: Embed, vectors: Mapping[int, bytes], batch: BatchSize) -> EmbeddedPages:
     """Keep the vectors of length 1. DeviceFault: the embedder makes no vectors of length 1."""
-    [probe] = await embed([_PROBE]) if not all(map(_is_unit, vectors.values())) else [b""]
-    if probe and not _is_unit(probe):
-        raise DeviceFault("the embedder makes vectors that are not of length 1")
-    batch.grow()
     good = {page: vector for page, vector in vectors.items() if _is_unit(vector)}
+    if len(good) < len(vectors):
+        [probe] = await embed([_PROBE])
+        if not _is_unit(probe):
+            raise DeviceFault("the embedder makes vectors that are not of length 1")
+    batch.grow()
     why = "its vector is not of length 1"
     return EmbeddedPages(good, {page: why for page in vectors if page not in good})
 

@@ -27,6 +27,7 @@ STARTS = "This verb starts a private daemon if none is running; LLMASOS_AUTOSTAR
 
 
 def parser(verb: Verb) -> argparse.ArgumentParser:
+    """The parser of one verb's arguments."""
     parser = Parser(
         prog=f"llmasos {verb.name}", description=verb.summary, allow_abbrev=False,
         epilog=STARTS if verb.starts else None,
@@ -78,7 +79,7 @@ def _split_pages(arguments: argparse.Namespace) -> argparse.Namespace:
     arguments.pid = target.pid
     given = target.pages
     if isinstance(getattr(arguments, "pages", None), list):
-        rest = [_of(target.pid, one) for one in arguments.pages]
+        rest = [_range_of(target.pid, one) for one in arguments.pages]
         arguments.pages = [*([given] if given else []), *rest]
         if not arguments.pages and not getattr(arguments, "key", None):
             raise UsageError("no page is given", "as 3:12, or 3:12-40, or 3 12 40-42")
@@ -92,13 +93,13 @@ def _split_pages(arguments: argparse.Namespace) -> argparse.Namespace:
     return arguments
 
 
-def _of(pid: int, one: tuple[int, int] | ProcessPages) -> tuple[int, int]:
+def _range_of(pid: int, argument: tuple[int, int] | ProcessPages) -> tuple[int, int]:
     """The range of one argument. UsageError if it names another process or no page."""
-    if not isinstance(one, ProcessPages):
-        return one
-    if one.pid != pid or one.pages is None:
+    if not isinstance(argument, ProcessPages):
+        return argument
+    if argument.pid != pid or argument.pages is None:
         raise UsageError(f"expected pages of process {pid}", "give pages of one process per call")
-    return one.pages
+    return argument.pages
 
 
 def _exactly_one(first: Any, second: Any) -> Any:

@@ -8,11 +8,11 @@ from llmasos.kernel.abi.errors import SyscallError
 from llmasos.userland.client import BlockingClient
 
 from . import exits
-from .ask import confirmed
 from .connection import connect
 from .generation import clean
 from .mem import count
 from .pages import numbered
+from .questions import confirmed
 from .show import note, print_error, print_json
 
 

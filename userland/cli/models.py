@@ -14,7 +14,7 @@ from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import EngineFailed, Errno, SyscallError
 from llmasos.userland.client import BlockingClient
 
-from . import ask, exits, options
+from . import exits, options, questions
 from .connection import connect, is_remote
 from .generation import clean
 from .show import key_values, note, print_json, size, table
@@ -115,7 +115,7 @@ def _choose_model(found: v.Endpoint) -> str:
     note(f"{found.url} has {len(names)} models:")
     for number, name in enumerate(names, 1):
         note(f"{number:4} {name}")
-    return ask.one_of("which model? (number or name)", names)
+    return questions.one_of("which model? (number or name)", names)
 
 
 def alias(arguments: Namespace) -> int:

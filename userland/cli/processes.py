@@ -1,11 +1,12 @@
-"""Verbs about processes: ps, fork, kill, nice, attach."""
+"""Verbs about processes: ps, fork, kill, wait, nice, attach."""
 
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from llmasos.kernel.abi import values as v
-from llmasos.kernel.abi.errors import SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.client import BlockingClient
 
 from . import exits
@@ -91,23 +92,72 @@ def fork(arguments: Namespace) -> int:
     return exits.OK
 
 
+class Done(NamedTuple):
+    """The result of one call for each of several processes."""
+
+    pids: list[int]
+    failed: dict[int, SyscallError]
+
+    @property
+    def code(self) -> int:
+        """The exit code: that of the first failure."""
+        return next((exits.code(error) for error in self.failed.values()), exits.OK)
+
+    def failures(self) -> list[dict[str, object]]:
+        """The failures as they are printed in JSON."""
+        return [{"pid": pid, **error_fields(error)} for pid, error in self.failed.items()]
+
+
+def each(pids: Sequence[int], act: Callable[[int], object]) -> Done:
+    """Run `act` once for every process and collect the failures."""
+    done = Done([], {})
+    for pid in dict.fromkeys(pids):
+        try:
+            act(pid)
+            done.pids.append(pid)
+        except SyscallError as error:
+            if error.errno in (Errno.EPIPE, Errno.ECONNREFUSED):
+                raise  # the kernel is gone: the others would fail too
+            done.failed[pid] = error
+            print_error(error)
+    return done
+
+
 def kill(arguments: Namespace) -> int:
-    """Send the signal to every pid; the exit code is that of the first failure."""
     signal = v.Signal(arguments.signal)
-    sent: list[int] = []
-    failed: dict[int, SyscallError] = {}
     with connect() as client:
-        for pid in arguments.pids:
-            try:
-                client.call("kill", v.Kill(pid, signal), v.Nothing)
-                sent.append(pid)
-            except SyscallError as error:
-                failed[pid] = error
-                print_error(error)
+        done = each(arguments.pids, lambda pid: client.call("kill", v.Kill(pid, signal), v.Nothing))
     if arguments.json:
-        failures = [{"pid": pid, **error_fields(error)} for pid, error in failed.items()]
-        print_json({"signal": signal, "sent": sent, "failed": failures})
-    return next((exits.code(error) for error in failed.values()), exits.OK)
+        print_json({"signal": signal, "sent": done.pids, "failed": done.failures()})
+    return done.code
+
+
+def wait(arguments: Namespace) -> int:
+    """The exit code is the first nonzero one of the processes, else that of the first failure."""
+    timeout: float | None = arguments.timeout
+    deadline = None if timeout is None else time.monotonic() + timeout
+    codes: list[int] = []
+
+    def one(pid: int) -> None:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            exit_ = client.call("wait", v.Wait(pid, left), v.Exit)
+        except SyscallError as error:
+            if error.errno is not Errno.ETIMEDOUT:
+                raise
+            message = (
+                f"process {pid} has not ended within {timeout:g} s"  # the timeout covers all pids
+            )
+            raise SyscallError(error.errno, message, error.hint) from None
+        codes.append(exit_.code & 0xFF)
+        if arguments.json:
+            print_json(exit_)
+        else:
+            note(f"process {exit_.pid} ended with {exit_.code} ({exit_.reason})")
+
+    with connect() as client:
+        done = each(arguments.pids, one)
+    return next((code for code in codes if code), done.code)
 
 
 def nice(arguments: Namespace) -> int:

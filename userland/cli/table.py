@@ -108,14 +108,15 @@ _ROWS = (
         JSON, option("nice", metavar="N", type=_NICE, help="-20 (large share) to 19 (small share)"),
         PID,
     )),
-    Verb("wait", ".ending:wait", "wait for processes to end; exit with their first nonzero code", (
+    Verb("wait", ".processes:wait",
+         "wait for processes to end; exit with their first nonzero code", (
         TIMEOUT, JSON, _PIDS,
     )),
-    Verb("rm", ".ending:rm", "end processes and remove them with their pages", (
+    Verb("rm", ".removal:rm", "end processes and remove them with their pages", (
         option("-f", "--force", action="store_true", help="discard the turn in flight"),
         JSON, _PIDS,
     )),
-    Verb("prune", ".ending:prune", "remove ended processes with their pages", (
+    Verb("prune", ".removal:prune", "remove ended processes with their pages", (
         option("--kept", action="store_true",
                help="also remove kept conversations that are not in use"),
         option("--older-than", type=duration, metavar="TIME",

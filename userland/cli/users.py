@@ -7,8 +7,8 @@ from llmasos.kernel.abi import values as v
 from llmasos.userland.client import BlockingClient
 
 from . import exits, policy
-from .ask import confirmed
 from .connection import connect
+from .questions import confirmed
 from .show import iso, note, print_json, table
 
 

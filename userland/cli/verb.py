@@ -16,9 +16,9 @@ class Option(NamedTuple):
 
 
 class Verb(NamedTuple):
-    name: str
-    function: str
-    summary: str
+    name: str  # its words, as "policy add"
+    function: str  # ".module:function" of this package, imported when the verb runs
+    summary: str  # in the help
     options: tuple[Option, ...] = ()
     rest: bool = False  # arguments are passed to the function unparsed
     extra: bool = False  # arguments that `options` does not define are passed as `extra`

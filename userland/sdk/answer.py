@@ -12,6 +12,8 @@ from llmasos.kernel.abi import values as v
 from .connection import ReplyStream
 from .fork import ForkError
 
+_SHOWN_CHARS = 60  # of a text in a repr
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -48,11 +50,8 @@ class Reply:
 
 
 def shortened(text: str) -> str:
-    """The repr of a text, cut to 60 characters."""
-    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
-
-
-_SHOWN = 60  # characters
+    """The repr of a text, cut to _SHOWN_CHARS."""
+    return repr(text) if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]!r}..."
 
 
 class AsyncAnswer:

@@ -1,79 +1,21 @@
-"""`llmasos wait`, `rm` and `prune`: wait for processes to end, end them, remove what is left.
-
-Each verb handles all given processes and reports each failure; the exit code is that of the first
-failure.
-"""
+"""`llmasos rm` and `prune`: end processes and remove them with their pages."""
 
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.client import BlockingClient
 
 from . import exits
-from .ask import confirmed
 from .columns import Column, fitted
 from .connection import connect
-from .processes import processes
-from .show import error_fields, note, print_error, print_json, span
+from .processes import Done, each, processes
+from .questions import confirmed
+from .show import note, print_json, span
 
 _Info = Column[v.ProcessInfo]
-
-
-class Done(NamedTuple):
-    pids: list[int]
-    failed: dict[int, SyscallError]
-
-    @property
-    def code(self) -> int:
-        return next((exits.code(error) for error in self.failed.values()), exits.OK)
-
-
-def each(pids: Sequence[int], act: Callable[[int], object]) -> Done:
-    """Run `act` once for every process and collect the failures."""
-    done = Done([], {})
-    for pid in dict.fromkeys(pids):
-        try:
-            act(pid)
-            done.pids.append(pid)
-        except SyscallError as error:
-            if error.errno in (Errno.EPIPE, Errno.ECONNREFUSED):
-                raise  # the kernel is gone: the others would fail too
-            done.failed[pid] = error
-            print_error(error)
-    return done
-
-
-# --- wait -------------------------------------------------------------------------------------
-def wait(arguments: Namespace) -> int:
-    """The exit code is the first nonzero one of the processes, else that of the first failure."""
-    timeout: float | None = arguments.timeout
-    deadline = None if timeout is None else time.monotonic() + timeout
-    codes: list[int] = []
-
-    def one(pid: int) -> None:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
-            exit_ = client.call("wait", v.Wait(pid, left), v.Exit)
-        except SyscallError as error:
-            if error.errno is not Errno.ETIMEDOUT:
-                raise
-            message = (
-                f"process {pid} has not ended within {timeout:g} s"  # the timeout covers all pids
-            )
-            raise SyscallError(error.errno, message, error.hint) from None
-        codes.append(exit_.code & 0xFF)
-        if arguments.json:
-            print_json(exit_)
-        else:
-            note(f"process {exit_.pid} ended with {exit_.code} ({exit_.reason})")
-
-    with connect() as client:
-        done = each(arguments.pids, one)
-    return next((code for code in codes if code), done.code)
 
 
 # --- rm ---------------------------------------------------------------------------------------
@@ -97,8 +39,7 @@ def remove(client: BlockingClient, pid: int, signal: v.Signal = v.Signal.TERM) -
 
 def _show(done: Done, arguments: Namespace) -> None:
     if arguments.json:
-        failed = [{"pid": pid, **error_fields(error)} for pid, error in done.failed.items()]
-        print_json({"removed": done.pids, "failed": failed})
+        print_json({"removed": done.pids, "failed": done.failures()})
     else:
         for pid in done.pids:
             print(pid)
