@@ -1,36 +1,14 @@
 """An engine that loses the prompts it keeps loses nothing but time: no caller notices it."""
 
-from collections.abc import Iterator
-
-import pytest
-
 from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.client import BlockingClient
 from tests.system.daemon import Machine
-from tests.system.test_forgetting_calls import Asked, waiting
+from tests.system.one_slot import QUESTION, Asked, box, line, waiting
 from tests.system.test_life import ENDLESS, GREEDY, kill, messages, spawn, turn
 from tests.waiting import until
 
-QUESTION = "What is the word?"  # as Asked asks
-
-
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A machine with one slot."""
-    machine = Machine(tmp_path_factory.mktemp("kept"))
-    machine.start("--mount", "false")
-    with BlockingClient(machine.paths.socket) as line:
-        options: dict[str, bool | int | float | str] = {"slots": 1, "rate": 200}
-        line.call("mount", v.Mount("echo", options), v.DeviceInfo)
-    yield machine
-    machine.shoot()
-
-
-@pytest.fixture
-def line(box: Machine) -> Iterator[BlockingClient]:
-    with BlockingClient(box.paths.socket) as line:
-        yield line
+__all__ = ["box", "line"]  # fixtures
 
 
 def busy(box: Machine, line: BlockingClient) -> tuple[int, Asked]:
