@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from io import StringIO
 
 from ..abi import limits
 from ..abi import values as v
@@ -14,7 +13,7 @@ from ..access.decisions import PROCESS_SEPARATOR, Policy, subject_objects
 from ..access.evaluator import Evaluation, Evaluator
 from ..access.permissions import recorded_checks
 from ..access.reauthorisation import PolicyChanges
-from ..access.rules import Mistake
+from ..access.rules import Mistake, split_lines
 from ..process.table import ProcessTable
 from ..storage.journal import Journal, Recorded
 from ..storage.threads import FairThreads
@@ -225,7 +224,7 @@ async def _surplus(many: Counter[str], few: Counter[str]) -> list[str]:
 async def _rows(text: str) -> Counter[str]:
     """The count of each row."""
     found, yield_point = Counter[str](), YieldPoint()
-    for line in StringIO(text, newline="\n"):
+    for line in split_lines(text):
         found[_row(line)] += 1
         await yield_point()
     del found[""]
