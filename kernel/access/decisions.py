@@ -178,7 +178,11 @@ class Policy:
 
     async def reload(self, text: str) -> None:
         """Replace the user rules, yielding to other tasks. EINVAL as `load`."""
-        old = self._swap(await self.evaluator_for(text), text)
+        await self.put_into_force(await self.evaluator_for(text), text)
+
+    async def put_into_force(self, evaluator: Evaluator, text: str) -> None:
+        """Replace the rules by an evaluator of this text, built since the last `set_members`."""
+        old = self._swap(evaluator, text)
         await release(old)
         await anyio.to_thread.run_sync(self.user_rules.save_copy, text)
 
@@ -201,7 +205,8 @@ class Policy:
 
     def _swap(self, evaluator: Evaluator, text: str) -> list[Any]:
         """Install an evaluator. Returns the objects of the previous one and of the cache."""
-        old = [*self.evaluator.parts(), *self._of_process.values()]
+        old = self.evaluator.take_apart()
+        old += self._of_process.values()
         for of_user in self._cache.values():
             old += (*of_user, *of_user.values())
         self._install(evaluator, text)

@@ -94,9 +94,11 @@ class Evaluator:
             rows.append(row)
         row.patterns.add(pattern, rule)
 
-    def parts(self) -> list[Any]:
-        """The objects that it consists of, for `release`."""
-        return [*self.rules, *self._rows, *self._rows.values()]
+    def take_apart(self) -> list[Any]:
+        """The objects that it consists of, for `release`. Without rules it denies everything."""
+        parts = [*self.rules, *self._rows, *self._rows.values()]
+        self.rules, self._rows = (), {}
+        return parts
 
     def evaluate(self, subject: str, action: str, object_: str) -> Evaluation:
         """Evaluate the rules for one subject. Raises what Casbin raises."""

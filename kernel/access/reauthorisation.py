@@ -11,6 +11,7 @@ from anyio import CancelScope, to_thread
 from ..storage.journal import Entry, Journal
 from ..yield_point import YieldPoint
 from .decisions import Policy
+from .evaluator import Evaluator
 from .users import UserTable
 
 
@@ -60,13 +61,18 @@ class PolicyChanges:
         self._clients = clients
         self.lock = anyio.Lock()
 
-    async def replace_user_rules(self, text: str, *, undo: bool = False) -> None:
-        """Replace the user rules, on disk first. The caller holds the lock."""
+    async def replace_user_rules(
+        self, text: str, evaluator: Evaluator, *, undo: bool = False
+    ) -> None:
+        """Replace the user rules, on disk first. The caller holds the lock.
+
+        `evaluator`: of this text, built since the lock is held.
+        """
         own = self._policy.user_rules
         with CancelScope(shield=True):
             if text != await to_thread.run_sync(own.read) or undo:
                 await to_thread.run_sync(own.restore if undo else own.write, text)
-            await self._policy.reload(text)
+            await self._policy.put_into_force(evaluator, text)
             self._journal.append(Entry("policy", note=f"epoch {self._policy.epoch}"))
             await self._clients.reauthorise()
 

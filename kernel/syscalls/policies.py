@@ -61,11 +61,12 @@ class PolicySyscalls:
         async with self.changes.lock:  # concurrent edits would lose one of them
             before = await self.readers.run(call.caller.owner, self.policy.user_rules.read)
             text = await self._changed(request, before)
-            mistakes = await self._mistakes(call, text, request.file)
+            checked = await self._checked(call, text, request.file if request.dry else "")
+            mistakes = checked if isinstance(checked, list) else []
             added, removed = await _difference(self.policy.text, text)
-            if not mistakes and not request.dry:
-                await self.changes.replace_user_rules(text, undo=request.undo)
-            elif mistakes and not request.dry and request.text is None:
+            if isinstance(checked, Evaluator):
+                await self._finish(request, text, checked)
+            elif not request.dry and request.text is None:
                 message = _describe(mistakes, text, request.add)
                 raise SyscallError(Errno.EINVAL, message, "the rules are unchanged")
             most = limits.DIFFERENCES
@@ -111,8 +112,18 @@ class PolicySyscalls:
             raise SyscallError(Errno.ENOENT, message, "`llmasos policy list --own` lists the rows")
         return left
 
-    async def _mistakes(self, call: CallContext, text: str, file: str) -> list[Mistake]:
-        """The mistakes in the text, or that the caller could not edit the rules after it."""
+    async def _finish(self, request: v.PolicyEdit, text: str, evaluator: Evaluator) -> None:
+        """Put the checked rules into force, or drop them: they were only tried."""
+        if request.dry:
+            await release(evaluator.take_apart())
+        else:
+            await self.changes.replace_user_rules(text, evaluator, undo=request.undo)
+
+    async def _checked(self, call: CallContext, text: str, file: str) -> Evaluator | list[Mistake]:
+        """The evaluator of the text, or its mistakes.
+
+        It is one that the caller could not edit the rules after it.
+        """
         try:
             evaluator = await self.policy.evaluator_for(text, file)
         except SyscallError:
@@ -128,10 +139,7 @@ class PolicySyscalls:
                 own = file or self.policy.user_rules.name
                 place = (rule.file, rule.line) if rule is not None else (own, 0)
                 return [Mistake(*place, "after this change you could no longer edit the rules")]
-        parts = evaluator.parts()
-        del evaluator
-        await release(parts)
-        return []
+        return evaluator
 
     # --- recorded calls ---------------------------------------------------------------------------
     async def policy_simulate(self, call: CallContext, request: v.PolicySimulate) -> v.Simulated:

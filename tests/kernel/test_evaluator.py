@@ -15,7 +15,7 @@ import pytest
 from llmasos.kernel.abi.table import TABLE
 from llmasos.kernel.abi.values import Effect
 from llmasos.kernel.access.decisions import Policy
-from llmasos.kernel.access.evaluator import Evaluator, PlainEvaluator
+from llmasos.kernel.access.evaluator import Evaluation, Evaluator, PlainEvaluator
 from llmasos.kernel.access.rules import Rule, matching, under
 from llmasos.userland.bench.gate import SUBJECTS, Request, compare, model
 from llmasos.userland.bench.gate import question as ask
@@ -164,6 +164,14 @@ def test_casbin_alone_decides_which_rows_apply() -> None:
             given_all.__dict__["_rows"] = {(subject, "*"): every}
             effect = made.evaluate(subject, action, object_).effect
             assert given_all.evaluate(subject, action, object_).effect is effect
+
+
+def test_an_evaluator_that_was_taken_apart_denies_everything() -> None:
+    rules = [Rule("p", ("u:a", "*", "/*", "allow"), "x.csv", 1)]
+    made = build_evaluator(rules)
+    assert made.evaluate("u:a", "ps", "/proc").effect is ALLOW
+    assert rules[0] in made.take_apart()
+    assert made.evaluate("u:a", "ps", "/proc") == Evaluation(DENY, None)
 
 
 def test_all_rules_of_a_subject_for_a_syscall_are_one_row_for_each_effect() -> None:
