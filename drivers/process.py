@@ -25,6 +25,7 @@ from llmasos.kernel.abi.wire import Frames
 from llmasos.kernel.driver import Cause, Death
 
 from . import frames
+from .watchdog import Watchdog
 
 GRACE_S = 2.0  # between asking a process to exit and SIGKILL
 _TAIL_BYTES, _TAIL_LINES, _TAIL_CHARS = 4096, 3, 400
@@ -38,29 +39,6 @@ _FAULT_SIGNALS = frozenset({  # caused by the code of the process itself
 _DUMP = (" ", "Thread 0x", "Current thread", "Extension modules", "Stack (most")
 
 F = TypeVar("F")
-
-
-class Watchdog:
-    """Calls `expire` when work is outstanding and nothing is heard for `seconds`."""
-
-    __slots__ = ("_expire", "_seconds", "_timer")
-
-    def __init__(self, seconds: float, expire: Callable[[], None]) -> None:
-        self._seconds, self._expire = seconds, expire
-        self._timer: asyncio.TimerHandle | None = None
-
-    def reset(self, *, work: bool) -> None:
-        """Activity was seen. `work`: more is outstanding, so the timer starts again."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if work:
-            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
-
-    def arm(self) -> None:
-        """Work is outstanding: start the timer, unless it runs."""
-        if self._timer is None:
-            self.reset(work=True)
 
 
 class ChildConnection(asyncio.Protocol, Generic[F]):
@@ -81,7 +59,7 @@ class ChildConnection(asyncio.Protocol, Generic[F]):
         self._transport: asyncio.Transport | None = None
         self._number = 0
         self._pending: dict[int, asyncio.Future[list[Any]]] = {}
-        self._watchdog = Watchdog(hang_s, self.hang)
+        self._watchdog = Watchdog(process.pid, hang_s, self.hang)
         self._kill_reason = ""  # the kernel killed it because it failed
         self._close_reason = ""  # it was ended through no fault of its own
         self._oom_kills = oom_kills()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from llmasos.drivers import process as processes
 from llmasos.drivers.frames import Frame
-from llmasos.drivers.process import ChildConnection, Start, Watchdog
+from llmasos.drivers.process import ChildConnection, Start
+from llmasos.drivers.watchdog import Watchdog
 from llmasos.kernel.driver import Admission, Facts, Listener, Step
 
 from . import frames
@@ -28,7 +29,7 @@ class LlamaLink(ChildConnection[Facts]):
         self._outstanding: dict[int, int] = {}  # tokens granted and not yet reported, by call
         self._parked: set[int] = set()
         self._cancelled: set[int] = set()
-        self._step_watchdog = Watchdog(chosen.hang_s, self.hang)
+        self._step_watchdog = Watchdog(process.pid, chosen.hang_s, self.hang)
         self._answers = Answers(listener)
 
     def handle_frame(self, frame: Frame) -> bool:

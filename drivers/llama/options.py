@@ -41,9 +41,8 @@ OPTIONS: dict[str, NumberOption | None] = {  # None: true or false
     "chunk_s": NumberOption(0, 60, whole=False),  # limit of a step with decoding calls; 0: none
     "batch": NumberOption(32, 8192),  # maximum tokens of a step
     "gpu_layers": NumberOption(-1, 10_000),  # -1: as many as fit the GPUs, if there are any
-    "hang_s": NumberOption(
-        0.1, 86_400, whole=False
-    ),  # a step that takes longer: the child is killed
+    # A step that takes longer, without the time that it waits for a processor: the child is killed.
+    "hang_s": NumberOption(0.1, 86_400, whole=False),
     # Saved contexts of parked calls; contexts beyond that are recomputed.
     "parked_bytes": NumberOption(0, 2**50),
     "nice": NumberOption(0, 19),  # of the computing threads

@@ -1,9 +1,10 @@
 """The recall child's side of the Chroma process: starts it, sends requests, kills it when it hangs.
 
 The process is started on demand, handles one request at a time, and is killed when a request
-exceeds its deadline. A search does not wait for a write: it uses `ask_if_idle`, and continues
-without an answer that does not arrive soon. During a long request the kernel gets heartbeats, so
-that it does not end the recall child as unresponsive. Any thread may ask; recall child only.
+exceeds its deadline while it could run. A search does not wait for a write: it uses `ask_if_idle`,
+and continues without an answer that does not arrive soon. During a long request the kernel gets
+heartbeats, so that it does not end the recall child as unresponsive. Any thread may ask; recall
+child only.
 """
 
 import os
@@ -27,6 +28,7 @@ from llmasos.drivers.frames import (
     error_in,
 )
 from llmasos.drivers.process import cause
+from llmasos.drivers.watchdog import RunDelay
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.abi.wire import Frames
@@ -127,8 +129,9 @@ class ChromaProcess:
         `kill`: the process is killed when it does not answer in time, which raises ProcessLost.
         Otherwise, and for an error that Chroma returns, DeviceFault is raised.
         """
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
+        assert self._process is not None
+        deadline, delay = time.monotonic() + seconds, RunDelay()
+        while (left := deadline + delay.seconds() - time.monotonic()) > 0:
             for body in self._frames.feed(self._read(min(left, _HEARTBEAT_S))):
                 match decode(body):
                     case [kind, answered, *values] if kind == ANSWER and answered == number:
@@ -139,6 +142,7 @@ class ChromaProcess:
                         continue
             if kill:
                 self._heartbeat()
+                delay.start(self._process.pid)
         if kill:
             self._raise_lost(f"did not answer a request within {seconds:g} s")
         raise DeviceFault(f"Chroma did not answer a request within {seconds:g} s")
