@@ -178,6 +178,21 @@ def _connected(target: Path | socket.socket | None) -> socket.socket:
     return default_connection() if target is None else connect(target)
 
 
+class _Unsent:
+    """Frames that are being written. A signal handler may raise an exception at any moment."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+        self._sent = list[int]()  # bytes of each write
+
+    def send(self, connection: socket.socket) -> bool:
+        """Write what is left, or a part of it; whether all is written."""
+        rest = self._data[sum(self._sent) :]
+        # In one C function, so that no exception comes between the write and its count.
+        self._sent.extend(map(connection.send, [rest]))
+        return sum(self._sent) == len(self._data)
+
+
 class BlockingClient:
     """A connection after the `hello` syscall. `welcome` is the kernel's reply with its notices.
 
@@ -193,6 +208,7 @@ class BlockingClient:
         self._protocol = ClientProtocol(Hello(limits.PROTOCOL_VERSION, app, profile, key))
         self._events = {HELLO: deque[CallEvent]()}  # not read yet, by call number
         self._writing = False
+        self._unsent: _Unsent | None = None
         self._socket = _connected(target)
         self._socket.settimeout(limits.START_S)  # a kernel that hangs does not hang its clients
         try:
@@ -219,10 +235,19 @@ class BlockingClient:
         return BlockingStream(self, self.send(name, request), item, reply)
 
     def send(self, name: str, request: object) -> int:
-        """Start a call and return its number. Signal handlers may call this. E2BIG."""
+        """Start a call and return its number. Signal handlers may call this. E2BIG.
+
+        An exception of a signal handler, such as ctrl-C, cancels the call. The rest of its frame is
+        sent before the next one.
+        """
         number = self._protocol.call(name, request)
         self._events[number] = deque()
-        self._write()
+        try:
+            self._write()
+        except BaseException:
+            del self._events[number]
+            self._protocol.cancel(number)
+            raise
         return number
 
     def cancel(self, number: int) -> None:
@@ -249,12 +274,14 @@ class BlockingClient:
 
     def _write(self) -> None:
         """Write what the protocol has to send, unless a signal handler interrupted a write."""
-        while self._protocol.has_output and not self._writing:
-            self._writing = True
+        while not self._writing and (self._unsent or self._protocol.has_output):
             try:
-                self._socket.sendall(self._protocol.take_output())
+                self._writing = True
+                unsent = self._unsent = self._unsent or _Unsent(self._protocol.take_output())
+                if unsent.send(self._socket):
+                    self._unsent = None
             except OSError:
-                pass  # the next read raises the reason: the kernel may have sent it
+                self._unsent = None  # the next read raises the reason: the kernel may have sent it
             finally:
                 self._writing = False
 

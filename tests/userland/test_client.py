@@ -241,6 +241,42 @@ def test_what_a_signal_handler_sends_follows_the_frame_that_it_interrupted() -> 
     assert received[1][3]["body"] == body
 
 
+def test_ctrl_c_within_a_frame_cancels_the_call_and_the_next_one_works() -> None:
+    ours, theirs = socket.socketpair()
+    main, interrupted = threading.get_ident(), threading.Event()
+    received = list[list[Any]]()
+
+    def serve() -> None:
+        frames = wire.Frames()
+        theirs.settimeout(10)
+        with theirs:
+            theirs.sendall(WELCOME)
+            received.extend(map(wire.unpack, frames.feed(theirs.recv(65536))))
+            first = theirs.recv(1000)  # the main thread is in the midst of a frame now
+            signal.pthread_kill(main, signal.SIGINT)
+            interrupted.wait(10)
+            received.extend(map(wire.unpack, frames.feed(first)))
+            while len(received) < 4:
+                received.extend(map(wire.unpack, frames.feed(theirs.recv(1 << 20))))
+            theirs.sendall(wire.pack([wire.REPLY, 3, {}]))
+
+    thread, before = threading.Thread(target=serve), signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with ours:
+        thread.start()
+        try:
+            with BlockingClient(ours) as client:
+                with pytest.raises(KeyboardInterrupt):
+                    client.call("send", v.Send(1, "x" * 4_000_000), v.Nothing)
+                interrupted.set()
+                client.call("kill", v.Kill(7), v.Nothing)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            thread.join(10)
+    sent = [[wire.CALL, 2, "send"], [wire.CANCEL, 2], [wire.CALL, 3, "kill"]]
+    assert [frame[:3] for frame in received[1:]] == sent
+
+
 # --- inherited connections, and places that somebody else made ------------------------------------
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
