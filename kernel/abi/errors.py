@@ -103,12 +103,17 @@ def descriptors_exhausted(error: Exception) -> SyscallError | None:
     return None
 
 
-def no_descriptor() -> str:
-    """Why no file can be opened now; "" when one can."""
+def no_descriptor(needed: int = 1) -> str:
+    """Why so many files cannot be opened now; "" when they can."""
+    opened: list[int] = []
     try:
-        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        for _ in range(needed):
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         return os_message(error)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
     return ""
 
 

@@ -170,6 +170,12 @@ def _caller(peer: Peer, number: int, owner: str, hello: Hello, key: str) -> Call
     )  # fmt: skip
 
 
-def reserved(hard: int) -> int:
-    """The maximum number of connections, given the hard limit of descriptors."""
-    return max(1, min(limits.CONNECTIONS, hard - limits.DESCRIPTORS_RESERVED))
+def shares(descriptors: int) -> tuple[int, int]:
+    """The maximum numbers of connections and of open owners, given the limit of descriptors.
+
+    When it is low, owners get half of the descriptors.
+    """
+    free = max(0, descriptors - limits.DESCRIPTORS_RESERVED)
+    owners = max(1, min(limits.OWNERS_OPEN, free // 2 // limits.OWNER_DESCRIPTORS))
+    connections = free - owners * limits.OWNER_DESCRIPTORS
+    return max(1, min(limits.CONNECTIONS, connections)), owners

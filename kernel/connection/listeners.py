@@ -21,7 +21,7 @@ from ..abi.paths import Paths
 from ..access.identity import user
 from ..machine import Machine
 from . import tls
-from .authentication import reserved
+from .authentication import shares
 from .connection import Connection
 from .session import Session
 
@@ -88,7 +88,7 @@ async def open_all(
     """Open all listeners, or none."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    machine.counters.most = reserved(hard)
+    machine.counters.most, machine.owners.most_open = shares(hard)
     context = _tls(options) if options.listen else None
     servers: list[asyncio.Server | tls.TlsServer] = [await _unix(paths, machine, options)]
     if context is not None:

@@ -1,8 +1,9 @@
 """All owners: which are open, which is closed next, and which a start of the daemon opens.
 
 A call or a job that needs an owner's data holds it open with `Owners.use`. An owner that nothing
-uses is closed after OWNER_IDLE_S, or earlier when more than OWNERS_OPEN are open. After a start,
-owners with unfinished work are opened; the others stay closed until their first use.
+uses is closed after OWNER_IDLE_S, or earlier when more than OWNERS_OPEN are open, or when no
+descriptor is free to open another. After a start, owners with unfinished work are opened, and the
+data of the others are counted; these stay closed until their first use.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from types import TracebackType
 import anyio
 
 from ..abi import limits
-from ..abi.errors import SyscallError
+from ..abi.errors import Errno, SyscallError
 from ..abi.values import Damage
 from ..memory import loading, pieces
 from ..memory.memory import Lag, total_lag
@@ -37,7 +38,7 @@ class OwnerUse:
         owner.uses += 1
         if not owner.is_open:
             try:
-                await owner.open()
+                await self._owners.open(owner)
             except BaseException:
                 self._owners.release(owner)
                 raise
@@ -102,9 +103,8 @@ class Owners:
 
     def limit_open(self) -> None:
         """Close the idle owners that were used least recently while too many are open."""
-        idle = [owner for owner in self.opened() if not owner.busy]
-        surplus = len(self.opened()) - limits.OWNERS_OPEN
-        for owner in sorted(idle, key=lambda one: one.used_at)[: max(0, surplus)]:
+        surplus = len(self.opened()) - self.most_open
+        for owner in self._idle()[: max(0, surplus)]:
             self._context.jobs.once("close owner", owner.close_if_idle)
 
     def _close_later(self, owner: Owner, pause_s: float) -> None:
@@ -131,6 +131,16 @@ class Owners:
             await owner.finish()
 
     # --- after boot -------------------------------------------------------------------------------
+    async def _free_descriptors(self) -> bool:
+        """Close some of the idle owners; whether any was closed."""
+        closed = [await owner.close_if_idle() for owner in self._idle()[: limits.OWNERS_FREED]]
+        return any(closed)
+
+    def _idle(self) -> list[Owner]:
+        """The open owners that nothing uses, those used least recently first."""
+        idle = [owner for owner in self.opened() if not owner.busy]
+        return sorted(idle, key=lambda one: one.used_at)
+
     async def resume(self) -> None:
         """Continue what the last run left unfinished; start the recall process if there are pages.
 
@@ -145,7 +155,7 @@ class Owners:
                 break
 
     async def _resume_unfinished(self) -> None:
-        """Open the owners that have work left of the last run."""
+        """Open the owners that have work left of the last run, and count the data of the others."""
         if self._unchecked is None:
             self._unchecked = await anyio.to_thread.run_sync(self._names)
         while self._unchecked:
@@ -172,7 +182,7 @@ class Owners:
                 return True
             return not self._context.device.disabled and bool(store.peek(files[0], pieces.WAITS))
         except SyscallError:  # damaged: opening the owner reports this
-            return True
+            return None
 
     async def _open_once(self, name: str) -> None:
         """Open an owner, which resumes its work."""

@@ -8,11 +8,12 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from ..abi import limits
 from ..abi.errors import DESCRIPTOR_HINT, Damaged, Errno, SyscallError, no_descriptor
 
 log = logging.getLogger(__name__)
@@ -100,29 +101,34 @@ class Database:
         self._connect()
 
     def _connect(self) -> None:
-        self.write = self._connection()
-        try:
+        """Open the file, or nothing of it: its DATABASE_DESCRIPTORS may not be free."""
+        with ExitStack() as opened:
+            self.write = opened.enter_context(closing(self._connection()))
             self.write.execute("PRAGMA journal_mode=WAL")
             self._migrate(self._schema)
-        except BaseException:
-            self.write.close()
-            raise
-        self.read = self._connection()
-        self.read.execute("PRAGMA query_only=ON")
-        # SQLite takes no locks on the log, so closing a second descriptor of it drops none.
-        self._log = os.open(self._sibling("-wal"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        # Opened now for the first flush, when no descriptor may be free.
-        self._folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.read = opened.enter_context(closing(self._connection()))
+            self.read.execute("PRAGMA query_only=ON")
+            # SQLite takes no locks on the log, so closing a second descriptor of it drops none.
+            log_flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self._log = os.open(self._sibling("-wal"), log_flags, 0o600)
+            opened.callback(os.close, self._log)
+            # Opened now for the first flush, when no descriptor may be free.
+            self._folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.pop_all()
         self._names = [str(self.path), str(self._sibling("-wal")), str(self._sibling("-shm"))]
         self._files = self._identities()
 
     def _connection(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA secure_delete=ON")
-        connection.execute("PRAGMA foreign_keys=ON")
-        for name, function in self._schema.functions.items():
-            connection.create_function(name, 1, function, deterministic=True)
+        try:
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA secure_delete=ON")
+            connection.execute("PRAGMA foreign_keys=ON")
+            for name, function in self._schema.functions.items():
+                connection.create_function(name, 1, function, deterministic=True)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _migrate(self, schema: Schema) -> None:
@@ -294,7 +300,8 @@ def translate(error: sqlite3.Error, path: Path) -> SyscallError:
             return SyscallError(Errno.EROFS, f"{path} cannot be written: {error}", hint)
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
             return damaged(path, error)
-        case sqlite3.SQLITE_CANTOPEN if reason := no_descriptor():
+        # SQLite has closed what it could open.
+        case sqlite3.SQLITE_CANTOPEN if reason := no_descriptor(limits.DATABASE_DESCRIPTORS):
             return SyscallError(Errno.EAGAIN, f"{path} cannot be opened: {reason}", DESCRIPTOR_HINT)
         case _:
             return SyscallError(Errno.EIO, f"{path}: {error}", "`llmasos daemon logs` has details")

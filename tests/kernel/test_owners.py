@@ -2,8 +2,9 @@
 
 import errno
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import resource
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -117,7 +118,7 @@ async def test_a_closed_owner_has_no_descriptor_and_is_opened_again_with_everyth
         await written(owners, 1, "ann", "first")
         async with owners.use("ann") as owner:
             await owner.mail.send(process(1, "ann"), Send(1, "a letter"), "ann")
-        assert descriptors(tmp_path / "owners") > 0
+        assert 0 < descriptors(tmp_path / "owners") <= limits.OWNER_DESCRIPTORS
         assert await owner.close_if_idle()
         assert descriptors(tmp_path / "owners") == 0
         assert owners.messages() == 1

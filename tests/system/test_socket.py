@@ -16,6 +16,7 @@ import pytest
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno
 from llmasos.kernel.abi.wire import CALL, CANCEL, ERROR, ITEM, pack
+from llmasos.kernel.connection.authentication import shares
 from tests.system.daemon import Machine
 from tests.system.raw import Raw, hung_up_on, raw
 
@@ -239,10 +240,7 @@ def test_descriptors_are_kept_for_databases_and_engines(machine: Machine) -> Non
     machine.under = ["/bin/sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"]
     machine.start("--mount", "false")
     with ExitStack() as stack:
-        clients = [
-            stack.enter_context(raw(machine.paths.socket))
-            for _ in range(256 - limits.DESCRIPTORS_RESERVED)
-        ]
+        clients = [stack.enter_context(raw(machine.paths.socket)) for _ in range(shares(256)[0])]
         late = stack.enter_context(raw(machine.paths.socket, None))
         assert late.receive()[2]["errno"] == Errno.EAGAIN
         pid = clients[0].call("spawn", model="echo")["pid"]  # starts an engine
