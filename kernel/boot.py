@@ -234,7 +234,9 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor, before: str) -> Ma
         PolicySyscalls(owner, policy, changes, journal, processes, readers),
         ExplainSyscalls(policy, permissions, journal, readers),
     )  # fmt: skip
-    dispatcher = Dispatcher(syscalls.table(), permissions, journal, owners, loader, jobs, run)
+    dispatcher = Dispatcher(
+        syscalls.table(), permissions, journal, owners, processes, loader, jobs, run
+    )
     if summaries is not None:
         summaries.dispatcher = dispatcher
     jobs.report = partial(_journal_job, journal)

@@ -19,10 +19,12 @@ import anyio
 from .abi import limits
 from .abi.errors import Denied, Errno, SyscallError, descriptors_exhausted
 from .abi.table import TABLE, Durability, Syscall
+from .abi.values import Generate
 from .access.identity import Caller
 from .access.permissions import Permissions, Permit, counter_object
 from .backpressure import Reader, UserLoad
 from .owners.owners import Owners
+from .process.table import ProcessTable
 from .run import KernelRun
 from .scheduling.loader import Loader
 from .storage.journal import Entry, Journal
@@ -64,10 +66,6 @@ class InFlight:
     request_bytes: int  # counted in its user's load until it has ended
     refusal: Denied | None = None  # set when it is no longer allowed
 
-    def run_on(self, pid: int) -> None:
-        """Record the process that the call runs on."""
-        self.entry = replace(self.entry, pid=pid)
-
 
 @dataclass(slots=True)
 class Dispatcher:
@@ -77,6 +75,7 @@ class Dispatcher:
     permissions: Permissions
     journal: Journal
     owners: Owners
+    processes: ProcessTable
     loader: Loader
     jobs: Supervisor
     run: KernelRun
@@ -148,7 +147,7 @@ class Calls:
         if row.name in self._dispatcher.waits:
             scope = anyio.CancelScope()
             flight = InFlight(row, caller, sink, scope, permit, entry, request_bytes)
-            self._begin(flight, request)
+            self._start(flight, request)
             return flight
         owner = self._dispatcher.owners.get(caller.owner)
         call = CallContext(caller, owner, 0, None, sink.item, sink.writable, permit.own)
@@ -160,7 +159,7 @@ class Calls:
         sink.reply(reply)
         return None
 
-    def _begin(self, flight: InFlight, request: object) -> None:
+    def _start(self, flight: InFlight, request: object) -> None:
         if len(self._in_flight) >= limits.CALLS_IN_FLIGHT:
             count, most = len(self._in_flight), limits.CALLS_IN_FLIGHT
             message = f"{count} calls of this connection are in flight; at most {most} are allowed"
@@ -168,6 +167,23 @@ class Calls:
         self._load.check_calls()
         if self._dispatcher.run.stopping.is_set():
             raise SyscallError(Errno.ECANCELED, "the machine is shutting down", "try again later")
+        self._in_flight.add(flight)
+        self._load.calls += 1
+        self._dispatcher.add_pending_replies(_drained(flight.row))
+        failed = partial(self._fail, flight)
+        self._dispatcher.jobs.once("call", self._run, flight, request, failed=failed)
+
+    async def _run(self, flight: InFlight, request: object) -> None:
+        try:
+            await self._run_to_end(flight, request)
+        finally:  # when the machine stops without draining, nothing may wait for this call
+            self._end(flight)
+
+    async def _begin(self, flight: InFlight, request: object) -> CallContext:
+        """The context of a call, after its begin event was queued. ENOSPC or EIO: it has no pid."""
+        if isinstance(request, Generate) and not request.pid:
+            pid = await self._dispatcher.processes.new_pid()
+            flight.entry = replace(flight.entry, pid=pid)
         row, sink = flight.row, flight.sink
         number, begun = 0, None
         if row.durability is not Durability.C and row.item is not None:
@@ -175,29 +191,21 @@ class Calls:
                 replace(flight.entry, kind="begin")
             )
         owner = self._dispatcher.owners.get(flight.caller.owner)
-        call = CallContext(
+        return CallContext(
             flight.caller, owner, number, begun, sink.item, sink.writable, flight.permit.own,
-            flight.run_on,
+            flight.entry.pid,
         )  # fmt: skip
-        self._in_flight.add(flight)
-        self._load.calls += 1
-        self._dispatcher.add_pending_replies(_drained(row))
-        failed = partial(self._fail, flight)
-        self._dispatcher.jobs.once("call", self._run, flight, request, call, failed=failed)
 
-    async def _run(self, flight: InFlight, request: object, call: CallContext) -> None:
-        try:
-            await self._run_to_end(flight, request, call)
-        finally:  # when the machine stops without draining, nothing may wait for this call
-            self._end(flight)
-
-    async def _run_to_end(self, flight: InFlight, request: object, call: CallContext) -> None:
+    async def _run_to_end(self, flight: InFlight, request: object) -> None:
         """Run a call that may wait, to its reply."""
         row = flight.row
         reply: object = None
         error: SyscallError | None = None
+        number = 0  # of its begin event
         with flight.scope:
             try:
+                call = await self._begin(flight, request)
+                number = call.number
                 reply = await self._handle(row, request, call)
             except SyscallError as failure:
                 error = failure
@@ -207,7 +215,7 @@ class Calls:
             error = flight.refusal or error
             error = error or SyscallError(Errno.ECANCELED, f"{row.name} was cancelled")
         # Outside of `scope`: a later cancel has no effect.
-        error = await self._close(flight, call.number, error)
+        error = await self._close(flight, number, error)
         if row.durability is Durability.C and error is None:
             self._count(row, flight.permit)
         self._end(flight)

@@ -69,10 +69,10 @@ class Lifecycle:
         return children
 
     @asynccontextmanager
-    async def single(self, caller: Caller, request: Generate) -> AsyncGenerator[Process]:
+    async def single(self, caller: Caller, request: Generate, pid: int) -> AsyncGenerator[Process]:
         """A process that exists until the end of the block. ENOENT, EAGAIN."""
         image = self.images.get(request.model)
-        async with self.processes.single(caller, request, image.name) as process:
+        async with self.processes.single(caller, request, image.name, pid) as process:
             try:
                 yield process
             finally:

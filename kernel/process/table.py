@@ -197,6 +197,11 @@ class ProcessTable:
             raise SyscallError(Errno.ESRCH, message, f"`llmasos rm {pid}` removes it", pid=pid)
         return process
 
+    async def new_pid(self) -> int:
+        """A pid for `single`. ENOSPC or EIO when none can be reserved."""
+        await self.pids.ready()
+        return self.pids.next()
+
     async def spawn(self, caller: Caller, request: Spawn, model: str) -> Process:
         """A new process, durable before it is listed. EAGAIN when the table is full."""
         with self.reserve(1, caller.owner):
@@ -215,13 +220,15 @@ class ProcessTable:
 
     @asynccontextmanager
     async def single(
-        self, caller: Caller, request: Generate, model: str
+        self, caller: Caller, request: Generate, model: str, pid: int
     ) -> AsyncGenerator[Process]:
-        """A process for one call, listed and counted until the end of the block. EAGAIN."""
+        """A process for one call, listed and counted until the end of the block. EAGAIN.
+
+        `pid`: a new one, see `new_pid`.
+        """
         with self.reserve(1, caller.owner):
-            await self.pids.ready()
             process = Process(
-                pid=self.pids.next(), parent=caller.program, owner=caller.owner,
+                pid=pid, parent=caller.program, owner=caller.owner,
                 app=request.app or caller.app, model=model, created=time.time(), keep=False,
                 nice=request.nice, connection=caller.connection,
                 bounds=_bounds(None, caller.bounds), started_by=_applications(None, caller),

@@ -60,7 +60,6 @@ class Recorded:
     syscall: str
     object: str
     errno: int  # of refused calls
-    pid: int  # the process they concerned; 0: none, or not recorded
     calls: int
 
 
@@ -319,9 +318,9 @@ class Journal:
         return [_recorded(row) for row in rows]
 
     def _recorded_rows(self, since: float) -> Iterable[Row]:
-        sql = """SELECT subject, syscall, object, errno, pid, count(*) FROM events
+        sql = """SELECT subject, syscall, object, errno, count(*) FROM events
                  WHERE time >= ? AND subject != '' AND kind IN ('begin', 'call', 'refused')
-                 GROUP BY subject, syscall, object, errno, pid LIMIT ?"""
+                 GROUP BY subject, syscall, object, errno LIMIT ?"""
         yield from self._tallies.recorded(since)
         for stream in self._visible_to(None):
             for number in reversed(stream.numbers()):
@@ -389,11 +388,9 @@ def _no_number() -> SyscallError:
 
 
 def _recorded(row: Row) -> Recorded:
-    subject, syscall, object_, errno, pid, calls = row
+    subject, syscall, object_, errno, calls = row
     subjects = tuple(str(subject).split())
-    return Recorded(
-        subjects, str(syscall), str(object_), int(errno or 0), int(pid or 0), int(calls or 0)
-    )
+    return Recorded(subjects, str(syscall), str(object_), int(errno or 0), int(calls or 0))
 
 
 def _row(event: Event) -> Sequence[str | int | float]:

@@ -77,8 +77,8 @@ class Tallies:
             self._store.submit(self.database, rows, lambda _: None)
 
     def recorded(self, since: float) -> list[Row]:
-        """Subjects, syscall, object, 0 for errno and pid, calls. Blocks: call it in a thread."""
-        sql = """SELECT subject, syscall, object, 0, 0, sum(calls) FROM counters
+        """Subjects, syscall, object, 0 for errno, calls. Blocks: call it in a thread."""
+        sql = """SELECT subject, syscall, object, 0, sum(calls) FROM counters
                  WHERE hour >= ? GROUP BY subject, syscall, object LIMIT ?"""
         return self._store.peek("counters.db", sql, (int(since // 3600), limits.RECORDED))
 

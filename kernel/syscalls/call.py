@@ -9,10 +9,6 @@ from ..owners.owner import Owner
 from ..process.table import Process
 
 
-def _ignore(_: int) -> None:
-    return
-
-
 @dataclass(frozen=True, slots=True)
 class CallContext:
     """The caller of a syscall, and how to stream to it."""
@@ -24,8 +20,7 @@ class CallContext:
     send: Callable[[object], None]  # never waits
     writable: Callable[[], Awaitable[None]]  # waits for a slow reader
     own: bool = False  # in lists and the journal, only rows of the caller's own application
-    # Sets the pid in the end event of a call whose request names no process, and in its refusal.
-    runs_on: Callable[[int], None] = _ignore
+    pid: int = 0  # that its events have: of its request, or of the process of a single answer
 
 
 class Summariser(Protocol):

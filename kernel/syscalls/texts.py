@@ -37,8 +37,7 @@ class TextSyscalls:
         if request.pid:
             process = self.processes.get_alive(request.pid, call.caller.owner)
             return await self._generate(call, process, request)
-        async with self.lifecycle.single(call.caller, request) as process:
-            call.runs_on(process.pid)
+        async with self.lifecycle.single(call.caller, request, call.pid) as process:
             return await self._generate(call, process, request)
 
     async def _generate(

@@ -282,7 +282,7 @@ def test_a_single_answer_has_a_begin_and_an_end_in_the_journal(line: BlockingCli
     assert begin.object == end.object == "/dev/image/echo"
     assert begin.subject == end.subject
     assert begin.subject.split()[1:] == ["r:operator", "app:llmasos", "app:poem"]
-    assert (end.pid, end.errno) == (reply.pid, 0)
+    assert (begin.pid, end.pid, end.errno) == (reply.pid, reply.pid, 0)
 
 
 def test_a_crash_during_a_single_answer_completes_it_as_interrupted(machine: Machine) -> None:
@@ -297,7 +297,8 @@ def test_a_crash_during_a_single_answer_completes_it_as_interrupted(machine: Mac
     with BlockingClient(machine.paths.socket) as line:
         [begin] = [e for e in events(line) if (e.kind, e.syscall) == ("begin", "generate")]
         [end] = [e for e in events(line) if e.call == begin.seq]
-        assert (end.kind, end.errno) == ("end", Errno.EINTR)
+        assert (end.kind, end.errno, end.pid) == ("end", Errno.EINTR, begin.pid)
+        assert begin.pid
         assert listed(line) == []
 
 
