@@ -20,6 +20,7 @@ from .table import PageTable
 from .vector_index import VectorIndex
 
 Result = TypeVar("Result")
+_COMPARISONS = 4  # of Chroma with the database, while vectors are written
 _TEXTS = "SELECT id, text, hash FROM pages WHERE id > ? ORDER BY id LIMIT ?"
 
 
@@ -32,6 +33,7 @@ class _Check:
     checker: Checker
     faults: list[str] = field(default_factory=list[str])
     mended: list[str] = field(default_factory=list[str])
+    indexing: bool = False  # vectors were written all the time: Chroma could not be compared
 
     async def run(self, work: Callable[..., Result], *values: object) -> Result:
         """Run a piece of the check in a thread that no other call of the owner waits for."""
@@ -197,21 +199,35 @@ async def resume_vectors(memory: Memory, vectors: VectorIndex) -> None:
 
 # --- Chroma ---------------------------------------------------------------------------------------
 async def _chroma(check: _Check) -> list[str]:
+    """Compare the spaces loaded in the recall process with Chroma."""
     wrong: list[str] = []
-    for space, stored in await _stored(check):
-        sql = "SELECT count(*) FROM vectors WHERE id BETWEEN ? AND ?"
-        wanted = await check.number(sql, *schema.id_range(space))
+    for space in sorted(check.vectors.loaded):
+        stored, wanted, certain = await _counts(check, space)
         if stored < 0:
             return ["Chroma is not available"]
-        if stored != wanted:
+        if stored != wanted and certain:
             wrong.append(f"Chroma has {stored} vectors of space {space}, the database {wanted}")
+        check.indexing |= not certain
     return wrong
 
 
-async def _stored(check: _Check) -> list[tuple[int, int]]:
-    """The spaces loaded in the recall process, with the number of vectors in Chroma."""
-    loaded = sorted(check.vectors.loaded)
-    return [(space, await check.vectors.stored(space)) for space in loaded]
+async def _counts(check: _Check, space: int) -> tuple[int, int, bool]:
+    """The vectors of a space in Chroma and in the database; whether a difference is certain.
+
+    Indexing writes to the database first. So a difference is certain when it is found twice and no
+    vector was written or removed in between.
+    """
+    vectors, before = check.vectors, (0, 0)
+    for _ in range(_COMPARISONS):
+        changes = vectors.changes
+        sql = "SELECT count(*) FROM vectors WHERE id BETWEEN ? AND ?"
+        stored = await vectors.stored(space)
+        counts = stored, await check.number(sql, *schema.id_range(space))
+        idle = not vectors.busy and changes == vectors.changes
+        if stored < 0 or stored == counts[1] or (idle and counts == before):
+            return *counts, True
+        before = counts
+    return *before, False
 
 
 async def _rebuild_chroma(check: _Check) -> None:
@@ -221,8 +237,10 @@ async def _rebuild_chroma(check: _Check) -> None:
 async def _chroma_state(check: _Check) -> str:
     if not check.vectors.device.os_pid:
         return check.vectors.device.failure or "not started: no search yet"
-    usable = all(stored >= 0 for _, stored in await _stored(check))
-    return "usable" if usable else "not available"
+    stored = [await check.vectors.stored(space) for space in sorted(check.vectors.loaded)]
+    if any(count < 0 for count in stored):
+        return "not available"
+    return "not compared: still indexing" if check.indexing else "usable"
 
 
 Inspect = Callable[[_Check], Awaitable[list[str]]]

@@ -58,6 +58,7 @@ class VectorIndex:
         self._requested = False  # pages are indexed from now on
         self._indexing = False  # a batch is being indexed
         self._closed = False
+        self.changes = 0  # writes and removals of vectors that have begun
         # Each is the message to users while it applies, else empty.
         self._unusable_reason = ""  # stored vectors are of another embedder, or being rebuilt
         self._dimension_mismatch = ""  # new vectors have another dimension than stored ones
@@ -252,6 +253,7 @@ class VectorIndex:
         statements += [(_STORE, (vector, page)) for page, vector in made.items()]
         statements += [(_DONE, (page,)) for page in made]
         async with self._lock:
+            self.changes += 1
             database = self._memory.database
             await self._memory.store.write(database, statements, durable=False)
             points.passed("index.kept")
@@ -287,6 +289,7 @@ class VectorIndex:
         async def load() -> None:
             try:
                 async with self._lock:
+                    self.changes += 1
                     for space in spaces:
                         if space not in self.loaded:
                             await self._load(space)
@@ -324,6 +327,7 @@ class VectorIndex:
             space, place = schema.space_of(page)
             by_space.setdefault(space, []).append(place)
         async with self._lock:  # wait for vectors that are being sent: they are removed as well
+            self.changes += 1
             try:
                 for space in spaces:
                     await self.device.recall.remove(where, space)
@@ -340,6 +344,7 @@ class VectorIndex:
         the files open, and they are removed; it writes them again when it gets the vectors.
         """
         async with self._lock:  # the device gets no vectors of this owner meanwhile
+            self.changes += 1
             in_use = self.device.holds(self._memory.directory)
             if not in_use:
                 await self._remove_files()

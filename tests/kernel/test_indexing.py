@@ -11,6 +11,7 @@ from llmasos.drivers import recall
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.memory import loading
+from llmasos.kernel.memory.fsck import fsck
 from llmasos.kernel.memory.indexing import BatchSize, embedded
 from llmasos.kernel.memory.memory import Lag, Memory
 from llmasos.kernel.memory.refusing import refused
@@ -18,6 +19,7 @@ from llmasos.kernel.memory.rows import NewPage
 from llmasos.kernel.memory.vector_device import VectorDevice
 from llmasos.kernel.memory.vector_index import VectorIndex
 from llmasos.kernel.process.table import Process
+from llmasos.kernel.storage.database import Row
 from llmasos.kernel.storage.store import Store
 from llmasos.kernel.supervisor import Supervisor
 from tests.kernel.opened_memory import OWNER
@@ -167,5 +169,49 @@ async def test_a_failing_embedder_is_tried_again_without_new_pages(
         await memory.until(Lag(0, 0.0, 0))
         assert states[1:5] == [("stuck", "no model")] * 4
         assert vectors.state() == ("current", "")
+        tasks.cancel_scope.cancel()
+    await device.stop()
+
+
+class HeldMemory(CountedMemory):
+    """Stops the indexing when vectors are in the database and not yet in the recall process."""
+
+    reached: anyio.Event | None = None
+    released = anyio.Event()
+
+    async def by_id(self, ids: Sequence[int]) -> list[Row]:
+        if self.reached is not None:
+            self.reached.set()
+            await self.released.wait()
+        return await super().by_id(ids)
+
+
+async def test_fsck_beside_the_indexing_finds_no_fault(store: Store, tmp_path: Path) -> None:
+    memory = HeldMemory(store, loading.load(store, OWNER))
+    process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
+    device = recall.recall({"embedder": "none"}, tmp_path / "log")
+    async with anyio.create_task_group() as tasks:
+        vectors = VectorIndex(memory, VectorDevice(device, Supervisor(tasks)))
+        vectors.device.embedder = "first", Embedder()
+        await memory.write(process, [NewPage("good page", 2, "note", OWNER)])
+        vectors.ensure_indexing()
+        await memory.until(Lag())
+        memory.reached = anyio.Event()
+        await memory.write(process, [NewPage("next page", 2, "note", OWNER)])
+        vectors.pages_written()
+        with anyio.fail_after(DEADLINE_S):
+            await memory.reached.wait()
+        found = await fsck(memory, vectors, {1}, rebuild=False)
+        assert (found.faults, found.chroma) == ([], "not compared: still indexing")
+        memory.released.set()
+        await memory.until(Lag())
+        found = await fsck(memory, vectors, {1}, rebuild=False)
+        assert (found.faults, found.chroma) == ([], "usable")
+        # An index that is idle: its differences are faults.
+        idle = VectorIndex(memory, vectors.device)
+        [space] = vectors.loaded
+        await store.write(memory.database, [("DELETE FROM vectors", ())])
+        found = await fsck(memory, idle, {1}, rebuild=False)
+        assert f"Chroma has 2 vectors of space {space}, the database 0" in found.faults
         tasks.cancel_scope.cancel()
     await device.stop()
