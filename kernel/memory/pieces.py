@@ -19,7 +19,6 @@ _QUEUE = f"""INSERT OR IGNORE INTO todo SELECT id, {schema.NOW} FROM pages
 _STALE = ("vectors", "todo", "refused")
 UNFINISHED = """SELECT 1 FROM going UNION ALL
                 SELECT 1 FROM derived WHERE name IN ('dirty', 'words', 'remake') LIMIT 1"""
-WAITS = "SELECT 1 FROM todo LIMIT 1"  # a page waits for its vector
 REMAKE = "SELECT 1 FROM derived WHERE name = 'remake'"
 REBUILDING = "SELECT 1 FROM derived WHERE name = 'words'"
 INDEXES = ("turns", "nears")

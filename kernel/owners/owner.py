@@ -69,8 +69,8 @@ class Owner:
         self._pages: OpenPages | SyscallError | None = None
         self._mail: Mailboxes | SyscallError | None = None
         # The last counts of a closed owner, which are reported while it is closed.
-        self._lag_at_close: Lag | None = None  # None: it was not open since boot
-        self._messages_at_close = 0
+        self._lag_at_close: Lag | None = None  # None: not counted since boot
+        self._messages_at_close: int | None = None  # the same
 
     # --- its parts, for calls: a call on a disabled database fails --------------------------------
     @property
@@ -109,13 +109,25 @@ class Owner:
     # --- its state --------------------------------------------------------------------------------
     @property
     def lag(self) -> Lag:
-        """Its pages that have no vector; of an owner that is closed, when it was closed."""
+        """Its pages that have no vector; of an owner that is closed, when it was counted last."""
         return self.pages.memory.lag if self.pages is not None else self._lag_at_close or Lag()
 
     @property
     def messages(self) -> int:
-        """The messages in its mailboxes; of an owner that is closed, when it was closed."""
-        return self.mailboxes.messages if self.mailboxes is not None else self._messages_at_close
+        """The messages in its mailboxes; of an owner that is closed, when it was counted last."""
+        if self.mailboxes is not None:
+            return self.mailboxes.messages
+        return self._messages_at_close or 0
+
+    @property
+    def counted(self) -> bool:
+        """Whether `lag` and `messages` are known."""
+        pages = self.pages is not None or self._lag_at_close is not None
+        return pages and (self.mailboxes is not None or self._messages_at_close is not None)
+
+    def note_counts(self, lag: Lag, messages: int) -> None:
+        """The counts of an owner that was not opened since boot."""
+        self._lag_at_close, self._messages_at_close = lag, messages
 
     def indexing(self) -> tuple[str, str]:
         """The state of its vectors, and why: off, idle, current, running or stuck."""
@@ -124,7 +136,7 @@ class Owner:
         if self.pages is not None:
             return self.pages.vectors.state()
         if self._lag_at_close is None:
-            return "idle", "the pages were not counted since the start"
+            return "idle", "the pages are not counted yet"
         return ("idle", "no search yet") if self._lag_at_close.waiting else ("current", "")
 
     @property

@@ -8,6 +8,7 @@ data of the others are counted; these stay closed until their first use.
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -18,8 +19,9 @@ from ..abi import limits
 from ..abi.errors import Errno, SyscallError
 from ..abi.values import Damage
 from ..memory import loading, pieces
-from ..memory.memory import Lag, total_lag
+from ..memory.memory import COUNTED, Lag, counted, total_lag
 from ..process import mailboxes
+from ..storage.database import Row
 from .owner import Owner, OwnerContext
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,9 @@ class Owners:
         self._directory.mkdir(mode=0o700, exist_ok=True)
         # Owners to check for unfinished work of the last run; None: not listed yet.
         self._unchecked: list[str] | None = None
+        with os.scandir(self._directory) as entries:
+            self._uncounted = {entry.name for entry in entries if entry.is_dir()}
+        self.most_open = limits.OWNERS_OPEN  # fewer when the limit of descriptors is low
 
     def get(self, name: str) -> Owner:
         """An owner, open or closed."""
@@ -81,16 +86,35 @@ class Owners:
         return [owner for owner in self._owners.values() if owner.is_open]
 
     def lag(self) -> Lag:
-        """The pages without vectors of all owners that were used since boot."""
+        """The pages without vectors of all owners, except for `uncounted`."""
         return total_lag(owner.lag for owner in self._owners.values())
 
     def messages(self) -> int:
-        """The messages in the mailboxes of all owners that were used since boot."""
+        """The messages in the mailboxes of all owners, except for `uncounted`."""
         return sum(owner.messages for owner in self._owners.values())
+
+    @property
+    def uncounted(self) -> int:
+        """The owners whose data were not counted since boot: not yet, or they cannot be read."""
+        return len(self._uncounted)
 
     def damages(self) -> Sequence[Damage]:
         """The damaged files of the state directory."""
         return self._context.store.damages.all
+
+    async def open(self, owner: Owner) -> None:
+        """Open an owner. Idle ones are closed if no descriptor is free; EAGAIN: not enough."""
+        try:
+            await owner.open()
+        except SyscallError as error:
+            if error.errno is not Errno.EAGAIN or not await self._free_descriptors():
+                raise
+            await owner.open()
+        self._note_counted(owner)
+
+    def _note_counted(self, owner: Owner) -> None:
+        if owner.counted:
+            self._uncounted.discard(owner.name)
 
     # --- closing ----------------------------------------------------------------------------------
     def release(self, owner: Owner) -> None:
@@ -106,6 +130,16 @@ class Owners:
         surplus = len(self.opened()) - self.most_open
         for owner in self._idle()[: max(0, surplus)]:
             self._context.jobs.once("close owner", owner.close_if_idle)
+
+    async def _free_descriptors(self) -> bool:
+        """Close some of the idle owners; whether any was closed."""
+        closed = [await owner.close_if_idle() for owner in self._idle()[: limits.OWNERS_FREED]]
+        return any(closed)
+
+    def _idle(self) -> list[Owner]:
+        """The open owners that nothing uses, those used least recently first."""
+        idle = [owner for owner in self.opened() if not owner.busy]
+        return sorted(idle, key=lambda one: one.used_at)
 
     def _close_later(self, owner: Owner, pause_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -131,16 +165,6 @@ class Owners:
             await owner.finish()
 
     # --- after boot -------------------------------------------------------------------------------
-    async def _free_descriptors(self) -> bool:
-        """Close some of the idle owners; whether any was closed."""
-        closed = [await owner.close_if_idle() for owner in self._idle()[: limits.OWNERS_FREED]]
-        return any(closed)
-
-    def _idle(self) -> list[Owner]:
-        """The open owners that nothing uses, those used least recently first."""
-        idle = [owner for owner in self.opened() if not owner.busy]
-        return sorted(idle, key=lambda one: one.used_at)
-
     async def resume(self) -> None:
         """Continue what the last run left unfinished; start the recall process if there are pages.
 
@@ -160,8 +184,12 @@ class Owners:
             self._unchecked = await anyio.to_thread.run_sync(self._names)
         while self._unchecked:
             name = self._unchecked[0]
-            if await self._context.store.readers.run(name, self._is_unfinished, name):
+            found = await self._context.store.readers.run(name, self._count, name)
+            if found is None:
                 await self._open_once(name)
+            elif not self.get(name).counted:
+                self.get(name).note_counts(found, 0)
+                self._note_counted(self.get(name))
             if name in self._unchecked:  # `finish` may run at the same time
                 self._unchecked.remove(name)
 
@@ -171,18 +199,29 @@ class Owners:
         found.sort(key=lambda path: -path.stat().st_mtime)
         return [path.name for path in found]
 
-    def _is_unfinished(self, name: str) -> bool:
-        """Whether an owner has work left, or was open when the last run was killed. Blocks."""
+    def _count(self, name: str) -> Lag | None:
+        """The pages without vectors of an owner that has no mail and no work left. Blocks.
+
+        None: the owner has some, was open when the last run was killed, or cannot be read.
+        """
         store, files = self._context.store, (loading.name(name), mailboxes.name(name))
         if any((store.directory / f"{file}-wal").exists() for file in files):
-            return True
-        try:
-            store.peek(files[1], "SELECT 1 FROM mail LIMIT 1")  # raises when it is damaged
-            if store.peek(files[0], pieces.UNFINISHED):
-                return True
-            return not self._context.device.disabled and bool(store.peek(files[0], pieces.WAITS))
-        except SyscallError:  # damaged: opening the owner reports this
             return None
+        try:
+            messages = self._peek(files[1], "SELECT count(*) FROM mail", (0,))
+            found = counted(self._peek(files[0], COUNTED, (0, 0, 0)))
+            unfinished = store.peek(files[0], pieces.UNFINISHED)
+        except SyscallError:  # opening the owner reports this
+            return None
+        waits = found.waiting and not self._context.device.disabled
+        return None if messages[0] or unfinished or waits else found
+
+    def _peek(self, file: str, sql: str, without: Row) -> Row:
+        """The only row of a query; `without` when there is no such file. EIO."""
+        rows = self._context.store.peek(file, sql)
+        if rows or not (self._context.store.directory / file).exists():
+            return rows[0] if rows else without
+        raise SyscallError(Errno.EIO, f"{file} cannot be read")
 
     async def _open_once(self, name: str) -> None:
         """Open an owner, which resumes its work."""

@@ -64,7 +64,7 @@ class SystemSyscalls:
             rss_bytes=self.sizes.resident, journal_bytes=self.sizes.journal,
             flushes=self.store.flushes, hits=faults.hits, soft_faults=faults.soft,
             hard_faults=faults.hard, evictions=faults.evicted, thrashes=faults.thrashes,
-            mail=self.owners.messages(),
+            mail=self.owners.messages(), owners_uncounted=self.owners.uncounted,
             damages=[one for one in self.store.damages.all if owner in (run.owner, one.owner)],
             pages_waiting=0 if self.recall.disabled else lag.waiting,
             waiting_since=0.0 if self.recall.disabled else lag.since,

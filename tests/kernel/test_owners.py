@@ -267,6 +267,77 @@ async def test_only_owners_with_unfinished_work_are_opened_after_a_start(
         assert [owner.name for owner in owners.opened()] == ["bob"]
 
 
+async def test_after_a_start_the_data_of_closed_owners_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "RECALL_BOOT_S", 0.0)
+    async with machine(tmp_path, {1, 2, 3}) as owners:
+        for pid, name in enumerate(("ann", "bob", "cid"), 1):
+            await written(owners, pid, name, f"of {name}")
+        async with owners.use("bob") as owner:
+            await owner.mail.send(process(2, "bob"), Send(2, "a letter"), "bob")
+        assert (owners.lag().waiting, owners.messages(), owners.uncounted) == (3, 1, 0)
+    file = tmp_path / "owners" / "cid" / "pages.db"
+    file.write_bytes(file.read_bytes()[:100] + b"\xff" * 8192)
+    async with machine(tmp_path, {1, 2, 3}) as owners:
+        assert (owners.lag().waiting, owners.messages(), owners.uncounted) == (0, 0, 3)
+        await owners.resume()
+        assert {owner.name for owner in owners.opened()} == {"bob", "cid"}
+        assert (owners.lag().waiting, owners.messages(), owners.uncounted) == (2, 1, 1)
+
+
+@contextmanager
+def few_descriptors(free: int) -> Generator[None]:
+    """This process can open so many files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + free, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(free):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+@pytest.mark.parametrize("free", [0, 1, 3, 4, 5, 6])
+async def test_idle_owners_are_closed_when_no_descriptor_is_free(
+    tmp_path: Path, closings: Closings, free: int
+) -> None:
+    async with machine(tmp_path, {1, 2, 3, 4}) as owners:
+        for pid, name in enumerate(("ann", "bob", "cid", "dan"), 1):
+            await written(owners, pid, name, name)
+        assert await closed(owners.get("dan"))
+        async with owners.use("cid"):
+            with few_descriptors(free):
+                assert await texts(owners, 4, "dan") == ["dan"]
+        assert closings.closed == ["dan", "ann", "bob"]
+        assert owners.damages() == []
+        assert await texts(owners, 1, "ann") == ["ann"]
+
+
+@pytest.mark.parametrize("free", [0, 1, 3, 4, 5, 6])
+async def test_without_an_idle_owner_the_use_fails_and_nothing_is_disabled(
+    tmp_path: Path, free: int
+) -> None:
+    async with machine(tmp_path, {1}) as owners:
+        await written(owners, 1, "ann", "x")
+        assert await closed(owners.get("ann"))
+        before = len(os.listdir("/proc/self/fd"))
+        with few_descriptors(free), pytest.raises(SyscallError) as caught:
+            await texts(owners, 1, "ann")
+        assert caught.value.errno is Errno.EAGAIN
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert owners.damages() == []
+        assert await texts(owners, 1, "ann") == ["x"]
+
+
 @pytest.mark.parametrize("file", ["pages.db", "mail.db"])
 @pytest.mark.parametrize("failure", [errno.EMFILE, errno.ENOSPC, errno.EROFS])
 async def test_what_may_pass_is_an_error_of_that_use_only(

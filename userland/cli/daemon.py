@@ -29,6 +29,7 @@ _MEMORY = {  # counters with their singular and plural names
     "pages_waiting": ("page waits for vectors", "pages wait for vectors"),
     "pages_refused": ("page without a vector", "pages without a vector"),
     "mail": ("message waits", "messages wait"),
+    "owners_uncounted": ("user is not counted", "users are not counted"),
 }  # fmt: skip
 
 

@@ -68,6 +68,7 @@ class Stat:
     indexing_note: str = ""  # the reason of that state
     pages_refused: int = 0  # by the embedder: only lexical search finds them
     mail: int = 0  # messages waiting in mailboxes
+    owners_uncounted: int = 0  # whose pages and mail are not in these counts
     last_run: str = ""  # how the previous run ended; empty: there was none
     jobs_running: int = 0  # running background jobs
     job_failures: int = 0  # of background jobs, since boot
