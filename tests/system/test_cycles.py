@@ -1,5 +1,4 @@
-"""Calls leave no reference cycles: they would stay in memory until the next full collection, which
-waits for an idle kernel."""
+"""Calls leave no reference cycles: some would stay until a full collection, which is rare."""
 
 import gc
 from collections import Counter
