@@ -75,7 +75,8 @@ class SystemSyscalls:
         )  # fmt: skip
 
     def settings(self, call: CallContext, request: v.Nothing) -> v.Settings:
-        return v.Settings(list(self.run.settings))
+        directory = self.policy.user_rules.path.parent
+        return v.Settings(list(self.run.settings), str(directory))
 
     def _failed(self, caller: str) -> list[v.JobInfo]:
         """Jobs that have failed; jobs of other users only for the machine's owner."""

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,22 @@ def test_set_writes_the_file_and_a_restart_brings_it_into_force(machine: Machine
     machine.llmasos("config", "unset", "window")
     assert machine.paths.config_file.read_text() == "# mine\nthreads = 1 # one\n"
     assert settings(machine)["window"]["next"] == 2048
+
+
+def test_another_configuration_directory_than_that_of_the_daemon_is_reported(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.llmasos("daemon", "start", "--mount", "false")
+    theirs = f"the daemon uses the configuration directory {machine.paths.config}, "
+    for words in ("list", "get window", "set window 1024", "unset window"):
+        done = machine.llmasos("config", *words.split(), LLMASOS_CONFIG_DIR=str(tmp_path / "other"))
+        assert f"{theirs}this command {tmp_path / 'other'}" in done.stderr.decode()
+    assert theirs not in machine.llmasos("config", "list").stderr.decode()
+    for directory, status in ((machine.paths.config, "ok"), (tmp_path / "other", "warn")):
+        done = machine.llmasos("doctor", "--json", check=False, LLMASOS_CONFIG_DIR=str(directory))
+        found = documents(done)[0]
+        [one] = [one for one in found["checks"] if one["name"] == "configuration"]
+        assert (one["status"], theirs in one["what"]) == (status, status == "warn")
 
 
 def test_a_restart_that_makes_no_sense_leaves_the_daemon_alone(machine: Machine) -> None:

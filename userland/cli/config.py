@@ -119,8 +119,11 @@ def _origin(origin: str) -> str:
 def settings() -> tuple[bool, list[SettingRow]]:
     """Whether a daemon is running, and every setting."""
     running = _running()
-    now = {one.name: one for one in running or ()}
-    next_settings = read(flags(running or ()))
+    if running is not None and (other := other_directory(running)):
+        note(other)
+    listed = running.settings if running is not None else []
+    now = {one.name: one for one in listed}
+    next_settings = read(flags(listed))
     found: list[SettingRow] = []
     for one in next_settings:
         value, origin = one["value"], one["origin"]
@@ -145,12 +148,20 @@ def flags(running: Sequence[v.SettingInfo]) -> list[str]:
     return words
 
 
-def settings_of(client: BlockingClient) -> list[v.SettingInfo]:
+def settings_of(client: BlockingClient) -> v.Settings:
     """The settings of the connected daemon."""
-    return client.call("settings", v.Nothing(), v.Settings).settings
+    return client.call("settings", v.Nothing(), v.Settings)
 
 
-def _running() -> list[v.SettingInfo] | None:
+def other_directory(running: v.Settings) -> str:
+    """A message when the daemon uses another configuration directory than this command; else ""."""
+    own = paths.find().config
+    if not running.directory or os.path.realpath(running.directory) == os.path.realpath(own):
+        return ""
+    return f"the daemon uses the configuration directory {running.directory}, this command {own}"
+
+
+def _running() -> v.Settings | None:
     """The settings of the running daemon; None if none is running."""
     try:
         with connect() as client:

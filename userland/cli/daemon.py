@@ -91,7 +91,7 @@ def restart(arguments: Namespace) -> int:
         with connect() as client:
             if client.call("stat", v.Nothing(), v.Stat).private:
                 words.append("--private")
-            given = [*config.flags(config.settings_of(client)), *arguments.extra]
+            given = [*config.flags(config.settings_of(client).settings), *arguments.extra]
             config.read(given)  # refuse invalid settings before stopping the daemon
             before = _stop(client, arguments)
     except SyscallError as error:

@@ -19,6 +19,7 @@ from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from . import exits
+from .config import other_directory
 from .connection import connect
 from .daemon import job_failure, other_runtime
 from .doctor_files import file_findings, modes, socket
@@ -176,6 +177,20 @@ def _daemon() -> Finding:
     return Finding("ok", f"pid {stat.os_pid}, up {stat.uptime_s:.0f} s, devices: {len(devices)}")
 
 
+def _configuration() -> Finding:
+    """Whether the daemon of this user uses the configuration directory that is checked here."""
+    where = paths.find()
+    try:
+        with connect() as client:
+            running = client.call("settings", v.Nothing(), v.Settings)
+        if where.socket.stat().st_uid == os.geteuid() and (other := other_directory(running)):
+            hint = f"set LLMASOS_CONFIG_DIR to {running.directory}, or `llmasos daemon restart`"
+            return Finding("warn", other, hint)
+    except (OSError, SyscallError):
+        pass  # the check `daemon` has the reason
+    return Finding("ok", str(where.config))
+
+
 def _not_running() -> Finding:
     other = other_runtime()
     if other is None:
@@ -254,8 +269,9 @@ CHECKS: Sequence[tuple[str, Callable[[], Finding]]] = (
     ("python", _python), ("packages", _packages), ("compiler", _compiler),
     ("processor", _processor), ("graphics", _graphics), ("memory", _memory), ("disk", _disk),
     ("model", _model), ("directories", _directories), ("file system", _file_system),
-    ("modes", modes), ("socket", socket), ("daemon", _daemon), ("jobs", _jobs),
-    ("databases", _databases), ("index", _index),
+    ("modes", modes), ("socket", socket), ("daemon", _daemon),
+    ("configuration", _configuration), ("jobs", _jobs), ("databases", _databases),
+    ("index", _index),
 )  # fmt: skip
 
 

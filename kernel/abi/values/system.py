@@ -88,6 +88,7 @@ class SettingInfo:
 @dataclass(frozen=True, slots=True)
 class Settings:
     settings: list[SettingInfo]
+    directory: str = ""  # of the configuration file and the user rules
 
 
 @dataclass(frozen=True, slots=True)
