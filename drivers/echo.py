@@ -208,7 +208,7 @@ class EchoEngine:
         if not self._up:
             raise DeviceFault("the engine is down", "it is being restarted; try again later")
 
-    async def check(self, sampling: Sampling) -> None:
+    async def check(self, sampling: Sampling, domain: str = "") -> None:
         """ENOTSUP for a grammar, a schema, logprobs and bias."""
         for name, requested in (("grammar", sampling.grammar), ("schema", sampling.schema),
                             ("logprobs", sampling.logprobs), ("bias", sampling.bias)):  # fmt: skip

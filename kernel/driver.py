@@ -273,8 +273,8 @@ class Engine(Protocol):
         """
         ...
 
-    async def check(self, sampling: Sampling) -> None:
-        """EINVAL for an invalid grammar, with the position, or for an unknown token id."""
+    async def check(self, sampling: Sampling, domain: str = "") -> None:
+        """Compile a grammar for a domain. EINVAL, with the position, or for an unknown token id."""
         ...
 
     async def embed(self, texts: Sequence[str]) -> Vectors:

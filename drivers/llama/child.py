@@ -147,9 +147,9 @@ def _answer(frame: Frame, requests: TextRequests, parent: ParentConnection) -> N
 def _check(checks: "SimpleQueue[Frame]", grammars: Grammars, parent: ParentConnection) -> None:
     """The grammar thread: a grammar that takes long to compile does not delay texts."""
     while True:
-        _, number, values = checks.get()
+        _, number, values, domain = checks.get()
         try:
-            grammars.matcher(build(Sampling, values))
+            grammars.matcher(build(Sampling, values), domain)
             parent.send([ANSWER, number, b"", []])
         except SyscallError as error:
             parent.send_error(number, error)

@@ -100,14 +100,14 @@ class LlamaEngine:
         values = await self._child.running.ask(request)
         return _prompt(values, last, keep) if values else None
 
-    async def check(self, sampling: Sampling) -> None:
+    async def check(self, sampling: Sampling, domain: str = "") -> None:
         """Compile the grammar in the child, before the call gets a slot. EINVAL, ETIMEDOUT."""
         check_biased(sampling.bias, self._child.running.facts.vocab)
         if sampling.grammar is None and sampling.schema is None:
             return
         try:
             async with asyncio.timeout(limits.GRAMMAR_S):
-                await self._child.running.ask([frames.CHECK, 0, sampling])
+                await self._child.running.ask([frames.CHECK, 0, sampling, domain])
         except TimeoutError:
             message = f"the grammar was not compiled within {limits.GRAMMAR_S:g} s"
             raise SyscallError(Errno.ETIMEDOUT, message, "use a smaller grammar") from None

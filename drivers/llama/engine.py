@@ -179,7 +179,7 @@ class BatchEngine:
         try:
             slot = self._slots.free_slot(slot_number)
             self._check_prompt(number, tokens)
-            call = LlamaCall(admission, slot, sampler(admission.sampling, self._bounds))
+            call = LlamaCall(admission, slot, sampler(admission.sampling, self._bounds, domain))
         except DeviceFault as error:
             self._steps.append(Step(number, error=error))
             return

@@ -1,10 +1,13 @@
 """Grammars and JSON schemas applied to a model's vocabulary: which tokens may come next.
 
-Each grammar is compiled once (drivers/grammar) and cached; each answer has its own matcher.
+Each grammar is compiled once for a domain (drivers/grammar) and cached; each answer has its own
+matcher. The domain with most grammars loses one when the cache is full, so that no user evicts the
+few grammars of another: the engine would compile them again while all calls wait.
 """
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,26 +62,37 @@ class Matcher:
             raise DeviceFault(f"the grammar failed: {compiler.error_text(self._matcher)}")
 
 
+class GrammarKey(NamedTuple):
+    """A compiled grammar in the cache."""
+
+    domain: str
+    kind: str  # grammar or schema
+    text: str
+
+
 class Grammars:
     """The compiled grammars of one engine. Thread-safe."""
 
     def __init__(self, vocab: Vocab) -> None:
         self._vocab = vocab
         self._tokenizer: compiler.LLTokenizer | None = None
-        self._cache: OrderedDict[tuple[str, str], compiler.LLMatcher] = OrderedDict()
+        self._cache: OrderedDict[GrammarKey, compiler.LLMatcher] = OrderedDict()
         self._lock = threading.Lock()  # guards `_cache`
         self._compiling = threading.Lock()  # one at a time
 
-    def matcher(self, sampling: Sampling) -> Matcher | None:
-        """A matcher for an answer; None when it has no constraint. EINVAL with the position."""
+    def matcher(self, sampling: Sampling, domain: str = "") -> Matcher | None:
+        """A matcher for an answer; None when it has no constraint. EINVAL with the position.
+
+        `domain`: of the call, which uses compiled grammars of its domain only.
+        """
         if sampling.grammar is not None and sampling.schema is not None:
             raise SyscallError(
                 Errno.EINVAL, "the request has a grammar and a schema", "give one of the two"
             )
         if sampling.grammar is not None:
-            key = "grammar", sampling.grammar
+            key = GrammarKey(domain, "grammar", sampling.grammar)
         elif sampling.schema is not None:
-            key = "schema", sampling.schema
+            key = GrammarKey(domain, "schema", sampling.schema)
         else:
             return None
         compiled = self._find(key)
@@ -87,21 +101,22 @@ class Grammars:
                 compiled = self._find(key) or self._compile(key)
         return Matcher(compiled.deep_copy(), self._vocab)
 
-    def _find(self, key: tuple[str, str]) -> compiler.LLMatcher | None:
+    def _find(self, key: GrammarKey) -> compiler.LLMatcher | None:
         with self._lock:
             found = self._cache.get(key)
             if found is not None:
                 self._cache.move_to_end(key)
             return found
 
-    def _compile(self, key: tuple[str, str]) -> compiler.LLMatcher:
+    def _compile(self, key: GrammarKey) -> compiler.LLMatcher:
         if self._tokenizer is None:
             self._tokenizer = _tokenizer(self._vocab)
-        compiled = compiler.compiled(*key, self._tokenizer)
+        compiled = compiler.compiled(key.kind, key.text, self._tokenizer)
         with self._lock:
             self._cache[key] = compiled
             if len(self._cache) > limits.GRAMMARS:
-                self._cache.popitem(last=False)
+                [(most, _)] = Counter(one.domain for one in self._cache).most_common(1)
+                del self._cache[next(one for one in self._cache if one.domain == most)]
         return compiled
 
 

@@ -151,7 +151,7 @@ class Sampler:
         "logprob",
     )
 
-    def __init__(self, sampling: Sampling, bounds: Bounds) -> None:
+    def __init__(self, sampling: Sampling, bounds: Bounds, domain: str) -> None:
         self._vocab = bounds.vocab
         # With ignore_eos, no token that ends an answer is chosen.
         ends = bounds.vocab.ends if sampling.ignore_eos else ()
@@ -164,7 +164,7 @@ class Sampler:
             )
         self._top_count = sampling.logprobs
         self.logprob: Logprob | None = None  # of the last token
-        self._matcher: Matcher | None = bounds.grammars.matcher(sampling)
+        self._matcher: Matcher | None = bounds.grammars.matcher(sampling, domain)
         greedy = sampling.temperature < _COLD and not _penalised(sampling)
         self._picker: Picker = Greedy() if greedy else Chain(sampling, bounds)
 
@@ -207,10 +207,10 @@ class Sampler:
         self._picker.free()
 
 
-def sampler(sampling: Sampling, bounds: Bounds) -> Sampler:
+def sampler(sampling: Sampling, bounds: Bounds, domain: str = "") -> Sampler:
     """A sampler for a call. DeviceFault, also for the grammar: it was checked before."""
     try:
-        return Sampler(sampling, bounds)
+        return Sampler(sampling, bounds, domain)
     except SyscallError as error:
         raise DeviceFault(error.message, error.hint) from error
 

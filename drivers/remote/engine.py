@@ -227,7 +227,7 @@ class RemoteEngine:
             text = str(parsing.fields(answer).get("prompt", ""))
         return len(await self._tokens(text, special=True)) if text else 0
 
-    async def check(self, sampling: Sampling) -> None:
+    async def check(self, sampling: Sampling, domain: str = "") -> None:
         """ENOTSUP for an option that the dialect lacks; EINVAL for a schema that cannot be checked.
 
         A grammar or a schema is tried on a llama.cpp server.

@@ -129,7 +129,7 @@ class TextSyscalls:
                     f"`llmasos mount {device.name} --deterministic`",
                 )
             v.check_bias(request.sampling.bias)
-            await device.engine.check(request.sampling)
+            await device.engine.check(request.sampling, process.domain)
             plan = await call.owner.pager.prepare(process, request, device.engine, facts)
             if call.begun is not None and process.single:
                 # A single answer stores nothing that recovery would have to find by its begin

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from llmasos.drivers.grammar import gbnf
+from llmasos.drivers.grammar import compiler, gbnf
 from llmasos.drivers.llama.cpp import lib
 from llmasos.drivers.llama.grammar import Grammars
 from llmasos.kernel.abi import limits
@@ -114,6 +114,27 @@ def test_random_grammars_mean_what_they_mean_in_llama_cpp() -> None:
             assert ours == in_llama_cpp(grammar, text), (grammar, text)
             taken += ours
     assert taken > 50
+
+
+def test_many_grammars_of_a_domain_evict_none_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Grammars(model().vocab)
+    rare = Sampling(grammar='root ::= "rare"')
+    found.matcher(rare, "ann")
+    for number in range(limits.GRAMMARS + 3):
+        found.matcher(Sampling(grammar=f'root ::= "{number}"'), "bob")
+    compiled = list[str]()
+
+    def compile_again(kind: str, text: str, tokenizer: compiler.LLTokenizer) -> compiler.LLMatcher:
+        compiled.append(text)
+        return original(kind, text, tokenizer)
+
+    original = compiler.compiled
+    monkeypatch.setattr(compiler, "compiled", compile_again)
+    found.matcher(rare, "ann")
+    found.matcher(Sampling(grammar=f'root ::= "{limits.GRAMMARS + 2}"'), "bob")
+    assert compiled == []
+    found.matcher(Sampling(grammar='root ::= "0"'), "bob")
+    assert len(compiled) == 1
 
 
 def test_left_recursion_works() -> None:
