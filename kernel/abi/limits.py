@@ -60,6 +60,7 @@ NICE_STEP = 1.25  # factor of weight per step of nice
 NAME_CHARS = 64
 PS_ROWS = 1_000  # per reply
 KEYS_ROWS = 1_000  # keys per reply
+USER_KEYS = 1_000  # valid keys of one user
 FORKS = 64  # children per fork
 BOUNDS = 128  # subjects that bound the permissions of a process: two per generation
 COMMAND_APP = "llmasos"  # the application name of the command line
@@ -206,6 +207,7 @@ EMBED_DIMENSIONS = 65_536
 SECRET_BYTES = 1_024
 
 # --- images -----------------------------------------------------------------------------------
+IMAGES = 1_000  # installed models and aliases
 GGUF_KEYS = 4_096
 GGUF_TENSORS = 65_536
 GGUF_STRING_BYTES = 1024 * 1024

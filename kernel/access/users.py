@@ -191,9 +191,10 @@ class UserTable:
 
     # --- keys ---------------------------------------------------------------------------------
     async def create_key(self, request: KeyCreate) -> KeyCreated:
-        """Create a key of a user. Only this reply contains its secret. ENOENT."""
+        """Create a key of a user. Only this reply contains its secret. ENOENT, EAGAIN."""
         async with self._changing:
             self._get(request.user)
+            self._check_keys(request.user)
             secret, now = secrets.token_urlsafe(_SECRET_BYTES), self._clock()
             expires = None if request.expires_s is None else now + request.expires_s
             key = _Key(self._new_id(), request.user, _hash(secret), now, expires)
@@ -202,6 +203,14 @@ class UserTable:
             await self._store.write(self._database, [(sql, row)])
             self._keys[key.id] = key
         return KeyCreated(key.id, f"llmasos_{key.id}_{secret}", key.user, key.expires)
+
+    def _check_keys(self, user: str) -> None:
+        """EAGAIN when a user has as many keys as are allowed."""
+        count = self._valid()[user]
+        if count >= limits.USER_KEYS:
+            message = f"{user} has {count} valid keys; at most {limits.USER_KEYS} are allowed"
+            hint = "`llmasos keys list` shows the ids; `llmasos keys revoke ID` revokes one"
+            raise SyscallError(Errno.EAGAIN, message, hint)
 
     def _new_id(self) -> str:
         """An id that no key has."""

@@ -228,7 +228,7 @@ class ImageRegistry:
         """Install a file or a URL, or give an image a second name.
 
         `claim` is called after the options of a URL were checked, and may refuse the URL.
-        EEXIST, ENOENT, EACCES, EINVAL, ENOTSUP.
+        EEXIST, ENOENT, EACCES, EINVAL, ENOTSUP, EAGAIN.
         """
         if request.name in self._images or request.name in self._aliases:
             raise SyscallError(
@@ -238,6 +238,7 @@ class ImageRegistry:
                 if self.get(request.name).builtin and request.name in self._images
                 else f"`llmasos models rm {request.name}` frees the name",
             )
+        self._check_count()
         if request.name == RECALL:
             message = f"{RECALL!r} is the name of a device"
             raise SyscallError(Errno.EINVAL, message, "choose another name")
@@ -253,6 +254,13 @@ class ImageRegistry:
             self._alias(request.name, image.name)
             return image
         return await self._install(request, access, claim)
+
+    def _check_count(self) -> None:
+        """EAGAIN: each listing reads all files, so there is a limit."""
+        count = len(self._aliases) + sum(not image.builtin for image in self._images.values())
+        if count >= limits.IMAGES:
+            message = f"{count} models and aliases exist; at most {limits.IMAGES} are allowed"
+            raise SyscallError(Errno.EAGAIN, message, "`llmasos models rm NAME` removes one")
 
     async def _install(self, request: ImageAdd, access: Access, claim: Callable[[], None]) -> Image:
         path = Path(request.path)

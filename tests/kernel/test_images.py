@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import ImageAdd
 from llmasos.kernel.boot import Drivers
@@ -72,6 +73,23 @@ async def test_what_makes_no_sense_is_not_installed(tmp_path: Path, request_: Im
         await found.add(request_, Access())
     assert error.value.errno is Errno.EINVAL
     assert [image.name for image in found.all()] == ["echo"]
+    store.close()
+
+
+async def test_there_is_a_limit_of_models_and_aliases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "IMAGES", 2)
+    store = Store(tmp_path)
+    found = images(store)
+    await found.add(ImageAdd("far", url=URL, options={"model": "big"}), Access())
+    await found.add(ImageAdd("near", image="far"), Access())
+    for more in (ImageAdd("one", url=URL, options={"model": "big"}), ImageAdd("one", image="far")):
+        with pytest.raises(SyscallError, match="at most 2 are allowed") as error:
+            await found.add(more, Access())
+        assert error.value.errno is Errno.EAGAIN
+    await found.remove("near")
+    await found.add(ImageAdd("one", image="far"), Access())
     store.close()
 
 

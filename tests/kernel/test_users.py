@@ -190,6 +190,24 @@ async def test_an_id_that_is_taken_is_not_given_again(
     assert ids == ["a" * 10, "7" * 10]
 
 
+async def test_there_is_a_limit_of_valid_keys_for_each_user(
+    users: UserTable, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "USER_KEYS", 2)
+    for name in ("ann", "bob"):
+        await users.add(UserAdd(name))
+    first = await users.create_key(KeyCreate("ann"))
+    await users.create_key(KeyCreate("ann", expires_s=DAY))
+    with pytest.raises(SyscallError, match="ann has 2 valid keys; at most 2") as caught:
+        await users.create_key(KeyCreate("ann"))
+    assert caught.value.errno is Errno.EAGAIN
+    await users.create_key(KeyCreate("bob"))
+    await users.revoke(first.id)
+    await users.create_key(KeyCreate("ann"))
+    clock.now += 2 * DAY
+    await users.create_key(KeyCreate("ann"))
+
+
 async def test_keys_are_listed_as_they_were_made(users: UserTable, clock: Clock) -> None:
     await users.add(UserAdd("ann"))
     made: list[str] = []
