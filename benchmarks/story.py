@@ -3,8 +3,9 @@
     python benchmarks/story.py [SEED] > benchmarks/results/story.txt && make docs
     python benchmarks/story.py --files       writes the files of benchmarks/story/
 
-The commands run in a copy of benchmarks/story/ with their own state directory. With the same seed
-the answers are the same on the same day: recalled pages carry their date.
+The commands run in a copy of benchmarks/story/ with a daemon of their own, which ends with this
+program. With the same seed the answers are the same on the same day: recalled pages carry their
+date.
 """
 
 import os
@@ -16,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from llmasos.userland.bench.planted import FACTS, conversation
+from llmasos.userland.bench.rig import daemon, terminable
 
 EARLY_FACTS = FACTS[:8]  # told in the first turns
 ANSWERS = ("Bello", "flower pot", "Trieste", "4471", "walnut", "6:42", "Thursday", "10W-40")
@@ -110,17 +112,19 @@ def main() -> None:
         (FILES / "hundred.txt").write_text(hundred(), encoding="utf-8")
         (FILES / "lighthouse.md").write_text(lighthouse(), encoding="utf-8")
         return
-    with tempfile.TemporaryDirectory(prefix="llmasos-story-") as directory:
+    seed = int(sys.argv[1]) if len(sys.argv) > 1 else SEED
+    with (
+        terminable(),
+        tempfile.TemporaryDirectory(prefix="llmasos-story-") as directory,
+        daemon() as rig,
+    ):
         home = Path(directory, "story")
         shutil.copytree(FILES, home)
-        for name in ("RUNTIME", "STATE", "CONFIG"):
-            os.environ[f"LLMASOS_{name}_DIR"] = str(Path(directory, name.lower()))
+        os.environ.clear()
+        os.environ.update(rig.environment)
         os.environ["HOW"] = HOW
         os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        try:
-            run(home, int(sys.argv[1]) if len(sys.argv) > 1 else SEED)
-        finally:
-            subprocess.run(["llmasos", "daemon", "stop"], capture_output=True, check=False)
+        run(home, seed)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from . import (
 )
 from .figures import ResultFile, Suite, table
 from .quiet import quietly
-from .rig import RigError, machine, versions
+from .rig import RigError, machine, terminable, versions
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
@@ -100,7 +100,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(args)
+    with terminable():
+        return _measure(parser().parse_args(args))
+
+
+def _measure(options: argparse.Namespace) -> int:
     files = [Path(name) for name in options.suite if name.endswith(".jsonl")]
     if files:
         return _files(files, options)

@@ -21,7 +21,7 @@ from llmasos.userland.client import BlockingClient
 from . import bare
 from .figures import Bar, MissingFigure, Suite, Take
 from .peers import Absent
-from .rig import Rig, facts, image, mounted, tuned
+from .rig import Rig, ends_with_us, facts, image, mounted, tuned
 from .stall import STREAM_TOKENS, STREAMS, arrival
 from .texts import Writer
 
@@ -91,7 +91,7 @@ BARS = (
 @contextmanager
 def rival() -> Generator[None]:
     """A program that uses a core while the block runs."""
-    child = subprocess.Popen([sys.executable, "-c", BUSY])
+    child = subprocess.Popen([sys.executable, "-c", BUSY], preexec_fn=ends_with_us())
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from .answers import TimedAnswer
-from .rig import READY_S, STOP_S, RigError
+from .rig import READY_S, STOP_S, RigError, ends_with_us
 from .texts import Chat
 
 HOST = "127.0.0.1"
@@ -170,7 +170,10 @@ def _running(name: str, line: Sequence[str], ready: str) -> Generator[str]:
     with tempfile.TemporaryDirectory(prefix="llmasos-bench-") as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         with out.open("wb") as to_out, err.open("wb") as to_err:
-            child = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=to_out, stderr=to_err)
+            child = subprocess.Popen(
+                line, stdin=subprocess.PIPE, stdout=to_out, stderr=to_err,
+                preexec_fn=ends_with_us(),
+            )  # fmt: skip
         try:
             _wait_ready(child, name, ready, err)
             yield out.read_text(encoding="utf-8").partition("\n")[0]

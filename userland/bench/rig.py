@@ -4,16 +4,19 @@ The client is that of the command line, so that a figure of the kernel does not 
 State is in the user's cache directory, not in /tmp, where fsync may cost nothing.
 """
 
+import ctypes
 import os
 import platform
 import select
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,6 +27,8 @@ from llmasos.userland.client import BlockingClient
 MODEL = "smollm2"
 READY_S = limits.READY_S
 STOP_S = 2 * limits.DRAIN_S + 5
+_PR_SET_PDEATHSIG = 1
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
 PACKAGES = (
     "llmasos", "llama-cpp-python", "xllamacpp", "msgpack", "pycasbin", "pydantic", "anyio",
     "uvloop",
@@ -32,6 +37,32 @@ PACKAGES = (
 
 class RigError(Exception):
     """The measurement could not be set up or completed."""
+
+
+@contextmanager
+def terminable() -> Generator[None]:
+    """SIGTERM raises SystemExit, so that daemons are stopped and their files removed."""
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def ends_with_us() -> Callable[[], None]:
+    """A `preexec_fn` for a process that gets SIGTERM when the thread that starts it ends."""
+    return partial(_end_with, os.getpid())
+
+
+def _end_with(parent: int) -> None:
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)  # it ended before prctl
 
 
 def machine() -> dict[str, object]:
@@ -175,7 +206,9 @@ def _start(
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     line = [sys.executable, "-m", "llmasos.userland.daemon", "run", "--ready-fd", str(tell), *flags]
     with log.open("wb") as out:
-        child = subprocess.Popen(line, env=env, stdout=out, stderr=out, pass_fds=(tell,))
+        child = subprocess.Popen(
+            line, env=env, stdout=out, stderr=out, pass_fds=(tell,), preexec_fn=ends_with_us()
+        )
     os.close(tell)
     readable = select.select([ready], [], [], READY_S)[0]
     reported = os.read(ready, 64) if readable else b""
