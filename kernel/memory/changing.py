@@ -28,7 +28,8 @@ async def replace(
     async with memory.tables.ownership, memory.tables.changing(table):
         old = table.require(number)
         _check_writable(table, number)
-        page = table.mark(number).page = table.allocate_replacement()
+        page = table.allocate_replacement()
+        table.set_page(number, page)
         what, statements = await _replacement(memory, table, old, page, pages[0])
         table.sizes[number] = pages[0].tokens
         unused, erased = erase_pages(memory, [old])
@@ -68,7 +69,7 @@ async def put(
         statements = memory.store_rows(table, [page for _, page in room], pages)
         old = [page for page, _ in before.values()]
         for number, (_, tokens) in before.items():
-            table.mark(number).page = GONE
+            table.set_page(number, GONE)
             table.tokens -= tokens
         table.evict(list(before))
         unused, erased = erase_pages(memory, old)
@@ -118,7 +119,7 @@ async def pin(
         if pinned and window:
             await _check_pins(memory, table, numbers, window)
         for number in numbers:
-            table.mark(number).pinned = pinned
+            table.marks[number] = dataclasses.replace(table.mark(number), pinned=pinned)
         moves = [
             Moved(low, high, "pinned" if pinned else "unpinned", "requested")
             for low, high in runs(numbers)

@@ -137,7 +137,7 @@ async def _with_summaries(memory: Memory, pages: set[int]) -> set[int]:
 def _forgotten(memory: Memory, table: PageTable, numbers: Sequence[int]) -> list[Statement]:
     """Mark the pages as gone in a table that had them; the statements that save it."""
     for number in numbers:
-        table.mark(number).page = GONE
+        table.set_page(number, GONE)
     table.evict(numbers)
     table.title = None  # it may hold text of these pages
     moves = [Moved(low, high, "forgotten", "requested") for low, high in runs(numbers)]

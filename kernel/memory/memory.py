@@ -21,6 +21,7 @@ from ..driver import Cut
 from ..process.table import Process, check_alive
 from ..storage.database import Database, Row, Statement, Transaction, Value
 from ..storage.store import Store
+from ..yield_point import YieldPoint
 from . import pieces, rows, schema
 from .layout import Stored
 from .rows import Change, Moved, NewPage, TurnRecord, load_window, stored
@@ -304,7 +305,7 @@ class Memory:
         moves = rows.moves_out(turn, numbers)
         for number, parts in turn.recalled.items():
             mark = table.mark(number)
-            mark.used, mark.uses = now, mark.uses + 1
+            table.marks[number] = replace(mark, used=now, uses=mark.uses + 1)
             moves.append(Moved(number, number, "recalled", "a request", turn.call, parts))
         statements = self._moves(table, moves)
         return [*statements, *(rows.mark_row(table, number) for number in turn.recalled)]
@@ -352,14 +353,16 @@ class Memory:
             statements: list[Statement] = []
             tables: list[PageTable] = []
             why = f"at the fork from process {parent.pid}"
+            yield_point = YieldPoint(shield=True)
             for child in children:
                 own = table.copy(child.pid, self.new_space())
                 tables.append(self.tables.add(own))
                 statements += self.saved(own, ranges=own.ranges)
-                statements += [rows.mark_row(own, number) for number in own.marks]
+                statements.append((rows.COPY_MARKS, (own.pid, parent.pid)))
                 statements += self._moves(
                     own, [Moved(0, own.next - 1, "shared", why)] if own.next else []
                 )
+                await yield_point()
             try:
                 await self.store.write(self.database, statements)
             except SyscallError:

@@ -17,6 +17,8 @@ _TABLE_WITHOUT_WINDOW = """UPDATE tables SET space = ?2, next = ?3, place = ?4, 
                            tokens = ?6 WHERE pid = ?1"""
 _RANGE = "INSERT OR REPLACE INTO ranges VALUES(?,?,?,?,?,?,?)"
 _MARK = "INSERT OR REPLACE INTO marks VALUES(?,?,?,?,?,?)"
+COPY_MARKS = """INSERT OR REPLACE INTO marks
+                SELECT ?, number, page, pinned, used, uses FROM marks WHERE pid = ?"""
 _MOVE = "INSERT INTO moves(pid, first, last, time, call, what, why, parts) VALUES(?,?,?,?,?,?,?,?)"
 
 

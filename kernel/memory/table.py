@@ -12,7 +12,7 @@ page is still in use (sharing, mapping, replacing, erasing) also hold `ownership
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 
@@ -44,9 +44,9 @@ class Range:
         return page_id(self.space, self.place + number - self.first)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class PageMark:
-    """The state of one page number that differs from its range."""
+    """The state of one page number that differs from its range; forks share it."""
 
     page: int | None = None  # replaces the range's page; GONE: no page; None: the range's
     pinned: bool = False
@@ -280,7 +280,11 @@ class PageTable:
             self.ranges[-1].count = state.last
 
     def mark(self, number: int) -> PageMark:
-        return self.marks.setdefault(number, PageMark())
+        return self.marks.get(number) or PageMark()
+
+    def set_page(self, number: int, page: int | None) -> None:
+        """Another page for a number, GONE for none, None for that of its range."""
+        self.marks[number] = replace(self.mark(number), page=page)
 
     def pinned(self, number: int) -> bool:
         mark = self.marks.get(number)
@@ -305,7 +309,7 @@ class PageTable:
         return PageTable(
             pid, self.owner, space, self.next, 0, self.messages, self.tokens,
             [Range(r.first, r.count, r.space, r.place, r.writable, r.source) for r in self.ranges],
-            {n: PageMark(m.page, m.pinned, m.used, m.uses) for n, m in self.marks.items()},
+            self.marks.copy(),
             [Piece(p.message, p.role, [*p.pages], [*p.recalled]) for p in self.window],
             dict(self.sizes), self.window_tokens, kept=self.kept,
         )  # fmt: skip

@@ -3,8 +3,10 @@
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from llmasos.kernel.abi import limits
@@ -12,7 +14,7 @@ from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Exit, Fork, Message, Page, Profile, ReadMem, Role, Spawn
 from llmasos.kernel.access.identity import Caller
 from llmasos.kernel.driver import Cut
-from llmasos.kernel.memory import reading
+from llmasos.kernel.memory import changing, reading
 from llmasos.kernel.memory.erasing import drop, orphans
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.rows import NewPage, TurnRecord
@@ -98,6 +100,51 @@ async def test_children_see_the_parents_pages_which_are_stored_once(
     again = opened(store)
     for child in children:
         assert await pages_of(again, child) == await pages_of(again, parent)
+
+
+class NotedStore(Store):
+    """Notes the tick at which the last write of pages was queued."""
+
+    tick = queued_at = 0
+
+    def _queue(self, job: Any) -> None:
+        if job.database.path.name == "pages.db":
+            self.queued_at = self.tick
+        super()._queue(job)
+
+
+async def test_many_copies_of_a_table_with_many_marks_are_made_in_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P-13: other calls run meanwhile; what differs from the ranges is copied, also on disk."""
+    monkeypatch.setattr(limits, "SLICE_S", 0.0)
+    store = NotedStore(tmp_path)
+    table, memory = ProcessTable(store, "alice"), opened(store)
+    parent = await spawn(table)
+    pages = [NewPage(str(number), 1, Role.USER, "alice") for number in range(300)]
+    numbers = [number for number, _ in await memory.write(parent, pages)]
+    await changing.pin(memory, memory.table(parent), numbers, True)
+    children = table.children(parent, Fork(parent.pid, limits.FORKS), caller(1))
+
+    async def count() -> None:
+        while True:
+            store.tick += 1
+            await anyio.lowlevel.checkpoint()
+
+    begun = store.tick
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(count)
+        await memory.copy(parent, children)
+        tasks.cancel_scope.cancel()
+    assert store.queued_at - begun >= limits.FORKS
+    marks = memory.table(parent).marks
+    assert len(marks) == len(numbers)
+    assert all(memory.table(child).marks == marks for child in children)
+    store.close()
+    again = Store(tmp_path)
+    found = opened(again)
+    assert all(found.table(child).marks == marks for child in children)
+    again.close()
 
 
 async def test_what_one_of_them_says_later_is_its_own(store: Store) -> None:

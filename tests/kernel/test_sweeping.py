@@ -480,7 +480,7 @@ def test_numbers_are_found_as_by_looking_at_each() -> None:
                 table.map(dice.randrange(2, 4), dice.randrange(3), 4, writable=True, source="/x")
         for _ in range(dice.randrange(4)):
             number = dice.randrange(table.next)
-            table.mark(number).page = dice.choice([0, None, table.allocate_replacement()])
+            table.set_page(number, dice.choice([0, None, table.allocate_replacement()]))
         held = list(table.pages(0, table.next))
         wanted = {page for _, page in dice.choices(held, k=3)} if held else set[int]()
         assert table.find(wanted) == [(n, page) for n, page in held if page in wanted]
