@@ -1,23 +1,18 @@
 """A daemon in directories of its own, as a process that a test may start, stop and shoot."""
 
-import atexit
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from llmasos.kernel.abi.paths import Paths
+from tests.cache import CACHE
 from tests.drivers import cut_model
 from tests.system.forked import Forked
 
-# What is made of the embedded model is made once for all machines; it takes 2 s and 145 MB.
 DOWN_S = 20  # a daemon that a test has stopped by a signal does not end by itself
-CACHE = Path(tempfile.mkdtemp(prefix="llmasos-cache-"))
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 
 class Machine:

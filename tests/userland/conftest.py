@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cache import CACHE
 from tests.conftest import Machine
 from tests.drivers import cut_model
-from tests.system.daemon import CACHE
 
 
 @pytest.fixture
