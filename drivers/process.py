@@ -25,6 +25,7 @@ from llmasos.kernel.abi.wire import Frames
 from llmasos.kernel.driver import Cause, Death
 
 from . import frames
+from .exit_cause import cause
 from .watchdog import Watchdog
 
 GRACE_S = 2.0  # between asking a process to exit and SIGKILL
@@ -205,15 +206,6 @@ class ChildConnection(asyncio.Protocol, Generic[F]):
         lines = tail(*self.log) if self.log else ""
         hint = f"see {self.log[0]}" if self.log else ""
         return DeviceFault(f"{error.message}; {lines}" if lines else error.message, hint)
-
-
-def cause(code: int, reason: str = "") -> str:
-    """How a process ended, by its exit code."""
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            message = f"was killed by {signal.Signals(-code).name}"
-            return f"{message}: {reason}" if reason else message
-    return f"exited with code {code}"
 
 
 def is_stopped(pid: int) -> bool:

@@ -35,7 +35,7 @@ from llmasos.userland.examine import examine
 
 log = logging.getLogger("llmasos.daemon")
 DRIVERS = {
-    "llama": "llmasos.drivers.llama",
+    "llama": "llmasos.drivers.llama.mount",
     "echo": "llmasos.drivers.echo",
     "remote": "llmasos.drivers.remote",
 }

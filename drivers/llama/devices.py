@@ -1,22 +1,16 @@
-"""Lists the compute devices of this machine, on the kernel's side.
+"""The compute devices of this machine: those that llama.cpp found, and other GPUs.
 
-A short child process (placement.py) reports what llama.cpp finds, once; the operating system shows
-the GPUs that another build of llama.cpp could use. This module must not import llama_cpp.
+The operating system shows the GPUs that another build of llama.cpp could use. Imported by the
+kernel's side, too: it must not import llama_cpp.
 """
 
-import json
-import subprocess
 import sys
 from collections.abc import Sequence
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.values import Hardware
-
-from .link import environment
 
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}  # PCI ids
 _BUILDS = {  # vendor: llama.cpp backends for its GPUs, and the build flag of the first
@@ -33,22 +27,6 @@ class Seen(NamedTuple):
 
     vendor: str
     description: str
-
-
-@cache
-def hardware() -> Sequence[Hardware]:
-    """The devices found by llama.cpp and the operating system; cached. Blocks for about 1 s."""
-    command = [sys.executable, "-P", "-m", f"{__package__}.placement"]
-    try:
-        done = subprocess.run(
-            command, env=environment(), cwd="/", stdin=subprocess.DEVNULL, capture_output=True,
-            timeout=limits.READY_S, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError) as error:
-        note = f"cannot load llama.cpp: {error}"
-        unknown = Hardware("cpu0", "cpu", "", 0, 0, usable=False, note=note)
-        return named([unknown], seen(), frozenset())
-    return [Hardware(**fields) for fields in json.loads(done.stdout)]
 
 
 def seen(root: Path = Path("/")) -> list[Seen]:

@@ -17,8 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from llmasos.drivers.exit_cause import cause
 from llmasos.drivers.frames import error_in
-from llmasos.drivers.process import cause, tail
+from llmasos.drivers.process import tail
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.logfile import open_log
 from llmasos.kernel.abi.values import Progress, Quality

@@ -14,7 +14,7 @@ from tests.drivers import cut_model
 _KERNEL = """
 import asyncio, sys
 from pathlib import Path
-from llmasos.drivers import llama
+from llmasos.drivers.llama import mount as llama
 
 class Ear:
     def loading(self, done): ...

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from llmasos.drivers import llama
+from llmasos.drivers.llama import mount as llama
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.driver import Vectors
 from tests.drivers import cut_model

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from llmasos.drivers import llama
+from llmasos.drivers.llama import mount as llama
 from llmasos.drivers.llama.quantisation import OFFERED
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.drivers import llama
 from llmasos.drivers.llama import devices, gguf, options
+from llmasos.drivers.llama import mount as llama
 from llmasos.drivers.llama.cpp import amx_kernels, system_info
 from llmasos.drivers.llama.devices import Seen
 from llmasos.drivers.llama.placement import Placement, choose, place, without

@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from llmasos.drivers import llama
+from llmasos.drivers.llama import mount as llama
 from llmasos.drivers.llama import options
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError

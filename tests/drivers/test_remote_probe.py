@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from llmasos.drivers import echo, llama, remote
+from llmasos.drivers import echo, remote
+from llmasos.drivers.llama import mount as llama
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.driver import Option
 from tests.drivers.endpoint import Endpoint, Request, refuse, statuses

@@ -10,7 +10,7 @@ import anyio.lowlevel
 import numpy as np
 import pytest
 
-from llmasos.drivers import llama
+from llmasos.drivers.llama import mount as llama
 from llmasos.drivers.llama import sampler as module
 from llmasos.drivers.llama.answers import Answers
 from llmasos.drivers.llama.cpp import Floats

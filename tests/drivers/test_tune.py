@@ -16,8 +16,8 @@ import numpy as np
 import psutil
 import pytest
 
-from llmasos.drivers import llama
 from llmasos.drivers.llama import gguf, options, quality, tuning
+from llmasos.drivers.llama import mount as llama
 from llmasos.drivers.llama.cpp import Context, Run, load
 from llmasos.drivers.llama.quantisation import FILE_TYPES, OFFERED
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
@@ -118,10 +118,10 @@ async def test_a_cancelled_tuning_leaves_nothing(cache: Path) -> None:
 
 def test_a_tuning_does_not_outlive_its_kernel(cache: Path) -> None:
     code = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom llmasos.drivers import llama\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom llmasos.drivers.llama import mount\n"
         "from llmasos.kernel.driver import Tuning\n"
         "asked = Tuning(*map(Path, sys.argv[1:3]), 'Q8_0', False, Path(sys.argv[3]))\n"
-        "asyncio.run(llama.tune(asked, lambda _: print('going', flush=True)))\n"
+        "asyncio.run(mount.tune(asked, lambda _: print('going', flush=True)))\n"
     )
     target = asked(cache).target
     words = [str(cut_model.path()), str(target), str(cache.parent / "log")]

@@ -1,0 +1,50 @@
+"""The llama.cpp driver as the kernel mounts it. This module and its imports load no llama.cpp."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Hardware
+from llmasos.kernel.driver import Engine, ImageFacts, Option
+
+from . import devices, gguf, options, tuning
+from .driver import LlamaEngine
+from .link import environment
+
+check = options.check
+tune = tuning.tune
+
+
+@cache
+def hardware() -> Sequence[Hardware]:
+    """The devices found by llama.cpp and the operating system; cached. Blocks for about 1 s."""
+    command = [sys.executable, "-P", "-m", f"{__package__}.placement"]
+    try:
+        done = subprocess.run(
+            command, env=environment(), cwd="/", stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=limits.READY_S, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        note = f"cannot load llama.cpp: {error}"
+        unknown = Hardware("cpu0", "cpu", "", 0, 0, usable=False, note=note)
+        return devices.named([unknown], devices.seen(), frozenset())
+    return [Hardware(**fields) for fields in json.loads(done.stdout)]
+
+
+def probe(path: Path) -> ImageFacts:
+    """Read and check a GGUF header. EINVAL with the reason; may block."""
+    return gguf.probe(path)
+
+
+async def models(options: Mapping[str, Option]) -> Sequence[str]:
+    raise SyscallError(Errno.ENOTSUP, "the llama driver has no endpoints")
+
+
+def engine(path: Path, options: Mapping[str, Option], log: Path) -> Engine:
+    """An engine that is not started. EINVAL for an unusable file or option."""
+    return LlamaEngine(path, options, log)
