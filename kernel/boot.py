@@ -297,7 +297,7 @@ def _recall(plan: BootPlan) -> Recall | None:
     driver = cast("RecallDriver", import_module(plan.recall))
     log = plan.paths.state / "engines" / "recall.log"
     log.parent.mkdir(mode=0o700, exist_ok=True)
-    return driver.recall(plan.recall_options, log)
+    return driver.recall(plan.recall_options, log, plan.paths.cache)
 
 
 def check_rules(paths: Paths) -> None:

@@ -109,6 +109,6 @@ class RecallDriver(Protocol):
         """EINVAL for an unknown option or a bad value, with the allowed ones."""
         ...
 
-    def recall(self, options: Mapping[str, Option], log: Path) -> Recall:
-        """A device that is not started yet. `log`: the file for the output of its process."""
+    def recall(self, options: Mapping[str, Option], log: Path, cache: Path) -> Recall:
+        """A device that is not started. `log`: a file; `cache`: a folder of rebuildable files."""
         ...

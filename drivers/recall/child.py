@@ -13,6 +13,7 @@ import faulthandler
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -50,7 +51,7 @@ def main(fd: int, kernel_pid: int) -> NoReturn:
     start_thread(frames.NAME, lambda: _read(parent, requests))
     lower_priority(_NICE)
     settings = frames.RecallSettings(**requests.frames.get()[1])
-    encoder = _encoder(settings.embedder)
+    encoder = _encoder(settings)
     store = VectorStore()
     synchronizer = Synchronizer(store, settings, parent)
     embedding = Embedding(encoder, parent, requests)
@@ -75,12 +76,12 @@ def _background(work: Callable[[], None]) -> None:
     work()
 
 
-def _encoder(wanted: str) -> Encoder | SyscallError:
+def _encoder(settings: frames.RecallSettings) -> Encoder | SyscallError:
     """The builtin embedder, or the error that embed requests get: the rest works without it."""
-    if wanted == "none":
+    if settings.embedder == "none":
         return missing()
     try:
-        return Encoder()
+        return Encoder(Path(settings.cache))
     except SyscallError as error:
         sys.stderr.write(f"no embedder: {error.message}\n")
         return error

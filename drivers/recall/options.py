@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from llmasos.kernel.abi import limits, service_url
 from llmasos.kernel.abi.errors import Errno, SyscallError
@@ -44,7 +45,7 @@ def _is_url(value: str) -> bool:
     return parts.path in ("", "/") and ":" not in parts.host  # Chroma takes no IPv6 address
 
 
-def settings(options: Mapping[str, Option]) -> RecallSettings:
+def settings(options: Mapping[str, Option], cache: Path) -> RecallSettings:
     """All options: those of the caller, else the defaults for this machine."""
     check(options)
     threads = int(options.get("threads", 0)) or min(_cores(), limits.EMBED_THREADS)
@@ -52,6 +53,7 @@ def settings(options: Mapping[str, Option]) -> RecallSettings:
         embedder=str(options.get("embedder", "builtin")),
         url=str(options.get("url", "")).rstrip("/"),
         threads=threads,
+        cache=str(cache.absolute()),
         exact_pages=limits.EXACT_PAGES,
         retry_first_s=limits.CHROMA_RETRY_FIRST_S,
     )

@@ -19,7 +19,7 @@ from llmasos.drivers.frames import ANSWER
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
 
-from . import chroma_process
+from . import chroma_store
 from .chroma_files import ChromaFiles, NewerVersion
 from .chroma_process import ChromaProcess, ProcessLost
 from .frames import HEARTBEAT, RecallSettings
@@ -82,7 +82,7 @@ class Synchronizer:
         location = self._locations.get(path)
         if not location:
             return None
-        found = self._chroma.ask_if_idle(chroma_process.QUERY, location, space, question, count)
+        found = self._chroma.ask_if_idle(chroma_store.QUERY, location, space, question, count)
         return np.frombuffer(found[0], np.int64) if found else None
 
     # --- the thread ---------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class Synchronizer:
     def _close(self, path: str) -> None:
         if (location := self._locations.pop(path, None)) is not None:
             try:
-                self._chroma.ask(chroma_process.CLOSE, location)
+                self._chroma.ask(chroma_store.CLOSE, location)
             except ProcessLost:
                 self._close_all()
             except DeviceFault:
@@ -213,7 +213,7 @@ class Synchronizer:
             else:
                 files.prepare()
                 location = str(files.path)
-            self._chroma.ask(chroma_process.OPEN, location, self._url)
+            self._chroma.ask(chroma_store.OPEN, location, self._url)
             self._locations[path] = location
         return location
 
@@ -229,7 +229,7 @@ class Synchronizer:
             self._rebuild(path)
         location = self._open(path)
         for number in dropped:
-            self._chroma.ask(chroma_process.DROP, location, number)
+            self._chroma.ask(chroma_store.DROP, location, number)
         left = [self._synchronize(location, number, space) for number, space in spaces]
         with self._store.lock:
             owner.dropped.difference_update(dropped)
@@ -243,7 +243,7 @@ class Synchronizer:
     def _synchronize(self, location: str, number: int, space: Space) -> bool:
         """Synchronise a part of one space. True: more work is left."""
         if not space.synchronized:
-            listed = self._chroma.ask(chroma_process.PLACES, location, number)[0]
+            listed = self._chroma.ask(chroma_store.PLACES, location, number)[0]
             with self._store.lock:
                 space.foreign = set(np.frombuffer(listed, np.int64).tolist())
                 space.synchronized = True
@@ -257,7 +257,7 @@ class Synchronizer:
             if changed.any():
                 new = np.ascontiguousarray(vectors[changed]).tobytes()
                 changed_places = places[changed].tobytes()
-                self._chroma.ask(chroma_process.WRITE, location, number, changed_places, new)
+                self._chroma.ask(chroma_store.WRITE, location, number, changed_places, new)
             with self._store.lock:
                 space.rows.sent()
         with self._store.lock:
@@ -277,13 +277,13 @@ class Synchronizer:
             return changed
         # Without a known place, any other row of the collection shows the size of its vectors.
         probe = known if len(known) else np.array([next(iter(space.foreign))], np.int64)
-        found, data = self._chroma.ask(chroma_process.GET, location, number, probe.tobytes())
+        found, data = self._chroma.ask(chroma_store.GET, location, number, probe.tobytes())
         stored_places = np.frombuffer(found, np.int64)
         if not len(stored_places):
             return changed
         stored = np.frombuffer(data, np.float32).reshape(len(stored_places), -1)
         if stored.shape[1] != vectors.shape[1]:
-            self._chroma.ask(chroma_process.DROP, location, number)
+            self._chroma.ask(chroma_store.DROP, location, number)
             space.foreign.clear()
             return changed
         order = np.argsort(stored_places)
@@ -298,7 +298,7 @@ class Synchronizer:
         listed = np.array(sorted(places), np.int64)
         for start in range(0, len(listed), _DELETE_ROWS):
             batch = listed[start : start + _DELETE_ROWS].tobytes()
-            self._chroma.ask(chroma_process.DELETE, location, number, batch)
+            self._chroma.ask(chroma_store.DELETE, location, number, batch)
 
     def _prune_all(self, path: str) -> bool:
         """Delete the rows that only Chroma has."""
@@ -317,7 +317,7 @@ class Synchronizer:
             while self._round(path):
                 self._heartbeat()
             self._prune_all(path)
-            counts.append(self._chroma.ask(chroma_process.COUNT, self._open(path), space)[0])
+            counts.append(self._chroma.ask(chroma_store.COUNT, self._open(path), space)[0])
             return False
 
         counts: list[int] = []
@@ -329,7 +329,7 @@ class Synchronizer:
             self._end()  # a new process, so that no earlier failure affects it
         try:
             if self._url:
-                self._chroma.ask(chroma_process.DROP_ALL, self._open(path))
+                self._chroma.ask(chroma_store.DROP_ALL, self._open(path))
             else:
                 self._renew_files(path)
         except DeviceFault as error:
@@ -356,10 +356,10 @@ class Synchronizer:
             spaces = [(n, space) for n, space in owner.spaces.items() if space.rows.count]
         if spaces:
             location = str(files.create_new())
-            self._chroma.ask(chroma_process.OPEN, location, "")
+            self._chroma.ask(chroma_store.OPEN, location, "")
             for number, space in spaces:
                 self._write_all(location, number, space)
-            self._chroma.ask(chroma_process.CLOSE, location)
+            self._chroma.ask(chroma_store.CLOSE, location)
         # The process must end first: removed files stay on disk while Chroma has them open.
         self._end()
         if spaces:
@@ -377,7 +377,7 @@ class Synchronizer:
             if not len(places):
                 return
             self._chroma.ask(
-                chroma_process.WRITE, location, number, places.tobytes(), vectors.tobytes()
+                chroma_store.WRITE, location, number, places.tobytes(), vectors.tobytes()
             )
             self._heartbeat()
             start += len(places)

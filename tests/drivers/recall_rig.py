@@ -11,9 +11,10 @@ from random import Random
 
 import anyio
 
-from llmasos.drivers import recall
+from llmasos.drivers.recall import driver
 from llmasos.kernel.driver import Death, Option
 from llmasos.kernel.recall_driver import Reach, RecallFacts, VectorScores
+from tests.cache import CACHE
 
 DEADLINE_S = 60.0  # a guard against hangs, never a timing
 WIDTH = 16  # numbers of a vector, where it need not be an embedder's
@@ -53,10 +54,10 @@ class Ear:
 class Rig:
     """A mounted recall device, owners' directories, and short words to use it."""
 
-    def __init__(self, folder: Path, **options: Option) -> None:
+    def __init__(self, folder: Path, *, cache: Path = CACHE, **options: Option) -> None:
         self.ear = Ear()
         self.folder, self.log = folder, folder / "log"
-        self.device = recall.recall({"embedder": "none", **options}, self.log)
+        self.device = driver.recall({"embedder": "none", **options}, self.log, cache)
         self._owners = itertools.count(1)
 
     async def __aenter__(self) -> "Rig":

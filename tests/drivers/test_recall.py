@@ -11,7 +11,7 @@ from random import Random
 import anyio
 import pytest
 
-from llmasos.drivers import recall
+from llmasos.drivers.recall import driver
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.driver import Option
@@ -37,7 +37,7 @@ from tests.drivers.recall_rig import (
 pytestmark = pytest.mark.anyio
 CROSSING = 300  # pages: what is larger than this goes through Chroma in these tests
 NEAR = 1e-5
-DRIVER: RecallDriver = recall  # the module is one
+DRIVER: RecallDriver = driver  # the module is one
 
 
 @pytest.fixture(scope="module")
@@ -356,13 +356,13 @@ def test_a_bad_option_is_refused(option: str, value: Option) -> None:
 
 
 def test_good_options_are_taken() -> None:
-    recall.check({"embedder": "none", "url": "https://chroma.example:8443", "threads": 2})
-    recall.check({"url": ""})
+    driver.check({"embedder": "none", "url": "https://chroma.example:8443", "threads": 2})
+    driver.check({"url": ""})
 
 
 # --- what is loaded, kept and printed ---------------------------------------------------------
 def test_the_kernel_s_side_loads_no_heavy_library() -> None:
-    code = "import sys, llmasos.drivers.recall; print(*sys.modules)"
+    code = "import sys, llmasos.drivers.recall.driver; print(*sys.modules)"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
     ).stdout.split()

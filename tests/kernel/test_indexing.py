@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from llmasos.drivers import recall
+from llmasos.drivers.recall import driver
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.memory import loading
@@ -119,7 +119,7 @@ async def test_a_refused_page_is_recorded_and_tried_again_with_another_embedder(
     pages = [NewPage(f"{word} page", 2, "note", OWNER) for word in ("good", "bad", "good", "fine")]
     ids = [page for _, page in await memory.write(process, pages)]
     assert memory.lag.waiting == 4
-    device = recall.recall({"embedder": "none"}, tmp_path / "log")
+    device = driver.recall({"embedder": "none"}, tmp_path / "log", tmp_path)
     async with anyio.create_task_group() as tasks:
         vectors = VectorIndex(memory, VectorDevice(device, Supervisor(tasks)))
         vectors.device.embedder = "first", Embedder()
@@ -153,7 +153,7 @@ async def test_a_failing_embedder_is_tried_again_without_new_pages(
     memory = CountedMemory(store, loading.load(store, OWNER))
     process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
     await memory.write(process, [NewPage("good page", 2, "note", OWNER)])
-    device = recall.recall({"embedder": "none"}, tmp_path / "log")
+    device = driver.recall({"embedder": "none"}, tmp_path / "log", tmp_path)
     async with anyio.create_task_group() as tasks:
         vectors = VectorIndex(memory, VectorDevice(device, Supervisor(tasks)))
         states: list[tuple[str, str]] = []
@@ -189,7 +189,7 @@ class HeldMemory(CountedMemory):
 async def test_fsck_beside_the_indexing_finds_no_fault(store: Store, tmp_path: Path) -> None:
     memory = HeldMemory(store, loading.load(store, OWNER))
     process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
-    device = recall.recall({"embedder": "none"}, tmp_path / "log")
+    device = driver.recall({"embedder": "none"}, tmp_path / "log", tmp_path)
     async with anyio.create_task_group() as tasks:
         vectors = VectorIndex(memory, VectorDevice(device, Supervisor(tasks)))
         vectors.device.embedder = "first", Embedder()
