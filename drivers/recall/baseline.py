@@ -11,12 +11,14 @@ import sys
 
 import numpy as np
 
+from llmasos.kernel.abi import paths
+
 from .encoder import Encoder
 
 
 def main() -> None:
     texts = json.load(sys.stdin)
-    encoder = Encoder()
+    encoder = Encoder(paths.find().cache)
     pages, questions = encoder.encode(texts["pages"]), encoder.encode(texts["questions"])
     for scores in questions @ pages.T:
         print(json.dumps(np.argsort(-scores, kind="stable").tolist()))
