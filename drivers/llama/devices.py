@@ -86,8 +86,10 @@ def build(vendor: str) -> str:
     return _commands(f"to build one for {_NAMES[vendor]}, run", _BUILDS[vendor][1])
 
 
-# The macro that selects llama.cpp's AMX kernels; see cpp.amx_kernels().
-NO_AMX = "-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__"
+# Without the macros of the kernels that our own build leaves out, too: those for AMX (see
+# cpp.amx_kernels) and those for AVX512-FP16, which are slow (see userland/bootstrap.py).
+_UNDEFINED = "-U__AMX_INT8__ -U__AVX512FP16__"
+NO_AMX = f"-DCMAKE_C_FLAGS='{_UNDEFINED}' -DCMAKE_CXX_FLAGS='{_UNDEFINED}'"
 
 
 def build_without_amx() -> str:

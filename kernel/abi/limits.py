@@ -162,7 +162,9 @@ SLOTS_MAX, WINDOW_MAX = 256, 131_072
 BATCH_TOKENS = 512  # one engine step when no sequence decodes
 CHUNK_S = 0.35  # target duration of a step that mixes prompts and decoding
 CHUNK_TOKENS = 128  # prompt tokens in such a step, until their speed is measured
-CHUNK_MIN_TOKENS = 32  # smaller chunks take as long
+# Smaller chunks take as long: llama.cpp computes attention in tiles of 64 rows, and one token of a
+# chunk is computed beside those of decoding calls.
+CHUNK_MIN_TOKENS = 65
 PIECE_TOKENS = 128  # chunk of a prompt in a deterministic engine
 LONG_TOKENS = 256  # a longer prompt waits for calls with few tokens left
 SHORT_TOKENS = 64  # a call with fewer tokens left goes first

@@ -20,7 +20,7 @@ def test_the_room_of_a_step_follows_its_time() -> None:
     assert 120 <= pace.room(0.3, answering=True) <= 126  # 0.25 s at 2 ms a token
     assert 290 <= pace.room(0.3, answering=False) <= 300
     for _ in range(40):
-        pace.learn(50, 8, 0.85)
+        pace.learn(70, 8, 0.85)
     assert pace.room(0.3, answering=True) == limits.CHUNK_MIN_TOKENS
     assert pace.room(0.0, answering=True) == limits.WINDOW_MAX
 
