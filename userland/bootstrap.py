@@ -32,8 +32,8 @@ TAIL_LINES = 30  # of the log, shown when a step fails
 
 # llama.cpp's image and audio support is not built: text does not need it. Nor are two sets of its
 # kernels, in whose place its AVX-512 kernels are used. Those for AMX crash on some processors
-# (drivers/llama/cpp.py). Those for AVX512-FP16 add up 128 numbers at a time and what is left one by
-# one: with 64 numbers a head, as small models have, attention takes several times as long.
+# (drivers/llama/library.py). Those for AVX512-FP16 add up 128 numbers at a time and what is left
+# one by one: with 64 numbers a head, as small models have, attention takes several times as long.
 LEFT_OUT = ("AMX_INT8", "AVX512FP16")
 _UNDEFINED = " ".join(f"-U__{name}__" for name in LEFT_OUT)
 # A build keeps all variables that begin with GGML in a file, so this one shows how it was built.

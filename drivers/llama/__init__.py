@@ -1,6 +1,6 @@
-"""The llama.cpp driver: one child process for each mounted model, on the CPU or a GPU.
+"""The llama.cpp engine: one child process for each mounted model, on the CPU or a GPU.
 
-`mount.py` is what the kernel mounts, `driver.py` the kernel's side of an engine, `child.py` its
-process, `frames.py` the protocol between them. Only child processes load llama.cpp. They import
-this package, so it imports nothing itself.
+`mount.py` is what the kernel mounts, `child.py` loads a model for the loop of drivers/local, and
+`context.py` wraps its context. Only child processes load llama.cpp. They import this package, so it
+imports nothing itself.
 """

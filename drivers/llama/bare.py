@@ -22,13 +22,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from llmasos.drivers.local import gguf
+from llmasos.drivers.local.context import Run
+from llmasos.drivers.local.threads import Threads
 from llmasos.drivers.stops import Scan
 
-from . import gguf, options
-from .cpp import Context, LlamaModel, Run, load
-from .frames import LlamaSettings
+from . import options
+from .context import LlamaContext
+from .model import LlamaModel, load
 from .placement import place
-from .threads import Threads
+from .settings import LlamaSettings
 
 _WAITS = {
     *options.SPIN,
@@ -55,7 +58,7 @@ def main() -> None:
     chosen = place(chosen).settings
     model = load(chosen)
     prompts = _prompts(arguments, model)
-    context = Context(model, chosen)
+    context = LlamaContext(model, chosen)
     loop = Loop(
         context,
         model,
@@ -125,7 +128,7 @@ def _prompts(arguments: argparse.Namespace, model: LlamaModel) -> list[list[int]
 class Loop:
     """The generation loop. The slots are empty before and after each run."""
 
-    context: Context
+    context: LlamaContext
     model: LlamaModel
     shared: int  # tokens of the common prefix of all prompts
     threads: Threads | None  # None: the number is constant
@@ -189,7 +192,7 @@ class Loop:
                 self.context.copy(0, slot)
 
 
-def _greedy(context: Context, index: int, banned: NDArray[np.intp]) -> int:
+def _greedy(context: LlamaContext, index: int, banned: NDArray[np.intp]) -> int:
     scores = context.logits(index)
     scores[banned] = -np.inf
     return int(scores.argmax())

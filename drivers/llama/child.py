@@ -1,194 +1,43 @@
-"""The engine's process: reads commands, tokenizes texts, computes steps, ends with its kernel.
+"""The process of the llama.cpp engine.
 
     python -m llmasos.drivers.llama.child SOCKET_FD KERNEL_PID
 
-Four threads: a reader takes frames from the socket; the main thread does the text work that takes
-time (SIGALRM limits the templates); one compiles grammars; the engine thread alone uses the
-context. When the socket is closed the process exits at once, because a context must not be freed
-while a step computes.
+A context must not be freed while a step computes, so the process exits without freeing it.
 """
 
-import contextlib
-import faulthandler
-import os
 import sys
-from collections.abc import Sequence
-from queue import SimpleQueue
-from typing import NoReturn
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from llmasos.drivers.child_runtime import (
-    ParentConnection,
-    exit_with_parent,
-    lower_priority,
-    run_or_exit,
-    start_thread,
-)
-from llmasos.drivers.frames import ANSWER, UP, Frame
-from llmasos.kernel.abi import limits
-from llmasos.kernel.abi.errors import SyscallError, TooBig
-from llmasos.kernel.abi.values import Sampling
-from llmasos.kernel.abi.wire import build
-from llmasos.kernel.driver import Step
+from llmasos.drivers.child_runtime import run_or_exit
+from llmasos.drivers.local import frames
+from llmasos.drivers.local.child import Loaded, main
 
-from . import frames
-from .composing import TextRequests
-from .cpp import Context, LlamaModel, load
-from .embed import Embedder, window
-from .engine import BatchEngine, EngineParts
-from .grammar import Grammars
-from .placement import Placement, place
-from .text import Texts
-
-_SWITCH_S = 0.0005  # how long a text waits for the GIL of the engine thread
-_SHORT_CHARS = 16_384  # tokenized in about 4 ms
-_TEXTS = (frames.TOKENIZE, frames.CUT, frames.COMPOSE, frames.EXTEND)
-_DROPS = (frames.FORGET, frames.PURGE)
-_CAPABILITIES = (
-    "tokenize", "seed", "template", "park", "exact_usage", "grammar", "logprobs", "bias", "stop",
-    "embed", "share", "order", "deterministic",
-)  # fmt: skip
+from .chain import Candidates, Chain
+from .context import LlamaContext
+from .model import load
+from .placement import place
+from .settings import LlamaSettings
+from .vectors import LlamaVectors
 
 
-def main(fd: int, kernel_pid: int) -> NoReturn:
-    faulthandler.enable()
-    sys.setswitchinterval(_SWITCH_S)
-    exit_with_parent(kernel_pid)
-    parent = ParentConnection(fd)
-    texts: SimpleQueue[Frame] = SimpleQueue()
-    commands: SimpleQueue[Frame] = SimpleQueue()
-    loaded: list[TextRequests] = []
-    checks: SimpleQueue[Frame] = SimpleQueue()
-    queues = {kind: [texts] for kind in (frames.LOAD, *_TEXTS, frames.EMBED)}
-    queues |= {frames.CHECK: [checks]} | {kind: [texts, commands] for kind in _DROPS}
-    start_thread(frames.NAME, lambda: _read(parent, queues, commands, loaded))
-    ready: SimpleQueue[SyscallError | None] = SimpleQueue()
-    try:
-        placement = place(frames.LlamaSettings(**texts.get()[1]))
-        settings = placement.settings
-        model = load(settings, lambda done: parent.send([frames.LOADING, float(done)]))
-        requests = TextRequests(Texts(model))
-        loaded.append(requests)
-        parts = EngineParts(Grammars(model.vocab), Embedder(model, settings), requests.prompts)
-        engine = BatchEngine(Context(model, settings), model.vocab, settings, commands, parts)
-        start_thread(frames.NAME, lambda: _check(checks, parts.grammars, parent))
-        start_thread(frames.NAME, lambda: _compute(engine, settings.nice, ready, parent))
-        if (fault := ready.get()) is not None:
-            raise fault
-    except SyscallError as error:
-        parent.send_error(0, error)
-        os._exit(1)
-    parent.send([UP, _facts(model, placement, engine)])
-    while True:
-        frame = texts.get()
-        if frame[0] == frames.EMBED:
-            _embed(frame, requests.texts, commands, parent, window(settings))
-        elif frame[0] in _DROPS:
-            requests.drop(frame)
-        else:
-            _answer(frame, requests, parent)
-
-
-def _read(
-    parent: ParentConnection, queues: "dict[int, list[SimpleQueue[Frame]]]",
-    commands: "SimpleQueue[Frame]", loaded: Sequence[TextRequests],
-) -> None:  # fmt: skip
-    """Queue each frame for its threads; those without one for the engine thread.
-
-    Prompts are dropped by the thread that composes them, so that none is kept that was composed
-    before the command; a call that was admitted before it has its prompt from here. A short text is
-    tokenized here: while the engine computes, waking another thread takes longer than the work.
-    """
-
-    def handle(frame: Frame) -> None:
-        if frame[0] == frames.TOKENIZE and loaded and len(frame[2]) <= _SHORT_CHARS:
-            _answer(frame, loaded[0], parent)
-            return
-        if frame[0] == frames.ADMIT:
-            frame[5] = loaded[0].prompt(frame[5], frame[4])
-        for queue in queues.get(frame[0], [commands]):
-            queue.put(frame)
-
-    with contextlib.suppress(ConnectionError):
-        parent.read(handle)
-    os._exit(0)
-
-
-def _compute(
-    engine: BatchEngine,
-    nice: int,
-    ready: "SimpleQueue[SyscallError | None]",
-    parent: ParentConnection,
-) -> None:
-    """The engine thread. Its worker threads inherit the niceness: texts and the kernel go first."""
-    lower_priority(nice)
-    try:
-        engine.warm()
-    except SyscallError as error:
-        ready.put(error)
-        return
-    ready.put(None)
-
-    def report(steps: Sequence[Step]) -> None:
-        parent.send([frames.STEPS, *map(frames.step_out, steps)])
-
-    with contextlib.suppress(ConnectionError):
-        engine.serve(report, parent.send)
-
-
-def _answer(frame: Frame, requests: TextRequests, parent: ParentConnection) -> None:
-    """Answer one text request, with REFUSED for an error."""
-    number: int = frame[1]
-    try:
-        parent.send([ANSWER, number, *requests.answer(frame)])
-    except SyscallError as error:
-        parent.send_error(number, error)
-
-
-def _check(checks: "SimpleQueue[Frame]", grammars: Grammars, parent: ParentConnection) -> None:
-    """The grammar thread: a grammar that takes long to compile does not delay texts."""
-    while True:
-        _, number, values, domain = checks.get()
-        try:
-            grammars.matcher(build(Sampling, values), domain)
-            parent.send([ANSWER, number, b"", []])
-        except SyscallError as error:
-            parent.send_error(number, error)
-
-
-def _embed(
-    frame: Frame, texts: Texts, commands: "SimpleQueue[Frame]", parent: ParentConnection, most: int
-) -> None:
-    """Tokenize a text; the engine thread computes the vector and answers."""
-    _, number, text, name = frame
-    try:
-        tokens = texts.to_embed(text)
-        if len(tokens) > most:
-            message = f"{name} has {len(tokens)} tokens, an embedding takes at most {most}"
-            raise TooBig(message, "split the text and embed the parts")
-        commands.put([frames.EMBED, number, tokens])
-    except SyscallError as error:
-        parent.send_error(number, error)
-
-
-def _facts(model: LlamaModel, placement: Placement, engine: BatchEngine) -> dict[str, object]:
+def load_model(values: dict[str, Any], report: Callable[[float], None]) -> Loaded:
+    """Load the model of these settings. DeviceFault when llama.cpp cannot."""
+    placement = place(LlamaSettings(**values))
     settings = placement.settings
-    return {
-        "slots": settings.slots,
-        "width": settings.width,
-        "window": settings.window,
-        "cells": settings.slots * settings.window,
-        "os_pid": os.getpid(),
-        **placement.facts(),
-        "capabilities": list(_CAPABILITIES),
-        "vocab": model.vocab.size,
-        "turn": limits.PROMPT_QUANTUM_TOKENS if settings.chunk_s else settings.window,
-        "deterministic": settings.deterministic,
-        "parked_bytes": settings.parked_bytes,
-        "kept_bytes": limits.KEPT_BYTES,
-        "context_bytes": engine.context_bytes,
-        "token_bytes": engine.token_bytes,
-    }
+    model = load(settings, report)
+    candidates = Candidates(model.vocab.size)
+    return Loaded(
+        settings,
+        model.vocab,
+        model.template,
+        context=partial(LlamaContext, model, settings),
+        vectors=partial(LlamaVectors, model, settings),
+        picker=lambda sampling: Chain(sampling, candidates, settings.window),
+        facts=placement.facts(),
+    )
 
 
 if __name__ == "__main__":
-    run_or_exit(frames.NAME, lambda: main(int(sys.argv[1]), int(sys.argv[2])))
+    run_or_exit(frames.NAME, lambda: main(int(sys.argv[1]), int(sys.argv[2]), load_model))

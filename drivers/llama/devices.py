@@ -87,7 +87,7 @@ def build(vendor: str) -> str:
 
 
 # Without the macros of the kernels that our own build leaves out, too: those for AMX (see
-# cpp.amx_kernels) and those for AVX512-FP16, which are slow (see userland/bootstrap.py).
+# library.amx_kernels) and those for AVX512-FP16, which are slow (see userland/bootstrap.py).
 _UNDEFINED = "-U__AMX_INT8__ -U__AVX512FP16__"
 NO_AMX = f"-DCMAKE_C_FLAGS='{_UNDEFINED}' -DCMAKE_CXX_FLAGS='{_UNDEFINED}'"
 

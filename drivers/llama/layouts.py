@@ -24,14 +24,16 @@ from typing import Any
 
 import numpy as np
 
+from llmasos.drivers.local import gguf
+from llmasos.drivers.local.text import Texts
 from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.abi.values import Message, Role
 from llmasos.kernel.driver import Option
 
-from . import gguf, options
-from .cpp import LlamaModel, lib, load
+from . import options
+from .library import lib
+from .model import LlamaModel, load
 from .placement import place
-from .text import Texts
 
 WINDOW = 4_096
 _OPTIONS: dict[str, Option] = {"slots": 1, "window": WINDOW, "nice": 0}
@@ -107,7 +109,8 @@ class LayoutScorer:
     """Scores every layout of a case."""
 
     def __init__(self, model: LlamaModel, threads: int) -> None:
-        self._texts, self._context = Texts(model), SequenceContext(model, threads)
+        self._texts = Texts(model.vocab, model.template)
+        self._context = SequenceContext(model, threads)
 
     def score(self, case: Case) -> dict[str, Score]:
         block = f"From earlier:\n{case.page}\n\n"

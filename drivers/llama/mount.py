@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from llmasos.drivers.local import gguf
+from llmasos.drivers.local.driver import Choices, EngineChoice, LocalEngine
+from llmasos.drivers.local.gguf import Header
+from llmasos.drivers.local.link import Program
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Hardware
 from llmasos.kernel.driver import Engine, ImageFacts, Option
 
-from . import devices, gguf, options, tuning
-from .driver import LlamaEngine
-from .link import environment
+from . import devices, options, tuning
+from .settings import LlamaSettings
+from .tuning import environment
 
 check = options.check
 tune = tuning.tune
@@ -45,6 +49,19 @@ async def models(options: Mapping[str, Option]) -> Sequence[str]:
     raise SyscallError(Errno.ENOTSUP, "the llama driver has no endpoints")
 
 
-def engine(path: Path, options: Mapping[str, Option], log: Path) -> Engine:
+def choice(values: Mapping[str, Option]) -> EngineChoice:
+    """This engine with these options."""
+    chosen = dict(values)
+
+    def prepare(path: Path, header: Header) -> LlamaSettings:
+        settings = options.settings(path, header, chosen)
+        options.check_memory(settings, header)
+        return settings
+
+    return EngineChoice("llama", Program(f"{__package__}.child", environment()), prepare)
+
+
+def engine(path: Path, values: Mapping[str, Option], log: Path) -> Engine:
     """An engine that is not started. EINVAL for an unusable file or option."""
-    return LlamaEngine(path, options, log)
+    chosen = Choices([choice(values)], "")
+    return LocalEngine(path, lambda _: chosen, log)

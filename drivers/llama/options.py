@@ -1,153 +1,50 @@
-"""The options of a mounted model: checks, defaults for this machine, required memory."""
+"""The options of a model that is mounted on llama.cpp, and the memory that it requires."""
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from llmasos.kernel.abi import limits
+from llmasos.drivers.local import options as local
+from llmasos.drivers.local.gguf import Header
+from llmasos.drivers.local.options import NumberOption
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.driver import Option
 
-from .frames import LlamaSettings
-from .gguf import Header
+from .settings import LlamaSettings
 
-_BLOCK_TOKENS = 256  # llama.cpp rounds each slot's cells up to this
-_SPARE_BYTES = 256 * 1024 * 1024  # buffers of a step, vocabulary, interpreter
-NICE = 5
 # libgomp threads wait for each other in a spin loop of 300,000 iterations. That is harmless on idle
 # cores and very slow on shared ones: beside one busy program a step took 40 times as long. 1,000
 # iterations cost 1 % on an idle machine and are 9 times faster on a shared one.
 SPIN = {"GOMP_SPINCOUNT": "1000"}
 
-
-@dataclass(frozen=True, slots=True)
-class NumberOption:
-    """An option that is a number from `low` to `high`."""
-
-    low: float
-    high: float
-    whole: bool = True
-
-
-OPTIONS: dict[str, NumberOption | None] = {  # None: true or false
-    "slots": NumberOption(1, limits.SLOTS_MAX),  # sequences resident at once
-    "width": NumberOption(1, limits.SLOTS_MAX),  # sequences in one step; default: slots
-    "window": NumberOption(_BLOCK_TOKENS, limits.WINDOW_MAX),  # tokens a slot
-    "threads": NumberOption(1, 512),  # default: the cores that other programs leave
+OPTIONS: local.Allowed = {
+    **local.OPTIONS,
     "flash": None,  # flash attention
     "unified": None,  # one KV pool for all slots
-    "deterministic": None,  # results do not depend on other calls
-    "chunk_s": NumberOption(0, 60, whole=False),  # limit of a step with decoding calls; 0: none
-    "batch": NumberOption(32, 8192),  # maximum tokens of a step
     "gpu_layers": NumberOption(-1, 10_000),  # -1: as many as fit the GPUs, if there are any
-    # A step that takes longer, without the time that it waits for a processor: the child is killed.
-    "hang_s": NumberOption(0.1, 86_400, whole=False),
-    # Saved contexts of parked calls; contexts beyond that are recomputed.
-    "parked_bytes": NumberOption(0, 2**50),
-    "nice": NumberOption(0, 19),  # of the computing threads
 }
 
 
 def check(options: Mapping[str, Option]) -> None:
     """EINVAL for an unknown option or a bad value, with what is allowed."""
-    for name, value in options.items():
-        if name not in OPTIONS:
-            known = ", ".join(sorted(OPTIONS))
-            raise SyscallError(Errno.EINVAL, f"unknown option {name!r}", f"the options are {known}")
-        allowed = OPTIONS[name]
-        if not _fits(value, allowed):
-            message = f"invalid value {value!r} for option {name}"
-            raise SyscallError(Errno.EINVAL, message, f"{name} takes {_range_text(allowed)}")
-    slots, width = int(options.get("slots", limits.SLOTS)), int(options.get("width", 1))
-    if width > slots:
-        message = f"option width is {width}, more than the {slots} slots"
-        raise SyscallError(Errno.EINVAL, message, "reduce width or increase slots")
+    local.check(options, OPTIONS)
     for name in ("flash", "unified"):
         if options.get("deterministic") and name in options:
             message = f"options deterministic and {name} exclude each other"
             raise SyscallError(Errno.EINVAL, message, f"remove {name} or deterministic")
 
 
-def _fits(value: Option, allowed: NumberOption | None) -> bool:
-    if allowed is None or isinstance(value, bool):
-        return allowed is None and isinstance(value, bool)
-    if not isinstance(value, (int if allowed.whole else (int, float))):
-        return False
-    return allowed.low <= value <= allowed.high
-
-
-def _range_text(allowed: NumberOption | None) -> str:
-    if allowed is None:
-        return "true or false"
-    kind = "a whole number" if allowed.whole else "a number"
-    return f"{kind} from {allowed.low:g} to {allowed.high:g}"
-
-
 def settings(path: Path, header: Header, options: Mapping[str, Option]) -> LlamaSettings:
     """All settings: the given options, and defaults for this machine."""
     check(options)
-    slots = int(options.get("slots", limits.SLOTS))
-    window = int(options.get("window", min(limits.WINDOW_TOKENS, header.facts.context)))
-    if window > header.facts.context:
-        trained = header.facts.context
-        message = f"the window is {window} tokens, this model was trained for {trained}"
-        fits = trained >= _BLOCK_TOKENS  # the option takes no smaller number; the default may be
-        option = f"with --set window={trained}" if fits else "without the option window"
-        raise SyscallError(Errno.EINVAL, message, f"mount it {option}")
     return LlamaSettings(
-        path=str(path.resolve()),
-        slots=slots,
-        width=int(options.get("width", slots)),
-        window=min(_cells(window), header.facts.context),
-        threads=int(options.get("threads", cores())),
-        adaptive="threads" not in options and not options.get("deterministic", False),
+        **local.settings(path, header, options),
         flash=bool(options.get("flash", True)),
         unified=bool(options.get("unified", False)),
-        deterministic=bool(options.get("deterministic", False)),
-        chunk_s=float(options.get("chunk_s", limits.CHUNK_S)),
-        batch=int(options.get("batch", limits.BATCH_TOKENS)),
         gpu_layers=int(options.get("gpu_layers", -1)),
-        hang_s=float(options.get("hang_s", limits.HANG_S)),
-        parked_bytes=int(options.get("parked_bytes", limits.PARKED_BYTES)),
-        nice=int(options.get("nice", NICE)),
     )
-
-
-def _cells(window: int) -> int:
-    return -(-window // _BLOCK_TOKENS) * _BLOCK_TOKENS
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_memory(chosen: LlamaSettings, header: Header) -> None:
     """ENOMEM with the numbers when the model and its slots do not fit."""
-    free = available_bytes()
-    context = chosen.slots * _cells(chosen.window) * header.cell_bytes
-    needed = header.facts.bytes + context + _SPARE_BYTES
-    if free is not None and needed > free:
-        mega = 1024 * 1024
-        raise SyscallError(
-            Errno.ENOMEM,
-            f"{needed // mega} MB are needed ({header.facts.bytes // mega} MB of weights, "
-            f"{context // mega} MB for {chosen.slots} slots of {chosen.window} tokens), "
-            f"{free // mega} MB are free",
-            "mount it with fewer slots or a smaller window",
-        )
-
-
-def available_bytes() -> int | None:
-    """Free memory; None where the system does not report it."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None  # not Linux: the load fails if memory is short
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    context = chosen.slots * local.cells(chosen.window) * header.cell_bytes
+    local.check_memory(header.facts.bytes, context, chosen.slots, chosen.window)

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from llmasos.drivers.local import gguf, options
 from llmasos.kernel.abi.values import Hardware
 
-from . import devices, gguf, options
-from .cpp import amx_kernels, backend, system_info
-from .frames import LlamaSettings
+from . import devices
+from .library import amx_kernels, backend, system_info
+from .settings import LlamaSettings
 
 _CPU, _GPU, _IGPU = 0, 1, 2  # enum ggml_backend_dev_type
 _NOT_GPUS = frozenset({"CPU", "BLAS", "RPC", "AMX"})  # backends

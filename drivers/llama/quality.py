@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmasos.drivers.local import gguf
 from llmasos.kernel.abi.errors import DeviceFault
 
-from . import bare, gguf, options, task
-from .cpp import Context, LlamaModel, lib, load
-from .frames import LlamaSettings
+from . import bare, options, task
+from .context import LlamaContext
+from .library import lib
+from .model import LlamaModel, load
 from .placement import place
+from .settings import LlamaSettings
 
 PASSAGE = Path(__file__).with_name("passage.txt")
 WINDOW = 512  # tokens
@@ -52,7 +55,7 @@ def _speed(model: LlamaModel, settings: LlamaSettings) -> tuple[float, float]:
     chance = random.Random(1)
     with_text = [token for token in range(model.vocab.size) if model.vocab.piece(token)]
     prompts = [chance.choices(with_text, k=_PROMPT_TOKENS) for _ in range(_SEQUENCES)]
-    context = Context(model, settings)
+    context = LlamaContext(model, settings)
     loop = bare.Loop(context, model, shared=0, threads=None)
     loop.warm()
     times = loop.run(prompts, _NEW_TOKENS)

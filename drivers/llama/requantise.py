@@ -16,12 +16,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llmasos.drivers.local import gguf
+from llmasos.drivers.local.options import cores
+from llmasos.drivers.local.quantisation import FILE_TYPES
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 
-from . import gguf, options, task
-from .cpp import lib
-from .quantisation import FILE_TYPES
+from . import task
+from .library import lib
 from .tuning import PART
 
 _MEGA = 1_000_000
@@ -81,7 +83,7 @@ def _quantise(source: Path, target: Path, wanted: str, log: Log, *, dry: bool = 
     parameters = lib.llama_model_quantize_default_params()
     parameters.ftype = FILE_TYPES[wanted]
     parameters.allow_requantize = True
-    parameters.nthread = options.cores()
+    parameters.nthread = cores()
     parameters.dry_run = dry
     names = os.fsencode(source), os.fsencode(target)
     if lib.llama_model_quantize(*names, ctypes.byref(parameters)):

@@ -19,15 +19,16 @@ from typing import Any
 
 from llmasos.drivers.exit_cause import cause
 from llmasos.drivers.frames import error_in
+from llmasos.drivers.local import gguf
+from llmasos.drivers.local.quantisation import OFFERED
+from llmasos.drivers.process import environment as child_environment
 from llmasos.drivers.process import tail
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.logfile import open_log
 from llmasos.kernel.abi.values import Progress, Quality
 from llmasos.kernel.driver import Tuning
 
-from . import gguf
-from .link import environment
-from .quantisation import OFFERED
+from .options import SPIN
 
 PART = ".part"  # suffix of a temporary file
 Report = Callable[[Progress], None]
@@ -112,6 +113,11 @@ async def _end(process: Process) -> None:
     if process.returncode is None:
         process.kill()
     await process.wait()
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child. ggml attaches no debugger when it aborts."""
+    return child_environment(SPIN, GGML_NO_BACKTRACE="1")
 
 
 def sweep(folder: Path) -> None:

@@ -10,7 +10,7 @@ import struct
 import tempfile
 from pathlib import Path
 
-from llmasos.drivers.llama.gguf_file import Source, Tensor, parse
+from llmasos.drivers.local.gguf_file import Source, Tensor, parse
 from llmasos.userland.daemon import EMBEDDED
 from tests.drivers.default_model import MODEL
 

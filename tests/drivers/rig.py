@@ -110,7 +110,7 @@ class Rig:
     def __init__(self, driver: ModuleType, image: Path, log: Path, **options: Option) -> None:
         self.ear = Ear()
         self.log = log
-        if driver.__name__.endswith(".llama.mount"):
+        if driver.__name__.endswith((".llama.mount", ".openvino.mount")):
             # Beside the other worker's tests, two threads that wait for each other only spin.
             options.setdefault("threads", 1)
         self.engine: Engine = driver.engine(image, options, log)

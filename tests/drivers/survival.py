@@ -17,12 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from llmasos.drivers.llama import gguf, options
-from llmasos.drivers.llama.cpp import Context, LlamaModel, Run, lib, load
-from llmasos.drivers.llama.embed import VectorContext
-from llmasos.drivers.llama.frames import LlamaSettings
-from llmasos.drivers.llama.grammar import Grammars
-from llmasos.drivers.llama.sampler import Bounds, Candidates, Chain, Sampler, sampler
+from llmasos.drivers.llama import options
+from llmasos.drivers.llama.chain import Candidates, Chain
+from llmasos.drivers.llama.context import LlamaContext, StateBytes
+from llmasos.drivers.llama.library import lib
+from llmasos.drivers.llama.model import LlamaModel, load
+from llmasos.drivers.llama.settings import LlamaSettings
+from llmasos.drivers.llama.vectors import LlamaVectors
+from llmasos.drivers.local import gguf
+from llmasos.drivers.local.context import Run
+from llmasos.drivers.local.grammar import Grammars
+from llmasos.drivers.local.sampler import Bounds, Sampler, sampler
 from llmasos.kernel.abi.errors import SyscallError
 from llmasos.kernel.abi.values import Sampling, pack_bias
 
@@ -38,10 +43,13 @@ class Bench:
         self.path, self.folder = path, folder
         self.settings: LlamaSettings = options.settings(path, gguf.read(path), SMALL)
         self.model: LlamaModel = load(self.settings)
-        self.context = Context(self.model, self.settings)
+        self.context = LlamaContext(self.model, self.settings)
         self.vocab = self.model.vocab
-        candidates = Candidates(self.vocab.size)
-        self.bounds = Bounds(self.vocab, 256, Grammars(self.vocab), candidates)
+        self.candidates = Candidates(self.vocab.size)
+        self.bounds = Bounds(self.vocab, Grammars(self.vocab), self.chain)
+
+    def chain(self, sampling: Sampling) -> Chain:
+        return Chain(sampling, self.candidates, self.settings.window)
 
     def feed(self, *tokens: int, slot: int = 0, first: int = 0) -> int:
         """Tokens into a slot; where the logits are."""
@@ -67,7 +75,7 @@ def a_batch_over_its_size(b: Bench) -> object:
 
 
 def a_batch_smaller_than_the_slots(b: Bench) -> object:
-    context = Context(b.model, dataclasses.replace(b.settings, batch=2, slots=8))
+    context = LlamaContext(b.model, dataclasses.replace(b.settings, batch=2, slots=8))
     return sorted(context.decode([Run(slot, 0, [1], asks=True) for slot in range(8)]))
 
 
@@ -119,13 +127,13 @@ def a_full_slot(b: Bench) -> object:
 
 
 def a_closed_context(b: Bench) -> object:
-    context = Context(b.model, b.settings)
+    context = LlamaContext(b.model, b.settings)
     context.close()
     return context.decode([Run(0, 0, [1], asks=True)])
 
 
 def a_context_closed_twice(b: Bench) -> object:
-    context = Context(b.model, b.settings)
+    context = LlamaContext(b.model, b.settings)
     context.close()
     context.close()
     return "closed"
@@ -148,7 +156,7 @@ def two_threads_on_a_context(b: Bench) -> object:
 
 
 def a_context_of_257_slots(b: Bench) -> object:
-    return Context(b.model, dataclasses.replace(b.settings, slots=257))
+    return LlamaContext(b.model, dataclasses.replace(b.settings, slots=257))
 
 
 def a_context_of_200_million_tokens(b: Bench) -> object:
@@ -176,20 +184,20 @@ def a_chain_that_selects_nothing(b: Bench) -> object:
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
     lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(5))
     try:
-        return b.bounds.candidates.choose(chain, np.ones(b.vocab.size, np.float32))
+        return b.candidates.choose(chain, np.ones(b.vocab.size, np.float32))
     finally:
         lib.llama_sampler_free(chain)
 
 
 def a_chain_that_is_freed(b: Bench) -> object:
-    chain = Chain(Sampling(seed=1), b.bounds)
+    chain = b.chain(Sampling(seed=1))
     chain.free()
     chain.free()
     return chain.pick(np.ones(b.vocab.size, np.float32))
 
 
 def a_chain_told_a_token_that_is_not_there(b: Bench) -> None:
-    chain = Chain(Sampling(seed=1, repeat_penalty=1.5), b.bounds)
+    chain = b.chain(Sampling(seed=1, repeat_penalty=1.5))
     try:
         chain.accept(b.vocab.size)
     finally:
@@ -325,36 +333,36 @@ def loading_into_a_slot_that_is_not_there(b: Bench) -> None:
 
 
 def an_empty_state(b: Bench) -> None:
-    b.context.load(1, bytearray())
+    b.context.load(1, StateBytes(bytearray()))
 
 
 def a_state_cut_short(b: Bench) -> None:
-    b.context.load(1, _state(b)[:-100])
+    b.context.load(1, StateBytes(_state(b).data[:-100]))
 
 
 def a_state_of_random_bytes(b: Bench) -> None:
-    b.context.load(1, bytearray(random.Random(1).randbytes(50_000)))
+    b.context.load(1, StateBytes(bytearray(random.Random(1).randbytes(50_000))))
 
 
 def a_state_whose_head_is_garbled(b: Bench) -> None:
     state = _state(b)
-    state[:64] = random.Random(2).randbytes(64)
+    state.data[:64] = random.Random(2).randbytes(64)
     b.context.load(1, state)
 
 
 def a_state_of_another_context(b: Bench) -> None:
-    other = Context(b.model, dataclasses.replace(b.settings, flash=not b.settings.flash))
+    other = LlamaContext(b.model, dataclasses.replace(b.settings, flash=not b.settings.flash))
     other.load(1, _state(b))
 
 
 def a_state_without_room(b: Bench) -> None:
-    big = Context(b.model, dataclasses.replace(b.settings, window=512))
+    big = LlamaContext(b.model, dataclasses.replace(b.settings, window=512))
     for first in range(0, 512, 32):
         big.decode([Run(0, first, [1] * 32, asks=False)])
     b.context.load(1, big.save(0))
 
 
-def _state(b: Bench) -> bytearray:
+def _state(b: Bench) -> StateBytes:
     b.feed(1, 2, 3)
     return b.context.save(0)
 
@@ -387,22 +395,22 @@ def a_log_line_after_the_collector_ran(b: Bench) -> object:
 
 # --- vectors ----------------------------------------------------------------------------------
 def vectors_of_too_many_tokens_at_once(b: Bench) -> object:
-    return VectorContext(b.model, b.settings).compute([1] * 1_000, 0)
+    return LlamaVectors(b.model, b.settings).compute([1] * 1_000, 0)
 
 
 def vectors_over_the_window(b: Bench) -> object:
-    context = VectorContext(b.model, b.settings)
+    context = LlamaVectors(b.model, b.settings)
     for first in range(0, 256, 128):
         context.compute([1] * 128, first)
     return context.compute([1], 256)
 
 
 def vectors_with_a_gap(b: Bench) -> object:
-    return VectorContext(b.model, b.settings).compute([1], 7)
+    return LlamaVectors(b.model, b.settings).compute([1], 7)
 
 
 def vectors_of_a_token_that_is_not_there(b: Bench) -> object:
-    return VectorContext(b.model, b.settings).compute([b.vocab.size], 0)
+    return LlamaVectors(b.model, b.settings).compute([b.vocab.size], 0)
 
 
 CASES: list[Case] = [

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from llmasos.drivers.llama.cpp import LlamaModel
-from llmasos.drivers.llama.template import Template
-from llmasos.drivers.llama.text import Composed, Texts
+from llmasos.drivers.llama.model import LlamaModel
+from llmasos.drivers.local.template import Template
+from llmasos.drivers.local.text import Composed, Texts
 from llmasos.kernel.abi.values import Message, Role
 from tests.drivers import vocabulary
 
@@ -68,6 +68,10 @@ def whole(model: LlamaModel, messages: list[Message], *, raw: bool) -> list[int]
     ]
 
 
+def texts_of(used: LlamaModel) -> Texts:
+    return Texts(used.vocab, used.template)
+
+
 def message(dice: random.Random) -> Message:
     content = "".join(dice.choices(PARTS, k=dice.randrange(8)))
     return Message(dice.choice(list(Role)), content)
@@ -77,7 +81,7 @@ def message(dice: random.Random) -> Message:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_random_conversations_are_tokenized_like_the_whole(name: str, raw: bool) -> None:
     used = model(TEMPLATES[name])
-    texts, dice = Texts(used), random.Random(f"{name} {raw}")
+    texts, dice = texts_of(used), random.Random(f"{name} {raw}")
     for _ in range(40):
         messages = [message(dice) for _ in range(dice.randint(1, 4))]
         composed = texts.compose(messages, raw=raw)
@@ -91,7 +95,7 @@ def test_random_conversations_are_tokenized_like_the_whole(name: str, raw: bool)
 
 
 def test_of_a_conversation_only_the_new_part_is_tokenized() -> None:
-    texts = Texts(vocabulary.model())
+    texts = texts_of(vocabulary.model())
     messages = [Message(Role.USER, f"message {number} " * 20) for number in range(20)]
     before = texts.compose(messages, raw=False)
     new = [Message(Role.ASSISTANT, "Yes."), Message(Role.USER, "And <|im_end|> more?")]
@@ -107,7 +111,7 @@ def test_a_place_that_a_longer_name_crosses_now_divides_no_more() -> None:
     own = vocabulary.model()
     vocab = copy.copy(own.vocab)
     vocab.names = own.vocab.names | {"<|im_end|>\n<|im_start|>user"}
-    texts = Texts(replace(own, vocab=vocab))
+    texts = Texts(vocab, own.template)
     before = texts.compose([Message(Role.USER, "a")], raw=False)
     place = before.rendered.index("<|im_end|>\n<|im_start|>assistant") + len("<|im_end|>")
     assert place in before.ends
@@ -123,7 +127,7 @@ def reused(before: Composed, after: Composed) -> int:
 
 
 def test_a_message_cannot_forge_the_end_of_itself_in_an_extended_prompt() -> None:
-    texts, vocab = Texts(vocabulary.model()), vocabulary.model().vocab
+    texts, vocab = texts_of(vocabulary.model()), vocabulary.model().vocab
     [mark] = vocab.tokenize("<|im_end|>", special=True).tolist()
     before = texts.compose([Message(Role.USER, "Hello")], raw=False)
     honest = texts.extend(before, 1, [Message(Role.ASSISTANT, "x"), Message(Role.USER, "y")])
@@ -134,7 +138,7 @@ def test_a_message_cannot_forge_the_end_of_itself_in_an_extended_prompt() -> Non
 
 def test_the_tokens_of_a_long_conversation_grow_with_it() -> None:
     """Each turn from the one before, a hundred of them."""
-    texts, messages = Texts(vocabulary.model()), [Message(Role.SYSTEM, "Be brief. <|im_end|>")]
+    texts, messages = texts_of(vocabulary.model()), [Message(Role.SYSTEM, "Be brief. <|im_end|>")]
     composed = texts.compose(messages, raw=False)
     for turn in range(100):
         new = [

@@ -2,7 +2,7 @@
 
 import random
 
-from llmasos.drivers.llama.dividing import Divider
+from llmasos.drivers.local.dividing import Divider
 
 
 def found(text: str, names: set[str]) -> list[tuple[str, bool]]:

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from llmasos.drivers.llama import mount as llama
-from llmasos.drivers.llama.quantisation import OFFERED
+from llmasos.drivers.local.quantisation import OFFERED
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.driver import Tuning

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.drivers.llama import gguf
+from llmasos.drivers.local import gguf
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from tests.drivers import cut_model
 from tests.drivers.default_model import MODEL

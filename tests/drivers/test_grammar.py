@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from llmasos.drivers.grammar import compiler, gbnf
-from llmasos.drivers.llama.cpp import lib
-from llmasos.drivers.llama.grammar import Grammars
+from llmasos.drivers.llama.library import lib
+from llmasos.drivers.local.grammar import Grammars
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.values import Sampling

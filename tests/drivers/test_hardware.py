@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from llmasos.drivers.llama import devices, gguf, options
+from llmasos.drivers.llama import devices, options
 from llmasos.drivers.llama import mount as llama
-from llmasos.drivers.llama.cpp import amx_kernels, system_info
 from llmasos.drivers.llama.devices import Seen
+from llmasos.drivers.llama.library import amx_kernels, system_info
 from llmasos.drivers.llama.placement import Placement, choose, place, without
+from llmasos.drivers.local import gguf
 from llmasos.kernel.abi.errors import SyscallError
 from llmasos.kernel.abi.values import Hardware
 from llmasos.userland import bootstrap

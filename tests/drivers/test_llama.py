@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from llmasos.drivers.llama import mount as llama
-from llmasos.drivers.llama import options
+from llmasos.drivers.local import options
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.values import Finish, Message, Role

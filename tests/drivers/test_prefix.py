@@ -1,15 +1,27 @@
 """Saved contexts: found by their first tokens and by number; who is gone is forgotten."""
 
 import random
+from dataclasses import dataclass
 
-from llmasos.drivers.llama.prefix import ContextStore, Saved, common
+from llmasos.drivers.local.prefix import ContextStore, Saved, common
 from llmasos.kernel.abi import limits
 
 LONG = limits.SHARE_TOKENS
 
 
+@dataclass
+class State:
+    """A saved state, and how often it was freed."""
+
+    nbytes: int = 10
+    freed: int = 0
+
+    def free(self) -> None:
+        self.freed += 1
+
+
 def saved(tokens: list[int], domain: str = "a", history: int | None = 1) -> Saved:
-    return Saved(bytearray(10), tokens, 0, domain, history)
+    return Saved(State(), tokens, 0, domain, history)
 
 
 def slow_common(one: list[int], other: list[int]) -> int:
@@ -41,10 +53,12 @@ def test_only_the_same_domain_finds_a_context() -> None:
 def test_what_is_dropped_is_not_found() -> None:
     store = ContextStore()
     tokens = list(range(LONG + 5))
-    store.put(1, saved(tokens))
-    store.put(2, saved(tokens))
+    first, second = saved(tokens), saved(tokens)
+    store.put(1, first)
+    store.put(2, second)
     store.drop(1)
     store.drop(1)
+    assert (first.state, second.state) == (State(freed=1), State())
     assert [one.number for one in store.find("a", tokens)] == [2]
     store.drop(2)
     assert list(store.find("a", tokens)) == []

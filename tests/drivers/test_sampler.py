@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from llmasos.drivers.llama import mount as llama
-from llmasos.drivers.llama import sampler as module
-from llmasos.drivers.llama.answers import Answers
-from llmasos.drivers.llama.cpp import Floats
-from llmasos.drivers.llama.sampler import Bounds, Candidates, Chain, sampler
+from llmasos.drivers.llama.chain import Candidates, Chain
+from llmasos.drivers.local.answers import Answers
+from llmasos.drivers.local.sampler import Bounds, Floats, sampler
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.values import Finish, Logprob, Sampling, pack_bias
@@ -53,7 +52,8 @@ class Scores:
 
 
 def bounds() -> Bounds:
-    return Bounds(model().vocab, 256, grammars(), Candidates(model().vocab.size))
+    candidates = Candidates(model().vocab.size)
+    return Bounds(model().vocab, grammars(), lambda sampling: Chain(sampling, candidates, 256))
 
 
 def choose(scores: Scores, **fields: Any) -> int:
@@ -91,7 +91,7 @@ def test_a_refused_token_is_never_accepted(monkeypatch: pytest.MonkeyPatch) -> N
         accepted.append(token)
         accept(self, token)
 
-    monkeypatch.setattr(module.Chain, "accept", listen)
+    monkeypatch.setattr(Chain, "accept", listen)
     [x], [a] = tokens("x"), tokens("a")
     assert choose(Scores(x, a), temperature=0.7, top_k=1, grammar='root ::= "a"') == a
     assert accepted == [a]

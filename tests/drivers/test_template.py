@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmasos.drivers.llama.template import Template
+from llmasos.drivers.local.template import Template
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Message, Role

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmasos.drivers.llama.threads import Threads, wanted
+from llmasos.drivers.local.threads import Threads, wanted
 
 
 @pytest.mark.parametrize(

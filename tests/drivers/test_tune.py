@@ -16,10 +16,13 @@ import numpy as np
 import psutil
 import pytest
 
-from llmasos.drivers.llama import gguf, options, quality, tuning
 from llmasos.drivers.llama import mount as llama
-from llmasos.drivers.llama.cpp import Context, Run, load
-from llmasos.drivers.llama.quantisation import FILE_TYPES, OFFERED
+from llmasos.drivers.llama import options, quality, tuning
+from llmasos.drivers.llama.context import LlamaContext
+from llmasos.drivers.llama.model import load
+from llmasos.drivers.local import gguf
+from llmasos.drivers.local.context import Run
+from llmasos.drivers.local.quantisation import FILE_TYPES, OFFERED
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.values import Progress
 from llmasos.kernel.driver import Tuning
@@ -195,7 +198,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_of_second_halves() -> No
     }  # a GPU rounds rows alone otherwise: 5 %
     settings = options.settings(cut_model.path(), gguf.read(cut_model.path()), on)
     model = load(settings)
-    context = Context(model, settings)
+    context = LlamaContext(model, settings)
     text = quality.PASSAGE.read_text(encoding="utf-8")
     tokens = model.vocab.tokenize(text, special=False).tolist()[: 3 * window]
     losses: list[float] = []

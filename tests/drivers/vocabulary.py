@@ -2,9 +2,10 @@
 
 from functools import cache
 
-from llmasos.drivers.llama import gguf, options
-from llmasos.drivers.llama.cpp import LlamaModel, load
-from llmasos.drivers.llama.grammar import Grammars, Matcher
+from llmasos.drivers.llama import options
+from llmasos.drivers.llama.model import LlamaModel, load
+from llmasos.drivers.local import gguf
+from llmasos.drivers.local.grammar import Grammars, Matcher
 from llmasos.kernel.abi.values import Sampling
 from tests.drivers.default_model import MODEL
 

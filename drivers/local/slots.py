@@ -14,7 +14,7 @@ from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.driver import ContextSaved
 
-from .cpp import Context
+from .context import Context, Exactness
 from .prefix import ContextStore, Saved, common
 
 
@@ -42,11 +42,11 @@ class Reuse:
 
 
 class Slots:
-    """All slots of one context. `pieces`: the piece size of a deterministic engine, or 0."""
+    """All slots of one context."""
 
-    def __init__(self, context: Context, *, pieces: int = 0) -> None:
+    def __init__(self, context: Context, exactness: Exactness) -> None:
         self._context = context
-        self._pieces = pieces
+        self._exactness = exactness
         self.store = ContextStore()
         self._slots = [ContextSlot(number) for number in range(context.slots)]
 
@@ -84,7 +84,7 @@ class Slots:
     def _put(self, number: int, saved: Saved | None) -> ContextSaved:
         if saved is None:
             return ContextSaved(number, 0)
-        return ContextSaved(number, len(saved.state), self.store.put(number, saved))
+        return ContextSaved(number, saved.nbytes, self.store.put(number, saved))
 
     def leader(self, slot: ContextSlot) -> ContextSlot | None:
         """The slot whose call is computing a longer prefix of this slot's prompt than exists."""
@@ -124,8 +124,8 @@ class Slots:
             if other is slot:
                 continue
             same = self._same(other, slot.domain, slot.prompt)
-            # Of equal length: a GPU copies between slots faster than from memory.
-            faster = self._context.on_gpu and isinstance(best, Saved) and same == longest
+            # Of equal length: a copy between slots may be faster than one from memory.
+            faster = self._context.copies_slots and isinstance(best, Saved) and same == longest
             if same > longest or faster:
                 best, longest = other, same
         return best, longest
@@ -141,18 +141,18 @@ class Slots:
         The last token is always computed for its logits; pieces are reused as a whole.
         """
         same = max(0, min(same, len(prompt) - 1))
-        if not self._pieces:
+        if not self._exactness.piece_tokens:
             return same
-        return min(same, exact) // self._pieces * self._pieces
+        return self._exactness.reusable(min(same, exact), len(prompt))
 
     def _copy(
         self, source: "ContextSlot | Saved", slot: ContextSlot, same: int, share: int
     ) -> Sequence[ContextSaved]:
         """Load a context and truncate it to `same` tokens; save the prefix if others may reuse it.
 
-        On a GPU a slot is copied on the device: through the CPU it takes many times as long.
+        A slot is copied directly where that is faster: on a GPU, and where slots share KV blocks.
         """
-        if self._context.on_gpu and isinstance(source, ContextSlot):
+        if self._context.copies_slots and isinstance(source, ContextSlot):
             self._context.keep(slot.number, 0)
             self._context.copy(source.number, slot.number)
             kept = self._context.keep(slot.number, same)
@@ -176,7 +176,7 @@ class Slots:
 
     # --- whole contexts ---------------------------------------------------------------------------
     def save(self, slot: ContextSlot) -> Saved:
-        state = self._context.save(slot.number) if slot.tokens else bytearray()
+        state = self._context.save(slot.number) if slot.tokens else None
         tokens, tainted = list(slot.tokens), slot.tainted
         return Saved(state, tokens, slot.exact, slot.domain, slot.history, tainted)
 
@@ -184,7 +184,7 @@ class Slots:
         """Put the first `tokens` of a saved context into a slot, in place of what it holds."""
         self._context.keep(slot.number, 0)
         slot.tokens, slot.exact = [], 0
-        if tokens:
+        if tokens and saved.state is not None:
             self._context.load(slot.number, saved.state)
             kept = self._context.keep(slot.number, tokens)
             slot.tokens, slot.exact = saved.tokens[:kept], min(saved.exact, kept)

@@ -6,7 +6,8 @@ thread still answers.
 """
 
 from asyncio.subprocess import Process
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmasos.drivers import process as processes
@@ -17,13 +18,20 @@ from llmasos.kernel.driver import Admission, Facts, Listener, Step
 
 from . import frames
 from .answers import Answers
-from .options import SPIN
 
 
-class LlamaLink(ChildConnection[Facts]):
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The child process of an engine."""
+
+    module: str
+    environment: Mapping[str, str]
+
+
+class EngineLink(ChildConnection[Facts]):
     """The running engine child."""
 
-    def __init__(self, process: Process, chosen: frames.LlamaSettings, listener: Listener) -> None:
+    def __init__(self, process: Process, chosen: frames.EngineSettings, listener: Listener) -> None:
         super().__init__(frames.NAME, process, chosen.hang_s, frames.facts_in)
         self._listener = listener
         self._outstanding: dict[int, int] = {}  # tokens granted and not yet reported, by call
@@ -111,16 +119,13 @@ class LlamaLink(ChildConnection[Facts]):
             self._step_watchdog.arm()
 
 
-def environment() -> dict[str, str]:
-    """The environment of a child. ggml attaches no debugger when it aborts."""
-    return processes.environment(SPIN, GGML_NO_BACKTRACE="1")
-
-
-async def launch(chosen: frames.LlamaSettings, log: Path, listener: Listener) -> LlamaLink:
+async def launch(
+    chosen: frames.EngineSettings, program: Program, log: Path, listener: Listener
+) -> EngineLink:
     """Start a child; returns when it is up. DeviceFault with the reason when it fails to start.
 
     When cancelled, it ends the child first.
     """
     load = [frames.LOAD, asdict(chosen)]
-    start = Start(frames.NAME, f"{__package__}.child", log, environment(), load)
-    return await processes.launch(start, lambda process: LlamaLink(process, chosen, listener))
+    start = Start(frames.NAME, program.module, log, program.environment, load)
+    return await processes.launch(start, lambda process: EngineLink(process, chosen, listener))

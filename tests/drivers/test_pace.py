@@ -1,6 +1,6 @@
 """What a step computes: how many prompt tokens its time has room for, and for whom."""
 
-from llmasos.drivers.llama.batch import StepPace, portions
+from llmasos.drivers.local.pace import StepPace, portions
 from llmasos.drivers.order import PromptOrder
 from llmasos.kernel.abi import limits
 

@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
-"""llama.cpp through its ctypes layer. Imported in child processes only.
+"""The KV cache and the batches of llama.cpp. Imported in child processes only.
 
 An invalid argument ends the process (an assert, a C++ exception, a bad pointer), so every argument
 is checked here before the call: token ids, positions, sequence ids, sizes, and that logits exist
@@ -8,207 +8,41 @@ where they are read. An error that llama.cpp returns is a DeviceFault.
 """
 
 import ctypes
-import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from llama_cpp import llama_cpp as _untyped
 from numpy.typing import NDArray
 
-from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
+from llmasos.drivers.local.context import Exactness, Run, SavedState, StateSize
+from llmasos.kernel.abi import limits
+from llmasos.kernel.abi.errors import DeviceFault
 
-from .frames import LlamaSettings
+from .library import lib
+from .model import LlamaModel
+from .settings import LlamaSettings
 
-lib = cast("Any", _untyped)
 Floats = NDArray[np.float32]
-_CONTROL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
-_NAMED, _RSTRIP = _CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED, lib.LLAMA_TOKEN_ATTR_RSTRIP
-_PROGRESS = 0.02  # of a load, between two reports
 _BF16 = 30  # of enum ggml_type
-_LOGGED = (3, 4)  # log levels of ggml: warnings and errors
 
 
-def _log(level: int, text: bytes, _: object) -> None:
-    if level in _LOGGED:
-        sys.stderr.write(text.decode("utf-8", "replace"))
-        sys.stderr.flush()
+@dataclass(slots=True)
+class StateBytes:
+    """Implements local.SavedState: a copy in memory."""
 
-
-def backend(name: str, result: Any, *arguments: Any) -> Any:
-    """A function of ggml's device registry, which the ctypes layer does not export."""
-    function = lib._lib[f"ggml_backend_{name}"]
-    function.restype, function.argtypes = result, arguments
-    return function
-
-
-# C keeps the pointer: without this reference the callback is freed and the next log line crashes.
-_log_callback = lib.llama_log_callback(_log)
-
-
-class Vocab:
-    """The vocabulary of a model: texts to tokens and back. Read-only in C, so thread-safe.
-
-    `begin` is the BOS token, None if there is none; `wants_begin`: texts start with it (add_bos).
-    `end` is the EOS token, `ends` are all tokens that end an answer (EOG). `control` are the names
-    of control tokens.
-    """
-
-    __slots__ = (
-        "_pieces", "_vocab", "begin", "control", "dividing", "ends", "names", "size", "wants_begin",
-    )  # fmt: skip
-
-    def __init__(self, vocab: Any) -> None:
-        self._vocab = vocab
-        self.size: int = lib.llama_vocab_n_tokens(vocab)
-        self._pieces: list[bytes | None] = [None] * self.size
-        bos: int = lib.llama_vocab_bos(vocab)
-        self.begin = bos if 0 <= bos < self.size else None
-        self.wants_begin = bool(lib.llama_vocab_get_add_bos(vocab)) and self.begin is not None
-        every = range(self.size)
-        is_eog = lib.llama_vocab_is_eog
-        self.ends = frozenset(token for token in every if is_eog(vocab, token))
-        attributes = [lib.llama_vocab_get_attr(vocab, token) for token in every]
-        named = {token: self.text(token) for token in every if attributes[token] & _NAMED}
-        control = {token: name for token, name in named.items() if attributes[token] & _CONTROL}
-        # Names that the tokenizer finds in a text before it tokenizes what is between them.
-        self.names = frozenset(filter(None, named.values()))
-        self.control = frozenset(filter(None, control.values()))
-        # Of control tokens at whose end a text can be divided: they take no space after them.
-        self.dividing = frozenset(
-            name for token, name in control.items()
-            if name and name == name.rstrip() and not attributes[token] & _RSTRIP
-        )  # fmt: skip
-
-    def tokenize(self, text: str, *, special: bool) -> NDArray[np.int32]:
-        """The tokens of a text. Raises EINVAL when it is not valid Unicode.
-
-        `special`: the names of control tokens in the text become those tokens.
-        """
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            raise SyscallError(Errno.EINVAL, f"the text is not valid Unicode: {error}") from error
-        tokens = np.empty(len(data) + 2, np.int32)
-        pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        size = len(tokens)
-        count: int = lib.llama_tokenize(self._vocab, data, len(data), pointer, size, False, special)
-        if not 0 <= count <= size:
-            raise DeviceFault(f"llama_tokenize returned {count} for {len(data)} bytes")
-        return tokens[:count]
-
-    def piece(self, token: int) -> bytes:
-        """A token's bytes; empty for a control token."""
-        if not 0 <= token < self.size:
-            raise DeviceFault(
-                f"token {token} is out of range: the vocabulary has 0 to {self.size - 1}"
-            )
-        known = self._pieces[token]
-        if known is None:
-            known = self._pieces[token] = self._read_piece(token, special=False)
-        return known
-
-    def text(self, token: int | None) -> str:
-        """A token's name, also of a control token; empty when there is no such token."""
-        if token is None or not 0 <= token < self.size:
-            return ""
-        return self.name(token).decode("utf-8", "replace")
-
-    def name(self, token: int) -> bytes:
-        """A token's name in bytes: it may be part of a character."""
-        return self._read_piece(token, special=True)
+    data: bytearray
 
     @property
-    def end(self) -> int | None:
-        token: int = lib.llama_vocab_eos(self._vocab)
-        return token if 0 <= token < self.size else None
+    def nbytes(self) -> int:
+        return len(self.data)
 
-    def _read_piece(self, token: int, *, special: bool) -> bytes:
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count: int = lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            size = -count
+    def free(self) -> None:
+        self.data = bytearray()
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaModel:
-    """A loaded model."""
-
-    handle: Any
-    vocab: Vocab
-    template: str  # the chat template; empty: the file has none
-
-
-def _ignore(_done: float) -> None:
-    return
-
-
-def amx_kernels(build: str) -> bool:
-    """Whether a build of llama.cpp, by its system info, has kernels for Intel AMX.
-
-    These kernels crash on some processors: SIGSEGV where they load the tile
-    configuration, at the first batch of several tokens (llama.cpp of llama-cpp-python 0.3.36,
-    gcc 12, an Intel Xeon with amx_int8).
-    """
-    return "AMX_INT8 = 1" in build
-
-
-def system_info() -> str:
-    """The instruction sets and features of this build of llama.cpp."""
-    info: bytes = lib.llama_print_system_info()
-    return info.decode("utf-8", "replace")
-
-
-def load(settings: LlamaSettings, report: Callable[[float], None] = _ignore) -> LlamaModel:
-    """Load a model; `report` gets the progress, 0 to 1.
-
-    Raises DeviceFault when llama.cpp cannot load it; the reason is in the log.
-    """
-    lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
-    lib.llama_backend_init()
-    parameters = lib.llama_model_default_params()
-    parameters.n_gpu_layers = settings.gpu_layers
-    # AMX is one of the extra buffer types. Without these, weights are not repacked either, so
-    # prompts take longer; our own build excludes the AMX kernels instead.
-    parameters.use_extra_bufts = not amx_kernels(system_info())
-    reported = -_PROGRESS
-
-    def progress(done: float, _: object) -> bool:
-        nonlocal reported
-        if done - reported >= _PROGRESS:
-            reported = done
-            report(done)
-        return True  # continue the load
-
-    # `parameters` keeps the reference to the callback.
-    parameters.progress_callback = lib.llama_progress_callback(progress)
-    handle = lib.llama_model_load_from_file(settings.path.encode(), parameters)
-    if not handle:
-        raise DeviceFault(f"llama.cpp cannot load {settings.path}")
-    template: bytes | None = lib.llama_model_chat_template(handle, None)
-    return LlamaModel(
-        handle,
-        Vocab(lib.llama_model_get_vocab(handle)),
-        (template or b"").decode("utf-8", "replace"),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Consecutive tokens of one slot in a batch. `asks`: logits are needed after the last."""
-
-    slot: int
-    first: int  # position
-    tokens: Sequence[int]
-    asks: bool
-
-
-class Context:
+class LlamaContext:
     """llama.cpp's context: the KV cache of all slots, and one batch. Used by one thread."""
 
     def __init__(self, model: LlamaModel, settings: LlamaSettings) -> None:
@@ -217,7 +51,14 @@ class Context:
         self.slots, self._window = slots, settings.window
         self.vocab_size = model.vocab.size
         self.threads = settings.threads
-        self.on_gpu = settings.gpu_layers > 0
+        self._on_gpu = settings.gpu_layers > 0
+        # On a GPU a slot is copied on the device: through the CPU it takes many times as long.
+        self.copies_slots = self._on_gpu
+        # On a GPU the kernel of a matrix product depends on its number of rows, and the split of
+        # attention on the longest of all contexts: a short trial would not detect that.
+        self.exactness = Exactness(
+            limits.PIECE_TOKENS, alone=True, answers_together=not self._on_gpu
+        )
         self._handle: Any = lib.llama_init_from_model(
             model.handle, _parameters(settings, self.batch_tokens)
         )
@@ -248,6 +89,13 @@ class Context:
         batch.seq_id = self._slot_pointers.ctypes.data_as(ctypes.POINTER(int32s))
         batch.logits = self._wants_logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         self._batch: Any = batch
+
+    @property
+    def trial_sizes(self) -> Sequence[int]:
+        """A model that aborts does so before the first call."""
+        if self._on_gpu:  # a GPU loads the kernels of a batch size at its first use
+            return 1, min(self.batch_tokens, self._window - 1)
+        return (1,)
 
     def decode(self, runs: Sequence[Run]) -> dict[int, int]:
         """Compute one batch; the index of the logits of each slot that asks for them."""
@@ -361,7 +209,7 @@ class Context:
             self.decode([Run(slot, length, [0], asks=False)])
             self.keep(slot, length)
 
-    def save(self, slot: int) -> bytearray:
+    def save(self, slot: int) -> "StateBytes":
         """A slot's state. It can be loaded into any slot of a context with the same settings."""
         self._check_use(slot)
         self._complete_copy()
@@ -371,17 +219,28 @@ class Context:
         written: int = lib.llama_state_seq_get_data(self._handle, target, size, slot)
         if not 0 < written <= size:
             raise DeviceFault(f"cannot save the state of slot {slot} ({size} bytes)")
-        return state
+        return StateBytes(state)
 
-    def load(self, slot: int, state: bytearray) -> None:
+    def load(self, slot: int, state: SavedState) -> None:
         self._check_use(slot)
-        if not state:
+        if not isinstance(state, StateBytes) or not state.data:
             raise DeviceFault("cannot load an empty state")
         self._complete_copy()
-        source = (ctypes.c_uint8 * len(state)).from_buffer(state)
-        read: int = lib.llama_state_seq_set_data(self._handle, source, len(state), slot)
-        if read != len(state):
-            raise DeviceFault(f"cannot load a state of {len(state)} bytes into slot {slot}")
+        size = len(state.data)
+        source = (ctypes.c_uint8 * size).from_buffer(state.data)
+        read: int = lib.llama_state_seq_set_data(self._handle, source, size, slot)
+        if read != size:
+            raise DeviceFault(f"cannot load a state of {size} bytes into slot {slot}")
+
+    def state_size(self) -> StateSize:
+        """Measured: the fixed part and a token."""
+        sizes: list[int] = []
+        for first in range(2):
+            self.decode([Run(0, first, [0], asks=False)])
+            sizes.append(self.save(0).nbytes)
+        self.keep(0, 0)
+        token = max(1, sizes[1] - sizes[0])
+        return StateSize(max(0, sizes[0] - token), token)
 
     def close(self) -> None:
         """Free the context."""

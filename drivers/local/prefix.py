@@ -12,18 +12,28 @@ from dataclasses import dataclass
 
 from llmasos.kernel.abi import limits
 
+from .context import SavedState
+
 
 @dataclass(slots=True, eq=False)
 class Saved:
     """A context in memory."""
 
-    state: bytearray
+    state: SavedState | None  # None: it has no tokens
     tokens: list[int]
     exact: int  # so many first tokens were computed in the pieces of a deterministic engine
     domain: str = ""
     history: int | None = None  # the process it belongs to; None: a shared prefix
     tainted: bool = False  # its domain was purged since: only its own call may load it
     number: int = 0  # in the store
+
+    @property
+    def nbytes(self) -> int:
+        return self.state.nbytes if self.state is not None else 0
+
+    def free(self) -> None:
+        if self.state is not None:
+            self.state.free()
 
 
 def common(one: Sequence[object], other: Sequence[object]) -> int:
@@ -66,6 +76,7 @@ class ContextStore:
         saved = self._saved.pop(number, None)
         if saved is None:
             return
+        saved.free()
         key = _key(saved.domain, saved.tokens)
         self._by_prefix[key].remove(saved)
         if not self._by_prefix[key]:

@@ -6,8 +6,9 @@ in flight and nothing else: the listener gets `down` with the reason, and the ch
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,42 @@ from llmasos.kernel.driver import (
     Facts,
     Keep,
     Listener,
-    Option,
     Prompt,
     Vectors,
 )
 
 from . import frames
-from .gguf import read
-from .link import LlamaLink, launch
-from .options import check_memory, settings
+from .frames import EngineSettings
+from .gguf import Header, read
+from .link import EngineLink, Program, launch
+
+log = logging.getLogger(__name__)
 
 
-class LlamaEngine:
-    """One mounted model."""
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """An engine that can load a file."""
 
-    def __init__(self, path: Path, options: Mapping[str, Option], log: Path) -> None:
-        self._path, self._log = path, log
-        self._options = dict(options)
+    name: str
+    program: Program
+    prepare: Callable[[Path, Header], EngineSettings]  # ENOMEM: the file does not fit
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The engines to try for a file, in this order; `note`: why not another one."""
+
+    engines: Sequence[EngineChoice]
+    note: str
+
+
+class LocalEngine:
+    """One mounted model. `choose`: the engines for its file."""
+
+    def __init__(self, path: Path, choose: Callable[[Header], Choices], log: Path) -> None:
+        self._path, self._choose, self._log = path, choose, log
+        self._refusals: dict[str, str] = {}  # engines that could not load the file, and why
+        self._note = ""
         self._child = Restarter(frames.NAME, self._launch)
         self._trained = 0  # tokens of its training context; set when its file is read
 
@@ -48,15 +68,29 @@ class LlamaEngine:
         self._listener = listener
         await self._child.start(lambda link: listener.up(self._facts(link)), listener.down)
 
-    def _facts(self, link: LlamaLink) -> Facts:
-        return replace(link.facts, trained=self._trained)
+    def _facts(self, link: EngineLink) -> Facts:
+        facts = link.facts
+        return replace(facts, trained=self._trained, placement=facts.placement + self._note)
 
-    async def _launch(self) -> LlamaLink:
+    async def _launch(self) -> EngineLink:
         header = await asyncio.to_thread(read, self._path)
         self._trained = header.facts.context
-        chosen = settings(self._path, header, self._options)
-        check_memory(chosen, header)
-        return await launch(chosen, self._log, self._listener)
+        choices = self._choose(header)
+        *others, last = [one for one in choices.engines if one.name not in self._refusals]
+        for choice in others:
+            try:
+                return await self._start_child(choice, header, choices.note)
+            except SyscallError as error:
+                self._refusals[choice.name] = error.message
+                log.warning("%s cannot load %s: %s", choice.name, self._path, error.message)
+        return await self._start_child(last, header, choices.note)
+
+    async def _start_child(self, choice: EngineChoice, header: Header, note: str) -> EngineLink:
+        chosen = choice.prepare(self._path, header)
+        link = await launch(chosen, choice.program, self._log, self._listener)
+        refused = [f"not {name}: {why}" for name, why in self._refusals.items()]
+        self._note = "".join(f"; {text}" for text in [*refused, note] if text)
+        return link
 
     async def stop(self) -> None:
         """End the child. Calls in flight get no further step."""

@@ -1,16 +1,14 @@
-"""Samples the next token: numpy's argmax for greedy sampling, else a sampler chain of llama.cpp.
+"""Samples the next token: numpy's argmax for greedy sampling, else a chain of the engine's library.
 
 Bias, banned end tokens and the grammar are applied first. The token is chosen without the grammar,
 which mostly allows it; only if not, all forbidden tokens are masked and the choice is repeated. A
-chain accepts each final token exactly once: a second time aborts the process. A sampler belongs to
-a call, not to a slot: a parked call keeps it. Penalties consider the answer only, so a reused
-context and a recomputed one give the same result.
+sampler belongs to a call, not to a slot: a parked call keeps it.
 """
 
-import ctypes
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,36 +17,23 @@ from llmasos.drivers.logprobs import token_text
 from llmasos.kernel.abi.errors import DeviceFault, SyscallError
 from llmasos.kernel.abi.values import Alternative, Logprob, Sampling, unpack_bias
 
-from .cpp import Context, Floats, Vocab, lib
+from .context import Context, Vocab
 from .grammar import Grammars, Matcher
 
-_COLD = 1e-3  # temperatures below are greedy: the scaled logits would not be finite
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-_ROW = cast("Any", ctypes.POINTER(lib.llama_token_data))
+COLD = 1e-3  # temperatures below are greedy: the scaled logits would not be finite
+Floats = NDArray[np.float32]
 
 
-class Candidates:
-    """The candidate array of llama.cpp's chains. One is shared by all calls of an engine."""
+class Picker(Protocol):
+    """Chooses a token by scores, of which the maximum is finite.
 
-    __slots__ = ("_array", "_ids", "_rows")
+    Each final token is accepted exactly once. Penalties consider the answer only, so a reused
+    context and a recomputed one give the same result.
+    """
 
-    def __init__(self, size: int) -> None:
-        self._ids = np.arange(size, dtype=np.int32)
-        self._rows = np.zeros(size, _CANDIDATE)
-        self._array: Any = lib.llama_token_data_array()
-
-    def choose(self, chain: Any, scores: Floats) -> int:
-        """Sample with a chain, without accepting the token."""
-        rows: Any = self._rows
-        array: Any = self._array
-        rows["id"], rows["logit"], rows["p"] = self._ids, scores, 0
-        array.data = rows.ctypes.data_as(_ROW)
-        array.size, array.selected, array.sorted = len(rows), -1, False
-        lib.llama_sampler_apply(chain, ctypes.byref(array))
-        if not 0 <= array.selected < array.size:
-            raise DeviceFault("llama.cpp's sampler chose no token")
-        token: int = array.data[array.selected].id
-        return token
+    def pick(self, scores: Floats) -> int: ...
+    def accept(self, token: int) -> None: ...
+    def free(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +41,8 @@ class Bounds:
     """What the samplers of one engine share."""
 
     vocab: Vocab
-    window: int  # tokens
     grammars: Grammars
-    candidates: Candidates
-
-
-class Picker(Protocol):
-    """Chooses a token by scores, of which the maximum is finite."""
-
-    def pick(self, scores: Floats) -> int: ...
-    def accept(self, token: int) -> None: ...
-    def free(self) -> None: ...
+    picker: Callable[[Sampling], Picker]  # a new one for a call that is not greedy
 
 
 class Greedy:
@@ -82,59 +58,13 @@ class Greedy:
         pass
 
 
-class Chain:
-    __slots__ = ("_candidates", "_chain", "_size")
-
-    def __init__(self, sampling: Sampling, bounds: Bounds) -> None:
-        self._candidates, self._size = bounds.candidates, bounds.vocab.size
-        self._chain: Any = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        for part in _parts(sampling, bounds):
-            if not part:
-                raise DeviceFault("llama.cpp cannot create a sampler")
-            lib.llama_sampler_chain_add(self._chain, part)
-
-    def pick(self, scores: Floats) -> int:
-        if not self._chain:
-            raise DeviceFault("the sampler was freed")
-        return self._candidates.choose(self._chain, scores)
-
-    def accept(self, token: int) -> None:
-        if not self._chain or not 0 <= token < self._size:
-            raise DeviceFault(f"the sampler cannot accept token {token}")
-        lib.llama_sampler_accept(self._chain, token)
-
-    def free(self) -> None:
-        chain, self._chain = self._chain, None
-        if chain:
-            lib.llama_sampler_free(chain)
-
-
-def _penalised(sampling: Sampling) -> bool:
+def penalised(sampling: Sampling) -> bool:
+    """Whether tokens of the answer lower their scores."""
     return (
         sampling.repeat_penalty != 1
         or sampling.frequency_penalty != 0
         or sampling.presence_penalty != 0
     )
-
-
-def _parts(sampling: Sampling, bounds: Bounds) -> list[Any]:
-    """The samplers of a chain. The last one selects: a chain without one aborts the process."""
-    parts: list[Any] = []
-    if _penalised(sampling):
-        penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
-        size = bounds.vocab.size
-        parts.append(lib.llama_sampler_init_penalties(size, bounds.window, *penalties))
-    if sampling.temperature < _COLD:
-        return [*parts, lib.llama_sampler_init_greedy()]
-    if sampling.top_k > 0:
-        parts.append(lib.llama_sampler_init_top_k(sampling.top_k))
-    if sampling.top_p < 1:
-        parts.append(lib.llama_sampler_init_top_p(sampling.top_p, 1))
-    if sampling.min_p > 0:
-        parts.append(lib.llama_sampler_init_min_p(sampling.min_p, 1))
-    parts.append(lib.llama_sampler_init_temp(sampling.temperature))
-    parts.append(lib.llama_sampler_init_dist(sampling.seed or 0))
-    return parts
 
 
 class Sampler:
@@ -165,8 +95,8 @@ class Sampler:
         self._top_count = sampling.logprobs
         self.logprob: Logprob | None = None  # of the last token
         self._matcher: Matcher | None = bounds.grammars.matcher(sampling, domain)
-        greedy = sampling.temperature < _COLD and not _penalised(sampling)
-        self._picker: Picker = Greedy() if greedy else Chain(sampling, bounds)
+        greedy = sampling.temperature < COLD and not penalised(sampling)
+        self._picker: Picker = Greedy() if greedy else bounds.picker(sampling)
 
     def choose(self, context: Context, index: int) -> int:
         """Choose the next token; an end if the grammar allows nothing else."""

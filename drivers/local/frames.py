@@ -7,7 +7,7 @@
 
 Tokens are sent as bytes and pages as one flat list: both stay below the limits on items. A text
 that the kernel has is not sent back: its pages are lengths. Imported by both sides, so it must not
-import llama_cpp.
+load the library of an engine.
 """
 
 from array import array
@@ -20,7 +20,7 @@ from llmasos.drivers.frames import DRIVER_BASE, Frame
 from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.abi.values import Finish, Hardware, Logprob
 from llmasos.kernel.abi.wire import build
-from llmasos.kernel.driver import ContextSaved, Cut, Facts, Option, Step
+from llmasos.kernel.driver import ContextSaved, Cut, Facts, Step
 
 NAME = "the engine"  # in messages
 (
@@ -31,8 +31,8 @@ NAME = "the engine"  # in messages
 
 
 @dataclass(frozen=True, slots=True)
-class LlamaSettings:
-    """What the child loads, and how."""
+class EngineSettings:
+    """What a child loads, and how. Each engine adds its own fields."""
 
     path: str
     slots: int
@@ -40,18 +40,12 @@ class LlamaSettings:
     window: int  # tokens a slot
     threads: int  # maximum
     adaptive: bool  # fewer threads while other programs use the cores
-    flash: bool
-    unified: bool  # one KV pool for all slots
     deterministic: bool
     chunk_s: float  # time limit of a step with decoding calls; 0: none
     batch: int  # maximum tokens of a step
-    gpu_layers: int
     hang_s: float  # a step that takes longer: the child is killed
     parked_bytes: int  # limit of the saved contexts of parked calls
     nice: int  # of the computing threads; that of the text thread is unchanged
-
-
-Options = dict[str, Option]
 
 
 def tokens_out(tokens: Sequence[int]) -> bytes:

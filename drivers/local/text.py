@@ -20,7 +20,7 @@ from llmasos.drivers.pages import cut_text
 from llmasos.kernel.abi.values import Message
 from llmasos.kernel.driver import Cut
 
-from .cpp import LlamaModel
+from .context import Vocab
 from .dividing import Divider
 from .prefix import common
 from .template import Template
@@ -52,10 +52,10 @@ class Texts:
 
     __slots__ = ("_control", "_divider", "_template", "_vocab")
 
-    def __init__(self, model: LlamaModel) -> None:
-        self._vocab = vocab = model.vocab
+    def __init__(self, vocab: Vocab, template: str) -> None:
+        self._vocab = vocab
         values = {"bos_token": vocab.text(vocab.begin), "eos_token": vocab.text(vocab.end)}
-        self._template = Template(model.template, values)
+        self._template = Template(template, values)
         names = sorted(vocab.control, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self._divider = Divider(vocab.names, vocab.dividing)

@@ -1,19 +1,21 @@
 """Tests whether answers can be computed in one batch without changing a bit.
 
-Attention is computed row by row in a deterministic engine (see cpp.py). But llama.cpp may choose a
-kernel for quantised weights by the number of rows of a matrix product, and the last bits of the
-result differ by kernel. Mostly the next quantisation of the activations hides the difference, so
-one equal result proves little. A deterministic engine therefore splits each prompt at fixed
-positions and computes each piece alone. Whether the rows of answers have the same results alone and
-in a batch depends on the quantisation and on the processor. It is measured here at the start, on a
-few hundred score vectors; if any differ, answers are computed alone too.
+Attention is computed row by row in a deterministic llama.cpp (see drivers/llama/context.py). But it
+may choose a kernel for quantised weights by the number of rows of a matrix product, and the last
+bits of the result differ by kernel. Mostly the next quantisation of the activations hides the
+difference, so one equal result proves little. A deterministic engine therefore splits each prompt
+at fixed positions, and llama.cpp computes each piece alone. Whether the rows of answers have the
+same results alone and in a batch depends on the quantisation and on the processor. It is measured
+here at the start, on a few hundred score vectors; if any differ, llama.cpp computes answers alone
+too, and OpenVINO refuses the mount.
 """
 
 import random
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .cpp import Context, Floats, Run
+from .context import Context, Run
 
 _OTHERS = (1, 2, 3, 5, 7, 15)  # other answers in the batch of the one that is compared
 _ANSWER = 4  # tokens
@@ -40,20 +42,20 @@ def batches_are_exact(context: Context) -> bool:
 
 def _scores(
     context: Context, prompts: list[list[int]], answers: list[list[int]], slot: int
-) -> list[Floats]:
+) -> list[NDArray[np.float32]]:
     """The scores of one answer, computed alone."""
     return [score for _, _, score in _batched(context, prompts, answers, 1, first=slot)]
 
 
 def _batched(
     context: Context, prompts: list[list[int]], answers: list[list[int]], count: int, first: int = 0
-) -> list[tuple[int, int, Floats]]:
+) -> list[tuple[int, int, NDArray[np.float32]]]:
     """(slot, token, scores) of `count` answers that are computed in the same batches."""
     _empty(context)
     slots = range(first, first + count)
     for slot in slots:
         context.decode([Run(slot, 0, prompts[slot], asks=False)])
-    found: list[tuple[int, int, Floats]] = []
+    found: list[tuple[int, int, NDArray[np.float32]]] = []
     for at in range(_ANSWER):
         runs = [Run(s, len(prompts[s]) + at, [answers[s][at]], asks=True) for s in slots]
         asked = context.decode(runs)

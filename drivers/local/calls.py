@@ -16,12 +16,13 @@ from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.abi.values import Finish, Logprob
 from llmasos.kernel.driver import Admission, ContextSaved, Step
 
+from .context import Exactness
 from .prefix import Saved
 from .sampler import Sampler
 from .slots import ContextSlot, Reuse
 
 
-class LlamaCall:
+class EngineCall:
     """An admitted call. Used by the engine thread only."""
 
     def __init__(self, admission: Admission, slot: ContextSlot, sampler: Sampler) -> None:
@@ -99,15 +100,15 @@ class LlamaCall:
             self._script = tokens
         self._whole = len(self._script)
 
-    def piece(self, most: int, pieces: int) -> tuple[Sequence[int], bool]:
+    def piece(self, most: int, exactness: Exactness) -> tuple[Sequence[int], bool]:
         """The next tokens to feed, at most `most`; whether logits are needed after them.
 
-        `pieces`: the piece size of a deterministic engine, 0 for others. It recomputes tokens as
-        it computed them first: the prompt in pieces, the answer token by token.
+        A deterministic engine recomputes tokens as it computed them first: the prompt in pieces,
+        the answer token by token.
         """
         first, prompt = self.computed, len(self.admission.prompt.tokens)
-        if pieces:
-            most = min(pieces - first % pieces, prompt - first) if first < prompt else 1
+        if exactness.piece_tokens:
+            most = exactness.piece(first, prompt, most) if first < prompt else 1
         tokens = self._script[first : first + most]
         return tokens, len(tokens) == self.left and not self.answers
 

@@ -17,7 +17,7 @@ from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.values import Sampling
 
-from .cpp import Vocab
+from .context import Vocab
 
 
 class Matcher:

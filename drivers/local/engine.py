@@ -1,33 +1,31 @@
 """The engine thread: one context, many sequences, one mixed batch a step.
 
 Commands are executed between two steps; when no call has a grant the thread sleeps on its queue.
-batch.py chooses what a step computes, within the time limit of a step; slots.py finds the prefix
-that a call reuses. When llama.cpp rejects a batch, its calls are retried one by one, and only those
-that are rejected again end.
+pace.py says how much of the prompts a step computes, within its time limit; slots.py finds the
+prefix that a call reuses. When the library rejects a batch, its calls are retried one by one, and
+only those that are rejected again end.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from llmasos.drivers.frames import Frame
 from llmasos.drivers.order import PromptOrder
 from llmasos.drivers.prompts import LOST, KeptPrompts
-from llmasos.kernel.abi import limits
-from llmasos.kernel.abi.errors import DeviceFault
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.values import Finish, Sampling
 from llmasos.kernel.abi.wire import build
 from llmasos.kernel.driver import Admission, Step
 
 from . import exact, frames
-from .batch import StepPace, portions
-from .calls import LlamaCall
-from .cpp import Context, Run, Vocab
+from .calls import EngineCall
+from .context import Context, Exactness, Run, StateSize, Vocab
 from .embed import Embedder
-from .grammar import Grammars
-from .sampler import Bounds, Candidates, sampler
+from .pace import StepPace, portions
+from .sampler import Bounds, sampler
 from .slots import Slots
 from .text import Composed
 from .threads import Threads
@@ -37,7 +35,7 @@ from .threads import Threads
 class EngineParts:
     """What the engine uses besides the context."""
 
-    grammars: Grammars
+    bounds: Bounds
     embedder: Embedder
     prompts: KeptPrompts[Composed]
 
@@ -48,59 +46,48 @@ class BatchEngine:
     def __init__(
         self,
         context: Context,
-        vocab: Vocab,
-        settings: frames.LlamaSettings,
+        settings: frames.EngineSettings,
         commands: SimpleQueue[Frame],
         parts: EngineParts,
     ) -> None:
         self._commands = commands
         self._context = context
-        self._vocab = vocab
+        self._vocab: Vocab = parts.bounds.vocab
         self._width, self._window = settings.width, settings.window
         self._chunk_s = settings.chunk_s
-        # Deterministic engine: prompts are split at multiples of this, each piece computed alone.
-        self._pieces = limits.PIECE_TOKENS if settings.deterministic else 0
-        self._batch_answers = True  # decoding calls share one batch
+        # Of a deterministic engine; of others, pieces of any size share a batch with answers.
+        self._exactness = context.exactness if settings.deterministic else Exactness()
         self._pace = StepPace()
         self._threads = Threads(settings.threads) if settings.adaptive else None
-        self._bounds = Bounds(vocab, settings.window, parts.grammars, Candidates(vocab.size))
+        self._bounds = parts.bounds
         self._embedder = parts.embedder
         self._prompts = parts.prompts
-        self._slots = Slots(context, pieces=self._pieces)
-        self._calls: dict[int, LlamaCall] = {}
-        self._ready: dict[int, LlamaCall] = {}  # calls with a grant, the oldest grant first
+        self._slots = Slots(context, self._exactness)
+        self._calls: dict[int, EngineCall] = {}
+        self._ready: dict[int, EngineCall] = {}  # calls with a grant, the oldest grant first
         self._order = PromptOrder()
         self._parked_bytes, self._parked_limit = 0, settings.parked_bytes
-        self.context_bytes = self.token_bytes = 0  # of a saved context; set by warm()
+        self.state_size = StateSize(0, 0)  # set by warm()
         self._steps: list[Step] = []
 
     def warm(self) -> None:
         """Compute a trial batch and drop it: a model that aborts does so before the first call."""
         token = self._vocab.begin or 0
-        sizes = [1]
-        if self._context.on_gpu:  # a GPU loads the kernels of a batch size at its first use
-            sizes.append(min(self._context.batch_tokens, self._window - 1))
-        for size in sizes:
+        for size in self._context.trial_sizes:
             asked = self._context.decode([Run(0, 0, [token] * size, asks=True)])
             self._context.logits(asked[0])
             self._context.keep(0, 0)
-        self._measure_state(token)
-        if self._pieces:
-            # On a GPU the kernel of a matrix product depends on its number of rows, and the split
-            # of attention on the longest of all contexts: a short trial would not detect that.
-            self._batch_answers = not self._context.on_gpu and exact.batches_are_exact(
-                self._context
-            )
-
-    def _measure_state(self, token: int) -> None:
-        """Measure the bytes of a saved context: the fixed part and a token."""
-        sizes: list[int] = []
-        for first in range(2):
-            self._context.decode([Run(0, first, [token], asks=False)])
-            sizes.append(len(self._context.save(0)))
-        self._context.keep(0, 0)
-        self.token_bytes = max(1, sizes[1] - sizes[0])
-        self.context_bytes = max(0, sizes[0] - self.token_bytes)
+        self.state_size = self._context.state_size()
+        exactness = self._exactness
+        if exactness.piece_tokens and exactness.answers_together:
+            together = exact.batches_are_exact(self._context)
+            if not (together or exactness.alone):
+                raise SyscallError(
+                    Errno.ENOTSUP,
+                    "the results of this file depend on what is computed beside them",
+                    "mount it without deterministic, or on the llama engine",
+                )
+            self._exactness = replace(exactness, answers_together=together)
 
     def serve(
         self,
@@ -149,7 +136,7 @@ class BatchEngine:
             case _:
                 pass  # a command for a call that has ended
 
-    def _command(self, kind: int, call: LlamaCall, fields: list[Any]) -> None:
+    def _command(self, kind: int, call: EngineCall, fields: list[Any]) -> None:
         """Execute a command for an admitted call."""
         match [kind, *fields]:
             case [frames.UNPARK, int(slot), int(save)]:
@@ -179,7 +166,7 @@ class BatchEngine:
         try:
             slot = self._slots.free_slot(slot_number)
             self._check_prompt(number, tokens)
-            call = LlamaCall(admission, slot, sampler(admission.sampling, self._bounds, domain))
+            call = EngineCall(admission, slot, sampler(admission.sampling, self._bounds, domain))
         except DeviceFault as error:
             self._steps.append(Step(number, error=error))
             return
@@ -199,7 +186,7 @@ class BatchEngine:
                 f"a token id is out of range: the vocabulary has 0 to {self._vocab.size - 1}"
             )
 
-    def _begin(self, call: LlamaCall) -> None:
+    def _begin(self, call: EngineCall) -> None:
         """Reuse the longest computed prefix, unless another call is computing a longer one."""
         slot = call.slot
         if slot is None or call.begun:
@@ -211,7 +198,7 @@ class BatchEngine:
         call.begin(self._slots.adopt(slot, call.admission.share))
         self._report(call)  # the kernel counts the cached tokens before it grants more
 
-    def _waits(self, call: LlamaCall, leader: LlamaCall) -> bool:
+    def _waits(self, call: EngineCall, leader: EngineCall) -> bool:
         """Whether a call that has not begun waits for the one that computes a part of its prompt.
 
         Not if the order has this one only: then nobody would compute that part.
@@ -221,25 +208,25 @@ class BatchEngine:
         ordered = self._order.has(leader.admission.call)
         return leader.runnable and (ordered or not self._order.has(call.admission.call))
 
-    def _computes(self, call: LlamaCall) -> bool:
+    def _computes(self, call: EngineCall) -> bool:
         """Whether a step computes something for a call, once it has begun."""
         return call.runnable and (call.decodes or self._order.has(call.admission.call))
 
-    def _park(self, call: LlamaCall, keep: bool) -> None:
+    def _park(self, call: EngineCall, keep: bool) -> None:
         """Save its context and free its slot. A context that cannot be saved is recomputed."""
         slot = call.slot
         if slot is None:
             return
         call.saved = self._slots.saved(slot) if keep else None
         if call.saved is not None:
-            self._parked_bytes += len(call.saved.state)
+            self._parked_bytes += call.saved.nbytes
         if call.saved is None or self._parked_bytes > self._parked_limit:
             self._drop_saved(call)
             call.drop(list(slot.tokens), tainted=slot.tainted)
         call.slot = None
         self._slots.clear(slot)
 
-    def _unpark(self, call: LlamaCall, number: int, save: int) -> None:
+    def _unpark(self, call: EngineCall, number: int, save: int) -> None:
         saved, admission = call.saved, call.admission
         if saved is None and not call.dropped:
             raise DeviceFault(f"call {admission.call} is not parked")
@@ -273,9 +260,10 @@ class BatchEngine:
                 if call.saved is not None:
                     call.saved.tainted = True
 
-    def _drop_saved(self, call: LlamaCall) -> None:
+    def _drop_saved(self, call: EngineCall) -> None:
         if call.saved is not None:
-            self._parked_bytes -= len(call.saved.state)
+            self._parked_bytes -= call.saved.nbytes
+            call.saved.free()
             call.saved = None
 
     # --- one step -----------------------------------------------------------------------------
@@ -291,7 +279,7 @@ class BatchEngine:
             if call.admission.call in self._calls:
                 self._report(call)
 
-    def _chosen(self) -> list[LlamaCall]:
+    def _chosen(self) -> list[EngineCall]:
         """The calls of this step, the oldest grant first."""
         for call in [call for call in self._ready.values() if not call.begun]:
             if call.runnable:
@@ -299,7 +287,7 @@ class BatchEngine:
         able = [call for call in self._ready.values() if call.begun and self._computes(call)]
         return able[: self._width]
 
-    def _compute(self, runs: list[tuple[LlamaCall, Run]]) -> None:
+    def _compute(self, runs: list[tuple[EngineCall, Run]]) -> None:
         """Compute the step: one batch, or several where one would change results."""
         if self._threads is not None and self._threads.choose() != self._context.threads:
             self._context.set_threads(self._threads.now)
@@ -311,14 +299,15 @@ class BatchEngine:
         fed = sum(len(run.tokens) for _, run in runs) - answers
         self._pace.learn(fed, answers, time.monotonic() - begun)
 
-    def _batches(self, runs: list[tuple[LlamaCall, Run]]) -> list[list[tuple[LlamaCall, Run]]]:
-        if not self._pieces:
+    def _batches(self, runs: list[tuple[EngineCall, Run]]) -> list[list[tuple[EngineCall, Run]]]:
+        if not self._exactness.alone:
             return [runs]
         answers = [(call, run) for call, run in runs if not call.feeds]
         pieces = [[(call, run)] for call, run in runs if call.feeds]
-        return [*([answers] if self._batch_answers else [[one] for one in answers]), *pieces]
+        together = self._exactness.answers_together
+        return [*([answers] if together else [[one] for one in answers]), *pieces]
 
-    def _runs(self, calls: list[LlamaCall]) -> list[tuple[LlamaCall, Run]]:
+    def _runs(self, calls: list[EngineCall]) -> list[tuple[EngineCall, Run]]:
         """What each call computes in this step."""
         decoding = [call for call in calls if call.decodes]
         feeding = [call for call in calls if not call.decodes]
@@ -326,7 +315,7 @@ class BatchEngine:
         stalls = bool(decoding) and any(call.long for call in feeding)
         room = self._pace.room(self._chunk_s, answering=stalls)
         room = min(room, self._context.batch_tokens - len(decoding))
-        runs: list[tuple[LlamaCall, Run]] = []
+        runs: list[tuple[EngineCall, Run]] = []
         for call in decoding:
             call.feeds = False
             runs.append((call, _run(call, [call.next or 0], asks=True)))
@@ -335,11 +324,11 @@ class BatchEngine:
             if size:
                 call.feeds = True
                 self._order.fed(call.admission.call)
-                tokens, asks = call.piece(size, self._pieces)
+                tokens, asks = call.piece(size, self._exactness)
                 runs.append((call, _run(call, tokens, asks=asks)))
         return runs
 
-    def _decode(self, runs: list[tuple[LlamaCall, Run]]) -> list[tuple[LlamaCall, int]]:
+    def _decode(self, runs: list[tuple[EngineCall, Run]]) -> list[tuple[EngineCall, int]]:
         """Compute one batch; the calls to sample, with the indexes of their logits."""
         if not runs:
             return []
@@ -352,8 +341,8 @@ class BatchEngine:
         return [(call, asked[run.slot]) for call, run in runs if run.asks]
 
     def _decode_one_by_one(
-        self, runs: list[tuple[LlamaCall, Run]], error: DeviceFault
-    ) -> list[tuple[LlamaCall, int]]:
+        self, runs: list[tuple[EngineCall, Run]], error: DeviceFault
+    ) -> list[tuple[EngineCall, int]]:
         """Find the call at fault. Logits are valid until the next batch, so sample here."""
         if len(runs) == 1:
             self._report(runs[0][0], error)
@@ -363,7 +352,7 @@ class BatchEngine:
                 self._sample(call, index)
         return []
 
-    def _sample(self, call: LlamaCall, index: int) -> None:
+    def _sample(self, call: EngineCall, index: int) -> None:
         try:
             token = call.sampler.choose(self._context, index)
         except DeviceFault as error:
@@ -372,14 +361,14 @@ class BatchEngine:
         piece = None if token in self._vocab.ends else self._vocab.piece(token)
         call.choose(token, piece, self._window)
 
-    def _guard(self, call: LlamaCall, act: Callable[[LlamaCall], None]) -> None:
+    def _guard(self, call: EngineCall, act: Callable[[EngineCall], None]) -> None:
         """Run `act`; a DeviceFault ends this call only."""
         try:
             act(call)
         except DeviceFault as error:
             self._report(call, error)
 
-    def _report(self, call: LlamaCall, error: DeviceFault | None = None) -> None:
+    def _report(self, call: EngineCall, error: DeviceFault | None = None) -> None:
         """Queue the step of the call; remove the call if it ended."""
         step = call.step(error)
         if step is not None:
@@ -401,14 +390,14 @@ class BatchEngine:
                 self._slots.clear(call.slot)
 
 
-def _run(call: LlamaCall, tokens: Sequence[int], *, asks: bool) -> Run:
+def _run(call: EngineCall, tokens: Sequence[int], *, asks: bool) -> Run:
     slot = call.slot
     if slot is None:
         raise DeviceFault(f"call {call.admission.call} is parked")
     return Run(slot.number, len(slot.tokens), tokens, asks)
 
 
-def _computed(call: LlamaCall, run: Run) -> None:
+def _computed(call: EngineCall, run: Run) -> None:
     slot = call.slot
     if slot is not None:
         prompt = len(slot.tokens) < len(call.admission.prompt.tokens)

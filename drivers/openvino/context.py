@@ -1,0 +1,169 @@
+"""The slots of a paged model: their block tables, one mixed batch a step, saved contexts."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmasos.drivers.local.context import Exactness, Run, SavedState, StateSize
+from llmasos.kernel.abi.errors import DeviceFault
+
+from .blocks import BLOCK_TOKENS, BlockCopy, BlockTable, BlockTables
+from .model import Floats, PagedModel
+from .settings import OpenVinoSettings
+from .steps import ROWS, Part, inputs
+
+
+@dataclass(slots=True)
+class SavedBlocks:
+    """Implements local.SavedState: the blocks of a sequence, which other sequences may share."""
+
+    tables: BlockTables
+    table: BlockTable
+    block_bytes: int
+    freed: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """As if no other sequence shared its blocks."""
+        return len(self.table.blocks) * self.block_bytes
+
+    def free(self) -> None:
+        if not self.freed:
+            self.freed = True
+            self.tables.release(self.table)
+
+
+class PagedContext:
+    """Implements local.Context. The last block of the model is for additional rows."""
+
+    copies_slots = True  # slots share blocks
+    # A row has the same bits in every step of two rows or more, and in every piece of a prompt of
+    # two tokens or more, with keys and values in F16.
+    exactness = Exactness(BLOCK_TOKENS, alone=False, answers_together=True)
+
+    def __init__(self, model: PagedModel, settings: OpenVinoSettings, vocab_size: int) -> None:
+        self.slots, self._window = settings.slots, settings.window
+        self.batch_tokens = max(settings.batch, settings.slots)
+        self.vocab_size, self.threads = vocab_size, settings.threads
+        # A deterministic engine computes whole blocks of a prompt, so a step may exceed the size.
+        self._most = self.batch_tokens + 2 * BLOCK_TOKENS * settings.slots
+        self._model = model
+        self._spare = model.blocks - 1
+        self._tables = BlockTables(settings.slots, self._spare)
+        self._rows: dict[int, int] = {}  # slot: row of the output
+        self._output: Floats | None = None
+        self._thread: int | None = None  # the thread that used it first
+
+    @property
+    def trial_sizes(self) -> Sequence[int]:
+        """Every size of a small step: the first step of a size takes milliseconds longer."""
+        return range(1, ROWS + 1)
+
+    # --- one batch --------------------------------------------------------------------------------
+    def decode(self, runs: Sequence[Run]) -> dict[int, int]:
+        """Compute one batch; the index of the logits of each slot that asks for them."""
+        self._check(runs)
+        self._rows, self._output = {}, None
+        self._copy(self._tables.extend([(run.slot, len(run.tokens)) for run in runs]))
+        parts = [Part(r.first, r.tokens, self._tables.blocks(r.slot), r.asks) for r in runs]
+        try:
+            self._output = self._model.compute(inputs(parts, self._spare))
+        except DeviceFault:
+            for run in runs:
+                self._tables.truncate(run.slot, run.first)
+            raise
+        asking = [run.slot for run in runs if run.asks]
+        self._rows = {slot: row for row, slot in enumerate(asking)}
+        return {slot: slot for slot in asking}
+
+    def _check(self, runs: Sequence[Run]) -> None:
+        """DeviceFault for a batch that OpenVINO would compute wrongly or crash on."""
+        self._check_use()
+        if not runs:
+            raise DeviceFault("the batch has no runs")
+        if len({run.slot for run in runs}) < len(runs):
+            raise DeviceFault(f"two of the {len(runs)} runs of a batch are of one slot")
+        at = 0
+        for run in runs:
+            at += len(run.tokens)
+            if not run.tokens or at > self._most:
+                raise DeviceFault(f"the batch has {at} tokens; 1 to {self._most} are allowed")
+            self._check_run(run)
+
+    def _check_run(self, run: Run) -> None:
+        length, last = self.length(run.slot), run.first + len(run.tokens) - 1
+        if run.first != length:
+            raise DeviceFault(
+                f"slot {run.slot} has {length} tokens; a run cannot start at position {run.first}"
+            )
+        if last >= self._window:
+            raise DeviceFault(
+                f"position {last} of slot {run.slot} exceeds the window of {self._window} tokens"
+            )
+        if min(run.tokens) < 0 or max(run.tokens) >= self.vocab_size:
+            raise DeviceFault(
+                f"a token id is out of range: the vocabulary has 0 to {self.vocab_size - 1}"
+            )
+
+    def _check_use(self, slot: int = 0) -> None:
+        self._thread = self._thread or threading.get_ident()
+        if self._thread != threading.get_ident():
+            raise DeviceFault("the context is used by a second thread")
+        if not 0 <= slot < self.slots:
+            raise DeviceFault(f"no slot {slot}: the context has {self.slots} slots")
+
+    def logits(self, index: int) -> Floats:
+        """The logits after the last token of a slot in the last batch; valid until the next one."""
+        self._check_use()
+        row = self._rows.get(index)
+        if self._output is None or row is None:
+            raise DeviceFault(f"no logits at index {index}")
+        scores: Floats = self._output[row]
+        return scores
+
+    # --- slots ------------------------------------------------------------------------------------
+    def length(self, slot: int) -> int:
+        """Tokens in a slot."""
+        self._check_use(slot)
+        return self._tables.length(slot)
+
+    def keep(self, slot: int, tokens: int) -> int:
+        """Truncate a slot to its first `tokens`; the number that was kept: these."""
+        self._check_use(slot)
+        self._tables.truncate(slot, tokens)
+        return tokens
+
+    def copy(self, slot: int, other: int) -> None:
+        """Let an empty slot share the blocks of another one."""
+        self._check_use(slot)
+        self._check_use(other)
+        self._tables.copy(slot, other)
+
+    def _copy(self, copies: Sequence[BlockCopy]) -> None:
+        for view in self._model.views if copies else ():
+            for one in copies:
+                view[one.target] = view[one.source]
+
+    def save(self, slot: int) -> "SavedBlocks":
+        """A slot's blocks, shared with the slot: nothing is copied."""
+        self._check_use(slot)
+        return SavedBlocks(self._tables, self._tables.capture(slot), self._model.block_bytes)
+
+    def load(self, slot: int, state: SavedState) -> None:
+        """Let an empty slot share saved blocks."""
+        self._check_use(slot)
+        if not isinstance(state, SavedBlocks) or state.tables is not self._tables:
+            raise DeviceFault("cannot load a state of another context")
+        if state.freed:
+            raise DeviceFault("cannot load a state that was freed")
+        self._tables.restore(slot, state.table)
+
+    def state_size(self) -> StateSize:
+        """Whole blocks are saved."""
+        token = -(-self._model.block_bytes // BLOCK_TOKENS)
+        return StateSize(self._model.block_bytes, token)
+
+    def set_threads(self, threads: int) -> None:
+        self._check_use()
+        self.threads = threads
+        self._model.use_threads(threads)

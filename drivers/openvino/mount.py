@@ -1,0 +1,60 @@
+"""The OpenVINO engine as the kernel mounts it. This module and its imports load no OpenVINO."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from llmasos.drivers import process
+from llmasos.drivers.local import gguf
+from llmasos.drivers.local.driver import Choices, EngineChoice, LocalEngine
+from llmasos.drivers.local.gguf import Header
+from llmasos.drivers.local.link import Program
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Hardware, Progress, Quality
+from llmasos.kernel.driver import Engine, ImageFacts, Option, Tuning
+
+from . import options
+from .settings import OpenVinoSettings
+
+OPTIONS = options.OPTIONS
+check = options.check
+
+
+def hardware() -> Sequence[Hardware]:
+    """None of its own: the llama driver lists the processor."""
+    return ()
+
+
+def probe(path: Path) -> ImageFacts:
+    """Read and check a GGUF header. EINVAL with the reason; may block."""
+    return gguf.probe(path)
+
+
+async def models(options: Mapping[str, Option]) -> Sequence[str]:
+    raise SyscallError(Errno.ENOTSUP, "the openvino driver has no endpoints")
+
+
+async def tune(request: Tuning, report: Callable[[Progress], None]) -> tuple[Quality, Quality]:
+    raise SyscallError(Errno.ENOTSUP, "llama.cpp converts files, OpenVINO does not")
+
+
+def choice(values: Mapping[str, Option]) -> EngineChoice:
+    """This engine with these options."""
+    chosen = dict(values)
+
+    def prepare(path: Path, header: Header) -> OpenVinoSettings:
+        settings = options.settings(path, header, chosen)
+        options.check_memory(settings, header)
+        return settings
+
+    return EngineChoice("openvino", Program(f"{__package__}.child", environment()), prepare)
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child."""
+    return process.environment({})
+
+
+def engine(path: Path, values: Mapping[str, Option], log: Path) -> Engine:
+    """An engine that is not started. EINVAL for an unusable file or option."""
+    chosen = Choices([choice(values)], "")
+    return LocalEngine(path, lambda _: chosen, log)
