@@ -16,7 +16,7 @@ from llmasos.kernel.abi.errors import Errno, SyscallError
 _CHUNK_BYTES = 1024 * 1024
 _NAME_BYTES = 63  # of a tensor: ggml reserves 64 with the terminating zero
 _NUMBERS_MAX = 512  # items of an array that is stored: one for each block
-STRING, ARRAY, BOOL = 8, 9, 7
+U32, STRING, ARRAY, BOOL = 4, 8, 9, 7
 _SCALARS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q",
     12: "<d",

@@ -6,15 +6,17 @@ The whole is tokenized here as plainly as can be: each text between two fences a
 import copy
 import random
 import re
-from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
-from llmasos.drivers.llama.model import LlamaModel
+from llmasos.drivers.local import bpe
+from llmasos.drivers.local.context import Vocab
 from llmasos.drivers.local.template import Template
 from llmasos.drivers.local.text import Composed, Texts
 from llmasos.kernel.abi.values import Message, Role
 from tests.drivers import vocabulary
+from tests.drivers.default_model import MODEL
 
 FENCE = "\ue000a fence\ue001"
 TEMPLATES = {
@@ -43,12 +45,21 @@ PARTS = (
 )  # fmt: skip
 
 
-def model(source: str | None) -> LlamaModel:
-    own = vocabulary.model()
-    return own if source is None else replace(own, template=source)
+class Model(NamedTuple):
+    """The embedded model's vocabulary, by llama.cpp or by us, and a template."""
+
+    vocab: Vocab
+    template: str
 
 
-def whole(model: LlamaModel, messages: list[Message], *, raw: bool) -> list[int]:
+@pytest.fixture(scope="module", params=["llama", "bpe"])
+def own(request: pytest.FixtureRequest) -> Model:
+    if request.param == "bpe":
+        return Model(*bpe.load(MODEL))
+    return Model(vocabulary.model().vocab, vocabulary.model().template)
+
+
+def whole(model: Model, messages: list[Message], *, raw: bool) -> list[int]:
     vocab = model.vocab
 
     def tokens(text: str, *, special: bool) -> list[int]:
@@ -68,7 +79,7 @@ def whole(model: LlamaModel, messages: list[Message], *, raw: bool) -> list[int]
     ]
 
 
-def texts_of(used: LlamaModel) -> Texts:
+def texts_of(used: Model) -> Texts:
     return Texts(used.vocab, used.template)
 
 
@@ -79,8 +90,11 @@ def message(dice: random.Random) -> Message:
 
 @pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_random_conversations_are_tokenized_like_the_whole(name: str, raw: bool) -> None:
-    used = model(TEMPLATES[name])
+def test_random_conversations_are_tokenized_like_the_whole(
+    name: str, raw: bool, own: Model
+) -> None:
+    source = TEMPLATES[name]
+    used = own if source is None else own._replace(template=source)
     texts, dice = texts_of(used), random.Random(f"{name} {raw}")
     for _ in range(40):
         messages = [message(dice) for _ in range(dice.randint(1, 4))]
@@ -94,8 +108,8 @@ def test_random_conversations_are_tokenized_like_the_whole(name: str, raw: bool)
             composed = texts.extend(composed, kept, more)
 
 
-def test_of_a_conversation_only_the_new_part_is_tokenized() -> None:
-    texts = texts_of(vocabulary.model())
+def test_of_a_conversation_only_the_new_part_is_tokenized(own: Model) -> None:
+    texts = texts_of(own)
     messages = [Message(Role.USER, f"message {number} " * 20) for number in range(20)]
     before = texts.compose(messages, raw=False)
     new = [Message(Role.ASSISTANT, "Yes."), Message(Role.USER, "And <|im_end|> more?")]
@@ -104,11 +118,10 @@ def test_of_a_conversation_only_the_new_part_is_tokenized() -> None:
     assert after.rendered.startswith(before.rendered)
     shorter = texts.extend(after, 3, new)
     assert len(shorter.tokens) < len(before.tokens) / 4
-    assert shorter.tokens.tolist() == whole(vocabulary.model(), [*messages[:3], *new], raw=False)
+    assert shorter.tokens.tolist() == whole(own, [*messages[:3], *new], raw=False)
 
 
-def test_a_place_that_a_longer_name_crosses_now_divides_no_more() -> None:
-    own = vocabulary.model()
+def test_a_place_that_a_longer_name_crosses_now_divides_no_more(own: Model) -> None:
     vocab = copy.copy(own.vocab)
     vocab.names = own.vocab.names | {"<|im_end|>\n<|im_start|>user"}
     texts = Texts(vocab, own.template)
@@ -126,8 +139,8 @@ def reused(before: Composed, after: Composed) -> int:
     return after.counts[list(after.ends).index(max(ends))]
 
 
-def test_a_message_cannot_forge_the_end_of_itself_in_an_extended_prompt() -> None:
-    texts, vocab = texts_of(vocabulary.model()), vocabulary.model().vocab
+def test_a_message_cannot_forge_the_end_of_itself_in_an_extended_prompt(own: Model) -> None:
+    texts, vocab = texts_of(own), own.vocab
     [mark] = vocab.tokenize("<|im_end|>", special=True).tolist()
     before = texts.compose([Message(Role.USER, "Hello")], raw=False)
     honest = texts.extend(before, 1, [Message(Role.ASSISTANT, "x"), Message(Role.USER, "y")])
@@ -136,9 +149,9 @@ def test_a_message_cannot_forge_the_end_of_itself_in_an_extended_prompt() -> Non
     assert forged.tokens.count(mark) == honest.tokens.count(mark)
 
 
-def test_the_tokens_of_a_long_conversation_grow_with_it() -> None:
+def test_the_tokens_of_a_long_conversation_grow_with_it(own: Model) -> None:
     """Each turn from the one before, a hundred of them."""
-    texts, messages = texts_of(vocabulary.model()), [Message(Role.SYSTEM, "Be brief. <|im_end|>")]
+    texts, messages = texts_of(own), [Message(Role.SYSTEM, "Be brief. <|im_end|>")]
     composed = texts.compose(messages, raw=False)
     for turn in range(100):
         new = [
@@ -147,5 +160,5 @@ def test_the_tokens_of_a_long_conversation_grow_with_it() -> None:
         ]
         composed = texts.extend(composed, len(messages), new)
         messages += new
-    assert composed.tokens.tolist() == whole(vocabulary.model(), messages, raw=False)
+    assert composed.tokens.tolist() == whole(own, messages, raw=False)
     assert composed.bytes > len(composed.rendered)
