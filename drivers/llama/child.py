@@ -14,7 +14,6 @@ from llmasos.drivers.child_runtime import run_or_exit
 from llmasos.drivers.local import frames
 from llmasos.drivers.local.child import Loaded, main
 
-from .chain import Candidates, Chain
 from .context import LlamaContext
 from .model import load
 from .placement import place
@@ -27,14 +26,12 @@ def load_model(values: dict[str, Any], report: Callable[[float], None]) -> Loade
     placement = place(LlamaSettings(**values))
     settings = placement.settings
     model = load(settings, report)
-    candidates = Candidates(model.vocab.size)
     return Loaded(
         settings,
         model.vocab,
         model.template,
         context=partial(LlamaContext, model, settings),
         vectors=partial(LlamaVectors, model, settings),
-        picker=lambda sampling: Chain(sampling, candidates, settings.window),
         facts=placement.facts(),
     )
 

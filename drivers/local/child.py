@@ -35,7 +35,7 @@ from .embed import Embedder, window
 from .engine import BatchEngine, EngineParts
 from .frames import EngineSettings
 from .grammar import Grammars
-from .sampler import Bounds, Picker
+from .sampler import Bounds
 from .text import Texts
 
 _SWITCH_S = 0.0005  # how long a text waits for the GIL of the engine thread
@@ -57,7 +57,6 @@ class Loaded:
     template: str  # the chat template; empty: the file has none
     context: Callable[[], Context]  # called by the engine thread, which alone uses it
     vectors: Callable[[], VectorContext]  # creates a context for embeddings
-    picker: Callable[[Sampling], Picker]
     facts: Mapping[str, object]  # its placement and hardware, for UP
 
 
@@ -85,7 +84,7 @@ def main(fd: int, kernel_pid: int, load: Load) -> NoReturn:
         requests = TextRequests(Texts(vocab, loaded.template))
         ready_texts.append(requests)
         grammars = Grammars(vocab)
-        bounds = Bounds(vocab, grammars, loaded.picker)
+        bounds = Bounds(vocab, grammars)
         parts = EngineParts(bounds, Embedder(loaded.vectors), requests.prompts)
         start_thread(frames.NAME, lambda: _check(checks, grammars, parent))
         start_thread(frames.NAME, lambda: _compute(loaded, parts, commands, ready, parent))

@@ -383,7 +383,6 @@ class BatchEngine:
         if call.admission.prompt.kept and error is None:
             self._prompts.answered(call.admission.prompt.kept, call.answer)
         self._drop_saved(call)
-        call.sampler.free()
         if call.slot is not None:
             self._slots.leave(call.slot)
             if error is not None:

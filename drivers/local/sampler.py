@@ -1,14 +1,13 @@
-"""Samples the next token: numpy's argmax for greedy sampling, else a chain of the engine's library.
+"""Samples the next token of an answer.
 
-Bias, banned end tokens and the grammar are applied first. The token is chosen without the grammar,
-which mostly allows it; only if not, all forbidden tokens are masked and the choice is repeated. A
-sampler belongs to a call, not to a slot: a parked call keeps it.
+Bias, banned end tokens and the grammar are applied first, then the settings of the call
+(picking.py). The token is chosen without the grammar, which mostly allows it; only if not, all
+forbidden tokens are masked and the choice is repeated. A sampler belongs to a call, not to a slot:
+a parked call keeps it.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,21 +18,9 @@ from llmasos.kernel.abi.values import Alternative, Logprob, Sampling, unpack_bia
 
 from .context import Context, Vocab
 from .grammar import Grammars, Matcher
+from .picking import SamplingPicker
 
-COLD = 1e-3  # temperatures below are greedy: the scaled logits would not be finite
 Floats = NDArray[np.float32]
-
-
-class Picker(Protocol):
-    """Chooses a token by scores, of which the maximum is finite.
-
-    Each final token is accepted exactly once. Penalties consider the answer only, so a reused
-    context and a recomputed one give the same result.
-    """
-
-    def pick(self, scores: Floats) -> int: ...
-    def accept(self, token: int) -> None: ...
-    def free(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +29,6 @@ class Bounds:
 
     vocab: Vocab
     grammars: Grammars
-    picker: Callable[[Sampling], Picker]  # a new one for a call that is not greedy
-
-
-class Greedy:
-    __slots__ = ()
-
-    def pick(self, scores: Floats) -> int:
-        return int(scores.argmax())
-
-    def accept(self, token: int) -> None:
-        pass
-
-    def free(self) -> None:
-        pass
-
-
-def penalised(sampling: Sampling) -> bool:
-    """Whether tokens of the answer lower their scores."""
-    return (
-        sampling.repeat_penalty != 1
-        or sampling.frequency_penalty != 0
-        or sampling.presence_penalty != 0
-    )
 
 
 class Sampler:
@@ -95,8 +59,7 @@ class Sampler:
         self._top_count = sampling.logprobs
         self.logprob: Logprob | None = None  # of the last token
         self._matcher: Matcher | None = bounds.grammars.matcher(sampling, domain)
-        greedy = sampling.temperature < COLD and not penalised(sampling)
-        self._picker: Picker = Greedy() if greedy else bounds.picker(sampling)
+        self._picker = SamplingPicker(sampling, bounds.vocab.size)
 
     def choose(self, context: Context, index: int) -> int:
         """Choose the next token; an end if the grammar allows nothing else."""
@@ -120,7 +83,7 @@ class Sampler:
         return token
 
     def _choose_allowed(self, matcher: Matcher, scores: Floats) -> int:
-        """Choose among the tokens that the grammar allows. None left would abort a chain."""
+        """Choose among the tokens that the grammar allows."""
         scores[~matcher.mask()] = -np.inf
         if math.isfinite(float(scores.max())):
             return self._picker.pick(scores)
@@ -132,10 +95,6 @@ class Sampler:
     def finished(self) -> bool:
         return self._matcher is not None and self._matcher.finished
 
-    def free(self) -> None:
-        """Free the sampler when the call ends."""
-        self._picker.free()
-
 
 def sampler(sampling: Sampling, bounds: Bounds, domain: str = "") -> Sampler:
     """A sampler for a call. DeviceFault, also for the grammar: it was checked before."""
@@ -146,7 +105,7 @@ def sampler(sampling: Sampling, bounds: Bounds, domain: str = "") -> Sampler:
 
 
 def _check(scores: Floats) -> None:
-    # An infinite or undefined score would make a chain's probabilities undefined.
+    # An infinite or undefined score would make all probabilities undefined.
     if not math.isfinite(float(scores.max())):
         raise DeviceFault("the model returned logits that are not finite")
 

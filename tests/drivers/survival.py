@@ -18,15 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from llmasos.drivers.llama import options
-from llmasos.drivers.llama.chain import Candidates, Chain
 from llmasos.drivers.llama.context import LlamaContext, StateBytes
-from llmasos.drivers.llama.library import lib
 from llmasos.drivers.llama.model import LlamaModel, load
 from llmasos.drivers.llama.settings import LlamaSettings
 from llmasos.drivers.llama.vectors import LlamaVectors
 from llmasos.drivers.local import gguf
 from llmasos.drivers.local.context import Run
 from llmasos.drivers.local.grammar import Grammars
+from llmasos.drivers.local.picking import SamplingPicker
 from llmasos.drivers.local.sampler import Bounds, Sampler, sampler
 from llmasos.kernel.abi.errors import SyscallError
 from llmasos.kernel.abi.values import Sampling, pack_bias
@@ -45,11 +44,7 @@ class Bench:
         self.model: LlamaModel = load(self.settings)
         self.context = LlamaContext(self.model, self.settings)
         self.vocab = self.model.vocab
-        self.candidates = Candidates(self.vocab.size)
-        self.bounds = Bounds(self.vocab, Grammars(self.vocab), self.chain)
-
-    def chain(self, sampling: Sampling) -> Chain:
-        return Chain(sampling, self.candidates, self.settings.window)
+        self.bounds = Bounds(self.vocab, Grammars(self.vocab))
 
     def feed(self, *tokens: int, slot: int = 0, first: int = 0) -> int:
         """Tokens into a slot; where the logits are."""
@@ -169,7 +164,7 @@ def logits_that_were_not_asked_for(b: Bench) -> object:
     return b.sampler(temperature=0.0).choose(b.context, 1)
 
 
-def a_chain_at_an_index_without_logits(b: Bench) -> object:
+def a_choice_at_an_index_without_logits(b: Bench) -> object:
     b.feed(1)
     return b.sampler(temperature=0.7).choose(b.context, 31)
 
@@ -180,28 +175,8 @@ def logits_of_the_batch_before(b: Bench) -> object:
     return b.sampler(temperature=0.7).choose(b.context, index)
 
 
-def a_chain_that_selects_nothing(b: Bench) -> object:
-    chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(5))
-    try:
-        return b.candidates.choose(chain, np.ones(b.vocab.size, np.float32))
-    finally:
-        lib.llama_sampler_free(chain)
-
-
-def a_chain_that_is_freed(b: Bench) -> object:
-    chain = b.chain(Sampling(seed=1))
-    chain.free()
-    chain.free()
-    return chain.pick(np.ones(b.vocab.size, np.float32))
-
-
-def a_chain_told_a_token_that_is_not_there(b: Bench) -> None:
-    chain = b.chain(Sampling(seed=1, repeat_penalty=1.5))
-    try:
-        chain.accept(b.vocab.size)
-    finally:
-        chain.free()
+def a_sampler_told_a_token_that_is_not_there(b: Bench) -> None:
+    SamplingPicker(Sampling(seed=1, repeat_penalty=1.5), b.vocab.size).accept(b.vocab.size)
 
 
 def scores_that_are_no_numbers(b: Bench) -> object:

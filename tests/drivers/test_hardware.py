@@ -13,6 +13,7 @@ from llmasos.drivers.llama.devices import Seen
 from llmasos.drivers.llama.library import amx_kernels, system_info
 from llmasos.drivers.llama.placement import Placement, choose, place, without
 from llmasos.drivers.local import gguf
+from llmasos.drivers.local.processor import processor
 from llmasos.kernel.abi.errors import SyscallError
 from llmasos.kernel.abi.values import Hardware
 from llmasos.userland import bootstrap
@@ -43,6 +44,18 @@ def test_the_processor_is_found_and_everything_has_a_name_of_its_own() -> None:
     assert len(set(names)) == len(names)
     assert all(one.note for one in found if not one.usable)
     assert "GGML_" not in found[0].note  # how to build for a GPU is told of a GPU that is there
+
+
+def test_the_processor_is_described_without_llama() -> None:
+    ours, theirs = processor(), llama.hardware()[0]
+    assert replace(ours, free=0) == replace(theirs, free=0, note="")
+    assert ours.memory >= ours.free > 0
+
+
+def test_a_processor_without_a_name_is_described_too(tmp_path: Path) -> None:
+    assert processor(tmp_path).description.startswith("processor, ")
+    file(tmp_path, "meminfo", "MemTotal:  ? kB\n")
+    assert (processor(tmp_path).memory, processor(tmp_path).free) == (0, 0)
 
 
 def test_a_machine_without_a_card_shows_none(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from llmasos.drivers.llama import mount as llama
-from llmasos.drivers.llama.chain import Candidates, Chain
 from llmasos.drivers.local.answers import Answers
+from llmasos.drivers.local.picking import SamplingPicker
 from llmasos.drivers.local.sampler import Bounds, Floats, sampler
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
@@ -52,17 +52,13 @@ class Scores:
 
 
 def bounds() -> Bounds:
-    candidates = Candidates(model().vocab.size)
-    return Bounds(model().vocab, grammars(), lambda sampling: Chain(sampling, candidates, 256))
+    return Bounds(model().vocab, grammars())
 
 
 def choose(scores: Scores, **fields: Any) -> int:
     values: dict[str, Any] = {"temperature": 0.0, "seed": 1, **fields}
     made = sampler(Sampling(**values), bounds())
-    try:
-        return made.choose(scores, 0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    finally:
-        made.free()
+    return made.choose(scores, 0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # --- one choice -------------------------------------------------------------------------------
@@ -85,13 +81,13 @@ def test_an_end_is_refused_until_the_grammar_may_end(temperature: float) -> None
 
 def test_a_refused_token_is_never_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     accepted: list[int] = []
-    accept = Chain.accept
+    accept = SamplingPicker.accept
 
-    def listen(self: Chain, token: int) -> None:
+    def listen(self: SamplingPicker, token: int) -> None:
         accepted.append(token)
         accept(self, token)
 
-    monkeypatch.setattr(Chain, "accept", listen)
+    monkeypatch.setattr(SamplingPicker, "accept", listen)
     [x], [a] = tokens("x"), tokens("a")
     assert choose(Scores(x, a), temperature=0.7, top_k=1, grammar='root ::= "a"') == a
     assert accepted == [a]
@@ -103,7 +99,7 @@ def test_ignoring_the_end_chooses_one_when_nothing_else_is_left() -> None:
     assert choose(Scores(end, a), ignore_eos=True, grammar='root ::= ""') == end
 
 
-def test_penalties_of_a_cold_chain_are_greedy() -> None:
+def test_penalties_without_a_temperature_are_greedy() -> None:
     [a] = tokens("a")
     assert choose(Scores(a), repeat_penalty=1.3) == a
 
@@ -122,7 +118,6 @@ def told(scores: Scores, **fields: Any) -> Logprob:
     values: dict[str, Any] = {"temperature": 0.0, "seed": 1, **fields}
     made = sampler(Sampling(**values), bounds())
     made.choose(scores, 0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    made.free()
     assert made.logprob is not None
     return made.logprob
 

@@ -39,11 +39,9 @@ BECOMES = {
     "a_context_of_257_slots": FAULT + "llama.cpp cannot create a context of 257 slots",
     "a_context_of_200_million_tokens": INVALID + "invalid value 200000000 for option window",
     "logits_that_were_not_asked_for": FAULT + "no logits at index 1",
-    "a_chain_at_an_index_without_logits": FAULT + "no logits at index 31",
+    "a_choice_at_an_index_without_logits": FAULT + "no logits at index 31",
     "logits_of_the_batch_before": FAULT + "no logits at index 1",
-    "a_chain_that_selects_nothing": FAULT + "llama.cpp's sampler chose no token",
-    "a_chain_that_is_freed": FAULT + "the sampler was freed",
-    "a_chain_told_a_token_that_is_not_there": FAULT + "the sampler cannot accept token 49152",
+    "a_sampler_told_a_token_that_is_not_there": FAULT + "the sampler cannot accept token 49152",
     "scores_that_are_no_numbers": FAULT + "the model returned logits that are not finite",
     "scores_without_a_finite_one": FAULT + "the model returned logits that are not finite",
     "a_bias_on_a_token_that_is_not_there": FAULT
