@@ -139,17 +139,19 @@ class SamplingPicker:
     result. Each final token is accepted exactly once.
     """
 
-    __slots__ = ("_counts", "_random", "_sampling", "_size", "_tokens")
+    __slots__ = ("_counts", "_penalised", "_random", "_sampling", "_size", "_tokens", "greedy")
 
     def __init__(self, sampling: Sampling, vocab_size: int) -> None:
         self._sampling, self._size = sampling, vocab_size
+        self._penalised = penalised(sampling)
+        self.greedy = sampling.temperature < COLD and not self._penalised  # it picks the best
         self._random = random.Random(sampling.seed or 0)
         # The tokens of the answer, each once, and how often it has them.
         self._tokens, self._counts = np.empty(0, np.intp), np.empty(0, np.float32)
 
     def pick(self, scores: Floats) -> int:
         """Choose a token. The scores stay as they are."""
-        if penalised(self._sampling) and len(self._tokens):
+        if self._penalised and len(self._tokens):
             scores = self._penalise(scores)
         if self._sampling.temperature < COLD:
             return int(scores.argmax())
@@ -168,7 +170,7 @@ class SamplingPicker:
     def accept(self, token: int) -> None:
         if not 0 <= token < self._size:
             raise DeviceFault(f"the sampler cannot accept token {token}")
-        if not penalised(self._sampling):
+        if not self._penalised:
             return
         known = np.flatnonzero(self._tokens == token)
         if len(known):

@@ -69,8 +69,9 @@ class Sampler:
             scores[self._biased] += self._added
         if len(self._banned):
             scores[self._banned] = -np.inf
-        _check(scores)
-        token = self._picker.pick(scores)
+        best = int(scores.argmax())  # of an undefined score, if there is one
+        _check(float(scores[best]))
+        token = best if self._picker.greedy else self._picker.pick(scores)
         if self._matcher is not None and not self._matcher.allows(token):
             token = self._choose_allowed(self._matcher, scores)
         if token in self._vocab.ends:
@@ -104,9 +105,9 @@ def sampler(sampling: Sampling, bounds: Bounds, domain: str = "") -> Sampler:
         raise DeviceFault(error.message, error.hint) from error
 
 
-def _check(scores: Floats) -> None:
+def _check(best: float) -> None:
     # An infinite or undefined score would make all probabilities undefined.
-    if not math.isfinite(float(scores.max())):
+    if not math.isfinite(best):
         raise DeviceFault("the model returned logits that are not finite")
 
 

@@ -3,13 +3,11 @@
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llmasos.drivers.llama import mount as llama
 from llmasos.drivers.openvino import mount as openvino
-from llmasos.kernel.abi.errors import SyscallError
 from llmasos.kernel.driver import Tuning
 from tests.drivers import contract, cut_model, prompt_contract
 from tests.drivers.contract import Promise
@@ -88,54 +86,3 @@ async def test_prompts_are_fed_as_ordered_on_openvino(cut: Path, tmp_path: Path)
 async def test_the_prompts_of_an_openvino_that_died_are_lost(cut: Path, tmp_path: Path) -> None:
     async with Rig(openvino, cut, tmp_path / "log", **contract.SMALL) as rig:
         await prompt_contract.the_prompts_of_an_engine_that_died_are_lost(rig)
-
-
-@pytest.fixture
-def no_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that are started now cannot import llama.cpp."""
-    (tmp_path / "llama_cpp.py").write_text("raise ImportError('not built yet')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-
-SAMPLINGS: list[dict[str, Any]] = [
-    {}, {"temperature": 0.9, "seed": 4}, {"grammar": 'root ::= "yes" | "no"'},
-]  # fmt: skip
-
-
-@pytest.mark.usefixtures("no_llama")
-async def test_openvino_answers_without_llama(cut: Path, rig: Rig, tmp_path: Path) -> None:
-    with pytest.raises(SyscallError, match="not built yet"):
-        async with Rig(llama, cut, tmp_path / "llama.log", **contract.SMALL):
-            pass
-    async with Rig(openvino, cut, tmp_path / "log", slots=1, window=512) as alone:
-        prompt = await alone.prompt()
-        assert prompt == await rig.prompt()
-        for sampling in SAMPLINGS:
-            outcome = await alone.run(prompt, **sampling)
-            assert outcome.text == (await rig.run(prompt, **sampling)).text
-
-
-def with_unproven_words(model: Path, folder: Path) -> Path:
-    """The file with a pre-tokenizer that is offered by llama.cpp only."""
-    data, target = bytearray(model.read_bytes()), folder / "unproven.gguf"
-    at = data.index(b"smollm", data.index(b"tokenizer.ggml.pre"))
-    data[at : at + 6] = b"refact"
-    target.write_bytes(data)
-    return target
-
-
-async def test_a_vocabulary_that_is_not_proven_is_that_of_llama(
-    cut: Path, rig: Rig, tmp_path: Path
-) -> None:
-    model = with_unproven_words(cut, tmp_path)
-    async with Rig(openvino, model, tmp_path / "log", slots=1, window=512) as other:
-        assert await other.prompt() == await rig.prompt()
-    assert "llama.cpp's: its pre-tokenizer is 'refact'" in (tmp_path / "log").read_text()
-
-
-@pytest.mark.usefixtures("no_llama")
-async def test_a_vocabulary_that_only_llama_knows_needs_it(cut: Path, tmp_path: Path) -> None:
-    model = with_unproven_words(cut, tmp_path)
-    with pytest.raises(SyscallError, match=r"need llama.cpp .*'refact'.* not built yet"):
-        async with Rig(openvino, model, tmp_path / "log", **contract.SMALL):
-            pass

@@ -1,0 +1,93 @@
+"""The OpenVINO engine answers where llama.cpp is not built yet, if it knows the vocabulary."""
+
+from collections.abc import AsyncIterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmasos.drivers.llama import mount as llama
+from llmasos.drivers.openvino import mount as openvino
+from llmasos.kernel.abi.errors import SyscallError
+from llmasos.kernel.driver import Tuning
+from tests.drivers import contract, cut_model
+from tests.drivers.rig import Rig
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def cut(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> Path:
+    """A model in Q8_0."""
+    folder = tmp_path_factory.mktemp("cut")
+    target, log = folder / "Q8_0.gguf", folder / "log"
+    request = Tuning(cut_model.path(), target, "Q8_0", measure=False, log=log)
+    await llama.tune(request, lambda _: None)
+    return target
+
+
+@pytest.fixture(scope="module")
+async def rig(cut: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+    log = tmp_path_factory.mktemp("openvino") / "log"
+    async with Rig(openvino, cut, log, slots=1, window=512) as rig:
+        yield rig
+
+
+@pytest.fixture
+def no_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started now cannot import llama.cpp."""
+    (tmp_path / "llama_cpp.py").write_text("raise ImportError('not built yet')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+SAMPLINGS: list[dict[str, Any]] = [
+    {}, {"temperature": 0.9, "seed": 4}, {"grammar": 'root ::= "yes" | "no"'},
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_llama")
+async def test_openvino_answers_without_llama(cut: Path, rig: Rig, tmp_path: Path) -> None:
+    with pytest.raises(SyscallError, match="not built yet"):
+        async with Rig(llama, cut, tmp_path / "llama.log", **contract.SMALL):
+            pass
+    async with Rig(openvino, cut, tmp_path / "log", slots=1, window=512) as alone:
+        prompt = await alone.prompt()
+        assert prompt == await rig.prompt()
+        for sampling in SAMPLINGS:
+            outcome = await alone.run(prompt, **sampling)
+            assert outcome.text == (await rig.run(prompt, **sampling)).text
+
+
+def with_unproven_words(model: Path, folder: Path) -> Path:
+    """The file with a pre-tokenizer that is offered by llama.cpp only."""
+    data, target = bytearray(model.read_bytes()), folder / "unproven.gguf"
+    at = data.index(b"smollm", data.index(b"tokenizer.ggml.pre"))
+    data[at : at + 6] = b"refact"
+    target.write_bytes(data)
+    return target
+
+
+async def test_a_vocabulary_that_is_not_proven_is_that_of_llama(
+    cut: Path, rig: Rig, tmp_path: Path
+) -> None:
+    model = with_unproven_words(cut, tmp_path)
+    async with Rig(openvino, model, tmp_path / "log", slots=1, window=512) as other:
+        assert await other.prompt() == await rig.prompt()
+    assert "llama.cpp's: its pre-tokenizer is 'refact'" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.usefixtures("no_llama")
+async def test_a_vocabulary_that_only_llama_knows_needs_it(cut: Path, tmp_path: Path) -> None:
+    model = with_unproven_words(cut, tmp_path)
+    with pytest.raises(SyscallError, match=r"need llama.cpp .*'refact'.* not built yet"):
+        async with Rig(openvino, model, tmp_path / "log", **contract.SMALL):
+            pass
