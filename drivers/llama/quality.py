@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmasos.drivers.local import gguf
+from llmasos.drivers.local import bare, gguf
 from llmasos.kernel.abi.errors import DeviceFault
 
-from . import bare, options, task
+from . import options, task
 from .context import LlamaContext
 from .library import lib
 from .model import LlamaModel, load
@@ -56,7 +56,7 @@ def _speed(model: LlamaModel, settings: LlamaSettings) -> tuple[float, float]:
     with_text = [token for token in range(model.vocab.size) if model.vocab.piece(token)]
     prompts = [chance.choices(with_text, k=_PROMPT_TOKENS) for _ in range(_SEQUENCES)]
     context = LlamaContext(model, settings)
-    loop = bare.Loop(context, model, shared=0, threads=None)
+    loop = bare.Loop(context, model.vocab, shared=0, threads=None)
     loop.warm()
     times = loop.run(prompts, _NEW_TOKENS)
     return (
