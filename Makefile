@@ -55,7 +55,7 @@ docs: setup
 bench: setup
 	@$(BIN)/llmasos bench --out benchmarks/results
 
-# The servers that `llmasos bench throughput` compares with.
+# What `llmasos bench throughput` compares with.
 peers: setup
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		--build-constraint constraints.txt --editable '.[peers]'

@@ -71,7 +71,7 @@ def perplexity(
     """The perplexity of a model over PASSAGE; `report` gets the progress, 0 to 1."""
     tokens = model.vocab.tokenize(PASSAGE.read_text(encoding="utf-8"), special=False)
     count = min(_WINDOWS, len(tokens) // window)
-    scorer = _Scorer(model, settings, window)
+    scorer = Scorer(model, settings, window)
     total, scored = 0.0, 0
     for number in range(count):
         losses = scorer.losses(tokens[number * window : (number + 1) * window])
@@ -80,7 +80,15 @@ def perplexity(
     return round(math.exp(total / scored), 3)
 
 
-class _Scorer:
+def likelihoods(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The logarithm of the softmax of logits."""
+    exact = scores.astype(np.float64)
+    shifted = exact - exact.max()  # exp() overflows otherwise
+    whole: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return whole
+
+
+class Scorer:
     """A context of one sequence that computes the likelihood of each token."""
 
     def __init__(self, model: LlamaModel, settings: LlamaSettings, window: int) -> None:
@@ -98,16 +106,21 @@ class _Scorer:
         """Negative log-likelihoods of the tokens of the second half, except its first."""
         first = len(tokens) // 2
         self._decode(tokens, first)
-        found: list[float] = []
-        for at in range(first, len(tokens) - 1):
-            pointer = lib.llama_get_logits_ith(self._context, at)
-            if not pointer:
-                raise DeviceFault(f"no logits at index {at}")
-            scores = np.ctypeslib.as_array(pointer, (self._vocab.size,)).astype(np.float64)
-            highest = scores.max()  # subtracted before exp(), which overflows otherwise
-            log_sum = highest + np.log(np.exp(scores - highest).sum())
-            found.append(float(log_sum - scores[tokens[at + 1]]))
-        return np.array(found)
+        rows = range(first, len(tokens) - 1)
+        return np.array([-float(self._likelihoods(at)[tokens[at + 1]]) for at in rows])
+
+    def likelihoods(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Log-likelihoods of all tokens of the vocabulary, at the places of `losses`."""
+        first = len(tokens) // 2
+        self._decode(tokens, first)
+        rows = [self._likelihoods(at) for at in range(first, len(tokens) - 1)]
+        return np.array(rows, np.float32)
+
+    def _likelihoods(self, at: int) -> NDArray[np.float64]:
+        pointer = lib.llama_get_logits_ith(self._context, at)
+        if not pointer:
+            raise DeviceFault(f"no logits at index {at}")
+        return likelihoods(np.ctypeslib.as_array(pointer, (self._vocab.size,)))
 
     def _decode(self, tokens: NDArray[np.int32], first: int) -> None:
         """Compute the tokens in an empty context, with scores from index `first` on."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmasos.userland import bench
-from llmasos.userland.bench import SUITES, choices, fairness, quiet, run
+from llmasos.userland.bench import SUITES, choices, fairness, quiet, run, throughput
 from llmasos.userland.bench.answers import TimedAnswer, crowded, longest_gap_s, step_s
 from llmasos.userland.bench.figures import (
     Attempt,
@@ -25,8 +25,22 @@ from llmasos.userland.bench.figures import (
     Take,
     table,
 )
-from llmasos.userland.bench.peers import HOST, LLAMA, Absent, PeerServer, llama_server
-from llmasos.userland.bench.rig import RigError, image, tuned
+from llmasos.userland.bench.peers import (
+    HOST,
+    LLAMA,
+    Absent,
+    PeerServer,
+    llama_server,
+    pipeline,
+)
+from llmasos.userland.bench.rig import (
+    RigError,
+    engine_of,
+    image,
+    mounted,
+    on_engine,
+    tuned,
+)
 from llmasos.userland.bench.texts import Chat
 from llmasos.userland.cli.exits import UsageError
 
@@ -36,7 +50,7 @@ BARS = (
 )
 
 
-LONG = ("choices", "exact", "layout", "paging", "throughput")
+LONG = ("choices", "engine", "exact", "layout", "paging", "throughput")
 
 
 def document(take: Take, *more: Attempt) -> ResultFile:
@@ -97,6 +111,31 @@ def test_a_crowd_is_timed_from_its_first_call_to_its_last_answer() -> None:
     seen = crowded([heard(1, 2, 3, begun=0.5), heard(2, 3, 4.5)], 3, 5)
     assert seen.rate == 6 / 4.5
     assert seen.ttft_p50_s == 1.25
+
+
+def test_a_single_call_is_a_crowd_of_its_own() -> None:
+    seen = crowded([heard(1, 2, 3, begun=0.5)], 3, 5)
+    assert (seen.rate, seen.ttft_p95_s) == (3 / 2.5, 0.5)
+
+
+def test_a_figure_of_two_rivals_is_the_lower_one_of_each_repeat() -> None:
+    assert throughput.lowest([[1.0, 0.9], [0.8, 1.1]]) == [0.8, 0.9]
+    assert throughput.lowest([]) == []
+
+
+def test_suites_mount_models_on_the_engine_of_the_command() -> None:
+    with on_engine("llama"), tuned() as (_, client), mounted(client, slots=1) as device:
+        assert engine_of(device) == "llama"
+
+
+def test_an_unknown_engine_is_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="engine"):
+        bench.main(["stall", "--engine", "other"])
+
+
+def test_a_pipeline_that_is_not_installed_is_absent(tmp_path: Path) -> None:
+    with pytest.raises(Absent, match="openvino-genai"), pipeline(str(tmp_path / "none.gguf")):
+        pass
 
 
 def test_a_crowd_that_made_other_tokens_than_asked_is_no_measurement() -> None:

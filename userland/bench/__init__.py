@@ -20,6 +20,7 @@ from . import (
     boot,
     choices,
     conversations,
+    engine,
     exact,
     fairness,
     fault,
@@ -34,10 +35,12 @@ from . import (
     oneshot,
     page,
     paging,
+    quality,
     recall,
     soak,
     stall,
     startup,
+    switch,
     syscall,
     throughput,
     tokenize,
@@ -45,7 +48,7 @@ from . import (
 )
 from .figures import ResultFile, Suite, table
 from .quiet import quietly
-from .rig import RigError, machine, terminable, versions
+from .rig import ENGINES, RigError, machine, on_engine, terminable, versions
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
@@ -54,11 +57,14 @@ SUITES: dict[str, Suite] = {
         oneshot.SUITE,
         startup.SUITE,
         throughput.SUITE,
+        engine.SUITE,
         stall.SUITE,
         isolation.SUITE,
         fairness.SUITE,
         fork.SUITE,
+        switch.SUITE,
         exact.SUITE,
+        quality.SUITE,
         grammar.SUITE,
         layout.SUITE,
         loop.SUITE,
@@ -95,13 +101,17 @@ def parser() -> argparse.ArgumentParser:
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
     either.add_argument("--tiny", action="store_true", help="a fast run without verdicts")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="", help="mount models on it; default: the machine's"
+    )
     parser.add_argument("--out", type=Path, help="also write DIR/SUITE.json", metavar="DIR")
     return parser
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    with terminable():
-        return _measure(parser().parse_args(args))
+    options = parser().parse_args(args)
+    with terminable(), on_engine(options.engine):
+        return _measure(options)
 
 
 def _measure(options: argparse.Namespace) -> int:

@@ -69,7 +69,7 @@ def crowded(answers: Sequence[TimedAnswer], new: int, prompt: int) -> Crowded:
             raise RigError(f"{counts} instead of {prompt} and {new}")
     took = max(one.ended for one in answers) - min(one.begun for one in answers)
     waits = [one.ttft_s for one in answers]
-    p95 = quantiles(waits, n=20, method="inclusive")[18]
+    p95 = quantiles(waits, n=20, method="inclusive")[18] if len(waits) > 1 else waits[0]
     texts = "\n".join(one.text for one in answers)
     digest = hashlib.sha256(texts.encode()).hexdigest()
     return Crowded(len(answers) * new / took, median(waits), p95, digest)

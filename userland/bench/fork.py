@@ -24,7 +24,7 @@ FIRST: Options = {**greedy(1), "raw": True}
 BARS = (
     Bar("fork.first_token_vs_prefill", f"{CHILDREN} forks of a process with {PROMPT_TOKENS:,} "
         "tokens until all have a first token, including the parent's prefill, over "
-        f"{CHILDREN} different prompts of that length", "x", "lower", 0.08),
+        f"{CHILDREN} different prompts of that length", "x", "lower", 0.07),
 )  # fmt: skip
 
 

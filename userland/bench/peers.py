@@ -1,4 +1,4 @@
-"""Other servers in child processes, and a fast client for them, to compare with.
+"""Other servers and pipelines in child processes, and a fast client for them, to compare with.
 
 The client speaks HTTP over plain sockets in this process, as the SDK runs in this process on our
 side, so that only the server is measured. A peer that is not installed is `Absent`; the message
@@ -18,17 +18,17 @@ from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from .answers import TimedAnswer
+from .answers import Crowded, TimedAnswer
 from .rig import READY_S, STOP_S, RigError, ends_with_us
 from .texts import Chat
 
 HOST = "127.0.0.1"
-LLAMA, PYTHON = "llama.cpp server", "llama_cpp.server"
+LLAMA, PYTHON, GENAI = "llama.cpp server", "llama_cpp.server", "openvino-genai"
 ENDS = ("<|im_end|>", "<|endoftext|>")  # of MODEL: forbidden where a server cannot ignore them
 HEAD_BYTES = 65_536
 _SETTINGS = ("n_ctx", "n_batch", "n_ubatch", "flash_attn", "logits_all", "cache")
@@ -128,6 +128,52 @@ async def _events(reader: BufferedByteReceiveStream) -> AsyncGenerator[dict[str,
     raise RigError("the stream ended without [DONE]")
 
 
+# --- a pipeline in one process --------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class PeerPipeline:
+    """A peer that computes in its own process and gets raw prompts."""
+
+    name: str
+    settings: Mapping[str, object]
+    requests: IO[str]
+    replies: IO[str]
+
+    def answered(self, prompts: Sequence[Sequence[int]], new: int) -> Crowded:
+        """Generate `new` tokens for all prompts at once."""
+        self.requests.write(json.dumps({"prompts": prompts, "new": new}) + "\n")
+        self.requests.flush()
+        line = self.replies.readline()
+        if not line:
+            raise RigError(f"{self.name} ended")
+        report = json.loads(line)
+        if report["tokens"] != len(prompts) * new:
+            wanted = len(prompts) * new
+            raise RigError(f"{self.name} made {report['tokens']} tokens, not {wanted}")
+        return Crowded(report["tokens"] / report["wall_s"], 0.0, 0.0, "")
+
+
+@contextmanager
+def pipeline(path: str) -> Generator[PeerPipeline]:
+    """openvino-genai's continuous batching. Absent when it is not installed."""
+    line = [sys.executable, "-m", f"{__package__}.genai", path, str(os.cpu_count() or 1)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as err:
+        child = subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, text=True,
+            preexec_fn=ends_with_us(),
+        )  # fmt: skip
+        try:
+            if child.stdin is None or child.stdout is None:
+                raise RigError(f"{GENAI} has no pipes")
+            settings = child.stdout.readline()
+            if not settings:
+                child.wait()
+                err.seek(0)
+                raise Absent(GENAI, err.read())
+            yield PeerPipeline(GENAI, json.loads(settings), child.stdin, child.stdout)
+        finally:
+            _end(child)
+
+
 # --- the servers ------------------------------------------------------------------------------
 @contextmanager
 def llama_server(path: str, slots: int, window: int) -> Generator[PeerServer]:
@@ -181,7 +227,7 @@ def _running(name: str, line: Sequence[str], ready: str) -> Generator[str]:
             _end(child)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     child.terminate()
     try:
         child.communicate(timeout=STOP_S)

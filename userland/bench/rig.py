@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -25,13 +26,15 @@ from llmasos.kernel.abi import values as v
 from llmasos.userland.client import BlockingClient
 
 MODEL = "smollm2"
+ENGINES = {"openvino": "OpenVINO", "llama": "llama.cpp"}  # as in the option `engine` of a mount
+_ENGINE: ContextVar[str] = ContextVar("engine", default="")
 READY_S = limits.READY_S
 STOP_S = 2 * limits.DRAIN_S + 5
 _PR_SET_PDEATHSIG = 1
 _PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
 PACKAGES = (
-    "llmasos", "llama-cpp-python", "xllamacpp", "msgpack", "pycasbin", "pydantic", "anyio",
-    "uvloop",
+    "llmasos", "llama-cpp-python", "xllamacpp", "openvino", "openvino-genai", "msgpack",
+    "pycasbin", "pydantic", "anyio", "uvloop",
 )  # fmt: skip
 
 
@@ -179,13 +182,29 @@ def tuned(**settings: object) -> Generator[tuple[Rig, BlockingClient]]:
 
 
 @contextmanager
+def on_engine(name: str) -> Generator[None]:
+    """Let suites mount models on this engine; empty: on the one that the machine chooses."""
+    token = _ENGINE.set(name)
+    try:
+        yield
+    finally:
+        _ENGINE.reset(token)
+
+
+@contextmanager
 def mounted(client: BlockingClient, **options: bool | int | float | str) -> Generator[v.DeviceInfo]:
     """Mount the model with options of its driver until the block ends."""
-    device = client.call("mount", v.Mount(MODEL, options), v.DeviceInfo)
+    chosen = {"engine": _ENGINE.get(), **options} if _ENGINE.get() else options
+    device = client.call("mount", v.Mount(MODEL, chosen), v.DeviceInfo)
     try:
         yield device
     finally:
         client.call("unmount", v.Unmount(MODEL), v.Nothing)
+
+
+def engine_of(device: v.DeviceInfo) -> str:
+    """The engine that computes a device."""
+    return "openvino" if ENGINES["openvino"] in device.placement.partition(";")[0] else "llama"
 
 
 def facts(client: BlockingClient) -> dict[str, object]:
