@@ -10,6 +10,7 @@ reordered once so that rows i and i + size/2 are turned, which prompts compute 3
 order of the rows changes no attention score, because queries and keys have the same order.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmasos.kernel.abi import paths
 from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from .library import FrontEndManager, PagedAttention, ops, ov
+from .weights import MappedWeights
+
+log = logging.getLogger(__name__)
 
 Node = Any  # openvino.Node
 _INPUTS = ("inp_tokens", "inp_pos", "inp_out_ids")  # inputs of the converted graph that stay
@@ -34,8 +39,13 @@ class PagedGraph:
     """A graph for many sequences."""
 
     model: Any  # openvino.Model
-    source: Any  # the converted graph, which owns the weights
+    weights: MappedWeights | None  # None: they are in memory
     layers: int
+
+    def release(self) -> None:
+        """Give back the memory of the weights, after the graph has computed a step."""
+        if self.weights is not None:
+            self.weights.release()
 
     def before_logits(self) -> "PagedGraph":
         """The same graph with the input of its last matrix product as output."""
@@ -45,7 +55,7 @@ class PagedGraph:
             node = _source(node)
         hidden = ops.result(node.input_value(0))
         model = ov.Model([hidden], self.model.get_parameters(), "hidden")
-        return PagedGraph(model, self.source, self.layers)
+        return PagedGraph(model, self.weights, self.layers)
 
     @property
     def vocab_size(self) -> int:
@@ -62,7 +72,17 @@ def convert(path: Path) -> PagedGraph:
         raise _unsupported(f"its frontend cannot convert {path.name}: {error}") from error
     _check_inputs(source)
     paged = _Paged(source)
-    return PagedGraph(paged.build(), source, paged.layers)
+    model = paged.build()
+    return PagedGraph(model, _mapped(model), paged.layers)
+
+
+def _mapped(model: Any) -> MappedWeights | None:
+    """The weights of a graph in a file; None: there is no room for one."""
+    try:
+        return MappedWeights(model, paths.find().cache)
+    except (OSError, SyscallError) as error:
+        log.warning("the weights stay in memory: %s", error)
+        return None
 
 
 def _converted(path: Path) -> Any:
@@ -105,6 +125,8 @@ class _Paged:
             if node.get_type_name() == "ScaledDotProductAttention":
                 self._replace(node)
                 self.layers += 1
+            elif node.get_type_name() == "Gather":
+                _gather_rows(node)
         if not self.layers:
             raise _unsupported("the graph has no attention")
         logits, *others = self._source.get_results()
@@ -159,6 +181,26 @@ class _Paged:
             _number(0), _empty(np.int32), _empty(np.int32), _empty(np.int32), _empty(np.int32),
             _empty(np.uint8), _empty(np.int32),
         ]  # fmt: skip
+
+
+def _gather_rows(gather: Node) -> None:
+    """Let the embeddings of tokens be computed from the rows that are read.
+
+    Otherwise OpenVINO computes the whole table of numbers that it is stored in, once, and keeps it.
+    """
+    table = _behind_convert(_source(gather))
+    product = _source(table) if table.get_type_name() == "Reshape" else table
+    if product.get_type_name() != "Multiply" or len(_shape(table)) != 2:
+        return
+    values, scales = _behind_convert(_source(product)), _source(product, 1)
+    if {values.get_type_name(), scales.get_type_name()} != {"Constant"}:
+        return
+    places, axis = gather.input_value(1), _number(0)
+    rows = ops.convert(ops.gather(values, places, axis), "f32")
+    factors = ops.convert(ops.gather(scales, places, axis), "f32")
+    result = ops.reshape(ops.multiply(rows, factors), _constant([1, -1, _shape(table)[1]]), False)
+    for target in list(gather.output(0).get_target_inputs()):
+        target.replace_source_output(result.output(0))
 
 
 class _Rotary:
@@ -270,6 +312,12 @@ def _heads(node: Node) -> tuple[int, int]:
     """Heads, and the size of one."""
     heads, size = list(node.get_output_partial_shape(0))[2:]
     return heads.get_length(), size.get_length()
+
+
+def _shape(node: Node) -> list[int]:
+    """The static shape of a node; empty when it has none."""
+    shape = node.get_output_partial_shape(0)
+    return list(shape.to_shape()) if shape.is_static else []
 
 
 def _width(node: Node) -> int:

@@ -40,6 +40,7 @@ class PagedModel:
         self._caches: list[tuple[str, Any]] = []  # name of the input, tensor
         self._compile(threads)
         self._request = self._requests[threads]
+        self._used: Any = None  # the request that computed the last step
         self._compiling: threading.Thread | None = None
 
     def _compile(self, threads: int) -> None:
@@ -93,6 +94,9 @@ class PagedModel:
             for name, tensor in tensors.items():
                 self._request.set_tensor(name, tensor)
             self._request.infer()  # releases the GIL
+            if self._used is not self._request:
+                self._used = self._request
+                self._graph.release()
         except RuntimeError as error:
             raise DeviceFault(f"OpenVINO failed: {error}") from error
         output: Floats = self._request.get_output_tensor(0).data

@@ -8,6 +8,7 @@ from llmasos.drivers.local import gguf
 from llmasos.drivers.local.driver import Choices, EngineChoice, LocalEngine
 from llmasos.drivers.local.gguf import Header
 from llmasos.drivers.local.link import Program
+from llmasos.kernel.abi import paths
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Hardware, Progress, Quality
 from llmasos.kernel.driver import Engine, ImageFacts, Option, Tuning
@@ -50,8 +51,8 @@ def choice(values: Mapping[str, Option]) -> EngineChoice:
 
 
 def environment() -> dict[str, str]:
-    """The environment of a child."""
-    return process.environment({})
+    """The environment of a child, which maps a file in the cache directory."""
+    return process.environment({}, LLMASOS_CACHE_DIR=str(paths.find().cache))
 
 
 def engine(path: Path, values: Mapping[str, Option], log: Path) -> Engine:
