@@ -26,7 +26,7 @@ from llmasos.drivers.stops import Scan
 from .context import Context, Run, Vocab
 from .threads import Threads
 
-_WARM_STEPS = 300  # of random shapes, before the memory is measured
+_WARM_STEPS = 300  # of random shapes at most, before the memory is measured
 _LONGEST_PIECE, _MOST_TOKENS = 120, 200  # of a random prompt
 
 
@@ -182,7 +182,7 @@ def _greedy(context: Context, index: int, banned: NDArray[np.intp]) -> int:
 def churn(context: Context, seed: int, steps: int) -> dict[str, float]:
     """Compute steps of random shapes; the resident memory after the first ones and at the end."""
     chance = random.Random(seed)
-    _random_steps(context, chance, _WARM_STEPS)
+    _random_steps(context, chance, min(steps, _WARM_STEPS))
     before = _resident_mb()
     _random_steps(context, chance, steps)
     return {"before_mb": before, "after_mb": _resident_mb()}

@@ -7,7 +7,10 @@ import select
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 from tests.drivers import cut_model
 
@@ -64,10 +67,21 @@ def test_the_child_ends_when_its_kernel_is_gone_before_it_looks() -> None:
     assert done.returncode == 0
 
 
-def test_the_bare_loop_does_the_work_it_was_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "llama",
+        pytest.param(
+            "openvino",
+            marks=pytest.mark.skipif(find_spec("openvino") is None, reason="it is not installed"),
+        ),
+    ],
+)
+def test_the_bare_loop_does_the_work_it_was_given(engine: str, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps([[10, 11, 12, 13], [20, 21, 22]]))
-    command = [sys.executable, "-m", "llmasos.drivers.llama.bare", "--model", str(cut_model.path())]
+    module = f"llmasos.drivers.{engine}.bare"
+    command = [sys.executable, "-m", module, "--model", str(cut_model.path())]
     command += ["--sequences", "2", "--new", "4", "--prompts", str(prompts), "--window", "256"]
     done = subprocess.run(
         [*command, "--repeats", "2"], capture_output=True, check=True, timeout=_DEADLINE_S
@@ -75,3 +89,7 @@ def test_the_bare_loop_does_the_work_it_was_given(tmp_path: Path) -> None:
     first, second = [json.loads(line) for line in done.stdout.splitlines()]
     assert (first["tokens"], first["prompt_tokens"], first["sequences"]) == (8, 7, 2)
     assert first["text_sha256"] == second["text_sha256"]
+    steps = ["--random-steps", "3"]
+    done = subprocess.run([*command, *steps], capture_output=True, check=True, timeout=_DEADLINE_S)
+    resident = json.loads(done.stdout)
+    assert min(resident["before_mb"], resident["after_mb"]) > 0
