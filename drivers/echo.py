@@ -209,9 +209,10 @@ class EchoEngine:
             raise DeviceFault("the engine is down", "it is being restarted; try again later")
 
     async def check(self, sampling: Sampling, domain: str = "") -> None:
-        """ENOTSUP for a grammar, a schema, logprobs and bias."""
+        """ENOTSUP for a grammar, a schema, logprobs, bias and lookup."""
         for name, requested in (("grammar", sampling.grammar), ("schema", sampling.schema),
-                            ("logprobs", sampling.logprobs), ("bias", sampling.bias)):  # fmt: skip
+                            ("logprobs", sampling.logprobs), ("bias", sampling.bias),
+                            ("lookup", sampling.lookup)):  # fmt: skip
             if requested:
                 raise SyscallError(Errno.ENOTSUP, f"the echo engine does not support {name}")
 

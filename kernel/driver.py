@@ -34,6 +34,7 @@ CAPABILITIES = (
     "stop",
     "embed",
     "deterministic",  # it can be mounted as deterministic
+    "lookup",  # it drafts answers from their prompts
 )
 
 
@@ -163,6 +164,8 @@ class Step:
     recompute: int = 0  # tokens of a lost context to be computed again; reported once, after unpark
     source: int = 0  # number of the saved context that it reuses; reported with `cached`
     saved: Sequence[ContextSaved] = ()  # one for each save of its admission, and a shared beginning
+    drafted: int = 0  # tokens that prompt lookup predicted in this step
+    accepted: int = 0  # those of `drafted` that are part of the answer
 
 
 @dataclass(frozen=True, slots=True)

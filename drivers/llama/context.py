@@ -26,6 +26,7 @@ from .settings import LlamaSettings
 
 Floats = NDArray[np.float32]
 _BF16 = 30  # of enum ggml_type
+_WHOLE_CELLS = 256  # in use: more are divided among the threads
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class LlamaContext:
         self.slots, self._window = slots, settings.window
         self.vocab_size = model.vocab.size
         self.threads = settings.threads
-        self._on_gpu = settings.gpu_layers > 0
+        self._on_gpu, self._flash = settings.gpu_layers > 0, settings.flash
         # On a GPU a slot is copied on the device: through the CPU it takes many times as long.
         self.copies_slots = self._on_gpu
         # On a GPU the kernel of a matrix product depends on its number of rows, and the split of
@@ -91,6 +92,16 @@ class LlamaContext:
         self._batch: Any = batch
 
     @property
+    def exact_runs(self) -> int:
+        """Flash attention of several threads computes a single row in another order.
+
+        It does so when more than 256 cells are in use. Other kernels depend on the number of rows.
+        """
+        if self._on_gpu or not self._flash:
+            return 0
+        return self._window if self.threads == 1 else _WHOLE_CELLS
+
+    @property
     def trial_sizes(self) -> Sequence[int]:
         """A model that aborts does so before the first call."""
         if self._on_gpu:  # a GPU loads the kernels of a batch size at its first use
@@ -98,7 +109,7 @@ class LlamaContext:
         return (1,)
 
     def decode(self, runs: Sequence[Run]) -> dict[int, int]:
-        """Compute one batch; the index of the logits of each slot that asks for them."""
+        """Compute one batch; the index of the first logits of each slot that asks for them."""
         self._check_use()
         if not runs:
             raise DeviceFault("the batch has no runs")
@@ -106,6 +117,7 @@ class LlamaContext:
             raise DeviceFault(f"two of the {len(runs)} runs of a batch are of one slot")
         at = 0
         asked: dict[int, int] = {}
+        logits_at: list[int] = []
         # In slot order: llama.cpp computes only adjacent slots together.
         for run in sorted(runs, key=lambda run: run.slot):
             end = self._check(run, at)
@@ -115,15 +127,16 @@ class LlamaContext:
             self._slot_pointers[at:end] = slot_id
             self._wants_logits[at:end] = 0
             if run.asks:
-                self._wants_logits[end - 1] = 1
-                asked[run.slot] = end - 1
+                asked[run.slot] = end - run.asks
+                self._wants_logits[end - run.asks : end] = 1
+                logits_at += range(end - run.asks, end)
             at = end
         self._batch.n_tokens = at
         self._logits_at = frozenset()
         result: int = lib.llama_decode(self._handle, self._batch)
         if result:
             raise DeviceFault(f"llama_decode returned {result} for {at} tokens")
-        self._logits_at = frozenset(asked.values())
+        self._logits_at = frozenset(logits_at)
         self._copied = None
         return asked
 
@@ -144,6 +157,8 @@ class LlamaContext:
         end = at + len(run.tokens)
         if not run.tokens or end > self.batch_tokens:
             raise DeviceFault(f"the batch has {end} tokens; 1 to {self.batch_tokens} are allowed")
+        if not 0 <= run.asks <= len(run.tokens):
+            raise DeviceFault(f"a run of {len(run.tokens)} tokens asks for {run.asks} logits")
         length, last = self.length(run.slot), run.first + len(run.tokens) - 1
         if run.first != length:
             raise DeviceFault(
@@ -206,7 +221,7 @@ class LlamaContext:
         slot = self._copied
         if slot is not None:
             length = self.length(slot)
-            self.decode([Run(slot, length, [0], asks=False)])
+            self.decode([Run(slot, length, [0], asks=0)])
             self.keep(slot, length)
 
     def save(self, slot: int) -> "StateBytes":
@@ -236,7 +251,7 @@ class LlamaContext:
         """Measured: the fixed part and a token."""
         sizes: list[int] = []
         for first in range(2):
-            self.decode([Run(0, first, [0], asks=False)])
+            self.decode([Run(0, first, [0], asks=0)])
             sizes.append(self.save(0).nbytes)
         self.keep(0, 0)
         token = max(1, sizes[1] - sizes[0])

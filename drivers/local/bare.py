@@ -116,7 +116,7 @@ class Loop:
     def warm(self) -> None:
         """Compute each size once that the engine computes before its first call."""
         for size in self.context.trial_sizes:
-            self._decode([Run(0, 0, [0] * size, asks=True)])
+            self._decode([Run(0, 0, [0] * size, asks=1)])
             self.context.keep(0, 0)
 
     def _decode(self, runs: list[Run]) -> dict[int, int]:
@@ -133,7 +133,7 @@ class Loop:
         answers = [[token] for token in tokens]
         for step in range(new - 1):
             asked = self._decode([
-                Run(slot, len(prompts[slot]) + step, [token], asks=True)
+                Run(slot, len(prompts[slot]) + step, [token], asks=1)
                 for slot, token in enumerate(tokens)
             ])  # fmt: skip
             tokens = [_greedy(self.context, asked[slot], banned) for slot in range(len(prompts))]
@@ -154,7 +154,7 @@ class Loop:
             at = self.shared
             while at < len(prompt):
                 size = min(room, len(prompt) - at)
-                runs.append(Run(slot, at, prompt[at : at + size], asks=at + size == len(prompt)))
+                runs.append(Run(slot, at, prompt[at : at + size], asks=int(at + size == len(prompt))))
                 at, room = at + size, room - size
                 if room == 0 or (at == len(prompt) and slot == len(prompts) - 1):
                     for asked, index in self._decode(runs).items():
@@ -167,7 +167,7 @@ class Loop:
         size = self.context.batch_tokens
         for at in range(0, self.shared, size):
             part = prompts[0][at : min(self.shared, at + size)]
-            self._decode([Run(0, at, part, asks=False)])
+            self._decode([Run(0, at, part, asks=0)])
         if self.shared:
             for slot in range(1, len(prompts)):
                 self.context.copy(0, slot)

@@ -17,6 +17,7 @@ from llmasos.kernel.abi.values import Finish, Logprob
 from llmasos.kernel.driver import Admission, ContextSaved, Step
 
 from .context import Exactness
+from .lookup import Lookup
 from .prefix import Saved
 from .sampler import Sampler
 from .slots import ContextSlot, Reuse
@@ -40,6 +41,9 @@ class EngineCall:
         self.finish: Finish | None = None
         self.begun = False  # its reused prefix is in the slot
         self.feeds = False  # it fed prompt tokens in the last step
+        self.lookup: Lookup | None = None
+        self.draft: Sequence[int] = ()  # computed after `next` in this step
+        self.drafted = self.accepted = 0  # tokens since the last step
         self.saves: list[ContextSaved] = []  # not yet reported
         self.recompute = 0  # tokens of a lost context, not yet reported
         self._reuse: Reuse | None = None  # not yet reported
@@ -50,6 +54,7 @@ class EngineCall:
         self._logprobs: list[Logprob] = []  # since the last step
         self._logprob_stream = LogprobStream()
         self._tokens = self._fed = 0  # since the last step
+        self._most = admission.sampling.max_tokens or limits.MAX_TOKENS
 
     @property
     def runnable(self) -> bool:
@@ -117,6 +122,18 @@ class EngineCall:
         self._fed += tokens
         self.grant -= tokens
 
+    def room(self, window: int) -> int:
+        """Tokens that may be drafted: its grant, its limit and the window allow one more."""
+        count = len(self._ends)
+        left = window - len(self.admission.prompt.tokens) - count
+        return max(0, min(self.grant, left, self._most - count) - 1)
+
+    def take_draft(self) -> Sequence[int]:
+        """Its draft, which is computed."""
+        draft, self.draft = self.draft, ()
+        self.drafted += len(draft)
+        return draft
+
     def choose(self, token: int, piece: bytes | None, window: int) -> None:
         """Add the next token; `piece` None: it ends the answer."""
         self.next = None
@@ -132,20 +149,21 @@ class EngineCall:
         self.pending, self.next = None, token
         self.grant -= 1
         self._tokens += 1
+        if self.lookup is not None:
+            self.lookup.add(token)
         if (logprob := self.sampler.logprob) is not None:
             self._logprob_stream.add(logprob)
         self._append(self.scan.feed(piece))
         self._ends.append(self.scan.seen)
         count = len(self._ends)
         full = len(self.admission.prompt.tokens) + count >= window
-        most = self.admission.sampling.max_tokens or limits.MAX_TOKENS
         if self.scan.stopped:
             # A stop string truncates the answer, so it need not satisfy the schema.
             structured = self.admission.sampling.schema is not None
             self.finish = Finish.LENGTH if structured else Finish.STOP
         elif self.sampler.finished:
             self.finish = Finish.STOP
-        elif full or count >= most:
+        elif full or count >= self._most:
             self.finish = Finish.LENGTH
 
     def _append(self, text: str) -> None:
@@ -176,8 +194,11 @@ class EngineCall:
             recompute=self.recompute,
             source=reuse.source,
             saved=self.saves,
+            drafted=self.drafted,
+            accepted=self.accepted,
         )
         self._new_texts, self._logprobs = [], []
         self._tokens, self._fed, self.recompute = 0, 0, 0
+        self.drafted, self.accepted = 0, 0
         self._reuse, self.saves = None, []
         return step

@@ -30,7 +30,7 @@ from llmasos.kernel.driver import Step
 
 from . import frames
 from .composing import TextRequests
-from .context import Context, StateSize, VectorContext, Vocab
+from .context import Context, VectorContext, Vocab
 from .embed import Embedder, window
 from .engine import BatchEngine, EngineParts
 from .frames import EngineSettings
@@ -77,7 +77,7 @@ def main(fd: int, kernel_pid: int, load: Load) -> NoReturn:
     queues = {kind: [texts] for kind in (frames.LOAD, *_TEXTS, frames.EMBED)}
     queues |= {frames.CHECK: [checks]} | {kind: [texts, commands] for kind in _DROPS}
     start_thread(frames.NAME, lambda: _read(parent, queues, commands, ready_texts))
-    ready: SimpleQueue[SyscallError | StateSize] = SimpleQueue()
+    ready: SimpleQueue[SyscallError | BatchEngine] = SimpleQueue()
     try:
         loaded = load(texts.get()[1], lambda done: parent.send([frames.LOADING, float(done)]))
         settings, vocab = loaded.settings, loaded.vocab
@@ -88,12 +88,12 @@ def main(fd: int, kernel_pid: int, load: Load) -> NoReturn:
         parts = EngineParts(bounds, Embedder(loaded.vectors), requests.prompts)
         start_thread(frames.NAME, lambda: _check(checks, grammars, parent))
         start_thread(frames.NAME, lambda: _compute(loaded, parts, commands, ready, parent))
-        if isinstance(size := ready.get(), SyscallError):
-            raise size
+        if isinstance(engine := ready.get(), SyscallError):
+            raise engine
     except SyscallError as error:
         parent.send_error(0, error)
         os._exit(1)
-    parent.send([UP, _facts(loaded, size)])
+    parent.send([UP, _facts(loaded, engine)])
     while True:
         frame = texts.get()
         if frame[0] == frames.EMBED:
@@ -131,7 +131,7 @@ def _read(
 
 def _compute(
     loaded: Loaded, parts: EngineParts, commands: "SimpleQueue[Frame]",
-    ready: "SimpleQueue[SyscallError | StateSize]", parent: ParentConnection,
+    ready: "SimpleQueue[SyscallError | BatchEngine]", parent: ParentConnection,
 ) -> None:  # fmt: skip
     """The engine thread. Its worker threads inherit the niceness: texts and the kernel go first."""
     lower_priority(loaded.settings.nice)
@@ -141,7 +141,7 @@ def _compute(
     except SyscallError as error:
         ready.put(error)
         return
-    ready.put(engine.state_size)
+    ready.put(engine)
 
     def report(steps: Sequence[Step]) -> None:
         parent.send([frames.STEPS, *map(frames.step_out, steps)])
@@ -185,8 +185,9 @@ def _embed(
         parent.send_error(number, error)
 
 
-def _facts(loaded: Loaded, size: StateSize) -> dict[str, object]:
-    settings = loaded.settings
+def _facts(loaded: Loaded, engine: BatchEngine) -> dict[str, object]:
+    settings, size = loaded.settings, engine.state_size
+    lookup = ["lookup"] if engine.drafts.enabled else []
     return {
         "slots": settings.slots,
         "width": settings.width,
@@ -194,7 +195,7 @@ def _facts(loaded: Loaded, size: StateSize) -> dict[str, object]:
         "cells": settings.slots * settings.window,
         "os_pid": os.getpid(),
         **loaded.facts,
-        "capabilities": list(_CAPABILITIES),
+        "capabilities": [*_CAPABILITIES, *lookup],
         "vocab": loaded.vocab.size,
         "turn": limits.PROMPT_QUANTUM_TOKENS if settings.chunk_s else settings.window,
         "deterministic": settings.deterministic,

@@ -54,12 +54,12 @@ class Vocab(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive tokens of one slot in a batch. `asks`: logits are needed after the last."""
+    """Consecutive tokens of one slot in a batch."""
 
     slot: int
     first: int  # position
     tokens: Sequence[int]
-    asks: bool
+    asks: int  # logits are needed after each of so many of its last tokens
 
 
 class SavedState(Protocol):
@@ -125,12 +125,21 @@ class Context(Protocol):
     exactness: Exactness
 
     @property
+    def exact_runs(self) -> int:
+        """In a slot of at most so many tokens, the only one in its batches, the last tokens have
+        the same results in one run and one by one."""
+        ...
+
+    @property
     def trial_sizes(self) -> Sequence[int]:
         """Sizes of the batches that are computed before the first call."""
         ...
 
     def decode(self, runs: Sequence[Run]) -> dict[int, int]:
-        """Compute one batch; the index of the logits of each slot that asks for them."""
+        """Compute one batch; for each slot that asks for logits, the index of the first ones.
+
+        Those after the next tokens of the slot have the next indexes.
+        """
         ...
 
     def logits(self, index: int) -> "Floats":

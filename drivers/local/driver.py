@@ -135,8 +135,16 @@ class LocalEngine:
         return _prompt(values, last, keep) if values else None
 
     async def check(self, sampling: Sampling, domain: str = "") -> None:
-        """Compile the grammar in the child, before the call gets a slot. EINVAL, ETIMEDOUT."""
+        """Compile the grammar in the child, before the call gets a slot. EINVAL, ETIMEDOUT.
+
+        ENOTSUP for lookup that this mount does not offer.
+        """
         check_biased(sampling.bias, self._child.running.facts.vocab)
+        if sampling.lookup and "lookup" not in self._child.running.facts.capabilities:
+            why = "it is deterministic, or its model cannot drop computed tokens"
+            raise SyscallError(
+                Errno.ENOTSUP, f"this mount does not support lookup: {why}", "leave it out"
+            )
         if sampling.grammar is None and sampling.schema is None:
             return
         try:

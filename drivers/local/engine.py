@@ -23,7 +23,9 @@ from llmasos.kernel.driver import Admission, Step
 from . import exact, frames
 from .calls import EngineCall
 from .context import Context, Exactness, Run, StateSize, Vocab
+from .drafts import Drafts
 from .embed import Embedder
+from .lookup import ROWS
 from .pace import StepPace, portions
 from .sampler import Bounds, sampler
 from .slots import Slots
@@ -58,6 +60,7 @@ class BatchEngine:
         # Of a deterministic engine; of others, pieces of any size share a batch with answers.
         self._exactness = context.exactness if settings.deterministic else Exactness()
         self._pace = StepPace()
+        self.drafts = Drafts(context, settings.window)
         self._threads = Threads(settings.threads) if settings.adaptive else None
         self._bounds = parts.bounds
         self._embedder = parts.embedder
@@ -74,9 +77,11 @@ class BatchEngine:
         """Compute a trial batch and drop it: a model that aborts does so before the first call."""
         token = self._vocab.begin or 0
         for size in self._context.trial_sizes:
-            asked = self._context.decode([Run(0, 0, [token] * size, asks=True)])
+            asked = self._context.decode([Run(0, 0, [token] * size, asks=min(size, ROWS))])
             self._context.logits(asked[0])
             self._context.keep(0, 0)
+        if not self._exactness.piece_tokens:
+            self.drafts.enable()
         self.state_size = self._context.state_size()
         exactness = self._exactness
         if exactness.piece_tokens and exactness.answers_together:
@@ -171,6 +176,7 @@ class BatchEngine:
             self._steps.append(Step(number, error=error))
             return
         call.saves += self._slots.enter(slot, domain, history, tokens, save)
+        call.lookup = self.drafts.lookup(tokens, sampling)
         slot.call = number
         self._calls[number] = call
         self._guard(call, self._begin)
@@ -297,7 +303,10 @@ class BatchEngine:
                 self._sample(call, index)
         answers = sum(len(run.tokens) for call, run in runs if not call.feeds)
         fed = sum(len(run.tokens) for _, run in runs) - answers
-        self._pace.learn(fed, answers, time.monotonic() - begun)
+        took_s = time.monotonic() - begun
+        self._pace.learn(fed, answers, took_s)
+        if not fed:
+            self.drafts.learn(answers, took_s)
 
     def _batches(self, runs: list[tuple[EngineCall, Run]]) -> list[list[tuple[EngineCall, Run]]]:
         if not self._exactness.alone:
@@ -316,16 +325,18 @@ class BatchEngine:
         room = self._pace.room(self._chunk_s, answering=stalls)
         room = min(room, self._context.batch_tokens - len(decoding))
         runs: list[tuple[EngineCall, Run]] = []
+        self.drafts.choose(decoding, feeding=bool(feeding))
         for call in decoding:
             call.feeds = False
-            runs.append((call, _run(call, [call.next or 0], asks=True)))
+            tokens = [call.next or 0, *call.draft]
+            runs.append((call, _run(call, tokens, asks=len(tokens))))
         sizes = portions([min(call.left, call.grant) for call in feeding], room)
         for call, size in zip(feeding, sizes, strict=True):
             if size:
                 call.feeds = True
                 self._order.fed(call.admission.call)
                 tokens, asks = call.piece(size, self._exactness)
-                runs.append((call, _run(call, tokens, asks=asks)))
+                runs.append((call, _run(call, tokens, asks=int(asks))))
         return runs
 
     def _decode(self, runs: list[tuple[EngineCall, Run]]) -> list[tuple[EngineCall, int]]:
@@ -353,13 +364,21 @@ class BatchEngine:
         return []
 
     def _sample(self, call: EngineCall, index: int) -> None:
-        try:
-            token = call.sampler.choose(self._context, index)
-        except DeviceFault as error:
-            self._report(call, error)
-            return
-        piece = None if token in self._vocab.ends else self._vocab.piece(token)
-        call.choose(token, piece, self._window)
+        """Sample after each computed token, until a token is not the drafted one."""
+        draft = call.take_draft()
+        for at in range(len(draft) + 1):
+            try:
+                token = call.sampler.choose(self._context, index + at)
+            except DeviceFault as error:
+                self._report(call, error)
+                return
+            piece = None if token in self._vocab.ends else self._vocab.piece(token)
+            call.choose(token, piece, self._window)
+            right = at < len(draft) and token == draft[at]
+            call.accepted += right and piece is not None
+            if call.finish is not None or not right:
+                self._slots.remove_last(call.slot, len(draft) - at)
+                return
 
     def _guard(self, call: EngineCall, act: Callable[[EngineCall], None]) -> None:
         """Run `act`; a DeviceFault ends this call only."""
@@ -389,7 +408,7 @@ class BatchEngine:
                 self._slots.clear(call.slot)
 
 
-def _run(call: EngineCall, tokens: Sequence[int], *, asks: bool) -> Run:
+def _run(call: EngineCall, tokens: Sequence[int], *, asks: int) -> Run:
     slot = call.slot
     if slot is None:
         raise DeviceFault(f"call {call.admission.call} is parked")

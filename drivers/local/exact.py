@@ -54,10 +54,10 @@ def _batched(
     _empty(context)
     slots = range(first, first + count)
     for slot in slots:
-        context.decode([Run(slot, 0, prompts[slot], asks=False)])
+        context.decode([Run(slot, 0, prompts[slot], asks=0)])
     found: list[tuple[int, int, NDArray[np.float32]]] = []
     for at in range(_ANSWER):
-        runs = [Run(s, len(prompts[s]) + at, [answers[s][at]], asks=True) for s in slots]
+        runs = [Run(s, len(prompts[s]) + at, [answers[s][at]], asks=1) for s in slots]
         asked = context.decode(runs)
         found += [(slot, at, context.logits(asked[slot]).copy()) for slot in slots]
     return found

@@ -86,12 +86,13 @@ def step_out(step: Step) -> Frame:
         step.call, step.text, step.tokens, step.fed, step.cached, step.finish, error,
         cuts_out(step.cuts), list(step.logprobs), step.lost, step.recompute, step.source,
         [[saved.number, saved.bytes, *saved.beginnings] for saved in step.saved],
+        step.drafted, step.accepted,
     ]  # fmt: skip
 
 
 def step_in(frame: Frame) -> Step:
     call, text, tokens, fed, cached, finish, error, cuts, logprobs, lost, *rest = frame
-    recompute, source, saved = rest
+    recompute, source, saved, drafted, accepted = rest
     return Step(
         call, text, tokens, fed, cached,
         finish=Finish(finish) if finish else None,
@@ -100,6 +101,7 @@ def step_in(frame: Frame) -> Step:
         logprobs=[build(Logprob, one) for one in logprobs],
         lost=lost, recompute=recompute, source=source,
         saved=[ContextSaved(number, size, others) for number, size, *others in saved],
+        drafted=drafted, accepted=accepted,
     )  # fmt: skip
 
 

@@ -190,6 +190,12 @@ class Slots:
             slot.tokens, slot.exact = saved.tokens[:kept], min(saved.exact, kept)
             slot.tainted = saved.tainted
 
+    def remove_last(self, slot: ContextSlot | None, count: int) -> None:
+        """Remove the last `count` tokens of a slot."""
+        if slot is not None and count:
+            kept = self._context.keep(slot.number, len(slot.tokens) - count)
+            del slot.tokens[kept:]
+
     def clear(self, slot: ContextSlot) -> None:
         self._context.keep(slot.number, 0)
         slot.tokens, slot.exact, slot.domain = [], 0, ""

@@ -37,8 +37,8 @@ class PagedContext:
     """Implements local.Context. The last block of the model is for additional rows."""
 
     copies_slots = True  # slots share blocks
-    # A row has the same bits in every step of two rows or more, and in every piece of a prompt of
-    # two tokens or more, with keys and values in F16.
+    # A row has the same bits in every step of two rows or more, and in every run of two tokens or
+    # more, with keys and values in F16.
     exactness = Exactness(BLOCK_TOKENS, alone=False, answers_together=True)
 
     def __init__(self, model: PagedModel, settings: OpenVinoSettings, vocab_size: int) -> None:
@@ -49,10 +49,16 @@ class PagedContext:
         self._most = self.batch_tokens + 2 * BLOCK_TOKENS * settings.slots
         self._model = model
         self._spare = model.blocks - 1
+        self._pairs = not settings.deterministic  # there a token may have neighbours or not
         self._tables = BlockTables(settings.slots, self._spare)
-        self._rows: dict[int, int] = {}  # slot: row of the output
+        self._rows = 0  # of the output that a run asked for
         self._output: Floats | None = None
         self._thread: int | None = None  # the thread that used it first
+
+    @property
+    def exact_runs(self) -> int:
+        """All: a token that is computed alone is computed as a run of two."""
+        return self._window if self._pairs else 0
 
     @property
     def trial_sizes(self) -> Sequence[int]:
@@ -61,20 +67,37 @@ class PagedContext:
 
     # --- one batch --------------------------------------------------------------------------------
     def decode(self, runs: Sequence[Run]) -> dict[int, int]:
-        """Compute one batch; the index of the logits of each slot that asks for them."""
+        """Compute one batch; the index of the first logits of each slot that asks for them."""
         self._check(runs)
-        self._rows, self._output = {}, None
-        self._copy(self._tables.extend([(run.slot, len(run.tokens)) for run in runs]))
-        parts = [Part(r.first, r.tokens, self._tables.blocks(r.slot), r.asks) for r in runs]
+        self._rows, self._output = 0, None
+        computed = self._paired(runs)
+        self._copy(self._tables.extend([(run.slot, len(run.tokens)) for run in computed]))
+        parts = [Part(r.first, r.tokens, self._tables.blocks(r.slot), r.asks) for r in computed]
         try:
             self._output = self._model.compute(inputs(parts, self._spare))
         except DeviceFault:
             for run in runs:
                 self._tables.truncate(run.slot, run.first)
             raise
-        asking = [run.slot for run in runs if run.asks]
-        self._rows = {slot: row for row, slot in enumerate(asking)}
-        return {slot: slot for slot in asking}
+        for run in runs if computed is not runs else ():
+            self._tables.truncate(run.slot, run.first + 1)
+        asked: dict[int, int] = {}
+        for run in runs:
+            if run.asks:
+                asked[run.slot] = self._rows
+                self._rows += run.asks
+        return asked
+
+    def _paired(self, runs: Sequence[Run]) -> Sequence[Run]:
+        """A token that is computed alone with another one after it, which is removed again.
+
+        The step has a second row anyway. So the results are those of longer runs.
+        """
+        run = runs[0]
+        full = run.first + 1 >= self._window
+        if not self._pairs or len(runs) > 1 or len(run.tokens) > 1 or full:
+            return runs
+        return [Run(run.slot, run.first, [*run.tokens, 0], 2 * run.asks)]
 
     def _check(self, runs: Sequence[Run]) -> None:
         """DeviceFault for a batch that OpenVINO would compute wrongly or crash on."""
@@ -88,6 +111,8 @@ class PagedContext:
             at += len(run.tokens)
             if not run.tokens or at > self._most:
                 raise DeviceFault(f"the batch has {at} tokens; 1 to {self._most} are allowed")
+            if not 0 <= run.asks <= len(run.tokens):
+                raise DeviceFault(f"a run of {len(run.tokens)} tokens asks for {run.asks} logits")
             self._check_run(run)
 
     def _check_run(self, run: Run) -> None:
@@ -113,12 +138,11 @@ class PagedContext:
             raise DeviceFault(f"no slot {slot}: the context has {self.slots} slots")
 
     def logits(self, index: int) -> Floats:
-        """The logits after the last token of a slot in the last batch; valid until the next one."""
+        """The logits after a token of the last batch; valid until the next one."""
         self._check_use()
-        row = self._rows.get(index)
-        if self._output is None or row is None:
+        if self._output is None or not 0 <= index < self._rows:
             raise DeviceFault(f"no logits at index {index}")
-        scores: Floats = self._output[row]
+        scores: Floats = self._output[index]
         return scores
 
     # --- slots ------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ Inputs = dict[str, NDArray[np.int32]]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Consecutive tokens of one sequence. `asks`: logits are needed after the last."""
+    """Consecutive tokens of one sequence."""
 
     first: int  # position
     tokens: Sequence[int]
     blocks: Sequence[int]  # of the whole sequence, with room for the tokens
-    asks: bool
+    asks: int  # logits are needed after each of so many of its last tokens
 
 
 def padded(rows: int) -> int:
@@ -34,8 +34,8 @@ def padded(rows: int) -> int:
 def inputs(parts: Sequence[Part], spare: int, *, every_row: bool = False) -> Inputs:
     """The inputs by name. `spare`: the block of the additional rows.
 
-    The output has a row for each part that asks, in order, then additional ones; `every_row`: a
-    row for every token.
+    The output has a row for each token that is asked for, in order, then additional ones;
+    `every_row`: a row for every token.
     """
     rows = sum(len(part.tokens) for part in parts)
     size = padded(rows)
@@ -50,8 +50,7 @@ def inputs(parts: Sequence[Part], spare: int, *, every_row: bool = False) -> Inp
         begins.append(end)
         blocks += part.blocks
         block_begins.append(len(blocks))
-        if part.asks:
-            asked.append(end - 1)
+        asked += range(end - part.asks, end)
     lengths = [part.first for part in parts]
     if size > rows:
         positions[rows:] = np.arange(size - rows)

@@ -39,7 +39,7 @@ class PagedVectors:
                 f"a token id is out of range: the vocabulary has 0 to {self._vocab_size - 1}"
             )
         blocks = self._blocks[: -(-(first + len(tokens)) // BLOCK_TOKENS)]
-        step = inputs([Part(first, tokens, blocks, False)], len(self._blocks), every_row=True)
+        step = inputs([Part(first, tokens, blocks, asks=0)], len(self._blocks), every_row=True)
         rows = self._model.compute(step)[: len(tokens)]
         self._computed += len(tokens)
         return np.asarray(rows, np.float32)

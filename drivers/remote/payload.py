@@ -43,6 +43,9 @@ def estimate_prompt(messages: list[Message], *, raw: bool) -> int:
 
 def check(settings: RemoteSettings, sampling: Sampling) -> None:
     """ENOTSUP for an option that this dialect has no field for."""
+    if sampling.lookup:
+        message = "lookup: neither API has such a field"
+        raise SyscallError(Errno.ENOTSUP, message, "leave it out, or configure it at the server")
     for name, neutral in _LLAMA_ONLY.items():
         value = getattr(sampling, name)
         if settings.dialect != LLAMA and value not in neutral:

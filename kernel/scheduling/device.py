@@ -136,6 +136,7 @@ class Device:
         if step.tokens:
             work.first = work.first or now
             work.tokens += step.tokens
+            work.drafted, work.accepted = work.drafted + step.drafted, work.accepted + step.accepted
             work.unread += step.tokens
             work.process.generated += step.tokens
             work.process.rate = work.tokens / max(now - work.first, 1e-3) if work.tokens > 1 else 0

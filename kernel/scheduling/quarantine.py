@@ -151,7 +151,7 @@ class Quarantine:
         inputs = [
             image, prompt.raw, [(m.role, m.content) for m in prompt.messages], sampling.stop,
             sampling.grammar, sampling.schema, blake2b(sampling.bias).hexdigest(),
-            sampling.logprobs, sampling.temperature > 0,
+            sampling.logprobs, sampling.temperature > 0, sampling.lookup,
         ]  # fmt: skip
         digest = blake2b(json.dumps(inputs).encode(), key=self._secret, digest_size=16)
         digest.update(prompt.identity)

@@ -44,6 +44,8 @@ class Work:
     ended: float = 0.0
     cached: int = 0
     tokens: int = 0
+    drafted: int = 0  # by prompt lookup
+    accepted: int = 0
     unread: int = 0  # tokens in the stream
     texts: list[str] = field(default_factory=list[str])
     logprobs: list[Logprob] = field(default_factory=list[Logprob])
@@ -67,6 +69,8 @@ class Work:
             prefill_s=round(first - admitted, 6),
             decode_s=round(self.ended - first, 6),
             prepare_s=round(self.asked - self.requested, 6),
+            drafted_tokens=self.drafted,
+            accepted_tokens=self.accepted,
         )
 
 

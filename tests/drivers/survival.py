@@ -48,7 +48,7 @@ class Bench:
 
     def feed(self, *tokens: int, slot: int = 0, first: int = 0) -> int:
         """Tokens into a slot; where the logits are."""
-        return self.context.decode([Run(slot, first, tokens, asks=True)])[slot]
+        return self.context.decode([Run(slot, first, tokens, asks=1)])[slot]
 
     def sampler(self, **fields: object) -> Sampler:
         return sampler(Sampling(**{"seed": 1, **fields}), self.bounds)  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def a_batch_over_its_size(b: Bench) -> object:
 
 def a_batch_smaller_than_the_slots(b: Bench) -> object:
     context = LlamaContext(b.model, dataclasses.replace(b.settings, batch=2, slots=8))
-    return sorted(context.decode([Run(slot, 0, [1], asks=True) for slot in range(8)]))
+    return sorted(context.decode([Run(slot, 0, [1], asks=1) for slot in range(8)]))
 
 
 def a_batch_of_2_to_31(b: Bench) -> object:
@@ -112,7 +112,7 @@ def a_position_twice(b: Bench) -> object:
 
 
 def a_slot_twice_in_a_batch(b: Bench) -> object:
-    return b.context.decode([Run(0, 0, [1], asks=True), Run(0, 0, [2], asks=True)])
+    return b.context.decode([Run(0, 0, [1], asks=1), Run(0, 0, [2], asks=1)])
 
 
 def a_full_slot(b: Bench) -> object:
@@ -124,7 +124,7 @@ def a_full_slot(b: Bench) -> object:
 def a_closed_context(b: Bench) -> object:
     context = LlamaContext(b.model, b.settings)
     context.close()
-    return context.decode([Run(0, 0, [1], asks=True)])
+    return context.decode([Run(0, 0, [1], asks=1)])
 
 
 def a_context_closed_twice(b: Bench) -> object:
@@ -333,7 +333,7 @@ def a_state_of_another_context(b: Bench) -> None:
 def a_state_without_room(b: Bench) -> None:
     big = LlamaContext(b.model, dataclasses.replace(b.settings, window=512))
     for first in range(0, 512, 32):
-        big.decode([Run(0, first, [1] * 32, asks=False)])
+        big.decode([Run(0, first, [1] * 32, asks=0)])
     b.context.load(1, big.save(0))
 
 

@@ -15,7 +15,7 @@ def test_a_step_has_two_rows_or_more_and_few_sizes() -> None:
 
 
 def test_a_lone_row_has_a_companion_in_the_spare_block() -> None:
-    step = inputs([Part(70, [5], [3, 1, 2], asks=True)], SPARE)
+    step = inputs([Part(70, [5], [3, 1, 2], asks=1)], SPARE)
     assert step["inp_tokens"].tolist() == [[[[5, 0]]]]
     assert step["inp_pos"].tolist() == [[[[70, 0]]]]
     assert step["inp_out_ids"].tolist() == [[[[0, 1]]]]
@@ -32,9 +32,9 @@ def test_random_steps_describe_each_token_once(seed: int) -> None:
     parts = [
         Part(
             first := dice.randrange(100),
-            [dice.randrange(1000) for _ in range(dice.randint(1, 40))],
+            tokens := [dice.randrange(1000) for _ in range(dice.randint(1, 40))],
             [dice.randrange(SPARE) for _ in range(first // 32 + 2)],
-            asks=dice.random() < 0.5,
+            asks=dice.choice((0, 1, dice.randint(0, len(tokens)))),
         )
         for _ in range(dice.randint(1, 6))
     ]
@@ -52,7 +52,8 @@ def test_random_steps_describe_each_token_once(seed: int) -> None:
         first, last = step["block_indices_begins"][number : number + 2]
         assert blocks[first:last] == list(part.blocks)
         at = end
-    asked = [begins[n + 1] - 1 for n, part in enumerate(parts) if part.asks]
+    ends = begins[1 : len(parts) + 1]
+    asked = [n for part, end in zip(parts, ends, strict=True) for n in range(end - part.asks, end)]
     wanted = step["inp_out_ids"].reshape(-1).tolist()
     assert wanted[: len(asked)] == asked
     assert set(wanted[len(asked) :]) <= {padded(rows) - 1}
@@ -64,5 +65,5 @@ def test_random_steps_describe_each_token_once(seed: int) -> None:
 
 
 def test_every_row_of_a_text_to_embed_is_asked_for() -> None:
-    step = inputs([Part(0, [1, 2, 3], [0], asks=False)], SPARE, every_row=True)
+    step = inputs([Part(0, [1, 2, 3], [0], asks=0)], SPARE, every_row=True)
     assert step["inp_out_ids"].reshape(-1).tolist() == [0, 1, 2]

@@ -205,7 +205,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_of_second_halves() -> No
     for begin in range(0, 3 * window, window):
         context.keep(0, 0)
         for at in range(window - 1):
-            index = context.decode([Run(0, at, [tokens[begin + at]], asks=True)])[0]
+            index = context.decode([Run(0, at, [tokens[begin + at]], asks=1)])[0]
             scores = context.logits(index).astype(np.float64)
             scores -= scores.max()
             if at >= window // 2:

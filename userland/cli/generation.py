@@ -24,7 +24,7 @@ from .progress import follow, progress_meter
 
 MODEL = "smollm2"
 _SEEDS = limits.SEED_MAX + 1
-_SAMPLING = ("max_tokens", "temperature", "repeat_penalty", "seed", "stop", "logprobs")
+_SAMPLING = ("max_tokens", "temperature", "repeat_penalty", "seed", "stop", "logprobs", "lookup")
 
 
 class Paging(TypedDict):
@@ -179,9 +179,11 @@ def remove_process(client: BlockingClient, pid: int) -> None:
 def usage_line(done: v.Generated) -> str:
     """Token counts and times in one line."""
     use = done.usage
+    drafted = f" ({use.accepted_tokens} of {use.drafted_tokens} drafted)"
     return (
         f"{use.prompt_tokens} prompt tokens ({use.cached_tokens} cached), "
-        f"{use.completion_tokens} new; queue {use.queue_s:.2f} s, prefill {use.prefill_s:.2f} s, "
+        f"{use.completion_tokens} new{drafted if use.drafted_tokens else ''}; "
+        f"queue {use.queue_s:.2f} s, prefill {use.prefill_s:.2f} s, "
         f"decode {use.decode_s:.2f} s; {done.finish}, seed {done.seed}"
     )
 

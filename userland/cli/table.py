@@ -43,6 +43,11 @@ _SAMPLING = (
            help="add VALUE (-100 to 100) to the logit of token ID; repeatable"),
     option("--logprobs", type=between(int, 0, limits.LOGPROBS), metavar="N",
            help="with --json: print the probabilities of each token and of the N most likely"),
+    option("--lookup", action="store_true", default=None, group="lookup",
+           help="draft from earlier text what the answer may repeat: faster for quotations and "
+           "edits [default: where it is exact and measured to be faster]"),
+    option("--no-lookup", dest="lookup", action="store_false", default=None, group="lookup",
+           help="never draft"),
     option("--deterministic", action="store_true",
            help="fail unless concurrent calls cannot change the answer"),
     option("--nice", type=_NICE, default=0, metavar="N",

@@ -33,6 +33,7 @@ class Options(TypedDict, total=False):
     schema: Schema | None  # a pydantic model, a dataclass, or a JSON schema; see Reply.parsed
     bias: Mapping[int, float]  # token id -> value added to its logit, -100 to 100
     logprobs: int | None  # number of alternatives reported for each token
+    lookup: bool | None  # drafts from the prompt that change no token; None: where that is faster
     deterministic: bool  # EINVAL unless the model is mounted with deterministic
     recall: bool  # False: do not bring earlier pages back
     overflow: str  # "error": E2BIG instead of paging

@@ -38,6 +38,8 @@ class Sampling:
     schema: Annotated[str, Span(1, limits.GRAMMAR_CHARS)] | None = None  # JSON schema, as JSON
     bias: Annotated[bytes, Span(0, BIAS_BYTES * limits.BIASES)] = b""  # see pack_bias
     logprobs: Annotated[int, Span(0, limits.LOGPROBS)] | None = None  # alternatives per token
+    # Prompt lookup: drafts that change no token. None: where that is exact and measured to pay.
+    lookup: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,8 @@ class Usage:
     prefill_s: float
     decode_s: float
     prepare_s: float = 0.0  # from the request to the queue: recall, the window, the prompt
+    drafted_tokens: int = 0  # predicted by prompt lookup
+    accepted_tokens: int = 0  # those of them that are part of the answer
 
 
 @dataclass(frozen=True, slots=True)
