@@ -154,7 +154,9 @@ class Loop:
             at = self.shared
             while at < len(prompt):
                 size = min(room, len(prompt) - at)
-                runs.append(Run(slot, at, prompt[at : at + size], asks=int(at + size == len(prompt))))
+                runs.append(
+                    Run(slot, at, prompt[at : at + size], asks=int(at + size == len(prompt)))
+                )
                 at, room = at + size, room - size
                 if room == 0 or (at == len(prompt) and slot == len(prompts) - 1):
                     for asked, index in self._decode(runs).items():
@@ -197,7 +199,7 @@ def _random_steps(context: Context, chance: random.Random, steps: int) -> None:
             if context.length(slot) + size > _MOST_TOKENS:
                 context.keep(slot, 0)
             tokens = [chance.randrange(context.vocab_size) for _ in range(size)]
-            runs.append(Run(slot, context.length(slot), tokens, asks=chance.random() < 0.8))
+            runs.append(Run(slot, context.length(slot), tokens, asks=int(chance.random() < 0.8)))
         context.decode(runs)
     for slot in range(context.slots):
         context.keep(slot, 0)

@@ -2,16 +2,12 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from llmasos.kernel.abi.values import Sampling
 
+from . import exact
 from .calls import EngineCall
 from .context import Context, Run
 from .lookup import CALLS, ROWS, Lookup, StepTimes, draft_lengths
-
-_TRIAL = (1, 3, 2, 5, 4, 7, 6, 9)  # tokens
 
 
 class Drafts:
@@ -26,20 +22,12 @@ class Drafts:
     def enable(self) -> None:
         """Enable it if wrong tokens can be removed: not with a recurrent model. Uses slot 0."""
         context = self._context
-        if context.batch_tokens < len(_TRIAL) or self._window < len(_TRIAL):
+        if min(context.batch_tokens, self._window) < exact.RUN_TOKENS:
             return
-        asked = context.decode([Run(0, 0, _TRIAL, asks=2)])[0]
-        together = [context.logits(asked + at).copy() for at in range(2)]
-        kept = len(_TRIAL) - 2
-        self.enabled = context.keep(0, kept) == kept
-        if self.enabled:
-            alone = [self._alone(at) for at in range(kept, len(_TRIAL))]
-            self._exact = all(map(np.array_equal, together, alone))
+        context.decode([Run(0, 0, [0, 0], asks=0)])
+        self.enabled = context.keep(0, 1) == 1
         context.keep(0, 0)
-
-    def _alone(self, at: int) -> NDArray[np.float32]:
-        asked = self._context.decode([Run(0, at, _TRIAL[at : at + 1], asks=1)])
-        return self._context.logits(asked[0]).copy()
+        self._exact = self.enabled and exact.runs_are_exact(context)
 
     def lookup(self, prompt: Sequence[int], sampling: Sampling) -> Lookup | None:
         """The lookup of a new call; None: nothing is drafted for it."""
@@ -56,14 +44,15 @@ class Drafts:
         able = [(call, call.lookup) for call in decoding if call.lookup is not None]
         most = min(ROWS, self._context.batch_tokens)
         lookups = [lookup for _, lookup in able]
-        # What a request gets does not depend on the load of the machine.
-        times = StepTimes() if any(one.requested for one in lookups) else self._times
+        # What a request gets does not depend on the load of the machine, unless others share it.
+        lone = len(decoding) == 1 and any(lookup.requested for lookup in lookups)
+        times = StepTimes() if lone else self._times
         lengths = draft_lengths(lookups, len(decoding), most, times)
         for (call, lookup), length in zip(able, lengths, strict=True):
             room = min(length, call.room(self._window))
             if not lookup.requested:
-                exact = self._context.exact_runs if self._exact else 0
-                room = min(room, exact - call.computed - 1)
+                limit = self._context.exact_runs if self._exact else 0
+                room = min(room, limit - call.computed - 1)
             if room > 0:
                 call.draft = lookup.draft(room)
 

@@ -328,8 +328,8 @@ class BatchEngine:
         self.drafts.choose(decoding, feeding=bool(feeding))
         for call in decoding:
             call.feeds = False
-            tokens = [call.next or 0, *call.draft]
-            runs.append((call, _run(call, tokens, asks=len(tokens))))
+            answer = [call.next or 0, *call.draft]
+            runs.append((call, _run(call, answer, asks=len(answer))))
         sizes = portions([min(call.left, call.grant) for call in feeding], room)
         for call, size in zip(feeding, sizes, strict=True):
             if size:

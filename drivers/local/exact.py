@@ -19,6 +19,7 @@ from .context import Context, Run
 
 _OTHERS = (1, 2, 3, 5, 7, 15)  # other answers in the batch of the one that is compared
 _ANSWER = 4  # tokens
+RUN_TOKENS = 8  # of the trial of a run
 
 
 def batches_are_exact(context: Context) -> bool:
@@ -38,6 +39,21 @@ def batches_are_exact(context: Context) -> bool:
     )
     _empty(context)
     return equal
+
+
+def runs_are_exact(context: Context) -> bool:
+    """Whether the last two tokens of a run have the same scores one by one. Uses slot 0."""
+    tokens = _tokens(random.Random(3), context, RUN_TOKENS)
+    first = len(tokens) - 2
+    asked = context.decode([Run(0, 0, tokens, asks=2)])[0]
+    together = [context.logits(asked + at).copy() for at in range(2)]
+    context.keep(0, first)
+    alone: list[NDArray[np.float32]] = []
+    for at in range(first, len(tokens)):
+        index = context.decode([Run(0, at, tokens[at : at + 1], asks=1)])[0]
+        alone.append(context.logits(index).copy())
+    context.keep(0, 0)
+    return all(map(np.array_equal, together, alone))
 
 
 def _scores(

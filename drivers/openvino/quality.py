@@ -38,7 +38,7 @@ class PagedScorer:
 
     def likelihoods(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
         """As of llama's Scorer."""
-        part = Part(0, tokens.tolist(), self._blocks, asks=False)
+        part = Part(0, tokens.tolist(), self._blocks, asks=0)
         rows = self._model.compute(inputs([part], len(self._blocks), every_row=True))
         first = len(tokens) // 2
         return np.array([likelihoods(row) for row in rows[first : len(tokens) - 1]], np.float32)

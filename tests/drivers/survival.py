@@ -115,6 +115,10 @@ def a_slot_twice_in_a_batch(b: Bench) -> object:
     return b.context.decode([Run(0, 0, [1], asks=1), Run(0, 0, [2], asks=1)])
 
 
+def logits_of_more_tokens_than_there_are(b: Bench) -> object:
+    return b.context.decode([Run(0, 0, [1, 2], asks=3)])
+
+
 def a_full_slot(b: Bench) -> object:
     for first in range(0, 256, 32):
         b.feed(*[1] * 32, first=first)

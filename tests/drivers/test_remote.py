@@ -53,7 +53,7 @@ async def test_only_what_openai_knows_is_sent_to_it() -> None:
 
 @pytest.mark.parametrize(
     "asked", [{"top_k": 3}, {"min_p": 0.2}, {"repeat_penalty": 1.3}, {"ignore_eos": True},
-              {"grammar": 'root ::= "a"'}],
+              {"grammar": 'root ::= "a"'}, {"lookup": True}],
 )  # fmt: skip
 async def test_what_a_dialect_cannot_do_is_refused_by_name(asked: dict[str, Any]) -> None:
     async with Endpoint(refuse) as endpoint, endpoint.rig() as rig:

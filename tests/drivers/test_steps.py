@@ -32,9 +32,9 @@ def test_random_steps_describe_each_token_once(seed: int) -> None:
     parts = [
         Part(
             first := dice.randrange(100),
-            tokens := [dice.randrange(1000) for _ in range(dice.randint(1, 40))],
+            piece := [dice.randrange(1000) for _ in range(dice.randint(1, 40))],
             [dice.randrange(SPARE) for _ in range(first // 32 + 2)],
-            asks=dice.choice((0, 1, dice.randint(0, len(tokens)))),
+            asks=dice.choice((0, 1, dice.randint(0, len(piece)))),
         )
         for _ in range(dice.randint(1, 6))
     ]

@@ -284,6 +284,14 @@ def test_json_says_how_an_answer_came_about(shared: Machine) -> None:
     assert one["text"] == two["text"]
     assert (one["finish"], one["seed"]) == ("length", 7)
     assert one["usage"]["completion_tokens"] == 2
+    assert one["usage"]["drafted_tokens"] == one["usage"]["accepted_tokens"] == 0
+
+
+def test_a_lookup_that_the_engine_does_not_have_is_refused(shared: Machine) -> None:
+    done = shared.llmasos("run", "-m", "echo", "--lookup", "a b c", check=False)
+    assert b"does not support lookup" in done.stderr
+    line = ("run", "-m", "echo", "--no-lookup", "--temperature", "0", "a b c")
+    assert shared.llmasos(*line).stdout == b"a b c\n"
 
 
 def test_each_turn_of_a_chat_has_a_seed_of_its_own(shared: Machine, pid: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 from llmasos import LLMasOS
 from llmasos.kernel.abi import limits
 from llmasos.userland.cli import exits
+from llmasos.userland.sdk.prompt import Options
 from tests.conftest import Machine, documents
 
 
@@ -99,6 +100,22 @@ def test_a_bias_may_name_the_whole_vocabulary(model: Machine) -> None:
             bias = {one: -100.0 for one in range(49_152) if one != token}
             reply = process.generate("Is water wet?", bias=bias, max_tokens=3, ignore_eos=True)
     assert reply.text == " wet wet wet"
+
+
+def test_the_usage_shows_what_was_drafted(model: Machine) -> None:
+    asked: Options = {"temperature": 0, "max_tokens": 60, "ignore_eos": True}
+    asked["grammar"] = 'root ::= ("the red fox saw the owl; ")+'
+    quickly: Options = {**asked, "lookup": True}
+    plainly: Options = {**asked, "lookup": False}
+    with _client(model) as client:
+        ask = client.get_model("smollm2")
+        quick = ask.generate("Repeat.", **quickly).usage
+        plain = ask.generate("Repeat.", **plainly).usage
+    assert quick.drafted_tokens >= quick.accepted_tokens > 20
+    assert quick.completion_tokens == plain.completion_tokens == 60
+    assert (plain.drafted_tokens, plain.accepted_tokens) == (0, 0)
+    line = ("--temperature", "0", "--max-tokens", "60", "--lookup", "-v", "a b c d " * 20)
+    assert b" drafted); queue " in model.llmasos("run", *line).stderr
 
 
 def test_an_answer_under_a_schema_is_an_object(model: Machine) -> None:

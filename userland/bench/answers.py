@@ -25,6 +25,8 @@ class TimedAnswer:
     tokens: int = 0
     prompt_tokens: int = 0  # 0: not reported
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     logprobs: list[v.Logprob] = field(default_factory=list[v.Logprob])
     whole: bool = False  # it ended because it reached max_tokens
     first: anyio.Event = field(default_factory=anyio.Event)
@@ -45,6 +47,11 @@ class TimedAnswer:
     def first_at(self) -> float:
         """When its first token arrived; a token without text of its own arrives with the end."""
         return self.arrivals[0][0] if self.arrivals else self.ended
+
+    @property
+    def digest(self) -> str:
+        """Of its text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:8]
 
     @property
     def took_s(self) -> float:

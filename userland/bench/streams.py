@@ -101,6 +101,8 @@ async def _run(client: AsyncLLMasOS, ask: Ask, answer: TimedAnswer) -> None:
         answer.tokens = stream.reply.usage.completion_tokens
         answer.prompt_tokens = stream.reply.usage.prompt_tokens
         answer.cached_tokens = stream.reply.usage.cached_tokens
+        answer.drafted_tokens = stream.reply.usage.drafted_tokens
+        answer.accepted_tokens = stream.reply.usage.accepted_tokens
         answer.whole = stream.reply.finish is v.Finish.LENGTH
     answer.text = "".join(texts)
     answer.done.set()
