@@ -7,8 +7,7 @@ its id. A call does not start while its reply could not be read. It must not kno
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .abi import limits
 from .abi.errors import Errno, SyscallError, TooBig
@@ -114,8 +113,7 @@ class UserLoads:
             self._loads.pop(load.user, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """A frame of a client: its body, or the error of a frame that was discarded."""
 
     body: bytes

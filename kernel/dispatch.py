@@ -9,7 +9,7 @@ caller is connected.
 import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, Protocol
@@ -62,9 +62,17 @@ class InFlight:
     sink: Sink
     scope: anyio.CancelScope
     permit: Permit
-    entry: Entry  # of the journal
+    pid: int  # that its events have: of its request, or of the process of a single answer
     request_bytes: int  # counted in its user's load until it has ended
     refusal: Denied | None = None  # set when it is no longer allowed
+
+    def entry(self, kind: str, call: int = 0, errno: int = 0) -> Entry:
+        """An event of this call. `call`: the number of its begin event."""
+        permit, owner = self.permit, self.caller.owner
+        return Entry(
+            kind, self.pid, owner, call, self.row.name, permit.object, errno,
+            subject=permit.recorded,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -120,7 +128,7 @@ class Calls:
         """The rules have changed: cancel the calls that are no longer allowed."""
         for call in self._in_flight:
             try:
-                self._dispatcher.permissions.require(call.permit, call.caller.owner, call.entry.pid)
+                self._dispatcher.permissions.require(call.permit, call.caller.owner, call.pid)
             except Denied as refusal:
                 call.refusal = refusal
                 call.scope.cancel()
@@ -139,23 +147,24 @@ class Calls:
 
         Raises EACCES, ESRCH, EAGAIN, ECANCELED, and the errors of handlers that never wait.
         """
-        permit = self._dispatcher.permissions.authorise(caller, row, request)
-        entry = Entry(
-            "call", getattr(request, "pid", 0), caller.owner, syscall=row.name,
-            object=permit.object, subject=permit.recorded,
-        )  # fmt: skip
-        if row.name in self._dispatcher.waits:
+        dispatcher = self._dispatcher
+        permit = dispatcher.permissions.authorise(caller, row, request)
+        pid = getattr(request, "pid", 0)
+        if row.name in dispatcher.waits:
             scope = anyio.CancelScope()
-            flight = InFlight(row, caller, sink, scope, permit, entry, request_bytes)
+            flight = InFlight(row, caller, sink, scope, permit, pid, request_bytes)
             self._start(flight, request)
             return flight
-        owner = self._dispatcher.owners.get(caller.owner)
+        owner = dispatcher.owners.get(caller.owner)
         call = CallContext(caller, owner, 0, None, sink.item, sink.writable, permit.own)
-        reply = self._dispatcher.handlers[row.name](call, request)
+        reply = dispatcher.handlers[row.name](call, request)
         if row.durability is Durability.C:
             self._count(row, permit)
         else:
-            self._dispatcher.journal.append(entry)
+            dispatcher.journal.append(Entry(
+                "call", pid, caller.owner, syscall=row.name, object=permit.object,
+                subject=permit.recorded,
+            ))  # fmt: skip
         sink.reply(reply)
         return None
 
@@ -182,18 +191,15 @@ class Calls:
     async def _begin(self, flight: InFlight, request: object) -> CallContext:
         """The context of a call, after its begin event was queued. ENOSPC or EIO: it has no pid."""
         if isinstance(request, Generate) and not request.pid:
-            pid = await self._dispatcher.processes.new_pid()
-            flight.entry = replace(flight.entry, pid=pid)
+            flight.pid = await self._dispatcher.processes.new_pid()
         row, sink = flight.row, flight.sink
         number, begun = 0, None
         if row.durability is not Durability.C and row.item is not None:
-            number, begun = self._dispatcher.journal.append_future(
-                replace(flight.entry, kind="begin")
-            )
+            number, begun = self._dispatcher.journal.append_future(flight.entry("begin"))
         owner = self._dispatcher.owners.get(flight.caller.owner)
         return CallContext(
             flight.caller, owner, number, begun, sink.item, sink.writable, flight.permit.own,
-            flight.entry.pid,
+            flight.pid,
         )  # fmt: skip
 
     async def _run_to_end(self, flight: InFlight, request: object) -> None:
@@ -254,9 +260,7 @@ class Calls:
             await self._dispatcher.loader.wait_marks_written()
         kind, errno = "end" if number else "call", int(error.errno) if error else 0
         try:
-            await self._dispatcher.journal.append_and_wait(
-                replace(flight.entry, kind=kind, call=number, errno=errno)
-            )
+            await self._dispatcher.journal.append_and_wait(flight.entry(kind, number, errno))
         except SyscallError as failure:
             return error or failure
         return error

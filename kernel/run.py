@@ -1,6 +1,7 @@
 """This run of the kernel: what it was started with, and how it ends."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ class KernelRun:
     settings: Sequence[SettingInfo] = ()
     before: str = ""  # how the last run ended
     started: float = field(default_factory=time.monotonic)
+    os_pid: int = field(default_factory=os.getpid)
     # How it ends.
     stop_reason: str = ""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -78,7 +78,7 @@ class Supervisor:
     @property
     def running(self) -> int:
         """Number of `run` jobs that are running, not waiting to run again."""
-        return sum(job.state == "running" for job in self._jobs.values())
+        return len([job for job in self._jobs.values() if job.state == "running"])
 
     def jobs(self) -> list[BackgroundJob]:
         """The jobs that run or wait, then those that have ended after a failure."""

@@ -235,13 +235,19 @@ def is_number(value: object) -> bool:
 
 
 def _check_depth(frame: list[Any]) -> None:
-    level: list[Any] = [frame]
+    level: list[Any] = frame
     for _ in range(limits.FRAME_DEPTH):
         below: list[Any] = []
-        for container in level:
-            inside = cast("Any", container.values() if type(container) is dict else container)
-            below += [value for value in inside if type(value) in (dict, list)]
-        if not below:
+        deeper = False
+        for value in level:
+            kind = type(value)
+            if kind is dict:
+                below += value.values()
+                deeper = True
+            elif kind is list:
+                below += value
+                deeper = True
+        if not deeper:
             return
         level = below
     raise _too_deep()

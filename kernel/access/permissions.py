@@ -99,7 +99,8 @@ class Permissions:
             else:
                 permit = self._permit(caller, row, request, absent)
             self.require(permit, caller.owner, getattr(request, "pid", 0))
-            self._check_nice(caller, permit, request)
+            if isinstance(request, Spawn | Generate | Fork):
+                self._check_nice(caller, permit, request)
             for pid in absent:  # ESRCH here: one could appear before the handler runs
                 self._processes.get(pid, caller.owner)
             return permit
@@ -125,7 +126,7 @@ class Permissions:
         objects = (self._path_for(caller, path, []),)
         self.require(Permit(caller.subjects, caller.recorded, action, objects), caller.owner)
 
-    def _check_nice(self, caller: Caller, permit: Permit, request: object) -> None:
+    def _check_nice(self, caller: Caller, permit: Permit, request: Spawn | Generate | Fork) -> None:
         """A child with a larger share than the default needs permission to `nice`.
 
         The object is the caller's own process 0, since the child does not exist yet. Raises EACCES.
@@ -153,10 +154,10 @@ class Permissions:
         """What has to be allowed for a call; `absent` gets the processes that do not exist."""
         subjects = self._subjects(caller, row, request)
         recorded = caller.recorded if subjects is caller.subjects else " ".join(subjects)
-        objects = [self._object(caller, row, request, absent)]
+        objects: tuple[str, ...] = (self._object(caller, row, request, absent),)
         if row.second and _field(row.second, request) != "0":
-            objects.append(self._path_for(caller, _filled(row.second, request), absent))
-        permit = Permit(subjects, recorded, row.name, tuple(objects))
+            objects = *objects, self._path_for(caller, _filled(row.second, request), absent)
+        permit = Permit(subjects, recorded, row.name, objects)
         if row.own_object and self._allows_own_part(caller, permit, row, request):
             permit.objects, permit.own = (row.own_object,), True
         return permit

@@ -144,9 +144,13 @@ class Session:
         except ProtocolError as error:
             self._reject(error, call_number(body))
             return
-        match message:
-            case [kind, number, str(name), fields] if kind == CALL and is_number(number):
+        # The usual case without `match`, whose patterns take six times as long.
+        if len(message) == 4 and message[0] == CALL and type(message[2]) is str:
+            _, number, name, fields = message
+            if is_number(number):
                 self._call(number, name, fields)
+                return
+        match message:
             case [kind, int(number)] if kind == CANCEL:
                 if number in self._open:
                     self._open[number][1].scope.cancel()

@@ -57,9 +57,13 @@ def counted(row: Sequence[Value]) -> Lag:
 
 def total_lag(lags: Iterable[Lag]) -> Lag:
     """The sum of several lags, since the oldest page that waits."""
-    found = list(lags)
-    since = min((one.since for one in found if one.waiting), default=0.0)
-    return Lag(sum(one.waiting for one in found), since, sum(one.refused for one in found))
+    waiting, refused, since = 0, 0, 0.0
+    for one in lags:
+        refused += one.refused
+        if one.waiting:
+            waiting += one.waiting
+            since = min(since or one.since, one.since)
+    return Lag(waiting, since, refused)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,11 +87,11 @@ class Owners:
 
     def lag(self) -> Lag:
         """The pages without vectors of all owners, except for `uncounted`."""
-        return total_lag(owner.lag for owner in self._owners.values())
+        return total_lag([owner.lag for owner in self._owners.values()])
 
     def messages(self) -> int:
         """The messages in the mailboxes of all owners, except for `uncounted`."""
-        return sum(owner.messages for owner in self._owners.values())
+        return sum([owner.messages for owner in self._owners.values()])
 
     @property
     def uncounted(self) -> int:

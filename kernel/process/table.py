@@ -172,6 +172,15 @@ class ProcessTable:
         """All processes, by pid."""
         return list(self._table.values())
 
+    def busy(self) -> list[Process]:
+        """The processes with a call in flight."""
+        return [process for process in self._table.values() if process.call]
+
+    @property
+    def alive(self) -> int:
+        """Number of processes that have not ended."""
+        return len(self._table) - self._ended.total()
+
     def pids_in_use(self) -> set[int]:
         """The pids of all processes, ended ones included."""
         return set(self._table)

@@ -1,16 +1,14 @@
 """The context of a syscall in flight: the first argument of every handler."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..access.identity import Caller
 from ..owners.owner import Owner
 from ..process.table import Process
 
 
-@dataclass(frozen=True, slots=True)
-class CallContext:
+class CallContext(NamedTuple):
     """The caller of a syscall, and how to stream to it."""
 
     caller: Caller

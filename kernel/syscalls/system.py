@@ -1,6 +1,5 @@
 """The kernel itself: counters, settings, the journal, output of processes, shutdown."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,17 +45,16 @@ class SystemSyscalls:
     follow_limits: FollowLimits = field(default_factory=FollowLimits)
 
     def stat(self, call: CallContext, request: v.Nothing) -> v.Stat:
-        run, faults, processes = self.run, self.faults.total, self.processes.all()
-        busy = [p for p in processes if p.call]
+        run, faults, busy = self.run, self.faults.total, self.processes.busy()
+        running = len([process for process in busy if process.running])
         counters, owner, lag = self.counters, call.caller.owner, self.owners.lag()
         indexing, why = call.owner.indexing()
         self.sizes.refresh(self.journal, self.permissions.last_s)
         return v.Stat(
-            system=run.system, os_pid=os.getpid(),
+            system=run.system, os_pid=run.os_pid,
             uptime_s=round(time.monotonic() - run.started, 3), owner=run.owner,
             private=run.private, shared=run.shared, listens=run.listens,
-            processes=sum(p.ending is None for p in processes),
-            running=sum(p.running for p in busy), waiting=sum(not p.running for p in busy),
+            processes=self.processes.alive, running=running, waiting=len(busy) - running,
             connections=counters.connections, calls=counters.calls,
             refused=self.permissions.refused,
             gate_us=round(1e6 * self.permissions.spent_s / max(1, counters.calls), 2),

@@ -13,7 +13,7 @@ from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.memory import loading
 from llmasos.kernel.memory.fsck import fsck
 from llmasos.kernel.memory.indexing import BatchSize, embedded
-from llmasos.kernel.memory.memory import Lag, Memory
+from llmasos.kernel.memory.memory import Lag, Memory, total_lag
 from llmasos.kernel.memory.refusing import refused
 from llmasos.kernel.memory.rows import NewPage
 from llmasos.kernel.memory.vector_device import VectorDevice
@@ -27,6 +27,12 @@ from tests.kernel.opened_memory import OWNER
 pytestmark = pytest.mark.anyio
 UNIT = struct.pack("<4f", 1, 0, 0, 0)
 DEADLINE_S = 60.0
+
+
+def test_the_lag_of_several_owners_is_since_the_oldest_page_that_waits() -> None:
+    lags = [Lag(0, 1.0, 2), Lag(3, 9.0), Lag(1, 5.0, 1), Lag()]
+    assert total_lag(lags) == Lag(4, 5.0, 3)
+    assert total_lag([]) == total_lag([Lag(0, 4.0)]) == Lag()
 
 
 class Embedder:

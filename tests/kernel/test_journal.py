@@ -3,7 +3,6 @@
 import sqlite3
 from collections import Counter
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -104,7 +103,7 @@ async def test_refusals_in_a_loop_are_counted(tmp_path: Path) -> None:
     subject = "u:eve r:careful"
     same = Entry("refused", 0, "eve", syscall="nice", object="/proc/1", subject=subject)
     assert {journal.refuse(same) for _ in range(10_000)} == {1}
-    numbers = [journal.refuse(replace(same, object=f"/proc/{n + 2}")) for n in range(100_000)]
+    numbers = [journal.refuse(same._replace(object=f"/proc/{n + 2}")) for n in range(100_000)]
     await journal.drain()
     events = journal.history(0, 200_000)
     listed = [event for event in events if event.object.startswith("/proc/")]

@@ -80,6 +80,21 @@ async def test_entries_are_counted_also_after_a_restart(
     store.close()
 
 
+async def test_ended_processes_are_not_counted_as_alive(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    table = ProcessTable(store, OWNER)
+    await table.add([process(pid, "ann") for pid in range(1, 5)])
+    await table.exit(table.all()[0], 0, "TERM")
+    await table.exit(table.all()[1], 0, "TERM")
+    for each in (table, ProcessTable(store, OWNER)):
+        assert each.alive == 2
+    await table.reap(table.all()[0])
+    assert table.alive == 2
+    table.all()[-1].begin(7)
+    assert [one.pid for one in table.busy()] == [4]
+    store.close()
+
+
 async def test_one_users_ended_processes_do_not_remove_anothers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,16 @@ def test_what_is_not_a_frame_says_why(bad: bytes, word: str) -> None:
     assert not caught.value.fatal
 
 
+@pytest.mark.parametrize("innermost", [[], [0], {}, {"a": 0}])
+def test_a_frame_may_be_nested_exactly_as_deep_as_the_limit(innermost: Any) -> None:
+    frame = innermost
+    for level in range(limits.FRAME_DEPTH - 1):
+        frame = {"a": frame} if level % 2 and level < limits.FRAME_DEPTH - 2 else [0, frame]
+    assert unpack(body(frame)) == frame
+    with pytest.raises(FrameTooBig, match="deeper"):
+        unpack(body([frame]))
+
+
 def test_depth_and_number_of_containers_are_capped() -> None:
     deep: list[Any] = [0]
     for _ in range(limits.FRAME_DEPTH + 1):
