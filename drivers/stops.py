@@ -29,6 +29,9 @@ class Scan:
             return ""
         decoded = self._decoder.decode(piece)
         self.seen += len(decoded)
+        if not self._stops:  # the usual case: nothing is buffered
+            self.chars += len(decoded)
+            return decoded
         text = self._buffered + decoded
         end = self._stop(text)
         if end is None:

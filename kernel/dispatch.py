@@ -48,6 +48,10 @@ class Sink(Protocol):
     def fail(self, error: SyscallError) -> None:
         """The call has failed."""
 
+    def keeps_up(self) -> bool:
+        """Whether the receiver of the stream keeps up."""
+        ...
+
     def writable(self) -> Awaitable[None]:
         """Return when the receiver of the stream keeps up."""
         ...
@@ -156,7 +160,9 @@ class Calls:
             self._start(flight, request)
             return flight
         owner = dispatcher.owners.get(caller.owner)
-        call = CallContext(caller, owner, 0, None, sink.item, sink.writable, permit.own)
+        call = CallContext(
+            caller, owner, 0, None, sink.item, sink.keeps_up, sink.writable, permit.own
+        )
         reply = dispatcher.handlers[row.name](call, request)
         if row.durability is Durability.C:
             self._count(row, permit)
@@ -198,8 +204,8 @@ class Calls:
             number, begun = self._dispatcher.journal.append_future(flight.entry("begin"))
         owner = self._dispatcher.owners.get(flight.caller.owner)
         return CallContext(
-            flight.caller, owner, number, begun, sink.item, sink.writable, flight.permit.own,
-            flight.pid,
+            flight.caller, owner, number, begun, sink.item, sink.keeps_up, sink.writable,
+            flight.permit.own, flight.pid,
         )  # fmt: skip
 
     async def _run_to_end(self, flight: InFlight, request: object) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .abi import limits
 from .abi.errors import DeviceFault
@@ -144,8 +144,7 @@ class ContextSaved:
     beginnings: Sequence[int] = ()  # saved contexts of the same domain that are beginnings of it
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """The result of one engine step for one call. With `finish` or `error`, it is the last one.
 
     A call reports its first step when it begins: what it reuses is in its slot, `cached` tokens.

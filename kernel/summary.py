@@ -73,6 +73,9 @@ class SummaryAnswer:
         self._error = error
         self._ended.set()
 
+    def keeps_up(self) -> bool:
+        return True
+
     async def writable(self) -> None:
         return
 

@@ -7,7 +7,6 @@ then. The steps of all other calls pass at once. A failed answer is an error, no
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 from llmasos.drivers.grammar import answer
 from llmasos.drivers.grammar.document import SchemaDocument
@@ -39,7 +38,7 @@ class Answers:
         if check is not None:
             step, task = check
             task.cancel()
-            self._listener.stepped([replace(step, finish=Finish.CANCELLED)])
+            self._listener.stepped([step._replace(finish=Finish.CANCELLED)])
 
     def disconnected(self) -> None:
         """The child ended, and its calls with it."""
@@ -76,7 +75,7 @@ class Answers:
         del self._checks[step.call]
         if problem:
             fault = DeviceFault(f"the answer does not satisfy the schema: {problem}", _HINT)
-            step = replace(step, finish=None, error=fault)
+            step = step._replace(finish=None, error=fault)
         self._listener.stepped([step])
 
 

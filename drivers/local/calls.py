@@ -68,7 +68,8 @@ class EngineCall:
     @property
     def left(self) -> int:
         """Tokens still to be computed: of the prompt, or recomputed after parking."""
-        return max(0, len(self._script) - self.computed)
+        slot = self.slot
+        return max(0, len(self._script) - (len(slot.tokens) if slot is not None else 0))
 
     @property
     def answer(self) -> str:
@@ -83,7 +84,7 @@ class EngineCall:
     @property
     def decodes(self) -> bool:
         """Whether its next token is an answer token."""
-        return self.answers and not self.left
+        return (self.next is not None or self.pending is not None) and not self.left
 
     @property
     def long(self) -> bool:

@@ -23,6 +23,7 @@ from llmasos.kernel.abi.wire import build
 from llmasos.kernel.driver import ContextSaved, Cut, Facts, Step
 
 NAME = "the engine"  # in messages
+_USUAL_FIELDS = 3  # of a step: call, text, tokens
 (
     LOAD, TOKENIZE, CUT, COMPOSE, EXTEND, CHECK, EMBED, ADMIT, GRANT, CANCEL, PARK, UNPARK,
     FORGET, PURGE, ORDER, DROP,
@@ -81,6 +82,9 @@ def lengths_in(text: str, flat: Sequence[int]) -> list[Cut]:
 
 
 def step_out(step: Step) -> Frame:
+    """The usual step has only its first fields: it generated tokens."""
+    if not any(step[_USUAL_FIELDS:]):
+        return list(step[:_USUAL_FIELDS])
     error = None if step.error is None else [step.error.message, step.error.hint]
     return [
         step.call, step.text, step.tokens, step.fed, step.cached, step.finish, error,
@@ -91,6 +95,8 @@ def step_out(step: Step) -> Frame:
 
 
 def step_in(frame: Frame) -> Step:
+    if len(frame) == _USUAL_FIELDS:
+        return Step(*frame)
     call, text, tokens, fed, cached, finish, error, cuts, logprobs, lost, *rest = frame
     recompute, source, saved, drafted, accepted = rest
     return Step(

@@ -297,6 +297,9 @@ class _Replies:
         if self.receives:
             self._connection.send(frame)
 
+    def keeps_up(self) -> bool:
+        return self._connection.is_writable
+
     def writable(self) -> Awaitable[None]:
         return self._connection.writable()
 

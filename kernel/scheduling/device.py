@@ -78,8 +78,12 @@ class Device:
             work = self._work.get(step.call)
             if work is not None:
                 self._charge(work, step, now)
-        self._rate.add(sum(step.tokens for step in steps), now)
+        self._rate.add(sum([step.tokens for step in steps]), now)
         self.schedule()
+        for step in steps:
+            work = self._work.get(step.call) if step.text else None
+            if work is not None and work.deliver is not None:
+                work.deliver()
 
     def down(self, death: Death) -> None:
         if self.state == "unmounted":
@@ -152,8 +156,6 @@ class Device:
             ran = not cancelled and not step.lost
             if claim.exclusive and ran and self._quarantine.ended(work.hash):
                 self.apply_quarantine()
-        elif step.text:
-            work.ready.set()
 
     # --- called by the kernel -------------------------------------------------------------------
     async def load(self) -> SyscallError | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..abi.errors import SyscallError
@@ -49,7 +49,9 @@ class Work:
     unread: int = 0  # tokens in the stream
     texts: list[str] = field(default_factory=list[str])
     logprobs: list[Logprob] = field(default_factory=list[Logprob])
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)  # set when it has ended
+    # Called when there is text in its stream; never raises. None: the handler does not stream.
+    deliver: Callable[[], None] | None = None
     finish: Finish | None = None
     cuts: Sequence[Cut] = ()
     error: SyscallError | None = None

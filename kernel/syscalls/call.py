@@ -16,6 +16,7 @@ class CallContext(NamedTuple):
     number: int  # of its begin entry in the journal; 0 for calls without begin and end
     begun: Awaitable[None] | None  # completes when that entry is written
     send: Callable[[object], None]  # never waits
+    keeps_up: Callable[[], bool]  # False: the reader is slow
     writable: Callable[[], Awaitable[None]]  # waits for a slow reader
     own: bool = False  # in lists and the journal, only rows of the caller's own application
     pid: int = 0  # that its events have: of its request, or of the process of a single answer

@@ -20,6 +20,7 @@ from ..scheduling.loader import Loader, Mounts
 from ..scheduling.scheduler import Claim
 from ..scheduling.work import Work
 from .call import CallContext, Summariser
+from .relay import Relay
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +146,9 @@ class TextSyscalls:
     ) -> list[int]:
         """Stream until the work ends, then write the turn. EIO when the engine failed."""
         try:
-            while not work.done or work.texts:
-                delta = device.take(work)
-                if delta is None:
-                    work.ready.clear()
-                    await work.ready.wait()
-                else:
-                    call.send(delta)
-                    work.process.output.publish(delta.text)
-                    await call.writable()
+            await Relay(call, device, work).run()
         except BaseException:  # cancelled or timed out: the answer so far is stored
+            work.deliver = None
             with anyio.CancelScope(shield=True):
                 device.cancel(work.claim.call)
                 while not work.done:
