@@ -14,8 +14,9 @@ import re
 import threading
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar, cast
 
@@ -297,36 +298,40 @@ class Frames:
 
 
 # --- values from maps: the receiver trusts the kernel, so nothing is checked here ----------------
-_known: dict[type, dict[str, Any]] = {}
-
-
-def _fields(kind: type) -> dict[str, Any]:
-    """The fields of a request or reply type, with their types."""
-    known = _known.get(kind)
-    if known is None:
-        hints = typing.get_type_hints(kind)
-        known = _known[kind] = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
-    return known
+Converter = Callable[[Any], Any]
+_converters: dict[type, dict[str, Converter | None]] = {}
 
 
 def build(kind: type[T], values: dict[str, Any]) -> T:
     """A request or reply from a decoded map. Unknown fields, of a newer kernel, are ignored."""
-    hints = _fields(kind)
-    return kind(**{k: _value(hints[k], v) for k, v in values.items() if k in hints})
+    known = _converters.get(kind)
+    if known is None:
+        hints = typing.get_type_hints(kind)
+        known = {f.name: _converter(hints[f.name]) for f in dataclasses.fields(cast("Any", kind))}
+        _converters[kind] = known
+    return kind(**{
+        name: value if value is None or (convert := known[name]) is None else convert(value)
+        for name, value in values.items()
+        if name in known
+    })  # fmt: skip
 
 
-def _value(hint: Any, value: Any) -> Any:
-    if value is None:
-        return None
+def _converter(hint: Any) -> Converter | None:
+    """What converts a decoded value of this type, other than None. None: it stays as it is."""
     origin = typing.get_origin(hint)
     if origin is list:
         (inner,) = typing.get_args(hint)
-        return value if inner in (int, str) else [_value(inner, v) for v in value]
+        return None if inner in (int, str) else partial(_list, _converter(inner))
     if origin is types.UnionType or origin is typing.Union:
-        chosen = next((a for a in typing.get_args(hint) if a is not type(None)), hint)
-        return _value(chosen, value)
+        return _converter(next(a for a in typing.get_args(hint) if a is not type(None)))
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return build(hint, value)
+        return partial(build, hint)
     if isinstance(hint, type) and issubclass(hint, Enum):
-        return hint(value)
-    return value
+        return hint
+    return None
+
+
+def _list(convert: Converter | None, values: Any) -> list[Any]:
+    if convert is None:
+        return list(values)
+    return [None if value is None else convert(value) for value in values]

@@ -74,10 +74,13 @@ class Device:
 
     def stepped(self, steps: Sequence[Step]) -> None:
         now = time.monotonic()
+        running_weight = self._table.running_weight()
         for step in steps:
             work = self._work.get(step.call)
             if work is not None:
-                self._charge(work, step, now)
+                self._charge(work, step, now, running_weight)
+                if work.done:
+                    running_weight = self._table.running_weight()
         self._rate.add(sum([step.tokens for step in steps]), now)
         self.schedule()
         for step in steps:
@@ -132,9 +135,9 @@ class Device:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    def _charge(self, work: Work, step: Step, now: float) -> None:
+    def _charge(self, work: Work, step: Step, now: float, running_weight: float) -> None:
         claim = work.claim
-        self._table.advance(claim, step, now)
+        self._table.advance(claim, step, now, running_weight)
         if step.cached:
             work.cached = step.cached
         if step.tokens:

@@ -112,12 +112,20 @@ class DeviceState:
         if len(self.claims) <= min(self.width, self.slots):
             claim.uncontended_tokens = max(0, claim.granted)
 
-    def advance(self, claim: Claim, step: Step, now: float) -> None:
-        """Account for a reported step."""
+    def running_weight(self) -> float:
+        """The weight of all claims that have a slot and are not stopped."""
+        return sum([c.weight for c in self.claims.values() if c.slot is not None and not c.stopped])
+
+    def advance(
+        self, claim: Claim, step: Step, now: float, running_weight: float | None = None
+    ) -> None:
+        """Account for a reported step. `running_weight`: see there; None: compute it."""
         if step.recompute:
             claim.prompt = claim.whole = step.recompute
             claim.computed = 0
-        self.charge(claim, step.fed + step.tokens)
+        if running_weight is None:
+            running_weight = self.running_weight()
+        self._charge(claim, step.fed + step.tokens, running_weight)
         claim.granted -= step.fed + step.tokens + step.cached
         claim.computed += step.fed + step.tokens + step.cached
         if not claim.begun:
@@ -143,7 +151,7 @@ class DeviceState:
             self.contexts.share(saved.number, claim.domain)
         self.contexts.report(saved)
 
-    def charge(self, claim: Claim, tokens: int) -> None:
+    def _charge(self, claim: Claim, tokens: int, running_weight: float) -> None:
         """Account for tokens computed for a claim.
 
         Uncontended tokens never raise its virtual time above the clock.
@@ -154,8 +162,7 @@ class DeviceState:
             claim.virtual + uncontended / claim.weight, max(claim.virtual, self.clock)
         )
         claim.virtual += (tokens - uncontended) / claim.weight
-        running = [c.weight for c in self.claims.values() if c.slot is not None and not c.stopped]
-        self.clock += tokens / max(sum(running), claim.weight)
+        self.clock += tokens / max(running_weight, claim.weight)
 
     def resume(self, claim: Claim) -> None:
         """Continue a stopped claim. The share that it did not use while stopped is lost."""
