@@ -241,7 +241,7 @@ def _check_depth(frame: list[Any]) -> None:
         below: list[Any] = []
         deeper = False
         for value in level:
-            kind = type(value)
+            kind: type[Any] = type(value)
             if kind is dict:
                 below += value.values()
                 deeper = True

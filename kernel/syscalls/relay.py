@@ -5,33 +5,34 @@ end, when its caller is slow, and when something cannot be sent: with sixteen ca
 their tasks in each step took more than a quarter of the kernel's time.
 """
 
-from collections.abc import Awaitable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from ..abi.errors import SyscallError
 from ..scheduling.device import Device
 from ..scheduling.work import Work
 
 
-class Stream(Protocol):
-    """The caller's side, as a CallContext has it."""
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The way to the caller."""
 
-    def send(self, item: object, /) -> None: ...
-    def keeps_up(self) -> bool: ...
-    def writable(self) -> Awaitable[None]: ...
+    send: Callable[[object], None]  # never waits
+    keeps_up: Callable[[], bool]  # False: the reader is slow
+    writable: Callable[[], Awaitable[None]]  # waits for a slow reader
 
 
 class Relay:
     """The relay of one call. Its device calls `deliver` after each step with text."""
 
-    def __init__(self, call: Stream, device: Device, work: Work) -> None:
-        self._call, self._device, self._work = call, device, work
+    def __init__(self, stream: Stream, device: Device, work: Work) -> None:
+        self._stream, self._device, self._work = stream, device, work
         self._failure: SyscallError | None = None
         work.deliver = self.deliver
 
     def deliver(self) -> None:
         """Send what is in the stream, unless the caller is slow. Never waits."""
-        if not self._call.keeps_up():
+        if not self._stream.keeps_up():
             self._work.ready.set()
             return
         try:
@@ -43,7 +44,7 @@ class Relay:
     def _send(self) -> None:
         delta = self._device.take(self._work)
         if delta is not None:
-            self._call.send(delta)
+            self._stream.send(delta)
             self._work.process.output.publish(delta.text)
 
     async def run(self) -> None:
@@ -53,7 +54,7 @@ class Relay:
             if self._failure is not None:
                 raise self._failure
             self._send()
-            await self._call.writable()
+            await self._stream.writable()
             if work.texts or self._failure is not None:
                 continue
             if work.done:

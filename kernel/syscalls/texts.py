@@ -20,7 +20,7 @@ from ..scheduling.loader import Loader, Mounts
 from ..scheduling.scheduler import Claim
 from ..scheduling.work import Work
 from .call import CallContext, Summariser
-from .relay import Relay
+from .relay import Relay, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,8 @@ class TextSyscalls:
     ) -> list[int]:
         """Stream until the work ends, then write the turn. EIO when the engine failed."""
         try:
-            await Relay(call, device, work).run()
+            stream = Stream(call.send, call.keeps_up, call.writable)
+            await Relay(stream, device, work).run()
         except BaseException:  # cancelled or timed out: the answer so far is stored
             work.deliver = None
             with anyio.CancelScope(shield=True):

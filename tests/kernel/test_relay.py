@@ -17,7 +17,7 @@ from llmasos.kernel.scheduling.quarantine import Quarantine
 from llmasos.kernel.scheduling.scheduler import Claim
 from llmasos.kernel.scheduling.work import Mounting, Work
 from llmasos.kernel.storage.store import Store
-from llmasos.kernel.syscalls.relay import Relay
+from llmasos.kernel.syscalls.relay import Relay, Stream
 
 pytestmark = pytest.mark.anyio
 CALL = 7
@@ -34,7 +34,11 @@ class Caller:
         self.reads.set()
         self.waited = asyncio.Event()
 
-    def send(self, item: object, /) -> None:
+    @property
+    def stream(self) -> Stream:
+        return Stream(self.send, self.keeps_up, self.writable)
+
+    def send(self, item: object) -> None:
         assert isinstance(item, Delta)
         if item.text == self.refuses:
             raise SyscallError(Errno.E2BIG, "too long")
@@ -49,12 +53,16 @@ class Caller:
         await self.reads.wait()
 
 
+def ignore(device: Device, state: str, reason: str) -> None:
+    return
+
+
 @pytest.fixture
 async def device(tmp_path: Path) -> AsyncIterator[Device]:
     """A device that is up; the tests make its steps."""
     store = Store(tmp_path)
     engine = echo.engine(Path(), {}, Path())
-    device = Device(Mounting("echo", "echo", "m"), engine, Quarantine(store), lambda *_: None)
+    device = Device(Mounting("echo", "echo", "m"), engine, Quarantine(store), ignore)
     device.up(Facts(2, 2, 1000, 2000, 0, "", frozenset()))
     yield device
     store.close()
@@ -75,7 +83,7 @@ def step(device: Device, text: str, finish: Finish | None = None) -> None:
 async def test_a_step_delivers_its_text_without_waking_the_task(device: Device) -> None:
     caller, work = Caller(), submitted(device)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(Relay(caller, device, work).run)
+        tasks.start_soon(Relay(caller.stream, device, work).run)
         await anyio.wait_all_tasks_blocked()
         step(device, "a")
         step(device, "b")
@@ -89,7 +97,7 @@ async def test_a_step_delivers_its_text_without_waking_the_task(device: Device) 
 async def test_a_slow_caller_gets_everything_in_order(device: Device) -> None:
     caller, work = Caller(), submitted(device)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(Relay(caller, device, work).run)
+        tasks.start_soon(Relay(caller.stream, device, work).run)
         await anyio.wait_all_tasks_blocked()
         caller.reads.clear()
         step(device, "a")
@@ -112,7 +120,7 @@ async def test_an_item_that_cannot_be_sent_ends_the_call(device: Device) -> None
 
     async def run() -> None:
         try:
-            await Relay(caller, device, work).run()
+            await Relay(caller.stream, device, work).run()
         except SyscallError as error:
             failures.append(error)
 
