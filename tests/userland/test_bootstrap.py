@@ -1,5 +1,7 @@
 """The set-up says what is missing before the wait, and how far the build is."""
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,58 @@ def test_the_stamp_changes_with_the_constraints(
     other.write_text("pip==1\n", encoding="utf-8")
     monkeypatch.setattr(bootstrap, "CONSTRAINTS", other)
     assert bootstrap.wanted_stamp() != before
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fpu avx512f avx512_vnni", True), ("fpu avx2 avx_vnni", False), ("avx512_vnni_x", False)],
+)
+def test_openvino_is_installed_where_the_processor_has_its_instructions(
+    flags: str, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t:\n", encoding="utf-8")
+    monkeypatch.setattr(bootstrap, "CPU_INFO", info)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert bootstrap.has_openvino() is expected
+
+
+def test_openvino_is_not_installed_where_no_processor_is_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bootstrap, "CPU_INFO", tmp_path / "none")
+    assert not bootstrap.has_openvino()
+
+
+def test_a_set_up_waits_for_another_and_shows_its_progress(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bootstrap, "PROGRESS", tmp_path / "progress.log")
+    bootstrap.PROGRESS.write_text("  llama.cpp: compiled 34 of 340 files\n", encoding="utf-8")
+    other, own = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        # The other set-up ends while this one waits.
+        def end_other(_seconds: float) -> None:
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        monkeypatch.setattr("time.sleep", end_other)
+        bootstrap.lock(own)
+        assert not bootstrap.is_free(other)
+    finally:
+        os.close(other)
+        os.close(own)
+    assert "compiled 34 of 340 files" in capsys.readouterr().out
+
+
+def test_a_complete_set_up_starts_nothing_in_the_background(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bootstrap, "STAMP", tmp_path / "ready")
+    bootstrap.STAMP.write_text(bootstrap.wanted_stamp(), encoding="utf-8")
+    assert bootstrap.is_done(bootstrap.STAMP)
+    bootstrap.start_background()
+    assert capsys.readouterr().out == ""
+    bootstrap.STAMP.write_text("of another version", encoding="utf-8")
+    assert not bootstrap.is_done(bootstrap.STAMP)
