@@ -78,6 +78,9 @@ class LlamaVectors:
             )
         return np.ctypeslib.as_array(pointer, (count, self.dimensions))
 
+    def set_threads(self, threads: int) -> None:
+        lib.llama_set_n_threads(self._handle, threads, threads)
+
 
 def _parameters(settings: LlamaSettings) -> Any:
     flash = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED

@@ -50,13 +50,13 @@ class Embedder:
     def take(self, number: int, tokens: list[int]) -> None:
         self._texts.append(_Text(number, tokens))
 
-    def step(self) -> Frame | None:
+    def step(self, threads: int) -> Frame | None:
         """Compute one piece of the oldest text; its answer after the last piece."""
         if not self._texts:
             return None
         text = self._texts[0]
         try:
-            self._feed(text)
+            self._feed(text, threads)
             if text.done < len(text.tokens):
                 return None
             answer = [ANSWER, text.number, _vector(text), [len(text.tokens)]]
@@ -65,10 +65,13 @@ class Embedder:
         self._texts.popleft()
         return answer
 
-    def _feed(self, text: _Text) -> None:
+    def _feed(self, text: _Text, threads: int) -> None:
         if self._context is None:
             self._context = self._create()
         piece = text.tokens[text.done : text.done + PIECE_TOKENS]
+        # llama.cpp divides the attention of a single row among threads, and their number changes
+        # the order of summation: so a single row always has one.
+        self._context.set_threads(threads if len(piece) > 1 else 1)
         outputs = self._context.compute(piece, text.done)
         total: NDArray[np.float64] = outputs.sum(axis=0, dtype=np.float64)
         text.total = total if text.total is None else text.total + total

@@ -106,8 +106,10 @@ class BatchEngine:
             self._send(send)
             self._step()
             self._send(send)
-            if (vector := self._embedder.step()) is not None:
-                answer(vector)
+            if self._embedder.busy:
+                self._adapt_threads()
+                if (vector := self._embedder.step(self._context.threads)) is not None:
+                    answer(vector)
 
     def _send(self, send: Callable[[Sequence[Step]], None]) -> None:
         if self._steps:
@@ -295,8 +297,7 @@ class BatchEngine:
 
     def _compute(self, runs: list[tuple[EngineCall, Run]]) -> None:
         """Compute the step: one batch, or several where one would change results."""
-        if self._threads is not None and self._threads.choose() != self._context.threads:
-            self._context.set_threads(self._threads.now)
+        self._adapt_threads()
         begun = time.monotonic()
         for batch in self._batches(runs):
             for call, index in self._decode(batch):
@@ -307,6 +308,10 @@ class BatchEngine:
         self._pace.learn(fed, answers, took_s)
         if not fed:
             self.drafts.learn(answers, took_s)
+
+    def _adapt_threads(self) -> None:
+        if self._threads is not None and self._threads.choose() != self._context.threads:
+            self._context.set_threads(self._threads.now)
 
     def _batches(self, runs: list[tuple[EngineCall, Run]]) -> list[list[tuple[EngineCall, Run]]]:
         if not self._exactness.alone:

@@ -43,3 +43,6 @@ class PagedVectors:
         rows = self._model.compute(step)[: len(tokens)]
         self._computed += len(tokens)
         return np.asarray(rows, np.float32)
+
+    def set_threads(self, threads: int) -> None:
+        self._model.use_threads(threads)
