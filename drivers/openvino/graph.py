@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from llmasos.kernel.abi import paths
 from llmasos.kernel.abi.errors import Errno, SyscallError
 
-from .library import FrontEndManager, PagedAttention, ops, ov
+from .library import FrontEndManager, PagedAttention, ops, ov, reason
 from .weights import MappedWeights
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def convert(path: Path) -> PagedGraph:
     try:
         source = _converted(path)
     except Exception as error:  # the frontend's exceptions have no common class
-        raise _unsupported(f"its frontend cannot convert {path.name}: {error}") from error
+        raise _unsupported(f"its frontend cannot convert {path.name}: {reason(error)}") from error
     _check_inputs(source)
     paged = _Paged(source)
     model = paged.build()

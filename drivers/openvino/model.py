@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from llmasos.kernel.abi.errors import DeviceFault
 
 from .graph import PagedGraph
-from .library import ov
+from .library import ov, reason
 from .steps import Inputs
 
 Floats = NDArray[np.float32]
@@ -49,7 +49,7 @@ class PagedModel:
             compiled = self._core.compile_model(self._graph.model, "CPU", properties)
             request = compiled.create_infer_request()
         except RuntimeError as error:
-            raise DeviceFault(f"OpenVINO cannot compile the model: {error}") from error
+            raise DeviceFault(f"OpenVINO cannot compile the model: {reason(error)}") from error
         if not self._caches:
             self._caches = [
                 (name, self._allocated(port))
@@ -98,6 +98,6 @@ class PagedModel:
                 self._used = self._request
                 self._graph.release()
         except RuntimeError as error:
-            raise DeviceFault(f"OpenVINO failed: {error}") from error
+            raise DeviceFault(f"OpenVINO failed: {reason(error)}") from error
         output: Floats = self._request.get_output_tensor(0).data
         return output.reshape(-1, output.shape[-1])

@@ -11,8 +11,6 @@ import gc
 import json
 import random
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +25,16 @@ from llmasos.drivers.local.context import Run
 from llmasos.drivers.local.grammar import Grammars
 from llmasos.drivers.local.picking import SamplingPicker
 from llmasos.drivers.local.sampler import Bounds, Sampler, sampler
-from llmasos.kernel.abi.errors import SyscallError
 from llmasos.kernel.abi.values import Sampling, pack_bias
+from tests.drivers import survival_cases
+from tests.drivers.survival_cases import ContextBench
 
 SMALL: dict[str, bool | int | float | str] = {
     "slots": 4, "window": 256, "batch": 32, "threads": 1,
 }  # fmt: skip
 
 
-class Bench:
+class Bench(ContextBench):
     """A model, a context of four slots, and short words."""
 
     def __init__(self, path: Path, folder: Path) -> None:
@@ -46,22 +45,11 @@ class Bench:
         self.vocab = self.model.vocab
         self.bounds = Bounds(self.vocab, Grammars(self.vocab))
 
-    def feed(self, *tokens: int, slot: int = 0, first: int = 0) -> int:
-        """Tokens into a slot; where the logits are."""
-        return self.context.decode([Run(slot, first, tokens, asks=1)])[slot]
-
     def sampler(self, **fields: object) -> Sampler:
         return sampler(Sampling(**{"seed": 1, **fields}), self.bounds)  # type: ignore[arg-type]
 
     def token(self, text: str) -> int:
         return int(self.vocab.tokenize(text, special=False)[0])
-
-    def clear(self) -> None:
-        for slot in range(self.settings.slots):
-            self.context.keep(slot, 0)
-
-
-Case = Callable[[Bench], object]
 
 
 # --- batches ----------------------------------------------------------------------------------
@@ -78,53 +66,6 @@ def a_batch_of_2_to_31(b: Bench) -> object:
     return options.settings(b.path, gguf.read(b.path), {"batch": 2**31})
 
 
-def an_empty_batch(b: Bench) -> object:
-    return b.context.decode([])
-
-
-def a_run_without_tokens(b: Bench) -> object:
-    return b.feed()
-
-
-def a_slot_that_is_not_there(b: Bench) -> object:
-    return b.feed(1, slot=4)
-
-
-def a_negative_slot(b: Bench) -> object:
-    return b.feed(1, slot=-1)
-
-
-def a_token_that_is_not_there(b: Bench) -> object:
-    return b.feed(b.vocab.size)
-
-
-def a_negative_token(b: Bench) -> object:
-    return b.feed(-1)
-
-
-def a_gap_in_the_positions(b: Bench) -> object:
-    return b.feed(1, first=5)
-
-
-def a_position_twice(b: Bench) -> object:
-    b.feed(1, 2)
-    return b.feed(3, first=1)
-
-
-def a_slot_twice_in_a_batch(b: Bench) -> object:
-    return b.context.decode([Run(0, 0, [1], asks=1), Run(0, 0, [2], asks=1)])
-
-
-def logits_of_more_tokens_than_there_are(b: Bench) -> object:
-    return b.context.decode([Run(0, 0, [1, 2], asks=3)])
-
-
-def a_full_slot(b: Bench) -> object:
-    for first in range(0, 256, 32):
-        b.feed(*[1] * 32, first=first)
-    return b.feed(1, first=256)
-
-
 def a_closed_context(b: Bench) -> object:
     context = LlamaContext(b.model, b.settings)
     context.close()
@@ -136,22 +77,6 @@ def a_context_closed_twice(b: Bench) -> object:
     context.close()
     context.close()
     return "closed"
-
-
-def two_threads_on_a_context(b: Bench) -> object:
-    b.feed(1)
-    faults: list[str] = []
-
-    def other() -> None:
-        try:
-            b.feed(2, slot=1)
-        except SyscallError as error:
-            faults.append(error.message)
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    thread.join()
-    return faults[0]
 
 
 def a_context_of_257_slots(b: Bench) -> object:
@@ -275,38 +200,6 @@ def a_long_text_without_spaces(b: Bench) -> object:
 
 
 # --- slots and states -------------------------------------------------------------------------
-def a_copy_onto_a_slot_that_is_not_there(b: Bench) -> None:
-    b.feed(1)
-    b.context.copy(0, 9)
-
-
-def a_copy_onto_a_slot_in_use(b: Bench) -> None:
-    b.feed(1)
-    b.feed(2, slot=1)
-    b.context.copy(0, 1)
-
-
-def keeping_of_a_slot_that_is_not_there(b: Bench) -> object:
-    return b.context.keep(4, 0)
-
-
-def keeping_more_than_there_is(b: Bench) -> object:
-    b.feed(1)
-    return b.context.keep(0, 2)
-
-
-def keeping_fewer_than_none(b: Bench) -> object:
-    return b.context.keep(0, -1)
-
-
-def the_length_of_a_slot_that_is_not_there(b: Bench) -> object:
-    return b.context.length(4)
-
-
-def saving_a_slot_that_is_not_there(b: Bench) -> object:
-    return b.context.save(4)
-
-
 def loading_into_a_slot_that_is_not_there(b: Bench) -> None:
     b.context.load(4, _state(b))
 
@@ -343,7 +236,9 @@ def a_state_without_room(b: Bench) -> None:
 
 def _state(b: Bench) -> StateBytes:
     b.feed(1, 2, 3)
-    return b.context.save(0)
+    state = b.context.save(0)
+    assert isinstance(state, StateBytes)
+    return state
 
 
 # --- files and the log ------------------------------------------------------------------------
@@ -392,26 +287,9 @@ def vectors_of_a_token_that_is_not_there(b: Bench) -> object:
     return LlamaVectors(b.model, b.settings).compute([b.vocab.size], 0)
 
 
-CASES: list[Case] = [
-    case
-    for name, case in list(globals().items())
-    if callable(case) and getattr(case, "__annotations__", {}).get("b") is Bench and name[0] != "_"
-]
-
-
-def outcome(case: Case, bench: Bench) -> str:
-    bench.clear()
-    try:
-        return f"returned {case(bench)!r}"
-    except SyscallError as error:
-        return f"{error.errno.name}: {error.message}"
-
-
 def main() -> None:
     bench = Bench(Path(sys.argv[1]), Path(sys.argv[2]))
-    for case in CASES:
-        print(json.dumps([case.__name__, outcome(case, bench)]), flush=True)
-    bench.clear()
+    survival_cases.run(survival_cases.cases(globals(), Bench), bench)
     token = bench.sampler(temperature=0.0).choose(bench.context, bench.feed(bench.token("The")))
     print(json.dumps(["alive", bench.vocab.piece(token).decode()]), flush=True)
 

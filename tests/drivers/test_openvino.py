@@ -1,15 +1,18 @@
 """The OpenVINO engine keeps the promises of every engine, on a file of the type it is made for."""
 
+import os
+import platform
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from llmasos.drivers.llama import mount as llama
 from llmasos.drivers.openvino import mount as openvino
-from llmasos.kernel.driver import Tuning
-from tests.drivers import contract, cut_model, prompt_contract
+from tests.drivers import confined, contract, cut_model, deaths, prompt_contract, q8_model
 from tests.drivers.contract import Promise
 from tests.drivers.default_model import MODEL
 from tests.drivers.rig import Rig
@@ -25,16 +28,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def q8(model: Path, directory: Path) -> Path:
-    """The file in Q8_0."""
-    target, log = directory / f"{model.stem}-Q8_0.gguf", directory / "tune.log"
-    await llama.tune(Tuning(model, target, "Q8_0", measure=False, log=log), lambda _: None)
-    return target
-
-
 @pytest.fixture(scope="module")
 async def cut(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> Path:
-    return await q8(cut_model.path(), tmp_path_factory.mktemp("cut"))
+    return await q8_model.make(cut_model.path(), tmp_path_factory.mktemp("cut"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +44,8 @@ async def rig(cut: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
 async def sensible(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     """The embedded model as it is."""
     folder = tmp_path_factory.mktemp("sensible")
-    async with Rig(openvino, await q8(MODEL, folder), folder / "log", slots=1, window=512) as rig:
+    model = await q8_model.make(MODEL, folder)
+    async with Rig(openvino, model, folder / "log", slots=1, window=512) as rig:
         yield rig
 
 
@@ -86,3 +83,61 @@ async def test_prompts_are_fed_as_ordered_on_openvino(cut: Path, tmp_path: Path)
 async def test_the_prompts_of_an_openvino_that_died_are_lost(cut: Path, tmp_path: Path) -> None:
     async with Rig(openvino, cut, tmp_path / "log", **contract.SMALL) as rig:
         await prompt_contract.the_prompts_of_an_engine_that_died_are_lost(rig)
+
+
+# --- deaths -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+async def test_a_dead_openvino_is_reported_and_comes_back(
+    death: signal.Signals, small: Rig
+) -> None:
+    await deaths.a_dead_engine_is_reported_and_comes_back(death, small)
+
+
+async def test_a_hanging_openvino_is_killed(
+    cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmasos.drivers.process.GRACE_S", 0.2)
+    options = {**contract.SMALL, "hang_s": deaths.HANG_S}
+    async with Rig(openvino, cut, tmp_path / "log", **options) as rig:
+        await deaths.a_hanging_engine_is_killed(rig)
+
+
+async def test_an_openvino_that_dies_too_often_has_failed_and_comes_back(
+    cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths.shorten_pauses(monkeypatch)
+    async with Rig(openvino, cut, tmp_path / "log", **contract.SMALL) as rig:
+        await deaths.an_engine_that_dies_too_often_has_failed_and_comes_back(rig, monkeypatch)
+
+
+# --- nothing but its own work -----------------------------------------------------------------
+ROOT = Path(__file__).resolve().parents[2]
+LINUX_ON_X86 = (sys.platform, platform.machine()) == ("linux", "x86_64")
+FORBIDDEN = [
+    "open('made', 'w')",
+    "import os; os.mkdir('made')",
+    "import os; os.open('.', os.O_TMPFILE | os.O_RDWR)",
+    "import socket; socket.socket()",
+]
+
+
+@pytest.mark.skipif(not LINUX_ON_X86, reason="the filter is one for Linux on x86-64")
+async def test_openvino_makes_no_file_and_no_connection(
+    cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system ends the child at the first attempt (tests/drivers/confined.py)."""
+    site = f"{confined.site(tmp_path / 'site')}{os.pathsep}{ROOT}"
+    monkeypatch.setenv("PYTHONPATH", site)
+    for attempt in FORBIDDEN:  # the filter is there
+        done = subprocess.run([sys.executable, "-c", attempt], cwd=tmp_path, check=False)
+        assert done.returncode == -signal.SIGSYS
+    options = {**contract.SMALL, "threads": 2, "parked_bytes": 10**9}
+    async with Rig(openvino, cut, tmp_path / "log", **options) as rig:
+        pid = rig.facts.os_pid
+        assert "Seccomp:\t2" in Path(f"/proc/{pid}/status").read_text()
+        outcome = await rig.run(await rig.prompt("fox " * 200), max_tokens=20, logprobs=2)
+        assert outcome.last.error is None
+        answer = await rig.run(await rig.prompt(), grammar='root ::= "yes"', temperature=0.7)
+        assert answer.text == "yes"
+        await rig.engine.embed(["a text"])
+        assert (rig.ear.downs, rig.facts.os_pid) == ([], pid)

@@ -4,18 +4,13 @@ survival.py does each case in one interpreter of its own. Here stands what must 
 what cannot be asked at all, with the reason.
 """
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.drivers import cut_model
+from tests.drivers import cut_model, survival_cases
+from tests.drivers.survival_cases import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 120.0  # a guard against hangs
 FAULT = "EIO: "
 INVALID = "EINVAL: "
 BECOMES = {
@@ -98,16 +93,9 @@ UNSPEAKABLE = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("survival")
-    command = [sys.executable, "-m", "tests.drivers.survival", str(cut_model.path()), str(folder)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=DEADLINE_S,
-        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-    )  # fmt: skip
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    told = f"after {lines[-1:]} it ended with {done.returncode}: {done.stderr[-500:]}"
-    assert done.returncode == 0, told
-    return dict(lines)
+    words = [str(cut_model.path()), str(tmp_path_factory.mktemp("survival"))]
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    return survival_cases.outcomes("tests.drivers.survival", words, environment)
 
 
 @pytest.mark.parametrize("case", BECOMES)
