@@ -68,7 +68,9 @@ def check(options: Mapping[str, Option]) -> None:
     check_options(options)
 
 
-def engine(path: Path, options: Mapping[str, Option], log: Path) -> Engine:
+def engine(
+    path: Path, options: Mapping[str, Option], log: Path, cache: Path | None = None
+) -> Engine:
     """An engine that is not started. It logs nothing: `log` is unused."""
     check(options)
     return EchoEngine(dict(options))

@@ -1,30 +1,38 @@
 """Model files (GGUF) as the kernel mounts them: which engine computes a file.
 
-`--set engine=llama` or `engine=openvino` at the mount decides. Otherwise OpenVINO computes the
-files that it is faster for, where it is installed and the processor has the instructions; llama.cpp
-computes all others, and takes over when OpenVINO cannot load a file. The reason is shown by
-`llmasos devices`. This module and its imports load neither library.
+The option `engine` decides: `llama`, `openvino`, or `auto`. With `auto` both are compared on the
+file at its first mount (drivers/choice). What was not compared is computed by OpenVINO where its
+type and architecture are known to be fast and right, else by llama.cpp. An engine that cannot load
+a file is replaced by the other one. `llmasos devices` shows the reason. This module and its imports
+load neither library.
 """
 
-from collections.abc import Mapping
-from functools import cache
+import re
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from llmasos.drivers.choice import measurement
+from llmasos.drivers.choice.comparison import EngineComparison, verdict
 from llmasos.drivers.llama import devices
 from llmasos.drivers.llama import mount as llama
-from llmasos.drivers.local import gguf
+from llmasos.drivers.local import gguf, options
 from llmasos.drivers.local.driver import Choices, LocalEngine
 from llmasos.drivers.local.gguf import Header
 from llmasos.drivers.openvino import mount as openvino
+from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.driver import Engine, Option
 
-_CHECKS = {"llama": llama.check, "openvino": openvino.check}
+AUTO = "auto"
+_CHECKS = {AUTO: llama.check, "llama": llama.check, "openvino": openvino.check}
 _CHOICES = {"llama": llama.choice, "openvino": openvino.choice}
 _INSTRUCTIONS = "avx512_vnni"  # without them its integer kernels are missing or slow
-_FAST = frozenset({"Q8_0"})  # file types that it computes faster than llama.cpp does
-_CPU_INFO = Path("/proc/cpuinfo")
+_OLDEST = 2026, 4  # the version of OpenVINO that drivers/openvino was written for
+# Without a comparison: types that it computes faster, architectures whose logits were compared.
+_FAST = frozenset({"Q8_0"})
+_KNOWN = frozenset({"llama", "qwen2", "qwen3"})
 
 probe = gguf.probe
 hardware = llama.hardware
@@ -33,65 +41,107 @@ tune = llama.tune
 
 
 def check(options: Mapping[str, Option]) -> None:
-    """EINVAL for an unknown option or a bad value, with what is allowed."""
+    """EINVAL for an unknown option or a bad value, ENOTSUP for an engine that is not installed."""
     name, rest = _divided(options)
-    _CHECKS[name or "llama"](rest)
+    _CHECKS[name](rest)
+    if name == "openvino" and (missing := _missing()):
+        hint = "`pip install --upgrade openvino`, or mount it without `--engine openvino`"
+        raise SyscallError(Errno.ENOTSUP, missing, hint)
 
 
 def _divided(options: Mapping[str, Option]) -> tuple[str, dict[str, Option]]:
-    """The option `engine`, empty if it is not set, and the others."""
+    """The option `engine`, and the others."""
     rest = dict(options)
-    name = rest.pop("engine", "")
-    if name not in ("", *_CHOICES):
+    name = rest.pop("engine", AUTO)
+    if name not in _CHECKS:
         message = f"invalid value {name!r} for option engine"
-        raise SyscallError(Errno.EINVAL, message, f"engine is {' or '.join(_CHOICES)}")
+        raise SyscallError(Errno.EINVAL, message, f"engine is {', '.join(_CHECKS)}")
     return str(name), rest
 
 
-def engine(path: Path, options: Mapping[str, Option], log: Path) -> Engine:
+def engine(
+    path: Path, options: Mapping[str, Option], log: Path, cache: Path | None = None
+) -> Engine:
     """An engine that is not started. EINVAL for an unusable file or option."""
     check(options)
     name, rest = _divided(options)
-    return LocalEngine(path, lambda header: _choices(name, rest, header), log)
+
+    async def choose(header: Header, report: Callable[[float], None]) -> Choices:
+        if name != AUTO:
+            return Choices([_CHOICES[name](rest)], "as the option engine requests")
+        if reason := _unusable(rest) or _unavailable():
+            return Choices([llama.choice(rest)], f"not OpenVINO: {reason}")
+        found = await _compared(path, rest, cache, log, report)
+        return _decided(rest, header, found)
+
+    return LocalEngine(path, choose, log)
 
 
-def _choices(name: str, options: dict[str, Option], header: Header) -> Choices:
-    """The engines to try, the best one first, and why OpenVINO is not among them."""
-    if name:
-        return Choices([_CHOICES[name](options)], "")
-    reason = _not_openvino(options, header) or _unavailable()
-    if reason:
-        return Choices([llama.choice(options)], f"not OpenVINO: {reason}")
-    return Choices([openvino.choice(options), llama.choice(options)], "")
+async def _compared(
+    path: Path, values: Mapping[str, Option], cache: Path | None, log: Path,
+    report: Callable[[float], None],
+) -> EngineComparison:  # fmt: skip
+    """The comparison of both engines on the file; with a `failure` when there is none."""
+    if cache is None:
+        return EngineComparison(failure="the setting tune is false")
+    if find_spec("llama_cpp") is None:
+        return EngineComparison(failure="llama.cpp is not installed")
+    threads = int(values.get("threads", options.cores()))
+    try:
+        return await measurement.compared(path, threads, cache, log, report)
+    except (SyscallError, OSError) as error:
+        return EngineComparison(
+            failure=error.message if isinstance(error, SyscallError) else str(error)
+        )
 
 
-def _not_openvino(options: Mapping[str, Option], header: Header) -> str:
-    """Why a file is not computed by OpenVINO; empty: it can be."""
-    own = sorted(options.keys() - openvino.OPTIONS.keys())
-    if own:
-        return f"option {own[0]} is llama.cpp's"
-    if header.facts.quantisation not in _FAST:
-        return f"it is faster for {', '.join(_FAST)} only, and this is {header.facts.quantisation}"
-    return ""
+def _decided(values: Mapping[str, Option], header: Header, found: EngineComparison) -> Choices:
+    """The engines to try, the better one first."""
+    if found.failure:
+        return _by_rule(values, header, f"not compared, {found.failure}")
+    decided = verdict(found, int(values.get("slots", limits.SLOTS)))
+    if not decided.accepted:
+        return Choices([llama.choice(values)], f"not OpenVINO: {decided.why}")
+    both = [openvino.choice(values), llama.choice(values)]
+    if decided.chosen:
+        return Choices(both, decided.why)
+    return Choices(both[::-1], f"OpenVINO was {decided.why}")
 
 
-@cache
+def _by_rule(values: Mapping[str, Option], header: Header, why: str) -> Choices:
+    """The choice for a file on which the engines were not compared."""
+    facts = header.facts
+    if facts.quantisation in _FAST and facts.architecture in _KNOWN:
+        return Choices([openvino.choice(values), llama.choice(values)], why)
+    return Choices([llama.choice(values)], f"not OpenVINO: {why}")
+
+
+def _unusable(values: Mapping[str, Option]) -> str:
+    """Why a mount with these options is none for OpenVINO; empty: it can be."""
+    own = sorted(values.keys() - openvino.OPTIONS.keys())
+    return f"option {own[0]} is llama.cpp's" if own else ""
+
+
 def _unavailable() -> str:
     """Why OpenVINO is not used on this machine; empty: it can be."""
-    if find_spec("openvino") is None:
-        return "it is not installed"
+    if missing := _missing():
+        return missing
     if devices.seen():
         return "there is a GPU"
-    if _INSTRUCTIONS not in _flags():
+    if _INSTRUCTIONS not in measurement.processor()[1].split():
         return f"this processor has no {_INSTRUCTIONS}"
     return ""
 
 
-def _flags() -> frozenset[str]:
-    """The instruction sets of the processor; empty where the system does not list them."""
+def _missing() -> str:
+    """Why OpenVINO cannot be loaded; empty: it can be."""
+    if find_spec("openvino") is None:
+        return "the package openvino is not installed"
     try:
-        lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return frozenset(flags.partition(":")[2].split())
+        found = version("openvino")
+    except PackageNotFoundError:
+        return "the package openvino has no version"
+    numbers = tuple(int(digits) for digits in re.findall(r"\d+", found)[:2])
+    if numbers < _OLDEST:
+        return f"openvino {found} is too old: {'.'.join(map(str, _OLDEST))} or later is required"
+    return ""

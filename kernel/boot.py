@@ -88,7 +88,8 @@ class BootPlan:
     idle_unload_s: float = limits.UNLOAD_S  # of models; 0: never
     collect_after_s: float = limits.ENDED_S  # removal of ended processes; 0: never
     pin: bool = False  # whether `first` is pinned
-    tune: bool = True  # requantise a built-in model at its first use
+    # Requantise a built-in model at its first use, and measure which engine is faster for a file.
+    tune: bool = True
     settings: Sequence[SettingInfo] = ()  # all of them, with their origins
     listen_options: ListenOptions = field(default_factory=ListenOptions)
     user_connections: int = limits.USER_CONNECTIONS  # limit for each user except the owner
@@ -208,7 +209,14 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor, before: str) -> Ma
     changes = PolicyChanges(policy, users, journal, clients)
     loader = Loader(Quarantine(store), jobs, plan.idle_unload_s)
     mounts = Mounts(
-        images, loader, requantiser, drivers, plan.defaults, store.directory / "engines", journal
+        images,
+        loader,
+        requantiser,
+        drivers,
+        plan.defaults,
+        store.directory / "engines",
+        plan.paths.cache / "engines" if plan.tune else None,
+        journal,
     )
     counters, faults, loads = Counters(), Faults(), UserLoads()
     lifecycle = Lifecycle(processes, owners, images, loader, journal, faults, policy, clients)

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,12 +30,17 @@ class Config(BaseModel):
     window: Annotated[int, Field(ge=256, le=limits.WINDOW_MAX)] = Field(
         limits.WINDOW_TOKENS, description="tokens of context for each conversation"
     )
+    engine: Literal["auto", "llama", "openvino"] = Field(
+        "auto", description="engine of model files: llama, openvino; auto: the faster one"
+    )
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="threads of an engine; 0: one for each core"
     )
     mount: bool = Field(True, description="mount the default model at start")
     tune: bool = Field(
-        True, description="tune the embedded model for this machine at its first use"
+        True,
+        description="at its first use, tune the embedded model for this machine, and measure which "
+        "engine is faster for a file",
     )
     pin: bool = Field(False, description="never unload the default model automatically")
     idle_unload_s: Annotated[float, Field(ge=0)] = Field(

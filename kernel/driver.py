@@ -214,8 +214,8 @@ class Death:
 class Listener(Protocol):
     """Callbacks from one engine to the kernel, all on the kernel's event loop."""
 
-    def loading(self, done: float) -> None:
-        """This share of the model has been read, 0 to 1."""
+    def loading(self, done: float, stage: str = "load") -> None:
+        """This share of a stage is done, 0 to 1: of the model has been read, for `load`."""
         ...
 
     def up(self, facts: Facts) -> None: ...
@@ -365,8 +365,13 @@ class Driver(Protocol):
         """
         ...
 
-    def engine(self, path: Path, options: Mapping[str, Option], log: Path) -> Engine:
-        """An engine that is not started yet. `log`: the file for the output of its process."""
+    def engine(
+        self, path: Path, options: Mapping[str, Option], log: Path, cache: Path | None = None
+    ) -> Engine:
+        """An engine that is not started yet. `log`: the file for the output of its process.
+
+        `cache`: the directory of what is measured on this machine; None: nothing is measured.
+        """
         ...
 
     def hardware(self) -> Sequence[Hardware]:

@@ -30,6 +30,7 @@ _WITH_LIMITS = {
     "too_short": "want {min_length} items or more",
     "too_long": "want {max_length} items or less",
     "enum": "want {expected}",
+    "literal_error": "want {expected}",
 }
 
 

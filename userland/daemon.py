@@ -35,7 +35,7 @@ from llmasos.userland.examine import examine
 
 log = logging.getLogger("llmasos.daemon")
 DRIVERS = {
-    "llama": "llmasos.drivers.llama.mount",
+    "gguf": "llmasos.drivers.model_files",
     "echo": "llmasos.drivers.echo",
     "remote": "llmasos.drivers.remote",
 }
@@ -52,7 +52,7 @@ def embedded() -> dict[str, tuple[str, Path]]:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / file
         if path.is_file():
-            images[name] = ("llama", path)
+            images[name] = ("gguf", path)
     return images
 
 
@@ -69,14 +69,16 @@ def plan(
         if name in explicit
     }
     builtin = chosen.memory_embedder == "builtin"
-    threads: dict[str, Option] = {"threads": chosen.threads} if chosen.threads else {}
+    files: dict[str, Option] = {**shape, "engine": chosen.engine}
+    if chosen.threads:
+        files["threads"] = chosen.threads
     return boot.BootPlan(
         paths=where,
         system=__version__,
         private=arguments.private,
         drivers=DRIVERS,
         images=images,
-        defaults={"llama": {**shape, **threads}, "echo": shape},
+        defaults={"gguf": files, "echo": shape},
         first=chosen.model if chosen.mount and chosen.model in images else "",
         idle_exit_s=chosen.idle_exit_s,
         journal_bytes=chosen.journal_bytes,

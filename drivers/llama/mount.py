@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from llmasos.drivers.local import gguf
-from llmasos.drivers.local.driver import Choices, EngineChoice, LocalEngine
+from llmasos.drivers.local.driver import EngineChoice, LocalEngine, only
 from llmasos.drivers.local.gguf import Header
 from llmasos.drivers.local.link import Program
 from llmasos.kernel.abi import limits
@@ -18,7 +18,7 @@ from llmasos.kernel.driver import Engine, ImageFacts, Option
 
 from . import devices, options, tuning
 from .settings import LlamaSettings
-from .tuning import environment
+from .task_process import environment
 
 check = options.check
 tune = tuning.tune
@@ -61,7 +61,8 @@ def choice(values: Mapping[str, Option]) -> EngineChoice:
     return EngineChoice("llama", Program(f"{__package__}.child", environment()), prepare)
 
 
-def engine(path: Path, values: Mapping[str, Option], log: Path) -> Engine:
+def engine(
+    path: Path, values: Mapping[str, Option], log: Path, cache: Path | None = None
+) -> Engine:
     """An engine that is not started. EINVAL for an unusable file or option."""
-    chosen = Choices([choice(values)], "")
-    return LocalEngine(path, lambda _: chosen, log)
+    return LocalEngine(path, only(choice(values)), log)

@@ -36,7 +36,7 @@ class Placement:
 
     def facts(self) -> dict[str, object]:
         """Its part of the facts in UP."""
-        text = f"{self.on}: {self.why}; {self.settings.threads} threads"
+        text = f"{self.on}: llama.cpp; {self.why}; {self.settings.threads} threads"
         return {
             "placement": text, "on": self.on, "hardware": [asdict(one) for one in self.found],
         }  # fmt: skip

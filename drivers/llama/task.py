@@ -1,7 +1,7 @@
 """The frame of a child process that runs one task for the kernel and reports its progress.
 
 It writes JSON lines to stdout: {stage, done} for progress, and last the result or {errno, message,
-hint}. When stdin is closed, the kernel has ended, and the child exits. tuning.py starts such tasks.
+hint}. When stdin is closed, the kernel has ended, and the child exits. task_process.py starts it.
 This module must not import llama_cpp.
 """
 

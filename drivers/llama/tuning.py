@@ -8,30 +8,20 @@ machines may share a cache. This module must not import llama_cpp.
 
 import asyncio
 import fcntl
-import json
 import os
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llmasos.drivers.exit_cause import cause
-from llmasos.drivers.frames import error_in
 from llmasos.drivers.local import gguf
 from llmasos.drivers.local.quantisation import OFFERED
-from llmasos.drivers.process import environment as child_environment
-from llmasos.drivers.process import tail
-from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.abi.logfile import open_log
-from llmasos.kernel.abi.values import Progress, Quality
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Quality
 from llmasos.kernel.driver import Tuning
 
-from .options import SPIN
+from .task_process import Report, run
 
 PART = ".part"  # suffix of a temporary file
-Report = Callable[[Progress], None]
 
 
 async def tune(request: Tuning, report: Report) -> tuple[Quality, Quality]:
@@ -46,7 +36,7 @@ async def tune(request: Tuning, report: Report) -> tuple[Quality, Quality]:
     complete = request.target.exists()
     try:
         arguments = [str(request.path), str(request.target), request.quantisation]
-        await _run_task("requantise", arguments, request.log, report)
+        await run(f"{__package__}.requantise", arguments, request.log, report)
         before = await _quality(request, request.path, "measure before", report)
         after = await _quality(request, request.target, "measure after", report)
         complete = True
@@ -62,62 +52,9 @@ async def _quality(request: Tuning, path: Path, stage: str, report: Report) -> Q
     facts = (await asyncio.to_thread(gguf.read, path)).facts
     found: dict[str, Any] = {}
     if request.measure:
-        found = await _run_task("quality", [str(path), stage], request.log, report)
+        found = await run(f"{__package__}.quality", [str(path), stage], request.log, report)
     figures = [float(found.get(name, 0)) for name in ("perplexity", "prefill", "decode")]
     return Quality(facts.quantisation or "unknown", facts.bytes, *figures)
-
-
-async def _run_task(name: str, arguments: list[str], log: Path, report: Report) -> dict[str, Any]:
-    """Run a child; its result. DeviceFault with the last lines of its log if it has none."""
-    try:
-        fd = open_log(log)
-        begin = os.fstat(fd).st_size
-    except OSError as error:
-        raise DeviceFault(f"cannot write {log}: {error.strerror}") from error
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", f"{__package__}.{name}", *arguments,
-            stdin=PIPE, stdout=PIPE, stderr=fd, env=environment(), cwd="/",
-        )  # fmt: skip
-    except OSError as error:
-        raise DeviceFault(f"cannot start the {name} process: {error.strerror}") from error
-    finally:
-        os.close(fd)
-    try:
-        answer = await _read_result(process, report)
-        code = await process.wait()
-    finally:
-        await asyncio.shield(_end(process))
-    if answer is None:
-        message = f"the {name} process {cause(code)}; {tail(log, begin)}"
-        raise DeviceFault(message, f"see {log}")
-    if "errno" in answer:
-        raise error_in(answer["errno"], answer["message"], answer["hint"])
-    return answer
-
-
-async def _read_result(process: Process, report: Report) -> dict[str, Any] | None:
-    """The last line; None if there is none. Reports the others as progress."""
-    assert process.stdout is not None
-    async for line in process.stdout:
-        fields: dict[str, Any] = json.loads(line)
-        if "stage" not in fields:
-            return fields
-        report(Progress(fields["stage"], fields["done"]))
-    return None
-
-
-async def _end(process: Process) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-    if process.returncode is None:
-        process.kill()
-    await process.wait()
-
-
-def environment() -> dict[str, str]:
-    """The environment of a child. ggml attaches no debugger when it aborts."""
-    return child_environment(SPIN, GGML_NO_BACKTRACE="1")
 
 
 def sweep(folder: Path) -> None:

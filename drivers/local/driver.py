@@ -7,7 +7,7 @@ in flight and nothing else: the listener gets `down` with the reason, and the ch
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from llmasos.drivers.prompts import last_messages
 from llmasos.drivers.restart import Restarter
 from llmasos.kernel.abi import limits
-from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.values import Message, Sampling, check_biased
 from llmasos.kernel.driver import (
     Admission,
@@ -34,6 +34,8 @@ from .gguf import Header, read
 from .link import EngineLink, Program, launch
 
 log = logging.getLogger(__name__)
+# Errors of one engine that another one may not have. It is EINVAL that concerns the file.
+_REFUSALS = (Errno.EIO, Errno.ENOMEM, Errno.ENOTSUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +55,29 @@ class Choices:
     note: str
 
 
-class LocalEngine:
-    """One mounted model. `choose`: the engines for its file."""
+# Gets the header of the file, and a function that reports the progress of a measurement, 0 to 1.
+Choose = Callable[[Header, Callable[[float], None]], Awaitable[Choices]]
 
-    def __init__(self, path: Path, choose: Callable[[Header], Choices], log: Path) -> None:
+
+def only(choice: EngineChoice) -> Choose:
+    """This engine, whatever the file is."""
+
+    async def choose(_header: Header, _report: Callable[[float], None]) -> Choices:
+        return Choices([choice], "")
+
+    return choose
+
+
+class LocalEngine:
+    """One mounted model. `choose`: the engines for its file.
+
+    They are tried in order. The one that was up once is kept: a restart does not change it.
+    """
+
+    def __init__(self, path: Path, choose: Choose, log: Path) -> None:
         self._path, self._choose, self._log = path, choose, log
-        self._refusals: dict[str, str] = {}  # engines that could not load the file, and why
-        self._note = ""
+        self._kept: EngineChoice | None = None  # the engine that was up
+        self._note = ""  # why this engine
         self._child = Restarter(frames.NAME, self._launch)
         self._trained = 0  # tokens of its training context; set when its file is read
 
@@ -75,22 +93,29 @@ class LocalEngine:
     async def _launch(self) -> EngineLink:
         header = await asyncio.to_thread(read, self._path)
         self._trained = header.facts.context
-        choices = self._choose(header)
-        *others, last = [one for one in choices.engines if one.name not in self._refusals]
-        for choice in others:
+        if self._kept is not None:
+            return await self._start_child(self._kept, header)
+        choices = await self._choose(header, lambda done: self._listener.loading(done, "measure"))
+        refusals: list[SyscallError] = []
+        notes = [choices.note]
+        for choice in choices.engines:
             try:
-                return await self._start_child(choice, header, choices.note)
+                link = await self._start_child(choice, header)
             except SyscallError as error:
-                self._refusals[choice.name] = error.message
+                if error.errno not in _REFUSALS:
+                    raise
                 log.warning("%s cannot load %s: %s", choice.name, self._path, error.message)
-        return await self._start_child(last, header, choices.note)
+                refusals.append(error)
+                notes = [*notes, f"not {choice.name}: {error.message}"]
+            else:
+                self._kept = choice
+                self._note = "".join(f"; {text}" for text in notes if text)
+                return link
+        raise _refused(choices.engines, refusals)
 
-    async def _start_child(self, choice: EngineChoice, header: Header, note: str) -> EngineLink:
+    async def _start_child(self, choice: EngineChoice, header: Header) -> EngineLink:
         chosen = choice.prepare(self._path, header)
-        link = await launch(chosen, choice.program, self._log, self._listener)
-        refused = [f"not {name}: {why}" for name, why in self._refusals.items()]
-        self._note = "".join(f"; {text}" for text in [*refused, note] if text)
-        return link
+        return await launch(chosen, choice.program, self._log, self._listener)
 
     async def stop(self) -> None:
         """End the child. Calls in flight get no further step."""
@@ -201,6 +226,17 @@ class LocalEngine:
     def drop(self, number: int) -> None:
         if (link := self._child.current) is not None:
             link.send([frames.DROP, number])
+
+
+def _refused(engines: Sequence[EngineChoice], refusals: Sequence[SyscallError]) -> SyscallError:
+    """The error of the last engine, with those of the others. ENOMEM if memory may help one."""
+    last = refusals[-1]
+    if len(refusals) == 1:
+        return last
+    words = [f"{one.name}: {error.message}" for one, error in zip(engines, refusals, strict=True)]
+    if any(error.errno is Errno.ENOMEM for error in refusals):
+        return SyscallError(Errno.ENOMEM, "; ".join(words), last.hint)
+    return DeviceFault("; ".join(words), last.hint)
 
 
 def _pairs(messages: Sequence[Message]) -> list[list[str]]:

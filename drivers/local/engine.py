@@ -90,7 +90,7 @@ class BatchEngine:
                 raise SyscallError(
                     Errno.ENOTSUP,
                     "the results of this file depend on what is computed beside them",
-                    "mount it without deterministic, or on the llama engine",
+                    "mount it without deterministic, or with `--engine llama`",
                 )
             self._exactness = replace(exactness, answers_together=together)
 

@@ -37,7 +37,7 @@ def load_model(values: dict[str, Any], report: Callable[[float], None]) -> Loade
     size = vocab.size
     if graph.vocab_size != size:
         message = f"OpenVINO: the graph has {graph.vocab_size} logits for {size} tokens"
-        raise SyscallError(Errno.ENOTSUP, message, "use the llama engine for this model")
+        raise SyscallError(Errno.ENOTSUP, message, "mount it with `--engine llama`")
     return Loaded(
         settings,
         vocab,

@@ -101,7 +101,7 @@ def _check_inputs(source: Any) -> None:
 
 
 def _unsupported(why: str) -> SyscallError:
-    return SyscallError(Errno.ENOTSUP, f"OpenVINO: {why}", "use the llama engine for this model")
+    return SyscallError(Errno.ENOTSUP, f"OpenVINO: {why}", "mount it with `--engine llama`")
 
 
 class _Paged:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llmasos.drivers import process
 from llmasos.drivers.local import gguf
-from llmasos.drivers.local.driver import Choices, EngineChoice, LocalEngine
+from llmasos.drivers.local.driver import EngineChoice, LocalEngine, only
 from llmasos.drivers.local.gguf import Header
 from llmasos.drivers.local.link import Program
 from llmasos.kernel.abi import paths
@@ -21,7 +21,7 @@ check = options.check
 
 
 def hardware() -> Sequence[Hardware]:
-    """None of its own: the llama driver lists the processor."""
+    """None of its own: that of llama.cpp lists the processor."""
     return ()
 
 
@@ -55,7 +55,8 @@ def environment() -> dict[str, str]:
     return process.environment({}, LLMASOS_CACHE_DIR=str(paths.find().cache))
 
 
-def engine(path: Path, values: Mapping[str, Option], log: Path) -> Engine:
+def engine(
+    path: Path, values: Mapping[str, Option], log: Path, cache: Path | None = None
+) -> Engine:
     """An engine that is not started. EINVAL for an unusable file or option."""
-    chosen = Choices([choice(values)], "")
-    return LocalEngine(path, lambda _: chosen, log)
+    return LocalEngine(path, only(choice(values)), log)

@@ -13,6 +13,7 @@ from .settings import OpenVinoSettings
 
 OPTIONS = local.OPTIONS
 _SPARE_BLOCKS = 1  # for additional rows (steps.py)
+_COPIES = 2  # of the weights: the converted graph and the compiled one
 
 
 def check(options: Mapping[str, Option]) -> None:
@@ -34,4 +35,4 @@ def settings(path: Path, header: Header, options: Mapping[str, Option]) -> OpenV
 def check_memory(chosen: OpenVinoSettings, header: Header) -> None:
     """ENOMEM with the numbers when the model and its slots do not fit."""
     context = chosen.slots * local.cells(chosen.window) * header.cell_bytes
-    local.check_memory(header.facts.bytes, context, chosen.slots, chosen.window)
+    local.check_memory(_COPIES * header.facts.bytes, context, chosen.slots, chosen.window)

@@ -44,7 +44,9 @@ async def models(options: Mapping[str, Option]) -> Sequence[str]:
         await endpoint.close()
 
 
-def engine(path: Path, options: Mapping[str, Option], log: Path) -> Engine:
+def engine(
+    path: Path, options: Mapping[str, Option], log: Path, cache: Path | None = None
+) -> Engine:
     """An engine that is not started. It has no process, so `log` is not used."""
     return RemoteEngine(settings(options))
 

@@ -46,6 +46,7 @@ class Device:
         self._died_at = 0.0  # monotonic seconds
         self._demanded = False  # a failed engine is being started because a call needs it
         self.loaded = 0.0  # share of the model's file that has been read
+        self._progress = Progress("load", 0.0, self.name)
         self.changed = asyncio.Event()  # set and replaced at each change of state or of `loaded`
         self._report = report
         self._table = DeviceState(0, 0, 0)
@@ -54,8 +55,10 @@ class Device:
         self.refusal: SyscallError | None = None  # why it did not start
 
     # --- called by the driver -------------------------------------------------------------------
-    def loading(self, done: float) -> None:
-        self.loaded = done
+    def loading(self, done: float, stage: str = "load") -> None:
+        self._progress = Progress(stage, done, self.name)
+        if stage == "load":
+            self.loaded = done
         self._notify()
 
     def up(self, facts: Facts) -> None:
@@ -189,7 +192,7 @@ class Device:
             now = time.monotonic()
             if report is not None and now - reported >= limits.PROGRESS_S:
                 reported = now
-                report(Progress("load", self.loaded, self.name))
+                report(self._progress)
             await self.changed.wait()
         return self.facts
 

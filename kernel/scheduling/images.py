@@ -19,6 +19,7 @@ import anyio.to_thread
 
 from ..abi import limits
 from ..abi.errors import Errno, SyscallError
+from ..abi.fingerprint import fingerprint
 from ..abi.values import RECALL, ImageAdd, ImageInfo, ImageProbe, Mount, Quality
 from ..driver import Driver, Option
 from ..storage.database import Schema, Statement, peek
@@ -39,10 +40,11 @@ SCHEMA = Schema(
         "ALTER TABLE mounts ADD COLUMN pin INTEGER NOT NULL DEFAULT 0",
         """CREATE TABLE tuned(image TEXT PRIMARY KEY, path TEXT NOT NULL,
            quantisation TEXT NOT NULL, stamp TEXT NOT NULL)""",
+        # The driver of model files, which had llama.cpp only.
+        "UPDATE images SET driver = 'gguf' WHERE driver = 'llama'",
     ),
 )
 T = TypeVar("T")
-_END_BYTES = 1024 * 1024  # read at each end of a file for its fingerprint: header and weights
 _DIGEST_CHARS = 16  # of the source file's digest, in the name of a requantised file
 
 
@@ -101,12 +103,7 @@ class Image:
         """Identifies the model behind the name: a different model makes different vectors."""
         if self.url:
             return f"{self.url} {self.options.get('model', '')}".strip()
-        size = self.path.stat().st_size
-        with self.path.open("rb") as file:
-            ends = file.read(_END_BYTES)
-            file.seek(max(0, size - _END_BYTES))
-            ends += file.read()
-        return hashlib.blake2b(b"%d %s" % (size, ends), digest_size=8).hexdigest()
+        return fingerprint(self.path)
 
     def is_decided(self) -> bool:
         """Whether it was tuned, or the user chose the original file."""

@@ -212,6 +212,7 @@ class Mounts:
     drivers: Mapping[str, Driver]
     defaults: Mapping[str, Mapping[str, Option]]  # mount options, by driver
     logs: Path  # directory for the output of drivers' processes
+    measured: Path | None  # directory of what drivers measure; None: nothing is measured
     journal: Journal
 
     @asynccontextmanager
@@ -250,6 +251,7 @@ class Mounts:
         while (device := self.loader.device(image.name)) is not None:
             if not options or device.options == self._chosen(image, options):
                 break
+            self.drivers[image.driver].check(self._chosen(image, options))
             self.loader.check_unused(device)
             await self.loader.unmount(image.name)
         if device is None:
@@ -298,7 +300,7 @@ class Mounts:
         driver = self.drivers[image.driver]
         chosen = self._chosen(image, options)
         driver.check(chosen)
-        engine = driver.engine(image.file, chosen, self.log_of(image))
+        engine = driver.engine(image.file, chosen, self.log_of(image), self.measured)
         remark = self.requantiser.failures.get(image.name, "")
         mounting = Mounting(image.name, image.driver, image.version(), pin, remark, chosen)
         return self.loader.mount(mounting, engine, self._record)

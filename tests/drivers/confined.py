@@ -22,7 +22,6 @@ _FORBIDDEN = (  # rename mkdir creat link symlink mknod, with those relative to 
 SITE = f"""
 import sys
 sys.dont_write_bytecode = True
-import llama_cpp  # opens /dev/null for writing
 from {__name__} import confine
 confine()
 # It writes the process's oom_score_adj, and creates no file.

@@ -39,7 +39,7 @@ class Ear:
     downs: list[Death] = field(default_factory=list[Death])
     news: anyio.Event | None = None
 
-    def loading(self, done: float) -> None:
+    def loading(self, done: float, stage: str = "load") -> None:
         self._tell()
 
     def up(self, facts: Facts) -> None:

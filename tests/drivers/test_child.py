@@ -20,7 +20,6 @@ from pathlib import Path
 from llmasos.drivers.llama import mount as llama
 
 class Ear:
-    def loading(self, done): ...
     def loading(self, done): pass
     def up(self, facts):
         print(facts.os_pid, flush=True)

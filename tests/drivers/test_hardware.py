@@ -149,7 +149,7 @@ def chosen(*gpus: Hardware, layers: int = -1, exact: bool = False) -> Placement:
 def test_a_model_that_fits_goes_to_the_card_whole() -> None:
     one = chosen(gpu(0, 4 * 10**9))
     assert (one.on, one.settings.gpu_layers, one.why) == ("gpu0", LAYERS, "all 31 layers")
-    assert one.facts()["placement"] == "gpu0: all 31 layers; 2 threads"
+    assert one.facts()["placement"] == "gpu0: llama.cpp; all 31 layers; 2 threads"
 
 
 def test_as_many_layers_as_fit_go_there_and_the_numbers_are_said() -> None:

@@ -28,12 +28,13 @@ def images(store: Store) -> ImageRegistry:
 
 
 async def test_images_of_version_1_are_still_there(tmp_path: Path) -> None:
-    """The file was written before an image could be a url, be tuned or have options."""
+    """The file was written before an image could be a url, be tuned or have options, and when the
+    driver of model files was named after llama.cpp."""
     shutil.copy(Path(__file__).parent / "data" / "images.v1.db", tmp_path / "images.db")
     store = Store(tmp_path)
     found = images(store)
     image = found.get("c")
-    assert (image.name, image.driver, str(image.path)) == ("coder", "llama", "/models/coder.gguf")
+    assert (image.name, image.driver, str(image.path)) == ("coder", "gguf", "/models/coder.gguf")
     assert (image.url, image.options) == ("", {})
     assert found.mounts() == ["coder"]
     assert found.mount("coder").options == {"slots": 4}
@@ -117,7 +118,7 @@ def test_a_list_of_models_loads_only_the_drivers_that_it_needs(tmp_path: Path) -
     done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=60)
     loaded = set(done.stdout.split())
     assert "llmasos.drivers.echo" in loaded
-    assert not {"httpx", "llmasos.drivers.remote", "llmasos.drivers.llama"} & loaded
+    assert not {"httpx", "llmasos.drivers.remote", "llmasos.drivers.model_files"} & loaded
 
 
 def test_another_model_behind_the_same_name_is_told_apart(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_another_model_behind_the_same_name_is_told_apart(tmp_path: Path) -> Non
     found: set[str] = set()
     for data in (b"one", b"two", b"one" * 2, b"x" * 3_000_000, b"x" * 2_999_999 + b"y"):
         file.write_bytes(data)
-        found.add(Image("m", "llama", file, builtin=False).fingerprint())
+        found.add(Image("m", "gguf", file, builtin=False).fingerprint())
     for url, model in (("http://a", ""), ("http://b", ""), ("http://b", "large")):
         image = Image("m", "remote", Path(), False, url, {"model": model})
         found.add(image.fingerprint())

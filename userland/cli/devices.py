@@ -75,6 +75,8 @@ def mount(arguments: Namespace) -> int:
     chosen = options.read(arguments.options)
     if arguments.deterministic:
         chosen["deterministic"] = True
+    if arguments.engine:
+        chosen["engine"] = arguments.engine
     request = v.Mount(arguments.image, chosen, arguments.pin)
     with connect() as client:
         device = follow(client.stream("mount", request, v.Progress, v.DeviceInfo))

@@ -180,6 +180,8 @@ _ROWS = (
     )),
     Verb("mount", ".devices:mount", "start the engine of a model", (
         _SET,
+        option("--engine", metavar="ENGINE",
+               help="llama or openvino; auto: the faster one for this file, measured once"),
         option("--pin", action="store_true", help="never unload the model automatically"),
         option("--deterministic", action="store_true",
                help="concurrent calls cannot change each other's answers; slower"),

@@ -294,7 +294,8 @@ class AsyncLLMasOS(ProcessCalls):
     ) -> v.DeviceInfo:
         """Start a model's engine with options of its driver. `pin`: never unload it when idle.
 
-        Allowed for users too.
+        `engine="llama"` or `engine="openvino"` computes a model file on this engine. Allowed for
+        users too.
         """
         return await self._call("mount", v.Mount(image, options, pin), v.DeviceInfo)
 
