@@ -28,7 +28,7 @@ class ContextBench:
 
     def feed(self, *tokens: int, slot: int = 0, first: int = 0) -> int:
         """Tokens into a slot; where the logits are."""
-        return self.context.decode([Run(slot, first, tokens, asks=True)])[slot]
+        return self.context.decode([Run(slot, first, tokens, asks=1)])[slot]
 
     def clear(self) -> None:
         for slot in range(self.context.slots):
@@ -70,7 +70,11 @@ def a_position_twice(b: ContextBench) -> object:
 
 
 def a_slot_twice_in_a_batch(b: ContextBench) -> object:
-    return b.context.decode([Run(0, 0, [1], asks=True), Run(0, 0, [2], asks=True)])
+    return b.context.decode([Run(0, 0, [1], asks=1), Run(0, 0, [2], asks=1)])
+
+
+def logits_of_more_tokens_than_there_are(b: ContextBench) -> object:
+    return b.context.decode([Run(0, 0, [1, 2], asks=3)])
 
 
 def a_full_slot(b: ContextBench) -> object:

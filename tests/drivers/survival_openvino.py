@@ -64,7 +64,7 @@ class Bench(ContextBench):
 
 # --- batches ----------------------------------------------------------------------------------
 def a_batch_over_its_size(b: Bench) -> object:
-    runs = [Run(slot, 0, [1] * 100, asks=True) for slot in range(4)]
+    runs = [Run(slot, 0, [1] * 100, asks=1) for slot in range(4)]
     return b.context.decode(runs)
 
 
@@ -77,7 +77,7 @@ def a_token_beyond_32_bits(b: Bench) -> object:
 
 
 def logits_that_were_not_asked_for(b: Bench) -> object:
-    b.context.decode([Run(0, 0, [1, 2], asks=False)])
+    b.context.decode([Run(0, 0, [1, 2], asks=0)])
     return b.context.logits(0)
 
 
@@ -103,16 +103,16 @@ def more_threads_than_there_are(b: Bench) -> object:
 def more_tokens_than_the_pool_has(b: Bench) -> object:
     few = PagedContext(PagedModel(b.graph, FEW + 1, 1), b.settings, b.vocab.size)
     for first in range(0, FEW * 32, 32):
-        few.decode([Run(0, first, [1] * 32, asks=False)])
-    return few.decode([Run(1, 0, [1], asks=True)])
+        few.decode([Run(0, first, [1] * 32, asks=0)])
+    return few.decode([Run(1, 0, [1], asks=1)])
 
 
 def what_did_not_fit_changed_nothing(b: Bench) -> object:
     few = PagedContext(PagedModel(b.graph, FEW + 1, 1), b.settings, b.vocab.size)
-    few.decode([Run(0, 0, [1] * 32, asks=False)])
+    few.decode([Run(0, 0, [1] * 32, asks=0)])
     with contextlib.suppress(DeviceFault):
-        few.decode([Run(0, 32, [1], asks=True), Run(1, 0, [1] * 64, asks=True)])
-    return few.length(0), few.length(1), sorted(few.decode([Run(1, 0, [1] * 64, asks=True)]))
+        few.decode([Run(0, 32, [1], asks=1), Run(1, 0, [1] * 64, asks=1)])
+    return few.length(0), few.length(1), sorted(few.decode([Run(1, 0, [1] * 64, asks=1)]))
 
 
 def two_writers_of_a_block(b: Bench) -> object:
@@ -163,7 +163,7 @@ def blocks_freed_twice(b: Bench) -> object:
     state = b.context.save(0)
     state.free()
     state.free()
-    return b.context.length(0), sorted(b.context.decode([Run(0, 3, [4], asks=True)]))
+    return b.context.length(0), sorted(b.context.decode([Run(0, 3, [4], asks=1)]))
 
 
 def saved_blocks_that_outlive_their_slot(b: Bench) -> object:

@@ -33,6 +33,7 @@ BECOMES = {
     "a_gap_in_the_positions": FAULT + "slot 0 has 0 tokens; a run cannot start at position 5",
     "a_negative_position": FAULT + "slot 0 has 0 tokens; a run cannot start at position -1",
     "a_position_twice": FAULT + "slot 0 has 2 tokens; a run cannot start at position 1",
+    "logits_of_more_tokens_than_there_are": FAULT + "a run of 2 tokens asks for 3 logits",
     "a_slot_twice_in_a_batch": FAULT + "two of the 2 runs of a batch are of one slot",
     "a_full_slot": FAULT + "position 256 of slot 0 exceeds the window of 256 tokens",
     "two_threads_on_a_context": "returned 'the context is used by a second thread'",
