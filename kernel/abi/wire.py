@@ -240,8 +240,8 @@ def _check_depth(frame: list[Any]) -> None:
     for _ in range(limits.FRAME_DEPTH):
         below: list[Any] = []
         deeper = False
-        for value in level:
-            kind: type[Any] = type(value)
+        kinds: list[type] = [*map(type, level)]
+        for value, kind in zip(level, kinds, strict=True):
             if kind is dict:
                 below += value.values()
                 deeper = True
