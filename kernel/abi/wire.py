@@ -235,13 +235,16 @@ def is_number(value: object) -> bool:
     return type(value) is int and 0 < value < 2**53
 
 
+_type_of = cast("Callable[[Any], object]", type)  # without narrowing the type of its argument
+
+
 def _check_depth(frame: list[Any]) -> None:
     level: list[Any] = frame
     for _ in range(limits.FRAME_DEPTH):
         below: list[Any] = []
         deeper = False
-        kinds: list[type] = [*map(type, level)]
-        for value, kind in zip(level, kinds, strict=True):
+        for value in level:
+            kind = _type_of(value)
             if kind is dict:
                 below += value.values()
                 deeper = True
