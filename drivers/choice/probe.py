@@ -52,7 +52,7 @@ Logits = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class StepTimes:
+class ProbeTimes:
     """The shortest times in seconds of a prompt, a step of all sequences, a step of one."""
 
     prompt: float
@@ -63,9 +63,9 @@ class StepTimes:
     def total(self) -> float:
         return self.prompt + _FULL_STEPS * self.full + _SINGLE_STEPS * self.single
 
-    def best(self, other: "StepTimes") -> "StepTimes":
+    def best(self, other: "ProbeTimes") -> "ProbeTimes":
         """The shorter of each."""
-        return StepTimes(
+        return ProbeTimes(
             min(self.prompt, other.prompt),
             min(self.full, other.full),
             min(self.single, other.single),
@@ -85,8 +85,8 @@ class Measured:
     """One engine."""
 
     logits: Logits  # of the first round
-    clock: StepTimes
-    cpu: StepTimes  # of all threads, divided by their number
+    clock: ProbeTimes
+    cpu: ProbeTimes  # of all threads, divided by their number
 
     def best(self, other: "Measured") -> "Measured":
         return Measured(self.logits, self.clock.best(other.clock), self.cpu.best(other.cpu))
@@ -178,7 +178,7 @@ def _measure(context: Context, sequences: list[list[int]], threads: int) -> Meas
     for slot in every:
         context.keep(slot, 0)
     clock, cpu = (
-        StepTimes(prompt[at], min(one[at] for one in full), min(one[at] for one in single))
+        ProbeTimes(prompt[at], min(one[at] for one in full), min(one[at] for one in single))
         for at in (0, 1)
     )
     return Measured(np.array(logits), clock, cpu)

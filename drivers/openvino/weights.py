@@ -30,7 +30,8 @@ class MappedWeights:
         """Move them. OSError, and nothing has changed, when there is no room for the file."""
         constants = [one for one in model.get_ordered_ops() if one.get_type_name() == "Constant"]
         large = [one for one in constants if one.get_byte_size() >= _LARGE_BYTES]
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, parents=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             places = [_written(file, _bytes(one)) for one in large]
             self._mapping = mmap.mmap(file.fileno(), max(1, file.tell())) if places else None

@@ -49,7 +49,12 @@ class Relay:
 
     async def run(self) -> None:
         """Return at the end of the work, when everything was sent."""
-        work = self._work
+        try:
+            await self._run(self._work)
+        finally:
+            self._work.deliver = None  # it refers to this object, and this object to the work
+
+    async def _run(self, work: Work) -> None:
         while True:
             if self._failure is not None:
                 raise self._failure

@@ -149,7 +149,6 @@ class TextSyscalls:
             stream = Stream(call.send, call.keeps_up, call.writable)
             await Relay(stream, device, work).run()
         except BaseException:  # cancelled or timed out: the answer so far is stored
-            work.deliver = None
             with anyio.CancelScope(shield=True):
                 device.cancel(work.claim.call)
                 while not work.done:

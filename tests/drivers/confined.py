@@ -1,4 +1,4 @@
-"""A process that ends with SIGSYS as soon as it makes a file or uses the network.
+"""A process that ends with SIGSYS as soon as it makes a file with a name or uses the network.
 
 The kernel of the system ends it, at the call, whoever makes it: a filter of system calls (seccomp)
 that is installed before the first module of the program is imported. x86-64 Linux only.
@@ -12,7 +12,7 @@ _NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2
 _LOAD, _EQUAL, _MASK, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ALLOW, _KILL_PROCESS = 0x7FFF0000, 0x80000000
 _NUMBER, _FIRST, _SECOND, _THIRD = 0, 16, 24, 32  # offsets in struct seccomp_data
-_CREATES = 0o100 | 0o20000000  # O_CREAT, and the bit of O_TMPFILE
+_CREATES = 0o100  # O_CREAT
 _AF_UNIX = 1
 _OPEN, _OPENAT, _SOCKET = 2, 257, 41
 _FORBIDDEN = (  # rename mkdir creat link symlink mknod, with those relative to a folder; openat2

@@ -82,9 +82,9 @@ def logits_that_were_not_asked_for(b: Bench) -> object:
 
 
 def logits_of_the_batch_before(b: Bench) -> object:
-    b.feed(1, 2)
-    b.feed(1, slot=1)
-    return b.context.logits(0)
+    b.context.decode([Run(slot, 0, [1, 2], asks=1) for slot in range(2)])
+    b.feed(1, slot=2)
+    return b.context.logits(1)
 
 
 def logits_after_a_refused_batch(b: Bench) -> object:

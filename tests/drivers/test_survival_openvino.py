@@ -39,7 +39,7 @@ BECOMES = {
     "two_threads_on_a_context": "returned 'the context is used by a second thread'",
     "more_threads_than_there_are": "returned 0",
     "logits_that_were_not_asked_for": FAULT + "no logits at index 0",
-    "logits_of_the_batch_before": FAULT + "no logits at index 0",
+    "logits_of_the_batch_before": FAULT + "no logits at index 1",
     "logits_after_a_refused_batch": "returned (49152,)",
     "more_tokens_than_the_pool_has": FAULT
     + "the step needs 1 KV blocks of 32 tokens, 0 of 3 are free",
