@@ -19,8 +19,10 @@ LIMIT_S = 60  # of any command: a guard against hangs
 # What takes longest begins first: at the end no worker is left alone with a long file. In the order
 # of their durations in a run of `make test`, down to 15 s.
 FIRST = (
-    "test_bench.py", "test_llama.py", "test_recall_files.py", "test_index_crash.py",
-    "test_recall_survival.py", "test_recall_daemon.py", "test_exact.py", "test_cli.py",
+    "test_bench.py", "test_exact.py", "test_llama.py", "test_lookup_engines.py",
+    "test_recall_files.py", "test_openvino.py", "test_index_crash.py", "test_recall_survival.py",
+    "test_recall_daemon.py", "test_cli.py", "test_residency.py", "test_choice.py",
+    "test_model_files.py", "test_engines.py",
     "test_life.py", "test_embedders.py", "test_sampler.py", "test_evaluator.py", "test_tools.py",
     "test_recall.py", "test_invocation.py", "test_cli_config.py", "test_devices.py",
     "test_tuning.py", "test_secrets.py", "test_cli_answers.py", "test_cli_mem.py",

@@ -13,6 +13,8 @@ from .settings import OpenVinoSettings
 
 OPTIONS = local.OPTIONS
 _SPARE_BLOCKS = 1  # for additional rows (steps.py)
+# A step has a small fixed cost, so short steps compute prompts at full speed, unlike in llama.cpp.
+_CHUNK_S = 0.11
 _COPIES = 2  # of the weights: the converted graph and the compiled one
 
 
@@ -24,7 +26,7 @@ def check(options: Mapping[str, Option]) -> None:
 def settings(path: Path, header: Header, options: Mapping[str, Option]) -> OpenVinoSettings:
     """All settings: the given options, and defaults for this machine."""
     check(options)
-    values = local.settings(path, header, options)
+    values = local.settings(path, header, {"chunk_s": _CHUNK_S, **options})
     # Saved contexts are blocks, too. Memory is taken as blocks are first written.
     saved = values["parked_bytes"] + limits.KEPT_BYTES
     blocks = values["slots"] * -(-values["window"] // BLOCK_TOKENS) + _SPARE_BLOCKS
