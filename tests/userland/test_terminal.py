@@ -8,11 +8,13 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from llmasos.kernel.abi import values as v
 from llmasos.userland.cli import exits
 from llmasos.userland.client import BlockingClient
 from tests.conftest import LIMIT_S, Machine, documents
+from tests.waiting import until
 
 LONG = "word " * 400
 
@@ -172,6 +174,8 @@ def test_a_chat_at_a_terminal_survives_ctrl_c_and_tells_how_to_go_on(slow: Machi
         expect(master, b"\r\nword")
         child.send_signal(signal.SIGINT)  # ends the answer
         expect(master, b"> ")
+        # Python's input() shows its prompt before it waits, and loses a signal that comes between.
+        until(lambda: is_asleep(child.pid), LIMIT_S)
         child.send_signal(signal.SIGINT)  # forgets a line
         expect(master, b"/quit")
         os.write(master, b"/stat\n")
@@ -181,6 +185,12 @@ def test_a_chat_at_a_terminal_survives_ctrl_c_and_tells_how_to_go_on(slow: Machi
         assert child.wait(LIMIT_S) == 0
     os.close(master)
     assert b"pid 1" in seen
+
+
+def is_asleep(pid: int) -> bool:
+    """Whether the main thread of a process waits."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "S"
 
 
 def expect(terminal: int, words: bytes) -> bytes:
