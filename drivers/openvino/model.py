@@ -3,7 +3,7 @@
 """A compiled paged graph with the memory of its KV blocks. Imported in child processes only.
 
 OpenVINO checks little: a wrong block index or token id reads and writes foreign memory, and lists
-that do not match end the process. So whoever calls `compute` has checked the inputs. An error that
+that do not match end the process. So the callers of `compute` check the inputs. An error that
 OpenVINO raises is a DeviceFault.
 """
 

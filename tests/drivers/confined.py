@@ -1,6 +1,6 @@
 """A process that ends with SIGSYS as soon as it makes a file with a name or uses the network.
 
-The kernel of the system ends it, at the call, whoever makes it: a filter of system calls (seccomp)
+The kernel of the system ends it, at the call, in any of its libraries: a seccomp filter
 that is installed before the first module of the program is imported. x86-64 Linux only.
 """
 

@@ -43,7 +43,7 @@ def drafted(outcome: Outcome) -> tuple[int, int]:
 
 
 def check_same(plain: Outcome, quick: Outcome) -> None:
-    """Whoever reads the answer sees no difference."""
+    """The steps of a call show no difference."""
     assert (quick.text, quick.tokens) == (plain.text, plain.tokens)
     assert (quick.last.finish, quick.last.cuts) == (plain.last.finish, plain.last.cuts)
     scores = [
