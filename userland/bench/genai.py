@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """openvino-genai's continuous batching pipeline in a child process, to compare with.
 
     python -m llmasos.userland.bench.genai FILE THREADS
