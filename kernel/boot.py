@@ -85,6 +85,7 @@ class BootPlan:
     first: str  # image to mount at boot; "": none
     idle_exit_s: float
     journal_bytes: int
+    user_bytes: int = limits.USER_BYTES  # of the pages of each user except the owner
     idle_unload_s: float = limits.UNLOAD_S  # of models; 0: never
     collect_after_s: float = limits.ENDED_S  # removal of ended processes; 0: never
     pin: bool = False  # whether `first` is pinned
@@ -193,7 +194,7 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor, before: str) -> Ma
         bool(plan.listen_options.listen), plan.settings, before,
     )  # fmt: skip
     drivers = Drivers(plan.drivers)
-    images = ImageRegistry(store, drivers, plan.images, plan.paths.cache / "models")
+    images = ImageRegistry(store, drivers, plan.images, plan.paths.cache / "models", owner)
     requantiser = Requantiser(images, drivers, jobs, automatic=plan.tune)
     if plan.first:
         requantiser.expect(images.get(plan.first))
@@ -203,7 +204,10 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor, before: str) -> Ma
     journal = Journal(store, events.publish, owner=owner, total_bytes=plan.journal_bytes)
     policy = Policy(TABLE, owner, plan.paths.policy_file, plan.paths.state / "policy.csv")
     processes = ProcessTable(store, owner)
-    owners = Owners(OwnerContext(store, recall, jobs, processes.pids_in_use))
+    owners = Owners(OwnerContext(
+        store, recall, jobs, processes.pids_in_use,
+        lambda name: 0 if name == owner else plan.user_bytes,
+    ))  # fmt: skip
     permissions = Permissions(policy, processes, journal, images.canonical)
     clients = Clients()
     changes = PolicyChanges(policy, users, journal, clients)

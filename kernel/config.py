@@ -73,6 +73,9 @@ class Config(BaseModel):
     memory_url: str = Field(
         "", description="URL of a Chroma server; empty: Chroma runs on this machine"
     )
+    user_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
+        limits.USER_BYTES, description="size of the pages of each user but the owner"
+    )
     journal_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
         limits.JOURNAL_BYTES,
         description="size of the journal: half for the owner, half for all other users",

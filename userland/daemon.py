@@ -81,6 +81,7 @@ def plan(
         defaults={"gguf": files, "echo": shape},
         first=chosen.model if chosen.mount and chosen.model in images else "",
         idle_exit_s=chosen.idle_exit_s,
+        user_bytes=chosen.user_bytes,
         journal_bytes=chosen.journal_bytes,
         idle_unload_s=chosen.idle_unload_s,
         collect_after_s=chosen.collect_after_s,

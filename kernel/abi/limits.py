@@ -35,6 +35,7 @@ JOURNAL_READERS = 4  # threads that read the journal for clients
 USER_JOURNAL_READERS = 1  # of them, concurrently for one user
 OWNERS_OPEN = 32  # owners whose databases are open; more only while calls use them
 OWNERS_FREED = 4  # idle owners that are closed when no descriptor is free to open another
+USER_BYTES = 2 * 1024**3  # of the pages of one user except the owner of the machine
 OWNER_IDLE_S = 600.0  # after its last use, an owner's databases are closed
 FILES = 4  # threads that read model files; as many again that read mapped files
 OWNER_FILES = 2  # of the latter, concurrently for one owner
@@ -211,6 +212,8 @@ SECRET_BYTES = 1_024
 
 # --- images -----------------------------------------------------------------------------------
 IMAGES = 1_000  # installed models and aliases
+USER_IMAGES = 100  # of them, added by one user other than the owner of the machine
+OWNER_IMAGES = 200  # of IMAGES, reserved for the owner of the machine
 GGUF_KEYS = 4_096
 GGUF_TENSORS = 65_536
 GGUF_STRING_BYTES = 1024 * 1024

@@ -11,9 +11,12 @@ FILE = "pages.db"
 _SEQUENCE = "SELECT max(seq) FROM sqlite_sequence WHERE name = 'spaces'"
 
 
-def load(store: Store, owner: str) -> LoadedPages:
-    """Open or create the database. SyscallError, ValueError or TypeError when it is unreadable."""
-    database = store.open(name(owner), SCHEMA)
+def load(store: Store, owner: str, limit_bytes: int = 0) -> LoadedPages:
+    """Open or create the database. SyscallError, ValueError or TypeError when it is unreadable.
+
+    `limit_bytes`: of its data; 0: no limit.
+    """
+    database = store.open(name(owner), SCHEMA, limit_bytes=limit_bytes)
     last = store.read(database, "SELECT max(space) FROM spaces")[0][0]
     sequence = store.read(database, _SEQUENCE)[0][0]
     return LoadedPages(

@@ -51,6 +51,7 @@ class OwnerContext:
     device: VectorDevice
     jobs: Supervisor
     alive: Callable[[], set[int]]  # pids of all processes
+    limit_bytes: Callable[[str], int] = lambda _: 0  # of an owner's pages; 0: no limit
 
 
 class Owner:
@@ -160,7 +161,8 @@ class Owner:
     async def _open_pages(self) -> OpenPages | SyscallError:
         store, device, jobs = self._context.store, self._context.device, self._context.jobs
         try:
-            loaded = await store.readers.run(self.name, loading.load, store, self.name)
+            limit = self._context.limit_bytes(self.name)
+            loaded = await store.readers.run(self.name, loading.load, store, self.name, limit)
             memory = Memory(store, loaded)
             # There is no sweeper yet that would be resumed: note whether it will be needed.
             erase_pending = anyio.Event()

@@ -8,6 +8,7 @@ An image may instead be the URL of a remote engine: then nothing about its model
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,6 +43,9 @@ SCHEMA = Schema(
            quantisation TEXT NOT NULL, stamp TEXT NOT NULL)""",
         # The driver of model files, which had llama.cpp only.
         "UPDATE images SET driver = 'gguf' WHERE driver = 'llama'",
+        # Who added it; '': unknown, as it was added before this column existed.
+        """ALTER TABLE images ADD COLUMN user TEXT NOT NULL DEFAULT '';
+           ALTER TABLE aliases ADD COLUMN user TEXT NOT NULL DEFAULT ''""",
     ),
 )
 T = TypeVar("T")
@@ -58,7 +62,8 @@ def installed(state: Path) -> tuple[dict[str, Path], dict[str, str]]:
         str(name): Path() if url else Path(str(path))
         for name, path, url in peek(database, "SELECT name, path, url FROM images")
     }
-    aliases = {str(name): str(image) for name, image in peek(database, "SELECT * FROM aliases")}
+    rows = peek(database, "SELECT name, image FROM aliases")
+    aliases = {str(name): str(image) for name, image in rows}
     return files, aliases
 
 
@@ -123,10 +128,11 @@ class ImageRegistry:
 
     def __init__(
         self, store: Store, drivers: Mapping[str, Driver],
-        builtin: Mapping[str, tuple[str, Path]], cache: Path,
+        builtin: Mapping[str, tuple[str, Path]], cache: Path, owner: str,
     ) -> None:  # fmt: skip
         self._store = store
         self.cache = cache  # directory of requantised files
+        self._owner = owner  # of the machine
         self._threads = anyio.CapacityLimiter(limits.FILES)
         self._drivers = drivers
         self._database = store.open("images.db", SCHEMA)
@@ -141,7 +147,7 @@ class ImageRegistry:
                 options=json.loads(str(options)),
             )  # fmt: skip
         self._aliases: dict[str, str] = {}
-        for name, image in store.read(self._database, "SELECT * FROM aliases"):
+        for name, image in store.read(self._database, "SELECT name, image FROM aliases"):
             self._alias(str(name), str(image))
         for name, path, quantisation, source in store.read(self._database, "SELECT * FROM tuned"):
             if str(name) in self._images:
@@ -220,9 +226,13 @@ class ImageRegistry:
         return digest
 
     async def add(
-        self, request: ImageAdd, access: Access, claim: Callable[[], None] = lambda: None
+        self,
+        request: ImageAdd,
+        user: str,
+        access: Access,
+        claim: Callable[[], None] = lambda: None,
     ) -> Image:
-        """Install a file or a URL, or give an image a second name.
+        """Install a file or a URL, or give an image a second name, for a user.
 
         `claim` is called after the options of a URL were checked, and may refuse the URL.
         EEXIST, ENOENT, EACCES, EINVAL, ENOTSUP, EAGAIN.
@@ -235,7 +245,7 @@ class ImageRegistry:
                 if self.get(request.name).builtin and request.name in self._images
                 else f"`llmasos models rm {request.name}` frees the name",
             )
-        self._check_count()
+        self._check_count(user)
         if request.name == RECALL:
             message = f"{RECALL!r} is the name of a device"
             raise SyscallError(Errno.EINVAL, message, "choose another name")
@@ -246,28 +256,46 @@ class ImageRegistry:
             if request.options:
                 raise SyscallError(Errno.EINVAL, "image_add: an alias takes no options")
             image = self.get(request.image)
-            sql = "INSERT OR REPLACE INTO aliases VALUES(?,?)"
-            await self._store.write(self._database, [(sql, (request.name, image.name))])
+            sql = "INSERT OR REPLACE INTO aliases VALUES(?,?,?)"
+            await self._store.write(self._database, [(sql, (request.name, image.name, user))])
             self._alias(request.name, image.name)
             return image
-        return await self._install(request, access, claim)
+        return await self._install(request, user, access, claim)
 
-    def _check_count(self) -> None:
-        """EAGAIN: each listing reads all files, so there is a limit."""
-        count = len(self._aliases) + sum(not image.builtin for image in self._images.values())
-        if count >= limits.IMAGES:
-            message = f"{count} models and aliases exist; at most {limits.IMAGES} are allowed"
-            raise SyscallError(Errno.EAGAIN, message, "`llmasos models rm NAME` removes one")
+    def _check_count(self, user: str) -> None:
+        """EAGAIN: each listing reads all files, so there are limits, of all and of each user."""
+        counts = self._counts()
+        if user == self._owner:
+            limited = [(counts.total(), limits.IMAGES, "exist")]
+        else:
+            others = counts.total() - counts[self._owner]
+            limited = [
+                (counts[user], limits.USER_IMAGES, f"were added by {user}"),
+                (others, limits.IMAGES - limits.OWNER_IMAGES, "were added by users"),
+                (counts.total(), limits.IMAGES, "exist"),
+            ]
+        for count, most, what in limited:
+            if count >= most:
+                message = f"{count} models and aliases {what}; at most {most} are allowed"
+                raise SyscallError(Errno.EAGAIN, message, "`llmasos models rm NAME` removes one")
 
-    async def _install(self, request: ImageAdd, access: Access, claim: Callable[[], None]) -> Image:
+    def _counts(self) -> Counter[str]:
+        """Models and aliases by the user who added them. Those of no known user are the owner's."""
+        sql = "SELECT user FROM images UNION ALL SELECT user FROM aliases"
+        rows = self._store.read(self._database, sql)
+        return Counter(str(user) or self._owner for (user,) in rows)
+
+    async def _install(
+        self, request: ImageAdd, user: str, access: Access, claim: Callable[[], None]
+    ) -> Image:
         path = Path(request.path)
         driver = REMOTE if request.url else await self._choose(path, access)
         image = Image(
             request.name, driver, path, builtin=False, url=request.url, options=request.options
         )
         await self._check_image(image, claim)
-        sql = "INSERT INTO images(name, driver, path, url, options) VALUES(?,?,?,?,?)"
-        row = (image.name, driver, request.path, image.url, json.dumps(request.options))
+        sql = "INSERT INTO images(name, driver, path, url, options, user) VALUES(?,?,?,?,?,?)"
+        row = (image.name, driver, request.path, image.url, json.dumps(request.options), user)
         await self._store.write(self._database, [(sql, row)])
         self._images[image.name] = image
         return image

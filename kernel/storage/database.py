@@ -88,7 +88,8 @@ class Database:
     another program would see the database as unused, and delete its log.
     """
 
-    def __init__(self, path: Path, schema: Schema) -> None:
+    def __init__(self, path: Path, schema: Schema, limit_bytes: int = 0) -> None:
+        """`limit_bytes`: see `excess`; 0: no limit."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.exists():
             _refuse_newer(path, schema)
@@ -96,6 +97,7 @@ class Database:
             _create(path)
         self.path = path
         self.lock = threading.Lock()
+        self._limit_bytes = limit_bytes
         self._syncing = threading.Lock()  # the log is not closed during a flush
         self._schema = schema
         self._connect()
@@ -207,6 +209,28 @@ class Database:
     def _identities(self) -> list[tuple[int, int]]:
         """Which files the three names refer to now. Called by each commit: takes microseconds."""
         return [_identity(name) for name in self._names]
+
+    def excess(self) -> SyscallError | None:
+        """The error of a write that frees no space, or None. For the writer thread.
+
+        ENOSPC when the rows take more than the limit. Free pages of the file do not count.
+        """
+        if not self._limit_bytes:
+            return None
+        size, count, free = (
+            int(self.write.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_size", "page_count", "freelist_count")
+        )
+        used = size * (count - free)
+        if used < self._limit_bytes:
+            return None
+        return SyscallError(
+            Errno.ENOSPC,
+            f"the data in {self.path.parent.name}/{self.path.name} takes {used / 1e6:.1f} MB; "
+            f"{self._limit_bytes / 1e6:.1f} MB are allowed",
+            "`llmasos mem forget` and `llmasos rm` free space; the machine's owner sets "
+            "`user_bytes`",
+        )
 
     @property
     def bytes(self) -> int:

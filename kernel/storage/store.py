@@ -65,17 +65,18 @@ class Store:
         self.file_readers = FairThreads(limits.OWNER_FILES, limits.FILES)
         self.checkers = FairThreads(1, limits.CHECKERS)
 
-    def open(self, name: str, schema: Schema, *, queue: str = "") -> Database:
+    def open(self, name: str, schema: Schema, *, queue: str = "", limit_bytes: int = 0) -> Database:
         """The database at `name` below the state directory, created or migrated if needed.
 
         `queue`: writes to databases with the same queue are applied in the order of submission.
+        `limit_bytes`: writes to a larger database are refused, unless they free space; 0: no limit.
         Raises EAGAIN, ENOSPC or EROFS, which may pass, EIO, and EINVAL for a newer schema version.
         """
         path = self.directory / name
         self.damages.check(name)
         if path not in self._databases:
             try:
-                self._databases[path] = Database(path, schema)
+                self._databases[path] = Database(path, schema, limit_bytes)
             except sqlite3.Error as error:
                 raise translate(error, path) from error
             except OSError as error:
@@ -266,7 +267,7 @@ class Store:
         broken = self._broken.get(database)
         if broken is not None:
             return SyscallError(broken.errno, broken.message, broken.hint)
-        return disk.shortage(database.path.parent, self._reserve)
+        return disk.shortage(database.path.parent, self._reserve) or database.excess()
 
     # --- the threads that sync --------------------------------------------------------------------
     def _sync(self, database: Database, jobs: list[WriteJob]) -> None:

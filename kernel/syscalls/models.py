@@ -49,7 +49,8 @@ class ModelSyscalls:
     async def image_add(self, call: CallContext, request: v.ImageAdd) -> v.ImageInfo:
         access = self.outside.access(call.caller) if request.path else Access()
         claim = self.outside.claim(call.caller, request.url, request.options)
-        return await self.registry.info(await self.registry.add(request, access, claim))
+        image = await self.registry.add(request, call.caller.owner, access, claim)
+        return await self.registry.info(image)
 
     async def image_probe(self, call: CallContext, request: v.ImageProbe) -> v.Endpoint:
         claim = self.outside.claim(call.caller, request.url, request.options)

@@ -23,7 +23,7 @@ URL = "https://api.example.com/v1"
 
 def images(store: Store) -> ImageRegistry:
     return ImageRegistry(
-        store, Drivers(DRIVERS), {"echo": ("echo", Path())}, store.directory / "cache"
+        store, Drivers(DRIVERS), {"echo": ("echo", Path())}, store.directory / "cache", "root"
     )
 
 
@@ -44,7 +44,7 @@ async def test_images_of_version_1_are_still_there(tmp_path: Path) -> None:
 async def test_a_url_is_an_image_with_options_for_every_mount(tmp_path: Path) -> None:
     store = Store(tmp_path)
     options: dict[str, Option] = {"model": "big", "slots": 4}
-    image = await images(store).add(ImageAdd("far", url=URL, options=options), Access())
+    image = await images(store).add(ImageAdd("far", url=URL, options=options), "root", Access())
     again = images(store).get("far")
     for one in (image, again):
         assert one.chosen({"slots": 2}) == {"model": "big", "slots": 2, "url": URL}
@@ -71,7 +71,7 @@ async def test_what_makes_no_sense_is_not_installed(tmp_path: Path, request_: Im
     store = Store(tmp_path)
     found = images(store)
     with pytest.raises(SyscallError) as error:
-        await found.add(request_, Access())
+        await found.add(request_, "root", Access())
     assert error.value.errno is Errno.EINVAL
     assert [image.name for image in found.all()] == ["echo"]
     store.close()
@@ -83,14 +83,49 @@ async def test_there_is_a_limit_of_models_and_aliases(
     monkeypatch.setattr(limits, "IMAGES", 2)
     store = Store(tmp_path)
     found = images(store)
-    await found.add(ImageAdd("far", url=URL, options={"model": "big"}), Access())
-    await found.add(ImageAdd("near", image="far"), Access())
+    await found.add(ImageAdd("far", url=URL, options={"model": "big"}), "root", Access())
+    await found.add(ImageAdd("near", image="far"), "root", Access())
     for more in (ImageAdd("one", url=URL, options={"model": "big"}), ImageAdd("one", image="far")):
         with pytest.raises(SyscallError, match="at most 2 are allowed") as error:
-            await found.add(more, Access())
+            await found.add(more, "root", Access())
         assert error.value.errno is Errno.EAGAIN
     await found.remove("near")
-    await found.add(ImageAdd("one", image="far"), Access())
+    await found.add(ImageAdd("one", image="far"), "root", Access())
+    store.close()
+
+
+async def test_no_user_takes_all_images_and_the_owner_keeps_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted again after a restart, and freed by whoever removes them."""
+    monkeypatch.setattr(limits, "IMAGES", 7)
+    monkeypatch.setattr(limits, "USER_IMAGES", 3)
+    monkeypatch.setattr(limits, "OWNER_IMAGES", 2)
+    store = Store(tmp_path)
+
+    async def added(user: str) -> int:
+        """How many more a user may add."""
+        for count in range(limits.IMAGES + 1):
+            name, registry = f"{user}{count}", images(store)
+            try:
+                await registry.add(ImageAdd(name, image="echo"), user, Access())
+            except SyscallError as error:
+                assert error.errno is Errno.EAGAIN
+                for number in range(count):
+                    await images(store).remove(f"{user}{number}")
+                return count
+        raise AssertionError("there is no limit")
+
+    assert await added("ann") == 3
+    options: dict[str, Option] = {"model": "big"}
+    for name in "abc":
+        await images(store).add(ImageAdd(name, url=URL, options=options), "ann", Access())
+    with pytest.raises(SyscallError, match="3 models and aliases were added by ann; at most 3"):
+        await images(store).add(ImageAdd("d", image="echo"), "ann", Access())
+    assert await added("bob") == 2  # 7, less the owner's 2, less ann's 3
+    assert await added("root") == 4
+    await images(store).remove("b")
+    assert await added("ann") == 1
     store.close()
 
 
@@ -104,7 +139,7 @@ from llmasos.userland.daemon import DRIVERS
 async def main():
     where = Path(sys.argv[1])
     store = Store(where)
-    images = ImageRegistry(store, Drivers(DRIVERS), {"echo": ("echo", Path())}, where / "cache")
+    images = ImageRegistry(store, Drivers(DRIVERS), {"echo": ("echo", Path())}, where / "cache", "")
     for image in images.all():
         await images.info(image)
     store.close()

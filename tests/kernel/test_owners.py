@@ -3,9 +3,10 @@
 import errno
 import os
 import resource
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Recv, Role, Send
+from llmasos.kernel.memory.forgetting import forget
 from llmasos.kernel.memory.rows import NewPage
 from llmasos.kernel.memory.vector_device import VectorDevice
 from llmasos.kernel.owners.owner import Owner, OwnerContext
@@ -67,12 +69,17 @@ def closings(monkeypatch: pytest.MonkeyPatch) -> Closings:
 
 
 @asynccontextmanager
-async def machine(path: Path, alive: set[int]) -> AsyncGenerator[Owners]:
+async def machine(
+    path: Path, alive: set[int], limits_: Mapping[str, int] = MappingProxyType({})
+) -> AsyncGenerator[Owners]:
     """The owners of one run, shut down at the end as the kernel does it."""
     store = Store(path)
     async with anyio.create_task_group() as tasks:
         jobs = Supervisor(tasks)
-        owners = Owners(OwnerContext(store, VectorDevice(None, jobs), jobs, lambda: alive))
+        owners = Owners(OwnerContext(
+            store, VectorDevice(None, jobs), jobs, lambda: alive,
+            lambda name: limits_.get(name, 0),
+        ))  # fmt: skip
         try:
             yield owners
             await owners.finish()
@@ -350,10 +357,10 @@ async def test_what_may_pass_is_an_error_of_that_use_only(
             await owner.mail.send(process(1, "ann"), Send(1, "a letter"), "ann")
         assert await owner.close_if_idle()
 
-        def database(path: Path, schema: Schema) -> Database:
+        def database(path: Path, schema: Schema, limit_bytes: int) -> Database:
             if path.name == file:
                 raise OSError(failure, os.strerror(failure))
-            return Database(path, schema)
+            return Database(path, schema, limit_bytes)
 
         with monkeypatch.context() as patch:
             patch.setattr(store_module, "Database", database)
@@ -391,3 +398,24 @@ async def test_an_owner_that_cannot_be_closed_can_be_used(
         assert mail.body == "a letter"
         owner.mail.requeue(7)
         assert await closed(owner)
+
+
+async def test_one_owner_cannot_fill_the_disk_of_all(tmp_path: Path) -> None:
+    """ENOSPC from the limit on, and again after a start; what is removed makes room."""
+    text, most, count = "x" * 100_000, 1_000_000, 0
+    for _ in range(2):
+        async with machine(tmp_path, {1, 2}, {"ann": most}) as owners:
+            with pytest.raises(SyscallError, match=r"pages.db takes 1.\d MB; 1.0 MB") as error:
+                while count < 10:
+                    await written(owners, 1, "ann", text)
+                    count += 1
+            assert error.value.errno is Errno.ENOSPC
+            assert len(await texts(owners, 1, "ann")) == count > 3
+            for _ in range(10):
+                await written(owners, 2, "bob", text)
+    async with machine(tmp_path, {1, 2}, {"ann": most}) as owners:
+        async with owners.use("ann") as owner:
+            table = await owner.memory.opened(process(1, "ann"))
+            numbers = [number for number, _ in table.pages(0, 3)]
+            await forget(owner.memory, owner.vectors, table, numbers, lambda pages, pids: None)
+        await written(owners, 1, "ann", text)
