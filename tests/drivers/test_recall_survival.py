@@ -30,6 +30,7 @@ from tests.drivers.recall_rig import (
     vectors,
     whole,
 )  # fmt: skip
+from tests.files import contents
 
 pytestmark = pytest.mark.anyio
 
@@ -187,8 +188,8 @@ def plain_vectors(count: int) -> list[bytes]:
 
 def holding(owner: Path, wanted: list[bytes]) -> set[bytes]:
     """Those of the plain vectors that any file holds."""
-    files = [path.read_bytes() for path in owner.rglob("*") if path.is_file()]
-    return {match[1] for data in files for match in PLAIN.finditer(data)} & set(wanted)
+    found = {match[1] for _, data in contents(owner) for match in PLAIN.finditer(data)}
+    return found & set(wanted)
 
 
 def deleted_and_open(pid: int, owner: Path) -> list[str]:

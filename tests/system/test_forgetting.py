@@ -8,6 +8,7 @@ import pytest
 from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.client import BlockingClient
+from tests.files import containing
 from tests.system.daemon import Machine
 from tests.waiting import until
 
@@ -39,8 +40,7 @@ def vectors(machine: Machine) -> dict[int, bytes]:
 def holding(machine: Machine, what: bytes) -> set[str]:
     """Files that hold some bytes, whatever kind of file it is."""
     root = machine.paths.state
-    files = [path for path in root.rglob("*") if path.is_file()]
-    return {str(path.relative_to(root)) for path in files if what in path.read_bytes()}
+    return {str(path.relative_to(root)) for path in containing(root, what)}
 
 
 def near(machine: Machine, vector: bytes) -> set[str]:

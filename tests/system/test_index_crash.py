@@ -7,7 +7,6 @@ first time.
 
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,7 @@ from llmasos.kernel import points
 from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.client import BlockingClient
+from tests.files import containing
 from tests.system.daemon import Machine
 from tests.waiting import until
 
@@ -75,7 +75,7 @@ def test_indexes_catch_up_after_a_crash_at_a_point(machine: Machine, point: str)
     catches_up(machine, pid, kept)
     machine.stop()
     if point.startswith("forget"):
-        assert not _anywhere(machine.paths.state, b"Bello")
+        assert not containing(machine.paths.state, b"Bello")
 
 
 @pytest.mark.long
@@ -95,7 +95,3 @@ def test_indexes_catch_up_after_many_crashes_at_a_point(
         shutil.rmtree(machine.paths.state)
     print(f"index.catch_up at {point}: {len(failed)} of {crashes}")
     assert failed == []
-
-
-def _anywhere(root: Path, what: bytes) -> list[Path]:
-    return [path for path in root.rglob("*") if path.is_file() and what in path.read_bytes()]

@@ -12,6 +12,7 @@ import pytest
 from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.client import BlockingClient
+from tests.files import containing
 from tests.system.daemon import Machine
 
 GREEDY = v.Sampling(temperature=0, max_tokens=24)
@@ -287,8 +288,7 @@ def test_no_text_stands_outside_the_owners_directory(machine: Machine) -> None:
     machine.stop()
     found = [
         path.relative_to(machine.paths.state).parts[0]
-        for path in machine.paths.state.rglob("*")
-        if path.is_file() and secret.encode() in path.read_bytes()
+        for path in containing(machine.paths.state, secret.encode())
     ]
     assert set(found) == {"owners"}
     assert secret not in machine.log
@@ -302,9 +302,8 @@ def test_reaping_removes_the_pages_from_the_disk(machine: Machine) -> None:
         kill(line, pid)
         line.call("wait", v.Wait(pid), v.Exit)
     machine.stop()
-    files = [path for path in machine.paths.state.rglob("*") if path.is_file()]
-    assert files
-    assert not [path for path in files if b"quixotic" in path.read_bytes()]
+    assert containing(machine.paths.state, b"")
+    assert not containing(machine.paths.state, b"quixotic")
 
 
 def test_a_hostile_model_file_is_refused_and_the_machine_goes_on(

@@ -11,6 +11,7 @@ from llmasos.kernel.abi import limits
 from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.userland.client import BlockingClient
+from tests.files import containing
 from tests.system.daemon import Machine
 from tests.waiting import until
 
@@ -134,8 +135,7 @@ def test_a_body_stands_in_its_receivers_owners_directory_only(machine: Machine) 
     machine.stop()
     found = [
         path.relative_to(machine.paths.state).parts[0]
-        for path in machine.paths.state.rglob("*")
-        if path.is_file() and secret.encode() in path.read_bytes()
+        for path in containing(machine.paths.state, secret.encode())
     ]
     assert set(found) == {"owners"}
 

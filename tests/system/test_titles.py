@@ -7,6 +7,7 @@ import pytest
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi import values as v
 from llmasos.userland.client import BlockingClient
+from tests.files import containing
 from tests.system.daemon import Machine
 from tests.system.test_life import info, kill, spawn, turn
 
@@ -16,11 +17,7 @@ WORDS = "Which oil does the lighthouse keeper need? Please answer…"
 
 def holding(folder: Path, words: str) -> set[str]:
     """Files below the state directory with these words, by their place there."""
-    return {
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.is_file() and words.encode() in path.read_bytes()
-    }
+    return {str(path.relative_to(folder)) for path in containing(folder, words.encode())}
 
 
 def test_a_title_is_the_first_words_of_the_user(machine: Machine) -> None:

@@ -18,6 +18,7 @@ from llmasos.kernel.abi import limits, secrets
 from llmasos.kernel.abi.errors import SyscallError
 from llmasos.userland.cli import exits
 from tests.conftest import LIMIT_S, Machine, documents
+from tests.files import containing
 
 KEY = "sk-a-key-that-nobody-may-see"
 
@@ -205,8 +206,7 @@ def test_an_endpoint_is_a_model_and_its_key_is_nowhere(machine: Machine, parrot:
     assert device["slots"] == 3
     machine.llmasos("daemon", "stop")
     places = [machine.paths.state, machine.paths.config, machine.paths.cache]
-    files = [path for place in places for path in place.rglob("*") if path.is_file()]
-    holders = [path for path in files if KEY.encode() in path.read_bytes()]
+    holders = [path for place in places for path in containing(place, KEY.encode())]
     assert holders == [machine.paths.secrets / "mine"]
     assert all(KEY.encode() not in done.stdout + done.stderr for done in said)
 
