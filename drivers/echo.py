@@ -233,7 +233,7 @@ class EchoEngine:
         self.prompts.purge(domain)
         self._store.purge(domain)
         for slot in self._slots:
-            if slot.call is None:
+            if slot.call is None and slot.domain == domain:
                 slot.tokens, slot.history = (), None
         for call in self._calls.values():
             call.tainted |= call.admission.domain == domain

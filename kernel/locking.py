@@ -9,7 +9,7 @@ from shlex import quote
 
 from .abi import disk
 from .abi.errors import Errno, SyscallError
-from .abi.paths import Paths, other_state, recorded_runtime
+from .abi.paths import Paths, foreign_state, recorded_runtime
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def locked(paths: Paths) -> Generator[None]:
     """
     with ExitStack() as locks:
         try:
-            other = other_state(paths)
+            other = foreign_state(paths)
             variable = f"LLMASOS_STATE_DIR={quote(str(other))} " if other else ""
             stop = f"`{variable}llmasos daemon stop` ends it"
             lock = _claim(locks, paths.lock, str(paths.socket), stop)

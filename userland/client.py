@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from llmasos.kernel.abi import limits, paths
 from llmasos.kernel.abi.errors import Denied, Errno, SyscallError
-from llmasos.kernel.abi.paths import FD
+from llmasos.kernel.abi.paths import CONNECTION_FD_VARIABLE
 from llmasos.kernel.abi.values import Hello, Profile, Welcome
 
 from .protocol import (
@@ -41,7 +41,7 @@ _claimed = dict[str, object]()  # inherited descriptor -> token of the caller th
 
 def started_by_kernel() -> bool:
     """Whether a kernel started this program or one of its ancestors."""
-    return FD in os.environ
+    return CONNECTION_FD_VARIABLE in os.environ
 
 
 def inherited_connection() -> socket.socket | None:
@@ -50,7 +50,7 @@ def inherited_connection() -> socket.socket | None:
     None when there is none, or when it is already in use: the kernel then identifies the program by
     its ancestors.
     """
-    number, token = os.environ.get(FD, ""), object()
+    number, token = os.environ.get(CONNECTION_FD_VARIABLE, ""), object()
     if not number or _claimed.setdefault(number, token) is not token:  # two threads may race here
         return None
     try:
@@ -92,7 +92,7 @@ def check_state(where: paths.Paths) -> None:
     runtime_set = bool(os.environ.get("LLMASOS_RUNTIME_DIR"))
     if started_by_kernel() or (runtime_set and not os.environ.get("LLMASOS_STATE_DIR")):
         return
-    other = paths.other_state(where)
+    other = paths.foreign_state(where)
     if other is None:
         return
     message = f"the daemon at {where.socket} has its state in {other}, not in {where.state}"

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from .errors import Errno, SyscallError
 
-FD = "LLMASOS_FD"  # the variable with the number of a program's inherited descriptor; no secret
+# The variable with the number of the descriptor that a started program inherits: its connection to
+# the kernel. The number is not a credential.
+CONNECTION_FD_VARIABLE = "LLMASOS_FD"
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The directories of one machine. `runtime` holds the socket and the lock."""
+    """The directories of one daemon. `runtime` holds the socket and the lock."""
 
     runtime: Path
     state: Path
@@ -60,12 +62,12 @@ def _directory(name: str, xdg: str, *below_home: str) -> Path:
     configured = os.environ.get(f"LLMASOS_{name}_DIR")
     if configured:
         return Path(configured)
-    return (_xdg(xdg) or _home(f"LLMASOS_{name}_DIR").joinpath(*below_home)) / "llmasos"
+    return (_absolute(xdg) or _home(f"LLMASOS_{name}_DIR").joinpath(*below_home)) / "llmasos"
 
 
-def _xdg(name: str) -> Path | None:
-    """A base directory; the XDG specification ignores relative paths."""
-    path = os.environ.get(name, "")
+def _absolute(variable: str) -> Path | None:
+    """The directory in a variable. A relative one is ignored, as the XDG specification says."""
+    path = os.environ.get(variable, "")
     return Path(path) if os.path.isabs(path) else None
 
 
@@ -86,12 +88,17 @@ def _home(variable: str) -> Path:
 
 
 def temporary() -> Path:
-    """The socket's directory when no other is configured; its parent is writable by all users."""
-    return Path(os.environ.get("TMPDIR") or "/tmp") / f"llmasos-{os.getuid()}"
+    """The socket's directory when neither LLMASOS_RUNTIME_DIR nor XDG_RUNTIME_DIR is set.
+
+    Its parent is writable by all users. A relative TMPDIR is ignored: daemon and client may have
+    different working directories.
+    """
+    return (_absolute("TMPDIR") or Path("/tmp")) / f"llmasos-{os.getuid()}"
 
 
 def is_temporary(directory: Path) -> bool:
-    """Whether it is a socket's directory below the temporary directory, of any state."""
+    """Whether it is the default directory of a socket below the temporary directory, for whichever
+    state directory."""
     default = temporary()
     return directory.parent == default.parent and (
         directory == default or directory.name.startswith(f"{default.name}-")
@@ -99,7 +106,7 @@ def is_temporary(directory: Path) -> bool:
 
 
 def find() -> Paths:
-    """The directories of this user: LLMASOS_*_DIR, then XDG, then the defaults.
+    """The directories of this user's daemon: LLMASOS_*_DIR, then XDG, then the defaults.
 
     Without XDG_RUNTIME_DIR the socket is in a private directory below the temporary directory. If
     LLMASOS_RUNTIME_DIR is not set, the socket of the state directory's running daemon takes
@@ -116,15 +123,15 @@ def find() -> Paths:
     )
     if configured:
         return default
-    recorded = replace(default, runtime=recorded_runtime(default) or default.runtime)
-    exists = _is_ours(recorded.runtime) and recorded.socket.exists()
-    return recorded if exists and other_state(recorded) is None else default
+    running = replace(default, runtime=recorded_runtime(default) or default.runtime)
+    exists = _is_ours(running.runtime) and running.socket.exists()
+    return running if exists and foreign_state(running) is None else default
 
 
 def default_runtime(state: Path) -> Path:
     """The default directory for the socket of a state directory. Each state directory other than
     the default one has its own, so that two states can have a daemon each."""
-    xdg = _xdg("XDG_RUNTIME_DIR")
+    xdg = _absolute("XDG_RUNTIME_DIR")
     runtime = xdg / "llmasos" if xdg else temporary()
     real = os.path.realpath(state)
     if real == _default_state():
@@ -141,16 +148,16 @@ def _default_state() -> str:
     return os.path.realpath(os.path.join(home, ".local", "state", "llmasos"))
 
 
-def recorded_runtime(where: Paths) -> Path | None:
+def recorded_runtime(paths: Paths) -> Path | None:
     """The runtime directory that the last daemon of a state directory recorded there."""
-    return _recorded(where.state_lock)
+    return _recorded(paths.state_lock)
 
 
-def other_state(where: Paths) -> Path | None:
-    """The state directory of the daemon at a socket, if it differs from that of `where`. Also None
+def foreign_state(paths: Paths) -> Path | None:
+    """The state directory of the daemon at a socket, if it differs from that of `paths`. Also None
     when its record cannot be read: another user's state directory is not comparable."""
-    recorded = _recorded(where.lock)
-    differs = recorded is not None and str(recorded) != os.path.realpath(where.state)
+    recorded = _recorded(paths.lock)
+    differs = recorded is not None and str(recorded) != os.path.realpath(paths.state)
     return recorded if differs else None
 
 

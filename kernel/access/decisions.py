@@ -190,12 +190,15 @@ class Policy:
         """The mistakes in a text of user rules. `file`: its path; empty: it is the user rules'."""
         build = self._start_build(text, file)
         await _run(build)
+        await release(build.evaluator.take_apart())
         return build.mistakes
 
     async def evaluator_for(self, text: str, file: str = "") -> Evaluator:
         """An evaluator for a text of user rules, not in force. EINVAL with file and line."""
         build = self._start_build(text, file)
         await _run(build)
+        if build.mistakes:
+            await release(build.evaluator.take_apart())
         refuse(build.mistakes, file)
         return build.evaluator
 

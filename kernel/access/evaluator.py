@@ -96,7 +96,7 @@ class Evaluator:
 
     def take_apart(self) -> list[Any]:
         """The objects that it consists of, for `release`. Without rules it denies everything."""
-        parts = [*self.rules, *self._rows, *self._rows.values()]
+        parts = [*self.rules, *self._rows, *self._rows.values(), *self.roles.take_apart()]
         self.rules, self._rows = (), {}
         return parts
 

@@ -193,6 +193,12 @@ class Roles:
         """Add a `g` rule. Not allowed after the first `of`."""
         self._direct.setdefault(rule.fields[0], []).append(rule)
 
+    def take_apart(self) -> list[object]:
+        """The objects that it consists of, for `release`. Nobody has a role afterwards."""
+        parts = [*self._direct.values(), *self._resolved.values()]
+        self._direct, self._resolved = {}, {}
+        return parts
+
     def mistakes(self, found: list[Mistake]) -> Generator[None]:
         """Add cycles, and chains so long that Casbin would lose a deny at their end, to `found`.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from anyio import CancelScope, move_on_after
 
 from ..abi.errors import Errno, SyscallError, descriptors_exhausted
-from ..abi.paths import FD
+from ..abi.paths import CONNECTION_FD_VARIABLE
 from ..machine import Machine
 from ..process.table import Process
 from .connection import Connection
@@ -57,7 +57,8 @@ async def _run(
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     try:
         return await asyncio.create_subprocess_exec(
-            *command, cwd=folder, env={**inherited, **environment, FD: str(number)},
+            *command, cwd=folder,
+            env={**inherited, **environment, CONNECTION_FD_VARIABLE: str(number)},
             stdin=asyncio.subprocess.DEVNULL, pass_fds=(number,), start_new_session=True,
         )  # fmt: skip
     except OSError as error:

@@ -13,7 +13,7 @@ from ..access.permissions import Permissions, recorded_checks
 from ..access.rules import Rule, canonical, matching, own_path
 from ..storage.journal import Journal
 from ..storage.threads import FairThreads
-from ..yield_point import YieldPoint
+from ..yield_point import YieldPoint, release
 from .call import CallContext
 
 Subjects = Sequence[str]
@@ -87,20 +87,15 @@ class ExplainSyscalls:
 
     def _rulings(self, subjects: Subjects, action: str, object_: str) -> list[v.RulingInfo]:
         """Each subject's result. A subject that abstains shows allow, unless all abstain."""
-        pairs = subject_objects(subjects, object_)
-        found = [self._ruling(subject, action, path) for subject, path in pairs]
-        evaluated = {
-            one
-            for one, _, _ in self.policy.evaluations(
-                self.policy.evaluator, subjects, action, object_
-            )
-        }
-        return [
-            replace(one, effect=v.Effect.ALLOW)
-            if evaluated and one.subject not in evaluated
-            else one
-            for one in found
-        ]
+        policy = self.policy
+        found = policy.evaluations(policy.evaluator, subjects, action, object_)
+        evaluated = {(subject, path) for subject, path, _ in found}
+        rulings: list[v.RulingInfo] = []
+        for subject, path in subject_objects(subjects, object_):
+            ruling = self._ruling(subject, action, path)
+            abstains = evaluated and (subject, path) not in evaluated
+            rulings.append(replace(ruling, effect=v.Effect.ALLOW) if abstains else ruling)
+        return rulings
 
     def _ruling(self, subject: str, action: str, object_: str) -> v.RulingInfo:
         ruling = self.policy.evaluate(self.policy.evaluator, subject, action, object_)
@@ -127,6 +122,7 @@ class ExplainSyscalls:
         while True:
             evaluator = await _evaluator(rules)
             refusal = refusing(self.policy, evaluator, subjects, action, object_)
+            await release(evaluator.take_apart())
             if refusal is None:
                 return found, ""
             subject, path, ruling = refusal

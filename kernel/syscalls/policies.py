@@ -67,7 +67,7 @@ class PolicySyscalls:
             if isinstance(checked, Evaluator):
                 await self._finish(request, text, checked)
             elif not request.dry and request.text is None:
-                message = _describe(mistakes, text, request.add)
+                message = self._describe(mistakes, text, request.add)
                 raise SyscallError(Errno.EINVAL, message, "the rules are unchanged")
             most = limits.DIFFERENCES
             more = sum(max(0, len(rows) - most) for rows in (added, removed, mistakes))
@@ -135,11 +135,20 @@ class PolicySyscalls:
         ):
             refusal = refusing(self.policy, evaluator, subjects, action, object_)
             if refusal is not None:
+                await release(evaluator.take_apart())
                 rule = refusal[2].rule if isinstance(refusal[2], Evaluation) else None
                 own = file or self.policy.user_rules.name
                 place = (rule.file, rule.line) if rule is not None else (own, 0)
                 return [Mistake(*place, "after this change you could no longer edit the rules")]
         return evaluator
+
+    def _describe(self, mistakes: Sequence[Mistake], text: str, add: Sequence[str]) -> str:
+        """The first mistake; an added row, which is in no file yet, is quoted."""
+        first, more = mistakes[0], len(mistakes) - 1
+        number = first.line - 1 - (text.count("\n") - len(add))  # of the added row
+        added = first.file == self.policy.user_rules.name and 0 <= number < len(add)
+        shown = f"`{add[number].strip()}`: {first.why}" if added else str(first)
+        return f"{shown} (and {more} more)" if more else shown
 
     # --- recorded calls ---------------------------------------------------------------------------
     async def policy_simulate(self, call: CallContext, request: v.PolicySimulate) -> v.Simulated:
@@ -149,10 +158,16 @@ class PolicySyscalls:
         as blocked; each difference has both effects.
         """
         evaluator = await self.policy.evaluator_for(request.text, request.file)
-        since = time.time() - request.since_s
+        try:
+            return await self._simulated(evaluator, call.caller.owner, request.since_s)
+        finally:
+            await release(evaluator.take_apart())
+
+    async def _simulated(self, evaluator: Evaluator, user: str, since_s: float) -> v.Simulated:
+        since = time.time() - since_s
         await self.journal.drain()
-        recorded = await self.readers.run(call.caller.owner, self.journal.recorded, since)
-        total, kinds = await self.readers.run(call.caller.owner, _kinds, recorded)
+        recorded = await self.readers.run(user, self.journal.recorded, since)
+        total, kinds = await self.readers.run(user, _kinds, recorded)
         blocked: list[v.Difference] = []
         allowed: list[v.Difference] = []
         yield_point = YieldPoint()
@@ -168,7 +183,7 @@ class PolicySyscalls:
 
     def _compare(self, evaluator: Evaluator, kind: Kind, calls: int) -> v.Difference | None:
         """None when the effect is the same."""
-        before = self.policy.check(*kind)
+        before = self.policy.decide(self.policy.evaluator, *kind)  # the cache is for callers
         after = self.policy.decide(evaluator, *kind)
         if before.effect is after.effect:
             return None
@@ -194,14 +209,6 @@ class PolicySyscalls:
         who = f"app:{request.app or (process.app if process else app) or 'APP'}"
         rows = [f"p, {who}, {action}, {object_}, allow" for action, object_ in sorted(needed)]
         return v.Learned(needed.total(), [f"g, {who}, {_LEARNED}", *rows] if rows else [])
-
-
-def _describe(mistakes: Sequence[Mistake], text: str, add: Sequence[str]) -> str:
-    """The first mistake; an added row, which is in no file yet, is quoted."""
-    first, more = mistakes[0], len(mistakes) - 1
-    number = first.line - 1 - (text.count("\n") - len(add))  # of the added row
-    shown = f"`{add[number].strip()}`: {first.why}" if 0 <= number < len(add) else str(first)
-    return f"{shown} (and {more} more)" if more else shown
 
 
 def _row(line: str) -> str:
@@ -263,8 +270,11 @@ def _needed(recorded: Iterable[Recorded], subject: str) -> tuple[str, Counter[tu
         above = one.subjects[: one.subjects.index(subject)]
         app = next((name[4:] for name in reversed(above) if name.startswith("app:")), app)
         for number, (action, object_) in enumerate(recorded_checks(one.syscall, one.object)):
-            path = dict(subject_objects(one.subjects, object_))[subject]
-            needed[action, _any_process(path)] += 0 if number else one.calls  # counted once
+            paths = subject_objects(one.subjects, object_)
+            rows = {_any_process(path) for name, path in paths if name == subject}
+            for row_number, path in enumerate(sorted(rows)):
+                first = number == row_number == 0
+                needed[action, path] += one.calls if first else 0  # each call is counted once
         # The journal has only the first object of a call; the second is also an own process.
         if _has_second(one):
             needed[one.syscall, "/proc/own/*"] += 0

@@ -568,6 +568,14 @@ async def nothing_of_a_purged_domain_is_gone_on_from(rig: Rig) -> None:
     assert other.fed == 1
 
 
+async def a_purge_leaves_the_slots_of_other_domains(rig: Rig) -> None:
+    tokens = await rig.prompt(f"{STORY}Keep me.", raw=True)
+    await rig.run(tokens, slot=0, history=1_000_060, domain="ivan")
+    rig.engine.purge("heidi")
+    again = await rig.run(tokens, slot=0, history=1_000_060, domain="ivan")
+    assert again.fed == 1
+
+
 async def begun(rig: Rig, text: str, slot: int, history: int) -> tuple[int, Sequence[int]]:
     """A call of judy's that has read its prompt and goes on when it is granted more."""
     tokens = await rig.prompt(f"{text} {STORY}", raw=True)
@@ -648,6 +656,7 @@ PROMISES: list[Promise] = [
     what_cannot_be_saved_is_reported,
     what_a_gone_process_had_saved_is_forgotten,
     nothing_of_a_purged_domain_is_gone_on_from,
+    a_purge_leaves_the_slots_of_other_domains,
     what_calls_of_a_purged_domain_leave_is_gone_on_from_by_nobody,
     a_call_of_a_purged_domain_shares_nothing_while_it_runs,
     who_waits_for_a_beginning_does_not_wait_for_a_stopped_call,

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from llmasos.kernel.abi.errors import SyscallError
 from llmasos.userland import bench
-from llmasos.userland.bench import SUITES, choices, fairness, quiet, run, throughput
+from llmasos.userland.bench import SUITES, choices, engine, fairness, fault, quiet, run, throughput
 from llmasos.userland.bench.answers import TimedAnswer, crowded, longest_gap_s, step_s
 from llmasos.userland.bench.figures import (
     Attempt,
@@ -35,6 +36,7 @@ from llmasos.userland.bench.peers import (
 )
 from llmasos.userland.bench.rig import (
     RigError,
+    daemon,
     engine_of,
     image,
     mounted,
@@ -131,6 +133,16 @@ def test_suites_mount_models_on_the_engine_of_the_command() -> None:
 def test_an_unknown_engine_is_wrong_usage() -> None:
     with pytest.raises(UsageError, match="engine"):
         bench.main(["stall", "--engine", "other"])
+
+
+def test_an_error_of_an_installed_engine_is_not_an_absent_peer() -> None:
+    with pytest.raises(SyscallError, match="slots"), engine.side("llama", slots=10**6):
+        pass
+
+
+def test_a_page_that_could_not_be_written_fails_the_measurement() -> None:
+    with daemon(mount=False) as rig, pytest.raises(SyscallError, match="no process 7"):
+        fault.write_all(rig, 7, ["a page"])
 
 
 def test_a_pipeline_that_is_not_installed_is_absent(tmp_path: Path) -> None:

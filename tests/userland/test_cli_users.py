@@ -21,6 +21,7 @@ from tests.conftest import Machine
 from tests.files import containing
 from tests.system.raw import Raw, raw
 from tests.system.test_authentication import AS_BOB, BOB, bob, closed, hello, refused
+from tests.system.test_tls import flags, port
 from tests.userland.inside import Cli, command, without_rules
 
 KEY = re.compile(r"llmasos_([a-z2-7]{10})_[A-Za-z0-9_-]{43}\n")
@@ -95,6 +96,16 @@ def test_users_come_change_and_go(cli: Cli, me: str) -> None:
     }  # fmt: skip
     assert cli("keys", "list", "--json").json["keys"] == []
     assert cli("policy", "test", "u:alice", "ps", "/proc").code == exits.DENIED
+
+
+def test_a_user_of_the_system_is_not_let_in_by_a_machine_that_only_listens(
+    machine: Machine, certificates: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    machine.start(*flags(certificates, port()))
+    cli = command(machine, monkeypatch, capsys)
+    assert "only the owner can connect" in cli("users", "add", "alice", "--uid", "1001").err
+    assert "only the owner" not in cli("users", "add", "robot").err  # it comes by TCP
 
 
 def test_the_json_of_a_user(cli: Cli) -> None:

@@ -15,7 +15,7 @@ from llmasos import LLMasOS
 from llmasos.kernel.abi import limits, paths, wire
 from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno, SyscallError
-from llmasos.kernel.abi.paths import FD
+from llmasos.kernel.abi.paths import CONNECTION_FD_VARIABLE
 from llmasos.userland import start
 from llmasos.userland.client import BlockingClient, check_directory, inherited_connection
 from tests.conftest import Machine
@@ -290,7 +290,7 @@ def test_a_stale_descriptor_is_no_connection_and_starts_no_daemon(
     shared: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stale: str
 ) -> None:
     with (tmp_path / "file").open("w") as file:
-        monkeypatch.setenv(FD, str(file.fileno()) if stale == "file" else stale)
+        monkeypatch.setenv(CONNECTION_FD_VARIABLE, str(file.fileno()) if stale == "file" else stale)
         monkeypatch.setenv("LLMASOS_RUNTIME_DIR", str(shared.paths.runtime))
         assert inherited_connection() is None
         assert not start.allowed()
@@ -306,7 +306,7 @@ def test_a_socket_of_another_kind_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, kind: tuple[socket.AddressFamily, socket.SocketKind]
 ) -> None:
     with socket.socket(*kind) as other:
-        monkeypatch.setenv(FD, str(other.fileno()))
+        monkeypatch.setenv(CONNECTION_FD_VARIABLE, str(other.fileno()))
         assert inherited_connection() is None
         assert other.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == kind[1]  # and open
 
@@ -315,7 +315,7 @@ def test_a_socket_of_another_kind_is_left_alone(
 def test_of_many_threads_one_takes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     number = theirs.detach()
-    monkeypatch.setenv(FD, str(number))
+    monkeypatch.setenv(CONNECTION_FD_VARIABLE, str(number))
     found = list[socket.socket | None]()
     together = threading.Barrier(16)
 
@@ -340,7 +340,7 @@ def test_a_connection_is_taken_once_and_not_by_a_look(
 ) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        monkeypatch.setenv(FD, str(theirs.fileno()))
+        monkeypatch.setenv(CONNECTION_FD_VARIABLE, str(theirs.fileno()))
         assert start.answers(shared.paths)  # by the path
         with BlockingClient(shared.paths.socket) as line:  # the given socket, not the inherited one
             assert line.welcome.owner

@@ -119,6 +119,17 @@ def test_without_a_home_the_variable_to_set_is_named(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("value", ["", "relative/dir", "."])
+def test_a_relative_temporary_directory_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """A daemon and its clients would look for the socket below their working directories."""
+    for name in ("LLMASOS_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TMPDIR", value)
+    assert paths.default_runtime(Path("/state")).parent == Path("/tmp")
+
+
+@pytest.mark.parametrize("value", ["", "relative/dir", "."])
 def test_relative_xdg_directories_are_ignored(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """As the XDG Base Directory Specification says."""
     for name in list(os.environ):

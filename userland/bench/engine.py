@@ -1,14 +1,15 @@
-"""The two engines of this machine, each under the whole path: OpenVINO over llama.cpp.
+"""The two engines of this machine compared: OpenVINO's rate divided by llama.cpp's.
 
-Two daemons have the same file, one on each engine. Sixteen, then thirty-two prompts at once,
-through SDK and socket, on one daemon and on the other, with the order changing.
+Two daemons have the same model file, one on each engine. Sixteen, then thirty-two prompts at once,
+through SDK, socket and kernel, on one daemon and on the other, with the order changing.
 """
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from llmasos.kernel.abi.errors import SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from .answers import Crowded, crowded
 from .figures import Bar, MissingFigure, Suite, Take
@@ -17,11 +18,12 @@ from .rig import ENGINES, Rig, facts, mounted, tuned
 from .streams import greedy, in_turn, raw, together
 from .texts import Writer
 
+_MODULES = {"openvino": "openvino", "llama": "llama_cpp"}  # what each engine imports
 COUNTS = (16, 32)
 PROMPT_TOKENS, NEW_TOKENS = 88, 48
 _WHAT = (
-    "{} private prompts of {} tokens, {} new ones: rate of the whole path on OpenVINO over that on "
-    "llama.cpp"
+    "{} private prompts of {} tokens, {} new ones, with SDK, socket and kernel: rate on OpenVINO "
+    "divided by that on llama.cpp"
 )
 BARS = (
     Bar("engine.vs_llama_16", _WHAT.format(16, PROMPT_TOKENS, NEW_TOKENS), "x", "higher", 2.3),
@@ -54,11 +56,16 @@ class EngineSide:
 
 @contextmanager
 def side(engine: str, **shape: int) -> Generator[EngineSide]:
-    """A daemon with the tuned model on this engine. Absent when the engine cannot compute it."""
+    """A daemon with the tuned model on this engine.
+
+    Absent when the engine is not installed. Other errors of a mount are failures of ours.
+    """
     with tuned() as (rig, client), ExitStack() as stack:
         try:
             stack.enter_context(mounted(client, engine=engine, **shape))
         except SyscallError as error:
+            if error.errno is not Errno.ENOTSUP and find_spec(_MODULES[engine]) is not None:
+                raise
             raise Absent(ENGINES[engine], error.message) from error
         yield EngineSide(engine, rig, Writer.of(client))
 
@@ -69,7 +76,7 @@ def compared(size: EngineSize, count: int) -> dict[str, list[Crowded]]:
     shape = {"slots": count, "window": size.window}
     with ExitStack() as stack:
         sides = [stack.enter_context(side(engine, **shape)) for engine in ENGINES]
-        for repeat in range(-1, size.repeats):  # the first round only warms
+        for repeat in range(-1, size.repeats):  # the first round is a warm-up, not counted
             writer = sides[0].writer
             texts = [writer.private(repeat + 1, index, size.prompt) for index in range(count)]
             for one in in_turn(repeat, sides):
@@ -86,6 +93,7 @@ def take(tiny: bool) -> Take:
         else EngineSize(5, COUNTS, PROMPT_TOKENS, NEW_TOKENS, 512)
     )
     values, rates = dict[str, list[float]](), dict[str, object]()
+    missing: list[MissingFigure] = []
     try:
         for bar, count in zip(BARS, size.counts, strict=True):
             found = compared(size, count)
@@ -95,10 +103,10 @@ def take(tiny: bool) -> Take:
                 engine: [round(one.rate, 2) for one in rounds] for engine, rounds in found.items()
             }
     except Absent as error:
-        return Take(values, missing=[MissingFigure(str(error), "make peers")])
+        missing.append(MissingFigure(str(error), "make peers"))
     with tuned() as (_, client):
         measured = {**facts(client), "rates": rates}
-    return Take(values, measured)
+    return Take(values, measured, missing)
 
 
 SUITE = Suite("engine", BARS, take)

@@ -2,13 +2,14 @@
 
 A process with many pages is asked about one of them, then about another. The figure is the time
 until the first token of the echo driver, which needs no time of its own, including the socket and
-the journal. The same time without recall is reported beside it.
+the journal. The same time without recall is in the facts of the result.
 """
 
 import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from statistics import median
 
 from llmasos.kernel.abi import values as v
@@ -28,31 +29,40 @@ BARS = (
     Bar("fault.p50_ms_100k", "the same with 100,000 pages", "ms", "lower", 60),
 )  # fmt: skip
 WRITERS = 8
-WARM = 10  # questions before the measurement
-MOST, TINY_MOST = 0.75, 0.1  # share of requests that must recall; few pages: fewer
+WARM_UP = 10  # first questions, which are not counted
+LEAST, TINY_LEAST = 0.75, 0.1  # share of requests that must recall; few pages: fewer
 _NOUNS = (
     "harbour", "lantern", "copper", "meadow", "violin", "ledger", "orchard", "ferry", "granite",
     "saddle", "walnut", "engine", "curtain", "glacier", "pepper", "anchor", "marble", "canyon",
 )  # fmt: skip
-_DEEDS = ("was mended by", "belongs to", "reminds me of", "stands behind", "costs more than")
+_VERBS = ("was mended by", "belongs to", "reminds me of", "stands behind", "costs more than")
 
 
 def texts(count: int, seed: int) -> list[str]:
     """Sentences that share their words with many others, and some facts."""
-    dice = random.Random(seed)
-    made = [
-        f"The {dice.choice(_NOUNS)} {number % 997} {dice.choice(_DEEDS)} the {dice.choice(_NOUNS)} "
-        f"of {dice.choice(_NOUNS)} street {dice.randrange(count)}."
+    chance = random.Random(seed)
+    noun = partial(chance.choice, _NOUNS)
+    pages = [
+        f"The {noun()} {number % 997} {chance.choice(_VERBS)} the {noun()} of {noun()} street "
+        f"{chance.randrange(count)}."
         for number in range(count)
     ]
-    for place, (fact, _) in zip(dice.sample(range(count), len(FACTS)), FACTS, strict=True):
-        made[place] = fact
-    return made
+    for index, (fact, _) in zip(chance.sample(range(count), len(FACTS)), FACTS, strict=True):
+        pages[index] = fact
+    return pages
 
 
-def write(rig: Rig, pid: int, some: Sequence[str]) -> None:
+def write_all(rig: Rig, pid: int, pages: Sequence[str]) -> None:
+    """Write these pages, through several connections. Raises what a write raises."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        writing = [pool.submit(_write, rig, pid, pages[index::WRITERS]) for index in range(WRITERS)]
+        for one in writing:
+            one.result()
+
+
+def _write(rig: Rig, pid: int, pages: Sequence[str]) -> None:
     with rig.client() as client:
-        for text in some:
+        for text in pages:
             client.call("write_mem", v.WriteMem(pid, text), v.Written)
 
 
@@ -61,40 +71,37 @@ def first_token(
 ) -> tuple[float, bool]:
     """Milliseconds until the first token, and whether pages were recalled."""
     sampling = v.Sampling(max_tokens=1, temperature=0)
-    asked = v.Generate(pid, [v.Message(v.Role.USER, question)], sampling=sampling, recall=recall)
+    request = v.Generate(pid, [v.Message(v.Role.USER, question)], sampling=sampling, recall=recall)
     begun = time.perf_counter()
-    stream = client.stream("generate", asked, v.Delta, v.Generated)
+    stream = client.stream("generate", request, v.Delta, v.Generated)
     first = 0.0
     for _ in stream:
         first = first or 1000 * (time.perf_counter() - begun)
     return first, stream.reply is not None and bool(stream.reply.faults)
 
 
-def faults_ms(client: BlockingClient, pid: int, most: float) -> list[float]:
-    """The times of requests that recalled pages. RigError when too few did."""
-    asked = [first_token(client, pid, question, recall=True) for _, question in FACTS]
-    times = [took for took, recalled in asked[WARM:] if recalled]
-    if len(times) < most * (len(FACTS) - WARM):
-        raise RigError(f"only {len(times)} of {len(FACTS) - WARM} requests recalled pages")
+def faults_ms(client: BlockingClient, pid: int, least: float) -> list[float]:
+    """The times of requests that recalled pages. RigError when a smaller share did."""
+    answers = [first_token(client, pid, question, recall=True) for _, question in FACTS]
+    times = [took for took, recalled in answers[WARM_UP:] if recalled]
+    if len(times) < least * (len(FACTS) - WARM_UP):
+        raise RigError(f"only {len(times)} of {len(FACTS) - WARM_UP} requests recalled pages")
     return times
 
 
 def take(tiny: bool) -> Take:
     values: dict[str, list[float]] = {}
-    plain: dict[str, float] = {}
+    without_recall: dict[str, float] = {}
     for name, count in (TINY if tiny else SIZES).items():
         with daemon(mount=False) as rig, rig.client() as client:
             pid = spawn(client)
-            made = texts(count, 1)
-            with ThreadPoolExecutor(WRITERS) as pool:
-                for index in range(WRITERS):
-                    pool.submit(write, rig, pid, made[index::WRITERS])
+            write_all(rig, pid, texts(count, 1))
             settle(client)
-            times = faults_ms(client, pid, TINY_MOST if tiny else MOST)
+            times = faults_ms(client, pid, TINY_LEAST if tiny else LEAST)
             values[f"fault.p50_ms_{name}"] = [round(median(times), 2)]
-            without = [first_token(client, pid, asked, recall=False)[0] for _, asked in FACTS]
-        plain[name] = round(median(without), 2)
-    return Take(values, {"without_recall_ms": plain})
+            plain = [first_token(client, pid, question, recall=False)[0] for _, question in FACTS]
+        without_recall[name] = round(median(plain), 2)
+    return Take(values, {"without_recall_ms": without_recall})
 
 
 SUITE = Suite("fault", BARS, take)

@@ -22,9 +22,11 @@ def add(arguments: Namespace) -> int:
         return exits.OK
     if user.uid is None:
         note(f"{user.name} needs a key: `llmasos keys create --user {user.name}`")
-    if not (stat.shared or stat.listens):
+    # Over TCP only a key authenticates: a user of the operating system comes to the socket.
+    if not stat.shared and (user.uid is not None or not stat.listens):
         note(
-            "only the owner can connect: `llmasos daemon restart --shared true` admits other users"
+            "only the owner can connect to the socket: `llmasos daemon restart --shared true` "
+            "admits other users"
         )
     return exits.OK
 
@@ -43,29 +45,29 @@ def rm(arguments: Namespace) -> int:
     question = f"Remove {arguments.name} with all keys, processes and pages? This cannot be undone."
     with connect(profile=v.Profile.OWNER) as client:
         known = {user.name for user in client.call("user_list", v.Nothing(), v.Users).users}
-        owner = client.call("stat", v.Nothing(), v.Stat).owner
-        # The kernel refuses to remove the owner or an unknown user: no confirmation is needed.
-        exists = arguments.name in known and arguments.name != owner
+        machine_owner = client.call("stat", v.Nothing(), v.Stat).owner
+        # The kernel refuses to remove its owner or an unknown user: no confirmation is needed.
+        exists = arguments.name in known and arguments.name != machine_owner
         if exists and not confirmed(question, yes=arguments.yes):
             note("nothing removed")
             return exits.FAILED
         client.call("user_remove", v.UserRemove(arguments.name), v.Nothing)
-        remaining = _rows_about(client, arguments.name)
+        rules = _rules_naming(client, arguments.name)
     if arguments.json:
-        print_json({"name": arguments.name, "removed": True, "rules": remaining})
+        print_json({"name": arguments.name, "removed": True, "rules": rules})
         return exits.OK
     note(f"removed {arguments.name} with all keys, processes and pages")
-    if remaining:
+    if rules:
         note(f"these rules remain and would apply to a new user {arguments.name}:")
-    for row in remaining:
-        note(f"  {row}")
+    for rule in rules:
+        note(f"  {rule}")
     return exits.OK
 
 
-def _rows_about(client: BlockingClient, name: str) -> list[str]:
-    """User rules that name a user; they remain when the user is removed."""
-    own = policy.rules(client, own=True).rules
-    return [rule.text for rule in own if rule.text.split(", ")[1] == f"u:{name}"]
+def _rules_naming(client: BlockingClient, name: str) -> list[str]:
+    """The rules of policy.csv that name a user; they remain when the user is removed."""
+    user_rules = policy.rules(client, own=True).rules
+    return [rule.text for rule in user_rules if rule.text.split(", ")[1] == f"u:{name}"]
 
 
 def role(arguments: Namespace) -> int:
