@@ -236,7 +236,7 @@ class EchoEngine:
             if slot.call is None and slot.domain == domain:
                 slot.tokens, slot.history = (), None
         for call in self._calls.values():
-            call.tainted |= call.admission.domain == domain
+            call.not_reusable |= call.admission.domain == domain
 
     def admit(self, admission: Admission) -> None:
         if not self._up:
@@ -254,13 +254,13 @@ class EchoEngine:
             return
         call = EchoCall(admission, zlib.crc32(f"{self._seed}:{admission.sampling.seed}".encode()))
         read = b"".join(map(piece, admission.prompt.tokens)) if self._poison else b""
-        call.poisoned = bool(self._poison) and self._poison in read
+        call.crashes = bool(self._poison) and self._poison in read
         slot = self._slots[admission.slot]
         saved = self._store.save(admission.save, slot)
-        number, call.cached = self._store.find(admission.history, call.script)
-        if (same := slot.common(admission.history, call.script)) >= call.cached:
+        number, call.cached = self._store.find(admission.history, call.to_feed)
+        if (same := slot.common(admission.history, call.to_feed)) >= call.cached:
             number, call.cached = 0, same
-        call.tokens = list(call.script[: call.cached])
+        call.tokens = list(call.to_feed[: call.cached])
         call.grant = -call.cached
         slot.history, slot.domain, slot.call = admission.history, admission.domain, admission.call
         self._calls[admission.call] = call
@@ -363,7 +363,7 @@ class EchoEngine:
             step = self._advance(call, fed)
             if step is not None:
                 self._steps.append(step)
-        if any(call.poisoned and not call.left for call in chosen):
+        if any(call.crashes and not call.left for call in chosen):
             self._crash()
             return
         steps, self._steps = self._steps, []
@@ -383,7 +383,7 @@ class EchoEngine:
         first = len(call.tokens)
         if fed:
             self._order.fed(call.admission.call)
-        call.tokens.extend(call.script[first : first + fed])
+        call.tokens.extend(call.to_feed[first : first + fed])
         call.grant -= fed
         text, tokens = "", 0
         if not call.left and call.grant > 0:
@@ -406,7 +406,7 @@ class EchoEngine:
         self._ready.pop(number, None)
         if call.slot is not None:
             slot = self._slots[call.slot]
-            slot.call, slot.tokens = None, () if call.tainted else call.tokens
+            slot.call, slot.tokens = None, () if call.not_reusable else call.tokens
         rest = call.scan.flush()
         whole = "".join([*call.texts, rest])
         if error is None and call.admission.prompt.kept:
@@ -418,7 +418,7 @@ class EchoEngine:
             fed=fed,
             finish=None if error else call.finish,
             error=error,
-            cuts=cut_answer(whole, call.ends),
+            cuts=cut_answer(whole, call.chars_after),
         )
 
     def _crash(self) -> None:

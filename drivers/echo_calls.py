@@ -1,9 +1,11 @@
 """Tokens, prompts, slots and calls of the echo engine.
 
 A token is 1 to 3 bytes of UTF-8: its id is 2^24 times their number plus their value, so any text
-has one tokenization and an id determines its bytes. A character of four bytes is two tokens; no
-other is split. Ids 1 to 5 mark messages and their end. With greedy sampling the answer repeats the
-message once (endlessly with `ignore_eos`); with a temperature, its tokens in an order by the seed.
+has one tokenization and an id determines its bytes. Of a character of four bytes, the first three
+are a token and the last one begins the next; no other character is split. Ids 1 to 5 mark messages
+and their end. With greedy sampling the answer repeats the message once (endlessly with
+`ignore_eos`); with a temperature each token is one of the message, chosen by the seed: some may
+repeat, some may be absent.
 """
 
 import struct
@@ -21,7 +23,7 @@ from .stops import Scan
 END = 5
 MARKS = {Role.SYSTEM: 1, Role.USER: 2, Role.ASSISTANT: 3}
 TOKEN_BYTES = 4  # simulated size of one token of a saved context
-_BYTES = 3  # of a token, at max_tokens
+_BYTES = 3  # of a token at most
 _SHIFT = 24
 
 
@@ -82,7 +84,8 @@ def _source(tokens: Sequence[int]) -> Sequence[int]:
 
 
 class EchoPrompt:
-    """A composed conversation: a marker of the role, the content and a marker of the end, each."""
+    """A composed conversation: each message has a marker of its role, its content, and a marker of
+    its end. A raw one is the contents only."""
 
     __slots__ = ("messages", "raw", "tokens")
 
@@ -124,13 +127,13 @@ class EchoSlot:
 
 
 class EchoStore:
-    """The saved contexts of idle processes, by number. A process may load its own ones."""
+    """The saved contexts of idle processes, by number. A process may load only its own."""
 
     def __init__(self) -> None:
         self._saved: dict[int, EchoSlot] = {}
 
     def save(self, number: int, slot: EchoSlot) -> list[ContextSaved]:
-        """Save what is in a slot; the report of it. 0: save nothing."""
+        """Save what is in a slot. Returns what was saved. Number 0: nothing is saved."""
         if not number or slot.history is None:
             return [ContextSaved(number, 0)] if number else []
         tokens = list(slot.tokens)
@@ -170,23 +173,23 @@ class EchoCall:
         self.scan = Scan(admission.sampling.stop)
         self.source = _source(admission.prompt.tokens)
         self.seed = seed
-        self.grant = 0  # tokens
+        self.grant = 0  # tokens that it may still compute; reused ones are subtracted
         self.cached = 0
         self.tokens: list[int] = []  # of its context, in the slot or parked
-        self.script = admission.prompt.tokens  # to be computed before it generates
+        self.to_feed = admission.prompt.tokens  # to be computed before it generates
         self.parked = False
         self.dropped = False  # its context was lost while it was parked
         self.tail: int | None = None  # generated, not yet in the context
         self.texts: list[str] = []
-        self.ends: list[int] = []  # complete characters after each answer token
+        self.chars_after: list[int] = []  # complete characters after each answer token
         self.finish: Finish | None = None
-        self.poisoned = False  # the engine crashes when its answer begins
-        self.tainted = False  # its domain was purged: its context is not reused
+        self.crashes = False  # the engine crashes when its answer begins
+        self.not_reusable = False  # its domain was purged: its context is not reused
 
     @property
     def left(self) -> int:
         """Tokens still to be computed: of the prompt, or recomputed after parking."""
-        return max(0, len(self.script) - len(self.tokens))
+        return max(0, len(self.to_feed) - len(self.tokens))
 
     @property
     def runnable(self) -> bool:
@@ -194,13 +197,13 @@ class EchoCall:
 
     def drop(self) -> None:
         """Drop its context: it is recomputed."""
-        if len(self.tokens) > len(self.script):
-            self.script = self.tokens
+        if len(self.tokens) > len(self.to_feed):
+            self.to_feed = self.tokens
         self.tokens, self.dropped = [], True
 
     def next_token(self) -> int | None:
         """The answer's next token; None at its end."""
-        at, size = len(self.ends), len(self.source)
+        at, size = len(self.chars_after), len(self.source)
         sampling = self.admission.sampling
         if at >= size and not (sampling.ignore_eos and size):
             return None
@@ -220,8 +223,8 @@ class EchoCall:
         self.grant -= 1
         text = self.scan.feed(piece(token))
         self.texts.append(text)
-        self.ends.append(self.scan.seen)
-        count = len(self.ends)
+        self.chars_after.append(self.scan.seen)
+        count = len(self.chars_after)
         max_tokens = self.admission.sampling.max_tokens or limits.MAX_TOKENS
         if self.scan.stopped:
             self.finish = Finish.STOP

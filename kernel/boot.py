@@ -33,13 +33,13 @@ from .backpressure import UserLoads
 from .connection import listeners as listen
 from .connection.listeners import ListenOptions
 from .counters import Counters
-from .dispatch import Dispatcher
+from .dispatch import CallParts
 from .driver import Driver, Option
 from .lifecycle import Lifecycle
 from .locking import locked
 from .machine import Connections, Machine
 from .memory.faults import Faults
-from .memory.vector_device import VectorDevice
+from .memory.recall_device import RecallDevice
 from .owners.owner import OwnerContext
 from .owners.owners import Owners
 from .process.table import ProcessTable
@@ -56,8 +56,8 @@ from .storage.threads import FairThreads
 from .summary import Summaries
 from .supervisor import BackgroundJob, Supervisor
 from .syscalls import Syscalls
+from .syscalls.caller_access import CallerAccess
 from .syscalls.explain import ExplainSyscalls
-from .syscalls.files import CallerAccess
 from .syscalls.mail import MailSyscalls
 from .syscalls.models import ModelSyscalls
 from .syscalls.pages import PageSyscalls
@@ -142,7 +142,7 @@ async def boot(plan: BootPlan, ready: Callable[[Machine], None]) -> None:
                 ready(machine)  #                             6  notify the process that started us
                 jobs.run("mount", _mount, machine, plan)  #   7  engines load in the background
                 jobs.run("resume", machine.owners.resume)
-                jobs.run("garbage", garbage.collect_when_idle, machine.dispatcher)
+                jobs.run("garbage", garbage.collect_when_idle, machine.call_parts)
                 if plan.collect_after_s:
                     jobs.run("collect ended", collecting.collect, lifecycle, plan.collect_after_s)
                 if plan.private:
@@ -156,7 +156,7 @@ async def boot(plan: BootPlan, ready: Callable[[Machine], None]) -> None:
                 for device in machine.loader.each():  #   11  engines stop
                     await machine.loader.unmount(device.name)
                 await machine.owners.finish()
-                await machine.recall.process.stop()
+                await machine.recall.lifecycle.stop()
                 journal.append(Entry("boot", note="down"))
                 journal.flush()
                 record.why = run.stop_reason
@@ -200,7 +200,7 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor, before: str) -> Ma
         requantiser.expect(images.get(plan.first))
     events: Followers[Event] = Followers()
     check_processes(store)
-    recall = VectorDevice(_recall(plan), jobs)
+    recall = RecallDevice(_recall(plan), jobs)
     journal = Journal(store, events.publish, owner=owner, total_bytes=plan.journal_bytes)
     policy = Policy(TABLE, owner, plan.paths.policy_file, plan.paths.state / "policy.csv")
     processes = ProcessTable(store, owner)
@@ -228,31 +228,31 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor, before: str) -> Ma
     if plan.summaries:
         summaries = Summaries(owners, mounts, policy, clients, loads, jobs)
     readers = FairThreads(limits.USER_JOURNAL_READERS, limits.JOURNAL_READERS)
-    outside = CallerAccess(owner, users, policy, _private(plan))
+    caller_access = CallerAccess(owner, users, policy, _private(plan))
     syscalls = Syscalls(
         ProcessSyscalls(processes, lifecycle, mounts, loader, policy),
         TextSyscalls(processes, lifecycle, mounts, loader, faults, summaries),
-        PageSyscalls(processes, mounts, loader, permissions, outside, summaries),
+        PageSyscalls(processes, mounts, loader, permissions, caller_access, summaries),
         MailSyscalls(processes),
         SystemSyscalls(
             run, store, journal, events, policy, permissions, processes, owners, recall, jobs,
             counters, faults, readers,
         ),
         ModelSyscalls(
-            images, requantiser, mounts, loader, drivers, recall, processes, outside
+            images, requantiser, mounts, loader, drivers, recall, processes, caller_access
         ),
         PoisonSyscalls(loader),
         UserSyscalls(owner, users, changes, clients, lifecycle),
-        PolicySyscalls(owner, policy, changes, journal, processes, readers),
+        PolicySyscalls(policy, changes, journal, processes, readers),
         ExplainSyscalls(policy, permissions, journal, readers),
     )  # fmt: skip
-    dispatcher = Dispatcher(
+    call_parts = CallParts(
         syscalls.table(), permissions, journal, owners, processes, loader, jobs, run
     )
     if summaries is not None:
-        summaries.dispatcher = dispatcher
+        summaries.call_parts = call_parts
     jobs.report = partial(_journal_job, journal)
-    recall.process.report = partial(_journal_recall, journal)
+    recall.lifecycle.report = partial(_journal_recall, journal)
     store.pacing.computing = loader.computing
     store.pacing.calls = lambda: counters.calls
     if plan.embedder:
@@ -260,7 +260,7 @@ def _assemble(plan: BootPlan, store: Store, jobs: Supervisor, before: str) -> Ma
         recall.embedder = f"{image.name} {image.fingerprint()}", partial(mounts.embed, image.name)
     return Machine(
         run, jobs, journal, events, users, permissions, changes, clients, processes, owners,
-        recall, lifecycle, images, requantiser, loader, mounts, dispatcher, counters, loads,
+        recall, lifecycle, images, requantiser, loader, mounts, call_parts, counters, loads,
         Connections(plan.user_connections), summaries,
     )  # fmt: skip
 
@@ -348,7 +348,7 @@ async def _exit_when_idle(machine: Machine, idle_exit_s: float) -> None:
 async def _drain(machine: Machine) -> None:
     """Wait for calls in flight; cancel them after DRAIN_S, and store their answers so far."""
     processes, lifecycle = machine.processes, machine.lifecycle
-    no_pending_replies = machine.dispatcher.no_pending_replies
+    no_pending_replies = machine.call_parts.no_pending_replies
     if machine.summaries is not None:
         machine.summaries.close()
     for process in processes.all():

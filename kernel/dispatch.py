@@ -1,9 +1,9 @@
 """Runs all calls, of clients and of the kernel's own jobs: authorise, journal, handle, then reply.
 
-`Calls.dispatch` takes a caller, a request that check.py has validated, and a sink for the results.
-Every call ends exactly once: ok, error or cancelled. An unexpected exception of a handler becomes
-EIO for that call only, with its traceback in the daemon's log. It must not know frames, nor how a
-caller is connected.
+`CallerCalls.dispatch` takes a caller, a request that check.py has validated, and a sink for the
+results. Every call ends exactly once: ok, error or cancelled. An unexpected exception of a handler
+becomes EIO for that call only, with its traceback in the daemon's log. This file must not know
+frames, nor how a caller is connected.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ from .run import KernelRun
 from .scheduling.loader import Loader
 from .storage.journal import Entry, Journal
 from .supervisor import Supervisor
-from .syscalls import OWNER_CALLS, CallContext, Handler
+from .syscalls import CALLS_ON_USER_DATA, CallContext, Handler
 
 log = logging.getLogger(__name__)
-# Calls that wait for an event or an engine: as readers they would block the others.
-_NO_READS = frozenset({"recv", "watch", "attach", "tokenize", "embed", "devices"})
+# Calls that may wait long, for an event or an engine: they would hold one of the USER_READS places.
+_NOT_LIMITED = frozenset({"recv", "watch", "attach", "tokenize", "embed", "devices"})
 
 
 class Sink(Protocol):
@@ -66,22 +66,22 @@ class InFlight:
     sink: Sink
     scope: anyio.CancelScope
     permit: Permit
-    pid: int  # that its events have: of its request, or of the process of a single answer
+    pid: int  # in its journal events; for `generate` on a model: of the process made for this call
     request_bytes: int  # counted in its user's load until it has ended
     refusal: Denied | None = None  # set when it is no longer allowed
 
     def entry(self, kind: str, call: int = 0, errno: int = 0) -> Entry:
         """An event of this call. `call`: the number of its begin event."""
-        permit, owner = self.permit, self.caller.owner
+        permit = self.permit
         return Entry(
-            kind, self.pid, owner, call, self.row.name, permit.object, errno,
+            kind, self.pid, self.caller.user, call, self.row.name, permit.object, errno,
             subject=permit.recorded,
         )  # fmt: skip
 
 
 @dataclass(slots=True)
-class Dispatcher:
-    """What the calls of all callers share."""
+class CallParts:
+    """The parts of the kernel that the calls of all callers use."""
 
     handlers: Mapping[str, Handler]
     permissions: Permissions
@@ -101,7 +101,7 @@ class Dispatcher:
         waits = {name for name, handler in self.handlers.items() if iscoroutinefunction(handler)}
         self.waits = frozenset(waits)
         counted = {name for name in waits if TABLE[name].durability is Durability.C}
-        self.reads = frozenset(counted - _NO_READS)
+        self.reads = frozenset(counted - _NOT_LIMITED)
 
     def add_pending_replies(self, count: int) -> None:
         """Change the number of pending replies; a negative count subtracts."""
@@ -112,16 +112,16 @@ class Dispatcher:
             self.no_pending_replies.set()
 
 
-class Calls:
+class CallerCalls:
     """The calls of one caller that are in flight, under the limits of one connection and user."""
 
-    def __init__(self, dispatcher: Dispatcher, load: UserLoad, reader: Reader) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, parts: CallParts, load: UserLoad, reader: Reader) -> None:
+        self._parts = parts
         self._load = load
         self._reader = reader
         self._reads = asyncio.Semaphore(limits.USER_READS)
         self._in_flight: set[InFlight] = set()
-        self._idle = asyncio.Event()  # set when a call has ended
+        self._one_ended = asyncio.Event()  # set when a call has ended
 
     # --- all of them ------------------------------------------------------------------------------
     def cancel(self) -> None:
@@ -132,16 +132,16 @@ class Calls:
         """The rules have changed: cancel the calls that are no longer allowed."""
         for call in self._in_flight:
             try:
-                self._dispatcher.permissions.require(call.permit, call.caller.owner, call.pid)
+                self._parts.permissions.require(call.permit, call.caller.user, call.pid)
             except Denied as refusal:
                 call.refusal = refusal
                 call.scope.cancel()
 
-    async def ended(self) -> None:
+    async def all_ended(self) -> None:
         """Return when none is in flight."""
         while self._in_flight:
-            self._idle.clear()
-            await self._idle.wait()
+            self._one_ended.clear()
+            await self._one_ended.wait()
 
     # --- one --------------------------------------------------------------------------------------
     def dispatch(
@@ -151,24 +151,32 @@ class Calls:
 
         Raises EACCES, ESRCH, EAGAIN, ECANCELED, and the errors of handlers that never wait.
         """
-        dispatcher = self._dispatcher
-        permit = dispatcher.permissions.authorise(caller, row, request)
+        parts = self._parts
+        permit = parts.permissions.authorise(caller, row, request)
         pid = getattr(request, "pid", 0)
-        if row.name in dispatcher.waits:
+        if row.name in parts.waits:
             scope = anyio.CancelScope()
             flight = InFlight(row, caller, sink, scope, permit, pid, request_bytes)
             self._start(flight, request)
             return flight
-        owner = dispatcher.owners.get(caller.owner)
+        data = parts.owners.get(caller.user)
         call = CallContext(
-            caller, owner, 0, None, sink.item, sink.keeps_up, sink.writable, permit.own
+            caller,
+            data,
+            0,
+            None,
+            sink.item,
+            sink.keeps_up,
+            sink.writable,
+            permit.own_part_only,
+            pid,
         )
-        reply = dispatcher.handlers[row.name](call, request)
+        reply = parts.handlers[row.name](call, request)
         if row.durability is Durability.C:
             self._count(row, permit)
         else:
-            dispatcher.journal.append(Entry(
-                "call", pid, caller.owner, syscall=row.name, object=permit.object,
+            parts.journal.append(Entry(
+                "call", pid, caller.user, syscall=row.name, object=permit.object,
                 subject=permit.recorded,
             ))  # fmt: skip
         sink.reply(reply)
@@ -180,13 +188,13 @@ class Calls:
             message = f"{count} calls of this connection are in flight; at most {most} are allowed"
             raise SyscallError(Errno.EAGAIN, message, "wait for one, or open another connection")
         self._load.check_calls()
-        if self._dispatcher.run.stopping.is_set():
+        if self._parts.run.stopping.is_set():
             raise SyscallError(Errno.ECANCELED, "the machine is shutting down", "try again later")
         self._in_flight.add(flight)
         self._load.calls += 1
-        self._dispatcher.add_pending_replies(_drained(flight.row))
+        self._parts.add_pending_replies(_shutdown_waits_for(flight.row))
         failed = partial(self._fail, flight)
-        self._dispatcher.jobs.once("call", self._run, flight, request, failed=failed)
+        self._parts.jobs.once("call", self._run, flight, request, failed=failed)
 
     async def _run(self, flight: InFlight, request: object) -> None:
         try:
@@ -197,15 +205,15 @@ class Calls:
     async def _begin(self, flight: InFlight, request: object) -> CallContext:
         """The context of a call, after its begin event was queued. ENOSPC or EIO: it has no pid."""
         if isinstance(request, Generate) and not request.pid:
-            flight.pid = await self._dispatcher.processes.new_pid()
+            flight.pid = await self._parts.processes.new_pid()
         row, sink = flight.row, flight.sink
         number, begun = 0, None
         if row.durability is not Durability.C and row.item is not None:
-            number, begun = self._dispatcher.journal.append_future(flight.entry("begin"))
-        owner = self._dispatcher.owners.get(flight.caller.owner)
+            number, begun = self._parts.journal.append_future(flight.entry("begin"))
+        data = self._parts.owners.get(flight.caller.user)
         return CallContext(
-            flight.caller, owner, number, begun, sink.item, sink.keeps_up, sink.writable,
-            flight.permit.own, flight.pid,
+            flight.caller, data, number, begun, sink.item, sink.keeps_up, sink.writable,
+            flight.permit.own_part_only, flight.pid,
         )  # fmt: skip
 
     async def _run_to_end(self, flight: InFlight, request: object) -> None:
@@ -222,7 +230,7 @@ class Calls:
             except SyscallError as failure:
                 error = failure
             except Exception as exception:
-                error = unforeseen(row.name, exception)
+                error = unexpected_error(row.name, exception)
         if reply is None:  # a call with a reply has succeeded, even if it is cancelled now
             error = flight.refusal or error
             error = error or SyscallError(Errno.ECANCELED, f"{row.name} was cancelled")
@@ -235,25 +243,25 @@ class Calls:
             flight.sink.reply(reply)
         else:
             flight.sink.fail(error)
-        self._dispatcher.add_pending_replies(-_drained(row))
+        self._parts.add_pending_replies(-_shutdown_waits_for(row))
 
     async def _handle(self, row: Syscall, request: object, call: CallContext) -> object:
         """Call the handler. A reading call waits until its caller has read earlier replies."""
-        if row.name not in self._dispatcher.reads:
-            return await self._with_owner(row, request, call)
+        if row.name not in self._parts.reads:
+            return await self._with_data(row, request, call)
         async with self._reads:  # bounds the share of one connection in its user's reads
             await self._load.begin_read(self._reader)
             try:
-                return await self._with_owner(row, request, call)
+                return await self._with_data(row, request, call)
             finally:
                 self._load.end_read()
 
-    async def _with_owner(self, row: Syscall, request: object, call: CallContext) -> object:
-        """Call the handler, with the caller's data open if it needs them."""
-        handler: Any = self._dispatcher.handlers[row.name]
-        if row.name not in OWNER_CALLS:
+    async def _with_data(self, row: Syscall, request: object, call: CallContext) -> object:
+        """Call the handler, with the caller's data open if it needs it."""
+        handler: Any = self._parts.handlers[row.name]
+        if row.name not in CALLS_ON_USER_DATA:
             return await handler(call, request)
-        async with self._dispatcher.owners.use(call.caller.owner):
+        async with self._parts.owners.use(call.caller.user):
             return await handler(call, request)
 
     async def _close(
@@ -263,10 +271,10 @@ class Calls:
         if flight.row.durability is Durability.C:
             return error
         if error is not None and error.errno is Errno.EIO:  # it may have killed its engine
-            await self._dispatcher.loader.wait_marks_written()
+            await self._parts.loader.wait_marks_written()
         kind, errno = "end" if number else "call", int(error.errno) if error else 0
         try:
-            await self._dispatcher.journal.append_and_wait(flight.entry(kind, number, errno))
+            await self._parts.journal.append_and_wait(flight.entry(kind, number, errno))
         except SyscallError as failure:
             return error or failure
         return error
@@ -275,7 +283,7 @@ class Calls:
         """End a call that failed outside its handler."""
         self._end(flight)
         flight.sink.fail(_failed_inside(flight.row.name))
-        self._dispatcher.add_pending_replies(-_drained(flight.row))
+        self._parts.add_pending_replies(-_shutdown_waits_for(flight.row))
 
     def _end(self, flight: InFlight) -> None:
         """Remove a call from those in flight."""
@@ -283,20 +291,20 @@ class Calls:
             self._in_flight.remove(flight)
             self._load.calls -= 1
             self._load.requests -= flight.request_bytes
-        self._idle.set()
+        self._one_ended.set()
 
     def _count(self, row: Syscall, permit: Permit) -> None:
         """Count a call of class C: the journal has no row for each of them."""
         object_ = counter_object(permit.object)
-        self._dispatcher.journal.count(permit.recorded, row.name, object_, permit.rule)
+        self._parts.journal.count(permit.recorded, row.name, object_, permit.rule)
 
 
-def _drained(row: Syscall) -> bool:
-    """Whether shutdown waits for the call. Not for `wait`, which may never return."""
+def _shutdown_waits_for(row: Syscall) -> bool:
+    """Whether a shutdown waits for a call. Not for `wait`, which may never return."""
     return row.durability is not Durability.C and row.name != "wait"
 
 
-def unforeseen(name: str, error: Exception) -> SyscallError:
+def unexpected_error(name: str, error: Exception) -> SyscallError:
     """EIO, with a traceback in the log; EAGAIN when no descriptor is free."""
     refusal = descriptors_exhausted(error)
     if refusal is not None:

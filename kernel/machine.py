@@ -11,9 +11,9 @@ from .access.reauthorisation import Clients, PolicyChanges
 from .access.users import UserTable
 from .backpressure import UserLoads
 from .counters import Counters
-from .dispatch import Dispatcher
+from .dispatch import CallParts
 from .lifecycle import Lifecycle
-from .memory.vector_device import VectorDevice
+from .memory.recall_device import RecallDevice
 from .owners.owners import Owners
 from .process.table import Process, ProcessTable
 from .run import KernelRun
@@ -54,7 +54,7 @@ class Machine:
     # Processes and their data.
     processes: ProcessTable
     owners: Owners
-    recall: VectorDevice
+    recall: RecallDevice
     lifecycle: Lifecycle
     # Models.
     images: ImageRegistry
@@ -62,7 +62,7 @@ class Machine:
     loader: Loader
     mounts: Mounts
     # Calls.
-    dispatcher: Dispatcher
+    call_parts: CallParts
     counters: Counters
     loads: UserLoads
     connections: Connections

@@ -34,7 +34,7 @@ from .access.decisions import Policy
 from .access.identity import Caller
 from .access.reauthorisation import Clients
 from .backpressure import UserLoads
-from .dispatch import Calls, Dispatcher
+from .dispatch import CallerCalls, CallParts
 from .driver import Facts
 from .memory.layout import Stored
 from .memory.memory import Memory
@@ -94,7 +94,7 @@ class SummaryJob:
     def __init__(self, process: Process) -> None:
         self.process = process
         self.scope = anyio.CancelScope()  # of the current attempt
-        self.calls: Calls | None = None
+        self.calls: CallerCalls | None = None
 
     def cancel(self) -> None:
         self.scope.cancel()
@@ -120,7 +120,7 @@ class Summaries:
     loads: UserLoads
     jobs: Supervisor
     # Set by boot.py: the handler of `generate`, which it contains, has a reference to this object.
-    dispatcher: Dispatcher = field(init=False)
+    call_parts: CallParts = field(init=False)
     _waiting: dict[int, set[int]] = field(  # by pid: numbers of pages without a summary
         init=False, default_factory=dict[int, set[int]]
     )
@@ -227,7 +227,7 @@ class Summaries:
         """The model's summary of the pages; empty when it was interrupted. EACCES, EAGAIN, EIO."""
         process = job.process
         answer, load = SummaryAnswer(), self.loads.enter(process.owner)
-        job.calls = calls = Calls(self.dispatcher, load, answer)
+        job.calls = calls = CallerCalls(self.call_parts, load, answer)
         try:
             calls.dispatch(_caller(process), TABLE["generate"], _request(process, sources), answer)
             return await answer.text()
@@ -235,7 +235,7 @@ class Summaries:
             job.calls = None
             calls.cancel()
             with anyio.CancelScope(shield=True):  # the next one on this device starts after it
-                await calls.ended()
+                await calls.all_ended()
             self.loads.leave(load)
 
 

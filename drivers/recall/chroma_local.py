@@ -51,6 +51,8 @@ class LocalStore:
         return numbers(self._chroma.get(self._collections[space], include=[]).ids)
 
     def get(self, space: int, places: list[int]) -> tuple[list[int], list[Vector]]:
+        if space not in self._collections:
+            return [], []
         found = self._chroma.get(self._collections[space], ids=ids(places), include=["embeddings"])
         return numbers(found.ids), found.embeddings
 
@@ -77,14 +79,14 @@ class LocalStore:
             return 0
         return int(self._chroma.count(self._collections[space]))
 
-    def query(self, space: int, question: Vector, count: int) -> list[int]:
+    def query(self, space: int, vector: Vector, most: int) -> list[int]:
         if space not in self._collections:
             return []
         found = self._chroma.query(
             self._collections[space],
             ids=None,
-            query_embeddings=[question],
-            n_results=count,
+            query_embeddings=[vector],
+            n_results=most,
             include=[],
         )
         return numbers(found.ids[0])

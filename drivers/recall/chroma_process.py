@@ -1,10 +1,10 @@
-"""The recall child's side of the Chroma process: starts it, sends requests, kills it when it hangs.
+"""Chroma's process, used by the recall process: starts it, sends requests, kills it when it hangs.
 
 The process is started on demand, handles one request at a time, and is killed when a request
-exceeds its deadline while it could run. A search does not wait for a write: it uses `ask_if_idle`,
-and continues without an answer that does not arrive soon. During a long request the kernel gets
-heartbeats, so that it does not end the recall child as unresponsive. Any thread may ask; recall
-child only.
+exceeds its deadline; time in which it waits for a processor does not count. A search does not wait
+for a write: it uses `ask_if_idle`, and continues without an answer that does not arrive soon.
+During a long request the kernel gets heartbeats, so that it does not end the recall process as
+unresponsive. Any thread may ask; only the recall process imports this module.
 """
 
 import os
@@ -52,7 +52,7 @@ class ChromaProcess:
         self._lost: ProcessLost | None = None  # an exit that only a search has noticed
 
     def ask(self, kind: int, location: str, *values: object) -> list[Any]:
-        """The answer to a request. Starts the process if needed.
+        """The answer to a request to the store at a location. Starts the process if needed.
 
         Raises ProcessLost when the process has ended, and DeviceFault for other failures.
         """
@@ -95,14 +95,14 @@ class ChromaProcess:
         except OSError as error:
             raise DeviceFault(f"Chroma's process cannot be started: {error.strerror}") from error
         self._socket, self._frames = ours, Frames(FRAME_BYTES)
-        self._receive(0, limits.READY_S)
+        self._receive(0, limits.READY_S)  # the process answers 0 when it is ready
 
     def end(self) -> None:
         """End the process, so that no file is open. It is started again on demand."""
         with self._lock:
             self._lost = None
             if self._process is not None:
-                self._reap()
+                self._close()
 
     def has_exited(self) -> bool:
         """Whether it exited since the last answer: the next request would fail."""
@@ -144,7 +144,10 @@ class ChromaProcess:
         raise DeviceFault(f"Chroma did not answer a request within {seconds:g} s")
 
     def _read(self, seconds: float) -> bytes:
-        """Received bytes; empty after `seconds` without data. Raises ProcessLost at the end."""
+        """Received bytes; empty after `seconds` without data.
+
+        Raises ProcessLost when the connection ends.
+        """
         self._socket.settimeout(seconds)
         try:
             data = self._socket.recv(_READ_BYTES)
@@ -155,11 +158,12 @@ class ChromaProcess:
         return data or self._raise_lost()
 
     def _raise_lost(self, why_killed: str = "") -> NoReturn:
-        """Reap the process, which is killed first if a reason is given. Raises ProcessLost."""
-        code = self._reap(kill=bool(why_killed))
+        """Close the process, which is killed if a reason is given. Raises ProcessLost."""
+        code = self._close(kill=bool(why_killed))
         raise ProcessLost(f"Chroma's process {cause(code, why_killed)}")
 
-    def _reap(self, *, kill: bool = False) -> int:
+    def _close(self, *, kill: bool = False) -> int:
+        """Close the connection and wait until the process has exited. Returns its exit code."""
         process, self._process = self._process, None
         assert process is not None
         self._socket.close()

@@ -11,15 +11,15 @@ from llmasos.kernel.abi import service_url
 
 from .chroma_store import HNSW, Vector, ids, numbers
 
-_SERVER_S = 20.0  # without data from a server
+_SERVER_S = 20.0  # for which a request waits for data
 _chromadb = cast("Any", _untyped)
 
 
 class ServerStore:
-    """The collections of one owner on a server."""
+    """The collections of one user on a server: one for each space."""
 
     def __init__(self, prefix: str, url: str) -> None:
-        """`prefix`: of the names of the owner's collections."""
+        """`prefix`: of the names of the user's collections."""
         self._prefix = f"{prefix}-"
         server = service_url.parse(url)
         self._client = _chromadb.HttpClient(
@@ -47,11 +47,14 @@ class ServerStore:
         )
 
     def places(self, space: int) -> list[int]:
-        found = self._collection(space)
-        return [] if found is None else numbers(found.get(include=[])["ids"])
+        collection = self._collection(space)
+        return [] if collection is None else numbers(collection.get(include=[])["ids"])
 
     def get(self, space: int, places: list[int]) -> tuple[list[int], list[Vector]]:
-        found = self._collection(space).get(ids=ids(places), include=["embeddings"])
+        collection = self._collection(space)
+        if collection is None:
+            return [], []
+        found = collection.get(ids=ids(places), include=["embeddings"])
         return numbers(found["ids"]), found["embeddings"].tolist()
 
     def write(self, space: int, places: list[int], vectors: list[Vector]) -> None:
@@ -70,12 +73,12 @@ class ServerStore:
             self._client.delete_collection(f"{self._prefix}{space}")
 
     def count(self, space: int) -> int:
-        found = self._collection(space)
-        return 0 if found is None else int(found.count())
+        collection = self._collection(space)
+        return 0 if collection is None else int(collection.count())
 
-    def query(self, space: int, question: Vector, count: int) -> list[int]:
-        found = self._collection(space)
-        if found is None:
+    def query(self, space: int, vector: Vector, most: int) -> list[int]:
+        collection = self._collection(space)
+        if collection is None:
             return []
-        answer = found.query(query_embeddings=[question], n_results=count, include=[])
+        answer = collection.query(query_embeddings=[vector], n_results=most, include=[])
         return numbers(answer["ids"][0])

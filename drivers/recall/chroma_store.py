@@ -1,8 +1,9 @@
 """A store of Chroma: its interface, the requests to it, and the settings of its indexes.
 
-A store is a directory, or the collections with one prefix on a server. A collection is a space, an
-id is a place in it (the number of a vector), and nothing else is stored. Vectors are lists, as
-Chroma takes and returns them: numpy would take 0.1 s of a core to import.
+A store is a directory, or the collections with one prefix on a server: its *location*. It has one
+collection for each space, which is an append-only sequence of pages. The id of a vector is the
+place of its page in the space, and nothing else is stored. Vectors are lists, as Chroma takes and
+returns them: numpy would take 0.1 s of a core to import.
 """
 
 from collections.abc import Iterable
@@ -40,7 +41,9 @@ class ChromaStore(Protocol):
 
     def count(self, space: int) -> int: ...
 
-    def query(self, space: int, question: Vector, count: int) -> list[int]: ...
+    def query(self, space: int, vector: Vector, most: int) -> list[int]:
+        """The places of at most `most` vectors near this one, the nearest first."""
+        ...
 
 
 def ids(places: list[int]) -> list[str]:

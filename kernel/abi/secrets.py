@@ -2,7 +2,8 @@
 
 `secrets/NAME` below the configuration directory contains the key, with mode 0600. An empty file
 means that the key is in the desktop keyring of its owner. `secrets/.NAME.url` contains the only
-endpoint that the key is sent to. keyring is imported here only, when a key is stored in it.
+origin (scheme, host, port) that the key is sent to. keyring is imported here only, when a key is
+stored in it.
 """
 
 import fcntl
@@ -89,9 +90,8 @@ def bound(directory: Path, name: str) -> str:
     return ""
 
 
-def claim(directory: Path, name: str, url: str) -> None:
-    """Bind a key to the endpoint at a URL, for its owner. ENOENT; EACCES when it is bound to
-    another endpoint."""
+def bind(directory: Path, name: str, url: str) -> None:
+    """Bind a key to the origin of a URL. ENOENT; EACCES when it is bound to another origin."""
     check_exists(directory, name)
     with _locked(directory) as folder:
         if not bound(directory, name):
@@ -100,14 +100,14 @@ def claim(directory: Path, name: str, url: str) -> None:
     check_bound(directory, name, url)
 
 
-def check_bound(directory: Path, name: str, url: str, *, owner: bool = True) -> None:
-    """EACCES unless a key is bound to the endpoint at a URL. Other users than the owner get no
-    details."""
+def check_bound(directory: Path, name: str, url: str, *, is_machine_owner: bool = True) -> None:
+    """EACCES unless a key is bound to the origin of a URL. Other users than the machine's owner get
+    no details."""
     check_name(name)
     origin, current = service_url.parse(url).origin, bound(directory, name)
     if current == origin:
         return
-    if not owner:
+    if not is_machine_owner:
         message = f"no secret of that name is for {origin}"
         raise SyscallError(Errno.EACCES, message, "ask the owner of this kernel to add the model")
     message = f"secret {name} is for {current or 'no url yet'} and is not sent to {origin}"

@@ -1,7 +1,7 @@
 """The table of syscalls: request, reply or stream, object and errnos of each.
 
 Everything that knows a syscall by name is generated from TABLE or tested against it: the
-dispatcher, the SDK, the actions of the policy, the documentation. The request and reply types are
+dispatch, the SDK, the actions of the policy, the documentation. The request and reply types are
 in values/, the errors in errors.py.
 """
 

@@ -40,7 +40,7 @@ class Caller:
     """The identity of a connection after hello."""
 
     connection: int
-    owner: str
+    user: str
     profile: Profile
     subjects: tuple[str, ...]  # each must allow a call: user, profile, application or ancestors
     uid: int | None = None  # that identifies the user; None: a key does, or it is a program
@@ -59,7 +59,7 @@ class Caller:
     def author(self) -> str:
         """The author of what it writes: the user for the command line, else the application."""
         person = self.app == limits.COMMAND_APP and not self.program
-        return self.owner if person else f"app:{self.app}"
+        return self.user if person else f"app:{self.app}"
 
     def is_source_of(self, event: Event) -> bool:
         """Whether an event is about a call of its application, or about one of its processes.

@@ -62,7 +62,9 @@ class Permit:
     recorded: str  # the subjects joined, as the journal records them
     action: str
     objects: tuple[str, ...]  # all must be allowed; the journal records the first
-    own: bool = False  # only a list of what belongs to the caller's application is allowed
+    own_part_only: bool = (
+        False  # only a list of what belongs to the caller's application is allowed
+    )
     rule: str = ""
     also: "Permit | None" = None  # another action that must be allowed, too
 
@@ -98,11 +100,11 @@ class Permissions:
                 permit = self._single(caller, request)
             else:
                 permit = self._permit(caller, row, request, absent)
-            self.require(permit, caller.owner, getattr(request, "pid", 0))
+            self.require(permit, caller.user, getattr(request, "pid", 0))
             if isinstance(request, Spawn | Generate | Fork):
                 self._check_nice(caller, permit, request)
             for pid in absent:  # ESRCH here: one could appear before the handler runs
-                self._processes.get(pid, caller.owner)
+                self._processes.get(pid, caller.user)
             return permit
         finally:
             elapsed_s = time.perf_counter() - begin
@@ -124,7 +126,7 @@ class Permissions:
     def require_also(self, caller: Caller, action: str, path: str) -> None:
         """Require permission for one more object of a call in progress. Raises EACCES."""
         objects = (self._path_for(caller, path, []),)
-        self.require(Permit(caller.subjects, caller.recorded, action, objects), caller.owner)
+        self.require(Permit(caller.subjects, caller.recorded, action, objects), caller.user)
 
     def _check_nice(self, caller: Caller, permit: Permit, request: Spawn | Generate | Fork) -> None:
         """A child with a larger share than the default needs permission to `nice`.
@@ -135,18 +137,18 @@ class Permissions:
             case Spawn(nice=nice) | Generate(pid=0, nice=nice):
                 default = 0
             case Fork(nice=int(nice), pid=pid):
-                parent = self._processes.find(pid, caller.owner)
+                parent = self._processes.find(pid, caller.user)
                 default = parent.nice if parent is not None else 0
             case _:
                 return
         if nice < default:
-            self.require(Permit(permit.subjects, permit.recorded, "nice", (_NEW,)), caller.owner)
+            self.require(Permit(permit.subjects, permit.recorded, "nice", (_NEW,)), caller.user)
 
     def may_see(self, caller: Caller, event: Event) -> bool:
         """Whether an event belongs to the caller's application, or has no owner."""
         if event.owner == "" or caller.is_source_of(event):
             return True
-        process = self._processes.find(event.pid, caller.owner) if event.pid else None
+        process = self._processes.find(event.pid, caller.user) if event.pid else None
         return process is not None and process.is_own(caller)
 
     # --- what has to be allowed ---------------------------------------------------------------
@@ -159,7 +161,7 @@ class Permissions:
             objects = *objects, self._path_for(caller, _filled(row.second, request), absent)
         permit = Permit(subjects, recorded, row.name, objects)
         if row.own_object and self._allows_own_part(caller, permit, row, request):
-            permit.objects, permit.own = (row.own_object,), True
+            permit.objects, permit.own_part_only = (row.own_object,), True
         return permit
 
     def _single(self, caller: Caller, request: Generate) -> Permit:
@@ -183,7 +185,7 @@ class Permissions:
         if policy.check(permit.subjects, row.name, row.object).allowed:
             return False
         if isinstance(request, Ps) and request.pid:
-            process = self._processes.find(request.pid, caller.owner)
+            process = self._processes.find(request.pid, caller.user)
             if process is not None and not process.is_own(caller):
                 return False
         return policy.check(permit.subjects, row.name, row.own_object).allowed
@@ -199,7 +201,7 @@ class Permissions:
         pid = getattr(request, "pid" if row.acts_as_process else "parent", 0)
         if not pid:
             return caller.subjects
-        process = self._processes.get(pid, caller.owner)
+        process = self._processes.get(pid, caller.user)
         if process.is_own(caller):
             return tuple(dict.fromkeys((*caller.subjects, *process.subjects)))
         return (*caller.subjects, PROCESS_SEPARATOR, *process.subjects)
@@ -229,7 +231,7 @@ class Permissions:
         found = _PROCESS.match(path)
         if found is None:
             return path
-        process = self._processes.find(int(found[1]), caller.owner)
+        process = self._processes.find(int(found[1]), caller.user)
         if process is None:
             absent.append(int(found[1]))
         elif not process.is_own(caller):

@@ -68,10 +68,10 @@ class PolicyChanges:
 
         `evaluator`: of this text, built since the lock is held.
         """
-        own = self._policy.user_rules
+        file = self._policy.user_rules
         with CancelScope(shield=True):
-            if text != await to_thread.run_sync(own.read) or undo:
-                await to_thread.run_sync(own.restore if undo else own.write, text)
+            if text != await to_thread.run_sync(file.read) or undo:
+                await to_thread.run_sync(file.restore if undo else file.write, text)
             await self._policy.put_into_force(evaluator, text)
             self._journal.append(Entry("policy", note=f"epoch {self._policy.epoch}"))
             await self._clients.reauthorise()

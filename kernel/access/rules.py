@@ -195,7 +195,7 @@ class Roles:
 
     def take_apart(self) -> list[object]:
         """The objects that it consists of, for `release`. Nobody has a role afterwards."""
-        parts = [*self._direct.values(), *self._resolved.values()]
+        parts: list[object] = [*self._direct.values(), *self._resolved.values()]
         self._direct, self._resolved = {}, {}
         return parts
 

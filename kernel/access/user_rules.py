@@ -1,7 +1,8 @@
-"""The user rules: one file in the configuration directory, with its previous versions.
+"""The user rules: `policy.csv`, the rules of an installation besides the shipped ones.
 
-A copy of the rules that were loaded last is stored beside the databases. A missing file would
-remove its denies, so it is an error until a person confirms it: see the hint in `read`.
+The file is in the configuration directory, with its previous versions. A copy of the rules that
+were loaded last is stored beside the databases. A missing file would remove its denies, so it is an
+error until a person confirms it: see the hint in `read`.
 """
 
 import logging
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 
 
 class UserRulesFile:
+    """The file, the copy of the rules that were loaded last, and the previous versions."""
+
     def __init__(self, path: Path, copy: Path | None) -> None:
         self.path = path
         self._copy = copy  # of the rules that were loaded last; None: no copy
@@ -31,7 +34,7 @@ class UserRulesFile:
         try:
             return _text(self.path)
         except FileNotFoundError:
-            if self._read_copy().strip():
+            if self._had_rules():
                 message = f"{self.path} is missing, and it had rules"
                 hint = f"`cp {self._copy} {self.path}`, or `touch {self.path}` to have no rules"
                 raise SyscallError(Errno.EINVAL, message, hint) from None
@@ -40,14 +43,19 @@ class UserRulesFile:
             message = f"{self.path} cannot be read: {error}"
             raise SyscallError(Errno.EINVAL, message, "correct it, or move it away") from error
 
-    def _read_copy(self) -> bytes:
-        """The copy. An unreadable copy counts as rules, since they could contain denies."""
+    def _had_rules(self) -> bool:
+        """Whether the copy has rules. An unreadable one counts: it could contain denies."""
+        copied = self._read_copy()
+        return copied is None or bool(copied.strip())
+
+    def _read_copy(self) -> bytes | None:
+        """The copy; None when it cannot be read."""
         try:
             return self._copy.read_bytes() if self._copy else b""
         except FileNotFoundError:
             return b""
-        except OSError as error:
-            return str(error).encode()
+        except OSError:
+            return None
 
     def save_copy(self, text: str) -> None:
         """Save a copy of the loaded rules. A failure is logged; the rules stay in force."""
@@ -94,7 +102,8 @@ class UserRulesFile:
 
 
 def _text(path: Path) -> str:
-    """The text verbatim: Python's text mode would treat a lone carriage return as a line break."""
+    """The text without a byte order mark, else unchanged: Python's text mode would treat a lone
+    carriage return as a line break."""
     return path.read_bytes().decode("utf-8-sig")
 
 

@@ -26,7 +26,7 @@ class Peer:
     """The other end of a connection, as the operating system reports it."""
 
     holder: str  # the user, address or process that its slot is counted for
-    own: bool = False  # it is the owner of the machine
+    is_machine_owner: bool = False
     uid: int | None = None  # of a client on this machine
     process: Process | None = None  # the process, if the peer is a program
 
@@ -44,8 +44,8 @@ def identify(machine: Machine, transport: asyncio.BaseTransport, process: Proces
     if connection.family != socket.AF_UNIX:
         return Peer(address_holder(transport.get_extra_info("peername")))
     credentials = identity.peer(connection)
-    own = credentials.uid == os.geteuid()
-    if not own and not machine.run.shared:
+    is_machine_owner = credentials.uid == os.geteuid()
+    if not is_machine_owner and not machine.run.shared:
         you = identity.user(credentials.uid)
         raise Denied(
             f"this machine belongs to {machine.run.owner}, and you are {you}",
@@ -57,7 +57,7 @@ def identify(machine: Machine, transport: asyncio.BaseTransport, process: Proces
     )
     if pid:
         return _program(programs[pid])
-    return Peer(f"uid:{credentials.uid}", own, credentials.uid)
+    return Peer(f"uid:{credentials.uid}", is_machine_owner, credentials.uid)
 
 
 def _program(process: Process) -> Peer:
@@ -85,13 +85,15 @@ class ConnectionSlot:
     EAGAIN when a limit is reached.
     """
 
-    def __init__(self, machine: Machine, holder: str, *, own: bool = False) -> None:
+    def __init__(self, machine: Machine, holder: str, *, is_machine_owner: bool = False) -> None:
         counters = machine.counters
-        most = counters.most if own else max(1, counters.most - limits.OWNER_CONNECTIONS)
+        most = (
+            counters.most if is_machine_owner else max(1, counters.most - limits.OWNER_CONNECTIONS)
+        )
         if counters.connections >= most:
             message = f"{counters.connections} clients are connected; at most {most} are allowed"
             raise SyscallError(Errno.EAGAIN, message, "try again later")
-        self._machine, self._holder, self._own = machine, "", own
+        self._machine, self._holder, self._is_machine_owner = machine, "", is_machine_owner
         self.move(holder)
         counters.connections += 1
 
@@ -99,7 +101,7 @@ class ConnectionSlot:
         """Count it for another holder. EAGAIN at that one's limit; then nothing changes."""
         connections = self._machine.connections
         taken, most = connections.slots[holder], connections.user_limit
-        if not self._own and taken >= most:
+        if not self._is_machine_owner and taken >= most:
             message = f"{taken} connections of {holder} are open; at most {most} are allowed"
             hint = "close some, or ask the owner to raise `user_connections`"
             raise SyscallError(Errno.EAGAIN, message, hint)
@@ -122,7 +124,7 @@ def user_of(machine: Machine, peer: Peer) -> str:
     """The user that the operating system reports now; "" when it is not in the user table."""
     if peer.process is not None:
         return peer.process.owner
-    if peer.own:
+    if peer.is_machine_owner:
         return machine.run.owner
     return (machine.users.by_uid(peer.uid) if peer.uid is not None else None) or ""
 

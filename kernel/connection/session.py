@@ -30,7 +30,7 @@ from ..abi.wire import (
 from ..access.identity import Caller
 from ..access.permissions import Permit
 from ..backpressure import Received, UserLoad
-from ..dispatch import Calls, InFlight, unforeseen
+from ..dispatch import CallerCalls, InFlight, unexpected_error
 from ..machine import Machine
 from ..process.table import Process
 from . import authentication
@@ -57,7 +57,7 @@ class Session:
         self._number = next(_numbers)
         self._caller: Caller | None = None  # this and the next two are set by hello
         self._load: UserLoad | None = None  # of its user
-        self._calls: Calls | None = None
+        self._calls: CallerCalls | None = None
         self._owner = ""  # until it is determined
         self._peer: Peer | None = None  # None: the connection was rejected
         self._open: OpenCalls = {}
@@ -73,7 +73,9 @@ class Session:
         try:
             peer = authentication.identify(machine, connection.transport, self._process)
             self._owner = authentication.user_of(machine, peer)
-            self._slot = self._slot or ConnectionSlot(machine, peer.holder, own=peer.own)
+            self._slot = self._slot or ConnectionSlot(
+                machine, peer.holder, is_machine_owner=peer.is_machine_owner
+            )
             self._peer = peer
             if self._process is not None:
                 connection.cancel_hello_timeout()  # a program may be slow to start
@@ -93,9 +95,9 @@ class Session:
             if not self._machine.run.stopping.is_set():  # else recovery ends its processes
                 self._machine.jobs.run("hangup", self._hang_up, self._calls)
 
-    async def _hang_up(self, calls: Calls) -> None:
+    async def _hang_up(self, calls: CallerCalls) -> None:
         """End the processes of this connection after its last call, which may be a spawn."""
-        await calls.ended()
+        await calls.all_ended()
         self._machine.connections.last_closed = time.monotonic()
         try:
             await self._machine.lifecycle.connection_closed(self._number)
@@ -113,7 +115,7 @@ class Session:
             return
         why = authentication.end_reason(peer.process)
         if caller is not None:
-            why = why or self._machine.users.rejection(caller.owner, caller.key, caller.uid)
+            why = why or self._machine.users.rejection(caller.user, caller.key, caller.uid)
         if why:
             if self._calls is not None:
                 self._calls.cancel()
@@ -182,10 +184,10 @@ class Session:
                 self._dispatch(number, name, request)
         except SyscallError as error:
             self._fail(number, error)
-            if isinstance(error, Denied) and self._machine.journal.limits_rate(self._owner):
+            if isinstance(error, Denied) and self._machine.journal.must_pause(self._owner):
                 self._connection.pause(limits.REFUSAL_PAUSE_S)
         except Exception as error:
-            self._fail(number, unforeseen(name, error))
+            self._fail(number, unexpected_error(name, error))
 
     def _dispatch(self, number: int, name: str, request: object) -> None:
         if self._caller is None or self._calls is None:
@@ -221,26 +223,26 @@ class Session:
         except Denied as error:
             self._connection.refuse(error)
             return
-        self._owner = caller.owner
+        self._owner = caller.user
         user, path = caller.subjects[:1], f"/kernel/profile/{request.profile}"
-        machine.permissions.require(Permit(user, user[0], "hello", (path,)), caller.owner)
+        machine.permissions.require(Permit(user, user[0], "hello", (path,)), caller.user)
         if self._calls is not None:
             self._end_identity(self._calls)
         elif self._peer.remote and self._slot is not None:
-            self._slot.move(f"user:{caller.owner}")  # counted for its address until now
+            self._slot.move(f"user:{caller.user}")  # counted for its address until now
         self._caller = caller
-        machine.users.connections[caller.owner] += 1
-        self._load = machine.loads.enter(caller.owner)
-        self._calls = Calls(machine.dispatcher, self._load, self._connection)
+        machine.users.connections[caller.user] += 1
+        self._load = machine.loads.enter(caller.user)
+        self._calls = CallerCalls(machine.call_parts, self._load, self._connection)
         self._connection.set_load(self._load)
         self._watch_key()
         self._connection.cancel_hello_timeout()
         _Replies(self._connection, number, self._open).reply(Welcome(
-            limits.PROTOCOL_VERSION, machine.run.system, caller.owner, caller.profile,
+            limits.PROTOCOL_VERSION, machine.run.system, caller.user, caller.profile,
             [*notices, *machine.requantiser.take_notices()], caller.app,
         ))  # fmt: skip
 
-    def _end_identity(self, calls: Calls) -> None:
+    def _end_identity(self, calls: CallerCalls) -> None:
         """Reset the connection: a program may run several clients on it, one after the other."""
         calls.cancel()
         for replies, _ in self._open.values():

@@ -29,7 +29,7 @@ class ForgetResult:
 
     pages: int
     pids: Sequence[int]  # processes that had them
-    left: str = ""  # what is not done yet, and why
+    pending_note: str = ""  # what is not done yet, and why
 
 
 async def forget(

@@ -236,7 +236,7 @@ async def _rebuild_chroma(check: _Check) -> None:
 
 async def _chroma_state(check: _Check) -> str:
     if not check.vectors.device.os_pid:
-        return check.vectors.device.failure or "not started: no search yet"
+        return check.vectors.device.unavailable_reason or "not started: no search yet"
     stored = [await check.vectors.stored(space) for space in sorted(check.vectors.loaded)]
     if any(count < 0 for count in stored):
         return "not available"

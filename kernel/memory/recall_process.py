@@ -1,15 +1,13 @@
 """The life cycle of the recall process: start, failures, retries, restart, and its state.
 
-The driver restarts a device that was up once. A first start that fails is retried here, after the
-same pauses. This file must not know what a vector is.
+The driver restarts a process that was up once. Until then a start that fails is retried here, after
+the same pauses. This file must not know what the process is for.
 """
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-
-import anyio
 
 from ..abi import limits
 from ..abi.errors import DeviceFault, Errno, SyscallError
@@ -20,24 +18,23 @@ from ..supervisor import Supervisor
 
 
 class RecallProcess:
-    """The process of one device; None: there is none. `listener` receives the driver's reports."""
+    """The process of a driver; None: there is none. `listener` receives the driver's reports."""
 
-    def __init__(self, device: Recall | None, listener: RecallListener, jobs: Supervisor) -> None:
-        self._device, self._listener, self._jobs = device, listener, jobs
-        self.attempted = anyio.Event()  # set when the first attempt to start it has ended
-        if device is None:
+    def __init__(self, driver: Recall | None, listener: RecallListener, jobs: Supervisor) -> None:
+        self._driver, self._listener, self._jobs = driver, listener, jobs
+        self.attempted = asyncio.Event()  # set when the first attempt to start it has ended
+        if driver is None:
             self.attempted.set()
-        self._state = "idle" if device is not None else "off"
-        self._restarts = 0
+        self._state = "idle" if driver is not None else "off"
+        self._failures = 0  # reports that it is down: failed starts, and ends
         self._death: Death | None = None  # the last failure, while it is down
         self._died_at = 0.0  # monotonic seconds
         self._retry_requested = False
-        self._failed_starts = 0  # consecutive first starts that failed
+        self._failed_starts = 0  # failed attempts before it was up once
         self._start_now = asyncio.Event()  # set: start now, without the pause
         self._state_changed = asyncio.Event()  # set and replaced at each change of state
-        self.report: Callable[[str, str], None] = (
-            _nothing  # called with each new state and its reason
-        )
+        # Called with each new state and its reason.
+        self.report: Callable[[str, str], None] = _nothing
 
     @property
     def requested(self) -> bool:
@@ -50,12 +47,12 @@ class RecallProcess:
         self._set_state("up")
 
     def down(self, death: Death) -> None:
-        self._restarts += 1
+        self._failures += 1
         self._death, self._died_at, self._retry_requested = death, time.monotonic(), False
         self._set_state("failed" if death.failed else "restarting")
 
-    def _first_start_failed(self, error: SyscallError) -> Death:
-        """Its first start failed: the reason and the next attempt."""
+    def _start_failed(self, error: SyscallError) -> Death:
+        """It was never up, and a start failed: the reason and the time of the next attempt."""
         self._failed_starts += 1
         pause_s: float = limits.RESTART_FIRST_S * 2 ** min(self._failed_starts - 1, 30)
         return Death(
@@ -71,25 +68,28 @@ class RecallProcess:
 
     # --- start and restart ----------------------------------------------------------------------
     def request_start(self) -> bool:
-        """Start it, unless it failed less than DEMAND_S ago. True: this is the first start."""
+        """Start it if it never was; retry at once if it has failed, and DEMAND_S ago or earlier.
+
+        True: this was the first request.
+        """
         if self._state == "idle":
             self._set_state("starting")
             self._jobs.run(RECALL, self._start)
             return True
-        paused = time.monotonic() - self._died_at >= limits.DEMAND_S
-        if self._state == "failed" and paused and not self._retry_requested:
+        pause_over = time.monotonic() - self._died_at >= limits.DEMAND_S
+        if self._state == "failed" and pause_over and not self._retry_requested:
             self._retry_requested = True
             self._retry()
         return False
 
     async def _start(self) -> None:
         """Start it and retry until it is up once; from then on the driver restarts it."""
-        while self._device is not None:
+        while self._driver is not None:
             self._start_now.clear()
             try:
-                await self._device.start(self._listener)
+                await self._driver.start(self._listener)
             except SyscallError as error:
-                self._listener.down(self._first_start_failed(error))
+                self._listener.down(self._start_failed(error))
             else:
                 break
             finally:
@@ -99,30 +99,27 @@ class RecallProcess:
                     await self._start_now.wait()
 
     async def stop(self) -> None:
-        if self._device is not None and self.requested:
-            await self._device.stop()
+        if self._driver is not None and self.requested:
+            await self._driver.stop()
 
     def _retry(self) -> None:
         self._start_now.set()
-        if self._device is not None and not self._failed_starts:
-            self._device.retry()
+        if self._driver is not None and not self._failed_starts:
+            self._driver.retry()
 
     async def restart(self) -> None:
-        """Stop it if it is up, and start it at once; returns when it is up. EIO, ENOTSUP.
-
-        It starts without vectors: they are sent again when a search needs them.
-        """
-        if self._device is None:
+        """Stop it if it is up, and start it at once; returns when it is up. EIO, ENOTSUP."""
+        if self._driver is None:
             hint = "`llmasos config set memory_embedder builtin`, then `llmasos daemon restart`"
             raise SyscallError(Errno.ENOTSUP, "there is no recall process", hint)
         self.request_start()
-        expected = self._restarts + (self._state == "up")  # failures and restarts until it is up
+        expected = self._failures + (self._state == "up")  # until it is up; stopping it counts
         if self._failed_starts:
             self._start_now.set()
         elif self._state != "starting":
-            await self._device.restart()
+            await self._driver.restart()
         while self._state != "up":
-            if self._restarts > expected:
+            if self._failures > expected:
                 raise self.fault()
             await self._state_changed.wait()
 
@@ -142,7 +139,7 @@ class RecallProcess:
     def info(self, os_pid: int, embedder: str) -> RecallInfo:
         note = self._death.reason if self._death is not None else ""
         return RecallInfo(
-            self._state, os_pid, embedder, self._restarts, note, round(self._retry_s, 1)
+            self._state, os_pid, embedder, self._failures, note, round(self._retry_s, 1)
         )
 
 

@@ -26,8 +26,8 @@ from ..storage.database import Statement
 from . import schema
 from .indexing import BatchSize, embedded
 from .memory import Memory
+from .recall_device import RecallDevice
 from .refusing import refuse, retry_refused
-from .vector_device import VectorDevice
 
 log = logging.getLogger(__name__)
 # A document is embedded without its name: the name helps a text search, not a vector search.
@@ -49,7 +49,7 @@ _REBUILD = "`llmasos mem fsck --rebuild` rebuilds them"
 class VectorIndex:
     """The vectors of one owner's pages, while the owner is open."""
 
-    def __init__(self, memory: Memory, device: VectorDevice) -> None:
+    def __init__(self, memory: Memory, device: RecallDevice) -> None:
         self._memory, self.device = memory, device
         self._lock = anyio.Lock()  # held while vectors are sent to the device or removed from it
         self._wake = anyio.Event()
@@ -64,7 +64,7 @@ class VectorIndex:
         self._dimension_mismatch = ""  # new vectors have another dimension than stored ones
         self._last_error = ""  # why the last attempt made no vectors
         self._retried_for = ""  # the embedder for which refused pages were queued again
-        device.users.add(self)
+        device.indexes.add(self)
 
     @property
     def busy(self) -> bool:
@@ -73,7 +73,7 @@ class VectorIndex:
 
     def close(self) -> None:
         """End the indexing; the waiting pages are indexed when the owner is open again."""
-        self.device.users.discard(self)
+        self.device.indexes.discard(self)
         self._closed = True
         self._wake.set()
 
@@ -84,7 +84,7 @@ class VectorIndex:
     # --- start ------------------------------------------------------------------------------------
     def ensure_indexing(self) -> None:
         """Start the device if needed, and keep the pages indexed from now on."""
-        if self.device.recall is None:
+        if self.device.driver is None:
             return
         self.device.request_start()
         self._wake.set()
@@ -95,7 +95,7 @@ class VectorIndex:
     def pages_written(self) -> None:
         """New pages were written. Many waiting pages start the indexing before any search."""
         many = self._memory.lag.waiting >= limits.INDEX_FIRST_PAGES
-        if self.device.process.requested or many:
+        if self.device.lifecycle.requested or many:
             self.ensure_indexing()
 
     async def search(
@@ -107,9 +107,9 @@ class VectorIndex:
         """
         self.ensure_indexing()
         with anyio.move_on_after(limits.RECALL_FIRST_S):
-            await self.device.process.attempted.wait()
-        nothing = VectorScores((), (), 0.0, 0.0, note=self.device.failure)
-        if self.device.recall is None or self.device.facts is None:
+            await self.device.lifecycle.attempted.wait()
+        nothing = VectorScores((), (), 0.0, 0.0, note=self.device.unavailable_reason)
+        if self.device.driver is None or self.device.facts is None:
             return nothing
         spaces = [one.space for one in ranges]
         loaded = self.loaded.issuperset(spaces)
@@ -123,7 +123,7 @@ class VectorIndex:
                 query = await self._query(question)
                 await self._load_all(spaces)
                 search = partial(
-                    self.device.recall.search, self._memory.directory, query, ranges, extra_pages
+                    self.device.driver.search, self._memory.directory, query, ranges, extra_pages
                 )
                 found = await search()
                 if found.unknown:  # the device was restarted meanwhile
@@ -186,7 +186,7 @@ class VectorIndex:
 
     async def _index_some(self) -> bool:
         """Index one batch of pages. False: no page waits, or indexing is not possible now."""
-        if self.device.recall is None or self.device.facts is None:
+        if self.device.driver is None or self.device.facts is None:
             return False
         _, self._unusable_reason = await self._vector_state()
         if self._unusable_reason:
@@ -199,7 +199,7 @@ class VectorIndex:
             return False
         texts = {int(row[0] or 0): str(row[1]) for row in rows}
         replacing = self.device.embedder
-        embed = replacing[1] if replacing is not None else self.device.recall.embed
+        embed = replacing[1] if replacing is not None else self.device.driver.embed
         batch = await embedded(embed, texts, self._batch)
         if batch.refused:
             await refuse(self._memory, self.device.embedder_name, batch.refused)
@@ -222,13 +222,13 @@ class VectorIndex:
             return "off", ""
         if not self._memory.lag.waiting:
             return "current", ""
-        process = self.device.process
+        process = self.device.lifecycle
         if not process.requested or not self._requested:
             return "idle", "no search yet"
         if not process.attempted.is_set():
             return "running", "the recall process is starting"
         why = (
-            self.device.failure
+            self.device.unavailable_reason
             or self._unusable_reason
             or self._dimension_mismatch
             or self._last_error
@@ -274,8 +274,8 @@ class VectorIndex:
                 await self._load(space)
 
     async def _add(self, space: int, places: Sequence[int], vectors: Sequence[bytes]) -> None:
-        if self.device.recall is not None:
-            await self.device.recall.add(self._memory.directory, space, places, vectors)
+        if self.device.driver is not None:
+            await self.device.driver.add(self._memory.directory, space, places, vectors)
 
     async def _load_all(self, spaces: Sequence[int]) -> None:
         """Send the spaces that the device does not hold: a space is loaded whole or not at all.
@@ -320,7 +320,7 @@ class VectorIndex:
     async def remove(self, spaces: Sequence[int], pages: Sequence[int] = ()) -> None:
         """Remove from the device the spaces and pages that were erased from the database."""
         where = self._memory.directory
-        if self.device.recall is None or not self.device.holds(where):
+        if self.device.driver is None or not self.device.holds(where):
             return
         by_space: dict[int, list[int]] = {}
         for page in pages:
@@ -330,10 +330,10 @@ class VectorIndex:
             self.changes += 1
             try:
                 for space in spaces:
-                    await self.device.recall.remove(where, space)
+                    await self.device.driver.remove(where, space)
                     self.loaded.discard(space)
                 for space, places in by_space.items():
-                    await self.device.recall.remove(where, space, places)
+                    await self.device.driver.remove(where, space, places)
             except SyscallError as error:
                 log.warning("the recall process still holds erased vectors: %s", error)
 
@@ -364,16 +364,16 @@ class VectorIndex:
 
         Raises EIO when the recall process is down or does not finish in time.
         """
-        if self.device.recall is None:
+        if self.device.driver is None:
             return
         self.ensure_indexing()
-        await self.device.process.attempted.wait()
+        await self.device.lifecycle.attempted.wait()
         if self.device.facts is None:
-            why = self.device.failure or "the recall process is down"
+            why = self.device.unavailable_reason or "the recall process is down"
             raise DeviceFault(why, "try again later")
         try:
             with anyio.fail_after(limits.RENEW_S):
-                await self.device.recall.renew(self._memory.directory)
+                await self.device.driver.renew(self._memory.directory)
         except TimeoutError:
             message = f"Chroma's files were not rewritten within {limits.RENEW_S:g} s"
             raise DeviceFault(message, "the kernel tries again later") from None
@@ -381,10 +381,10 @@ class VectorIndex:
     @property
     def loaded(self) -> set[int]:
         """Spaces that the device holds."""
-        return self.device.loaded(self._memory.directory)
+        return self.device.loaded_spaces_for_update(self._memory.directory)
 
     async def stored(self, space: int) -> int:
         """The number of vectors of a space in Chroma; -1: Chroma or the device is not available."""
-        if self.device.recall is None or self.device.facts is None:
+        if self.device.driver is None or self.device.facts is None:
             return -1
-        return await self.device.recall.stored(self._memory.directory, space)
+        return await self.device.driver.stored(self._memory.directory, space)

@@ -18,8 +18,8 @@ from ..abi.errors import Errno, SyscallError
 from ..memory import erasing, loading
 from ..memory.memory import Lag, Memory
 from ..memory.paging import Pager
+from ..memory.recall_device import RecallDevice
 from ..memory.sweeping import Sweeper
-from ..memory.vector_device import VectorDevice
 from ..memory.vector_index import VectorIndex
 from ..process import mailboxes
 from ..process.mailboxes import Mailboxes
@@ -48,7 +48,7 @@ class OwnerContext:
     """What all owners share."""
 
     store: Store
-    device: VectorDevice
+    device: RecallDevice
     jobs: Supervisor
     alive: Callable[[], set[int]]  # pids of all processes
     limit_bytes: Callable[[str], int] = lambda _: 0  # of an owner's pages; 0: no limit
@@ -176,7 +176,7 @@ class Owner:
         sweeper = Sweeper(memory, vectors, jobs)  # takes on_erase_pending over
         if loaded.unfinished or erase_pending.is_set():
             sweeper.resume()
-        if device.process.requested and memory.has_pages():
+        if device.lifecycle.requested and memory.has_pages():
             vectors.ensure_indexing()
         return OpenPages(memory, vectors, sweeper, Pager(memory, vectors))
 

@@ -115,7 +115,7 @@ class Process:
 
         A program owns its own process and that process's descendants.
         """
-        if self.owner != caller.owner:
+        if self.owner != caller.user:
             return False
         if caller.program:
             return self.pid == caller.program or f"pid:{caller.program}" in self.bounds
@@ -152,7 +152,7 @@ class ProcessTable:
 
     def __init__(self, store: Store, owner: str) -> None:
         """`owner`: the owner of the machine, for whom a part of the entries is reserved."""
-        self._store, self._owner = store, owner
+        self._store, self._machine_owner = store, owner
         self._database = store.open("processes.db", SCHEMA)
         self._table: dict[int, Process] = {}
         rows = store.read(self._database, f"SELECT {_COLUMNS} FROM processes ORDER BY pid")
@@ -213,12 +213,12 @@ class ProcessTable:
 
     async def spawn(self, caller: Caller, request: Spawn, model: str) -> Process:
         """A new process, durable before it is listed. EAGAIN when the table is full."""
-        with self.reserve(1, caller.owner):
+        with self.reserve(1, caller.user):
             await self.pids.ready()
-            parent = self.get_alive(request.parent, caller.owner) if request.parent else None
+            parent = self.get_alive(request.parent, caller.user) if request.parent else None
             profile = (f"r:{request.profile}",) if request.profile else ()
             process = Process(
-                pid=self.pids.next(), parent=request.parent, owner=caller.owner,
+                pid=self.pids.next(), parent=request.parent, owner=caller.user,
                 app=request.app or caller.app, model=model, created=time.time(),
                 keep=request.keep, nice=request.nice, connection=caller.connection,
                 bounds=_bounds(parent, (*caller.bounds, *profile)),
@@ -235,9 +235,9 @@ class ProcessTable:
 
         `pid`: a new one, see `new_pid`.
         """
-        with self.reserve(1, caller.owner):
+        with self.reserve(1, caller.user):
             process = Process(
-                pid=pid, parent=caller.program, owner=caller.owner,
+                pid=pid, parent=caller.program, owner=caller.user,
                 app=request.app or caller.app, model=model, created=time.time(), keep=False,
                 nice=request.nice, connection=caller.connection,
                 bounds=_bounds(None, caller.bounds), started_by=_applications(None, caller),
@@ -264,10 +264,10 @@ class ProcessTable:
     def _check_free(self, count: int, owner: str) -> None:
         """EAGAIN: too few entries for users besides the machine's owner, or for this user."""
         free = limits.PROCESSES - self._taken.total()
-        if owner == self._owner:
+        if owner == self._machine_owner:
             reason = f"the limit of this machine is {limits.PROCESSES}, {free} are free"
         else:
-            free -= max(0, limits.OWNER_PROCESSES - self._taken[self._owner])
+            free -= max(0, limits.OWNER_PROCESSES - self._taken[self._machine_owner])
             reason = f"{max(0, free)} entries of the process table are free for users"
             own = limits.USER_PROCESSES - self._taken[owner]
             if own < free:
@@ -352,7 +352,7 @@ class ProcessTable:
 
     def surplus(self, owner: str) -> list[Process]:
         """A user's ended processes beyond the limit, oldest first."""
-        most = limits.ENDED if owner == self._owner else limits.USER_ENDED
+        most = limits.ENDED if owner == self._machine_owner else limits.USER_ENDED
         if self._ended[owner] <= most:
             return []
         ended = [p for p in self._table.values() if p.owner == owner and p.ending is not None]

@@ -77,7 +77,7 @@ class Journal:
         segment_bytes: int = limits.SEGMENT_BYTES,
         total_bytes: int = limits.JOURNAL_BYTES,
     ) -> None:
-        self._store, self._notify, self._owner = store, notify, owner
+        self._store, self._notify, self._machine_owner = store, notify, owner
         self._segment_bytes, self._total_bytes = segment_bytes, total_bytes
         self._in_flight: dict[int, Event] = {}  # begin events without an end, by call
         self._unreported: deque[int] = deque()  # events not yet passed to `notify`, in order
@@ -107,7 +107,7 @@ class Journal:
 
     def _folder(self, owner: str, kind: str) -> str:
         """The folder of the stream that an event belongs to."""
-        if owner and owner != self._owner:
+        if owner and owner != self._machine_owner:
             return f"{_USERS}/{owner}"
         if owner:
             return _MACHINE
@@ -254,27 +254,27 @@ class Journal:
         Returns the number of the event that lists it; 0 when it is only counted.
         """
         now = time.monotonic()
-        question = entry.subject, entry.syscall, entry.object, f"{entry.errno} {entry.note}"
-        number = self._refusals.repeated(entry.owner, question, now)
+        key = entry.subject, entry.syscall, entry.object, f"{entry.errno} {entry.note}"
+        number = self._refusals.repeated(entry.owner, key, now)
         if not number and self._refusals.admits(entry.owner, entry.subject, now):
             number = self.append(entry)
-            self._refusals.wrote(entry.owner, question, number, now)
+            self._refusals.wrote(entry.owner, key, number, now)
             return number
         if self._count_timer is None:
             loop = asyncio.get_running_loop()
             self._count_timer = loop.call_later(limits.REFUSAL_COUNT_S, self._write_counted)
         return number
 
-    def limits_rate(self, owner: str) -> bool:
-        """Count a refusal. True: the user has so many that the connection must pause."""
-        return self._refusals.limits_rate(owner, time.monotonic())
+    def must_pause(self, owner: str) -> bool:
+        """Take one refusal from the user's pace. True: the connection must pause."""
+        return self._refusals.must_pause(owner, time.monotonic())
 
     def _write_counted(self) -> None:
         """Append how many refusals were only counted."""
         if self._count_timer is not None:
             self._count_timer.cancel()
             self._count_timer = None
-        for owner, subject, count in self._refusals.counted():
+        for owner, subject, count in self._refusals.take_counts():
             whose = f" of {subject}" if subject else ""
             self.append(Entry("refused", owner=owner, object="/kernel",
                               note=f"and {count} more{whose}"[: limits.NOTE_CHARS]))  # fmt: skip

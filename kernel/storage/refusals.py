@@ -1,7 +1,7 @@
 """Which refusals are listed in the journal, and which are only counted.
 
 A caller that retries in a loop must not fill the journal. A repeated refusal is counted, and refers
-to the row of the first one. Different refusals are rate-limited with token buckets: one for each
+to the event of the first one. Different refusals are rate-limited with token buckets: one for each
 subject, and one for all subjects of a user together. Pure: the clock is an argument.
 """
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 
 from ..abi import limits
 
-Question = tuple[str, str, str, str]  # subject, syscall, object, reason
+RefusalKey = tuple[str, str, str, str]  # equal refusals: subject, syscall, object, reason
 
 
 @dataclass(slots=True)
 class _Bucket:
     """A token bucket."""
 
-    rows: float  # that may be written
-    at: float  # the time of `rows`
+    events: float  # that may be written
+    at: float  # the time of `events`
 
 
 @dataclass(slots=True)
@@ -26,10 +26,11 @@ class _UserRate:
     """The state of one user, or of all unauthenticated connections."""
 
     unlisted: Counter[str] = field(default_factory=Counter[str])  # only counted, by subject
-    buckets: dict[str, _Bucket] = field(default_factory=dict[str, _Bucket])  # "": of the user
-    pace: _Bucket | None = None  # of all refusals, listed or not
-    listed: dict[Question, tuple[int, float]] = field(  # number of the row, and its time
-        default_factory=dict[Question, tuple[int, float]]
+    # By subject; "": of the user.
+    buckets: dict[str, _Bucket] = field(default_factory=dict[str, _Bucket])
+    pace: _Bucket | None = None  # of all refusals, listed or not: pauses the connection
+    listed: dict[RefusalKey, tuple[int, float]] = field(  # number of the event, and its time
+        default_factory=dict[RefusalKey, tuple[int, float]]
     )
 
 
@@ -39,58 +40,60 @@ class Refusals:
     def __init__(self) -> None:
         self._users: dict[str, _UserRate] = {}
 
-    def repeated(self, owner: str, question: Question, now: float) -> int:
-        """The row of the same refusal, which is counted then; 0 when there is no recent one."""
-        user = self._users.setdefault(owner, _UserRate())
-        number, at = user.listed.get(question, (0, 0.0))
+    def repeated(self, user: str, key: RefusalKey, now: float) -> int:
+        """The event that lists the same refusal, so that this one is only counted; 0: none does."""
+        rates = self._users.setdefault(user, _UserRate())
+        number, at = rates.listed.get(key, (0, 0.0))
         if not number or now - at >= limits.REFUSAL_SAME_S:
             return 0
-        user.unlisted[question[0]] += 1
+        rates.unlisted[key[0]] += 1
         return number
 
-    def admits(self, owner: str, subject: str, now: float) -> bool:
-        """Whether another row may be written. If not, the refusal is counted."""
-        user = self._users.setdefault(owner, _UserRate())
-        if len(user.buckets) > limits.REFUSAL_SUBJECTS:
-            user.buckets.clear()
-            user.buckets[""] = _Bucket(0.0, now)  # the user's bucket must not be refilled by this
-        of_subject = _filled(user.buckets, subject or "-", limits.REFUSAL_ROWS, now)
-        of_user = _filled(user.buckets, "", limits.USER_REFUSAL_ROWS, now)
-        if of_subject.rows < 1 or of_user.rows < 1:
-            known = subject in user.unlisted or len(user.unlisted) < limits.REFUSAL_SUBJECTS
-            user.unlisted[subject if known else ""] += 1
+    def admits(self, user: str, subject: str, now: float) -> bool:
+        """Whether another event may be written. If not, the refusal is only counted."""
+        rates = self._users.setdefault(user, _UserRate())
+        if len(rates.buckets) > limits.REFUSAL_SUBJECTS:
+            rates.buckets.clear()
+            rates.buckets[""] = _Bucket(0.0, now)  # the user's bucket must not be refilled by this
+        # Without a subject it is "-": "" is the bucket of the user.
+        of_subject = _filled(rates.buckets, subject or "-", limits.REFUSAL_ROWS, now)
+        of_user = _filled(rates.buckets, "", limits.USER_REFUSAL_ROWS, now)
+        if of_subject.events < 1 or of_user.events < 1:
+            known = subject in rates.unlisted or len(rates.unlisted) < limits.REFUSAL_SUBJECTS
+            rates.unlisted[subject if known else ""] += 1
             return False
-        of_subject.rows -= 1
-        of_user.rows -= 1
+        of_subject.events -= 1
+        of_user.events -= 1
         return True
 
-    def limits_rate(self, owner: str, now: float) -> bool:
-        """Count a refusal. True: a user is refused faster than refusals may be listed."""
-        user = self._users.setdefault(owner, _UserRate())
-        user.pace = user.pace or _Bucket(float(limits.USER_REFUSAL_ROWS), now)
-        _fill(user.pace, limits.USER_REFUSAL_ROWS, now)
-        if user.pace.rows < 1:
+    def must_pause(self, user: str, now: float) -> bool:
+        """Take one refusal from the pace of a user. True: the connection must pause, because the
+        user is refused faster than refusals may be listed."""
+        rates = self._users.setdefault(user, _UserRate())
+        rates.pace = rates.pace or _Bucket(float(limits.USER_REFUSAL_ROWS), now)
+        _fill(rates.pace, limits.USER_REFUSAL_ROWS, now)
+        if rates.pace.events < 1:
             return True
-        user.pace.rows -= 1
+        rates.pace.events -= 1
         return False
 
-    def wrote(self, owner: str, question: Question, number: int, now: float) -> None:
+    def wrote(self, user: str, key: RefusalKey, number: int, now: float) -> None:
         """Record that a refusal was listed."""
-        listed = self._users.setdefault(owner, _UserRate()).listed
+        listed = self._users.setdefault(user, _UserRate()).listed
         if len(listed) >= limits.REFUSALS_SAME:
             del listed[next(iter(listed))]
-        listed.pop(question, None)
-        listed[question] = number, now
+        listed.pop(key, None)
+        listed[key] = number, now
 
-    def counted(self) -> list[tuple[str, str, int]]:
-        """Owner, subject and number of refusals that were only counted since the last call."""
+    def take_counts(self) -> list[tuple[str, str, int]]:
+        """Take user, subject and number of the refusals that were only counted."""
         found = [
-            (owner, subject, count)
-            for owner, user in self._users.items()
-            for subject, count in user.unlisted.items()
+            (user, subject, count)
+            for user, rates in self._users.items()
+            for subject, count in rates.unlisted.items()
         ]
-        for user in self._users.values():
-            user.unlisted.clear()
+        for rates in self._users.values():
+            rates.unlisted.clear()
         return found
 
 
@@ -102,5 +105,5 @@ def _filled(buckets: dict[str, _Bucket], key: str, most: int, now: float) -> _Bu
 
 
 def _fill(bucket: _Bucket, most: int, now: float) -> None:
-    bucket.rows = min(float(most), bucket.rows + (now - bucket.at) * most / limits.REFUSAL_S)
+    bucket.events = min(float(most), bucket.events + (now - bucket.at) * most / limits.REFUSAL_S)
     bucket.at = now

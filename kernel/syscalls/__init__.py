@@ -22,8 +22,8 @@ from .texts import TextSyscalls
 from .users import UserSyscalls
 
 Handler = Callable[..., object]  # of a CallContext and a request
-# Calls that read or change the caller's data, which is open while they run.
-OWNER_CALLS = frozenset({
+# Calls that read or change data of the caller's user, which is open while they run.
+CALLS_ON_USER_DATA = frozenset({
     "spawn", "generate", "fork", "read_mem", "write_mem", "search_mem", "pin", "evict", "mmap",
     "munmap", "share", "forget", "trace_mem", "fsck", "send", "recv", "ps",
 })  # fmt: skip

@@ -12,14 +12,16 @@ class CallContext(NamedTuple):
     """The caller of a syscall, and how to stream to it."""
 
     caller: Caller
-    owner: Owner  # the caller's data: open in calls of OWNER_CALLS, else perhaps closed
+    data: Owner  # of the caller's user: open in CALLS_ON_USER_DATA, else perhaps closed
     number: int  # of its begin entry in the journal; 0 for calls without begin and end
     begun: Awaitable[None] | None  # completes when that entry is written
     send: Callable[[object], None]  # never waits
     keeps_up: Callable[[], bool]  # False: the reader is slow
     writable: Callable[[], Awaitable[None]]  # waits for a slow reader
-    own: bool = False  # in lists and the journal, only rows of the caller's own application
-    pid: int = 0  # that its events have: of its request, or of the process of a single answer
+    own_part_only: bool = (
+        False  # in lists and the journal, only rows of the caller's own application
+    )
+    pid: int = 0  # in its journal events; for `generate` on a model: of the process made for it
 
 
 class Summariser(Protocol):

@@ -26,7 +26,7 @@ class ExplainSyscalls:
     policy: Policy
     permissions: Permissions
     journal: Journal
-    readers: FairThreads  # by user: what reads the journal
+    readers: FairThreads  # that read the journal, shared fairly between users
 
     async def policy_check(self, call: CallContext, request: v.PolicyCheck) -> v.Verdict:
         if request.call:
@@ -68,11 +68,11 @@ class ExplainSyscalls:
         ENOENT.
         """
         await self.journal.drain()
-        event = await self.readers.run(call.caller.owner, self.journal.event, number)
+        event = await self.readers.run(call.caller.user, self.journal.event, number)
         caller = call.caller
         sees_all = self.policy.check(caller.subjects, "policy_simulate", "/kernel/policy").allowed
         hint = "`llmasos logs --kind refused` lists refusals"
-        mine = event is not None and event.owner in ("", caller.owner) and self._sees(caller, event)
+        mine = event is not None and event.owner in ("", caller.user) and self._sees(caller, event)
         if event is None or not (sees_all or mine):
             raise SyscallError(Errno.ENOENT, f"the journal has no call {number} of yours", hint)
         if event.kind == "process" or not event.subject:
@@ -134,12 +134,12 @@ class ExplainSyscalls:
                 found.append(_addition(fields))
                 continue
             deciding, file = (ruling.rule, *ruling.role_path), self.policy.user_rules.name
-            own = [one for one in deciding if one.file == file]
-            if not own:
+            user_rules = [one for one in deciding if one.file == file]
+            if not user_rules:
                 place = f"{ruling.rule.file}:{ruling.rule.line}"
                 return [], f"{place} is a shipped rule: it overrides every allow"
-            rules.remove(own[0])
-            found.append(v.RuleChange(add=False, rule=rule_info(own[0])))
+            rules.remove(user_rules[0])
+            found.append(v.RuleChange(add=False, rule=rule_info(user_rules[0])))
 
     async def _matching(self, object_: str) -> list[Rule]:
         """The rules that match the object, and all role assignments: no other can matter.

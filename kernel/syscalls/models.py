@@ -9,7 +9,7 @@ from ..abi import limits
 from ..abi import values as v
 from ..abi.errors import Errno, SyscallError
 from ..driver import Driver
-from ..memory.vector_device import VectorDevice
+from ..memory.recall_device import RecallDevice
 from ..process.table import ProcessTable
 from ..scheduling.images import Image, ImageRegistry
 from ..scheduling.loader import Loader, Mounts
@@ -17,7 +17,7 @@ from ..scheduling.requantise import Requantiser
 from ..storage.filesystem import Access
 from ..storage.threads import FairThreads
 from .call import CallContext
-from .files import CallerAccess
+from .caller_access import CallerAccess
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +29,15 @@ class ModelSyscalls:
     mounts: Mounts
     loader: Loader
     drivers: Mapping[str, Driver]
-    recall: VectorDevice
+    recall: RecallDevice
     processes: ProcessTable
-    outside: CallerAccess
+    caller_access: CallerAccess
     listings: FairThreads = field(  # of images and hardware, by user
         default_factory=lambda: FairThreads(1, limits.FILES)
     )
 
     async def images(self, call: CallContext, request: v.Nothing) -> v.Images:
-        async with self.listings.user_slot(call.caller.owner):  # it reads every file
+        async with self.listings.user_slot(call.caller.user):  # it reads every file
             return v.Images([await self._image(image) for image in self.registry.all()])
 
     async def _image(self, image: Image) -> v.ImageInfo:
@@ -47,14 +47,14 @@ class ModelSyscalls:
             return self.registry.missing(image, str(error))
 
     async def image_add(self, call: CallContext, request: v.ImageAdd) -> v.ImageInfo:
-        access = self.outside.access(call.caller) if request.path else Access()
-        claim = self.outside.claim(call.caller, request.url, request.options)
-        image = await self.registry.add(request, call.caller.owner, access, claim)
+        access = self.caller_access.file_access(call.caller) if request.path else Access()
+        bind_secret = self.caller_access.secret_binder(call.caller, request.url, request.options)
+        image = await self.registry.add(request, call.caller.user, access, bind_secret)
         return await self.registry.info(image)
 
     async def image_probe(self, call: CallContext, request: v.ImageProbe) -> v.Endpoint:
-        claim = self.outside.claim(call.caller, request.url, request.options)
-        return v.Endpoint(request.url, await self.registry.probe(request, claim))
+        bind_secret = self.caller_access.secret_binder(call.caller, request.url, request.options)
+        return v.Endpoint(request.url, await self.registry.probe(request, bind_secret))
 
     async def image_remove(self, call: CallContext, request: v.ImageRemove) -> v.Nothing:
         used = [p.pid for p in self.processes.all() if p.model == request.name and p.ending is None]
@@ -66,7 +66,7 @@ class ModelSyscalls:
         return v.Nothing()
 
     async def devices(self, call: CallContext, request: v.ListDevices) -> v.Devices:
-        async with self.listings.user_slot(call.caller.owner):  # drivers probe the machine
+        async with self.listings.user_slot(call.caller.user):  # drivers probe the machine
             hardware = await self._hardware(request)
         mounted = [device.info() for device in self.loader.each()]
         return v.Devices(mounted, hardware, self.recall.info())
@@ -84,7 +84,7 @@ class ModelSyscalls:
 
     async def mount(self, call: CallContext, request: v.Mount) -> v.DeviceInfo:
         image = self.registry.get(request.image)
-        self.outside.check_secret(call.caller, image.url, request.options)
+        self.caller_access.check_secret(call.caller, image.url, request.options)
         before = self.loader.device(image.name)
         device = await self.mounts.mount(image, request.options, pin=request.pin, report=call.send)
         wanted = replace(request, image=image.name)
@@ -109,7 +109,7 @@ class ModelSyscalls:
 
     async def restart(self, call: CallContext, request: v.Restart) -> v.Restarted:
         if request.device == v.RECALL:
-            await self.recall.process.restart()
+            await self.recall.lifecycle.restart()
             recall = self.recall.info()
             return v.Restarted(v.RECALL, recall.os_pid, recall.restarts)
         name = self.registry.canonical(request.device)

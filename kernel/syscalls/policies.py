@@ -22,46 +22,48 @@ from .call import CallContext
 from .explain import refusing, rule_info
 
 _LAX = {v.Effect.DENY: 0, v.Effect.ASK: 1, v.Effect.ALLOW: 2}
-_LEARNED = "r:learned"  # a role without rows: with a role, an app is allowed what its rows allow
-Kind = tuple[tuple[str, ...], str, str]  # equal checks: subjects, action, object
+_LEARNED = "r:learned"  # without rows of its own: rows of an app without a role can only deny
+Check = tuple[tuple[str, ...], str, str]  # subjects, action, object
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySyscalls:
     """The handlers, and the parts of the kernel that they use."""
 
-    owner: str  # of the machine
     policy: Policy
     changes: PolicyChanges
     journal: Journal
     processes: ProcessTable
-    readers: FairThreads  # by user: what reads the journal and the rules
+    readers: FairThreads  # that read journal and rules, shared fairly between users
 
     async def policy_list(self, call: CallContext, request: v.PolicyList) -> v.Rules:
-        own = self.policy.user_rules
+        user_rules = self.policy.user_rules
         if request.text:
-            text = await self.readers.run(call.caller.owner, own.read)
+            text = await self.readers.run(call.caller.user, user_rules.read)
             if len(text) > limits.POLICY_CHARS:
-                message = (
-                    f"{own.path} has {len(text)} characters, the limit is {limits.POLICY_CHARS}"
-                )
+                count, most = len(text), limits.POLICY_CHARS
+                message = f"{user_rules.path} has {count} characters, the limit is {most}"
                 raise TooBig(message, "edit the file directly, then `llmasos policy reload`")
-            return v.Rules(self.policy.epoch, str(own.path), [], None, text)
+            return v.Rules(self.policy.epoch, str(user_rules.path), [], None, text)
         rules = [
-            rule for rule in self.policy.evaluator.rules if not request.own or rule.file == own.name
+            rule
+            for rule in self.policy.evaluator.rules
+            if not request.own or rule.file == user_rules.name
         ]
         end = request.after + limits.POLICY_ROWS
         rows = [rule_info(rule) for rule in rules[request.after : end]]
         return v.Rules(
-            self.policy.epoch, str(own.path), rows, end if end < len(rules) else None, ""
+            self.policy.epoch, str(user_rules.path), rows, end if end < len(rules) else None, ""
         )
 
     # --- changes ----------------------------------------------------------------------------------
     async def policy_edit(self, call: CallContext, request: v.PolicyEdit) -> v.PolicyChanged:
         async with self.changes.lock:  # concurrent edits would lose one of them
-            before = await self.readers.run(call.caller.owner, self.policy.user_rules.read)
-            text = await self._changed(request, before)
+            before = await self.readers.run(call.caller.user, self.policy.user_rules.read)
+            text = await self._changed(call, request, before)
             checked = await self._checked(call, text, request.file if request.dry else "")
+            # For an editor, mistakes of a `text` are in the reply, with the difference; `add` and
+            # `remove` raise them.
             mistakes = checked if isinstance(checked, list) else []
             added, removed = await _difference(self.policy.text, text)
             if isinstance(checked, Evaluator):
@@ -74,15 +76,19 @@ class PolicySyscalls:
             shown = [str(one) for one in mistakes[:most]]
             return v.PolicyChanged(self.policy.epoch, added[:most], removed[:most], shown, more)
 
-    async def _changed(self, request: v.PolicyEdit, before: str) -> str:
-        """The text of the file after the change. ENOENT for a missing row."""
+    async def _changed(self, call: CallContext, request: v.PolicyEdit, before: str) -> str:
+        """The text of the file after the change.
+
+        ENOENT for a missing row, EINVAL for an added one of several lines, EBUSY when undo would
+        discard edits that were not loaded.
+        """
         if request.undo:
             if before != self.policy.text:
                 path = self.policy.user_rules.path
                 message = f"{path} was edited and not reloaded: undo would discard the edits"
                 hint = "`llmasos policy reload` loads them; or revert them in an editor"
                 raise SyscallError(Errno.EBUSY, message, hint)
-            return await self.readers.run(self.owner, self.policy.user_rules.previous)
+            return await self.readers.run(call.caller.user, self.policy.user_rules.previous)
         if request.text is not None:
             return request.text
         if not (request.add or request.remove):
@@ -122,7 +128,7 @@ class PolicySyscalls:
     async def _checked(self, call: CallContext, text: str, file: str) -> Evaluator | list[Mistake]:
         """The evaluator of the text, or its mistakes.
 
-        It is one that the caller could not edit the rules after it.
+        A change after which the caller could no longer edit the rules is a mistake, too.
         """
         try:
             evaluator = await self.policy.evaluator_for(text, file)
@@ -137,8 +143,8 @@ class PolicySyscalls:
             if refusal is not None:
                 await release(evaluator.take_apart())
                 rule = refusal[2].rule if isinstance(refusal[2], Evaluation) else None
-                own = file or self.policy.user_rules.name
-                place = (rule.file, rule.line) if rule is not None else (own, 0)
+                unknown = file or self.policy.user_rules.name, 0
+                place = (rule.file, rule.line) if rule is not None else unknown
                 return [Mistake(*place, "after this change you could no longer edit the rules")]
         return evaluator
 
@@ -152,14 +158,15 @@ class PolicySyscalls:
 
     # --- recorded calls ---------------------------------------------------------------------------
     async def policy_simulate(self, call: CallContext, request: v.PolicySimulate) -> v.Simulated:
-        """Decide the last RECORDED kinds of calls by other user rules. EINVAL for invalid rules.
+        """Decide the recorded calls by another text of the user rules. EINVAL for invalid rules.
 
-        Compared with the rules in force, a less strict effect counts as allowed and a stricter one
-        as blocked; each difference has both effects.
+        They are those of up to limits.RECORDED rows of the journal, newest first. Compared with
+        the rules in force, a less strict effect counts as allowed and a stricter one as blocked;
+        each difference has both effects.
         """
         evaluator = await self.policy.evaluator_for(request.text, request.file)
         try:
-            return await self._simulated(evaluator, call.caller.owner, request.since_s)
+            return await self._simulated(evaluator, call.caller.user, request.since_s)
         finally:
             await release(evaluator.take_apart())
 
@@ -167,13 +174,13 @@ class PolicySyscalls:
         since = time.time() - since_s
         await self.journal.drain()
         recorded = await self.readers.run(user, self.journal.recorded, since)
-        total, kinds = await self.readers.run(user, _kinds, recorded)
+        total, checks = await self.readers.run(user, _checks, recorded)
         blocked: list[v.Difference] = []
         allowed: list[v.Difference] = []
         yield_point = YieldPoint()
-        for kind, calls in kinds:
+        for check, calls in checks:
             await yield_point()
-            difference = self._compare(evaluator, kind, calls)
+            difference = self._compare(evaluator, check, calls)
             if difference is not None:
                 laxer = _LAX[difference.after] > _LAX[difference.before]
                 (allowed if laxer else blocked).append(difference)
@@ -181,13 +188,13 @@ class PolicySyscalls:
         more = sum(max(0, len(side) - most) for side in (blocked, allowed))
         return v.Simulated(total, blocked[:most], allowed[:most], more)
 
-    def _compare(self, evaluator: Evaluator, kind: Kind, calls: int) -> v.Difference | None:
+    def _compare(self, evaluator: Evaluator, check: Check, calls: int) -> v.Difference | None:
         """None when the effect is the same."""
-        before = self.policy.decide(self.policy.evaluator, *kind)  # the cache is for callers
-        after = self.policy.decide(evaluator, *kind)
+        before = self.policy.decide(self.policy.evaluator, *check)  # the cache is for callers
+        after = self.policy.decide(evaluator, *check)
         if before.effect is after.effect:
             return None
-        subjects, action, object_ = kind
+        subjects, action, object_ = check
         who = [one for one in subjects if one != PROCESS_SEPARATOR]
         return v.Difference(who, action, object_, calls, before.effect, after.effect, after.rule)
 
@@ -202,9 +209,9 @@ class PolicySyscalls:
             raise SyscallError(Errno.EINVAL, message, "see `llmasos policy learn --help`")
         since = time.time() - request.since_s
         await self.journal.drain()
-        recorded = await self.readers.run(call.caller.owner, self.journal.recorded, since)
+        recorded = await self.readers.run(call.caller.user, self.journal.recorded, since)
         subject = f"app:{request.app}" if request.app else f"pid:{request.pid}"
-        app, needed = await self.readers.run(call.caller.owner, _needed, recorded, subject)
+        app, needed = await self.readers.run(call.caller.user, _needed, recorded, subject)
         process = next((one for one in self.processes.all() if one.pid == request.pid), None)
         who = f"app:{request.app or (process.app if process else app) or 'APP'}"
         rows = [f"p, {who}, {action}, {object_}, allow" for action, object_ in sorted(needed)]
@@ -246,10 +253,10 @@ async def _rows(text: str) -> Counter[str]:
     return found
 
 
-def _kinds(recorded: Iterable[Recorded]) -> tuple[int, list[tuple[Kind, int]]]:
+def _checks(recorded: Iterable[Recorded]) -> tuple[int, list[tuple[Check, int]]]:
     """The number of calls, and each check with its count, whatever the outcome; the most frequent
     first."""
-    found, total = Counter[Kind](), 0
+    found, total = Counter[Check](), 0
     for one in recorded:
         total += one.calls
         for action, object_ in recorded_checks(one.syscall, one.object):
@@ -258,7 +265,7 @@ def _kinds(recorded: Iterable[Recorded]) -> tuple[int, list[tuple[Kind, int]]]:
 
 
 def _needed(recorded: Iterable[Recorded], subject: str) -> tuple[str, Counter[tuple[str, str]]]:
-    """The calls that the subject was evaluated for, and the app before it among the subjects.
+    """The calls that the subject was evaluated for, and the nearest app to the left of it.
 
     For the subject of a process, that is the app of the process.
     """

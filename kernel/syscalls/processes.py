@@ -31,7 +31,7 @@ class ProcessSyscalls:
     policy: Policy
 
     async def spawn(self, call: CallContext, request: v.Spawn) -> v.Spawned:
-        _ = call.owner.memory  # EIO if unreadable: no pages could be written
+        _ = call.data.memory  # EIO if unreadable: no pages could be written
         async with self.mounts.using(request.model, call.send) as (device, facts):
             return await self._spawn(call, request, device, facts)
 
@@ -49,7 +49,7 @@ class ProcessSyscalls:
             process = await self.processes.spawn(call.caller, request, device.name)
             if cuts:
                 try:
-                    await call.owner.memory.append_message(
+                    await call.data.memory.append_message(
                         process, message, cuts, call.caller.author
                     )
                 except SyscallError:
@@ -63,14 +63,14 @@ class ProcessSyscalls:
     async def fork(self, call: CallContext, request: v.Fork) -> v.Forked:
         """Create children with the parent's committed pages, without the turn in flight."""
         caller = call.caller
-        parent = self.processes.get_alive(request.pid, caller.owner)
+        parent = self.processes.get_alive(request.pid, caller.user)
         children = await self.lifecycle.fork(parent, request, caller)
         for child in children:
             self.lifecycle.record(child, f"fork of {parent.pid}")
         return v.Forked([child.pid for child in children], parent.model, self._window(parent))
 
     async def wait(self, call: CallContext, request: v.Wait) -> v.Exit:
-        process = self.processes.get(request.pid, call.caller.owner)
+        process = self.processes.get(request.pid, call.caller.user)
         try:
             with anyio.fail_after(request.timeout_s):
                 await process.ended.wait()
@@ -82,7 +82,7 @@ class ProcessSyscalls:
         return process.ending or v.Exit(process.pid, 0, "")
 
     async def kill(self, call: CallContext, request: v.Kill) -> v.Nothing:
-        process = self.processes.get_alive(request.pid, call.caller.owner)
+        process = self.processes.get_alive(request.pid, call.caller.user)
         match request.signal:
             case v.Signal.INT:
                 self.lifecycle.interrupt(process)
@@ -96,7 +96,7 @@ class ProcessSyscalls:
         return v.Nothing()
 
     async def nice(self, call: CallContext, request: v.Renice) -> v.Nothing:
-        process = self.processes.get_alive(request.pid, call.caller.owner)
+        process = self.processes.get_alive(request.pid, call.caller.user)
         await self.processes.renice(process, request.nice)
         device = self.loader.device(process.model)
         if device is not None:
@@ -104,7 +104,7 @@ class ProcessSyscalls:
         return v.Nothing()
 
     async def ps(self, call: CallContext, request: v.Ps) -> v.Processes:
-        owner = call.caller.owner
+        owner = call.caller.user
         if request.pid:
             return v.Processes(
                 await self._listed(call, [self.processes.get(request.pid, owner)]), None
@@ -113,7 +113,7 @@ class ProcessSyscalls:
             process
             for process in self.processes.all()
             if process.owner == owner
-            and (process.is_own(call.caller) or not call.own)
+            and (process.is_own(call.caller) or not call.own_part_only)
             and process.pid > request.after
             and (request.ended or process.ending is None)
         ]
@@ -121,8 +121,8 @@ class ProcessSyscalls:
         return v.Processes(await self._listed(call, mine[: limits.PS_ROWS]), more)
 
     async def _listed(self, call: CallContext, some: Sequence[Process]) -> list[v.ProcessInfo]:
-        if call.owner.pages is not None:
-            await titles.load(call.owner.memory, [process.pid for process in some])
+        if call.data.pages is not None:
+            await titles.load(call.data.memory, [process.pid for process in some])
         yield_point = YieldPoint()
         rows: list[v.ProcessInfo] = []
         for process in some:
@@ -132,7 +132,7 @@ class ProcessSyscalls:
 
     def _info(self, call: CallContext, process: Process) -> v.ProcessInfo:
         """The row of a process; its title, which comes from its pages, only for allowed readers."""
-        pages = call.owner.pages
+        pages = call.data.pages
         table = pages.memory.tables.get(process.pid) if pages is not None else None
         if table is None:
             return process.info(self._window(process), 0, "", 0.0)

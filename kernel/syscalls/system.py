@@ -12,7 +12,7 @@ from ..access.decisions import Policy
 from ..access.permissions import Permissions
 from ..counters import Counters, Sizes
 from ..memory.faults import Faults
-from ..memory.vector_device import VectorDevice
+from ..memory.recall_device import RecallDevice
 from ..owners.owners import Owners
 from ..process.table import ProcessTable
 from ..run import KernelRun
@@ -36,7 +36,7 @@ class SystemSyscalls:
     permissions: Permissions
     processes: ProcessTable
     owners: Owners
-    recall: VectorDevice
+    recall: RecallDevice
     jobs: Supervisor
     counters: Counters
     faults: Faults
@@ -47,8 +47,8 @@ class SystemSyscalls:
     def stat(self, call: CallContext, request: v.Nothing) -> v.Stat:
         run, faults, busy = self.run, self.faults.total, self.processes.busy()
         running = len([process for process in busy if process.running])
-        counters, owner, lag = self.counters, call.caller.owner, self.owners.lag()
-        indexing, why = call.owner.indexing()
+        counters, owner, lag = self.counters, call.caller.user, self.owners.lag()
+        indexing, why = call.data.indexing()
         self.sizes.refresh(self.journal, self.permissions.last_s)
         return v.Stat(
             system=run.system, os_pid=run.os_pid,
@@ -97,15 +97,15 @@ class SystemSyscalls:
         def wants(event: v.Event) -> bool:
             unowned = event.owner == "" and (sees_all or event.kind != "refused")
             return (
-                (unowned or event.owner == caller.owner)
+                (unowned or event.owner == caller.user)
                 and request.pid in (0, event.pid)
                 and (not request.kinds or event.kind in request.kinds)
-                and (not call.own or self.permissions.may_see(caller, event))
+                and (not call.own_part_only or self.permissions.may_see(caller, event))
                 and event.time >= (request.not_before or 0)
             )
 
         follower: Follower[v.Event] = Follower(wants)
-        with self.follow_limits.call(caller.owner):
+        with self.follow_limits.call(caller.user):
             self.events.add(follower)  # before the history is read, so that no event is missed
             try:
                 if not request.follow:  # otherwise queued events are written later and never sent
@@ -125,12 +125,12 @@ class SystemSyscalls:
         cursor, not_before = begin
         while True:
             events = await self.readers.run(
-                call.caller.owner,
+                call.caller.user,
                 self.journal.history,
                 cursor,
                 limits.WATCH_BATCH,
                 not_before,
-                call.caller.owner,
+                call.caller.user,
             )
             if not events:
                 return cursor
@@ -141,9 +141,9 @@ class SystemSyscalls:
                 await call.writable()
 
     async def attach(self, call: CallContext, request: v.Attach) -> v.Exit:
-        process = self.processes.get(request.pid, call.caller.owner)
+        process = self.processes.get(request.pid, call.caller.user)
         follower: Follower[str] = Follower(lambda _: True)
-        with self.follow_limits.call(call.caller.owner):
+        with self.follow_limits.call(call.caller.user):
             process.output.add(follower)
             if process.ending is not None:
                 follower.close()
@@ -159,7 +159,7 @@ class SystemSyscalls:
         return process.ending or v.Exit(process.pid, 0, "")
 
     def shutdown(self, call: CallContext, request: v.Shutdown) -> v.Nothing:
-        self.run.stop(f"was stopped by {call.caller.owner}", drain=request.drain)
+        self.run.stop(f"was stopped by {call.caller.user}", drain=request.drain)
         return v.Nothing()
 
 

@@ -36,7 +36,7 @@ class TextSyscalls:
 
     async def generate(self, call: CallContext, request: v.Generate) -> v.Generated:
         if request.pid:
-            process = self.processes.get_alive(request.pid, call.caller.owner)
+            process = self.processes.get_alive(request.pid, call.caller.user)
             return await self._generate(call, process, request)
         async with self.lifecycle.single(call.caller, request, call.pid) as process:
             return await self._generate(call, process, request)
@@ -90,17 +90,17 @@ class TextSyscalls:
         """
         requested = time.monotonic()
         while True:
-            epoch = call.owner.memory.forgets
+            epoch = call.data.memory.forgets
             async with AsyncExitStack() as uses:
                 device, plan = await self._prepare(call, process, request, uses)
                 work = _work(call.number, process, plan, request, requested)
-                if call.owner.memory.forgets != epoch:
+                if call.data.memory.forgets != epoch:
                     continue  # the prompt may contain a page that was forgotten meanwhile
                 with self.loader.flight(device, work):
                     device.submit(work)
                     pages = await self._relay(call, device, work, plan)
                 if work.lost:
-                    call.owner.pager.lost(process)
+                    call.data.pager.lost(process)
                 elif not work.forgot:
                     return work, plan, pages, device.facts.window if device.facts is not None else 1
             if work.sent:
@@ -131,7 +131,7 @@ class TextSyscalls:
                 )
             v.check_bias(request.sampling.bias)
             await device.engine.check(request.sampling, process.domain)
-            plan = await call.owner.pager.prepare(process, request, device.engine, facts)
+            plan = await call.data.pager.prepare(process, request, device.engine, facts)
             if call.begun is not None and process.single:
                 # A single answer stores nothing that recovery would have to find by its begin
                 # event, so the event was written while the prompt was composed. A full disk refuses
@@ -176,9 +176,9 @@ class TextSyscalls:
         with anyio.CancelScope(shield=True):  # both written and counted, or neither
             turn = plan.turn(process, call.number, work.cuts, call.caller.author)
             turn = replace(turn, is_void=lambda: work.forgot)
-            pages += await call.owner.memory.commit(process, turn)
-            call.owner.pager.written(process, plan, turn, pages)
-            call.owner.vectors.pages_written()
+            pages += await call.data.memory.commit(process, turn)
+            call.data.pager.written(process, plan, turn, pages)
+            call.data.vectors.pages_written()
         return pages
 
     async def tokenize(self, call: CallContext, request: v.Tokenize) -> v.Tokens:
@@ -192,7 +192,7 @@ class TextSyscalls:
         async with self.mounts.using(request.model) as (device, _):
             for at in range(0, len(request.texts), limits.EMBED_TURN):
                 group = request.texts[at : at + limits.EMBED_TURN]
-                async with device.embeds.slot(call.caller.owner):
+                async with device.embeds.slot(call.caller.user):
                     found = await device.engine.embed(group)
                 dimensions, tokens = found.dimensions, tokens + found.tokens
                 vectors += found.vectors

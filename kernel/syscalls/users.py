@@ -14,7 +14,7 @@ from .call import CallContext
 class UserSyscalls:
     """The handlers, and the parts of the kernel that they use."""
 
-    owner: str  # of the machine
+    machine_owner: str
     users: UserTable
     changes: PolicyChanges
     clients: Clients
@@ -56,6 +56,6 @@ class UserSyscalls:
 
     def _not_the_owner(self, name: str) -> None:
         """EINVAL: the user who owns the socket can read the machine's files in any case."""
-        if name == self.owner:
+        if name == self.machine_owner:
             message = f"{name} owns this machine's socket: it stays owner and cannot be removed"
             raise SyscallError(Errno.EINVAL, message, "`llmasos users list` lists the other users")

@@ -42,6 +42,13 @@ def test_chroma_s_own_client_uses_the_same_files(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_space_without_a_collection_has_no_vectors(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    assert store.get(7, [1, 2]) == ([], [])
+    assert (store.places(7), store.count(7), store.query(7, [1.0], 3)) == ([], 0, [])
+    store.close()
+
+
 def test_nothing_imports_chroma_s_python_package(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     assert store.spaces() == []

@@ -90,7 +90,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def rig(endpoint: Endpoint) -> Rig:
     """One whose url has the key."""
-    secrets.claim(paths.find().secrets, "mine", endpoint.url)
+    secrets.bind(paths.find().secrets, "mine", endpoint.url)
     return endpoint.rig(secret="mine")
 
 

@@ -14,9 +14,9 @@ from llmasos.kernel.memory import loading
 from llmasos.kernel.memory.fsck import fsck
 from llmasos.kernel.memory.indexing import BatchSize, embedded
 from llmasos.kernel.memory.memory import Lag, Memory, total_lag
+from llmasos.kernel.memory.recall_device import RecallDevice
 from llmasos.kernel.memory.refusing import refused
 from llmasos.kernel.memory.rows import NewPage
-from llmasos.kernel.memory.vector_device import VectorDevice
 from llmasos.kernel.memory.vector_index import VectorIndex
 from llmasos.kernel.process.table import Process
 from llmasos.kernel.storage.database import Row
@@ -127,7 +127,7 @@ async def test_a_refused_page_is_recorded_and_tried_again_with_another_embedder(
     assert memory.lag.waiting == 4
     device = driver.recall({"embedder": "none"}, tmp_path / "log", tmp_path)
     async with anyio.create_task_group() as tasks:
-        vectors = VectorIndex(memory, VectorDevice(device, Supervisor(tasks)))
+        vectors = VectorIndex(memory, RecallDevice(device, Supervisor(tasks)))
         vectors.device.embedder = "first", Embedder()
         assert vectors.state() == ("idle", "no search yet")
         vectors.ensure_indexing()
@@ -161,7 +161,7 @@ async def test_a_failing_embedder_is_tried_again_without_new_pages(
     await memory.write(process, [NewPage("good page", 2, "note", OWNER)])
     device = driver.recall({"embedder": "none"}, tmp_path / "log", tmp_path)
     async with anyio.create_task_group() as tasks:
-        vectors = VectorIndex(memory, VectorDevice(device, Supervisor(tasks)))
+        vectors = VectorIndex(memory, RecallDevice(device, Supervisor(tasks)))
         states: list[tuple[str, str]] = []
 
         async def fails_first(texts: Sequence[str]) -> Sequence[bytes]:
@@ -197,7 +197,7 @@ async def test_fsck_beside_the_indexing_finds_no_fault(store: Store, tmp_path: P
     process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
     device = driver.recall({"embedder": "none"}, tmp_path / "log", tmp_path)
     async with anyio.create_task_group() as tasks:
-        vectors = VectorIndex(memory, VectorDevice(device, Supervisor(tasks)))
+        vectors = VectorIndex(memory, RecallDevice(device, Supervisor(tasks)))
         vectors.device.embedder = "first", Embedder()
         await memory.write(process, [NewPage("good page", 2, "note", OWNER)])
         vectors.ensure_indexing()

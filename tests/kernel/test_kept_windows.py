@@ -18,7 +18,7 @@ from llmasos.kernel.memory import changing, layout
 from llmasos.kernel.memory.composing import CallWindow, Composer, Outdated
 from llmasos.kernel.memory.forgetting import forget
 from llmasos.kernel.memory.paging import Pager, PagingPlan
-from llmasos.kernel.memory.vector_device import VectorDevice
+from llmasos.kernel.memory.recall_device import RecallDevice
 from llmasos.kernel.memory.vector_index import VectorIndex
 from llmasos.kernel.process.table import Process
 from llmasos.kernel.storage.store import Store
@@ -41,7 +41,7 @@ class Talks:
     def __init__(self, store: Store, rig: Rig) -> None:
         self.memory, self.rig = opened(store), rig
         # It has no device, so it starts no job.
-        device = VectorDevice(None, Supervisor(anyio.create_task_group()))
+        device = RecallDevice(None, Supervisor(anyio.create_task_group()))
         self.vectors = VectorIndex(self.memory, device)
         self.pager = Pager(self.memory, self.vectors)
         self.calls = count(1)

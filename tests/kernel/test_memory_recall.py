@@ -10,9 +10,9 @@ from llmasos.kernel.abi import limits
 from llmasos.kernel.memory import loading
 from llmasos.kernel.memory.memory import Memory
 from llmasos.kernel.memory.recall import RecallResult, Wanted, find
+from llmasos.kernel.memory.recall_device import RecallDevice
 from llmasos.kernel.memory.schema import REBUILD_TEXT_INDEXES, SCHEMA
 from llmasos.kernel.memory.sweeping import Sweeper
-from llmasos.kernel.memory.vector_device import VectorDevice
 from llmasos.kernel.memory.vector_index import VectorIndex
 from llmasos.kernel.storage.database import Schema
 from llmasos.kernel.storage.store import Store
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 async def searched(memory: Memory, question: str, *, tokens: int = 0) -> RecallResult:
     table = await memory.opened(process(1))
     vectors = VectorIndex(
-        memory, VectorDevice(None, Supervisor(anyio.create_task_group()))
+        memory, RecallDevice(None, Supervisor(anyio.create_task_group()))
     )  # it starts nothing
     return await find(memory, vectors, table, Wanted(question, 10, tokens))
 
@@ -78,7 +78,7 @@ async def test_pages_of_before_are_found_by_the_new_words_after_a_start(
     memory = opened(store)
     async with anyio.create_task_group() as tasks:
         supervisor = Supervisor(tasks)
-        sweeper = Sweeper(memory, VectorIndex(memory, VectorDevice(None, supervisor)), supervisor)
+        sweeper = Sweeper(memory, VectorIndex(memory, RecallDevice(None, supervisor)), supervisor)
         assert "being rebuilt" in (await searched(memory, "C++")).note
         sweeper.resume()
         await sweeper.sweep_now()

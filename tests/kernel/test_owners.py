@@ -15,8 +15,8 @@ from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Recv, Role, Send
 from llmasos.kernel.memory.forgetting import forget
+from llmasos.kernel.memory.recall_device import RecallDevice
 from llmasos.kernel.memory.rows import NewPage
-from llmasos.kernel.memory.vector_device import VectorDevice
 from llmasos.kernel.owners.owner import Owner, OwnerContext
 from llmasos.kernel.owners.owners import Owners
 from llmasos.kernel.process.table import Process
@@ -77,7 +77,7 @@ async def machine(
     async with anyio.create_task_group() as tasks:
         jobs = Supervisor(tasks)
         owners = Owners(OwnerContext(
-            store, VectorDevice(None, jobs), jobs, lambda: alive,
+            store, RecallDevice(None, jobs), jobs, lambda: alive,
             lambda name: limits_.get(name, 0),
         ))  # fmt: skip
         try:

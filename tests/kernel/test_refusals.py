@@ -19,8 +19,8 @@ def test_a_refusal_that_repeats_another_is_counted_under_its_number() -> None:
     assert refusals.repeated("eve", question, limits.REFUSAL_SAME_S - 1) == 7
     assert refusals.repeated("eve", ("u:eve", "nice", "/proc/2", "13 no rule"), 1.0) == 0
     assert refusals.repeated("bob", question, 1.0) == 0
-    assert refusals.counted() == [("eve", "u:eve", 1)]
-    assert refusals.counted() == []
+    assert refusals.take_counts() == [("eve", "u:eve", 1)]
+    assert refusals.take_counts() == []
     assert refusals.repeated("eve", question, limits.REFUSAL_SAME_S) == 0  # listed again
 
 
@@ -39,17 +39,17 @@ def test_many_subjects_of_a_user_share_the_rows_of_the_user() -> None:
 
 def test_who_is_refused_too_often_hurries_until_there_was_a_pause() -> None:
     refusals = Refusals()
-    assert not any(refusals.limits_rate("eve", 0.0) for _ in range(limits.USER_REFUSAL_ROWS))
-    assert all(refusals.limits_rate("eve", 0.0) for _ in range(100))
-    assert not refusals.limits_rate("bob", 0.0)
-    assert not refusals.limits_rate("eve", limits.REFUSAL_S)
+    assert not any(refusals.must_pause("eve", 0.0) for _ in range(limits.USER_REFUSAL_ROWS))
+    assert all(refusals.must_pause("eve", 0.0) for _ in range(100))
+    assert not refusals.must_pause("bob", 0.0)
+    assert not refusals.must_pause("eve", limits.REFUSAL_S)
 
 
 def test_one_user_takes_no_rows_from_another() -> None:
     refusals = Refusals()
     listed(refusals, "eve", subjects=100_000, seconds=1, per_s=10_000)
     assert refusals.admits("bob", "u:bob", 1.0)
-    counted = refusals.counted()
+    counted = refusals.take_counts()
     assert {owner for owner, _, _ in counted} == {"eve"}
     assert len(counted) <= limits.REFUSAL_SUBJECTS + 1
     assert sum(many for _, _, many in counted) >= 10_000 - 2 * limits.USER_REFUSAL_ROWS

@@ -17,9 +17,9 @@ from llmasos.kernel.memory import changing, erasing, mapping, pieces, text_index
 from llmasos.kernel.memory.erasing import drop
 from llmasos.kernel.memory.fsck import fsck
 from llmasos.kernel.memory.memory import Memory
+from llmasos.kernel.memory.recall_device import RecallDevice
 from llmasos.kernel.memory.sweeping import Sweeper
 from llmasos.kernel.memory.table import PageTable
-from llmasos.kernel.memory.vector_device import VectorDevice
 from llmasos.kernel.memory.vector_index import WAITING, VectorIndex
 from llmasos.kernel.storage.database import Statement, Transaction
 from llmasos.kernel.storage.store import Store
@@ -60,7 +60,7 @@ async def checked(memory: Memory, *, rebuild: bool = False) -> tuple[list[str], 
     alive = {table.pid for table in memory.tables.all()}
     found: list[Checked] = []
     async with anyio.create_task_group() as tasks:
-        vectors = VectorIndex(memory, VectorDevice(None, Supervisor(tasks)))
+        vectors = VectorIndex(memory, RecallDevice(None, Supervisor(tasks)))
         found.append(await fsck(memory, vectors, alive, rebuild=rebuild))
     return list(found[0].faults), list(found[0].mended)
 
@@ -108,7 +108,7 @@ async def test_a_rebuild_that_was_interrupted_is_ended_by_the_next_start(
     again = opened(store)
     async with anyio.create_task_group() as tasks:
         sweeper = Sweeper(
-            again, VectorIndex(again, VectorDevice(None, Supervisor(tasks))), Supervisor(tasks)
+            again, VectorIndex(again, RecallDevice(None, Supervisor(tasks))), Supervisor(tasks)
         )
         assert again.rebuilding
         with anyio.fail_after(30):
@@ -229,7 +229,7 @@ async def test_pages_that_were_going_at_a_crash_are_erased_by_the_next_start(
     assert await count(again) == 2 * (MANY - limits.SLICE_ROWS)
     async with anyio.create_task_group() as tasks:
         sweeper = Sweeper(
-            again, VectorIndex(again, VectorDevice(None, Supervisor(tasks))), Supervisor(tasks)
+            again, VectorIndex(again, RecallDevice(None, Supervisor(tasks))), Supervisor(tasks)
         )
         with anyio.fail_after(30):
             assert await sweeper.sweep_once()
@@ -261,7 +261,7 @@ async def test_a_sweep_comes_however_often_pages_go(
     assert await count(memory, "derived") == 1
     async with anyio.create_task_group() as tasks:
         sweeper = Sweeper(
-            memory, VectorIndex(memory, VectorDevice(None, Supervisor(tasks))), Supervisor(tasks)
+            memory, VectorIndex(memory, RecallDevice(None, Supervisor(tasks))), Supervisor(tasks)
         )
         with anyio.fail_after(30):
             while await count(memory, "derived"):
@@ -278,7 +278,7 @@ async def test_what_goes_during_a_sweep_is_still_marked_after_it(tmp_path: Path)
     await drop(memory, process(1))
     async with anyio.create_task_group() as tasks:
         sweeper = Sweeper(
-            memory, VectorIndex(memory, VectorDevice(None, Supervisor(tasks))), Supervisor(tasks)
+            memory, VectorIndex(memory, RecallDevice(None, Supervisor(tasks))), Supervisor(tasks)
         )
         begun = anyio.Event()
         store.at = lambda number: begun.set() if number == 2 else None
@@ -326,7 +326,7 @@ async def test_one_process_of_many_does_not_rewrite_all_vectors_of_its_owner(
     for pid in range(1, 31):
         await filled(memory, pid, 4)
     async with anyio.create_task_group() as tasks:
-        vectors = Files(memory, VectorDevice(None, Supervisor(tasks)))
+        vectors = Files(memory, RecallDevice(None, Supervisor(tasks)))
         sweeper = Watched(memory, vectors, Supervisor(tasks))
 
         async def gone(pid: int) -> tuple[int, object]:
@@ -461,7 +461,7 @@ async def test_new_vectors_come_after_all_old_ones_are_gone(tmp_path: Path) -> N
     assert await count(memory, "derived WHERE name = 'remake'") == 1
     async with anyio.create_task_group() as tasks:
         again = opened(store)
-        vectors = VectorIndex(again, VectorDevice(None, Supervisor(tasks)))
+        vectors = VectorIndex(again, RecallDevice(None, Supervisor(tasks)))
         assert await Sweeper(again, vectors, Supervisor(tasks)).sweep_once()
         tasks.cancel_scope.cancel()
     assert (await count(memory, "vectors"), await count(memory, "todo")) == (0, MANY)

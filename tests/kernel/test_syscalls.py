@@ -17,5 +17,5 @@ def anyio_backend() -> str:
 
 async def test_every_syscall_has_a_handler_in_the_order_of_the_table(tmp_path: Path) -> None:
     async with running(tmp_path) as (kernel, _):
-        handlers = list(kernel.dispatcher.handlers)
+        handlers = list(kernel.call_parts.handlers)
     assert handlers == [name for name in TABLE if name != "hello"]  # the session handles hello

@@ -26,7 +26,7 @@ def connected(root: Path, app: str, profile: str = "operator") -> AsyncLLMasOS:
 
 
 def policy_of(kernel: Kernel) -> Policy:
-    handler: Any = kernel.dispatcher.handlers["policy_simulate"]
+    handler: Any = kernel.call_parts.handlers["policy_simulate"]
     policy: Policy = handler.__self__.policy
     return policy
 

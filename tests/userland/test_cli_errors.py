@@ -46,7 +46,7 @@ def failure(text: str) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("words", [verb.name for verb in VERBS.values() if not verb.extra])
+@pytest.mark.parametrize("words", [verb.name for verb in VERBS.values() if not verb.takes_settings])
 def test_wrong_usage_is_one_object_on_stderr(
     words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,23 +29,23 @@ REST = {
 def test_a_timeout_is_seconds_or_has_a_unit(words: str) -> None:
     for text, seconds in (("5", 5), ("0.5", 0.5), ("30s", 30), ("5m", 300), ("2h", 7200)):
         line = [*REST.get(words, []), "--timeout", text]
-        assert arguments.read(VERBS[words], line).timeout == seconds
+        assert arguments.parse(VERBS[words], line).timeout == seconds
     for text in ("soon", "-1", "5x", ""):
         with pytest.raises(exits.UsageError, match="--timeout"):
-            arguments.read(VERBS[words], [*REST.get(words, []), f"--timeout={text}"])
+            arguments.parse(VERBS[words], [*REST.get(words, []), f"--timeout={text}"])
 
 
 @pytest.mark.parametrize("words", timed("--since"))
 def test_since_is_so_long_ago_or_a_date(words: str) -> None:
     for text in ("12h", "30d", "30d ago", "2026-11-03", "2026-11-03T14:00"):
         line = [*REST.get(words, []), "--since", text]
-        assert arguments.read(VERBS[words], line).since > 1.7e9
-    assert arguments.read(VERBS[words], [*REST.get(words, []), "--since=2026-11-03"]).since == (
+        assert arguments.parse(VERBS[words], line).since > 1.7e9
+    assert arguments.parse(VERBS[words], [*REST.get(words, []), "--since=2026-11-03"]).since == (
         1793664000
     )
     for text in ("5", "soon", "-1d", ""):
         with pytest.raises(exits.UsageError, match="--since"):
-            arguments.read(VERBS[words], [*REST.get(words, []), f"--since={text}"])
+            arguments.parse(VERBS[words], [*REST.get(words, []), f"--since={text}"])
 
 
 def test_these_flags_are_what_is_told() -> None:
@@ -76,7 +76,7 @@ def test_logs_since_leaves_out_what_is_older(cli: Cli, pid: int) -> None:
     ],
 )  # fmt: skip
 def test_a_page_can_stand_behind_its_process(words: str, short: str, long: str) -> None:
-    read = [vars(arguments.read(VERBS[words], line.split())) for line in (short, long)]
+    read = [vars(arguments.parse(VERBS[words], line.split())) for line in (short, long)]
     assert read[0] == read[1]
     assert read[0]["pid"] == 3
 

@@ -69,7 +69,7 @@ def test_a_command_of_a_document_parses(words: list[str]) -> None:
     name, rest = words[0], words[1:]
     if name in GROUPS and rest and not rest[0][0].isdigit() and not rest[0].startswith("-"):
         name, rest = f"{name} {rest[0]}", rest[1:]
-    arguments.read(VERBS[name], rest)
+    arguments.parse(VERBS[name], rest)
 
 
 def test_every_file_that_a_command_reads_exists() -> None:

@@ -50,14 +50,14 @@ def test_two_dashes_end_the_options_of_every_verb(name: str) -> None:
     verb = POSITIONAL[name]
     texts = [one for one in verb.options if not one.flags[0].startswith("-")]
     if not any("type" in one.settings or "choices" in one.settings for one in texts):
-        read = arguments.read(verb, ["--", *(["--json"] * len(texts))])
+        read = arguments.parse(verb, ["--", *(["--json"] * len(texts))])
         values = [getattr(read, one.settings.get("dest", one.flags[0])) for one in texts]
         several = [one.settings.get("nargs") in ("*", "+") for one in texts]
         assert values == [["--json"] if many else "--json" for many in several]
         assert read.json is False
     else:
         with pytest.raises(exits.UsageError, match=r"--no-such|unrecognized"):
-            arguments.read(verb, ["--", *(["--no-such"] * (len(texts) + 1))])
+            arguments.parse(verb, ["--", *(["--no-such"] * (len(texts) + 1))])
 
 
 def test_what_stands_before_two_dashes_is_read_as_ever(shared: Machine) -> None:

@@ -18,8 +18,13 @@ from .talks.pairs import Pair, pairs, pool
 PAUSE_S = 0.05  # between two searches
 
 
-def first_hits(rig: Rig, client: BlockingClient, topics: int) -> tuple[list[float], list[float]]:
-    """1 or 0 for each pair: with the Chinese question, and with the English one."""
+def first_hits(
+    rig: Rig, client: BlockingClient, *, topics: int | None
+) -> tuple[list[float], list[float]]:
+    """1 or 0 for each pair: with the Chinese question, and with the English one.
+
+    `topics`: how many of them; None: all.
+    """
     chinese: list[float] = []
     english: list[float] = []
     with tempfile.TemporaryDirectory() as folder, rig.client() as operator:
@@ -27,8 +32,7 @@ def first_hits(rig: Rig, client: BlockingClient, topics: int) -> tuple[list[floa
             pid, pages = _mapped(operator, Path(folder, topic), pool(topic))
             for pair in (pair for pair in pairs() if pair.topic == topic):
                 for question, hits in ((pair.query_zh, chinese), (pair.query_en, english)):
-                    asked = v.SearchMem(pid, question, 1)
-                    found = _settled(client, asked)
+                    found = _settled(client, v.SearchMem(pid, question, 1))
                     hits.append(float(pages[found[0]] == pair.page) if found else 0.0)
     return chinese, english
 
@@ -48,10 +52,10 @@ def _mapped(
     return pid, pages
 
 
-def _settled(client: BlockingClient, asked: v.SearchMem) -> list[int]:
+def _settled(client: BlockingClient, request: v.SearchMem) -> list[int]:
     """The numbers of the hits once every page has its vector."""
     while True:
-        reply = client.call("search_mem", asked, v.Hits)
+        reply = client.call("search_mem", request, v.Hits)
         if not reply.note:
             return [hit.page.number for hit in reply.hits]
         time.sleep(PAUSE_S)

@@ -5,7 +5,8 @@ of a request does. A ranking is filled greedily into token budgets, each page wi
 same pages are also ranked by time, by BM25 over single pages, by vectors alone, and by reciprocal
 rank fusion of the last two. Without a file the conversations are generated (talks/), from seeds
 that no constant was chosen on. The benchmark is valid only while it is as hard as real
-conversations, so the suite fails when BM25 or vectors alone find more or less than on those.
+conversations, so the suite fails when BM25 or vectors alone find more or less than they do on real
+ones.
 """
 
 import json
@@ -33,7 +34,7 @@ DEPTHS = (5, 10, 20)
 LINE_TOKENS = 8  # overhead of a page
 RRF = 60
 WAYS = ("both", "words", "recency")
-PLAIN = "llmasos.drivers.recall.baseline"
+BASELINE = "llmasos.drivers.recall.baseline"
 BARS = (
     Bar("recall.evidence_2k", "mean share of the evidence within 2,000 tokens, conversations of "
         "about 20,000 tokens", "", "higher", 0.90),
@@ -46,19 +47,22 @@ BARS = (
     Bar("recall.zh_hit1", "Chinese questions that paraphrase Chinese pages, thirty in a pool, ten "
         "on the topic: first hit is right", "", "higher", 0.87),
     Bar("recall.en_zh_hit1", "the same with English questions", "", "higher", 0.87),
-    Bar("recall.p50_ms", "time of a search in the kernel", "ms", "lower", None),
+    Bar("recall.p50_ms", "time of a search in the kernel, median", "ms", "lower", None),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Pages for a question, the best first, as the ids of their turns with their tokens."""
+    """What a method finds for a question, the best first: pages, or whole turns.
 
-    pages: Sequence[tuple[str, int]]
+    Of each the id of its turn, and its tokens.
+    """
+
+    ranked: Sequence[tuple[str, int]]
     took_s: float
 
     def turns(self) -> list[str]:
-        return list(dict.fromkeys(turn for turn, _ in self.pages))
+        return list(dict.fromkeys(turn for turn, _ in self.ranked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,48 +105,52 @@ class StoredTalk:
                 self._sizes[name] = self._sizes.get(name, 0) + page.tokens
 
     def by_vectors(self) -> list[Ranking]:
-        """The ranking by vectors alone for every question: each page by its own vector."""
-        pages = [f"{turn.author}: {turn.text}" for turn in self.talk.turns]
+        """The ranking by vectors alone for every question: each turn by its own vector."""
+        turns = [f"{turn.author}: {turn.text}" for turn in self.talk.turns]
         questions = [question.text for question in self.talk.questions]
-        line = [sys.executable, "-m", PLAIN]
-        body = json.dumps({"pages": pages, "questions": questions})
-        done = subprocess.run(line, input=body, capture_output=True, text=True)
+        argv = [sys.executable, "-m", BASELINE]
+        body = json.dumps({"pages": turns, "questions": questions})
+        done = subprocess.run(argv, input=body, capture_output=True, text=True)
         if done.returncode:
-            raise RigError(f"{PLAIN} failed: {done.stderr.strip().splitlines()[-1:]}")
+            raise RigError(f"{BASELINE} failed: {done.stderr.strip().splitlines()[-1:]}")
         ids = [turn.id for turn in self.talk.turns]
         return [
             Ranking([(ids[at], self._sizes[ids[at]]) for at in order], 0.0)
             for order in cast("list[list[int]]", [*map(json.loads, done.stdout.splitlines())])
         ]
 
-    def ask(self, client: BlockingClient, question: Question, ways: Iterable[str]) -> AskedQuestion:
+    def _ask(
+        self, client: BlockingClient, question: Question, ways: Iterable[str]
+    ) -> AskedQuestion:
         found: dict[str, Ranking] = {}
         for way in ways:
-            asked = v.SearchMem(self.pid, question.text, 1000, way=way, texts=False)
-            reply = client.call("search_mem", asked, v.Hits)
+            request = v.SearchMem(self.pid, question.text, 1000, way=way, texts=False)
+            reply = client.call("search_mem", request, v.Hits)
             pages = [(self._turn[hit.page.number], hit.page.tokens) for hit in reply.hits]
             found[way] = Ranking(pages, reply.took_s)
         return AskedQuestion(question, found)
 
-    def all(self, ways: Sequence[str]) -> list[AskedQuestion]:
+    def ask_all(self, ways: Sequence[str]) -> list[AskedQuestion]:
+        """Ask all questions. With the method `words` (BM25) also by vectors alone (`dense`), and by
+        the fusion of both (`rrf`)."""
         with self._rig.client() as client:
-            asked = [self.ask(client, question, ways) for question in self.talk.questions]
+            asked = [self._ask(client, question, ways) for question in self.talk.questions]
         if "words" not in ways:
             return asked
-        beside: list[AskedQuestion] = []
+        with_baselines: list[AskedQuestion] = []
         for one, dense in zip(asked, self.by_vectors(), strict=True):
-            rrf = reciprocal(one.found["words"], dense)
-            beside.append(AskedQuestion(one.question, {**one.found, "dense": dense, "rrf": rrf}))
-        return beside
+            found = {**one.found, "dense": dense, "rrf": reciprocal(one.found["words"], dense)}
+            with_baselines.append(AskedQuestion(one.question, found))
+        return with_baselines
 
 
 def reciprocal(*rankings: Ranking) -> Ranking:
     """Reciprocal rank fusion (Cormack 2009), the usual hybrid."""
     scores: dict[tuple[str, int], float] = {}
     for ranking in rankings:
-        for place, page in enumerate(ranking.pages, 1):
-            scores[page] = scores.get(page, 0.0) + 1 / (RRF + place)
-    return Ranking(sorted(scores, key=lambda page: -scores[page]), sum(r.took_s for r in rankings))
+        for rank, one in enumerate(ranking.ranked, 1):
+            scores[one] = scores.get(one, 0.0) + 1 / (RRF + rank)
+    return Ranking(sorted(scores, key=lambda one: -scores[one]), sum(r.took_s for r in rankings))
 
 
 def settle(client: BlockingClient) -> None:
@@ -151,29 +159,31 @@ def settle(client: BlockingClient) -> None:
         time.sleep(0.2)
 
 
-def ask(conversations: Sequence[Talk], *, embedder: str, model: str = MODEL) -> list[AskedQuestion]:
-    """Ask all questions of all conversations, on a daemon of its own."""
+def ask_on_new_daemon(
+    conversations: Sequence[Talk], *, embedder: str, model: str = MODEL
+) -> list[AskedQuestion]:
+    """Ask all questions of all conversations, on a daemon for them only."""
     with daemon(mount=False, **{"memory-embedder": embedder}) as rig:
-        return answered(rig, conversations, WAYS if embedder != "none" else ("both",), model)
+        return ask_on(rig, conversations, WAYS if embedder != "none" else ("both",), model)
 
 
-def answered(
+def ask_on(
     rig: Rig, conversations: Sequence[Talk], ways: Sequence[str], model: str = MODEL
 ) -> list[AskedQuestion]:
-    """Ask them on a running daemon."""
+    """Ask all questions of all conversations, on a running daemon."""
     with ThreadPoolExecutor(4) as pool:
-        coming = [pool.submit(StoredTalk, rig, talk, model) for talk in conversations]
-        stored = [one.result() for one in coming]
+        storing = [pool.submit(StoredTalk, rig, talk, model) for talk in conversations]
+        stored = [one.result() for one in storing]
     with rig.client() as client:
         settle(client)
-    return [asked for one in stored for asked in one.all(ways)]
+    return [asked for one in stored for asked in one.ask_all(ways)]
 
 
 # --- reports --------------------------------------------------------------------------------------
 def filled(ranking: Ranking, budget: int) -> set[str]:
     """The turns that fit into the budget, filled greedily."""
     chosen: set[str] = set()
-    for turn, tokens in ranking.pages:
+    for turn, tokens in ranking.ranked:
         if tokens + LINE_TOKENS <= budget:
             budget -= tokens + LINE_TOKENS
             chosen.add(turn)
@@ -222,7 +232,7 @@ def printed(found: Mapping[str, Mapping[str, Mapping[str, float]]], count: int) 
 
 def figures(conversations: Sequence[Talk]) -> tuple[dict[str, object], str]:
     """The figures of a user's conversations, as JSON values and as text."""
-    questions = ask(conversations, embedder="builtin")
+    questions = ask_on_new_daemon(conversations, embedder="builtin")
     found = tables(questions)
     return {"questions": len(questions), "tables": found}, printed(found, len(questions))
 
@@ -232,9 +242,9 @@ def take(tiny: bool) -> Take:
     if tiny:
         conversations = [_shorter(one) for one in conversations]
     with daemon(mount=False, **{"memory-embedder": "builtin"}) as rig, rig.client() as client:
-        chinese, english = first_hits(rig, client, 1 if tiny else 1000)
-        questions = answered(rig, conversations, WAYS)
-    without = ask(conversations, embedder="none")
+        chinese, english = first_hits(rig, client, topics=1 if tiny else None)
+        questions = ask_on(rig, conversations, WAYS)
+    without = ask_on_new_daemon(conversations, embedder="none")
     found = tables(questions)
     both, words, dense = (found["all"][way] for way in ("both", "words", "dense"))
     values = {

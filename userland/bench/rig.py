@@ -1,6 +1,7 @@
 """A daemon on temporary directories, and a client of it, to measure.
 
-The client is that of the command line, so that a figure of the kernel does not include the SDK.
+The client is that of the command line, so that a measured time does not include the SDK. The
+*tuned* model is the built-in chat model after `llmasos models tune`: requantised to Q8_0.
 State is in the user's cache directory, not in /tmp, where fsync may cost nothing.
 """
 
@@ -126,7 +127,7 @@ def image(client: BlockingClient, model: str = MODEL) -> v.ImageInfo:
     raise RigError(f"no model {model}: `make setup` installs it")
 
 
-def environment(runtime: str, rest: str) -> dict[str, str]:
+def environment(runtime: str, directory: str) -> dict[str, str]:
     """This process's environment with the rig's directories and without the user's settings.
 
     Tuned models are in the user's cache, so that they are built once and not for each daemon.
@@ -135,8 +136,8 @@ def environment(runtime: str, rest: str) -> dict[str, str]:
     return {
         **clean,
         "LLMASOS_RUNTIME_DIR": runtime,
-        "LLMASOS_STATE_DIR": f"{rest}/state",
-        "LLMASOS_CONFIG_DIR": f"{rest}/config",
+        "LLMASOS_STATE_DIR": f"{directory}/state",
+        "LLMASOS_CONFIG_DIR": f"{directory}/config",
         "LLMASOS_CACHE_DIR": str(paths.find().cache),
         "LLMASOS_AUTOSTART": "0",
     }
@@ -154,16 +155,16 @@ def directories() -> Generator[str]:
 @contextmanager
 def daemon(**settings: object) -> Generator[Rig]:
     """A daemon that is ready. Its engine may still be loading."""
-    with directories() as rest, daemon_on(rest, **settings) as rig:
+    with directories() as directory, daemon_on(directory, **settings) as rig:
         yield rig
 
 
 @contextmanager
-def daemon_on(rest: str, **settings: object) -> Generator[Rig]:
-    """A daemon with its state in the folder `state` of a directory, which is kept."""
+def daemon_on(directory: str, **settings: object) -> Generator[Rig]:
+    """A daemon with its state in the folder `state` of a directory, which the caller removes."""
     with tempfile.TemporaryDirectory(prefix="llmasos-bench-") as runtime:
-        env = environment(runtime, rest)
-        child = _start(env, Path(rest, "log"), settings)
+        env = environment(runtime, directory)
+        child = _start(env, Path(directory, "log"), settings)
         try:
             yield Rig(Path(runtime, "kernel.sock"), env, child.pid)
         finally:
@@ -172,11 +173,11 @@ def daemon_on(rest: str, **settings: object) -> Generator[Rig]:
 
 @contextmanager
 def tuned(**settings: object) -> Generator[tuple[Rig, BlockingClient]]:
-    """A daemon with a tuned model that is not mounted yet, and a client of it."""
+    """A daemon with the tuned model, which is not mounted yet, and a client of it."""
     with daemon(mount=False, **settings) as rig, rig.client() as client:
         if not image(client).tuned:
-            asked = v.ImageTune(MODEL, measure=False)
-            for _ in client.stream("image_tune", asked, v.Progress, v.Tuned):
+            request = v.ImageTune(MODEL, measure=False)
+            for _ in client.stream("image_tune", request, v.Progress, v.Tuned):
                 pass
         yield rig, client
 
@@ -203,7 +204,7 @@ def mounted(client: BlockingClient, **options: bool | int | float | str) -> Gene
 
 
 def engine_of(device: v.DeviceInfo) -> str:
-    """The engine that computes a device."""
+    """The engine on which a device runs."""
     return "openvino" if ENGINES["openvino"] in device.placement.partition(";")[0] else "llama"
 
 
@@ -221,17 +222,19 @@ def facts(client: BlockingClient) -> dict[str, object]:
 def _start(
     env: Mapping[str, str], log: Path, settings: Mapping[str, object]
 ) -> subprocess.Popen[bytes]:
-    ready, tell = os.pipe()
+    ready_reader, ready_writer = os.pipe()
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    line = [sys.executable, "-m", "llmasos.userland.daemon", "run", "--ready-fd", str(tell), *flags]
+    program = [sys.executable, "-m", "llmasos.userland.daemon", "run"]
+    argv = [*program, "--ready-fd", str(ready_writer), *flags]
     with log.open("wb") as out:
         child = subprocess.Popen(
-            line, env=env, stdout=out, stderr=out, pass_fds=(tell,), preexec_fn=ends_with_us()
-        )
-    os.close(tell)
-    readable = select.select([ready], [], [], READY_S)[0]
-    reported = os.read(ready, 64) if readable else b""
-    os.close(ready)
+            argv, env=env, stdout=out, stderr=out, pass_fds=(ready_writer,),
+            preexec_fn=ends_with_us(),
+        )  # fmt: skip
+    os.close(ready_writer)
+    readable = select.select([ready_reader], [], [], READY_S)[0]
+    reported = os.read(ready_reader, 64) if readable else b""
+    os.close(ready_reader)
     if not reported:
         _stop(child)
         tail = "\n".join(_lines(log)[-10:])
@@ -248,14 +251,14 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def seconds_of(line: list[str], env: Mapping[str, str]) -> float:
+def seconds_of(argv: list[str], env: Mapping[str, str]) -> float:
     """Wall time of a program. RigError when it fails."""
     begun = time.perf_counter()
-    done = subprocess.run(line, env=env, capture_output=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(argv, env=env, capture_output=True, stdin=subprocess.DEVNULL)
     ended = time.perf_counter()
     if done.returncode:
         output = done.stderr.decode(errors="replace").strip()
-        raise RigError(f"{' '.join(line)} exited with {done.returncode}: {output}")
+        raise RigError(f"{' '.join(argv)} exited with {done.returncode}: {output}")
     return ended - begun
 
 

@@ -85,7 +85,7 @@ def _run(verb: Verb, words: Sequence[str]) -> int:
     arguments: Any = words
     if not verb.rest:
         try:
-            arguments = import_module(".arguments", __name__).read(verb, words)
+            arguments = import_module(".arguments", __name__).parse(verb, words)
         except SystemExit as error:  # argparse has printed the help
             return int(error.code or 0)
     module, _, name = verb.function.partition(":")

@@ -23,14 +23,16 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(text, f"`{self.prog} --help` shows the usage")
 
 
-STARTS = "This verb starts a private daemon if none is running; LLMASOS_AUTOSTART=0 disables that."
+AUTOSTART_NOTE = (
+    "This verb starts a private daemon if none is running; LLMASOS_AUTOSTART=0 disables that."
+)
 
 
-def parser(verb: Verb) -> argparse.ArgumentParser:
+def parser_of(verb: Verb) -> argparse.ArgumentParser:
     """The parser of one verb's arguments."""
     parser = Parser(
         prog=f"llmasos {verb.name}", description=verb.summary, allow_abbrev=False,
-        epilog=STARTS if verb.starts else None,
+        epilog=AUTOSTART_NOTE if verb.starts else None,
     )  # fmt: skip
     names = {one.group for one in verb.options if one.group}
     groups = {name: parser.add_mutually_exclusive_group() for name in names}
@@ -46,10 +48,10 @@ def _unmarked(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """The type of a positional argument, which may have the prefix _POSITIONAL."""
 
     @wraps(kind)
-    def read(word: str) -> Any:
+    def convert(word: str) -> Any:
         return kind(word.removeprefix(_POSITIONAL))
 
-    return read
+    return convert
 
 
 def _marked(words: Sequence[str]) -> list[str]:
@@ -60,19 +62,23 @@ def _marked(words: Sequence[str]) -> list[str]:
     return [*words[:end], *(_POSITIONAL + word for word in words[end + 1 :])]
 
 
-def read(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
+def parse(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
     """Parse the words. Raises UsageError for wrong usage, SystemExit after printing the help."""
-    reader = parser(verb)
-    if not verb.extra:
+    parser = parser_of(verb)
+    if not verb.takes_settings:
         # Intermixed: options may follow positional arguments, as in `run Why --seed 1`.
-        return _split_pages(reader.parse_intermixed_args(_marked(words)))
-    arguments, extra = reader.parse_known_args(_marked(words))
-    arguments.extra = [word.removeprefix(_POSITIONAL) for word in extra]
+        return _split_pages(parser.parse_intermixed_args(_marked(words)))
+    arguments, settings = parser.parse_known_args(_marked(words))
+    arguments.settings = [word.removeprefix(_POSITIONAL) for word in settings]
     return arguments
 
 
 def _split_pages(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Split PID:PAGES: move the pages to the argument that holds the other pages."""
+    """Split PID:PAGES: move the pages to the verb's argument for pages.
+
+    It is `pages`, a list, of pin, evict and forget; `pages`, a range, of share; `page` of why,
+    unmap and write; `what` of read. It may stay empty where no page is a request, too.
+    """
     target: object = getattr(arguments, "pid", None)
     if not isinstance(target, ProcessPages):
         return arguments
@@ -88,7 +94,7 @@ def _split_pages(arguments: argparse.Namespace) -> argparse.Namespace:
     elif hasattr(arguments, "page"):
         only = _single(given)
         arguments.page = only if arguments.page is None else _exactly_one(arguments.page, only)
-    elif given is not None:  # of `mem read`
+    elif given is not None:
         arguments.what = _exactly_one(arguments.what or None, str(_single(given)))
     return arguments
 

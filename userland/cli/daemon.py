@@ -35,12 +35,12 @@ _MEMORY = {  # counters with their singular and plural names
 
 def start(arguments: Namespace) -> int:
     where = paths.find()
-    if arguments.extra:
-        config.read(arguments.extra)  # reports invalid settings before the start
-    started = starter.ensure(where, *arguments.extra)
+    if arguments.settings:
+        config.read(arguments.settings)  # reports invalid settings before the start
+    started = starter.ensure(where, *arguments.settings)
     with connect() as client:
         stat = client.call("stat", v.Nothing(), v.Stat)
-    if arguments.extra and not started:
+    if arguments.settings and not started:
         message = f"the daemon is already running (pid {stat.os_pid}); settings are unchanged"
         raise SyscallError(Errno.EBUSY, message, "`llmasos daemon stop` first")
     if arguments.json:
@@ -91,13 +91,13 @@ def restart(arguments: Namespace) -> int:
         with connect() as client:
             if client.call("stat", v.Nothing(), v.Stat).private:
                 words.append("--private")
-            given = [*config.flags(config.settings_of(client).settings), *arguments.extra]
+            given = [*config.flags(config.settings_of(client).settings), *arguments.settings]
             config.read(given)  # refuse invalid settings before stopping the daemon
             before = _stop(client, arguments)
     except SyscallError as error:
         if error.errno is not Errno.ECONNREFUSED:
             raise
-        given = arguments.extra
+        given = arguments.settings
     starter.ensure(where, *words, *given)
     with connect() as client:
         stat = client.call("stat", v.Nothing(), v.Stat)

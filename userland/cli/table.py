@@ -191,7 +191,7 @@ _ROWS = (
          "stop the engine of a model; its processes keep their pages",
          (JSON, option("image", metavar="MODEL"))),
     Verb("daemon start", ".daemon:start",
-         "start the kernel in the background; takes --SETTING VALUE", (JSON,), extra=True,
+         "start the kernel in the background; takes --SETTING VALUE", (JSON,), takes_settings=True,
          local=True),
     Verb("daemon stop", ".daemon:stop",
          f"stop the kernel; wait {limits.DRAIN_S:g} s for calls in flight", (
@@ -200,7 +200,7 @@ _ROWS = (
     Verb("daemon restart", ".daemon:restart",
          "restart the kernel with its flags; takes --SETTING VALUE", (
         option("--now", action="store_true", help="do not wait for calls in flight"), JSON,
-    ), extra=True, local=True),
+    ), takes_settings=True, local=True),
     Verb("daemon status", ".daemon:status", "show the status of the kernel", (JSON,)),
     Verb("daemon logs", ".daemon:logs", "print the log of the daemon", (
         option("-f", "--follow", action="store_true", help="wait for new lines"),

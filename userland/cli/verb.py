@@ -21,7 +21,7 @@ class Verb(NamedTuple):
     summary: str  # in the help
     options: tuple[Option, ...] = ()
     rest: bool = False  # arguments are passed to the function unparsed
-    extra: bool = False  # arguments that `options` does not define are passed as `extra`
+    takes_settings: bool = False  # --SETTING VALUE of the daemon, passed as `settings`
     starts: bool = False  # starts a private daemon if none answers
     local: bool = False  # concerns this machine only and connects to no remote kernel
 
