@@ -14,7 +14,7 @@ from .abi.errors import Errno, SyscallError, TooBig
 from .abi.wire import HEAD_BYTES, HEADER, FrameTooBig, ProtocolError, call_number
 
 
-class Reader(Protocol):
+class ReplyReader(Protocol):
     """A connection as the reader of replies."""
 
     @property
@@ -75,7 +75,7 @@ class UserLoad:
         """Call `resume` once, when the user is no longer over the limit of unread bytes."""
         self._waiting.append(resume)
 
-    async def begin_read(self, reader: Reader) -> None:
+    async def begin_read(self, reader: ReplyReader) -> None:
         """Wait until a call with a reply of any size may run. `end_read` must follow."""
         while True:
             await reader.writable()
@@ -88,7 +88,7 @@ class UserLoad:
                 self.when_read(read.set)
                 await read.wait()
 
-    def _takes_more(self, reader: Reader) -> bool:
+    def _takes_more(self, reader: ReplyReader) -> bool:
         return not self.full or (reader.has_read_all and not self.overfull)
 
     def end_read(self) -> None:

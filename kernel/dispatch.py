@@ -22,7 +22,7 @@ from .abi.table import TABLE, Durability, Syscall
 from .abi.values import Generate
 from .access.identity import Caller
 from .access.permissions import Permissions, Permit, counter_object
-from .backpressure import Reader, UserLoad
+from .backpressure import ReplyReader, UserLoad
 from .owners.owners import Owners
 from .process.table import ProcessTable
 from .run import KernelRun
@@ -115,7 +115,7 @@ class CallParts:
 class CallerCalls:
     """The calls of one caller that are in flight, under the limits of one connection and user."""
 
-    def __init__(self, parts: CallParts, load: UserLoad, reader: Reader) -> None:
+    def __init__(self, parts: CallParts, load: UserLoad, reader: ReplyReader) -> None:
         self._parts = parts
         self._load = load
         self._reader = reader

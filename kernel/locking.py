@@ -23,20 +23,20 @@ def locked(paths: Paths) -> Generator[None]:
             other = foreign_state(paths)
             variable = f"LLMASOS_STATE_DIR={quote(str(other))} " if other else ""
             stop = f"`{variable}llmasos daemon stop` ends it"
-            lock = _claim(locks, paths.lock, str(paths.socket), stop)
+            lock = _lock_file(locks, paths.lock, str(paths.socket), stop)
             state = os.path.realpath(paths.state)
             os.pwrite(lock, os.fsencode(f"{os.getpid()}\n{state}\n"), 0)
             runtime = recorded_runtime(paths)
             stop = f"`LLMASOS_RUNTIME_DIR={quote(str(runtime))} llmasos daemon stop` ends it"
             where = f"{runtime} with its state in {paths.state}"
-            lock = _claim(locks, paths.state_lock, where, stop)
+            lock = _lock_file(locks, paths.state_lock, where, stop)
             os.pwrite(lock, os.fsencode(f"{os.getpid()}\n{paths.runtime}\n"), 0)
         except OSError as error:
             raise disk.unusable(error) from error
         yield
 
 
-def _claim(locks: ExitStack, file: Path, where: str, stop: str) -> int:
+def _lock_file(locks: ExitStack, file: Path, where: str, stop: str) -> int:
     """Lock a file and write our pid into it. EBUSY, with `stop` as hint: a daemon has the lock."""
     lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     locks.callback(os.close, lock)

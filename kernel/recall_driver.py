@@ -18,8 +18,8 @@ class RecallFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """A range of pages of one collection that a search covers."""
+class SpaceRange:
+    """A range of places of one space, which a search covers."""
 
     space: int  # an address space or a mapping: one collection of vectors
     first: int
@@ -32,9 +32,9 @@ class VectorScores:
 
     pages: Sequence[int]  # space << 32 | place
     scores: Sequence[float]
-    mean: float  # of the scores of all pages in reach
+    mean: float  # of the scores of all pages in the ranges
     spread: float  # standard deviation of these
-    unknown: Sequence[int] = ()  # spaces in reach without vectors here: `add` them, search again
+    unknown: Sequence[int] = ()  # spaces without vectors here: `add` them, and search again
     note: str = ""  # why the answer is incomplete
 
 
@@ -84,9 +84,9 @@ class Recall(Protocol):
         ...
 
     async def search(
-        self, owner: Path, question: str | bytes, reaches: Sequence[Reach], also: Sequence[int]
+        self, owner: Path, question: str | bytes, ranges: Sequence[SpaceRange], also: Sequence[int]
     ) -> VectorScores:
-        """Scores of the pages in reach that are nearest to a text or a vector, and of `also`."""
+        """Scores of the pages in these ranges nearest to a text or a vector, and of `also`."""
         ...
 
     async def remove(self, owner: Path, space: int, places: Sequence[int] | None = None) -> None:

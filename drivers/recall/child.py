@@ -137,12 +137,12 @@ class RequestLoop:
                 self._synchronizer.renew(number, owner)
                 return None
 
-    def _search(self, path: str, question: str | bytes, reach: bytes, also: bytes) -> list[Any]:
+    def _search(self, path: str, question: str | bytes, ranges: bytes, also: bytes) -> list[Any]:
         if isinstance(question, str):
             question = self._embedding.question(question)
         vector = _unit_vector(question)
         owner = self._store.owner(path)
-        spans = [(int(n), int(a), int(b)) for n, a, b in np.frombuffer(reach, "Q").reshape(-1, 3)]
+        spans = [(int(n), int(a), int(b)) for n, a, b in np.frombuffer(ranges, "Q").reshape(-1, 3)]
         choose = Chooser(
             self._exact_pages,
             lambda space, question, count: self._synchronizer.query(path, space, question, count),

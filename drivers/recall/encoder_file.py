@@ -8,7 +8,7 @@ core, and each process has 65 MB of weights of its own. The file is
     the parts, each at a multiple of 64 bytes: the pickled model, then its arrays
 
 It is in the directory of files that can be rebuilt. A file that is missing, damaged, or made by
-other versions is replaced. Child process only.
+other versions is replaced. Recall process only.
 """
 
 import contextlib

@@ -2,7 +2,7 @@
 
 The embedding threads allocate arrays of megabytes, of a different size for each batch, on heaps of
 their own; glibc keeps freed blocks between two used ones, so the process would grow for hours.
-Child process only.
+Recall process only.
 """
 
 import ctypes

@@ -3,7 +3,7 @@
 The score of a page is the cosine of the question and the page's vector smoothed by its neighbours,
 norm(v + 0.3 (before + after)), where a neighbour is the adjacent place, if it exists. The stored
 vectors are not smoothed: scores are smoothed by adding those of the neighbours, and the lengths of
-the smoothed vectors are stored. Not thread-safe; child process only.
+the smoothed vectors are stored. Not thread-safe; recall process only.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
-"""Finds the pages in reach that are most similar to a question.
+"""Finds the pages in some ranges that are most similar to a question.
 
-Up to EXACT_PAGES pages in reach, every page is scored. Above that, the smallest parts are scored
-completely. Of each other part these rows are scored: those that Chroma returns with their
+Up to EXACT_PAGES pages in the ranges, every page is scored. Above that, the smallest ranges are
+scored completely. Of each other range these rows are scored: those that Chroma returns with their
 neighbours, those that Chroma does not have yet, and those requested in `also`. Mean and spread of
-such a part are computed from the scored rows and, for the rest, from a sample of up to 512 rows at
-equal steps. Child process only.
+such a range are computed from the scored rows and, for the rest, from a sample of up to 512 rows at
+equal steps. Recall process only.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ from .rows import Places, Scores, Vectors
 from .store import LAST, SPACE_BITS, OwnerVectors, Space
 
 _SAMPLE = 512  # rows
-_MOST = 5  # times CANDIDATES are requested when only a part of a space is in reach
+_MOST = 5  # times CANDIDATES are requested when a range is only a part of a space
 
 Query = Callable[[int, bytes, int], Places | None]  # Chroma's: space, question, count
 
 
 @dataclass(frozen=True, slots=True)
 class SpacePart:
-    """A range of rows in reach."""
+    """A range of rows that is searched."""
 
     number: int  # of the space
     space: Space
@@ -45,7 +45,7 @@ class SearchResult:
 
     pages: NDArray[np.uint64]
     scores: Scores
-    mean: float  # of the scores of all pages in reach
+    mean: float  # of the scores of all pages in the ranges
     spread: float  # their standard deviation
     unknown: list[int]  # spaces that are not stored
 

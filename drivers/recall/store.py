@@ -1,7 +1,7 @@
 """The vectors in memory: the spaces of all owners, under one lock.
 
 A space is a set of vectors; a place is the number of a vector in its space. The main thread changes
-the store; the synchronizer's thread copies the changes for Chroma. Child process only.
+the store; the synchronizer's thread copies the changes for Chroma. Recall process only.
 """
 
 import threading

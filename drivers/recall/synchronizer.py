@@ -2,7 +2,7 @@
 
 Any failure of an owner's store closes it, and its searches then score every page. The store is
 retried after a growing pause, from the start: opened, compared, updated. Files that stay unusable
-are rebuilt, because all of their data is derived. Child process only.
+are rebuilt, because all of their data is derived. Recall process only.
 """
 
 import time

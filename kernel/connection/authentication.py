@@ -134,26 +134,26 @@ def authenticate(
 ) -> tuple[Caller, list[str]]:
     """The caller, and notices for it. EACCES without a user, and for an invalid key."""
     notices: list[str] = []
-    key, owner = "", user_of(machine, peer)
+    key, user = "", user_of(machine, peer)
     if hello.key == identity.NO_KEY:
         notices.append(f"the key {identity.NO_KEY} is the placeholder of the examples: ignored")
     elif hello.key is not None:
         holder = machine.users.identify(hello.key)
-        if owner and holder.user != owner:
+        if user and holder.user != user:
             raise Denied(
-                f"this key belongs to {holder.user}, and you are {owner}",
-                f"omit the key, or create one with `llmasos keys create --user {owner}`",
+                f"this key belongs to {holder.user}, and you are {user}",
+                f"omit the key, or create one with `llmasos keys create --user {user}`",
             )
-        key, owner = holder.key, holder.user
-    if not owner:
+        key, user = holder.key, holder.user
+    if not user:
         raise Denied(
             "your user is not in the user table of this machine, and no key was sent",
             "ask the machine's owner for `llmasos users add NAME` or for a key",
         )
-    return _caller(peer, number, owner, hello, key), notices
+    return _caller(peer, number, user, hello, key), notices
 
 
-def _caller(peer: Peer, number: int, owner: str, hello: Hello, key: str) -> Caller:
+def _caller(peer: Peer, number: int, user: str, hello: Hello, key: str) -> Caller:
     """The user, the profile and the application. A client may name any application.
 
     A program has the identity of its process, whatever its hello says. Each subject of the process
@@ -165,9 +165,9 @@ def _caller(peer: Peer, number: int, owner: str, hello: Hello, key: str) -> Call
     else:
         app = hello.app or limits.UNNAMED_APP
         started_by, bounds = (app,), (f"app:{app}",)
-    subjects = tuple(dict.fromkeys((f"u:{owner}", f"r:{hello.profile}", *bounds)))
+    subjects = tuple(dict.fromkeys((f"u:{user}", f"r:{hello.profile}", *bounds)))
     return Caller(
-        number, owner, hello.profile, subjects, None if key else peer.uid, key,
+        number, user, hello.profile, subjects, None if key else peer.uid, key,
         " ".join(subjects), app, started_by, process.pid if process is not None else 0,
     )  # fmt: skip
 

@@ -58,7 +58,7 @@ class Session:
         self._caller: Caller | None = None  # this and the next two are set by hello
         self._load: UserLoad | None = None  # of its user
         self._calls: CallerCalls | None = None
-        self._owner = ""  # until it is determined
+        self._user = ""  # until it is determined
         self._peer: Peer | None = None  # None: the connection was rejected
         self._open: OpenCalls = {}
         self._expiry: asyncio.TimerHandle | None = None  # timer for the key that it sent
@@ -72,7 +72,7 @@ class Session:
         machine.clients.add(self)
         try:
             peer = authentication.identify(machine, connection.transport, self._process)
-            self._owner = authentication.user_of(machine, peer)
+            self._user = authentication.user_of(machine, peer)
             self._slot = self._slot or ConnectionSlot(
                 machine, peer.holder, is_machine_owner=peer.is_machine_owner
             )
@@ -90,7 +90,7 @@ class Session:
             self._slot.release()
         if self._calls is not None and self._load is not None:
             self._calls.cancel()
-            self._machine.users.connections[self._owner] -= 1
+            self._machine.users.connections[self._user] -= 1
             self._machine.loads.leave(self._load)
             if not self._machine.run.stopping.is_set():  # else recovery ends its processes
                 self._machine.jobs.run("hangup", self._hang_up, self._calls)
@@ -106,7 +106,7 @@ class Session:
 
     def refused(self, error: SyscallError) -> None:
         """Record in the journal that the connection is closed, with its owner and the reason."""
-        self._machine.journal.rejected(self._owner, error, greeted=self._caller is not None)
+        self._machine.journal.rejected(self._user, error, greeted=self._caller is not None)
 
     def reauthorise(self) -> None:
         """Cancel the calls that are no longer allowed, or close a connection that is not."""
@@ -184,7 +184,7 @@ class Session:
                 self._dispatch(number, name, request)
         except SyscallError as error:
             self._fail(number, error)
-            if isinstance(error, Denied) and self._machine.journal.must_pause(self._owner):
+            if isinstance(error, Denied) and self._machine.journal.must_pause(self._user):
                 self._connection.pause(limits.REFUSAL_PAUSE_S)
         except Exception as error:
             self._fail(number, unexpected_error(name, error))
@@ -223,7 +223,7 @@ class Session:
         except Denied as error:
             self._connection.refuse(error)
             return
-        self._owner = caller.user
+        self._user = caller.user
         user, path = caller.subjects[:1], f"/kernel/profile/{request.profile}"
         machine.permissions.require(Permit(user, user[0], "hello", (path,)), caller.user)
         if self._calls is not None:
@@ -248,7 +248,7 @@ class Session:
         for replies, _ in self._open.values():
             replies.receives = False
         self._open = {}  # the new client starts its own numbers
-        self._machine.users.connections[self._owner] -= 1
+        self._machine.users.connections[self._user] -= 1
         if self._load is not None:
             self._machine.loads.leave(self._load)
 

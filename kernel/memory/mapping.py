@@ -196,14 +196,14 @@ async def _pages(one: Document, message: int, request: MapRequest) -> list[NewPa
 
 
 async def process(
-    memory: Memory, table: PageTable, other: PageTable, part: range, *, writable: bool
+    memory: Memory, table: PageTable, other: PageTable, numbers: range, *, writable: bool
 ) -> list[Range]:
     """Map pages of another process of the same owner, as they are now. ENOENT: it has none."""
     async with memory.tables.ownership, memory.tables.changing(table):
-        pages = list(other.pages(part.start, min(part.stop, other.next)))
+        pages = list(other.pages(numbers.start, min(numbers.stop, other.next)))
         if not pages:
             hint = f"`llmasos mem {other.pid}` lists its pages"
-            raise SyscallError(Errno.ENOENT, _none(other, part), hint)
+            raise SyscallError(Errno.ENOENT, _none(other, numbers), hint)
         source = f"/proc/{other.pid}/mem"
         mapped = [
             table.map(space, place, count, writable=writable, source=source)
@@ -215,14 +215,14 @@ async def process(
     return mapped
 
 
-def _none(other: PageTable, part: range) -> str:
+def _none(other: PageTable, numbers: range) -> str:
     """The error message when a range of a process has no pages."""
     if not other.next:
         return f"process {other.pid} has no pages"
     last = other.next - 1
-    if part.start > last:
-        return f"process {other.pid} has no page {part.start}: it has pages up to {last}"
-    return f"process {other.pid} has no page from {part.start} to {min(part.stop - 1, last)}"
+    if numbers.start > last:
+        return f"process {other.pid} has no page {numbers.start}: it has pages up to {last}"
+    return f"process {other.pid} has no page from {numbers.start} to {min(numbers.stop - 1, last)}"
 
 
 def _runs(pages: Sequence[int]) -> list[tuple[int, int, int]]:

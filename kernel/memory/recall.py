@@ -14,8 +14,7 @@ from functools import partial
 
 from ..abi import limits
 from ..recall import lexical, ranking
-from ..recall_driver import Reach as Part
-from ..recall_driver import VectorScores
+from ..recall_driver import SpaceRange, VectorScores
 from ..storage.database import Row, Value
 from . import schema
 from .layout import Stored
@@ -83,9 +82,9 @@ async def find(
     turns, nears, newest = await memory.in_thread(search_text)
     similar = VectorScores((), (), 0, 0)
     if wanted.way in ("both", "meaning"):
-        parts = [Part(one.space, one.place, one.place + one.count - 1) for one in ranges]
+        searched = [SpaceRange(one.space, one.place, one.place + one.count - 1) for one in ranges]
         also = list(dict.fromkeys((*turns, *nears, *newest)))
-        similar = await vectors.search(wanted.question, parts, also)
+        similar = await vectors.search(wanted.question, searched, also)
     dense = dict(zip(similar.pages, similar.scores, strict=True))
     ids = list(dict.fromkeys((*turns, *nears, *newest, *dense)))
     pages = await _candidates(memory, table, ids, wanted)

@@ -21,7 +21,7 @@ import anyio
 from .. import points  # at which tests inject a crash
 from ..abi import limits
 from ..abi.errors import DeviceFault, Errno, SyscallError
-from ..recall_driver import Reach, VectorScores
+from ..recall_driver import SpaceRange, VectorScores
 from ..storage.database import Statement
 from . import schema
 from .indexing import BatchSize, embedded
@@ -99,7 +99,7 @@ class VectorIndex:
             self.ensure_indexing()
 
     async def search(
-        self, question: str, ranges: Sequence[Reach], extra_pages: Sequence[int]
+        self, question: str, ranges: Sequence[SpaceRange], extra_pages: Sequence[int]
     ) -> VectorScores:
         """Similarity to a question, of the nearest pages in these ranges and of the extra pages.
 

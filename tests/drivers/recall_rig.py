@@ -13,7 +13,7 @@ import anyio
 
 from llmasos.drivers.recall import driver
 from llmasos.kernel.driver import Death, Option
-from llmasos.kernel.recall_driver import Reach, RecallFacts, VectorScores
+from llmasos.kernel.recall_driver import RecallFacts, SpaceRange, VectorScores
 from tests.cache import CACHE
 
 DEADLINE_S = 60.0  # a guard against hangs, never a timing
@@ -84,10 +84,10 @@ class Rig:
             await self.device.add(owner, space, list(pages), list(pages.values()))
 
     async def search(
-        self, owner: Path, question: str | bytes, *reaches: Reach, also: Sequence[int] = ()
+        self, owner: Path, question: str | bytes, *ranges: SpaceRange, also: Sequence[int] = ()
     ) -> VectorScores:
         with anyio.fail_after(DEADLINE_S):
-            return await self.device.search(owner, question, reaches, also)
+            return await self.device.search(owner, question, ranges, also)
 
     async def stored(self, owner: Path, space: int) -> int:
         with anyio.fail_after(DEADLINE_S):
@@ -98,8 +98,8 @@ class Rig:
             await self.device.renew(owner)
 
 
-def whole(space: int) -> Reach:
-    return Reach(space, 0, ALL)
+def whole(space: int) -> SpaceRange:
+    return SpaceRange(space, 0, ALL)
 
 
 def page(space: int, place: int) -> int:
@@ -134,11 +134,11 @@ def dot(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 
-def expected(spaces: Spaces, question: bytes, reaches: Sequence[Reach]) -> dict[int, float]:
+def expected(spaces: Spaces, question: bytes, ranges: Sequence[SpaceRange]) -> dict[int, float]:
     """The score of every page in reach, by the definition."""
     scores: dict[int, float] = {}
     asked = unit(unpack(question))
-    for reach in reaches:
+    for reach in ranges:
         pages = spaces[reach.space]
         for place, data in pages.items():
             if not reach.first <= place <= reach.last:

@@ -15,7 +15,7 @@ from llmasos.drivers.recall import driver
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.driver import Option
-from llmasos.kernel.recall_driver import Reach, RecallDriver, VectorScores
+from llmasos.kernel.recall_driver import RecallDriver, SpaceRange, VectorScores
 from tests.drivers.recall_rig import (
     ALL,
     DEADLINE_S,
@@ -137,9 +137,9 @@ async def test_every_page_is_scored_with_its_neighbours(rig: Rig) -> None:
     for place in (3, 4, 9, 10, 11, 500, 2**31, 2**32 - 1):
         spaces[2][place] = vector(random)
     await rig.hand_over(owner, spaces)
-    reaches = [Reach(1, 10, 40), whole(2)]
+    ranges = [SpaceRange(1, 10, 40), whole(2)]
     question = vector(random)
-    check(await rig.search(owner, question, *reaches), expected(spaces, question, reaches))
+    check(await rig.search(owner, question, *ranges), expected(spaces, question, ranges))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -157,9 +157,9 @@ async def test_any_order_of_adding_replacing_and_removing(rig: Rig, seed: int) -
             await rig.device.add(owner, 5, places, fresh)
             held |= dict(zip(places, fresh, strict=True))
         question, first = vector(random), random.randrange(60)
-        reaches = [Reach(5, first, first + 59)]
-        scores = expected({5: held}, question, reaches)
-        found = await rig.search(owner, question, *reaches)
+        ranges = [SpaceRange(5, first, first + 59)]
+        scores = expected({5: held}, question, ranges)
+        found = await rig.search(owner, question, *ranges)
         if scores:
             check(found, scores)
         else:
@@ -171,7 +171,9 @@ async def test_reaches_that_overlap_count_a_page_once(rig: Rig) -> None:
     owner, spaces = rig.owner(), {1: vectors(30)}
     await rig.hand_over(owner, spaces)
     question = vector(Random(2))
-    found = await rig.search(owner, question, Reach(1, 0, 19), Reach(1, 5, 9), Reach(1, 15, 29))
+    found = await rig.search(
+        owner, question, SpaceRange(1, 0, 19), SpaceRange(1, 5, 9), SpaceRange(1, 15, 29)
+    )
     check(found, expected(spaces, question, [whole(1)]))
 
 
@@ -236,16 +238,16 @@ async def test_it_is_exact_until_chroma_has_caught_up_and_nearly_so_after(
     rig: Rig, large: tuple[Path, Spaces]
 ) -> None:
     owner, spaces = large
-    reaches = [whole(1), whole(2), whole(3)]
+    ranges = [whole(1), whole(2), whole(3)]
     question = spaces[1][700]
-    scores = expected(spaces, question, reaches)
-    first = await rig.search(owner, question, *reaches)
+    scores = expected(spaces, question, ranges)
+    first = await rig.search(owner, question, *ranges)
     assert set(best(scores, 100)) <= set(first.pages)
     assert await rig.stored(owner, 1) == 1500
     for place in (700, 701, 3):
         question = spaces[1][place]
-        scores = expected(spaces, question, reaches)
-        found = await rig.search(owner, question, *reaches)
+        scores = expected(spaces, question, ranges)
+        found = await rig.search(owner, question, *ranges)
         assert len(set(best(scores, 50)) & set(found.pages)) >= 48
         assert len(found.pages) == limits.CANDIDATES
         mean, spread = moments(list(scores.values()))
@@ -261,11 +263,11 @@ async def test_what_was_asked_for_is_told_above_the_crossing_too(
     owner, spaces = large
     assert await rig.stored(owner, 1) == len(spaces[1])
     question = spaces[1][5]
-    scores = expected(spaces, question, [Reach(1, 0, 999), whole(2)])
+    scores = expected(spaces, question, [SpaceRange(1, 0, 999), whole(2)])
     worst = best(scores, len(scores))[-3:]
-    out = [page(1, 1200), page(3, 4), page(1, 7_777), page(9, 1)]  # out of reach, or not held
+    out = [page(1, 1200), page(3, 4), page(1, 7_777), page(9, 1)]  # out of one_range, or not held
     found = await rig.search(
-        owner, question, Reach(1, 0, 999), whole(2), also=[*worst, *out, worst[0]]
+        owner, question, SpaceRange(1, 0, 999), whole(2), also=[*worst, *out, worst[0]]
     )
     assert set(worst) <= set(found.pages)
     assert not set(out) & set(found.pages)
@@ -278,10 +280,10 @@ async def test_a_part_of_a_space_is_searched_as_a_part(
 ) -> None:
     owner, spaces = large
     assert await rig.stored(owner, 1) == len(spaces[1])
-    reach = Reach(1, 400, 1000)
-    question = spaces[1][100]  # out of reach
-    scores = expected(spaces, question, [reach])
-    found = await rig.search(owner, question, reach)
+    one_range = SpaceRange(1, 400, 1000)
+    question = spaces[1][100]  # outside of the range
+    scores = expected(spaces, question, [one_range])
+    found = await rig.search(owner, question, one_range)
     assert set(found.pages) <= set(scores)
     assert len(set(best(scores, 20)) & set(found.pages)) >= 19
 
@@ -384,6 +386,6 @@ async def test_no_text_is_printed_or_written(tmp_path: Path) -> None:
 def test_the_reference_is_the_definition() -> None:
     """Three pages in a row, by hand."""
     spaces = {1: {0: pack([1.0, 0.0]), 1: pack([0.0, 1.0]), 2: pack([1.0, 0.0])}}
-    scores = expected(spaces, pack([1.0, 0.0]), [Reach(1, 0, ALL)])
+    scores = expected(spaces, pack([1.0, 0.0]), [SpaceRange(1, 0, ALL)])
     assert scores[page(1, 1)] == pytest.approx(0.6 / (0.36 + 1) ** 0.5)
     assert scores[page(1, 0)] == pytest.approx(1 / (1 + 0.09) ** 0.5)
