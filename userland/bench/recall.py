@@ -53,7 +53,7 @@ BARS = (
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """What a method finds for a question, the best first: pages, or whole turns.
+    """What a way to search finds for a question, the best first: pages, or whole turns.
 
     Of each the id of its turn, and its tokens.
     """
@@ -67,7 +67,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class AskedQuestion:
-    """A question and the ranking of each method."""
+    """A question and the ranking of each way to search."""
 
     question: Question
     found: Mapping[str, Ranking]
@@ -131,7 +131,7 @@ class StoredTalk:
         return AskedQuestion(question, found)
 
     def ask_all(self, ways: Sequence[str]) -> list[AskedQuestion]:
-        """Ask all questions. With the method `words` (BM25) also by vectors alone (`dense`), and by
+        """Ask all questions. With the way `words` (BM25) also by vectors alone (`dense`), and by
         the fusion of both (`rrf`)."""
         with self._rig.client() as client:
             asked = [self._ask(client, question, ways) for question in self.talk.questions]
@@ -195,7 +195,7 @@ def share(asked: AskedQuestion, chosen: set[str]) -> float:
 
 
 def row(questions: Sequence[AskedQuestion], way: str) -> dict[str, float]:
-    """One method: shares of the evidence, and shares of questions with all of it."""
+    """One way to search: shares of the evidence, and shares of questions with all of it."""
     found: dict[str, float] = {}
     for depth in DEPTHS:
         shares = [share(one, set(one.found[way].turns()[:depth])) for one in questions]
@@ -209,7 +209,7 @@ def row(questions: Sequence[AskedQuestion], way: str) -> dict[str, float]:
 
 
 def tables(questions: Sequence[AskedQuestion]) -> dict[str, dict[str, dict[str, float]]]:
-    """A table for each category and one for all, with a row for each method."""
+    """A table for each category and one for all, with a row for each way to search."""
     groups: dict[str, Sequence[AskedQuestion]] = {"all": questions}
     for name in sorted({one.question.category for one in questions}):
         groups[name] = [one for one in questions if one.question.category == name]

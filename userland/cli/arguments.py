@@ -77,7 +77,7 @@ def _split_pages(arguments: argparse.Namespace) -> argparse.Namespace:
     """Split PID:PAGES: move the pages to the verb's argument for pages.
 
     It is `pages`, a list, of pin, evict and forget; `pages`, a range, of share; `page` of why,
-    unmap and write; `what` of read. It may stay empty where no page is a request, too.
+    unmap and write; `what` of read. `page` may stay None: the verbs that need one refuse it.
     """
     target: object = getattr(arguments, "pid", None)
     if not isinstance(target, ProcessPages):
