@@ -51,6 +51,7 @@ class LlamaContext:
         self.batch_tokens = max(settings.batch, slots)
         self.slots, self._window = slots, settings.window
         self.vocab_size = model.vocab.size
+        self._hidden_size: int = lib.llama_model_n_embd(model.handle)
         self.threads = settings.threads
         self._on_gpu, self._flash = settings.gpu_layers > 0, settings.flash
         # On a GPU a slot is copied on the device: through the CPU it takes many times as long.
@@ -183,6 +184,19 @@ class LlamaContext:
         if not pointer:
             raise DeviceFault(f"no logits at index {index}")
         return np.ctypeslib.as_array(pointer, (self.vocab_size,))
+
+    def keep_hidden(self, on: bool) -> None:
+        """Whether the next batches keep hidden states. Each of their tokens must ask for logits."""
+        self._check_use()
+        lib.llama_set_embeddings(self._handle, on)
+
+    def hidden(self, index: int) -> Floats:
+        """The hidden state that the logits at this index were computed from, as `logits`."""
+        self.logits(index)
+        pointer = lib.llama_get_embeddings_ith(self._handle, index)
+        if not pointer:
+            raise DeviceFault(f"no hidden state at index {index}")
+        return np.ctypeslib.as_array(pointer, (self._hidden_size,))
 
     def length(self, slot: int) -> int:
         """Tokens in a slot."""

@@ -146,6 +146,14 @@ class Context(Protocol):
         """The logits after a token of the last batch; valid until the next one. May be changed."""
         ...
 
+    def keep_hidden(self, on: bool) -> None:
+        """Whether the next batches keep what `hidden` returns."""
+        ...
+
+    def hidden(self, index: int) -> "Floats":
+        """The hidden state that the logits at this index were computed from, or these logits."""
+        ...
+
     def length(self, slot: int) -> int:
         """Tokens in a slot."""
         ...

@@ -3,10 +3,11 @@
 Attention is computed row by row in a deterministic llama.cpp (see drivers/llama/context.py). But it
 may choose a kernel for quantised weights by the number of rows of a matrix product, and the last
 bits of the result differ by kernel. Mostly the next quantisation of the activations hides the
-difference, so one equal result proves little. A deterministic engine therefore splits each prompt
-at fixed positions, and llama.cpp computes each piece alone. Whether the rows of answers have the
-same results alone and in a batch depends on the quantisation and on the processor. It is measured
-here at the start, on a few hundred score vectors; if any differ, llama.cpp computes answers alone
+difference, in the logits too, so one equal result proves little: where the library has the hidden
+states before the last matrix product, these are compared. A deterministic engine therefore splits
+each prompt at fixed positions, and llama.cpp computes each piece alone. Whether the rows of answers
+have the same results alone and in a batch depends on the quantisation and on the processor. It is
+measured here at the start, on a few hundred tokens; if any differ, llama.cpp computes answers alone
 too, and OpenVINO refuses the mount.
 """
 
@@ -23,19 +24,21 @@ RUN_TOKENS = 8  # of the trial of a run
 
 
 def batches_are_exact(context: Context) -> bool:
-    """Whether each answer token has the same scores alone and in a batch, in every slot."""
+    """Whether each answer token has the same result alone and in a batch, in every slot."""
     chance = random.Random(2)
     sizes = [chance.randrange(2, 60) for _ in range(context.slots)]
     prompts = [_tokens(chance, context, size) for size in sizes]
     answers = [_tokens(chance, context, _ANSWER) for _ in prompts]
     alone = [
-        score for slot in range(context.slots) for score in _scores(context, prompts, answers, slot)
+        result
+        for slot in range(context.slots)
+        for _, _, result in _batched(context, prompts, answers, 1, first=slot)
     ]
     equal = all(
-        np.array_equal(alone[slot * _ANSWER + at], score)
+        np.array_equal(alone[slot * _ANSWER + at], result)
         for others in _OTHERS
         if others < context.slots
-        for slot, at, score in _batched(context, prompts, answers, others + 1)
+        for slot, at, result in _batched(context, prompts, answers, others + 1)
     )
     _empty(context)
     return equal
@@ -56,26 +59,21 @@ def runs_are_exact(context: Context) -> bool:
     return all(map(np.array_equal, together, alone))
 
 
-def _scores(
-    context: Context, prompts: list[list[int]], answers: list[list[int]], slot: int
-) -> list[NDArray[np.float32]]:
-    """The scores of one answer, computed alone."""
-    return [score for _, _, score in _batched(context, prompts, answers, 1, first=slot)]
-
-
 def _batched(
     context: Context, prompts: list[list[int]], answers: list[list[int]], count: int, first: int = 0
 ) -> list[tuple[int, int, NDArray[np.float32]]]:
-    """(slot, token, scores) of `count` answers that are computed in the same batches."""
+    """(slot, token, result) of `count` answers that are computed in the same batches."""
     _empty(context)
     slots = range(first, first + count)
     for slot in slots:
         context.decode([Run(slot, 0, prompts[slot], asks=0)])
     found: list[tuple[int, int, NDArray[np.float32]]] = []
+    context.keep_hidden(True)
     for at in range(_ANSWER):
         runs = [Run(s, len(prompts[s]) + at, [answers[s][at]], asks=1) for s in slots]
         asked = context.decode(runs)
-        found += [(slot, at, context.logits(asked[slot]).copy()) for slot in slots]
+        found += [(slot, at, context.hidden(asked[slot]).copy()) for slot in slots]
+    context.keep_hidden(False)
     return found
 
 

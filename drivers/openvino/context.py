@@ -145,6 +145,13 @@ class PagedContext:
         scores: Floats = self._output[index]
         return scores
 
+    def keep_hidden(self, on: bool) -> None:
+        """The graph has no output for them."""
+
+    def hidden(self, index: int) -> Floats:
+        """The logits: see `keep_hidden`."""
+        return self.logits(index)
+
     # --- slots ------------------------------------------------------------------------------------
     def length(self, slot: int) -> int:
         """Tokens in a slot."""
