@@ -1,11 +1,12 @@
 """Validation of requests. Pydantic is used here and in config.py only.
 
-One validator for each syscall, built once from the request's dataclass: unknown fields are
-rejected, types are strict, `Span` and `Shape` become constraints. The result is an instance of the
-dataclass.
+One validator for each syscall, built at its first call from the request's dataclass: unknown fields
+are rejected, types are strict, `Span` and `Shape` become constraints. The result is an instance of
+the dataclass.
 """
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -86,9 +87,9 @@ def _nested(kind: type) -> Any:
     return Annotated[Any, BeforeValidator(create)]
 
 
+@functools.cache  # all of them would take a sixth of the daemon's start
 def _validator(kind: type) -> Callable[[object], object]:
-    adapter = _adapter(kind)
-    validate = adapter.validator.validate_python
+    validate = _adapter(kind).validator.validate_python
 
     def check(values: object) -> object:
         return kind(**validate(values))
@@ -96,19 +97,14 @@ def _validator(kind: type) -> Callable[[object], object]:
     return check
 
 
-_VALIDATORS: Mapping[str, Callable[[object], object]] = {
-    name: _validator(row.request) for name, row in TABLE.items()
-}
-
-
 def request(syscall: str, fields: object) -> object:
     """The request of a syscall. EINVAL names the first wrong fields; ENOSYS: no such syscall."""
-    validator = _VALIDATORS.get(syscall)
-    if validator is None:
+    row = TABLE.get(syscall)
+    if row is None:
         names = ", ".join(TABLE)
         raise SyscallError(Errno.ENOSYS, f"no syscall {syscall!r:.80}", f"syscalls: {names}")
     try:
-        return validator(fields)
+        return _validator(row.request)(fields)
     except ValidationError as error:
         if any(_is_too_long(dict(e)) for e in error.errors()):
             most = limits.MESSAGE_CHARS

@@ -5,8 +5,10 @@
 import sys
 from typing import Any, cast
 
-# Without this, the import sends a usage event and writes to the home directory.
+# With it, the import sends a usage event and writes to the home directory.
 sys.modules["openvino_telemetry"] = cast("Any", None)
+# It converts models of other formats; its import takes a third of the time.
+sys.modules["openvino.tools.ovc"] = cast("Any", None)
 
 import openvino as _openvino  # noqa: E402
 from openvino import opset13 as _operations  # noqa: E402

@@ -5,6 +5,7 @@ file is loaded when one of its names is first used: creating all classes would t
 rest of `llmasos ps`.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -20,18 +21,19 @@ if TYPE_CHECKING:
     from .system import *  # noqa: F403
     from .users import *  # noqa: F403
 
-_FILES = (  # what most clients need first
-    "fields", "processes", "system", "mail", "users", "models", "generation", "bias", "policy",
+_FILES = (  # what most clients and all engines need first
+    "fields", "processes", "models", "generation", "bias", "system", "mail", "users", "policy",
     "pages",
 )  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker knows the names from the imports above
 
     def __getattr__(name: str) -> object:
-        """A value by its name, from the first file that has it."""
+        """A value by its name, from a file that is loaded, or from the first one that has it."""
         if not name.startswith("_"):
-            for file in _FILES:
-                found = getattr(import_module(f"{__name__}.{file}"), name, None)
+            modules = [f"{__name__}.{file}" for file in _FILES]
+            for module in sorted(modules, key=lambda module: module not in sys.modules):
+                found = getattr(import_module(module), name, None)
                 if found is not None:
                     globals()[name] = found
                     return found
