@@ -12,7 +12,7 @@ Promise = Callable[[Rig], Awaitable[None]]
 REPEATED = "The red fox saw the old owl and the grey wolf. " * 4
 VARIED = "Water boils at a hundred degrees; glass melts far above that. Why?"
 TEXTS = (REPEATED, VARIED)
-LONG: dict[str, Any] = {"max_tokens": 80, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_tokens": 48, "ignore_eos": True}
 # Any model repeats itself then.
 REPEATING: dict[str, Any] = {**LONG, "grammar": 'root ::= ("the red fox saw the owl; ")+'}
 PERSON = {
@@ -55,7 +55,7 @@ def check_same(plain: Outcome, quick: Outcome) -> None:
 
 async def lookup_changes_no_token(rig: Rig) -> None:
     for text, way in zip(itertools.cycle(TEXTS), WAYS, strict=False):
-        check_same(*await both(rig, text, **{"max_tokens": 48, **way}))
+        check_same(*await both(rig, text, **{"max_tokens": 32, **way}))
     check_same(*await both(rig, VARIED, **REPEATING, temperature=0.8, seed=5))
 
 
@@ -101,7 +101,7 @@ def ended(rig: Rig, number: int) -> bool:
 
 
 async def an_answer_ends_within_a_draft(rig: Rig) -> None:
-    for most in range(60, 70, 3):
+    for most in range(36, 46, 3):
         check_same(*await both(rig, VARIED, **{**REPEATING, "max_tokens": most}))
     for stop in ("owl; the red fox saw the owl; t", "fox"):
         plain, quick = await both(rig, VARIED, **REPEATING, stop=[stop])
@@ -116,7 +116,7 @@ async def an_answer_ends_within_a_draft(rig: Rig) -> None:
 
 
 async def a_full_window_ends_a_draft(rig: Rig) -> None:
-    plain, quick = await both(rig, REPEATED * 8, **{**REPEATING, "max_tokens": 5000})
+    plain, quick = await both(rig, REPEATED * 10, **{**REPEATING, "max_tokens": 5000})
     check_same(plain, quick)
     assert quick.last.finish is Finish.LENGTH
     assert drafted(quick)[1] > 0

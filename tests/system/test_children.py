@@ -111,6 +111,7 @@ def test_children_may_end_with_the_connection_that_forked_them(machine: Machine)
 
 
 def test_forks_of_a_real_model_share_what_was_read(machine: Machine) -> None:
+    machine.both_engines()
     machine.start()
     with BlockingClient(machine.paths.socket) as line:
         parent = spawn(line, "smollm2", system="You answer in one short sentence.")

@@ -14,6 +14,7 @@ from tests.system.test_tuning import device
 
 
 def test_the_command_line_chooses_the_engine_and_a_restart_keeps_it(machine: Machine) -> None:
+    machine.both_engines()
     machine.start("--mount", "false")
     command(machine, "mount", "smollm2", "--engine", "llama")
     shown = command(machine, "devices")

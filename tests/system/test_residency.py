@@ -267,8 +267,8 @@ async def test_a_load_is_told_while_it_lasts(tmp_path: Path) -> None:
 
 # --- real models ------------------------------------------------------------------------------
 async def test_two_real_models_are_loaded_at_once(machine: Machine) -> None:
-    machine.sense()
-    machine.start()
+    machine.sense()  # some gigabytes would fit for the other one
+    machine.start("--tune", "false")
     with BlockingClient(machine.paths.socket) as line:
         images = {i.name: i for i in line.call("images", v.Nothing(), v.Images).images}
         line.call("image_add", v.ImageAdd("twin", images["smollm2"].path), v.ImageInfo)

@@ -43,6 +43,7 @@ def test_contexts_are_saved_within_their_limit(machine: Machine, room: int) -> N
 
 
 def test_contexts_of_a_real_model_are_saved(machine: Machine) -> None:
+    machine.both_engines()
     machine.start("--mount", "false")
     with BlockingClient(machine.paths.socket) as line:
         line.call("mount", v.Mount("smollm2", {"slots": 1, "window": 512}), v.DeviceInfo)
@@ -55,6 +56,7 @@ async def test_agents_with_one_system_prompt_compute_it_once_beside_short_calls(
     machine: Machine,
 ) -> None:
     """P-03: a long prompt that others wait for is itself ordered behind short calls."""
+    machine.both_engines()
     machine.start("--mount", "false")
     system = "You are careful. " * 80
     replies: list[v.Generated] = []

@@ -34,9 +34,13 @@ def slow(machine: Machine) -> Machine:
 def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Daemons of benchmarks compute a small model on one thread: other tests compute, too.
 
-    They embed pages only where the benchmark asks for it.
+    They embed pages and use OpenVINO only where the benchmark asks for it.
     """
-    settings = {"LLMASOS_THREADS": "1", "LLMASOS_MEMORY_EMBEDDER": "none"}
+    settings = {
+        "LLMASOS_THREADS": "1",
+        "LLMASOS_MEMORY_EMBEDDER": "none",
+        "LLMASOS_ENGINE": "llama",
+    }
     (tmp_path / "sitecustomize.py").write_text(f"import os\nos.environ |= {settings}\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(cut_model.folder())]))
     monkeypatch.setenv("LLMASOS_CACHE_DIR", str(CACHE))

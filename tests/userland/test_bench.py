@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 
@@ -125,9 +126,14 @@ def test_a_figure_of_two_rivals_is_the_lower_one_of_each_repeat() -> None:
     assert throughput.lowest([]) == []
 
 
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 def test_suites_mount_models_on_the_engine_of_the_command() -> None:
-    with on_engine("llama"), tuned() as (_, client), mounted(client, slots=1) as device:
-        assert engine_of(device) == "llama"
+    with tuned() as (_, client):
+        with mounted(client, slots=1) as device:
+            assert engine_of(device) == "llama"
+        with on_engine("openvino"), mounted(client, slots=1) as device:
+            assert engine_of(device) == "openvino"
 
 
 def test_an_unknown_engine_is_wrong_usage() -> None:

@@ -319,6 +319,7 @@ def test_a_chat_in_which_nobody_spoke_is_not_kept(shared: Machine) -> None:
 def test_the_embedded_model_answers(machine: Machine) -> None:
     """P-01: an agent answers on a real model, on a machine that was never used."""
     machine.sense()
+    machine.both_engines()
     done = machine.llmasos("run", "Say hello.", "--max-tokens", "8", "--seed", "1")
     assert done.stdout.strip()
     assert b"started a private daemon" in done.stderr
