@@ -36,7 +36,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Machine(daemon.Machine):
-    """A machine with the command line of its owner."""
+    """A machine with the command line of its owner. A model is mounted when it is asked for."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.environment["LLMASOS_MOUNT"] = "false"
 
     def llmasos(
         self, *words: str, stdin: str | bytes = b"", check: bool = True, **variables: str

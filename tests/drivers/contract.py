@@ -507,7 +507,7 @@ async def what_cannot_be_saved_is_reported(rig: Rig) -> None:
 
 
 async def prompts_are_fed_as_ordered(rig: Rig) -> None:
-    """Not of PROMISES: an engine that was given an order has one from then on."""
+    """Not of PROMISES: an engine that was given an order has one until it is restarted."""
     talker = rig.admit(await rig.prompt(), 0, max_tokens=200, ignore_eos=True)
     rig.engine.grant(talker, PLENTY)
     await rig.say(talker, 1)

@@ -127,14 +127,12 @@ async def test_a_context_without_room_is_computed_again(tmp_path: Path) -> None:
         await contract.a_context_without_room_is_computed_again(rig)
 
 
-async def test_prompts_are_fed_as_ordered(tmp_path: Path) -> None:
-    async with Rig(llama, cut_model.path(), tmp_path / "log", **contract.SMALL) as rig:
-        await contract.prompts_are_fed_as_ordered(rig)
+async def test_prompts_are_fed_as_ordered(small: Rig) -> None:
+    await contract.prompts_are_fed_as_ordered(small)
 
 
-async def test_the_prompts_of_an_engine_that_died_are_lost(tmp_path: Path) -> None:
-    async with Rig(llama, cut_model.path(), tmp_path / "log", **contract.SMALL) as rig:
-        await prompt_contract.the_prompts_of_an_engine_that_died_are_lost(rig)
+async def test_the_prompts_of_an_engine_that_died_are_lost(small: Rig) -> None:
+    await prompt_contract.the_prompts_of_an_engine_that_died_are_lost(small)
 
 
 # --- deaths -----------------------------------------------------------------------------------

@@ -75,14 +75,12 @@ async def test_the_model_answers_on_openvino(sensible: Rig) -> None:
     assert "Paris" in (await sensible.run(await sensible.prompt())).text
 
 
-async def test_prompts_are_fed_as_ordered_on_openvino(cut: Path, tmp_path: Path) -> None:
-    async with Rig(openvino, cut, tmp_path / "log", **contract.SMALL) as rig:
-        await contract.prompts_are_fed_as_ordered(rig)
+async def test_prompts_are_fed_as_ordered_on_openvino(small: Rig) -> None:
+    await contract.prompts_are_fed_as_ordered(small)
 
 
-async def test_the_prompts_of_an_openvino_that_died_are_lost(cut: Path, tmp_path: Path) -> None:
-    async with Rig(openvino, cut, tmp_path / "log", **contract.SMALL) as rig:
-        await prompt_contract.the_prompts_of_an_engine_that_died_are_lost(rig)
+async def test_the_prompts_of_an_openvino_that_died_are_lost(small: Rig) -> None:
+    await prompt_contract.the_prompts_of_an_engine_that_died_are_lost(small)
 
 
 # --- deaths -----------------------------------------------------------------------------------

@@ -320,6 +320,7 @@ def test_the_embedded_model_answers(machine: Machine) -> None:
     """P-01: an agent answers on a real model, on a machine that was never used."""
     machine.sense()
     machine.both_engines()
+    del machine.environment["LLMASOS_MOUNT"]
     done = machine.llmasos("run", "Say hello.", "--max-tokens", "8", "--seed", "1")
     assert done.stdout.strip()
     assert b"started a private daemon" in done.stderr

@@ -55,6 +55,7 @@ def door(shared: Machine) -> Iterator[LLMasOS]:
 def test_five_lines_make_text_on_a_machine_without_a_daemon(machine: Machine) -> None:
     """P-01: no account, no hub, no configuration; a wrong name is told how to become right."""
     machine.environment["LLMASOS_WINDOW"] = "256"  # a short answer will do
+    del machine.environment["LLMASOS_MOUNT"]
     before = machine.python("-c", FIVE_LINES, check=False)
     assert before.returncode == 1
     assert b"installed: echo, smollm2" in before.stderr
