@@ -72,7 +72,9 @@ def test_random_texts_have_the_tokens_of_llama(pre: str, count: int, folder: Pat
 
 
 @pytest.mark.parametrize("pre", PRES)
-@pytest.mark.parametrize("step", [509, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "step", [509, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(900)])]
+)
 def test_each_character_has_the_tokens_of_llama(pre: str, step: int, folder: Path) -> None:
     """Its category decides where a word ends."""
     ours, theirs = of_pre(pre, folder)

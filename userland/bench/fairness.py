@@ -118,7 +118,7 @@ async def without_load(path: Path, texts: Sequence[str]) -> float:
 
 def take(tiny: bool) -> Take:
     size = (
-        FairnessSize(1, 4, 2, 0.2, 0.8, 2, 200)
+        FairnessSize(1, 4, 2, 0.1, 0.4, 2, 200)
         if tiny
         else FairnessSize(3, PROCESSES, WIDTH, WARM_S, SECONDS, BUSY, LONG_TOKENS)
     )

@@ -234,7 +234,7 @@ def stop_ms(rig: Rig, texts: Sequence[str], seconds: float) -> tuple[float, int]
 
 def with_kernel(values: dict[str, list[float]], *, tiny: bool) -> dict[str, object]:
     """Measure through clients of a daemon."""
-    repeats, seconds = (1, 1.0) if tiny else (5, 5.0)
+    repeats, seconds = (1, 0.3) if tiny else (5, 5.0)
     clients, rate, size = (20, 500, 500) if tiny else (1_000, 10_000, SIZES["10k"])
     texts = [rules(size, mark) for mark in ("", ".new")]
     idle, changes, rates = list[float](), list[int](), list[float]()

@@ -162,7 +162,7 @@ def never() -> bool:
 
 
 def take(tiny: bool) -> Take:
-    size = IsolationSize(400, 50, 2, 8) if tiny else IsolationSize(PAGES, SAMPLES, ANSWERS, 1000)
+    size = IsolationSize(100, 20, 2, 8) if tiny else IsolationSize(PAGES, SAMPLES, ANSWERS, 1000)
     with certificate() as (file, key):
         port = free_port()
         remote = Remote("127.0.0.1", port, ca=str(file))

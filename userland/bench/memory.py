@@ -98,8 +98,10 @@ def grown_mb(pages: int) -> tuple[float, float]:
         first = "The first page brings what every page needs."
         client.call("write_mem", v.WriteMem(pid, first), v.Written)
         before = resident_mb(rig.os_pid)
+        seconds = min(1.0, pages / 500)
         while pages > 0:
-            pages -= round(load(rig, WRITERS, 1.0, "write", *[pid] * WRITERS)["rate"])
+            rate = load(rig, WRITERS, seconds, "write", *[pid] * WRITERS)["rate"]
+            pages -= max(1, round(rate * seconds))
         return round(resident_mb(rig.os_pid) - before, 1), child_mb(rig.os_pid, "recall")
 
 

@@ -20,7 +20,7 @@ PASSAGE = Path(__file__).resolve().parents[2] / "drivers" / "llama" / "passage.t
 _SEED = 4  # of a generated conversation in English
 _CHARS = 40_000
 DIGEST = "2f21c02630840af288b3e723e36eb25310dc7588513cf035191250f82dbdb4ab"  # sha256 of the text
-_TINY_CHARS = 4000
+_TINY_CHARS = 2500  # one window
 BARS = (
     Bar("quality.ppl_ratio", "perplexity of Q8_0 on OpenVINO over that of F16 on llama.cpp, 10,240 "
         "tokens", "x", "lower", 1.006),
