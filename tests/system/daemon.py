@@ -97,9 +97,8 @@ class Machine:
     def _forks(self) -> bool:
         """Nothing is to happen before the program is imported, or while it is."""
         before = self.environment.get("PYTHONPATH", "") not in ("", str(cut_model.folder()))
-        points = {"LLMASOS_DIE_AT", "LLMASOS_FAIL_AT"} & self.environment.keys()
         counted = "COVERAGE_PROCESS_CONFIG" in os.environ
-        return not (self.under or before or points or counted)
+        return not (self.under or before or counted)
 
     def reap(self) -> int:
         """Wait for its end; the exit code."""

@@ -2,9 +2,10 @@
 
 They do what `python -m llmasos.userland.daemon` does with the same words,
 environment and descriptors, but modules that look at the environment while they are imported have
-seen another one.
+seen another one, except for the fault points.
 """
 
+import importlib
 import multiprocessing
 import os
 import subprocess
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.reduction import DupFd
 from typing import Any
+
+from llmasos.kernel import points
 
 _PROGRAM = "llmasos.userland.daemon"
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -50,6 +53,7 @@ def _run(words: Sequence[str], environment: Mapping[str, str], log: Any, tell: A
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    importlib.reload(points)
     output = log.detach()
     os.dup2(output, sys.stdout.fileno())
     os.dup2(output, sys.stderr.fileno())
