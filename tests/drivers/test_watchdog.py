@@ -13,7 +13,7 @@ from llmasos.drivers.watchdog import Watchdog
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 60.0  # a guard against hangs
-LIMIT_S = 1.0
+LIMIT_S = 0.5
 BUSY = "while True: pass"
 COMPUTES = f"""
 import time
