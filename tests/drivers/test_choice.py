@@ -13,6 +13,7 @@ from llmasos.drivers.choice.comparison import EngineComparison, verdict
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
 from tests.drivers import cut_model, q8_model
+from tests.drivers.gguf_files import as_iq4_nl
 
 pytestmark = pytest.mark.anyio
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="it is not installed")
@@ -137,7 +138,7 @@ async def test_a_graph_that_is_wrong_is_not_accepted(
 async def test_a_type_that_openvino_cannot_read_is_a_stored_refusal(
     asked: Asked, tmp_path: Path
 ) -> None:
-    path = await q8_model.make(cut_model.path(), tmp_path, "IQ4_NL")
+    path = as_iq4_nl(await q8_model.make(cut_model.path(), tmp_path, "Q4_0"))
     found = await asked.compared(path)
     assert found.refusal.startswith("OpenVINO: its frontend cannot convert")
     assert "\n" not in found.refusal

@@ -15,6 +15,7 @@ from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.driver import Option
 from tests.drivers import contract, cut_model, q8_model
 from tests.drivers.default_model import MODEL
+from tests.drivers.gguf_files import as_iq4_nl
 from tests.drivers.rig import Rig
 
 pytestmark = [
@@ -175,7 +176,7 @@ def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch
 async def test_a_type_that_openvino_cannot_read_is_computed_by_llama_cpp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = await q8_model.make(cut_model.path(), tmp_path, "IQ4_NL")
+    path = as_iq4_nl(await q8_model.make(cut_model.path(), tmp_path, "Q4_0"))
     monkeypatch.setattr(model_files, "_FAST", {"IQ4_NL"})
     found = await placed(path, tmp_path)
     assert found.startswith("cpu0: llama.cpp; ")
