@@ -13,7 +13,15 @@ from pathlib import Path
 
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
-from llmasos.kernel.abi.values import Finish, Hardware, Message, Progress, Quality, Role, Sampling
+from llmasos.kernel.abi.values import (
+    Finish,
+    Hardware,
+    Message,
+    Progress,
+    Role,
+    Sampling,
+    TuneCandidate,
+)
 from llmasos.kernel.driver import (
     Admission,
     Beginning,
@@ -85,7 +93,7 @@ async def models(options: Mapping[str, Option]) -> Sequence[str]:
     raise SyscallError(Errno.ENOTSUP, "the echo driver has no endpoints")
 
 
-async def tune(request: Tuning, tell: Callable[[Progress], None]) -> tuple[Quality, Quality]:
+async def tune(request: Tuning, tell: Callable[[Progress], None]) -> Sequence[TuneCandidate]:
     raise SyscallError(Errno.ENOTSUP, "the echo driver has no files to tune")
 
 

@@ -8,13 +8,15 @@ load neither library.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from llmasos.drivers.choice import measurement
+from llmasos.drivers.choice import measurement, tuning
 from llmasos.drivers.choice.comparison import EngineComparison, verdict
+from llmasos.drivers.choice.measurement import MeasuredFile
+from llmasos.drivers.choice.tuning import TuneEngines
 from llmasos.drivers.llama import devices
 from llmasos.drivers.llama import mount as llama
 from llmasos.drivers.local import gguf, options
@@ -23,7 +25,8 @@ from llmasos.drivers.local.gguf import Header
 from llmasos.drivers.openvino import mount as openvino
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
-from llmasos.kernel.driver import Engine, Option
+from llmasos.kernel.abi.values import Progress, TuneCandidate
+from llmasos.kernel.driver import Engine, Option, Tuning
 
 AUTO = "auto"
 _CHECKS = {AUTO: llama.check, "llama": llama.check, "openvino": openvino.check}
@@ -36,8 +39,29 @@ _KNOWN = frozenset({"llama", "qwen2", "qwen3"})
 
 probe = gguf.probe
 hardware = llama.hardware
-models = llama.models
-tune = llama.tune
+
+
+async def models(options: Mapping[str, Option]) -> Sequence[str]:
+    raise SyscallError(Errno.ENOTSUP, "model files have no endpoints")
+
+
+async def tune(request: Tuning, report: Callable[[Progress], None]) -> Sequence[TuneCandidate]:
+    """Requantise a file, for the engine that a mount with these options chooses."""
+    check(request.options)
+    name, rest = _divided(request.options)
+    names = [name]
+    if name == AUTO:
+        names = ["llama"] if _unusable(rest) or _unavailable() else ["openvino", "llama"]
+    engines = TuneEngines(names, _threads(rest), _slots(rest))
+    return await tuning.tune(request, engines, report)
+
+
+def _threads(values: Mapping[str, Option]) -> int:
+    return int(values.get("threads", options.cores()))
+
+
+def _slots(values: Mapping[str, Option]) -> int:
+    return int(values.get("slots", limits.SLOTS))
 
 
 def check(options: Mapping[str, Option]) -> None:
@@ -86,9 +110,9 @@ async def _compared(
         return EngineComparison(failure="the setting tune is false")
     if find_spec("llama_cpp") is None:
         return EngineComparison(failure="llama.cpp is not installed")
-    threads = int(values.get("threads", options.cores()))
+    wanted = MeasuredFile(path, _threads(values), log)
     try:
-        return await measurement.compared(path, threads, cache, log, report)
+        return await measurement.compared(wanted, cache, report)
     except (SyscallError, OSError) as error:
         return EngineComparison(
             failure=error.message if isinstance(error, SyscallError) else str(error)
@@ -99,7 +123,7 @@ def _decided(values: Mapping[str, Option], header: Header, found: EngineComparis
     """The engines to try, the better one first."""
     if found.failure:
         return _by_rule(values, header, f"not compared, {found.failure}")
-    decided = verdict(found, int(values.get("slots", limits.SLOTS)))
+    decided = verdict(found, _slots(values))
     if not decided.accepted:
         return Choices([llama.choice(values)], f"not OpenVINO: {decided.why}")
     both = [openvino.choice(values), llama.choice(values)]

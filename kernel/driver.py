@@ -9,7 +9,7 @@ reported through `Listener.down`, after which it ends no call and accepts no com
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 from .abi import limits
 from .abi.errors import DeviceFault
-from .abi.values import Finish, Hardware, Logprob, Message, Progress, Quality, Sampling
+from .abi.values import Finish, Hardware, Logprob, Message, Progress, Sampling, TuneCandidate
 
 Option = bool | int | float | str
 CAPABILITIES = (
@@ -183,13 +183,19 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """A file to be requantised. `target` appears only when it is complete."""
+    """A file to be requantised, into a folder of such files."""
 
     path: Path
-    target: Path
-    quantisation: str
-    measure: bool  # speed and perplexity, before and after
+    folder: Path
+    stem: str  # the new file is STEM-QUANTISATION.gguf; it appears only when it is complete
+    quantisation: str  # empty: the driver measures those that it offers, and chooses one
+    measure: bool  # speed and loss
     log: Path
+    options: Mapping[str, Option] = field(default_factory=dict[str, Option])  # of its next mount
+    cache: Path | None = None  # as of `engine`
+
+    def target(self, quantisation: str) -> Path:
+        return self.folder / f"{self.stem}-{quantisation}.gguf"
 
 
 class Cause(StrEnum):
@@ -380,6 +386,9 @@ class Driver(Protocol):
 
     async def tune(
         self, request: Tuning, report: Callable[[Progress], None]
-    ) -> tuple[Quality, Quality]:
-        """Requantise a file; the quality before and after. ENOTSUP, EINVAL, ENOSPC, EIO."""
+    ) -> Sequence[TuneCandidate]:
+        """Requantise a file: the original and the new files, one of them chosen.
+
+        Only a chosen file is kept. ENOTSUP, EINVAL, ENOSPC, EIO.
+        """
         ...

@@ -12,10 +12,11 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from llmasos.drivers.llama import task_process
 from llmasos.drivers.local import options
@@ -26,7 +27,7 @@ from llmasos.kernel.abi.fingerprint import fingerprint
 from llmasos.kernel.abi.values import Progress
 
 from . import comparison
-from .comparison import EngineComparison
+from .comparison import EngineComparison, EngineRates
 
 log = logging.getLogger(__name__)
 _LIBRARIES = ("openvino", "llama-cpp-python")
@@ -36,42 +37,76 @@ _COPIES = 3  # of the weights while both engines have them: OpenVINO has two
 _SPARE_BYTES = 512 * 1024 * 1024
 _MEGA = 1024 * 1024
 _RETRY_S = 86_400.0  # after this time a failure is measured again: the machine may have been busy
+LLAMA_ONLY = "llama"  # as an argument of probe.py
 _OPENVINO = "OpenVINO"  # the stage of probe.py in which OpenVINO computes
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredFile:
+    """A file to be measured with so many threads."""
+
+    path: Path
+    threads: int
+    log: Path
+    patient: bool = False  # for TUNE_S; what took too long before is measured again
+
+
 async def compared(
-    path: Path, threads: int, cache: Path, log_path: Path, report: Callable[[float], None]
+    wanted: MeasuredFile, cache: Path, report: Callable[[float], None]
 ) -> EngineComparison:
     """The stored comparison of a file, else a new one. DeviceFault when there can be none now."""
-    file = cache / f"{await asyncio.to_thread(key, path, threads)}.json"
+    file = cache / f"{await asyncio.to_thread(key, wanted.path, wanted.threads)}.json"
     known = await asyncio.to_thread(_read, file)
-    if known is not None:
+    if known is not None and not (wanted.patient and known.failure):
         return known
-    _check_memory(path)
-    found = await _measure(path, threads, log_path, report)
+    _check_memory(wanted.path)
+    found = await _measure(wanted, report)
     await asyncio.to_thread(_store, file, found)
     return found
 
 
-async def _measure(
-    path: Path, threads: int, log_path: Path, report: Callable[[float], None]
-) -> EngineComparison:
-    stages: list[str] = []
-
-    def note(progress: Progress) -> None:
-        stages.append(progress.stage)
-        report(progress.done)
-
-    module, words = f"{__package__}.probe", [str(path), str(threads)]
+async def rates(wanted: MeasuredFile, report: Callable[[float], None]) -> EngineRates:
+    """The speed of llama.cpp on a file. DeviceFault."""
     try:
-        async with asyncio.timeout(limits.MEASURE_S):
-            return comparison.read(await task_process.run(module, words, log_path, note))
+        return comparison.read(await _probe(wanted, report, LLAMA_ONLY)).llama
     except TimeoutError:
-        return EngineComparison(failure=f"the comparison took longer than {limits.MEASURE_S:g} s")
+        raise DeviceFault(_took_long(wanted)) from None
+
+
+async def _measure(wanted: MeasuredFile, report: Callable[[float], None]) -> EngineComparison:
+    stages: list[str] = []
+    try:
+        return comparison.read(await _probe(wanted, report, stages=stages))
+    except TimeoutError:
+        return EngineComparison(failure=_took_long(wanted))
     except DeviceFault as error:
         if stages[-1:] != [_OPENVINO]:
             raise
         return EngineComparison(refusal=error.message)
+
+
+async def _probe(
+    wanted: MeasuredFile, report: Callable[[float], None], *words: str,
+    stages: list[str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The result of probe.py; appends its stages. TimeoutError, DeviceFault."""
+
+    def note(progress: Progress) -> None:
+        if stages is not None:
+            stages.append(progress.stage)
+        report(progress.done)
+
+    arguments = [str(wanted.path), str(wanted.threads), *words]
+    async with asyncio.timeout(_limit_s(wanted)):
+        return await task_process.run(f"{__package__}.probe", arguments, wanted.log, note)
+
+
+def _limit_s(wanted: MeasuredFile) -> float:
+    return limits.TUNE_S if wanted.patient else limits.MEASURE_S
+
+
+def _took_long(wanted: MeasuredFile) -> str:
+    return f"the comparison took longer than {_limit_s(wanted):g} s"
 
 
 def _check_memory(path: Path) -> None:
@@ -95,7 +130,8 @@ def key(path: Path, threads: int) -> str:
 
 def processor() -> tuple[str, str]:
     """The name of the processor and its instruction sets; empty where the system has no list."""
-    return field(_CPU_INFO, "model name"), field(_CPU_INFO, "flags")
+    flags = field(_CPU_INFO, "flags") or field(_CPU_INFO, "Features")
+    return field(_CPU_INFO, "model name"), flags
 
 
 def _version(package: str) -> str:

@@ -1,10 +1,11 @@
 """The process that compares both engines on a file. It is one of its own because they may abort.
 
-    python -m llmasos.drivers.choice.probe FILE THREADS
+    python -m llmasos.drivers.choice.probe FILE THREADS [llama]
 
-Both compute the same tokens in turn: a prompt for each of SEQUENCES sequences, then answers of all
-of them in one batch, then an answer of one. Their logits are compared at each of these positions;
-the tokens are those of a passage, so that they do not depend on what an engine computes.
+With `llama` it measures llama.cpp only. Otherwise both engines compute the same tokens in turn: a
+prompt for each of SEQUENCES sequences, then answers of all of them in one batch, then an answer of
+one. Their logits are compared at each of these positions; the tokens are those of a passage, so
+that they do not depend on what an engine computes.
 
 Times are those of a clock, unless other programs use the cores: that slows the engine whose threads
 wait for each other more often, and it passes. Then they are CPU times, divided by the threads, in
@@ -13,7 +14,7 @@ which work that one thread does alone counts less than it takes.
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,22 +22,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmasos.drivers.llama import options as llama_options
-from llmasos.drivers.llama import task
+from llmasos.drivers.llama import task, workspace
 from llmasos.drivers.llama.context import LlamaContext
 from llmasos.drivers.llama.model import LlamaModel, load
 from llmasos.drivers.llama.placement import place
-from llmasos.drivers.llama.quality import PASSAGE
+from llmasos.drivers.llama.scorer import PASSAGE
 from llmasos.drivers.local import gguf
 from llmasos.drivers.local.context import Context, Run
 from llmasos.drivers.openvino import options as openvino_options
 from llmasos.drivers.openvino.blocks import BLOCK_TOKENS
-from llmasos.drivers.openvino.context import PagedContext
-from llmasos.drivers.openvino.graph import convert
-from llmasos.drivers.openvino.model import PagedModel
+from llmasos.drivers.openvino.settings import OpenVinoSettings
 from llmasos.kernel.abi.errors import SyscallError
 from llmasos.kernel.driver import Option
 
 from .comparison import SEQUENCES
+from .measurement import LLAMA_ONLY
 
 OPENVINO, LLAMA = "OpenVINO", "llama.cpp"  # stages
 _PROMPT_TOKENS = range(4, 4 + 2 * SEQUENCES, 2)  # some within a block, some in two
@@ -100,6 +100,7 @@ class Measured:
 def work(output: task.TaskOutput) -> dict[str, object]:
     """The fields of a EngineComparison for FILE."""
     path, threads = Path(sys.argv[1]), int(sys.argv[2])
+    output.unfinished = workspace.of(path)
     header = gguf.read(path)
     chosen: dict[str, Option] = {"slots": SEQUENCES, "threads": threads, "nice": 0}
     if header.facts.context >= _WINDOW:
@@ -107,20 +108,32 @@ def work(output: task.TaskOutput) -> dict[str, object]:
     settings = place(llama_options.settings(path, header, chosen)).settings
     output.stage(LLAMA, 0.0)
     model = load(settings)
-    others = LlamaContext(model, settings)
+    llama, sequences = LlamaContext(model, settings), _sequences(model)
+    if sys.argv[3:] == [LLAMA_ONLY]:
+        _measure(llama, sequences, threads)
+        [alone] = _alternate({LLAMA: llama}, sequences, threads, output)
+        return {**(alone.cpu if alone.contended else alone.clock).rates("llama")}
     output.stage(OPENVINO, 0.2)
-    blocks = SEQUENCES * -(-_TOKENS // BLOCK_TOKENS)
-    paged = replace(openvino_options.settings(path, header, chosen), blocks=blocks + 1)
     try:
-        graph = PagedModel(convert(path), paged.blocks, paged.threads)
-        ours = PagedContext(graph, paged, model.vocab.size)
-        _measure(ours, _sequences(model), threads)  # the first step of a size takes longer
+        openvino = _openvino(path, openvino_options.settings(path, header, chosen), model)
+        _measure(openvino, sequences, threads)  # the first step of a size takes longer
     except SyscallError as error:
         return {"refusal": error.message}
-    found = _alternate(ours, others, _sequences(model), threads, output)
-    contended = any(one.contended for one in found)
-    first, second = (one.cpu if contended else one.clock for one in found)
-    return {**_difference(*found), **first.rates("openvino"), **second.rates("llama")}
+    ours, others = _alternate({OPENVINO: openvino, LLAMA: llama}, sequences, threads, output)
+    contended = ours.contended or others.contended
+    first, second = (one.cpu if contended else one.clock for one in (ours, others))
+    return {**_difference(ours, others), **first.rates("openvino"), **second.rates("llama")}
+
+
+def _openvino(path: Path, settings: OpenVinoSettings, model: LlamaModel) -> Context:
+    """A context of OpenVINO with memory for the sequences."""
+    from llmasos.drivers.openvino.context import PagedContext  # loads OpenVINO
+    from llmasos.drivers.openvino.graph import convert
+    from llmasos.drivers.openvino.model import PagedModel
+
+    blocks = 1 + SEQUENCES * -(-_TOKENS // BLOCK_TOKENS)
+    graph = PagedModel(convert(path), blocks, settings.threads)
+    return PagedContext(graph, replace(settings, blocks=blocks), model.vocab.size)
 
 
 def _sequences(model: LlamaModel) -> list[list[int]]:
@@ -133,25 +146,23 @@ def _sequences(model: LlamaModel) -> list[list[int]]:
 
 
 def _alternate(
-    ours: Context,
-    others: Context,
+    contexts: Mapping[str, Context],
     sequences: list[list[int]],
     threads: int,
     output: task.TaskOutput,
-) -> tuple[Measured, Measured]:
-    """Measure both in turn, so that other work on the machine slows both."""
+) -> list[Measured]:
+    """Measure them in turn, so that other work on the machine slows all."""
     begin = time.perf_counter()
-    best: tuple[Measured, Measured] | None = None
-    for number in range(_ROUNDS):
-        output.stage(OPENVINO, 0.4 + 0.6 * number / _ROUNDS)
-        first = _measure(ours, sequences, threads)
-        output.stage(LLAMA, 0.5 + 0.5 * number / _ROUNDS)
-        second = _measure(others, sequences, threads)
-        best = (first, second) if best is None else (best[0].best(first), best[1].best(second))
+    best: dict[str, Measured] = {}
+    for turn in range(_ROUNDS):
+        for number, (stage, context) in enumerate(contexts.items()):
+            done = (turn + number / len(contexts)) / _ROUNDS
+            output.stage(stage, 0.4 + 0.6 * done)
+            found = _measure(context, sequences, threads)
+            best[stage] = best[stage].best(found) if stage in best else found
         if time.perf_counter() - begin > _ENOUGH_S:
             break
-    assert best is not None
-    return best
+    return list(best.values())
 
 
 def _measure(context: Context, sequences: list[list[int]], threads: int) -> Measured:

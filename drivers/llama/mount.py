@@ -7,21 +7,18 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from llmasos.drivers.local import gguf
 from llmasos.drivers.local.driver import EngineChoice, LocalEngine, only
 from llmasos.drivers.local.gguf import Header
 from llmasos.drivers.local.link import Program
 from llmasos.kernel.abi import limits
-from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Hardware
-from llmasos.kernel.driver import Engine, ImageFacts, Option
+from llmasos.kernel.driver import Engine, Option
 
-from . import devices, options, tuning
+from . import devices, options
 from .settings import LlamaSettings
 from .task_process import environment
 
 check = options.check
-tune = tuning.tune
 
 
 @cache
@@ -38,15 +35,6 @@ def hardware() -> Sequence[Hardware]:
         unknown = Hardware("cpu0", "cpu", "", 0, 0, usable=False, note=note)
         return devices.named([unknown], devices.seen(), frozenset())
     return [Hardware(**fields) for fields in json.loads(done.stdout)]
-
-
-def probe(path: Path) -> ImageFacts:
-    """Read and check a GGUF header. EINVAL with the reason; may block."""
-    return gguf.probe(path)
-
-
-async def models(options: Mapping[str, Option]) -> Sequence[str]:
-    raise SyscallError(Errno.ENOTSUP, "the llama driver has no endpoints")
 
 
 def choice(values: Mapping[str, Option]) -> EngineChoice:

@@ -2,30 +2,25 @@
 
     python -m llmasos.drivers.llama.requantise SOURCE TARGET QUANTISATION
 
-The target appears only when it is complete and its header is valid; otherwise nothing is left. An
-existing target, of an earlier run or of another machine with the same cache, is not rebuilt. Files
-of simple types are converted to Q8_0 without llama.cpp, which may not be compiled yet.
+TARGET is complete when the process has reported its result; otherwise nothing is left. Files of
+simple types are converted to Q8_0 without llama.cpp, which may not be compiled yet.
 """
 
-import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from llmasos.drivers.local import gguf
-from llmasos.drivers.local.q8_0 import Q8File
+from llmasos.drivers.local import gguf, q8_0
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 
-from . import task
-from .tuning import PART
+from . import task, workspace
 
 _MEGA = 1_000_000
-_OWN = "Q8_0"
+Report = Callable[[float], None]  # gets the progress, 0 to 1
 
 
 class Conversion(Protocol):
@@ -34,58 +29,48 @@ class Conversion(Protocol):
     @property
     def result_bytes(self) -> int: ...
 
-    def write(self, target: Path) -> None: ...
-
-
-class OwnConversion:
-    """To Q8_0, without llama.cpp."""
-
-    def __init__(self, file: Q8File, report: Callable[[float], None]) -> None:
-        self._file, self._report = file, report
-
-    @property
-    def result_bytes(self) -> int:
-        return self._file.result_bytes
-
     def write(self, target: Path) -> None:
-        try:
-            with target.open("r+b") as file:
-                self._file.convert(file, self._report)
-        except OSError as error:
-            raise DeviceFault(f"cannot convert {self._file.path} to {_OWN}: {error}") from error
+        """Write the converted file. DeviceFault with the reason."""
+        ...
 
 
-def work(output: task.TaskOutput) -> dict[str, object]:
-    source, target, wanted = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    gguf.read(source)
-    if not _exists(target, wanted):
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        conversion = _conversion(source, wanted, lambda done: output.stage("quantise", done))
-        _check_space(conversion, target.parent)
-        with _unfinished(target, output) as (part, fd):
-            conversion.write(part)
-            os.fsync(fd)
-            if gguf.read(part).facts.quantisation != wanted:
-                raise DeviceFault(f"{source} was not converted to {wanted}")
-            part.rename(target)
-        _sync(target.parent)
-    return {"path": str(target)}
-
-
-def _conversion(source: Path, wanted: str, report: Callable[[float], None]) -> Conversion:
-    file = Q8File(source)
-    if wanted == _OWN and file.convertible:
-        return OwnConversion(file, report)
+def _by_llama(source: Path, wanted: str, report: Report) -> Conversion:
     from .conversion import LlamaConversion  # loads llama.cpp
 
     return LlamaConversion(source, wanted, report)
 
 
-def _exists(target: Path, wanted: str) -> bool:
+# The first one that is not None is used.
+CONVERSIONS: tuple[Callable[[Path, str, Report], Conversion | None], ...] = (
+    q8_0.conversion,
+    _by_llama,
+)
+
+
+def work(output: task.TaskOutput) -> dict[str, object]:
+    source, target, wanted = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    gguf.read(source)
+    output.unfinished = workspace.of(target) or target
     try:
-        return gguf.read(target).facts.quantisation == wanted
-    except SyscallError:
-        return False
+        _convert(source, target, wanted, lambda done: output.stage("quantise", done))
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return {"path": str(target)}
+
+
+def _convert(source: Path, target: Path, wanted: str, report: Report) -> None:
+    made = (make(source, wanted, report) for make in CONVERSIONS)
+    conversion = next(one for one in made if one is not None)
+    _check_space(conversion, target.parent)
+    fd = os.open(target, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        conversion.write(target)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    if gguf.read(target).facts.quantisation != wanted:
+        raise DeviceFault(f"{source} was not converted to {wanted}")
 
 
 def _check_space(conversion: Conversion, folder: Path) -> None:
@@ -100,27 +85,6 @@ def _check_space(conversion: Conversion, folder: Path) -> None:
             f"{free / _MEGA:.0f} MB are free",
             "free disk space, or set LLMASOS_CACHE_DIR to a folder on another disk",
         )
-
-
-@contextmanager
-def _unfinished(target: Path, output: task.TaskOutput) -> Generator[tuple[Path, int]]:
-    """A locked temporary file beside the target; deleted unless it is renamed."""
-    part = target.with_name(f".{target.name}.{os.urandom(4).hex()}{PART}")
-    output.unfinished = part
-    fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    try:
-        yield part, fd
-    finally:
-        part.unlink(missing_ok=True)
-        os.close(fd)
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
 
 
 if __name__ == "__main__":

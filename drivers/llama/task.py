@@ -14,6 +14,8 @@ from pathlib import Path
 
 from llmasos.kernel.abi.errors import Errno, SyscallError
 
+from .workspace import remove
+
 _PROGRESS_STEP = 0.01  # of a stage, between two progress lines
 
 
@@ -25,7 +27,7 @@ class TaskOutput:
         self._out = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
         os.dup2(2, 1)
         self._stage, self._done = "", -1.0
-        self.unfinished: Path | None = None  # a file to delete when the kernel ends
+        self.unfinished: Path | None = None  # to remove when the kernel ends
         threading.Thread(target=self._exit_with_kernel, daemon=True).start()
 
     def write(self, fields: Mapping[str, object]) -> None:
@@ -42,7 +44,7 @@ class TaskOutput:
             while os.read(0, 1024):
                 continue
         if self.unfinished is not None:
-            self.unfinished.unlink(missing_ok=True)
+            remove(self.unfinished)
         os._exit(1)
 
 

@@ -9,16 +9,20 @@ are, and every other one is converted; only files of a few simple types are.
 
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmasos.kernel.abi.errors import DeviceFault
+
 from .gguf_file import Source, Tensor, Value, parse
 from .quantisation import FILE_TYPES
 
 Floats = NDArray[np.float32]
+WANTED = "Q8_0"  # the type of converted files
 _WEIGHTS = 32  # in a block
 _Q8_0, _F32, _F16, _Q4_0, _Q4_1, _BF16 = 8, 0, 1, 2, 3, 30  # enum ggml_type
 _BLOCKS: dict[int, tuple[int, Any]] = {  # weights in a block and its layout, by type
@@ -104,8 +108,37 @@ class Q8File:
         return -(-size // self._alignment) * self._alignment
 
 
+@dataclass(frozen=True, slots=True)
+class Q8Conversion:
+    """The conversion of a file."""
+
+    file: Q8File
+    report: Callable[[float], None]
+
+    @property
+    def result_bytes(self) -> int:
+        return self.file.result_bytes
+
+    def write(self, target: Path) -> None:
+        """Write the converted file. DeviceFault with the reason."""
+        try:
+            with target.open("wb") as file:
+                self.file.convert(file, self.report)
+        except OSError as error:
+            message = f"cannot convert {self.file.path} to {WANTED}: {error}"
+            raise DeviceFault(message) from error
+
+
+def conversion(source: Path, wanted: str, report: Callable[[float], None]) -> Q8Conversion | None:
+    """The conversion of a file to `wanted`; None: there is none here."""
+    if wanted != WANTED:
+        return None
+    file = Q8File(source)
+    return Q8Conversion(file, report) if file.convertible else None
+
+
 def _set_file_type(header: bytearray, value: Value) -> None:
-    struct.pack_into("<I", header, value.at + 4, FILE_TYPES["Q8_0"])  # after the type of the value
+    struct.pack_into("<I", header, value.at + 4, FILE_TYPES[WANTED])  # after the type of the value
 
 
 def _converted(tensor: Tensor) -> int:

@@ -1,41 +1,20 @@
 """The OpenVINO engine as the kernel mounts it. This module and its imports load no OpenVINO."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from llmasos.drivers import process
-from llmasos.drivers.local import gguf
 from llmasos.drivers.local.driver import EngineChoice, LocalEngine, only
 from llmasos.drivers.local.gguf import Header
 from llmasos.drivers.local.link import Program
 from llmasos.kernel.abi import paths
-from llmasos.kernel.abi.errors import Errno, SyscallError
-from llmasos.kernel.abi.values import Hardware, Progress, Quality
-from llmasos.kernel.driver import Engine, ImageFacts, Option, Tuning
+from llmasos.kernel.driver import Engine, Option
 
 from . import options
 from .settings import OpenVinoSettings
 
 OPTIONS = options.OPTIONS
 check = options.check
-
-
-def hardware() -> Sequence[Hardware]:
-    """None of its own: that of llama.cpp lists the processor."""
-    return ()
-
-
-def probe(path: Path) -> ImageFacts:
-    """Read and check a GGUF header. EINVAL with the reason; may block."""
-    return gguf.probe(path)
-
-
-async def models(options: Mapping[str, Option]) -> Sequence[str]:
-    raise SyscallError(Errno.ENOTSUP, "the openvino driver has no endpoints")
-
-
-async def tune(request: Tuning, report: Callable[[Progress], None]) -> tuple[Quality, Quality]:
-    raise SyscallError(Errno.ENOTSUP, "llama.cpp converts files, OpenVINO does not")
 
 
 def choice(values: Mapping[str, Option]) -> EngineChoice:

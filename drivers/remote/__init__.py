@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmasos.kernel.abi import paths, secrets
 from llmasos.kernel.abi.errors import Errno, SyscallError
-from llmasos.kernel.abi.values import Hardware, Progress, Quality
+from llmasos.kernel.abi.values import Hardware, Progress, TuneCandidate
 from llmasos.kernel.driver import Engine, ImageFacts, Option, Tuning
 
 from .discovery import Discovery
@@ -56,5 +56,5 @@ def hardware() -> Sequence[Hardware]:
     return ()
 
 
-async def tune(request: Tuning, tell: Callable[[Progress], None]) -> tuple[Quality, Quality]:
+async def tune(request: Tuning, tell: Callable[[Progress], None]) -> Sequence[TuneCandidate]:
     raise SyscallError(Errno.ENOTSUP, "an endpoint has no file to tune")

@@ -175,6 +175,7 @@ SEAT_TOKENS = 4  # one grant when more calls decode than fit into a step
 PROMPT_QUANTUM_TOKENS = 512  # one grant of a prompt
 READY_S = 120.0  # time limit for loading an engine
 MEASURE_S = 15.0  # time limit for comparing the engines on a file, before its first mount
+TUNE_S = 900.0  # the same, and for the loss, of a candidate of `models tune`
 HANG_S = 30.0  # a child process that has work, can run and sends nothing for this long is killed
 RESTART_FIRST_S, RESTART_LAST_S = 0.5, 300.0  # pauses before a device is restarted
 CRASHES = 5  # after more crashes in a row a device counts as failed; restarts continue

@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ import anyio.to_thread
 from ..abi import limits
 from ..abi.errors import Errno, SyscallError
 from ..abi.fingerprint import fingerprint
-from ..abi.values import RECALL, ImageAdd, ImageInfo, ImageProbe, Mount, Quality
+from ..abi.values import RECALL, ImageAdd, ImageInfo, ImageProbe, Mount, TuneCandidate
 from ..driver import Driver, Option
 from ..storage.database import Schema, Statement, peek
 from ..storage.filesystem import Access
@@ -46,6 +46,7 @@ SCHEMA = Schema(
         # Who added it; '': unknown, as it was added before this column existed.
         """ALTER TABLE images ADD COLUMN user TEXT NOT NULL DEFAULT '';
            ALTER TABLE aliases ADD COLUMN user TEXT NOT NULL DEFAULT ''""",
+        "ALTER TABLE tuned ADD COLUMN candidates TEXT NOT NULL DEFAULT '[]'",
     ),
 )
 T = TypeVar("T")
@@ -74,6 +75,7 @@ class RequantisedFile:
     path: Path
     quantisation: str
     stamp: str  # of the source file
+    candidates: Sequence[TuneCandidate] = ()  # as last measured
 
 
 @dataclass(slots=True)
@@ -96,6 +98,15 @@ class Image:
                 if requantised.path.is_file() and requantised.stamp == stamp(self.path):
                     return requantised.path
         return self.path
+
+    @property
+    def candidates(self) -> Sequence[TuneCandidate]:
+        """What was measured of the file at `path`, if it is unchanged."""
+        requantised = self.requantised
+        with suppress(OSError):
+            if requantised is not None and requantised.stamp == stamp(self.path):
+                return requantised.candidates
+        return ()
 
     def version(self) -> str:
         """The name, and the version of the file to mount if there is one."""
@@ -149,10 +160,14 @@ class ImageRegistry:
         self._aliases: dict[str, str] = {}
         for name, image in store.read(self._database, "SELECT name, image FROM aliases"):
             self._alias(str(name), str(image))
-        for name, path, quantisation, source in store.read(self._database, "SELECT * FROM tuned"):
+        for name, path, quantisation, source, rows in store.read(
+            self._database, "SELECT image, path, quantisation, stamp, candidates FROM tuned"
+        ):
             if str(name) in self._images:
-                file = RequantisedFile(Path(str(path)), str(quantisation), str(source))
-                self._images[str(name)].requantised = file
+                candidates = [TuneCandidate(**row) for row in json.loads(str(rows))]
+                self._images[str(name)].requantised = RequantisedFile(
+                    Path(str(path)), str(quantisation), str(source), candidates
+                )
 
     def _alias(self, name: str, image: str) -> None:
         if image in self._images:
@@ -193,6 +208,7 @@ class ImageRegistry:
             licence=facts.licence, architecture=facts.architecture, context=facts.context,
             aliases=sorted(image.aliases), options=dict(image.options),
             quantisation=facts.quantisation, tuned=str(file) if file != image.path else "",
+            candidates=list(image.candidates),
         )  # fmt: skip
 
     def _remote(self, image: Image) -> ImageInfo:
@@ -354,14 +370,17 @@ class ImageRegistry:
         ]
         await self._store.write(self._database, statements, frees=True)
         del self._images[name]
-        await anyio.to_thread.run_sync(self._discard, image.requantised, limiter=self._threads)
+        await self.discard(image)
         self._aliases = {alias: to for alias, to in self._aliases.items() if to != name}
 
     # --- requantised files ------------------------------------------------------------------------
+    async def stem(self, image: Image) -> str:
+        """The beginning of the names of its requantised files; equal files have the same."""
+        return (await self.digest(image)).removeprefix("sha256:")[:_DIGEST_CHARS]
+
     async def target(self, image: Image, quantisation: str) -> Path:
         """Path of the requantised file, shared by equal files and by machines of one cache."""
-        digest = (await self.digest(image)).removeprefix("sha256:")
-        return self.cache / f"{digest[:_DIGEST_CHARS]}-{quantisation}.gguf"
+        return self.cache / f"{await self.stem(image)}-{quantisation}.gguf"
 
     def has_any(self, quantisation: str) -> bool:
         """Whether the cache has a file of this quantisation, of any image."""
@@ -374,27 +393,32 @@ class ImageRegistry:
             await anyio.to_thread.run_sync(probe, image.path, limiter=self._threads)
         ).quantisation
 
-    async def quality(self, image: Image) -> Quality:
-        """Quantisation and size of the file in use; nothing is measured."""
-        info = await self.info(image)
-        return Quality(info.quantisation, info.bytes, 0.0, 0.0, 0.0)
+    async def use(
+        self, image: Image, path: Path, quantisation: str, rows: Sequence[TuneCandidate] = ()
+    ) -> None:
+        """Mount this file from now on. Empty path: the original. `rows`: what was measured."""
+        file = RequantisedFile(path, quantisation, stamp(image.path), rows)
+        table = json.dumps([asdict(row) for row in rows])
+        row = (image.name, str(path) if path.name else "", quantisation, file.stamp, table)
+        sql = "INSERT OR REPLACE INTO tuned VALUES(?,?,?,?,?)"
+        await self._store.write(self._database, [(sql, row)], frees=not path.name)
+        image.requantised = file
 
-    async def use(self, image: Image, path: Path, quantisation: str) -> None:
-        """Mount this file from now on. Empty path: the original; the requantised one is deleted."""
-        file = RequantisedFile(path, quantisation, stamp(image.path))
-        row = (image.name, str(path) if path.name else "", quantisation, file.stamp)
-        statement: Statement = ("INSERT OR REPLACE INTO tuned VALUES(?,?,?,?)", row)
-        await self._store.write(self._database, [statement], frees=not path.name)
-        before, image.requantised = image.requantised, file
-        if not path.name:
-            await anyio.to_thread.run_sync(self._discard, before, limiter=self._threads)
-
-    def _discard(self, file: RequantisedFile | None) -> None:
-        """Delete all requantised files of the same source, except those that other images use."""
-        if file is None or not file.path.name:
+    async def discard(self, image: Image) -> None:
+        """Delete the requantised files of an image, except those that other images use."""
+        if image.requantised is None:
             return
-        used = {other.requantised.path for other in self._images.values() if other.requantised}
-        for path in file.path.parent.glob(f"{file.path.name[:_DIGEST_CHARS]}-*.gguf"):
+        try:
+            stem = await self.stem(image)
+        except OSError:  # its file was removed
+            stem = image.requantised.path.name[:_DIGEST_CHARS]
+        if stem:
+            await self._in_thread(lambda: self._delete(image, stem))
+
+    def _delete(self, image: Image, stem: str) -> None:
+        others = [other.requantised for other in self._images.values() if other is not image]
+        used = {file.path for file in others if file is not None}
+        for path in self.cache.glob(f"{stem}-*.gguf"):
             if path not in used:
                 path.unlink(missing_ok=True)
 

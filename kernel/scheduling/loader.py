@@ -27,7 +27,7 @@ from ..supervisor import Supervisor
 from .device import Device, Report
 from .images import Image, ImageRegistry
 from .quarantine import Quarantine
-from .requantise import Requantiser
+from .requantise import Requantiser, TuneSetting
 from .work import Mounting, Work
 
 log = logging.getLogger(__name__)
@@ -271,6 +271,11 @@ class Mounts:
         chosen = image.chosen(self.images.mount(image.name).options)
         usual = limits.REMOTE_WINDOW_TOKENS if image.url else limits.WINDOW_TOKENS
         return int({"window": usual, **self.defaults.get(image.driver, {}), **chosen}["window"])
+
+    def tune_setting(self, image: Image) -> TuneSetting:
+        """What is tuned for: the next mount of the image."""
+        options = self._chosen(image, self.images.mount(image.name).options)
+        return TuneSetting(self.log_of(image), options, self.measured)
 
     def log_of(self, image: Image) -> Path:
         """The log file for the output of its driver's processes."""

@@ -8,21 +8,31 @@ job of a first use does not cancel that job.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from ..abi import limits
 from ..abi.errors import Errno, SyscallError
-from ..abi.values import ImageTune, Progress, Quality, Tuned
-from ..driver import Driver, Tuning
+from ..abi.values import ImageTune, Progress, TuneCandidate, Tuned
+from ..driver import Driver, Option, Tuning
 from ..supervisor import Supervisor
 from .images import Image, ImageRegistry
 
 log = logging.getLogger(__name__)
 Report = Callable[[Progress], None]
 _MEGA = 1_000_000
+_UNMEASURED = "Q8_0"  # the quantisation when nothing is measured: it loses next to nothing
+
+
+@dataclass(frozen=True, slots=True)
+class TuneSetting:
+    """What a driver gets for an image that is tuned."""
+
+    log: Path
+    options: Mapping[str, Option] = field(default_factory=dict[str, Option])  # of its next mount
+    cache: Path | None = None  # directory of what the driver measures
 
 
 @dataclass(slots=True)
@@ -55,7 +65,9 @@ class Requantiser:
         self._reported: set[str] = set()  # images whose notice was sent to a connection
         self.failures: dict[str, str] = {}  # by image: why its shipped file is used
 
-    async def tune(self, image: Image, request: ImageTune, log: Path, report: Report) -> Tuned:
+    async def tune(
+        self, image: Image, request: ImageTune, setting: TuneSetting, report: Report
+    ) -> Tuned:
         """Make the file and use it from the next mount on. EBUSY while a job is running."""
         if not image.path.name:
             message = f"{image.name} has no file to tune"
@@ -67,35 +79,41 @@ class Requantiser:
             raise SyscallError(Errno.EBUSY, f"{image.name} is being tuned already", hint)
         job = self._jobs[image.name] = RequantiseJob(listeners=[report])
         try:
-            return await self._make(image, request, log, job)
+            return await self._make(image, request, setting, job)
         finally:
             del self._jobs[image.name]
             job.ended.set()
 
-    async def _make(self, image: Image, request: ImageTune, log: Path, job: RequantiseJob) -> Tuned:
-        wanted = request.quantisation
-        if await self._images.quantisation(image) == wanted:
+    async def _make(
+        self, image: Image, request: ImageTune, setting: TuneSetting, job: RequantiseJob
+    ) -> Tuned:
+        wanted = request.quantisation or ("" if request.measure else _UNMEASURED)
+        if wanted and await self._images.quantisation(image) == wanted:
             message = f"the file of {image.name} is already {wanted}: there is nothing to tune"
             raise SyscallError(
                 Errno.EINVAL, message, "`--small` and `--to` choose another quantisation"
             )
-        target = await self._images.target(image, wanted)
-        driver = self._drivers[image.driver]
-        before, after = await driver.tune(
-            Tuning(image.path, target, wanted, request.measure, log), job.report
-        )
-        await self._images.use(image, target, wanted)
+        tuning = Tuning(
+            image.path, self._images.cache, await self._images.stem(image), wanted,
+            request.measure, setting.log, setting.options, setting.cache,
+        )  # fmt: skip
+        rows = list(await self._drivers[image.driver].tune(tuning, job.report))
+        chosen = _chosen(rows)
+        path = tuning.target(chosen.quantisation) if chosen.made_from else Path()
+        await self._images.use(image, path, chosen.quantisation, rows if request.measure else ())
         self.failures.pop(image.name, None)
-        return Tuned(image.name, str(target), before, after)
+        return Tuned(image.name, str(path if path.name else image.path), rows)
 
     async def untune(self, image: Image) -> Tuned:
         """Use the original again, and delete the requantised file. EBUSY while a job is running."""
         if image.name in self._jobs:
             hint = "wait until it is done"
             raise SyscallError(Errno.EBUSY, f"{image.name} is being tuned", hint)
-        before = await self._images.quality(image)
         await self._images.use(image, Path(), "")
-        return Tuned(image.name, str(image.path), before, await self._images.quality(image))
+        await self._images.discard(image)
+        info = await self._images.info(image)
+        row = TuneCandidate(info.quantisation, info.bytes, chosen=True, why="as requested")
+        return Tuned(image.name, str(image.path), [row])
 
     # --- the first use of a built-in model --------------------------------------------------------
     def due(self, image: Image) -> bool:
@@ -125,19 +143,18 @@ class Requantiser:
 
     async def _tune_first(self, image: Image, log_path: Path) -> None:
         name, begin = image.name, time.monotonic()
-        request = ImageTune(name, measure=False)
         job = self._jobs[name]
         try:
-            target = await self._images.target(image, request.quantisation)
-            existed = target.exists()
+            existed = (await self._images.target(image, _UNMEASURED)).exists()
             if existed:
                 self._notices.pop(name, None)
             else:
-                self._notices[name] = self._running_notice(image, request)
+                self._notices[name] = self._running_notice(image)
             async with asyncio.timeout(limits.READY_S):
-                made = await self._make(image, request, log_path, job)
+                request, setting = ImageTune(name, measure=False), TuneSetting(log_path)
+                made = await self._make(image, request, setting, job)
             if not existed:
-                self._note_done(made.after, image, time.monotonic() - begin)
+                self._note_done(_chosen(made.candidates), image, time.monotonic() - begin)
         except (SyscallError, OSError) as error:
             self._note_failure(image, _message(error))
         finally:
@@ -149,14 +166,14 @@ class Requantiser:
         self.failures[image.name] = f"not tuned, its shipped file is used: {reason}"
         log.warning("%s: %s", image.name, self.failures[image.name])
 
-    def _running_notice(self, image: Image, request: ImageTune) -> str:
+    def _running_notice(self, image: Image) -> str:
         return (
             f"{image.name} is being tuned for this machine, once, which takes seconds: "
-            f"{request.quantisation} in {self._images.cache}; "
+            f"{_UNMEASURED} in {self._images.cache}; "
             "`llmasos models tune --help` explains it"
         )
 
-    def _note_done(self, made: Quality, image: Image, seconds: float) -> None:
+    def _note_done(self, made: TuneCandidate, image: Image, seconds: float) -> None:
         notice = (
             f"{image.name} was tuned for this machine, once: {made.quantisation}, "
             f"{made.bytes / _MEGA:.0f} MB in {self._images.cache}, {seconds:.1f} s; "
@@ -171,9 +188,8 @@ class Requantiser:
     # --- notices for connections ------------------------------------------------------------------
     def expect(self, image: Image) -> None:
         """Before the listeners open: make the notice that the first connection receives."""
-        request = ImageTune(image.name)
-        if self.due(image) and not self._images.has_any(request.quantisation):
-            self._notices[image.name] = self._running_notice(image, request)
+        if self.due(image) and not self._images.has_any(_UNMEASURED):
+            self._notices[image.name] = self._running_notice(image)
 
     def take_notices(self) -> list[str]:
         """The notices for a new connection: jobs that run, or have ended and were not reported."""
@@ -181,6 +197,10 @@ class Requantiser:
         self._reported |= self._notices.keys()
         self._notices = {n: text for n, text in self._notices.items() if n in self._jobs}
         return notices
+
+
+def _chosen(rows: Sequence[TuneCandidate]) -> TuneCandidate:
+    return next(row for row in rows if row.chosen)
 
 
 def _message(error: SyscallError | OSError) -> str:

@@ -125,7 +125,8 @@ class ModelSyscalls:
     async def image_tune(self, call: CallContext, request: v.ImageTune) -> v.Tuned:
         image = self.registry.get(request.name)
         if not request.off:
-            return await self.requantiser.tune(image, request, self.mounts.log_of(image), call.send)
+            setting = self.mounts.tune_setting(image)
+            return await self.requantiser.tune(image, request, setting, call.send)
         if self.loader.device(image.name) is not None:
             hint = f"`llmasos unmount {image.name}` first"
             raise SyscallError(Errno.EBUSY, f"{image.name} is mounted", hint)

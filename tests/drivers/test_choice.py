@@ -10,6 +10,7 @@ import pytest
 
 from llmasos.drivers.choice import comparison, measurement
 from llmasos.drivers.choice.comparison import EngineComparison, verdict
+from llmasos.drivers.choice.measurement import MeasuredFile
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
 from tests.drivers import cut_model, q8_model
@@ -29,11 +30,6 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
-async def q8(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> Path:
-    return await q8_model.make(cut_model.path(), tmp_path_factory.mktemp("cut"))
-
-
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MEASURE_S", LONG_S)
@@ -47,7 +43,8 @@ class Asked:
         self.reports: list[float] = []
 
     async def compared(self, path: Path) -> EngineComparison:
-        return await measurement.compared(path, 1, self.cache, self.log, self.reports.append)
+        wanted = MeasuredFile(path, 1, self.log)
+        return await measurement.compared(wanted, self.cache, self.reports.append)
 
     @property
     def stored(self) -> list[Path]:

@@ -8,7 +8,6 @@ each type that OpenVINO is made for, and whether a call of the whole model is th
 import random
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,8 +19,7 @@ from llmasos.drivers.local.quantisation import OFFERED
 from llmasos.drivers.openvino import mount as openvino
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
-from llmasos.kernel.driver import Tuning
-from tests.drivers import cut_model
+from tests.drivers import cut_model, q8_model
 from tests.drivers.default_model import MODEL
 from tests.drivers.rig import PLENTY, STORY, Outcome, Rig
 
@@ -31,14 +29,6 @@ ON_OPENVINO = ("Q8_0", "Q4_0", "F16")
 COMPANY = 16
 SLOTS = 33
 NO_OPENVINO = pytest.mark.skipif(find_spec("openvino") is None, reason="it is not installed")
-
-
-async def tuned(model: Path, quantisation: str, directory: Path) -> Path:
-    target = directory / f"{quantisation}.gguf"
-    await llama.tune(
-        Tuning(model, target, quantisation, measure=False, log=directory / "log"), lambda _: None
-    )
-    return target
 
 
 def engines(*short: str, whole: bool = False) -> pytest.MarkDecorator:
@@ -69,7 +59,7 @@ async def exact(
     directory = tmp_path_factory.mktemp("exact")
     driver, model, quantisation = request.param
     file = MODEL if model == "whole" else cut_model.path()
-    path = await tuned(file, quantisation, directory)
+    path = await q8_model.make(file, directory, quantisation)
     rig = Rig(driver, path, directory / "log", slots=SLOTS, window=1024, deterministic=True)
     async with rig:
         yield rig

@@ -11,8 +11,8 @@ from llmasos.drivers.llama import mount as llama
 from llmasos.drivers.openvino import mount as openvino
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Sampling
-from llmasos.kernel.driver import Option, Tuning
-from tests.drivers import cut_model, lookup_contract
+from llmasos.kernel.driver import Option
+from tests.drivers import cut_model, lookup_contract, q8_model
 from tests.drivers.contract import name
 from tests.drivers.lookup_contract import Promise
 from tests.drivers.rig import Rig
@@ -27,14 +27,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def file_for(driver: ModuleType, folder: Path) -> Path:
+def file_for(driver: ModuleType) -> Path:
     """A file of a type that the engine is made for."""
-    if driver is llama:
-        return cut_model.path()
-    target = folder / "Q8_0.gguf"
-    tuning = Tuning(cut_model.path(), target, "Q8_0", measure=False, log=folder / "tune.log")
-    await llama.tune(tuning, lambda _: None)
-    return target
+    return cut_model.path() if driver is llama else q8_model.cut()
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -43,7 +38,7 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     driver: ModuleType = request.param
     folder = tmp_path_factory.mktemp("lookup")
-    model = await file_for(driver, folder)
+    model = file_for(driver)
     async with Rig(driver, model, folder / "log", slots=8, window=512) as rig:
         yield rig
 
@@ -60,7 +55,7 @@ async def test_a_deterministic_mount_has_no_lookup(
 ) -> None:
     folder = tmp_path_factory.mktemp("exact")
     options: dict[str, Option] = {"slots": 2, "window": 512, "deterministic": True}
-    async with Rig(driver, await file_for(driver, folder), folder / "log", **options) as exact:
+    async with Rig(driver, file_for(driver), folder / "log", **options) as exact:
         assert "lookup" not in exact.facts.capabilities
         with pytest.raises(SyscallError, match="does not support lookup") as refused:
             await exact.engine.check(Sampling(lookup=True))

@@ -31,11 +31,6 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
-async def q8(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> Path:
-    return await q8_model.make(cut_model.path(), tmp_path_factory.mktemp("cut"))
-
-
 @pytest.fixture(autouse=True)
 def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file that lists the processor: one with the instructions, on each machine."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmasos.drivers.openvino import mount as openvino
-from tests.drivers import confined, contract, cut_model, deaths, prompt_contract, q8_model
+from tests.drivers import confined, contract, deaths, prompt_contract, q8_model
 from tests.drivers.contract import Promise
 from tests.drivers.default_model import MODEL
 from tests.drivers.rig import Rig
@@ -29,14 +29,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-async def cut(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> Path:
-    return await q8_model.make(cut_model.path(), tmp_path_factory.mktemp("cut"))
-
-
-@pytest.fixture(scope="module")
-async def rig(cut: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+async def rig(q8: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     log = tmp_path_factory.mktemp("openvino") / "log"
-    async with Rig(openvino, cut, log, slots=8, window=512) as rig:
+    async with Rig(openvino, q8, log, slots=8, window=512) as rig:
         yield rig
 
 
@@ -50,9 +45,9 @@ async def sensible(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ri
 
 
 @pytest.fixture(scope="module")
-async def small(cut: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+async def small(q8: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     log = tmp_path_factory.mktemp("small") / "log"
-    async with Rig(openvino, cut, log, **contract.SMALL) as rig:
+    async with Rig(openvino, q8, log, **contract.SMALL) as rig:
         yield rig
 
 
@@ -92,19 +87,19 @@ async def test_a_dead_openvino_is_reported_and_comes_back(
 
 
 async def test_a_hanging_openvino_is_killed(
-    cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    q8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llmasos.drivers.process.GRACE_S", 0.2)
     options = {**contract.SMALL, "hang_s": deaths.HANG_S}
-    async with Rig(openvino, cut, tmp_path / "log", **options) as rig:
+    async with Rig(openvino, q8, tmp_path / "log", **options) as rig:
         await deaths.a_hanging_engine_is_killed(rig)
 
 
 async def test_an_openvino_that_dies_too_often_has_failed_and_comes_back(
-    cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    q8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deaths.shorten_pauses(monkeypatch)
-    async with Rig(openvino, cut, tmp_path / "log", **contract.SMALL) as rig:
+    async with Rig(openvino, q8, tmp_path / "log", **contract.SMALL) as rig:
         await deaths.an_engine_that_dies_too_often_has_failed_and_comes_back(rig, monkeypatch)
 
 
@@ -121,7 +116,7 @@ FORBIDDEN = [
 
 @pytest.mark.skipif(not LINUX_ON_X86, reason="the filter is one for Linux on x86-64")
 async def test_openvino_makes_no_file_and_no_connection(
-    cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    q8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system ends the child at the first attempt (tests/drivers/confined.py)."""
     site = confined.site(tmp_path / "site")
@@ -131,7 +126,7 @@ async def test_openvino_makes_no_file_and_no_connection(
         done = subprocess.run([sys.executable, "-c", attempt], cwd=tmp_path, check=False)
         assert done.returncode == -signal.SIGSYS
     options = {**contract.SMALL, "threads": 2, "parked_bytes": 10**9}
-    async with Rig(openvino, cut, tmp_path / "log", **options) as rig:
+    async with Rig(openvino, q8, tmp_path / "log", **options) as rig:
         pid = rig.facts.os_pid
         assert "Seccomp:\t2" in Path(f"/proc/{pid}/status").read_text()
         outcome = await rig.run(await rig.prompt("fox " * 200), max_tokens=20, logprobs=2)

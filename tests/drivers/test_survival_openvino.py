@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drivers import cut_model, q8_model, survival_cases
+from tests.drivers import q8_model, survival_cases
 from tests.drivers.survival_cases import ROOT
 
 pytestmark = [
@@ -88,7 +88,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 async def outcomes(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("survival")
-    words = [str(await q8_model.make(cut_model.path(), folder)), str(folder)]
+    words = [str(q8_model.cut()), str(folder)]
     return survival_cases.outcomes("tests.drivers.survival_openvino", words, os.environ)
 
 

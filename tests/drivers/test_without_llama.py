@@ -10,8 +10,7 @@ import pytest
 from llmasos.drivers.llama import mount as llama
 from llmasos.drivers.openvino import mount as openvino
 from llmasos.kernel.abi.errors import SyscallError
-from llmasos.kernel.driver import Tuning
-from tests.drivers import contract, cut_model
+from tests.drivers import contract
 from tests.drivers.rig import Rig
 
 pytestmark = [
@@ -26,19 +25,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-async def cut(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> Path:
-    """A model in Q8_0."""
-    folder = tmp_path_factory.mktemp("cut")
-    target, log = folder / "Q8_0.gguf", folder / "log"
-    request = Tuning(cut_model.path(), target, "Q8_0", measure=False, log=log)
-    await llama.tune(request, lambda _: None)
-    return target
-
-
-@pytest.fixture(scope="module")
-async def rig(cut: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+async def rig(q8: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     log = tmp_path_factory.mktemp("openvino") / "log"
-    async with Rig(openvino, cut, log, slots=1, window=512) as rig:
+    async with Rig(openvino, q8, log, slots=1, window=512) as rig:
         yield rig
 
 
@@ -55,11 +44,11 @@ SAMPLINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.usefixtures("no_llama")
-async def test_openvino_answers_without_llama(cut: Path, rig: Rig, tmp_path: Path) -> None:
+async def test_openvino_answers_without_llama(q8: Path, rig: Rig, tmp_path: Path) -> None:
     with pytest.raises(SyscallError, match="not built yet"):
-        async with Rig(llama, cut, tmp_path / "llama.log", **contract.SMALL):
+        async with Rig(llama, q8, tmp_path / "llama.log", **contract.SMALL):
             pass
-    async with Rig(openvino, cut, tmp_path / "log", slots=1, window=512) as alone:
+    async with Rig(openvino, q8, tmp_path / "log", slots=1, window=512) as alone:
         prompt = await alone.prompt()
         assert prompt == await rig.prompt()
         for sampling in SAMPLINGS:
@@ -77,17 +66,17 @@ def with_unproven_words(model: Path, folder: Path) -> Path:
 
 
 async def test_a_vocabulary_that_is_not_proven_is_that_of_llama(
-    cut: Path, rig: Rig, tmp_path: Path
+    q8: Path, rig: Rig, tmp_path: Path
 ) -> None:
-    model = with_unproven_words(cut, tmp_path)
+    model = with_unproven_words(q8, tmp_path)
     async with Rig(openvino, model, tmp_path / "log", slots=1, window=512) as other:
         assert await other.prompt() == await rig.prompt()
     assert "llama.cpp's: its pre-tokenizer is 'refact'" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.usefixtures("no_llama")
-async def test_a_vocabulary_that_only_llama_knows_needs_it(cut: Path, tmp_path: Path) -> None:
-    model = with_unproven_words(cut, tmp_path)
+async def test_a_vocabulary_that_only_llama_knows_needs_it(q8: Path, tmp_path: Path) -> None:
+    model = with_unproven_words(q8, tmp_path)
     with pytest.raises(SyscallError, match=r"need llama.cpp .*'refact'.* not built yet"):
         async with Rig(openvino, model, tmp_path / "log", **contract.SMALL):
             pass

@@ -16,23 +16,42 @@ def tuned(shared: Machine) -> Machine:
 
 def test_a_tuned_model_is_shown_with_what_it_was(tuned: Machine) -> None:
     done = tuned.llmasos("models", "tune", "smollm2", "--no-measure")
-    head, before, after, ratio = done.stdout.decode().splitlines()
-    assert head.split()[:3] == ["FILE", "SIZE", "PERPLEXITY"]
-    assert before.split()[:4] == ["before", "Q4_1", "45.2", "MB"]
-    assert after.split()[:4] == ["after", "Q8_0", "54.4", "MB"]
-    assert ratio.split()[:2] == ["after/before", "1.21"]
+    head, before, after = done.stdout.decode().splitlines()
+    assert head.split()[:3] == ["TYPE", "SIZE", "ENGINE"]
+    assert before.split()[:3] == ["Q4_1", "45.2", "MB"]
+    assert after.split()[:4] == ["*", "Q8_0", "54.4", "MB"]
+    assert after.endswith("as requested")
+    assert b"made from the Q4_1 file, which is quantised itself" in done.stderr
     assert b"takes effect at the next mount" in done.stderr
     rows = tuned.llmasos("models", "list").stdout.decode().splitlines()
     assert any("smollm2" in row and "Q8_0, tuned" in row for row in rows)
 
 
-def test_json_has_both_qualities(tuned: Machine) -> None:
+def test_json_has_the_candidates(tuned: Machine) -> None:
     done = tuned.llmasos("models", "tune", "smollm2", "--no-measure", "--json")
     found = json.loads(done.stdout)
-    assert found["before"]["quantisation"] == "Q4_1"
-    assert found["after"]["quantisation"] == "Q8_0"
+    assert [row["quantisation"] for row in found["candidates"]] == ["Q4_1", "Q8_0"]
     image = json.loads(tuned.llmasos("models", "show", "smollm2", "--json").stdout)
     assert image["tuned"] == found["path"]
+    assert image["candidates"] == []  # nothing was measured
+
+
+def test_what_was_measured_is_shown_later(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    done = machine.llmasos("models", "tune", "smollm2", "--to", "Q8_0")
+    head, before, after = done.stdout.decode().splitlines()
+    figures = head[head.index("ENGINE") :].split()
+    assert figures[:2] == ["ENGINE", "PROMPT/S"]
+    assert " - " not in before + after
+    shown = machine.llmasos("models", "show", "smollm2").stdout.decode().splitlines()
+    assert shown[-3:] == [head, before, after]
+    assert shown[-4] == "measured by `llmasos models tune`:"
+    machine.stop()
+    machine.start("--mount", "false")
+    image = json.loads(machine.llmasos("models", "show", "smollm2", "--json").stdout)
+    original, new = image["candidates"]
+    assert original["ratio"] == pytest.approx(1, abs=0.1)  # OpenVINO may compute it
+    assert (new["made_from"], new["chosen"]) == ("Q4_1", True)
 
 
 def test_an_unknown_quantisation_lists_the_known(shared: Machine) -> None:

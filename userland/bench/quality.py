@@ -1,11 +1,12 @@
 """What OpenVINO's Q8_0 loses of the model: compared with llama.cpp on the same weights in F16.
 
 Both compute the same windows of a fixed text, a passage and a generated conversation, in one
-process (drivers/openvino/quality.py). Other programs do not change the figures.
+process (drivers/choice/loss.py). Other programs do not change the figures.
 """
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -60,10 +61,13 @@ def measured(model: str, source: str, passage: str) -> dict[str, Any]:
         if not reference.exists():
             raise RigError(f"no F16 file: {made.stdout}{made.stderr}")
         written.write_text(passage, encoding="utf-8")
-        done = run("openvino.quality", model, str(reference), str(written))
+        words = ("openvino", model, str(reference), str(written), str(len(os.sched_getaffinity(0))))
+        done = run("choice.loss", *words)
     if done.returncode:
         raise RigError(f"it cannot be measured: {done.stderr.strip().splitlines()[-1]}")
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "errno" in report:
+        raise RigError(f"it cannot be measured: {report['message']}")
     return report
 
 

@@ -18,6 +18,7 @@ from . import exits, options, questions
 from .connection import connect, is_remote
 from .generation import clean
 from .show import key_values, note, print_json, size, table
+from .tune import candidates_table
 
 _LISTED = 20  # maximum number of model names in a message
 
@@ -62,11 +63,16 @@ def _show(image: v.ImageInfo, arguments: Namespace) -> None:
     if arguments.json:
         print_json(image)
     else:
+        shown = asdict(image)
+        del shown["candidates"]
         key_values({
-            **asdict(image), "bytes": size(image.bytes) if image.bytes else "",
+            **shown, "bytes": size(image.bytes) if image.bytes else "",
             "context": image.context or "", "aliases": ", ".join(image.aliases),
             "options": options.shown(image.options),
         })  # fmt: skip
+        if image.candidates:
+            print("\nmeasured by `llmasos models tune`:")
+            candidates_table(image.candidates)
 
 
 def add(arguments: Namespace) -> int:

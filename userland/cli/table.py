@@ -157,12 +157,12 @@ _ROWS = (
          (JSON, option("name", metavar="NAME"), option("image", metavar="EXISTING")), starts=True),
     Verb("models rm", ".models:rm", "remove a model or an alias from the list; deletes no file",
          (JSON, option("name", metavar="NAME")), starts=True),
-    Verb("models tune", ".tune:tune", "requantise a model for this machine and measure it", (
-        option("--small", action="store_true", help="use Q4_K_M: smaller than the default, Q8_0"),
+    Verb("models tune", ".tune:tune", "choose the fastest quantisation of a model by measurement", (
+        option("--small", action="store_true", help="make a Q4_K_M, which is smaller"),
         option("--to", type=str.upper, metavar="QUANT", default="",
-               help="use this llama.cpp quantisation, such as Q6_K; an unknown name lists all"),
+               help="make this llama.cpp quantisation, such as Q6_K; an unknown name lists all"),
         option("--no-measure", action="store_true",
-               help="skip the measurement of perplexity and speed; takes seconds"),
+               help="make a Q8_0, or what --to names, without measuring; takes seconds"),
         option("--off", action="store_true",
                help="use the original file again and delete the tuned file"),
         JSON, option("name", metavar="NAME"),

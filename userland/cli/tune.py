@@ -1,6 +1,7 @@
-"""`llmasos models tune`: requantises a model for this machine and compares both files."""
+"""`llmasos models tune`: requantises a model for this machine and shows what was measured."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 
 from llmasos.kernel.abi import values as v
 from llmasos.kernel.abi.errors import Errno, SyscallError
@@ -11,6 +12,8 @@ from .progress import follow
 from .show import note, print_json, size, table
 
 _SMALL = "Q4_K_M"
+_EXACT = ("F32", "F16", "BF16")  # types that are not quantised
+_ENGINES = {"llama": "llama.cpp", "openvino": "OpenVINO"}
 
 
 def tune(arguments: Namespace) -> int:
@@ -20,7 +23,10 @@ def tune(arguments: Namespace) -> int:
     if arguments.json:
         print_json(tuned)
         return exits.OK
-    _show(tuned)
+    candidates_table(tuned.candidates)
+    original = tuned.candidates[0].quantisation
+    if len(tuned.candidates) > 1 and original not in _EXACT:
+        note(f"made from the {original} file, which is quantised itself: losses are those since")
     note(f"{tuned.path}")
     note(
         f"takes effect at the next mount; if {tuned.image} is mounted: "
@@ -32,27 +38,26 @@ def tune(arguments: Namespace) -> int:
 def _request(arguments: Namespace) -> v.ImageTune:
     if sum((arguments.small, bool(arguments.to), arguments.off)) > 1:
         raise SyscallError(Errno.EINVAL, "--small, --to and --off are mutually exclusive")
-    base = v.ImageTune(arguments.name, measure=not arguments.no_measure, off=arguments.off)
-    wanted = _SMALL if arguments.small else arguments.to or base.quantisation
-    return v.ImageTune(base.name, wanted, base.measure, base.off)
+    wanted = _SMALL if arguments.small else arguments.to
+    return v.ImageTune(arguments.name, wanted, not arguments.no_measure, arguments.off)
 
 
-def _show(tuned: v.Tuned) -> None:
-    before, after = tuned.before, tuned.after
-    head = ("", "FILE", "SIZE", "PERPLEXITY", "PREFILL TOK/S", "DECODE TOK/S")
-    names = ("bytes", "perplexity", "prefill", "decode")
-    table(head, [
-        ("before", *_row(before)),
-        ("after", *_row(after)),
-        ("after/before", "", *(_ratio(getattr(after, n), getattr(before, n)) for n in names)),
-    ])  # fmt: skip
+def candidates_table(rows: Sequence[v.TuneCandidate]) -> None:
+    """The measured files of a model; the chosen one is marked."""
+    head = ("", "TYPE", "SIZE", "ENGINE", "PROMPT/S", "1 STREAM", "16 STREAMS", "PERPLEXITY",
+            "RATIO", "KL", "WHY")  # fmt: skip
+    table(head, [_row(row) for row in rows], ends_in_text=True)
 
 
-def _row(quality: v.Quality) -> tuple[str, ...]:
-    figures = ((quality.perplexity, 2), (quality.prefill, 1), (quality.decode, 1))
-    shown = (f"{figure:.{digits}f}" if figure else "-" for figure, digits in figures)
-    return quality.quantisation, size(quality.bytes), *shown
+def _row(row: v.TuneCandidate) -> tuple[str, ...]:
+    speeds = (_figure(one, 0) for one in (row.prompt, row.single, row.full))
+    kl = f"{row.kl:.4f}" if row.ratio else "-"
+    return (
+        "*" if row.chosen else "", row.quantisation, size(row.bytes) if row.bytes else "-",
+        _ENGINES.get(row.engine, "-"), *speeds, _figure(row.perplexity, 2), _figure(row.ratio, 3),
+        kl, row.why,
+    )  # fmt: skip
 
 
-def _ratio(after: float, before: float) -> str:
-    return f"{after / before:.2f}" if after and before else "-"
+def _figure(number: float, digits: int) -> str:
+    return f"{number:.{digits}f}" if number else "-"

@@ -265,10 +265,12 @@ class AsyncLLMasOS(ProcessCalls):
         return await self._call("image_add", asked, v.ImageInfo)
 
     def image_tune(
-        self, name: str, *, quantisation: str = "Q8_0", measure: bool = True, off: bool = False
+        self, name: str, *, quantisation: str = "", measure: bool = True, off: bool = False
     ) -> ReplyStream[v.Progress, v.Tuned]:
-        """Requantise a model for this machine. Streams Progress, then a Tuned with the gain.
+        """Requantise a model for this machine. Streams Progress, then a Tuned with the candidates.
 
+        Without a `quantisation` it measures those that are fast here and chooses one; with
+        `measure=False` it is Q8_0.
         `off`: delete the requantised file and use the original again. Operators only.
         """
         asked = v.ImageTune(name, quantisation, measure, off)

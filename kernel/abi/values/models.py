@@ -9,6 +9,24 @@ RECALL = "recall"  # the device name of the recall process
 
 
 @dataclass(frozen=True, slots=True)
+class TuneCandidate:
+    """A model file that was considered. Figures are 0 when they were not measured."""
+
+    quantisation: str
+    bytes: int = 0
+    made_from: str = ""  # the quantisation that it was made of; empty: the original file
+    engine: str = ""  # that computes it: llama, openvino
+    prompt: float = 0.0  # tokens per second
+    single: float = 0.0  # generated tokens per second of one sequence
+    full: float = 0.0  # of 16 sequences together
+    perplexity: float = 0.0  # on the text that comes with the system
+    ratio: float = 0.0  # of the perplexities, over the original file
+    kl: float = 0.0  # mean Kullback-Leibler divergence from the original file, in nats
+    chosen: bool = False
+    why: str = ""  # it was chosen or not
+
+
+@dataclass(frozen=True, slots=True)
 class ImageInfo:
     name: str
     driver: str
@@ -25,6 +43,7 @@ class ImageInfo:
     options: dict[str, bool | int | float | str] = field(
         default_factory=dict[str, bool | int | float | str]
     )  # of its driver, for every mount
+    candidates: list[TuneCandidate] = field(default_factory=list[TuneCandidate])  # last measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,25 +214,13 @@ class ImageTune:
     """Requantise an image's file into the cache, and use the new file from then on."""
 
     name: Name
-    quantisation: Name = "Q8_0"
-    measure: bool = True  # speed and perplexity, before and after
+    quantisation: OptionalName = ""  # empty: the fastest that loses little; unmeasured, Q8_0
+    measure: bool = True  # speed and loss of each file
     off: bool = False  # use the original again, and delete the requantised file
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """Size, quality and speed of a model file. Figures are 0 when nothing was measured."""
-
-    quantisation: str
-    bytes: int
-    perplexity: float  # on the text that comes with the system
-    prefill: float  # tokens per second
-    decode: float  # tokens per second, of all sequences of a full batch together
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
     image: str
-    path: str
-    before: Quality
-    after: Quality
+    path: str  # of the chosen file
+    candidates: list[TuneCandidate]  # the original file first

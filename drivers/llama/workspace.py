@@ -1,0 +1,83 @@
+"""A directory for unfinished files, inside the cache. It is removed with all of them.
+
+Its owner holds a lock on it. One without a lock was left by a process that was killed, and is
+removed by the next owner, whoever that is: several machines may share a cache.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from llmasos.kernel.abi.errors import DeviceFault
+
+SUFFIX = ".part"
+
+
+@asynccontextmanager
+async def workspace(folder: Path) -> AsyncGenerator[Path]:
+    """A new directory in `folder`, which is made if necessary. DeviceFault with the reason."""
+    await asyncio.to_thread(sweep, folder)
+    try:
+        path, lock = _create(folder)
+    except OSError as error:
+        raise DeviceFault(f"cannot write to {folder}: {error}") from error
+    try:
+        yield path
+    finally:
+        await asyncio.shield(asyncio.to_thread(_remove, path, lock))
+
+
+def _create(folder: Path) -> tuple[Path, int]:
+    """The directory and its lock."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    while True:
+        path = folder / f".{os.urandom(4).hex()}{SUFFIX}"
+        path.mkdir(mode=0o700)
+        lock = _lock(path)
+        if lock is not None and path.exists():
+            return path, lock
+        if lock is not None:  # a sweep came between
+            os.close(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """A locked descriptor; None: the directory was removed or has an owner."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _remove(path: Path, lock: int) -> None:
+    remove(path)
+    os.close(lock)
+
+
+def remove(path: Path) -> None:
+    """Remove a workspace, or a file outside of one, if it exists."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
+
+
+def of(path: Path) -> Path | None:
+    """The workspace that a file is in, if any."""
+    return path.parent if path.parent.name.endswith(SUFFIX) else None
+
+
+def sweep(folder: Path) -> None:
+    """Remove the workspaces whose owners have ended."""
+    for path in folder.glob(f".*{SUFFIX}"):
+        lock = _lock(path)
+        if lock is not None:
+            _remove(path, lock)
