@@ -13,7 +13,7 @@ from .comparison import EngineRates
 
 RATIO_MAX = 1.01  # of a chosen file's perplexity over the original's
 _REPACKED = ("Q4_K_M", "IQ4_NL", "Q4_0")
-_BY_FLAG = {  # of the processor
+BY_FLAG = {  # of the processor
     "avx512_bf16": ("BF16",),
     "avx2": _REPACKED,
     "asimddp": _REPACKED,
@@ -22,7 +22,7 @@ _BY_FLAG = {  # of the processor
 
 def offered(original: str, flags: Collection[str]) -> list[str]:
     """The quantisations to make of a file of the quantisation `original`."""
-    found = ["Q8_0", *(name for flag, names in _BY_FLAG.items() if flag in flags for name in names)]
+    found = ["Q8_0", *(name for flag, names in BY_FLAG.items() if flag in flags for name in names)]
     return [name for name in dict.fromkeys(found) if name != original]
 
 
@@ -45,14 +45,14 @@ def _rates(row: TuneCandidate) -> EngineRates:
 
 def _explained(row: TuneCandidate, best: TuneCandidate, slots: int) -> TuneCandidate:
     if row is best:
-        why = row.why or f"fastest with a perplexity of at most {RATIO_MAX:g} x the original's"
+        why = row.why or f"fastest with a ratio up to {RATIO_MAX:g}"
         return replace(row, chosen=True, why=why)
     if not _measured(row):
         return row  # it has its reason
     if row.made_from and row.ratio > RATIO_MAX:
-        return replace(row, why=f"perplexity is {row.ratio:.3f} x the original's")
+        return replace(row, why=f"ratio over {RATIO_MAX:g}")
     times = _rates(row).cost(slots) / _rates(best).cost(slots)
-    return replace(row, why=f"takes {times:.2f} x the time of {best.quantisation}")
+    return replace(row, why=f"{times:.2f} x the time of {best.quantisation}")
 
 
 def requested(rows: Sequence[TuneCandidate]) -> list[TuneCandidate]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmasos.drivers.llama import options as llama_options
-from llmasos.drivers.llama import task, workspace
+from llmasos.drivers.llama import task
 from llmasos.drivers.llama.model import LlamaModel, load
 from llmasos.drivers.llama.placement import place
 from llmasos.drivers.llama.scorer import WINDOW, Scorer
@@ -38,7 +38,7 @@ class WindowScorer(Protocol):
 def work(output: task.TaskOutput) -> dict[str, object]:
     engine, threads = sys.argv[1], int(sys.argv[5])
     path, reference, text = map(Path, sys.argv[2:5])
-    output.unfinished = workspace.of(path)
+    output.unfinished = task.workspace_of(path)
     output.stage(STAGE, 0.0)
     window = min(WINDOW, gguf.read(reference).facts.context)
     model, settings = _loaded(reference, threads)

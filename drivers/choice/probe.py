@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmasos.drivers.llama import options as llama_options
-from llmasos.drivers.llama import task, workspace
+from llmasos.drivers.llama import task
 from llmasos.drivers.llama.context import LlamaContext
 from llmasos.drivers.llama.model import LlamaModel, load
 from llmasos.drivers.llama.placement import place
@@ -100,7 +100,7 @@ class Measured:
 def work(output: task.TaskOutput) -> dict[str, object]:
     """The fields of a EngineComparison for FILE."""
     path, threads = Path(sys.argv[1]), int(sys.argv[2])
-    output.unfinished = workspace.of(path)
+    output.unfinished = task.workspace_of(path)
     header = gguf.read(path)
     chosen: dict[str, Option] = {"slots": SEQUENCES, "threads": threads, "nice": 0}
     if header.facts.context >= _WINDOW:

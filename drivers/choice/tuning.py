@@ -65,7 +65,8 @@ async def tune(request: Tuning, engines: TuneEngines, report: Report) -> Sequenc
         rows = await job.run()
         [best] = (row for row in rows if row.chosen)
         if best.made_from:
-            await asyncio.shield(asyncio.to_thread(_keep, job.path_of(best), request, best))
+            keeping = asyncio.to_thread(_keep, job.path_of(best), request, best)
+            await task_process.finished(keeping)
     return rows
 
 

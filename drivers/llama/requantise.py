@@ -17,7 +17,7 @@ from llmasos.drivers.local import gguf, q8_0
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 
-from . import task, workspace
+from . import task
 
 _MEGA = 1_000_000
 Report = Callable[[float], None]  # gets the progress, 0 to 1
@@ -50,7 +50,7 @@ CONVERSIONS: tuple[Callable[[Path, str, Report], Conversion | None], ...] = (
 def work(output: task.TaskOutput) -> dict[str, object]:
     source, target, wanted = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     gguf.read(source)
-    output.unfinished = workspace.of(target) or target
+    output.unfinished = task.workspace_of(target) or target
     try:
         _convert(source, target, wanted, lambda done: output.stage("quantise", done))
     except BaseException:

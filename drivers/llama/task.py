@@ -7,6 +7,7 @@ This module must not import llama_cpp.
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,9 +15,20 @@ from pathlib import Path
 
 from llmasos.kernel.abi.errors import Errno, SyscallError
 
-from .workspace import remove
-
+WORKSPACE = ".part"  # suffix of a directory for unfinished files (workspace.py)
 _PROGRESS_STEP = 0.01  # of a stage, between two progress lines
+
+
+def workspace_of(path: Path) -> Path | None:
+    """The workspace that a file is in, if any."""
+    return path.parent if path.parent.name.endswith(WORKSPACE) else None
+
+
+def remove(path: Path) -> None:
+    """Remove a workspace, or a file outside of one, if it exists."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
 
 
 class TaskOutput:

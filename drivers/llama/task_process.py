@@ -8,9 +8,11 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+
+import anyio
 
 from llmasos.drivers.exit_cause import cause
 from llmasos.drivers.frames import error_in
@@ -46,13 +48,22 @@ async def run(module: str, arguments: list[str], log: Path, report: Report) -> d
         answer = await _read_result(process, report)
         code = await process.wait()
     finally:
-        await asyncio.shield(_end(process))
+        await finished(_end(process))
     if answer is None:
         message = f"the {name} process {cause(code)}; {tail(log, begin)}"
         raise DeviceFault(message, f"see {log}")
     if "errno" in answer:
         raise error_in(answer["errno"], answer["message"], answer["hint"])
     return answer
+
+
+async def finished(cleanup: Awaitable[None]) -> None:
+    """Wait for a cleanup, also in a task that is cancelled.
+
+    The kernel cancels a call by a scope of anyio, which cancels each later wait of the task, too.
+    """
+    with anyio.CancelScope(shield=True):
+        await asyncio.shield(cleanup)
 
 
 async def _read_result(process: Process, report: Report) -> dict[str, Any] | None:

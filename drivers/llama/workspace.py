@@ -7,14 +7,14 @@ removed by the next owner, whoever that is: several machines may share a cache.
 import asyncio
 import fcntl
 import os
-import shutil
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from llmasos.kernel.abi.errors import DeviceFault
 
-SUFFIX = ".part"
+from .task import WORKSPACE, remove
+from .task_process import finished
 
 
 @asynccontextmanager
@@ -28,14 +28,14 @@ async def workspace(folder: Path) -> AsyncGenerator[Path]:
     try:
         yield path
     finally:
-        await asyncio.shield(asyncio.to_thread(_remove, path, lock))
+        await finished(asyncio.to_thread(_remove, path, lock))
 
 
 def _create(folder: Path) -> tuple[Path, int]:
     """The directory and its lock."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     while True:
-        path = folder / f".{os.urandom(4).hex()}{SUFFIX}"
+        path = folder / f".{os.urandom(4).hex()}{WORKSPACE}"
         path.mkdir(mode=0o700)
         lock = _lock(path)
         if lock is not None and path.exists():
@@ -63,21 +63,9 @@ def _remove(path: Path, lock: int) -> None:
     os.close(lock)
 
 
-def remove(path: Path) -> None:
-    """Remove a workspace, or a file outside of one, if it exists."""
-    shutil.rmtree(path, ignore_errors=True)
-    with suppress(OSError):
-        path.unlink()
-
-
-def of(path: Path) -> Path | None:
-    """The workspace that a file is in, if any."""
-    return path.parent if path.parent.name.endswith(SUFFIX) else None
-
-
 def sweep(folder: Path) -> None:
     """Remove the workspaces whose owners have ended."""
-    for path in folder.glob(f".*{SUFFIX}"):
+    for path in folder.glob(f".*{WORKSPACE}"):
         lock = _lock(path)
         if lock is not None:
             _remove(path, lock)

@@ -39,12 +39,23 @@ class TuneSetting:
 class RequantiseJob:
     """One file that is being made."""
 
+    first_use: bool = False  # nobody requested it
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     listeners: list[Report] = field(default_factory=list[Report])
 
     def report(self, progress: Progress) -> None:
         for listener in self.listeners:
             listener(progress)
+
+    async def follow(self, report: Report | None) -> None:
+        """Wait until it has ended."""
+        if report is not None:
+            self.listeners.append(report)
+        try:
+            await self.ended.wait()
+        finally:
+            if report is not None:
+                self.listeners.remove(report)
 
 
 class Requantiser:
@@ -68,12 +79,17 @@ class Requantiser:
     async def tune(
         self, image: Image, request: ImageTune, setting: TuneSetting, report: Report
     ) -> Tuned:
-        """Make the file and use it from the next mount on. EBUSY while a job is running."""
+        """Make the file and use it from the next mount on. EBUSY while another call does.
+
+        It waits for the job of a first use.
+        """
         if not image.path.name:
             message = f"{image.name} has no file to tune"
             raise SyscallError(
                 Errno.ENOTSUP, message, "`llmasos models list` lists the models with a file"
             )
+        if (first := self._jobs.get(image.name)) is not None and first.first_use:
+            await first.follow(report)
         if image.name in self._jobs:
             hint = f"wait until it is done: `llmasos models show {image.name}` shows the result"
             raise SyscallError(Errno.EBUSY, f"{image.name} is being tuned already", hint)
@@ -129,17 +145,10 @@ class Requantiser:
         if not self.due(image):
             return
         if image.name not in self._jobs:
-            self._jobs[image.name] = RequantiseJob()
+            self._jobs[image.name] = RequantiseJob(first_use=True)
             failed = partial(self._note_failure, image, "see `llmasos daemon logs`")
             self._supervisor.once("tune", self._tune_first, image, log, failed=failed)
-        job = self._jobs[image.name]
-        if report is not None:
-            job.listeners.append(report)
-        try:
-            await job.ended.wait()
-        finally:
-            if report is not None:
-                job.listeners.remove(report)
+        await self._jobs[image.name].follow(report)
 
     async def _tune_first(self, image: Image, log_path: Path) -> None:
         name, begin = image.name, time.monotonic()

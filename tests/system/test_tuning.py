@@ -162,6 +162,15 @@ def test_one_tuning_of_a_model_at_a_time_and_who_leaves_ends_it(tmp_path: Path) 
     machine.stop()
 
 
+def test_a_tuning_on_request_waits_for_that_of_the_first_use(tmp_path: Path) -> None:
+    machine = apart(tmp_path)
+    machine.start()
+    with BlockingClient(machine.paths.socket) as line:
+        assert tune(line, quantisation="Q4_0").candidates[1].quantisation == "Q4_0"
+        assert image(line).quantisation == "Q4_0"
+    machine.stop()
+
+
 def test_what_has_no_file_is_not_tuned(machine: Machine) -> None:
     machine.start("--mount", "false")
     with BlockingClient(machine.paths.socket) as line:

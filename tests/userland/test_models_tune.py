@@ -41,7 +41,7 @@ def test_what_was_measured_is_shown_later(machine: Machine) -> None:
     done = machine.llmasos("models", "tune", "smollm2", "--to", "Q8_0")
     head, before, after = done.stdout.decode().splitlines()
     figures = head[head.index("ENGINE") :].split()
-    assert figures[:2] == ["ENGINE", "PROMPT/S"]
+    assert figures[:2] == ["ENGINE", "PROMPT"]
     assert " - " not in before + after
     shown = machine.llmasos("models", "show", "smollm2").stdout.decode().splitlines()
     assert shown[-3:] == [head, before, after]

@@ -26,7 +26,7 @@ def tune(arguments: Namespace) -> int:
     candidates_table(tuned.candidates)
     original = tuned.candidates[0].quantisation
     if len(tuned.candidates) > 1 and original not in _EXACT:
-        note(f"made from the {original} file, which is quantised itself: losses are those since")
+        note(f"made from the {original} file, which is quantised itself; ratio and KL refer to it")
     note(f"{tuned.path}")
     note(
         f"takes effect at the next mount; if {tuned.image} is mounted: "
@@ -44,7 +44,7 @@ def _request(arguments: Namespace) -> v.ImageTune:
 
 def candidates_table(rows: Sequence[v.TuneCandidate]) -> None:
     """The measured files of a model; the chosen one is marked."""
-    head = ("", "TYPE", "SIZE", "ENGINE", "PROMPT/S", "1 STREAM", "16 STREAMS", "PERPLEXITY",
+    head = ("", "TYPE", "SIZE", "ENGINE", "PROMPT", "1 STREAM", "16 STREAMS", "PPL",
             "RATIO", "KL", "WHY")  # fmt: skip
     table(head, [_row(row) for row in rows], ends_in_text=True)
 
