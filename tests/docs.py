@@ -16,6 +16,7 @@ from llmasos.kernel.abi.table import TABLE
 from llmasos.kernel.config import Config
 from llmasos.userland.bench import SUITES
 from llmasos.userland.bench.figures import Figure
+from llmasos.userland.bench.rig import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -91,14 +92,14 @@ def figures() -> str:
             target = judged.wanted.replace(">=", "≥").replace("<=", "≤")
             missed = "" if judged.good else ", missed"
             rows.append((*_cells(document, figure), f"{target}{missed}"))
-    head = ("figure", "what", "measured", "target")
+    head = ("figure", "engine", "what", "measured", "target")
     return f"{_table(head, rows, right=2)}\n\n{_measured()}"
 
 
 def unjudged() -> str:
     """Figures without a target."""
     rows = [_cells(*one) for one in _figures() if one[1]["bar"] is None]
-    return f"{_table(('figure', 'what', 'measured'), rows, right=1)}\n\n{_measured()}"
+    return f"{_table(('figure', 'engine', 'what', 'measured'), rows, right=1)}\n\n{_measured()}"
 
 
 def peers() -> str:
@@ -159,11 +160,12 @@ def _figures() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return [(document, figure) for document in _results() for figure in document["figures"]]
 
 
-def _cells(document: dict[str, Any], figure: dict[str, Any]) -> tuple[str, str, str]:
+def _cells(document: dict[str, Any], figure: dict[str, Any]) -> tuple[str, str, str, str]:
     value = "missing" if figure["value"] is None else f"{figure['value']:g}"
     noisy = " (noisy)" if document["noisy"] else ""
     what = str(DESCRIPTIONS.get(figure["id"]) or figure["what"])
-    return f"`{figure['id']}`", what, f"{value} {figure['unit']}".strip() + noisy
+    engine = ENGINES.get(document.get("engine", ""), "")
+    return f"`{figure['id']}`", engine, what, f"{value} {figure['unit']}".strip() + noisy
 
 
 def _measured() -> str:

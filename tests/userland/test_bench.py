@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmasos.kernel.abi.errors import SyscallError
+from llmasos.kernel.abi import values as v
 from llmasos.userland import bench
 from llmasos.userland.bench import SUITES, choices, engine, fairness, fault, quiet, run, throughput
 from llmasos.userland.bench.answers import TimedAnswer, crowded, longest_gap_s, step_s
@@ -36,9 +37,11 @@ from llmasos.userland.bench.peers import (
     pipeline,
 )
 from llmasos.userland.bench.rig import (
+    MODEL,
     RigError,
     daemon,
     engine_of,
+    engines_used,
     image,
     mounted,
     on_engine,
@@ -58,7 +61,9 @@ LONG = ("choices", "engine", "exact", "layout", "paging", "throughput")
 
 def document(take: Take, *more: Attempt) -> ResultFile:
     suite = Suite("x", BARS, lambda _tiny: take)
-    return ResultFile.of(suite, [Attempt(take, 0.01), *more], {"cores": 2}, {}, tiny=False)
+    return ResultFile.of(
+        suite, [Attempt(take, 0.01), *more], {"cores": 2}, {}, engine="", tiny=False
+    )
 
 
 # The tiny form of `choices` runs two dozen loops: its short form here is one pair of them. Those of
@@ -91,7 +96,9 @@ def test_a_choice_is_measured_against_the_other_way() -> None:
 
 def test_a_figure_without_a_bar_is_told_and_never_missed() -> None:
     suite = Suite("x", (Bar("x.worth", "how much", "x", "higher"),), lambda _tiny: Take({}))
-    said = ResultFile.of(suite, [Attempt(Take({"x.worth": [0.7]}), 0.0)], {}, {}, tiny=False)
+    said = ResultFile.of(
+        suite, [Attempt(Take({"x.worth": [0.7]}), 0.0)], {}, {}, engine="", tiny=False
+    )
     assert said.good
     assert "0.7" in table(said)
     assert "MISSED" not in table(said)
@@ -127,13 +134,29 @@ def test_a_figure_of_two_rivals_is_the_lower_one_of_each_repeat() -> None:
 
 
 @pytest.mark.usefixtures("cheap")
-@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 def test_suites_mount_models_on_the_engine_of_the_command() -> None:
-    with tuned() as (_, client):
+    with engines_used() as used, on_engine("llama"), tuned() as (_, client):
+        assert not used
         with mounted(client, slots=1) as device:
             assert engine_of(device) == "llama"
-        with on_engine("openvino"), mounted(client, slots=1) as device:
-            assert engine_of(device) == "openvino"
+    assert used == {"llama"}
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_daemon_that_mounts_models_itself_has_the_engine_of_the_command() -> None:
+    with engines_used() as used, on_engine("llama"), daemon() as rig, rig.client() as client:
+        client.call("tokenize", v.Tokenize(MODEL, "ready"), v.Tokens)
+        [device] = client.call("devices", v.Nothing(), v.Devices).devices
+        assert engine_of(device) == "llama"
+    assert used == {"llama"}
+
+
+@pytest.mark.parametrize(("engine", "file"), [("", "x.json"), ("openvino", "x-openvino.json")])
+def test_results_of_each_engine_have_a_file_of_their_own(engine: str, file: str) -> None:
+    suite = Suite("x", BARS, lambda _tiny: Take({}))
+    found = ResultFile.of(suite, [Attempt(Take({}), 0.0)], {}, {}, engine=engine, tiny=False)
+    assert (found.engine, found.file_name) == (engine, file)
+    assert (f"x on {engine}" in table(found)) == bool(engine)
 
 
 def test_an_unknown_engine_is_wrong_usage() -> None:
@@ -244,7 +267,9 @@ def test_the_quietest_attempt_counts_and_says_that_it_was_noisy() -> None:
     loud = Take({"x.fast": [1], "x.slow": [1]})
     calm = Take({"x.fast": [200], "x.slow": [1]})
     suite = Suite("x", BARS, lambda _tiny: calm)
-    said = ResultFile.of(suite, [Attempt(loud, 0.4), Attempt(calm, 0.2)], {}, {}, tiny=False)
+    said = ResultFile.of(
+        suite, [Attempt(loud, 0.4), Attempt(calm, 0.2)], {}, {}, engine="", tiny=False
+    )
     assert said.figures[0].value == 200
     assert said.noisy
     assert "NOISY" in table(said)
@@ -252,7 +277,7 @@ def test_the_quietest_attempt_counts_and_says_that_it_was_noisy() -> None:
 
 def test_counts_are_not_noisy() -> None:
     suite = Suite("x", BARS, lambda _tiny: Take({}), timed=False)
-    said = ResultFile.of(suite, [Attempt(suite.take(False), 0.4)], {}, {}, tiny=False)
+    said = ResultFile.of(suite, [Attempt(suite.take(False), 0.4)], {}, {}, engine="", tiny=False)
     assert not said.noisy
     assert "NOISY" not in table(said)
 

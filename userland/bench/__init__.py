@@ -49,7 +49,7 @@ from . import (
 )
 from .figures import ResultFile, Suite, table
 from .quiet import quietly
-from .rig import ENGINES, RigError, machine, on_engine, terminable, versions
+from .rig import ENGINES, RigError, engines_used, machine, on_engine, terminable, versions
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
@@ -88,8 +88,10 @@ SUITES: dict[str, Suite] = {
 
 def run(suite: Suite, *, tiny: bool) -> ResultFile:
     """Run one suite. A suite that measures times is repeated while other programs are busy."""
-    attempts = quietly(lambda: suite.take(tiny), tries=3 if suite.timed and not tiny else 1)
-    return ResultFile.of(suite, attempts, machine(), versions(), tiny=tiny)
+    with engines_used() as engines:
+        attempts = quietly(lambda: suite.take(tiny), tries=3 if suite.timed and not tiny else 1)
+    engine = next(iter(engines)) if len(engines) == 1 else ""
+    return ResultFile.of(suite, attempts, machine(), versions(), engine=engine, tiny=tiny)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,9 +106,11 @@ def parser() -> argparse.ArgumentParser:
     either.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
     either.add_argument("--tiny", action="store_true", help="a fast run without verdicts")
     parser.add_argument(
-        "--engine", choices=ENGINES, default="", help="mount models on it; default: the machine's"
+        "--engine", choices=ENGINES, default="", help="compute models on it; default: the machine's"
     )
-    parser.add_argument("--out", type=Path, help="also write DIR/SUITE.json", metavar="DIR")
+    parser.add_argument(
+        "--out", type=Path, help="also write DIR/SUITE[-ENGINE].json", metavar="DIR"
+    )
     return parser
 
 
@@ -164,5 +168,5 @@ def show(document: ResultFile, options: argparse.Namespace) -> None:
     print(json.dumps(plain) if options.json else table(document), flush=True)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"{document.name}.json"
+        path = options.out / document.file_name
         path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")

@@ -101,6 +101,7 @@ class ResultFile:
     machine: Mapping[str, object]
     versions: Mapping[str, str]
     model: str  # digest of the model file; empty: none
+    engine: str  # that computed it; empty: none, several, or the suite does not know
     tiny: bool
     noisy: bool
     figures: Sequence[Figure]
@@ -111,6 +112,11 @@ class ResultFile:
     def good(self) -> bool:
         return not self.missing and all(figure.good for figure in self.figures)
 
+    @property
+    def file_name(self) -> str:
+        """The file that stores it: one for each engine."""
+        return "-".join(filter(None, (self.name, self.engine))) + ".json"
+
     @classmethod
     def of(
         cls,
@@ -119,6 +125,7 @@ class ResultFile:
         machine: Mapping[str, object],
         versions: Mapping[str, str],
         *,
+        engine: str,
         tiny: bool,
     ) -> "ResultFile":
         best = quietest(attempts)
@@ -128,6 +135,7 @@ class ResultFile:
             machine=machine,
             versions=versions,
             model=str(best.take.facts.get("model", "")),
+            engine=engine,
             tiny=tiny,
             noisy=suite.timed and best.noisy,
             figures=[_figure(bar, best.take.values.get(bar.id, ())) for bar in suite.bars],
@@ -147,7 +155,8 @@ def _figure(bar: Bar, repeats: Sequence[float]) -> Figure:
 
 def table(document: ResultFile) -> str:
     """The result as text."""
-    lines = [f"{document.name}  {document.date}" + ("  (tiny: no verdicts)" * document.tiny)]
+    on = f" on {document.engine}" if document.engine else ""
+    lines = [f"{document.name}{on}  {document.date}" + ("  (tiny: no verdicts)" * document.tiny)]
     lines += [_line(figure, judged=not document.tiny) for figure in document.figures]
     lines += [f"  missing: {gap.peer}; install it by: {gap.install}" for gap in document.missing]
     best = quietest(document.raw)

@@ -29,6 +29,7 @@ from llmasos.userland.client import BlockingClient
 MODEL = "smollm2"
 ENGINES = {"openvino": "OpenVINO", "llama": "llama.cpp"}  # as in the option `engine` of a mount
 _ENGINE: ContextVar[str] = ContextVar("engine", default="")
+_USED: ContextVar[set[str]] = ContextVar("used")
 READY_S = limits.READY_S
 STOP_S = 2 * limits.DRAIN_S + 5
 _PR_SET_PDEATHSIG = 1
@@ -162,6 +163,10 @@ def daemon(**settings: object) -> Generator[Rig]:
 @contextmanager
 def daemon_on(directory: str, **settings: object) -> Generator[Rig]:
     """A daemon with its state in the folder `state` of a directory, which the caller removes."""
+    if _ENGINE.get():
+        settings = {"engine": _ENGINE.get(), **settings}
+        if settings.get("mount", True):
+            _record(_ENGINE.get())
     with tempfile.TemporaryDirectory(prefix="llmasos-bench-") as runtime:
         env = environment(runtime, directory)
         child = _start(env, Path(directory, "log"), settings)
@@ -184,7 +189,7 @@ def tuned(**settings: object) -> Generator[tuple[Rig, BlockingClient]]:
 
 @contextmanager
 def on_engine(name: str) -> Generator[None]:
-    """Let suites mount models on this engine; empty: on the one that the machine chooses."""
+    """Let suites compute models on this engine; empty: on the one that the machine chooses."""
     token = _ENGINE.set(name)
     try:
         yield
@@ -193,10 +198,27 @@ def on_engine(name: str) -> Generator[None]:
 
 
 @contextmanager
+def engines_used() -> Generator[set[str]]:
+    """The engines that computed models in the block, as far as suites mount them or name them."""
+    used = set[str]()
+    token = _USED.set(used)
+    try:
+        yield used
+    finally:
+        _USED.reset(token)
+
+
+def _record(engine: str) -> None:
+    if (used := _USED.get(None)) is not None:
+        used.add(engine)
+
+
+@contextmanager
 def mounted(client: BlockingClient, **options: bool | int | float | str) -> Generator[v.DeviceInfo]:
     """Mount the model with options of its driver until the block ends."""
     chosen = {"engine": _ENGINE.get(), **options} if _ENGINE.get() else options
     device = client.call("mount", v.Mount(MODEL, chosen), v.DeviceInfo)
+    _record(engine_of(device))
     try:
         yield device
     finally:

@@ -4,7 +4,7 @@ All sides do the same work on the same file, one after the other, repeatedly: si
 once, greedy, ignoring the end of an answer, so that each makes the same number of tokens. LLMasOS
 is called through SDK and socket and timed from the first call (the spawns) to the last answer. The
 bare loop of each engine and openvino-genai get raw prompts; servers get streaming chats, and so
-does LLMasOS beside them. A second daemon has the file on llama.cpp.
+does LLMasOS beside them. A second daemon has the file on llama.cpp, and gets the same.
 """
 
 from collections import defaultdict
@@ -147,7 +147,7 @@ def lowest(rounds: Sequence[Sequence[float]]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """Our sides, the first one against the servers, and the work for all of them."""
+    """Our sides, the servers, and the work for all of them."""
 
     sides: Sequence[EngineSide]
     path: str
@@ -196,10 +196,9 @@ class Contest:
         """Compare with servers."""
         new = self.size.new
 
-        def path() -> None:
-            first = self.sides[0]
-            found = crowded(together(first.rig.socket, _asks(chats, new)), new, prompt)
-            self.board.add(load, ours(first.engine), found)
+        def path(one: EngineSide) -> None:
+            found = crowded(together(one.rig.socket, _asks(chats, new)), new, prompt)
+            self.board.add(load, ours(one.engine), found)
 
         def theirs(server: PeerServer) -> None:
             found = crowded(server.together(chats, new), new, prompt)
@@ -208,7 +207,7 @@ class Contest:
         rivals: list[Callable[[], None]] = [
             partial(theirs, server) for server in self.servers if server.name in others
         ]
-        for run in in_turn(repeat, [path, *rivals]):
+        for run in in_turn(repeat, [*(partial(path, one) for one in self.sides), *rivals]):
             run()
 
     def private(self, repeat: int) -> None:
