@@ -14,8 +14,9 @@ from typing import Any
 
 from llmasos.kernel.abi.table import TABLE
 from llmasos.kernel.config import Config
-from llmasos.userland.bench import SUITES
+from llmasos.userland.bench import SUITES, throughput
 from llmasos.userland.bench.figures import Figure
+from llmasos.userland.bench.peers import GENAI, LLAMA, PYTHON
 from llmasos.userland.bench.rig import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 STORY = RESULTS / "story.txt"
 PACKAGES = ("kernel", "drivers", "userland", "policies")
 DESCRIPTIONS = {bar.id: bar.what for suite in SUITES.values() for bar in suite.bars}
+PEERS = (*map(throughput.ours, ENGINES), GENAI, LLAMA, PYTHON)
+PEERS_COMMAND = """\
+```
+make peers && llmasos bench throughput --out benchmarks/results && make docs
+```"""
 DEMO = ("< hundred.txt", "mem map", "$ HOW=", "--no-recall", "--pid 1 $HOW", "mem why")
 RECALL_METHODS = {
     "both": "lexical and vector search, fused (the default)",
@@ -108,10 +114,11 @@ def peers() -> str:
     for row in (row for take in _takes("throughput") for row in take["facts"].get("beside", [])):
         waits = (f"{row[name]:.2f} s" if row[name] else "" for name in ("ttft_p50_s", "ttft_p95_s"))
         rows.append((row["load"], row["side"], f"{row['rate']:.0f}", *waits))
-    if not rows:
-        return "Not measured yet: run `make peers` and `llmasos bench throughput`."
     head = ("load", "side", "tokens per second", "time to first token, p50", "p95")
-    return _table(head, rows, right=3)
+    shown = [_table(head, rows, right=3)] if rows else []
+    absent = [side for side in PEERS if side not in {row[1] for row in rows}]
+    missing = [f"Not measured yet: {', '.join(absent)}."] if absent else []
+    return "\n\n".join([*shown, *missing, PEERS_COMMAND])
 
 
 def peer_settings() -> str:

@@ -56,12 +56,20 @@ def load(settings: LlamaSettings, report: Callable[[float], None] = _ignore) -> 
     return _loaded(settings.path, parameters)
 
 
-def load_vocab(path: Path) -> LlamaModel:
-    """Load the vocabulary and the template of a file, without its weights."""
+def load_vocab(path: Path, pre: str = "") -> LlamaModel:
+    """Load the vocabulary and the template of a file, without its weights.
+
+    `pre`: another pre-tokenizer than the file names.
+    """
     lib.llama_log_set(log_callback, ctypes.c_void_p(0))
     lib.llama_backend_init()
     parameters = lib.llama_model_default_params()
     parameters.vocab_only = True
+    if pre:
+        changes = (lib.llama_model_kv_override * 2)()  # the last one has no key
+        changes[0].key, changes[0].tag = b"tokenizer.ggml.pre", lib.LLAMA_KV_OVERRIDE_TYPE_STR
+        changes[0].value.val_str = pre.encode()
+        parameters.kv_overrides = changes
     return _loaded(str(path), parameters)
 
 

@@ -58,6 +58,7 @@ class Loaded:
     context: Callable[[], Context]  # called by the engine thread, which alone uses it
     vectors: Callable[[], VectorContext]  # creates a context for embeddings
     facts: Mapping[str, object]  # its placement and hardware, for UP
+    turn: int = limits.PROMPT_QUANTUM_TOKENS  # tokens of one prompt before the next prompt's turn
 
 
 # Gets the values of LOAD, and a function that reports the progress, 0 to 1.
@@ -197,7 +198,7 @@ def _facts(loaded: Loaded, engine: BatchEngine) -> dict[str, object]:
         **loaded.facts,
         "capabilities": [*_CAPABILITIES, *lookup],
         "vocab": loaded.vocab.size,
-        "turn": limits.PROMPT_QUANTUM_TOKENS if settings.chunk_s else settings.window,
+        "turn": loaded.turn if settings.chunk_s else settings.window,
         "deterministic": settings.deterministic,
         "parked_bytes": settings.parked_bytes,
         "kept_bytes": limits.KEPT_BYTES,

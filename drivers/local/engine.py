@@ -26,7 +26,7 @@ from .context import Context, Exactness, Run, StateSize, Vocab
 from .drafts import Drafts
 from .embed import Embedder
 from .lookup import ROWS
-from .pace import StepPace, portions
+from .pace import StepPace, portions, recurring
 from .sampler import Bounds, sampler
 from .slots import Slots
 from .text import Composed
@@ -77,8 +77,10 @@ class BatchEngine:
         """Compute a trial batch and drop it: a model that aborts does so before the first call."""
         token = self._vocab.begin or 0
         for size in self._context.trial_sizes:
+            begun = time.monotonic()
             asked = self._context.decode([Run(0, 0, [token] * size, asks=min(size, ROWS))])
             self._context.logits(asked[0])
+            self._pace.begin(size, time.monotonic() - begun)
             self._context.keep(0, 0)
         if not self._exactness.piece_tokens:
             self.drafts.enable()
@@ -328,7 +330,7 @@ class BatchEngine:
         feeding.sort(key=lambda call: self._order.place(call.admission.call))
         stalls = bool(decoding) and any(call.long for call in feeding)
         room = self._pace.room(self._chunk_s, answering=stalls)
-        room = min(room, self._context.batch_tokens - len(decoding))
+        room = recurring(min(room, self._context.batch_tokens - len(decoding)), len(decoding))
         runs: list[tuple[EngineCall, Run]] = []
         self.drafts.choose(decoding, feeding=bool(feeding))
         for call in decoding:

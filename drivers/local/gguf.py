@@ -44,6 +44,7 @@ class Header:
 
     facts: ImageFacts
     cell_bytes: int  # of the KV cache for one token, as f16
+    cell_vectors: int  # keys and values of that token, one for each head and layer
     blocks: int
 
 
@@ -62,7 +63,7 @@ def read(path: Path) -> Header:
         raise SyscallError(Errno.EINVAL, f"cannot read {path}: {error.strerror}") from error
     _Checks(source, keys).run()
     _check_tensors(source, keys, tensors)
-    return Header(_facts(source, keys), _cell_bytes(keys), _blocks(keys))
+    return Header(_facts(source, keys), *_cell(keys), _blocks(keys))
 
 
 class _Checks:
@@ -273,7 +274,8 @@ def _blocks(keys: dict[str, Value]) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _cell_bytes(keys: dict[str, Value]) -> int:
+def _cell(keys: dict[str, Value]) -> tuple[int, int]:
+    """The bytes of a token in the KV cache, and its vectors."""
     arch = str(keys["general.architecture"].value)
 
     def number(name: str, default: int) -> int:
@@ -287,4 +289,5 @@ def _cell_bytes(keys: dict[str, Value]) -> int:
     heads = number("attention.head_count", 1) or 1
     width = number("embedding_length", 1) // heads
     row = number("attention.key_length", width) + number("attention.value_length", width)
-    return number("block_count", 1) * number("attention.head_count_kv", heads) * row * 2
+    pairs = number("block_count", 1) * number("attention.head_count_kv", heads)
+    return pairs * row * 2, pairs * 2

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from llmasos.kernel.abi import limits
 
 _WEIGHT = 0.4  # of the newest step in the moving average
+_SIZE_TOKENS = 64  # between the sizes of steps that are full
 _PREFILL_MIN_SHARE = 0.1  # of the duration of a step with prompt tokens
 
 
@@ -30,6 +31,11 @@ class StepPace:
             prefill_s = max(prefill_s, _PREFILL_MIN_SHARE * took_s)
             self.token_s = _average(self.token_s, prefill_s / fed)
 
+    def begin(self, fed: int, took_s: float) -> None:
+        """Start with a trial step of `fed` prompt tokens."""
+        if fed >= limits.CHUNK_MIN_TOKENS:
+            self.token_s = took_s / fed
+
     def room(self, budget_s: float, *, answering: bool) -> int:
         """Prompt tokens that fit a step of `budget_s` seconds; 0 seconds: there is no limit.
 
@@ -46,6 +52,15 @@ class StepPace:
 
 def _average(known: float, new: float) -> float:
     return new if not known else known + _WEIGHT * (new - known)
+
+
+def recurring(room: int, answers: int) -> int:
+    """Prompt tokens so that the step, with these answers, has one of a few sizes.
+
+    On OpenVINO the first step of each size takes longer.
+    """
+    fewer = room - (room + answers) % _SIZE_TOKENS
+    return fewer if fewer >= limits.CHUNK_MIN_TOKENS else room
 
 
 def portions(feedable: Iterable[int], room: int) -> list[int]:

@@ -17,6 +17,7 @@ from llmasos.drivers.llama import devices
 from llmasos.drivers.local import frames
 from llmasos.drivers.local.child import Loaded, main
 from llmasos.drivers.local.processor import processor
+from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 
 from .context import PagedContext
@@ -25,6 +26,9 @@ from .model import PagedModel
 from .settings import OpenVinoSettings
 from .vectors import PagedVectors
 from .vocabulary import vocabulary
+
+# A grant that is shorter than a few steps leaves a step with its last few tokens.
+_TURN_TOKENS = 2 * limits.PROMPT_QUANTUM_TOKENS
 
 
 def load_model(values: dict[str, Any], report: Callable[[float], None]) -> Loaded:
@@ -49,6 +53,7 @@ def load_model(values: dict[str, Any], report: Callable[[float], None]) -> Loade
             "on": "cpu0",
             "hardware": _hardware(),
         },
+        turn=_TURN_TOKENS,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmasos.drivers.local.context import Exactness, Run, SavedState, StateSize
+from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
 
 from .blocks import BLOCK_TOKENS, BlockCopy, BlockTable, BlockTables
@@ -38,7 +39,7 @@ class PagedContext:
 
     copies_slots = True  # slots share blocks
     # A row has the same bits in every step of two rows or more, and in every run of two tokens or
-    # more, with keys and values in F16.
+    # more, with keys and values in F16, or in 8 bits with a scale for each token.
     exactness = Exactness(BLOCK_TOKENS, alone=False, answers_together=True)
 
     def __init__(self, model: PagedModel, settings: OpenVinoSettings, vocab_size: int) -> None:
@@ -62,8 +63,12 @@ class PagedContext:
 
     @property
     def trial_sizes(self) -> Sequence[int]:
-        """Every size of a small step: the first step of a size takes milliseconds longer."""
-        return range(1, ROWS + 1)
+        """Every size of a small step: the first step of a size takes milliseconds longer.
+
+        Then a part of a prompt, twice: the second time shows how long its tokens take.
+        """
+        part = min(limits.CHUNK_TOKENS, self.batch_tokens, self._window)
+        return (*range(1, ROWS + 1), part, part)
 
     # --- one batch --------------------------------------------------------------------------------
     def decode(self, runs: Sequence[Run]) -> dict[int, int]:

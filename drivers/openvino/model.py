@@ -25,7 +25,9 @@ _PROPERTIES = {
     "NUM_STREAMS": "1",
     "ENABLE_CPU_PINNING": "NO",  # other programs use the cores, too
     "INFERENCE_PRECISION_HINT": "f32",  # bf16 rounds logits to steps of 0.06 to 0.125
-    "KV_CACHE_PRECISION": "f16",
+    # By token: what is added to a block does not change what is in it.
+    "KV_CACHE_PRECISION": "u8",
+    "KEY_CACHE_QUANT_MODE": "BY_TOKEN",
 }
 
 

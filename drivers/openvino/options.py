@@ -16,6 +16,7 @@ _SPARE_BLOCKS = 1  # for additional rows (steps.py)
 # A step has a small fixed cost, so short steps compute prompts at full speed, unlike in llama.cpp.
 _CHUNK_S = 0.11
 _COPIES = 2  # of the weights: the converted graph and the compiled one
+_SCALE_BYTES = 8  # of each key and value: its scale and its zero point, as f32
 
 
 def check(options: Mapping[str, Option]) -> None:
@@ -30,11 +31,16 @@ def settings(path: Path, header: Header, options: Mapping[str, Option]) -> OpenV
     # Saved contexts are blocks, too. Memory is taken as blocks are first written.
     saved = values["parked_bytes"] + limits.KEPT_BYTES
     blocks = values["slots"] * -(-values["window"] // BLOCK_TOKENS) + _SPARE_BLOCKS
-    blocks += saved // (BLOCK_TOKENS * header.cell_bytes)
+    blocks += saved // (BLOCK_TOKENS * cell_bytes(header))
     return OpenVinoSettings(**values, blocks=blocks)
+
+
+def cell_bytes(header: Header) -> int:
+    """Of a token in the KV blocks: a byte for each number, and the scales."""
+    return header.cell_bytes // 2 + _SCALE_BYTES * header.cell_vectors
 
 
 def check_memory(chosen: OpenVinoSettings, header: Header) -> None:
     """ENOMEM with the numbers when the model and its slots do not fit."""
-    context = chosen.slots * local.cells(chosen.window) * header.cell_bytes
+    context = chosen.slots * local.cells(chosen.window) * cell_bytes(header)
     local.check_memory(_COPIES * header.facts.bytes, context, chosen.slots, chosen.window)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from llmasos.drivers.llama.model import load_vocab
+from llmasos.drivers.llama.vocabulary_check import mismatches
+from llmasos.drivers.llama.vocabulary_check import text as random_text
 from llmasos.drivers.local import bpe
 from llmasos.drivers.local.context import Vocab
 from llmasos.drivers.local.pretokenizer import PRE_TOKENIZERS
 from llmasos.drivers.local.vocabulary_file import UnknownVocabularyError, VocabularyFile
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
-from tests.drivers import vocabulary_files
 from tests.drivers.default_model import MODEL
 from tests.drivers.vocabulary_files import embedded, small, with_user_defined, write
 
@@ -61,7 +62,7 @@ def check_facts(ours: Vocab, theirs: Vocab) -> None:
 
 def random_texts(count: int, seed: str, vocab: Vocab) -> list[str]:
     dice, names = random.Random(seed), sorted(vocab.names)
-    return [vocabulary_files.text(dice, names) for _ in range(count)]
+    return [random_text(dice, names) for _ in range(count)]
 
 
 @pytest.mark.parametrize("pre", PRES)
@@ -174,3 +175,13 @@ def test_a_token_out_of_range_is_a_fault() -> None:
         for read in (vocab.piece, vocab.name):
             with pytest.raises(DeviceFault, match="out of range"):
                 read(token)
+
+
+@pytest.mark.parametrize("pre", PRES)
+def test_the_check_of_vocabularies_counts_texts_with_other_tokens(
+    pre: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mismatches(MODEL, pre, 50) == 0
+    other = "llama-bpe" if pre == "gpt-2" else "gpt-2"
+    monkeypatch.setitem(PRE_TOKENIZERS, pre, PRE_TOKENIZERS[other])
+    assert mismatches(MODEL, pre, 200) > 0

@@ -168,6 +168,7 @@ def test_the_default_model_is_read_fast() -> None:
     assert (facts.architecture, facts.licence, facts.context) == ("llama", "Apache-2.0", 8192)
     assert facts.bytes == MODEL.stat().st_size
     assert header.cell_bytes == 30 * 3 * (64 + 64) * 2
+    assert header.cell_vectors == 30 * 3 * 2
 
 
 def test_a_small_right_file_is_accepted(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What a step computes: how many prompt tokens its time has room for, and for whom."""
 
-from llmasos.drivers.local.pace import StepPace, portions
+from llmasos.drivers.local.pace import StepPace, portions, recurring
 from llmasos.drivers.order import PromptOrder
 from llmasos.kernel.abi import limits
 
@@ -23,6 +23,22 @@ def test_the_room_of_a_step_follows_its_time() -> None:
         pace.learn(70, 8, 0.85)
     assert pace.room(0.3, answering=True) == limits.CHUNK_MIN_TOKENS
     assert pace.room(0.0, answering=True) == limits.WINDOW_MAX
+
+
+def test_a_trial_step_says_how_long_a_token_takes() -> None:
+    pace = StepPace()
+    pace.begin(limits.CHUNK_MIN_TOKENS - 1, 9.0)  # too small to tell
+    assert pace.room(0.3, answering=True) == limits.CHUNK_TOKENS
+    pace.begin(128, 0.256)
+    assert pace.room(0.3, answering=True) == 150
+
+
+def test_full_steps_have_few_sizes() -> None:
+    rooms = range(limits.CHUNK_MIN_TOKENS + 64, 600)
+    sizes = {recurring(room, 8) + 8 for room in rooms}
+    assert sizes == set(range(128, 600, 64))
+    assert all(room - 64 < recurring(room, 8) <= room for room in rooms)
+    assert recurring(limits.CHUNK_MIN_TOKENS, 8) == limits.CHUNK_MIN_TOKENS
 
 
 def test_before_the_first_order_all_are_fed() -> None:

@@ -120,7 +120,7 @@ def test_questions_that_are_easier_or_harder_than_real_ones_fail_the_suite(
     values = {bar.id: [bar.bar or 0.0] for bar in recall.BARS}
     values |= {"recall.bm25_2k": [words], "recall.dense_2k": [dense]}
     attempt = Attempt(Take(values), 0.0)
-    document = ResultFile.of(recall.SUITE, [attempt], {}, {}, engine="", tiny=False)
+    document = ResultFile.of(recall.SUITE, [attempt], {}, {}, tiny=False)
     assert tuple(figure.id for figure in document.figures if not figure.good) == missed
     assert document.good is not bool(missed)
     told = [line for line in table(document).splitlines() if "MISSED" in line]

@@ -9,7 +9,7 @@ compared programs). Suites install nothing.
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from llmasos.kernel.abi.errors import Errno, SyscallError
@@ -38,6 +38,7 @@ from . import (
     paging,
     quality,
     recall,
+    setup,
     soak,
     stall,
     startup,
@@ -57,6 +58,7 @@ SUITES: dict[str, Suite] = {
         syscall.SUITE,
         oneshot.SUITE,
         startup.SUITE,
+        setup.SUITE,
         throughput.SUITE,
         engine.SUITE,
         stall.SUITE,
@@ -91,7 +93,8 @@ def run(suite: Suite, *, tiny: bool) -> ResultFile:
     with engines_used() as engines:
         attempts = quietly(lambda: suite.take(tiny), tries=3 if suite.timed and not tiny else 1)
     engine = next(iter(engines)) if len(engines) == 1 else ""
-    return ResultFile.of(suite, attempts, machine(), versions(), engine=engine, tiny=tiny)
+    document = ResultFile.of(suite, attempts, machine(), versions(), tiny=tiny)
+    return replace(document, engine=engine)
 
 
 def parser() -> argparse.ArgumentParser:

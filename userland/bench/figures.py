@@ -101,12 +101,12 @@ class ResultFile:
     machine: Mapping[str, object]
     versions: Mapping[str, str]
     model: str  # digest of the model file; empty: none
-    engine: str  # that computed it; empty: none, several, or the suite does not know
     tiny: bool
     noisy: bool
     figures: Sequence[Figure]
     missing: Sequence[MissingFigure]
     raw: Sequence[Attempt]
+    engine: str = ""  # that computed it; empty: none, several, or the suite does not know
 
     @property
     def good(self) -> bool:
@@ -125,7 +125,6 @@ class ResultFile:
         machine: Mapping[str, object],
         versions: Mapping[str, str],
         *,
-        engine: str,
         tiny: bool,
     ) -> "ResultFile":
         best = quietest(attempts)
@@ -135,7 +134,6 @@ class ResultFile:
             machine=machine,
             versions=versions,
             model=str(best.take.facts.get("model", "")),
-            engine=engine,
             tiny=tiny,
             noisy=suite.timed and best.noisy,
             figures=[_figure(bar, best.take.values.get(bar.id, ())) for bar in suite.bars],
