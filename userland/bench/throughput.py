@@ -204,10 +204,9 @@ class Contest:
             found = crowded(server.together(chats, new), new, prompt)
             self.board.add(load, server.name, found)
 
-        rivals: list[Callable[[], None]] = [
-            partial(theirs, server) for server in self.servers if server.name in others
-        ]
-        for run in in_turn(repeat, [*(partial(path, one) for one in self.sides), *rivals]):
+        runs: list[Callable[[], None]] = [partial(path, one) for one in self.sides]
+        runs += [partial(theirs, server) for server in self.servers if server.name in others]
+        for run in in_turn(repeat, runs):
             run()
 
     def private(self, repeat: int) -> None:
