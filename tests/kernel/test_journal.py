@@ -237,3 +237,40 @@ async def test_class_c_calls_are_counted_not_listed(tmp_path: Path) -> None:
     counters = store.open("counters.db", COUNTERS)
     assert store.read(counters, "SELECT sum(calls) FROM counters") == [(1000,)]
     store.close()
+
+
+async def test_an_event_without_a_reserved_number_is_not_written(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    journal = Journal(store, lambda _: None)
+    told: list[SyscallError | None] = []
+    assert journal.append(Entry("boot", note="nobody waits")) == 0
+    assert journal.append(Entry("boot", note="one waits"), told.append) == 0
+    await journal.start()
+    (error,) = told
+    assert error is not None
+    assert error.errno is Errno.EIO
+    number = await journal.append_and_wait(Entry("boot", note="written"))
+    assert [(event.seq, event.note) for event in journal.history(0, 10)] == [(number, "written")]
+    store.close()
+
+
+async def test_a_smaller_limit_takes_the_oldest_segments_of_the_largest_stream(
+    tmp_path: Path,
+) -> None:
+    """Streams have grown when there were fewer of them, or the limit was larger."""
+    store = Store(tmp_path)
+    journal = Journal(store, lambda _: None, owner="alice", segment_bytes=100_000)
+    await flood(journal, "alice", 6_000)
+    await flood(journal, "bob", 1_000)
+    before = len(list((tmp_path / "journal").glob("*.db")))
+    store.close()
+    store = Store(tmp_path)
+    limit = 700_000
+    journal = Journal(
+        store, lambda _: None, owner="alice", segment_bytes=100_000, total_bytes=limit
+    )
+    assert journal.bytes > limit
+    await flood(journal, "bob", 1_000)
+    assert journal.bytes < limit + 100_000  # the segments that are being written
+    assert len(list((tmp_path / "journal").glob("*.db"))) < before
+    store.close()

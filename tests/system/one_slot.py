@@ -50,7 +50,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         options: dict[str, bool | int | float | str] = {"slots": 1, "rate": 200}
         line.call("mount", v.Mount("echo", options), v.DeviceInfo)
     yield machine
-    machine.shoot()
+    machine.down()
 
 
 @pytest.fixture

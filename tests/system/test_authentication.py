@@ -38,7 +38,7 @@ def shared(open_place: Path) -> Iterator[Machine]:
     machine = Machine(open_place)
     machine.start("--mount", "false", "--shared", "true", "--group", "nogroup")
     yield machine
-    machine.shoot()
+    machine.down()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     machine = Machine(tmp_path_factory.mktemp("plain"))
     machine.start("--mount", "false")
     yield machine
-    machine.shoot()
+    machine.down()
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def test_each_user_has_so_many_places(open_place: Path) -> None:
                         return
         pytest.fail("the place of who left was never free")
     finally:
-        machine.shoot()
+        machine.down()
 
 
 # --- keys -------------------------------------------------------------------------------------

@@ -338,7 +338,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     machine = Machine(tmp_path_factory.mktemp("real"))
     machine.start()
     yield machine
-    machine.shoot()
+    machine.down()
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])

@@ -12,6 +12,8 @@ from llmasos.kernel.abi.errors import Errno, SyscallError
 from tests.system.daemon import Machine
 from tests.system.raw import Raw, hung_up_on, raw
 
+HAS_IPV6 = Path("/proc/net/if_inet6").exists()
+
 
 def port() -> int:
     with socket.socket() as door:
@@ -147,3 +149,27 @@ def test_what_cannot_be_served_is_said_at_the_start(
 ) -> None:
     with pytest.raises(AssertionError, match=why):  # it carries the daemon's log
         machine.start("--mount", "false", *more)
+
+
+def test_an_address_that_is_in_use_stops_the_start_and_leaves_no_socket(
+    machine: Machine, certificates: Path
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        number = int(other.getsockname()[1])
+        with pytest.raises(AssertionError, match="in use") as caught:
+            machine.start(*flags(certificates, number))
+    assert f"127.0.0.1:{number}" in str(caught.value)
+    assert machine.reap() == 1
+
+
+@pytest.mark.skipif(not HAS_IPV6, reason="this system has no IPv6")
+def test_a_client_may_come_by_ipv6(machine: Machine, certificates: Path) -> None:
+    number = port()
+    words = flags(certificates, number)
+    machine.start(*[f"[::1]:{number}" if word == f"127.0.0.1:{number}" else word for word in words])
+    context = trusting(certificates)
+    context.check_hostname = False  # the certificate names the other address
+    with LLMasOS(a_key(machine), socket=f"tls://[::1]:{number}", tls=context) as client:
+        assert client.stat().connections == 1

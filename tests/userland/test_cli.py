@@ -18,6 +18,7 @@ from llmasos.userland.cli import exits, main, show
 from llmasos.userland.cli.table import GROUPS, VERBS, group_help, help_text
 from llmasos.userland.client import BlockingClient
 from tests.conftest import LIMIT_S, Machine, documents
+from tests.loaded import modules_after
 from tests.userland.inside import Cli, Said, command
 
 HEAVY = {
@@ -156,19 +157,13 @@ def test_the_help_names_every_verb_and_imports_nothing(capsys: pytest.CaptureFix
     shown = capsys.readouterr().out
     assert all(f"  {words} " in shown for words in VERBS)
     assert shown.strip() == help_text()
-    code = "from llmasos.userland.cli import main\nmain(['--help'])\nimport sys\n"
-    code += "print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
+    loaded = modules_after("from llmasos.userland.cli import main\nmain(['--help'])")
     assert loaded & {*HEAVY, "argparse", "dataclasses", "msgpack"} == set()
 
 
 def test_ps_loads_no_heavy_module(shared: Machine) -> None:
-    code = "from llmasos.userland.cli import main\nmain(['ps'])\nimport sys\n"
-    code += "print('MODULES', *sys.modules)"
-    done = shared.python("-c", code)
-    loaded = set(done.stdout.decode().partition("MODULES")[2].split())
-    assert loaded & HEAVY == set()
+    code = "from llmasos.userland.cli import main\nassert main(['ps']) == 0"
+    assert modules_after(code, shared.environment) & HEAVY == set()
 
 
 @pytest.mark.parametrize("group", sorted(GROUPS))
