@@ -228,3 +228,25 @@ async def test_the_dead_do_not_fork(store: Store) -> None:
     with pytest.raises(SyscallError) as caught:
         table.get_alive(parent.pid, "alice")
     assert caught.value.errno is Errno.ESRCH
+
+
+async def test_a_process_that_ends_meanwhile_is_not_stopped(store: Store) -> None:
+    table = ProcessTable(store, "alice")
+    process = await spawn(table)
+
+    async def stop() -> None:
+        with pytest.raises(SyscallError, match=f"process {process.pid} has ended") as caught:
+            await table.stop(process, True)
+        assert caught.value.errno is Errno.ESRCH
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stop)
+        await anyio.lowlevel.checkpoint()  # its state is being written
+        process.ending = Exit(process.pid, 0, "TERM")
+    assert not process.stopped
+
+
+async def test_a_process_is_own_to_its_owner_alone(store: Store) -> None:
+    process = await spawn(ProcessTable(store, "alice"), app="notes")
+    assert process.is_own(Caller(1, "alice", Profile.OPEN, ("u:alice",), app="notes"))
+    assert not process.is_own(Caller(1, "bob", Profile.OPEN, ("u:bob",), app="notes"))

@@ -221,3 +221,18 @@ async def test_fsck_beside_the_indexing_finds_no_fault(store: Store, tmp_path: P
         assert f"Chroma has 2 vectors of space {space}, the database 0" in found.faults
         tasks.cancel_scope.cancel()
     await device.stop()
+
+
+async def test_fsck_tells_of_pages_of_a_removed_process_and_of_an_interrupted_rebuild(
+    store: Store,
+) -> None:
+    memory = CountedMemory(store, loading.load(store, OWNER))
+    process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
+    await memory.write(process, [NewPage("good page", 2, "note", OWNER)])
+    async with anyio.create_task_group() as tasks:
+        vectors = VectorIndex(memory, VectorDevice(None, Supervisor(tasks)))
+        assert list((await fsck(memory, vectors, {1}, rebuild=False)).faults) == []
+        memory.rebuilding = True
+        found = await fsck(memory, vectors, set(), rebuild=False)
+    assert "process 1 was removed, its pages were not erased" in found.faults
+    assert "the text indexes are incomplete: a rebuild was interrupted" in found.faults

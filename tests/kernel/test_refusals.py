@@ -53,3 +53,13 @@ def test_one_user_takes_no_rows_from_another() -> None:
     assert {owner for owner, _, _ in counted} == {"eve"}
     assert len(counted) <= limits.REFUSAL_SUBJECTS + 1
     assert sum(many for _, _, many in counted) >= 10_000 - 2 * limits.USER_REFUSAL_ROWS
+
+
+def test_the_oldest_of_many_different_refusals_is_forgotten() -> None:
+    refusals = Refusals()
+    questions = [(f"app:{number}", "ps", "/proc") for number in range(limits.REFUSALS_SAME + 1)]
+    for number, question in enumerate(questions, 1):
+        refusals.wrote("ann", question, number, 0.0)
+    assert refusals.repeated("ann", questions[0], 1.0) == 0
+    assert refusals.repeated("ann", questions[1], 1.0) == 2
+    assert refusals.repeated("ann", questions[-1], 1.0) == len(questions)

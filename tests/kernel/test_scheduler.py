@@ -356,3 +356,12 @@ def test_a_stopped_call_is_not_paid_for_the_time_it_was_stopped() -> None:
     for _ in range(1_000):
         device.step()
     assert device.computed[2] - before[2] == pytest.approx(500, abs=3 * limits.QUANTUM_TOKENS)
+
+
+def test_a_call_that_has_left_can_be_dropped_again() -> None:
+    device = Device(1, 1)
+    for call in (1, 2):
+        device.add(call)
+    for _ in range(2):
+        device.table.drop(1)
+    assert list(device.table.claims) == [2]

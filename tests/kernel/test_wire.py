@@ -1,6 +1,7 @@
 """Frames: whatever comes in, the answer is a message or a ProtocolError, in bounded memory."""
 
 import random
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 
 from llmasos.kernel.abi import limits, values
 from llmasos.kernel.abi.errors import Errno, SyscallError, TooBig
+from llmasos.kernel.abi.values import pack_bias, unpack_bias
 from llmasos.kernel.abi.wire import (
     CALL,
     Frames,
@@ -225,3 +227,15 @@ def test_every_file_of_values_is_looked_into() -> None:
     files = {file.stem for file in folder.glob("*.py")} - {"__init__"}
     assert files == set(vars(values)["_FILES"])
     assert not hasattr(values, "Nonsense")
+
+
+def test_a_bias_has_the_same_bytes_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose numbers begin with the high byte turns them round, both ways."""
+    bias = {1: -100.0, 70_000: 2.5}
+    little = pack_bias(bias)
+    assert little[:4] == b"\1\0\0\0"
+    monkeypatch.setattr(sys, "byteorder", "big" if sys.byteorder == "little" else "little")
+    turned = pack_bias(bias)
+    assert turned[:4] == little[:4][::-1]
+    tokens, values = unpack_bias(turned)
+    assert dict(zip(tokens, values, strict=True)) == bias
