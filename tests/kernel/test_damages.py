@@ -1,6 +1,8 @@
 """Databases that are damaged, cannot be flushed, or are disabled."""
 
 import errno
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -47,11 +49,11 @@ def test_a_crash_is_due_when_its_point_is_passed_for_the_nth_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     killed: list[int] = []
-    monkeypatch.setattr(points.os, "kill", lambda pid, number: killed.append(number))
+    monkeypatch.setattr(os, "kill", lambda _, number: killed.append(number))
     monkeypatch.setattr(points, "_name", "store.commit")
     monkeypatch.setattr(points, "_left", 3)
     for point in ("store.commit", "store.written", "store.commit"):
         points.passed(point)
     assert killed == []
     points.passed("store.commit")
-    assert killed == [points.signal.SIGKILL]
+    assert killed == [signal.SIGKILL]

@@ -12,7 +12,7 @@ from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import ImageAdd
 from llmasos.kernel.boot import Drivers
 from llmasos.kernel.driver import Option
-from llmasos.kernel.scheduling.images import Image, ImageRegistry
+from llmasos.kernel.scheduling.images import SCHEMA, Image, ImageRegistry
 from llmasos.kernel.storage.filesystem import Access
 from llmasos.kernel.storage.store import Store
 from llmasos.userland.daemon import DRIVERS
@@ -167,3 +167,31 @@ def test_another_model_behind_the_same_name_is_told_apart(tmp_path: Path) -> Non
         image = Image("m", "remote", Path(), False, url, {"model": model})
         found.add(image.fingerprint())
     assert len(found) == 8
+
+
+async def test_names_of_a_model_that_is_no_longer_shipped_are_ignored(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    before = images(store)
+    await before.add(ImageAdd("short", image="echo"), "root", Access())
+    sql = "INSERT INTO tuned VALUES('echo', '/cache/x.gguf', 'Q8_0', '')"
+    await store.write(store.open("images.db", SCHEMA), [(sql, ())])
+    store.close()
+    store = Store(tmp_path)
+    assert images(store).get("short").name == "echo"
+    store.close()
+    store = Store(tmp_path)
+    after = ImageRegistry(store, Drivers(DRIVERS), {}, tmp_path / "cache", "root")
+    assert after.canonical("short") == "short"
+    with pytest.raises(SyscallError, match="short"):
+        after.get("short")
+    store.close()
+
+
+async def test_a_url_without_a_driver_for_it_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    drivers = Drivers({"echo": DRIVERS["echo"]})
+    found = ImageRegistry(store, drivers, {}, tmp_path / "cache", "root")
+    with pytest.raises(SyscallError, match=f"no driver can run {URL}") as error:
+        await found.add(ImageAdd("far", url=URL), "root", Access())
+    assert error.value.errno is Errno.ENOTSUP
+    store.close()

@@ -280,3 +280,17 @@ async def test_the_engine_keeps_no_page_that_was_forgotten_meanwhile(
     plan = await talks.turn(one, "What is the word?")
     assert plan.window == []
     assert "xyzzy" not in talks.kept()
+
+
+async def test_the_window_of_an_older_version_is_all_of_the_pages(tmp_path: Path) -> None:
+    """Such a version stored no window."""
+    store = Store(tmp_path)
+    memory = opened(store)
+    for text in ("first", "second"):
+        await memory.write(process(1), [page(text)])
+    await store.write(memory.database, [("UPDATE tables SET window = NULL", ())])
+    store.close()
+    store = Store(tmp_path)
+    table = await opened(store).opened(process(1))
+    assert [number for piece in table.window for number in piece.numbers()] == [0, 1]
+    store.close()

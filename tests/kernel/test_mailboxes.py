@@ -169,7 +169,7 @@ async def test_erasing_is_tried_again_when_another_program_reads_the_messages(
         await boxes.receive(process, Recv(1), 1)
         await boxes.receive(process, Recv(1, done=1, take=False), 1)
         await in_thread(until, lambda: "stay in its WAL file" in caplog.text)
-    await in_thread(until, lambda: not boxes.busy)
-    wal = path.with_name(f"{path.name}-wal")
-    assert b"a secret" not in path.read_bytes() + (wal.read_bytes() if wal.exists() else b"")
+    # Not the database: to open and close it here would take its locks away.
+    log = path.with_name(f"{path.name}-wal")
+    await in_thread(until, lambda: b"a secret" not in log.read_bytes())
     boxes.close()

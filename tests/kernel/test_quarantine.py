@@ -3,15 +3,21 @@
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
+import anyio
 import pytest
 
-from llmasos.kernel.abi.errors import Errno
-from llmasos.kernel.abi.values import Message, Role, Sampling, pack_bias
+from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.values import Message, PoisonLift, Role, Sampling, pack_bias
 from llmasos.kernel.driver import Cause, Death, Prompt
+from llmasos.kernel.scheduling.loader import Loader
 from llmasos.kernel.scheduling.quarantine import Marks, Quarantine, SuspectCall, name
 from llmasos.kernel.scheduling.scheduler import Admit, Claim, DeviceState, Park, decide
 from llmasos.kernel.storage.store import Store
+from llmasos.kernel.supervisor import Supervisor
+from llmasos.kernel.syscalls.call import CallContext
+from llmasos.kernel.syscalls.poison import PoisonSyscalls
 
 CRASH = Death("x")
 
@@ -299,3 +305,20 @@ async def test_a_call_is_known_by_what_it_makes_the_engine_do(tmp_path: Path) ->
     elsewhere = Store(tmp_path / "other")
     assert Quarantine(elsewhere).hash("m", PROMPT, SAMPLING) != hash_  # keyed
     elsewhere.close()
+
+
+@pytest.mark.anyio
+async def test_more_digits_are_asked_for_when_two_ids_begin_alike(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    suspects = Quarantine(store)
+    suspects.died(suspect_calls(b"\xab\x01", b"\xab\x02", b"\xcd\x03"), [], CRASH)
+    syscalls = PoisonSyscalls(Loader(suspects, Supervisor(anyio.create_task_group()), 0.0))
+    call = cast("CallContext", None)  # it is not used
+    with pytest.raises(SyscallError, match="2 ids begin with ab") as caught:
+        await syscalls.poison_lift(call, PoisonLift("ab"))
+    assert caught.value.errno is Errno.EINVAL
+    assert len((await syscalls.poison_lift(call, PoisonLift("ab01"))).poisons) == 1
+    assert set(suspects.marks()) == {b"\xab\x02", b"\xcd\x03"}
+    await syscalls.poison_lift(call, PoisonLift(all=True))
+    assert suspects.marks() == {}
+    store.close()

@@ -57,7 +57,7 @@ def test_one_user_takes_no_rows_from_another() -> None:
 
 def test_the_oldest_of_many_different_refusals_is_forgotten() -> None:
     refusals = Refusals()
-    questions = [(f"app:{number}", "ps", "/proc") for number in range(limits.REFUSALS_SAME + 1)]
+    questions = [(f"app:{number}", "ps", "/proc", "") for number in range(limits.REFUSALS_SAME + 1)]
     for number, question in enumerate(questions, 1):
         refusals.wrote("ann", question, number, 0.0)
     assert refusals.repeated("ann", questions[0], 1.0) == 0

@@ -509,13 +509,3 @@ async def test_keys_are_told_page_by_page(
         told += [key.id for key in page.keys]
         after = page.more
     assert sorted(told) == sorted(made)
-
-
-async def test_the_owner_is_written_once(store: Store, clock: Clock) -> None:
-    users = UserTable(store, clock)
-    await users.ensure_owner("ann", 1000)
-    clock.now += DAY
-    await users.ensure_owner("ann", 1000)
-    assert store.peek("users.db", "SELECT name, created FROM users") == [("ann", NOON)]
-    await users.ensure_owner("ann", 1001)
-    assert (users.by_uid(1000), users.by_uid(1001)) == (None, "ann")

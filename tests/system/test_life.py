@@ -409,3 +409,21 @@ def test_no_engine_outlives_a_killed_kernel(real: Machine) -> None:
         real.shoot()
         engine.wait(60)
         assert not engine.is_running()
+
+
+def test_signals_are_ignored_while_the_last_writes_are_made(
+    machine: Machine, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("""
+import signal, sys
+from llmasos.kernel.storage.store import Store
+close = Store.close
+def closing(store):
+    print("ignored:", signal.getsignal(signal.SIGTERM) is signal.SIG_IGN, file=sys.stderr)
+    close(store)
+Store.close = closing
+""")
+    machine.environment["PYTHONPATH"] = str(tmp_path)
+    machine.start("--mount", "false")
+    assert machine.stop() == 0
+    assert "ignored: True" in machine.log

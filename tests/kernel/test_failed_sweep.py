@@ -1,0 +1,40 @@
+"""A sweep that fails leaves its work pending."""
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from llmasos.kernel.abi import limits
+from llmasos.kernel.memory.erasing import drop
+from llmasos.kernel.memory.sweeping import Sweeper
+from llmasos.kernel.memory.vector_device import VectorDevice
+from llmasos.kernel.memory.vector_index import VectorIndex
+from llmasos.kernel.storage.store import Store
+from llmasos.kernel.supervisor import Supervisor
+from tests.kernel.opened_memory import opened
+from tests.kernel.test_mapping import count
+from tests.kernel.test_memory import page, process
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_sweep_that_fails_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "SWEEP_S", 0.01)
+    store = Store(tmp_path)
+    memory = opened(store)
+    await memory.write(process(1), [page(text) for text in ("one", "two", "three")])
+    await drop(memory, process(1))
+    monkeypatch.setattr("llmasos.kernel.points._fails", "store.commit")
+    monkeypatch.setattr("llmasos.kernel.points._failures_left", 1)
+    async with anyio.create_task_group() as tasks:
+        jobs = Supervisor(tasks)
+        sweeper = Sweeper(memory, VectorIndex(memory, VectorDevice(None, jobs)), jobs)
+        sweeper.dirty()
+        assert sweeper.busy
+    assert not sweeper.busy
+    assert "still hold erased pages" in caplog.text
+    assert await count(memory, "derived") == 0
+    store.close()
