@@ -7,8 +7,8 @@ import pytest
 
 from llmasos.kernel.abi import limits
 from llmasos.kernel.memory.erasing import drop
+from llmasos.kernel.memory.recall_device import RecallDevice
 from llmasos.kernel.memory.sweeping import Sweeper
-from llmasos.kernel.memory.vector_device import VectorDevice
 from llmasos.kernel.memory.vector_index import VectorIndex
 from llmasos.kernel.storage.store import Store
 from llmasos.kernel.supervisor import Supervisor
@@ -31,7 +31,7 @@ async def test_a_sweep_that_fails_is_done_again(
     monkeypatch.setattr("llmasos.kernel.points._failures_left", 1)
     async with anyio.create_task_group() as tasks:
         jobs = Supervisor(tasks)
-        sweeper = Sweeper(memory, VectorIndex(memory, VectorDevice(None, jobs)), jobs)
+        sweeper = Sweeper(memory, VectorIndex(memory, RecallDevice(None, jobs)), jobs)
         sweeper.dirty()
         assert sweeper.busy
     assert not sweeper.busy

@@ -230,7 +230,7 @@ async def test_fsck_tells_of_pages_of_a_removed_process_and_of_an_interrupted_re
     process = Process(1, 0, OWNER, "chat", "m", created=0.0, keep=True, bounds=())
     await memory.write(process, [NewPage("good page", 2, "note", OWNER)])
     async with anyio.create_task_group() as tasks:
-        vectors = VectorIndex(memory, VectorDevice(None, Supervisor(tasks)))
+        vectors = VectorIndex(memory, RecallDevice(None, Supervisor(tasks)))
         assert list((await fsck(memory, vectors, {1}, rebuild=False)).faults) == []
         memory.rebuilding = True
         found = await fsck(memory, vectors, set(), rebuild=False)

@@ -93,7 +93,7 @@ async def test_pages_of_before_are_found_by_the_new_words_after_a_start(
 
 async def test_without_a_recall_process_the_vectors_are_off(memory: Memory) -> None:
     await written(memory, ["bread again"])
-    vectors = VectorIndex(memory, VectorDevice(None, Supervisor(anyio.create_task_group())))
+    vectors = VectorIndex(memory, RecallDevice(None, Supervisor(anyio.create_task_group())))
     assert vectors.state() == ("off", "")
     assert await vectors.stored(1) == -1
     await vectors.renew()

@@ -16,8 +16,8 @@ from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Recv, Role, Send
 from llmasos.kernel.memory.forgetting import forget
-from llmasos.kernel.memory.recall_device import RecallDevice
 from llmasos.kernel.memory.memory import Lag
+from llmasos.kernel.memory.recall_device import RecallDevice
 from llmasos.kernel.memory.rows import NewPage
 from llmasos.kernel.owners.owner import Owner, OwnerContext
 from llmasos.kernel.owners.owners import Owners
@@ -428,7 +428,7 @@ async def test_the_pages_of_a_closed_owner_that_have_no_vector_wait_for_a_search
 ) -> None:
     store = Store(tmp_path)
     jobs = Supervisor(anyio.create_task_group())
-    device = VectorDevice(driver.recall({"embedder": "none"}, tmp_path / "log", tmp_path), jobs)
+    device = RecallDevice(driver.recall({"embedder": "none"}, tmp_path / "log", tmp_path), jobs)
     owner = Owner("ann", OwnerContext(store, device, jobs, set))
     assert owner.indexing() == ("idle", "the pages are not counted yet")
     owner.note_counts(Lag(3, 1.0), 0)

@@ -60,9 +60,9 @@ def test_a_folder_is_no_secret(tmp_path: Path) -> None:
 def test_other_users_are_not_told_where_a_key_goes(tmp_path: Path) -> None:
     secrets.put(tmp_path, "mine", KEY, keyring=False, url=URL)
     other = "https://other.example.com"
-    secrets.check_bound(tmp_path, "mine", URL, owner=False)
+    secrets.check_bound(tmp_path, "mine", URL, is_machine_owner=False)
     with pytest.raises(SyscallError, match=f"no secret of that name is for {other}") as caught:
-        secrets.check_bound(tmp_path, "mine", other, owner=False)
+        secrets.check_bound(tmp_path, "mine", other, is_machine_owner=False)
     assert "api.example.com" not in str(caught.value)
     with pytest.raises(SyscallError, match=r"mine is for https://api\.example\.com"):
         secrets.check_bound(tmp_path, "mine", other)

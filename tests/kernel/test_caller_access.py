@@ -14,7 +14,7 @@ from llmasos.kernel.access.decisions import Policy
 from llmasos.kernel.access.identity import Caller
 from llmasos.kernel.access.users import UserTable
 from llmasos.kernel.storage.store import Store
-from llmasos.kernel.syscalls.files import CallerAccess
+from llmasos.kernel.syscalls.caller_access import CallerAccess
 from tests.kernel.test_users import DAY, NOON, Clock
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +26,7 @@ def caller(name: str) -> Caller:
 
 
 @pytest.fixture
-async def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[CallerAccess]:
+async def access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[CallerAccess]:
     monkeypatch.setenv("LLMASOS_CONFIG_DIR", str(tmp_path / "config"))
     store = Store(tmp_path / "state")
     users = UserTable(store)
@@ -38,31 +38,31 @@ async def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 
 async def test_only_a_kernel_of_root_opens_files_as_another_user(
-    outside: CallerAccess, monkeypatch: pytest.MonkeyPatch
+    access: CallerAccess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outside.access(caller("ann"))
+    access.file_access(caller("ann"))
     with pytest.raises(Denied, match="robot is not a user of the operating system"):
-        outside.access(caller("robot"))
+        access.file_access(caller("robot"))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(Denied, match="this kernel runs as ann and cannot open files as another"):
-        outside.access(caller("bob"))
+        access.file_access(caller("bob"))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    outside.access(caller("bob"))
+    access.file_access(caller("bob"))
 
 
 async def test_another_user_uses_a_secret_for_the_endpoint_of_its_owner_only(
-    outside: CallerAccess,
+    access: CallerAccess,
 ) -> None:
     folder, options = paths.find().secrets, {"secret": "mine"}
     secrets.put(folder, "mine", "sk-a-key", keyring=False)
     with pytest.raises(SyscallError, match="no secret of that name"):
-        outside.claim(caller("bob"), URL, options)
-    outside.claim(caller("ann"), URL, options)()
-    outside.claim(caller("bob"), URL, options)()
+        access.secret_binder(caller("bob"), URL, options)
+    access.secret_binder(caller("ann"), URL, options)()
+    access.secret_binder(caller("bob"), URL, options)()
     assert secrets.bound(folder, "mine") == "https://api.example.com:443"
     with pytest.raises(SyscallError, match="no secret of that name"):
-        outside.claim(caller("bob"), "https://other.example.com", options)
-    outside.claim(caller("bob"), "https://other.example.com", {})()  # it uses none
+        access.secret_binder(caller("bob"), "https://other.example.com", options)
+    access.secret_binder(caller("bob"), "https://other.example.com", {})()  # it uses none
 
 
 async def test_the_owner_is_written_once(tmp_path: Path) -> None:
