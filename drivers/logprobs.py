@@ -36,6 +36,11 @@ class LogprobStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._matches = True  # the tokens match the text
 
+    @property
+    def waiting(self) -> list[Logprob]:
+        """Those that are not released."""
+        return [one for one, _ in self._waiting]
+
     def add(self, one: Logprob) -> None:
         data = token_bytes(one)
         self._waiting.append((one, data))

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -260,6 +260,7 @@ class Start:
     log: Path
     environment: Mapping[str, str]
     load: frames.Frame  # the first frame
+    descriptors: Sequence[int] = ()  # that it inherits, under the same numbers
 
 
 L = TypeVar("L", bound=ChildConnection[Any])
@@ -275,8 +276,8 @@ async def _spawn(start: Start, opened: contextlib.ExitStack) -> tuple[socket.soc
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", start.module, str(theirs.fileno()), str(os.getpid()),
-                stdin=DEVNULL, stdout=fd, stderr=fd, pass_fds=[theirs.fileno()],
-                env=start.environment, cwd="/",
+                stdin=DEVNULL, stdout=fd, stderr=fd, env=start.environment, cwd="/",
+                pass_fds=[theirs.fileno(), *start.descriptors],
             )  # fmt: skip
     finally:
         os.close(fd)

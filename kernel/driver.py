@@ -215,6 +215,7 @@ class Death:
     failed: bool = False  # it died too often in a row: its calls end, new ones are refused
     deaths: int = 1  # in a row
     retry_s: float = 0.0  # seconds until the next start
+    kept: frozenset[int] = frozenset()  # parked calls that continue when it is up again
 
 
 class Listener(Protocol):
@@ -227,7 +228,10 @@ class Listener(Protocol):
     def up(self, facts: Facts) -> None: ...
     def stepped(self, steps: Sequence[Step]) -> None: ...
     def down(self, death: Death) -> None:
-        """The engine died or failed to restart: every admitted call is lost."""
+        """The engine died or failed to restart: every admitted call not in `death.kept` is lost.
+
+        Those are parked when it is up again. Until then, `cancel` ends them as soon as it is up.
+        """
         ...
 
 

@@ -8,6 +8,7 @@ A context must not be freed while a step computes, so the process exits without 
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from llmasos.drivers.child_runtime import run_or_exit
@@ -33,6 +34,7 @@ def load_model(values: dict[str, Any], report: Callable[[float], None]) -> Loade
         context=partial(LlamaContext, model, settings),
         vectors=partial(LlamaVectors, model, settings),
         facts=placement.facts(),
+        library=f"llama.cpp {version('llama-cpp-python')}",
     )
 
 

@@ -9,7 +9,7 @@ where they are read. An error that llama.cpp returns is a DeviceFault.
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from .settings import LlamaSettings
 
 Floats = NDArray[np.float32]
 _BF16 = 30  # of enum ggml_type
+_PIECE_BYTES = 64 * 1024
 _WHOLE_CELLS = 256  # in use: more are divided among the threads
 
 
@@ -38,6 +39,11 @@ class StateBytes:
     @property
     def nbytes(self) -> int:
         return len(self.data)
+
+    def pieces(self) -> Iterator[memoryview]:
+        whole = memoryview(self.data)
+        for at in range(0, len(whole), _PIECE_BYTES):
+            yield whole[at : at + _PIECE_BYTES]
 
     def free(self) -> None:
         self.data = bytearray()
@@ -254,9 +260,21 @@ class LlamaContext:
         self._check_use(slot)
         if not isinstance(state, StateBytes) or not state.data:
             raise DeviceFault("cannot load an empty state")
+        self._load(slot, (ctypes.c_uint8 * len(state.data)).from_buffer(state.data))
+
+    def load_bytes(self, slot: int, tokens: int, data: memoryview) -> None:
+        """The bytes have their number of tokens in them."""
+        self._check_use(slot)
+        if self.length(slot) or not data:
+            raise DeviceFault(f"cannot load {len(data)} bytes into slot {slot}")
+        self._load(slot, (ctypes.c_uint8 * len(data)).from_buffer(data))
+        if (loaded := self.length(slot)) != tokens:
+            self.keep(slot, 0)
+            raise DeviceFault(f"the state has {loaded} tokens, not {tokens}")
+
+    def _load(self, slot: int, source: "ctypes.Array[ctypes.c_uint8]") -> None:
         self._complete_copy()
-        size = len(state.data)
-        source = (ctypes.c_uint8 * size).from_buffer(state.data)
+        size = len(source)
         read: int = lib.llama_state_seq_set_data(self._handle, source, size, slot)
         if read != size:
             raise DeviceFault(f"cannot load a state of {size} bytes into slot {slot}")

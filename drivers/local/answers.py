@@ -7,6 +7,7 @@ then. The steps of all other calls pass at once. A failed answer is an error, no
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llmasos.drivers.grammar import answer
 from llmasos.drivers.grammar.document import SchemaDocument
@@ -19,18 +20,35 @@ _UNIQUE = "uniqueItems"
 _HINT = "try again with another --seed, or remove uniqueItems from the schema"
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedText:
+    """An answer so far."""
+
+    schema: str
+    parts: list[str]
+
+
 class Answers:
     """The calls of one child whose schema contains `uniqueItems`."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._texts: dict[int, tuple[str, list[str]]] = {}  # schema and answer, by call
+        self._texts: dict[int, CheckedText] = {}  # by call
         self._checks: dict[int, tuple[Step, asyncio.Task[None]]] = {}
 
     def admit(self, admission: Admission) -> None:
         schema = admission.sampling.schema
         if schema is not None and _UNIQUE in schema:
-            self._texts[admission.call] = schema, []
+            self._texts[admission.call] = CheckedText(schema, [])
+
+    def text(self, call: int) -> CheckedText | None:
+        """The answer of a call so far, if it will be checked."""
+        return self._texts.get(call)
+
+    def restore(self, call: int, text: CheckedText | None) -> None:
+        """A call of another process continues after this text."""
+        if text is not None:
+            self._texts[call] = text
 
     def cancel(self, call: int) -> None:
         """End a call whose complete answer is being checked."""
@@ -55,14 +73,13 @@ class Answers:
         known = self._texts.get(step.call)
         if known is None:
             return False
-        schema, texts = known
-        texts.append(step.text)
+        known.parts.append(step.text)
         if step.finish is None and step.error is None:
             return False
         del self._texts[step.call]
         if step.finish is not Finish.STOP:
             return False
-        check = self._check(step, schema, "".join(texts))
+        check = self._check(step, known.schema, "".join(known.parts))
         self._checks[step.call] = step, asyncio.create_task(check)
         return True
 

@@ -16,7 +16,8 @@ from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.abi.values import Finish, Logprob
 from llmasos.kernel.driver import Admission, ContextSaved, Step
 
-from .context import Exactness
+from .call_state import CallState
+from .context import Exactness, Vocab
 from .lookup import Lookup
 from .prefix import Saved
 from .sampler import Sampler
@@ -26,12 +27,15 @@ from .slots import ContextSlot, Reuse
 class EngineCall:
     """An admitted call. Used by the engine thread only."""
 
-    def __init__(self, admission: Admission, slot: ContextSlot, sampler: Sampler) -> None:
+    def __init__(self, admission: Admission, slot: ContextSlot | None, sampler: Sampler) -> None:
         self.admission = admission
-        self.slot: ContextSlot | None = slot
+        self.slot = slot
         self.sampler = sampler
         self.scan = Scan(admission.sampling.stop)
         self.saved: Saved | None = None  # while it is parked
+        # If another process has parked it: the tokens of its context, and so many exact ones.
+        self.parked_tokens: list[int] = []
+        self.exact = 0  # see Saved
         self.dropped = False  # it is parked, and only its tokens are kept
         self.tainted = False  # if dropped: its recomputed context must not be shared
         self._script: Sequence[int] = admission.prompt.tokens  # to compute before it decodes
@@ -48,6 +52,7 @@ class EngineCall:
         self.recompute = 0  # tokens of a lost context, not yet reported
         self._reuse: Reuse | None = None  # not yet reported
         self._whole = 0  # prompt tokens to compute when it began
+        self._answer: list[int] = []  # its tokens
         self._texts: list[str] = []  # the answer
         self._ends: list[int] = []  # complete characters after each of its tokens
         self._new_texts: list[str] = []  # text since the last step
@@ -118,6 +123,44 @@ class EngineCall:
         tokens = self._script[first : first + most]
         return tokens, len(tokens) == self.left and not self.answers
 
+    # --- parked by one process, continued by another one ------------------------------------------
+    def state(self) -> CallState:
+        """Its state while it is parked. All its steps are reported before it is used."""
+        saved = self.saved
+        pending = [self.sampler.logprob] if self.pending is not None else []
+        logprobs = [*self._logprob_stream.waiting, *pending]
+        return CallState(
+            self._answer,
+            self.pending,
+            self.sampler.draws,
+            self.begun,
+            computed=len(saved.tokens if saved is not None else self._script),
+            script=len(self._script),
+            whole=self._whole,
+            exact=saved.exact if saved is not None else 0,
+            tainted=saved.tainted if saved is not None else self.tainted,
+            bytes=saved.nbytes if saved is not None else 0,
+            logprobs=[one for one in logprobs if one is not None],
+        )
+
+    def resume(self, state: CallState, vocab: Vocab, window: int) -> None:
+        """Take the state of a call that another process had parked. DeviceFault if it cannot be."""
+        chosen = [*state.answer, *([] if state.pending is None else [state.pending])]
+        unreported = len(chosen) - len(state.logprobs)
+        for at, token in enumerate(chosen):
+            known = state.logprobs[at - unreported] if at >= unreported else None
+            self.sampler.repeat(token, known)
+            if at < len(state.answer):
+                self.emit(token, vocab.piece(token), window)
+        self.sampler.skip(state.draws)
+        self.pending = state.pending
+        self.next = state.answer[-1] if state.answer and state.pending is None else None
+        self._new_texts, self._logprobs, self._tokens = [], [], 0
+        self._script = [*self.admission.prompt.tokens, *state.answer][: state.script]
+        self.parked_tokens = [*self.admission.prompt.tokens, *state.answer][: state.computed]
+        self.begun, self._whole = state.begun, state.whole
+        self.exact, self.tainted = state.exact, state.tainted
+
     def feed(self, tokens: int) -> None:
         """Count computed prompt tokens."""
         self._fed += tokens
@@ -150,6 +193,7 @@ class EngineCall:
         self.pending, self.next = None, token
         self.grant -= 1
         self._tokens += 1
+        self._answer.append(token)
         if self.lookup is not None:
             self.lookup.add(token)
         if (logprob := self.sampler.logprob) is not None:

@@ -11,7 +11,7 @@ import faulthandler
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
@@ -35,7 +35,9 @@ from .embed import Embedder, window
 from .engine import BatchEngine, EngineParts
 from .frames import EngineSettings
 from .grammar import Grammars
+from .identity import fingerprint, identity
 from .sampler import Bounds
+from .shared_memory import SharedMemory
 from .text import Texts
 
 _SWITCH_S = 0.0005  # how long a text waits for the GIL of the engine thread
@@ -58,6 +60,7 @@ class Loaded:
     context: Callable[[], Context]  # called by the engine thread, which alone uses it
     vectors: Callable[[], VectorContext]  # creates a context for embeddings
     facts: Mapping[str, object]  # its placement and hardware, for UP
+    library: str  # its name and version
     turn: int = limits.PROMPT_QUANTUM_TOKENS  # tokens of one prompt before the next prompt's turn
 
 
@@ -80,13 +83,19 @@ def main(fd: int, kernel_pid: int, load: Load) -> NoReturn:
     start_thread(frames.NAME, lambda: _read(parent, queues, commands, ready_texts))
     ready: SimpleQueue[SyscallError | BatchEngine] = SimpleQueue()
     try:
-        loaded = load(texts.get()[1], lambda done: parent.send([frames.LOADING, float(done)]))
+        _, values, memory = texts.get()
+        file = fingerprint(values["path"])
+        loaded = load(values, lambda done: parent.send([frames.LOADING, float(done)]))
         settings, vocab = loaded.settings, loaded.vocab
         requests = TextRequests(Texts(vocab, loaded.template))
         ready_texts.append(requests)
         grammars = Grammars(vocab)
         bounds = Bounds(vocab, grammars)
-        parts = EngineParts(bounds, Embedder(loaded.vectors), requests.prompts)
+        parts = EngineParts(
+            bounds, Embedder(loaded.vectors), requests.prompts,
+            None if memory is None else SharedMemory(memory),
+            identity(file, loaded.library, asdict(settings)),
+        )  # fmt: skip
         start_thread(frames.NAME, lambda: _check(checks, grammars, parent))
         start_thread(frames.NAME, lambda: _compute(loaded, parts, commands, ready, parent))
         if isinstance(engine := ready.get(), SyscallError):

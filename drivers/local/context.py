@@ -4,7 +4,7 @@ drivers/llama and drivers/openvino implement these protocols. An invalid argumen
 that computes in C or C++, so an implementation checks every argument and raises DeviceFault.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -67,6 +67,10 @@ class SavedState(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Its bytes in order, in pieces; valid until it is freed."""
+        ...
 
     def free(self) -> None:
         """It is not loaded any more. Called once, by the thread that uses the context."""
@@ -172,6 +176,10 @@ class Context(Protocol):
 
     def load(self, slot: int, state: SavedState) -> None:
         """Put a saved state into an empty slot, any number of times."""
+        ...
+
+    def load_bytes(self, slot: int, tokens: int, data: memoryview) -> None:
+        """Put the bytes of a saved state of so many tokens into an empty slot."""
         ...
 
     def state_size(self) -> StateSize:

@@ -21,6 +21,7 @@ from llmasos.kernel.driver import (
     Admission,
     Beginning,
     Cut,
+    Death,
     Facts,
     Keep,
     Listener,
@@ -32,6 +33,7 @@ from . import frames
 from .frames import EngineSettings
 from .gguf import Header, read
 from .link import EngineLink, Program, launch
+from .parked import ParkedCalls
 
 log = logging.getLogger(__name__)
 # Errors of one engine that another one may not have. It is EINVAL that concerns the file.
@@ -79,12 +81,29 @@ class LocalEngine:
         self._kept: EngineChoice | None = None  # the engine that was up
         self._note = ""  # why this engine
         self._child = Restarter(frames.NAME, self._launch)
+        self.parked = ParkedCalls()
         self._trained = 0  # tokens of its training context; set when its file is read
 
     async def start(self, listener: Listener) -> None:
         """Load; returns after `listener.up`."""
         self._listener = listener
-        await self._child.start(lambda link: listener.up(self._facts(link)), listener.down)
+        self.parked.open()
+        try:
+            await self._child.start(self._up, self._down)
+        except BaseException:
+            self.parked.close()
+            raise
+
+    def _up(self, link: EngineLink) -> None:
+        link.restore()
+        self._listener.up(self._facts(link))
+
+    def _down(self, death: Death) -> None:
+        """Parked calls are kept for the next process, unless the engine has failed."""
+        if death.failed:
+            self.parked.clear()
+        self.parked.free_unused()
+        self._listener.down(replace(death, kept=self.parked.numbers))
 
     def _facts(self, link: EngineLink) -> Facts:
         facts = link.facts
@@ -115,11 +134,12 @@ class LocalEngine:
 
     async def _start_child(self, choice: EngineChoice, header: Header) -> EngineLink:
         chosen = choice.prepare(self._path, header)
-        return await launch(chosen, choice.program, self._log, self._listener)
+        return await launch(chosen, choice.program, self._log, self._listener, self.parked)
 
     async def stop(self) -> None:
         """End the child. Calls in flight get no further step."""
         await self._child.stop()
+        self.parked.close()
 
     @property
     def sent_bytes(self) -> int:
@@ -190,14 +210,17 @@ class LocalEngine:
             tokens += count
         return Vectors(len(vectors[0]) // 4 if vectors else 0, vectors, tokens)
 
-    # --- commands: dropped while the engine is down -------------------------------------------
+    # --- commands: dropped while the engine is down, unless they concern parked calls ---------
     def forget(self, history: int) -> None:
         if (link := self._child.current) is not None:
             link.forget(history)
 
     def purge(self, domain: str) -> None:
+        self.parked.purge(domain)
         if (link := self._child.current) is not None:
             link.purge(domain)
+        else:
+            self.parked.free_unused()
 
     def admit(self, admission: Admission) -> None:
         if (link := self._child.current) is not None:
@@ -210,6 +233,8 @@ class LocalEngine:
     def cancel(self, call: int) -> None:
         if (link := self._child.current) is not None:
             link.cancel(call)
+        else:
+            self.parked.cancel(call)
 
     def park(self, call: int, *, keep: bool) -> None:
         if (link := self._child.current) is not None:

@@ -18,16 +18,19 @@ from llmasos.drivers.prompts import LOST, KeptPrompts
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.abi.values import Finish, Sampling
 from llmasos.kernel.abi.wire import build
-from llmasos.kernel.driver import Admission, Step
+from llmasos.kernel.driver import Admission, Prompt, Step
 
 from . import exact, frames
+from .call_state import CallState
 from .calls import EngineCall
 from .context import Context, Exactness, Run, StateSize, Vocab
 from .drafts import Drafts
 from .embed import Embedder
 from .lookup import ROWS
 from .pace import StepPace, portions, recurring
+from .parking import Parking
 from .sampler import Bounds, sampler
+from .shared_memory import ContextHeader, Region, SharedMemory
 from .slots import Slots
 from .text import Composed
 from .threads import Threads
@@ -40,6 +43,8 @@ class EngineParts:
     bounds: Bounds
     embedder: Embedder
     prompts: KeptPrompts[Composed]
+    memory: SharedMemory | None  # for the contexts of parked calls
+    identity: ContextHeader  # of contexts that this engine saves
 
 
 class BatchEngine:
@@ -69,7 +74,7 @@ class BatchEngine:
         self._calls: dict[int, EngineCall] = {}
         self._ready: dict[int, EngineCall] = {}  # calls with a grant, the oldest grant first
         self._order = PromptOrder()
-        self._parked_bytes, self._parked_limit = 0, settings.parked_bytes
+        self._parking = Parking(self._slots, settings.parked_bytes, parts.memory, parts.identity)
         self.state_size = StateSize(0, 0)  # set by warm()
         self._steps: list[Step] = []
 
@@ -105,23 +110,29 @@ class BatchEngine:
         while True:
             self._execute_commands()
             # Calls that began: while the step is computed, the kernel orders them for the next one.
-            self._send(send)
+            self._send(send, answer)
             self._step()
-            self._send(send)
+            self._parking.copy()
+            self._send(send, answer)
             if self._embedder.busy:
                 self._adapt_threads()
                 if (vector := self._embedder.step(self._context.threads)) is not None:
                     answer(vector)
 
-    def _send(self, send: Callable[[Sequence[Step]], None]) -> None:
+    def _send(
+        self, send: Callable[[Sequence[Step]], None], answer: Callable[[Frame], None]
+    ) -> None:
         if self._steps:
             send(self._steps)
             self._steps = []
+        for notice in self._parking.notices:
+            answer(notice)
+        self._parking.notices.clear()
 
     # --- commands -----------------------------------------------------------------------------
     def _execute_commands(self) -> None:
         """Execute all queued commands; waits for the first one when there is no other work."""
-        busy = bool(self._steps) or self._embedder.busy
+        busy = bool(self._steps) or self._embedder.busy or self._parking.busy
         idle = not busy and not any(map(self._computes, self._ready.values()))
         try:
             self._execute(self._commands.get(block=idle))
@@ -134,6 +145,8 @@ class BatchEngine:
         match frame:
             case [frames.ADMIT, *fields]:
                 self._admit(fields)
+            case [frames.RESTORE, *fields]:
+                self._restore(fields)
             case [frames.ORDER, calls, int(once)]:
                 self._order.set(calls, once)
             case [(frames.FORGET | frames.PURGE | frames.DROP) as kind, which]:
@@ -151,7 +164,7 @@ class BatchEngine:
             case [frames.UNPARK, int(slot), int(save)]:
                 self._guard(call, lambda call: self._unpark(call, slot, save))
             case [frames.PARK, bool(keep)]:
-                self._park(call, keep)
+                self._parking.park(call, keep=keep)
             case [frames.GRANT, int(tokens)]:
                 call.grant += max(0, tokens)
                 # To the end of the queue: with more calls than a step takes, they take turns.
@@ -222,21 +235,27 @@ class BatchEngine:
         """Whether a step computes something for a call, once it has begun."""
         return call.runnable and (call.decodes or self._order.has(call.admission.call))
 
-    def _park(self, call: EngineCall, keep: bool) -> None:
-        """Save its context and free its slot. A context that cannot be saved is recomputed."""
-        slot = call.slot
-        if slot is None:
+    def _restore(self, fields: list[Any]) -> None:
+        """A call that the last process of the engine had parked; `fields`: of RESTORE."""
+        number, history, domain, tokens, values, encoded, region, grant, tainted = fields
+        state = CallState.decode(encoded)
+        sampling, prompt = build(Sampling, values), Prompt(frames.tokens_in(tokens), ())
+        admission = Admission(number, 0, history, domain, prompt, sampling)
+        try:
+            call = EngineCall(admission, None, sampler(sampling, self._bounds, domain))
+            call.lookup = self.drafts.lookup(prompt.tokens, sampling)
+            call.resume(state, self._vocab, self._window)
+        except DeviceFault as error:
+            self._steps.append(Step(number, error=error))
             return
-        call.saved = self._slots.saved(slot) if keep else None
-        if call.saved is not None:
-            self._parked_bytes += call.saved.nbytes
-        if call.saved is None or self._parked_bytes > self._parked_limit:
-            self._drop_saved(call)
-            call.drop(list(slot.tokens), tainted=slot.tainted)
-        call.slot = None
-        self._slots.clear(slot)
+        call.grant, call.tainted = grant, call.tainted or tainted
+        self._calls[number] = call
+        if grant > 0:
+            self._ready[number] = call
+        self._parking.attach(call, Region(*region) if region else None, state.bytes)
 
     def _unpark(self, call: EngineCall, number: int, save: int) -> None:
+        self._parking.check(call)
         saved, admission = call.saved, call.admission
         if saved is None and not call.dropped:
             raise DeviceFault(f"call {admission.call} is not parked")
@@ -249,7 +268,7 @@ class BatchEngine:
         call.slot = slot
         call.recompute = call.left if call.dropped else 0
         call.dropped = False
-        self._drop_saved(call)
+        self._parking.drop(call)
         self._report(call)  # before it is fed: the kernel orders what is computed again
 
     def _drop_contexts(self, kind: int, which: Any) -> None:
@@ -266,15 +285,7 @@ class BatchEngine:
         self._slots.purge(which)
         for call in self._calls.values():
             if call.admission.domain == which:
-                call.tainted = True
-                if call.saved is not None:
-                    call.saved.tainted = True
-
-    def _drop_saved(self, call: EngineCall) -> None:
-        if call.saved is not None:
-            self._parked_bytes -= call.saved.nbytes
-            call.saved.free()
-            call.saved = None
+                self._parking.purge(call)
 
     # --- one step -----------------------------------------------------------------------------
     def _step(self) -> None:
@@ -408,7 +419,7 @@ class BatchEngine:
         self._ready.pop(number, None)
         if call.admission.prompt.kept and error is None:
             self._prompts.answered(call.admission.prompt.kept, call.answer)
-        self._drop_saved(call)
+        self._parking.drop(call)
         if call.slot is not None:
             self._slots.leave(call.slot)
             if error is not None:

@@ -2,8 +2,9 @@
 
     to the child     LOAD first, then requests with an answer (TOKENIZE CUT COMPOSE EXTEND CHECK
                      EMBED) and commands without one (ADMIT ORDER GRANT CANCEL PARK UNPARK DROP
-                     FORGET PURGE)
-    to the kernel    LOADING while it loads, STEPS: one frame a step
+                     FORGET PURGE RESTORE)
+    to the kernel    LOADING while it loads, STEPS: one frame a step, PARKED and SHARED: what a new
+                     process needs to continue a parked call, which it gets with RESTORE
 
 Tokens are sent as bytes and pages as one flat list: both stay below the limits on items. A text
 that the kernel has is not sent back: its pages are lengths. Imported by both sides, so it must not
@@ -26,9 +27,9 @@ NAME = "the engine"  # in messages
 _USUAL_FIELDS = 3  # of a step: call, text, tokens
 (
     LOAD, TOKENIZE, CUT, COMPOSE, EXTEND, CHECK, EMBED, ADMIT, GRANT, CANCEL, PARK, UNPARK,
-    FORGET, PURGE, ORDER, DROP,
-    LOADING, STEPS,
-) = range(DRIVER_BASE, DRIVER_BASE + 18)  # fmt: skip
+    FORGET, PURGE, ORDER, DROP, RESTORE,
+    LOADING, STEPS, PARKED, SHARED,
+) = range(DRIVER_BASE, DRIVER_BASE + 21)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

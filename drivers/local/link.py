@@ -18,6 +18,8 @@ from llmasos.kernel.driver import Admission, Facts, Listener, Step
 
 from . import frames
 from .answers import Answers
+from .parked import ParkedCalls
+from .shared_memory import Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,18 @@ class Program:
 class EngineLink(ChildConnection[Facts]):
     """The running engine child."""
 
-    def __init__(self, process: Process, chosen: frames.EngineSettings, listener: Listener) -> None:
+    def __init__(
+        self,
+        process: Process,
+        chosen: frames.EngineSettings,
+        listener: Listener,
+        calls: ParkedCalls,
+    ) -> None:
         super().__init__(frames.NAME, process, chosen.hang_s, frames.facts_in)
         self._listener = listener
         self._outstanding: dict[int, int] = {}  # tokens granted and not yet reported, by call
         self._parked: set[int] = set()
+        self._parked_calls = calls  # those whose state is known
         self._cancelled: set[int] = set()
         self._step_watchdog = Watchdog(process.pid, chosen.hang_s, self.hang)
         self._answers = Answers(listener)
@@ -44,6 +53,11 @@ class EngineLink(ChildConnection[Facts]):
         match frame:
             case [frames.STEPS, *steps]:
                 self._handle_steps([frames.step_in(step) for step in steps])
+            case [frames.PARKED, int(call), *fields]:
+                if call in self._parked and call in self._outstanding:
+                    self._parked_calls.parked([call, *fields])
+            case [frames.SHARED, int(call), int(offset), int(size), _]:
+                self._parked_calls.shared(call, Region(offset, size))
             case [frames.LOADING, float(done)]:
                 self._listener.loading(done)
             case _:
@@ -52,6 +66,9 @@ class EngineLink(ChildConnection[Facts]):
 
     def disconnected(self) -> None:
         self._step_watchdog.reset(work=False)
+        for call, parked in self._parked_calls.items():
+            parked.granted = self._outstanding.get(call, 0)
+            parked.text = self._answers.text(call)
         self._answers.disconnected()
 
     # --- calls --------------------------------------------------------------------------------
@@ -62,6 +79,16 @@ class EngineLink(ChildConnection[Facts]):
         self.send([*head, admission.domain, prompt, admission.sampling, *contexts])
         self._outstanding[admission.call] = 0
         self._answers.admit(admission)
+
+    def restore(self) -> None:
+        """Continue the calls that the last process had parked."""
+        for call, parked in self._parked_calls.items():
+            self.send(parked.restore())
+            self._outstanding[call] = parked.granted
+            self._parked.add(call)
+            self._answers.restore(call, parked.text)
+            if parked.cancelled:
+                self.cancel(call)
 
     def purge(self, domain: str) -> None:
         self.send([frames.PURGE, domain])
@@ -91,10 +118,13 @@ class EngineLink(ChildConnection[Facts]):
         if call in self._outstanding:
             self.send([frames.UNPARK, call, slot, save])
             self._parked.discard(call)
+            self._parked_calls.drop(call)
             self._watch()
 
     def _handle_steps(self, steps: list[Step]) -> None:
         for step in steps:
+            # After a step of it, its state is another one.
+            self._parked_calls.drop(step.call)
             if step.finish is not None or step.error is not None:
                 self._outstanding.pop(step.call, None)
                 self._parked.discard(step.call)
@@ -120,12 +150,16 @@ class EngineLink(ChildConnection[Facts]):
 
 
 async def launch(
-    chosen: frames.EngineSettings, program: Program, log: Path, listener: Listener
-) -> EngineLink:
+    chosen: frames.EngineSettings, program: Program, log: Path, listener: Listener,
+    calls: ParkedCalls,
+) -> EngineLink:  # fmt: skip
     """Start a child; returns when it is up. DeviceFault with the reason when it fails to start.
 
     When cancelled, it ends the child first.
     """
-    load = [frames.LOAD, asdict(chosen)]
-    start = Start(frames.NAME, program.module, log, program.environment, load)
-    return await processes.launch(start, lambda process: EngineLink(process, chosen, listener))
+    shared = [] if calls.memory is None else [calls.memory.fd]
+    load = [frames.LOAD, asdict(chosen), shared[0] if shared else None]
+    start = Start(frames.NAME, program.module, log, program.environment, load, shared)
+    return await processes.launch(
+        start, lambda process: EngineLink(process, chosen, listener, calls)
+    )

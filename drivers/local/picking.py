@@ -139,13 +139,23 @@ class SamplingPicker:
     result. Each final token is accepted exactly once.
     """
 
-    __slots__ = ("_counts", "_penalised", "_random", "_sampling", "_size", "_tokens", "greedy")
+    __slots__ = (
+        "_counts",
+        "_penalised",
+        "_random",
+        "_sampling",
+        "_size",
+        "_tokens",
+        "draws",
+        "greedy",
+    )
 
     def __init__(self, sampling: Sampling, vocab_size: int) -> None:
         self._sampling, self._size = sampling, vocab_size
         self._penalised = penalised(sampling)
         self.greedy = sampling.temperature < COLD and not self._penalised  # it picks the best
         self._random = random.Random(sampling.seed or 0)
+        self.draws = 0  # random numbers so far
         # The tokens of the answer, each once, and how often it has them.
         self._tokens, self._counts = np.empty(0, np.intp), np.empty(0, np.float32)
 
@@ -156,7 +166,14 @@ class SamplingPicker:
         if self._sampling.temperature < COLD:
             return int(scores.argmax())
         left = survivors(scores, self._sampling)
+        self.draws += 1
         return drawn(left, self._sampling.temperature, self._random.random())
+
+    def skip(self, draws: int) -> None:
+        """Draw so many numbers in vain."""
+        self.draws += draws
+        for _ in range(draws):
+            self._random.random()
 
     def _penalise(self, scores: Floats) -> Floats:
         scores, sampling = scores.copy(), self._sampling

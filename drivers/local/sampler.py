@@ -93,6 +93,24 @@ class Sampler:
         raise DeviceFault("the grammar allows no token of this model here", "change the grammar")
 
     @property
+    def draws(self) -> int:
+        """Random numbers drawn so far."""
+        return self._picker.draws
+
+    def skip(self, draws: int) -> None:
+        """Draw so many numbers in vain."""
+        self._picker.skip(draws)
+
+    def repeat(self, token: int, logprob: Logprob | None) -> None:
+        """Take a token that another sampler of the call has chosen; None: its score is reported."""
+        if self._matcher is not None:
+            self._matcher.take(token)
+        self._picker.accept(token)
+        if self._top_count is not None:
+            text, part = token_text(self._vocab.piece(token))
+            self.logprob = logprob or Logprob(token, text, 0.0, [], part)
+
+    @property
     def finished(self) -> bool:
         return self._matcher is not None and self._matcher.finished
 

@@ -9,6 +9,7 @@ copy.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
@@ -16,6 +17,7 @@ from llmasos.kernel.driver import ContextSaved
 
 from .context import Context, Exactness
 from .prefix import ContextStore, Saved, common
+from .shared_state import SharedState
 
 
 @dataclass(slots=True)
@@ -185,7 +187,10 @@ class Slots:
         self._context.keep(slot.number, 0)
         slot.tokens, slot.exact = [], 0
         if tokens and saved.state is not None:
-            self._context.load(slot.number, saved.state)
+            if isinstance(saved.state, SharedState):
+                saved.state.read(partial(self._context.load_bytes, slot.number, len(saved.tokens)))
+            else:
+                self._context.load(slot.number, saved.state)
             kept = self._context.keep(slot.number, tokens)
             slot.tokens, slot.exact = saved.tokens[:kept], min(saved.exact, kept)
             slot.tainted = saved.tainted

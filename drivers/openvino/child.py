@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def load_model(values: dict[str, Any], report: Callable[[float], None]) -> Loade
             "hardware": _hardware(),
         },
         turn=_TURN_TOKENS,
+        library=f"OpenVINO {version('openvino')}",
     )
 
 

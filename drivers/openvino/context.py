@@ -1,8 +1,10 @@
 """The slots of a paged model: their block tables, one mixed batch a step, saved contexts."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from llmasos.drivers.local.context import Exactness, Run, SavedState, StateSize
 from llmasos.kernel.abi import limits
@@ -20,13 +22,19 @@ class SavedBlocks:
 
     tables: BlockTables
     table: BlockTable
-    block_bytes: int
+    model: PagedModel
     freed: bool = False
 
     @property
     def nbytes(self) -> int:
         """As if no other sequence shared its blocks."""
-        return len(self.table.blocks) * self.block_bytes
+        return len(self.table.blocks) * self.model.block_bytes
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Of each layer all blocks."""
+        for view in self.model.views:
+            for block in self.table.blocks:
+                yield view[block].data
 
     def free(self) -> None:
         if not self.freed:
@@ -183,7 +191,7 @@ class PagedContext:
     def save(self, slot: int) -> "SavedBlocks":
         """A slot's blocks, shared with the slot: nothing is copied."""
         self._check_use(slot)
-        return SavedBlocks(self._tables, self._tables.capture(slot), self._model.block_bytes)
+        return SavedBlocks(self._tables, self._tables.capture(slot), self._model)
 
     def load(self, slot: int, state: SavedState) -> None:
         """Let an empty slot share saved blocks."""
@@ -193,6 +201,19 @@ class PagedContext:
         if state.freed:
             raise DeviceFault("cannot load a state that was freed")
         self._tables.restore(slot, state.table)
+
+    def load_bytes(self, slot: int, tokens: int, data: memoryview) -> None:
+        """Copy saved blocks into free ones. DeviceFault when there are too few of these."""
+        self._check_use(slot)
+        count = -(-tokens // BLOCK_TOKENS)
+        if self.length(slot) or len(data) != count * self._model.block_bytes:
+            raise DeviceFault(f"cannot load {len(data)} bytes into slot {slot}")
+        self._tables.extend([(slot, tokens)])
+        blocks, at = list(self._tables.blocks(slot)), 0
+        for view in self._model.views:
+            rows = np.frombuffer(data, np.uint8, count * view.shape[1], at)
+            view[blocks] = rows.reshape(count, -1)
+            at += rows.nbytes
 
     def state_size(self) -> StateSize:
         """Whole blocks are saved."""

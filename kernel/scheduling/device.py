@@ -99,8 +99,9 @@ class Device:
         works = list(self._work.values())
         resident = [work for work in works if work.claim.slot is not None]
         parked = [work for work in works if work.claim.parked]
+        lost = [work for work in parked if work.claim.call not in death.kept]
         self._quarantine.died(self._suspects(resident), self._suspects(parked), death)
-        for work in works if death.failed else [*resident, *parked]:
+        for work in works if death.failed else [*resident, *lost]:
             message = f"the engine of {self.name} died: {death.reason}"
             self._end(work, error=DeviceFault(message, self._hint(work, death)))
         self.apply_quarantine()
@@ -124,6 +125,8 @@ class Device:
         for work in list(self._work.values()):
             poison = self._quarantine.poison(work.hash)
             if work.claim.slot is None and poison is not None:
+                if work.claim.parked:
+                    self.engine.cancel(work.claim.call)
                 self._end(work, error=poison)
             elif work.claim.slot is None:
                 work.claim.exclusive = self._quarantine.is_suspect(work.hash)

@@ -195,7 +195,10 @@ class DeviceState:
             claim.purged |= admitted and claim.domain == domain
 
     def lost(self) -> None:
-        """The engine has died, with all contexts. Its claims are dropped before this."""
+        """The engine has died, with the contexts of idle processes.
+
+        The claims in its slots are dropped before this; parked ones may stay.
+        """
         self.contexts.lost()
         self.order = None
 

@@ -1,6 +1,7 @@
 """Saved contexts: found by their first tokens and by number; who is gone is forgotten."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmasos.drivers.local.prefix import ContextStore, Saved, common
@@ -15,6 +16,9 @@ class State:
 
     nbytes: int = 10
     freed: int = 0
+
+    def pieces(self) -> Iterator[memoryview]:
+        return iter([memoryview(bytes(self.nbytes))])
 
     def free(self) -> None:
         self.freed += 1

@@ -1,10 +1,13 @@
 """P-04: STOP never ends a call, however many are stopped and however little room there is."""
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from llmasos.kernel.abi import values as v
+from llmasos.kernel.abi.errors import EngineFailed
 from llmasos.userland.client import BlockingClient, BlockingStream
 from tests.system.daemon import Machine
 from tests.system.test_life import kill, spawn, turn
@@ -57,6 +60,27 @@ def test_more_calls_than_there_is_room_for_are_stopped_and_go_on(
             assert talk.text == TEXT * 4
         [device] = line.call("devices", v.ListDevices(), v.Devices).devices
         assert (device.busy, device.waiting, device.restarts) == (0, 0, 0)
+
+
+def test_a_parked_call_continues_when_its_engine_was_killed(machine: Machine) -> None:
+    machine.limits(RESTART_FIRST_S=0.01)
+    machine.start("--mount", "false")
+    with BlockingClient(machine.paths.socket) as line:
+        options: dict[str, bool | int | float | str] = {
+            "slots": 1, "window": 512, "deterministic": True,
+        }  # fmt: skip
+        line.call("mount", v.Mount("smollm2", options), v.DeviceInfo)
+        sampling = v.Sampling(temperature=0, max_tokens=200, ignore_eos=True)
+        whole, _ = turn(line, spawn(line, "smollm2"), "Count to a hundred.", sampling)
+        pids, talks = stopped(line, "smollm2", "Count to a hundred.", sampling, 2)
+        [device] = line.call("devices", v.ListDevices(), v.Devices).devices
+        os.kill(device.os_pid, signal.SIGKILL)
+        with pytest.raises(EngineFailed, match="was killed by SIGKILL"):  # it had the slot
+            talks[1].end()
+        for pid in pids:
+            kill(line, pid, v.Signal.CONT)
+        assert talks[0].end().finish is v.Finish.LENGTH
+        assert talks[0].text == whole
 
 
 def test_a_real_model_goes_on_as_if_it_had_not_been_stopped(machine: Machine) -> None:
