@@ -1,6 +1,6 @@
 """A saved context in shared memory. Imported in child processes only."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmasos.kernel.abi.errors import DeviceFault
@@ -46,20 +46,11 @@ class SharedState:
                     return "its header is damaged"
                 if reason := mismatch(found, self.header):
                     return reason
-                with memoryview(mapped) as data, self._payload(data) as payload:
-                    self.trusted = checksum(payload) == found.checksum
+            self.trusted = checksum(self.payload()) == found.checksum
         except DeviceFault as error:
             return error.message
         return "" if self.trusted else "its checksum is wrong"
 
-    def _payload(self, data: memoryview) -> memoryview:
-        return data[HEADER_BYTES : HEADER_BYTES + self.header.size]
-
-    def read(self, use: Callable[[memoryview], None]) -> None:
-        """Call `use` with its bytes, which are not valid afterwards."""
-        with (
-            self.memory.map(self.region) as mapped,
-            memoryview(mapped) as data,
-            self._payload(data) as payload,
-        ):
-            use(payload)
+    def payload(self) -> memoryview:
+        """Its bytes, mapped until this is not used any more."""
+        return memoryview(self.memory.map(self.region))[HEADER_BYTES:][: self.header.size]

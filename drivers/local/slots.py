@@ -9,7 +9,6 @@ copy.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import DeviceFault
@@ -188,7 +187,8 @@ class Slots:
         slot.tokens, slot.exact = [], 0
         if tokens and saved.state is not None:
             if isinstance(saved.state, SharedState):
-                saved.state.read(partial(self._context.load_bytes, slot.number, len(saved.tokens)))
+                data = saved.state.payload()
+                self._context.load_bytes(slot.number, len(saved.tokens), data)
             else:
                 self._context.load(slot.number, saved.state)
             kept = self._context.keep(slot.number, tokens)

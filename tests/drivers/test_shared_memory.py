@@ -4,7 +4,7 @@ import mmap
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import pytest
 
 from llmasos.drivers.local.call_state import CallState
 from llmasos.drivers.local.identity import fingerprint, identity
+from llmasos.drivers.local.parking import SLICE_BYTES, CopyJob
+from llmasos.drivers.local.prefix import Saved
 from llmasos.drivers.local.shared_memory import (
     HEADER_BYTES,
     ContextHeader,
@@ -102,9 +104,7 @@ def saved(memory: SharedMemory, *, trusted: bool = False) -> tuple[SharedState, 
 
 def test_any_damaged_byte_of_a_context_is_found(memory: SharedMemory) -> None:
     state, data = saved(memory)
-    found: list[bytes] = []
-    state.read(lambda bytes_: found.append(bytes(bytes_)))
-    assert found == [data]
+    assert bytes(state.payload()) == data
     assert state.problem() == ""
     chance = random.Random(9)
     for _ in range(100):
@@ -115,6 +115,46 @@ def test_any_damaged_byte_of_a_context_is_found(memory: SharedMemory) -> None:
         assert state.problem() == "its checksum is wrong"
         state.free()
     assert state.problem() == "its header is damaged"
+
+
+@dataclass
+class Pieces:
+    """A saved state."""
+
+    parts: list[bytes]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(map(len, self.parts))
+
+    def pieces(self) -> Iterator[memoryview]:
+        return map(memoryview, self.parts)
+
+    def free(self) -> None:
+        self.parts = []
+
+
+def test_a_context_is_copied_in_slices(memory: SharedMemory) -> None:
+    chance = random.Random(2)
+    state, header = Pieces([]), HEADER
+    for count in (1, 3, 40):
+        parts = [chance.randbytes(chance.randrange(1, SLICE_BYTES // 4)) for _ in range(count)]
+        state = Pieces(parts)
+        header = replace(HEADER, size=state.nbytes)
+        job = CopyJob(Saved(state, [1], 0), header, memory)
+        copied, slices = job.slice(), 1
+        while copied is None:
+            copied, slices = job.slice(), slices + 1
+        assert slices <= 1 + state.nbytes // SLICE_BYTES
+        assert bytes(copied.payload()) == b"".join(parts)
+        assert replace(copied, trusted=False).problem() == ""
+        copied.free()
+        assert memory.used_bytes == 0
+    aborted = CopyJob(Saved(state, [1], 0), header, memory)
+    assert aborted.slice() is None
+    assert memory.used_bytes > 0
+    aborted.abort()
+    assert memory.used_bytes == 0
 
 
 def test_a_context_is_checked_once(memory: SharedMemory) -> None:
