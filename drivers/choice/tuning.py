@@ -42,11 +42,16 @@ class TuneEngines:
 
 async def convert(path: Path, target: Path, wanted: str, log: Path, report: Report) -> None:
     """Requantise one file. EINVAL, ENOSPC, EIO; then there is no target."""
+    _check(wanted)
+    module = "llmasos.drivers.llama.requantise"
+    await task_process.run(module, [str(path), str(target), wanted], log, report)
+
+
+def _check(wanted: str) -> None:
+    """EINVAL for a quantisation that files cannot be converted to."""
     if wanted not in OFFERED:
         message = f"cannot convert a file to {wanted!r}"
         raise SyscallError(Errno.EINVAL, message, f"the quantisations are {', '.join(OFFERED)}")
-    module = "llmasos.drivers.llama.requantise"
-    await task_process.run(module, [str(path), str(target), wanted], log, report)
 
 
 async def tune(request: Tuning, engines: TuneEngines, report: Report) -> Sequence[TuneCandidate]:
@@ -57,6 +62,7 @@ async def tune(request: Tuning, engines: TuneEngines, report: Report) -> Sequenc
     facts = (await asyncio.to_thread(gguf.read, request.path)).facts
     original = TuneCandidate(facts.quantisation or "unknown", facts.bytes)
     if request.quantisation:
+        _check(request.quantisation)  # before anything is measured
         names = [request.quantisation]
     else:
         names = candidates.offered(original.quantisation, measurement.processor()[1].split())
