@@ -49,7 +49,12 @@ def test_a_crash_is_due_when_its_point_is_passed_for_the_nth_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     killed: list[int] = []
-    monkeypatch.setattr(os, "kill", lambda _, number: killed.append(number))
+
+    def kill(pid: int, number: int) -> None:
+        assert pid == os.getpid()
+        killed.append(number)
+
+    monkeypatch.setattr(os, "kill", kill)
     monkeypatch.setattr(points, "_name", "store.commit")
     monkeypatch.setattr(points, "_left", 3)
     for point in ("store.commit", "store.written", "store.commit"):

@@ -234,5 +234,5 @@ async def test_fsck_tells_of_pages_of_a_removed_process_and_of_an_interrupted_re
         assert list((await fsck(memory, vectors, {1}, rebuild=False)).faults) == []
         memory.rebuilding = True
         found = await fsck(memory, vectors, set(), rebuild=False)
-    assert "process 1 was removed, its pages were not erased" in found.faults
-    assert "the text indexes are incomplete: a rebuild was interrupted" in found.faults
+        assert "process 1 was removed, its pages were not erased" in found.faults
+        assert "the text indexes are incomplete: a rebuild was interrupted" in found.faults
