@@ -1,18 +1,18 @@
-"""The store of saved contexts: by number, found by the first tokens of a prompt.
+"""The store of saved contexts: by number, found by the tokens of a prompt.
 
 A prompt may reuse any context that was computed for its domain (one owner, one set of labels): one
-in a slot, or a saved one. The key of a saved context is its domain and its first SHARE_TOKENS
-tokens, so only few of thousands are compared; the comparison is of exact tokens, never of hashes.
-A saved context is loaded into a slot as a whole and truncated there to the common prefix. The
-kernel decides which contexts are saved, under which number, and which are dropped.
+in a slot, or a saved one. Each domain has a tree of the tokens of its saved contexts, so a search
+among thousands takes as long as one comparison. A saved context is loaded into a slot as a whole
+and truncated there to the common prefix. The kernel decides which contexts are saved, under which
+number, and which are dropped. What is in slots is not in the tree: it grows with each token, and
+there are few slots.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmasos.kernel.abi import limits
-
 from .context import SavedState
+from .prefix_tree import PrefixTree
 
 
 @dataclass(slots=True, eq=False)
@@ -36,40 +36,30 @@ class Saved:
             self.state.free()
 
 
-def common(one: Sequence[object], other: Sequence[object]) -> int:
-    """The length of the common prefix. A binary search, since slices compare at C speed."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
 class ContextStore:
-    """Saved contexts of at least SHARE_TOKENS tokens."""
+    """Saved contexts, by number and by prefix."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, exact: bool = False) -> None:
+        """`exact`: of a deterministic engine, which reuses only what it computed in pieces."""
+        self._exact = exact
         self._saved: dict[int, Saved] = {}  # by number
-        self._by_prefix: dict[tuple[str, tuple[int, ...]], list[Saved]] = {}
+        self._trees: dict[str, PrefixTree[Saved]] = {}  # by domain
 
     def put(self, number: int, saved: Saved) -> Sequence[int]:
         """Add a context; the numbers of those that are beginnings of it."""
-        key = _key(saved.domain, saved.tokens)
-        others = self._by_prefix.setdefault(key, [])
-        beginnings = [
-            one.number for one in others if common(one.tokens, saved.tokens) == len(one.tokens)
-        ]
         saved.number = number
         self._saved[number] = saved
-        others.append(saved)
-        return beginnings
+        tree = self._trees.setdefault(saved.domain, PrefixTree())
+        return sorted(one.number for one in tree.add(self._shared(saved), saved))
 
-    def find(self, domain: str, tokens: Sequence[int]) -> Iterable[Saved]:
-        """The contexts of the same domain with the same first SHARE_TOKENS tokens."""
-        return tuple(self._by_prefix.get(_key(domain, tokens), ()))
+    def find(self, domain: str, tokens: Sequence[int]) -> tuple[Saved | None, int]:
+        """A context of the domain with the longest common prefix, and the length of that."""
+        tree = self._trees.get(domain)
+        return tree.find(tokens) if tree is not None else (None, 0)
+
+    def _shared(self, saved: Saved) -> Sequence[int]:
+        """The tokens that others may reuse."""
+        return saved.tokens[: saved.exact] if self._exact else saved.tokens
 
     def drop(self, number: int) -> None:
         """Drop a context, if there is one of this number."""
@@ -77,10 +67,10 @@ class ContextStore:
         if saved is None:
             return
         saved.free()
-        key = _key(saved.domain, saved.tokens)
-        self._by_prefix[key].remove(saved)
-        if not self._by_prefix[key]:
-            del self._by_prefix[key]
+        tree = self._trees[saved.domain]
+        tree.remove(self._shared(saved), saved)
+        if tree.empty:
+            del self._trees[saved.domain]
 
     def forget(self, history: int) -> None:
         """Drop the contexts of a process that ended."""
@@ -91,7 +81,3 @@ class ContextStore:
         """Drop all contexts of a domain."""
         for saved in [one for one in self._saved.values() if one.domain == domain]:
             self.drop(saved.number)
-
-
-def _key(domain: str, tokens: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    return domain, tuple(tokens[: limits.SHARE_TOKENS])

@@ -15,7 +15,8 @@ from llmasos.kernel.abi.errors import DeviceFault
 from llmasos.kernel.driver import ContextSaved
 
 from .context import Context, Exactness
-from .prefix import ContextStore, Saved, common
+from .prefix import ContextStore, Saved
+from .prefix_tree import common
 from .shared_state import SharedState
 
 
@@ -48,7 +49,7 @@ class Slots:
     def __init__(self, context: Context, exactness: Exactness) -> None:
         self._context = context
         self._exactness = exactness
-        self.store = ContextStore()
+        self.store = ContextStore(exact=exactness.piece_tokens > 0)
         self._slots = [ContextSlot(number) for number in range(context.slots)]
 
     def free_slot(self, number: int) -> ContextSlot:
@@ -117,10 +118,9 @@ class Slots:
         """The longest computed prefix of the slot's prompt: its source and its length."""
         best: ContextSlot | Saved | None = None
         longest = len(slot.tokens)
-        for saved in self.store.find(slot.domain, slot.prompt):
-            same = self._usable(common(saved.tokens, slot.prompt), saved.exact, slot.prompt)
-            if same > longest:
-                best, longest = saved, same
+        saved, same = self.store.find(slot.domain, slot.prompt)
+        if saved is not None and (same := self._usable(same, saved.exact, slot.prompt)) > longest:
+            best, longest = saved, same
         for other in self._slots:
             if other is slot:
                 continue
@@ -206,6 +206,12 @@ class Slots:
         slot.tokens, slot.exact, slot.domain = [], 0, ""
         slot.history, slot.call, slot.prompt = None, None, []
         slot.tainted = False
+
+    def clear_idle(self, number: int) -> None:
+        """Drop what is in a slot, unless a call uses it."""
+        slot = self._slots[number]
+        if slot.call is None:
+            self.clear(slot)
 
     def leave(self, slot: ContextSlot) -> None:
         """Free the slot of a call that ended. Its tokens stay for reuse."""

@@ -22,7 +22,7 @@ from llmasos.kernel.driver import Cut
 
 from .context import Vocab
 from .dividing import Divider
-from .prefix import common
+from .prefix_tree import common
 from .template import Template
 
 _MESSAGE_BYTES = 200  # of a message, besides its content
