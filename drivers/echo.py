@@ -303,10 +303,10 @@ class EchoEngine:
 
     def park(self, call: int, *, keep: bool) -> None:
         known = self._calls.get(call)
-        if known is not None and known.slot is not None:
-            self._slots[known.slot] = EchoSlot()
-            known.slot = None
-            known.parked = True
+        if known is not None and (known.slot is not None or (known.parked and not known.dropped)):
+            if known.slot is not None:
+                self._slots[known.slot] = EchoSlot()
+            known.slot, known.parked = None, True
             if not keep or self._parked() > self._parked_bytes:
                 known.drop()
 
@@ -321,6 +321,10 @@ class EchoEngine:
 
     def drop(self, number: int) -> None:
         self._store.drop(number)
+
+    def clear(self, slot: int) -> None:
+        if self._slots[slot].call is None:
+            self._slots[slot] = EchoSlot()
 
     def unpark(self, call: int, slot: int, save: int = 0) -> None:
         known = self._calls.get(call)

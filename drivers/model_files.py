@@ -29,7 +29,7 @@ from llmasos.kernel.abi.values import Progress, TuneCandidate
 from llmasos.kernel.driver import Engine, Option, Tuning
 
 AUTO = "auto"
-_CHECKS = {AUTO: llama.check, "llama": llama.check, "openvino": openvino.check}
+_CHECKS = {"llama": llama.check, "openvino": openvino.check}
 _CHOICES = {"llama": llama.choice, "openvino": openvino.choice}
 _INSTRUCTIONS = "avx512_vnni"  # without them its integer kernels are missing or slow
 _OLDEST = 2026, 4  # the version of OpenVINO that drivers/openvino was written for
@@ -67,7 +67,8 @@ def _slots(values: Mapping[str, Option]) -> int:
 def check(options: Mapping[str, Option]) -> None:
     """EINVAL for an unknown option or a bad value, ENOTSUP for an engine that is not installed."""
     name, rest = _divided(options)
-    _CHECKS[name](rest)
+    name = _engine(name, rest)
+    _CHECKS["llama" if name == AUTO else name](rest)
     if name == "openvino" and (missing := _missing()):
         hint = "`pip install --upgrade openvino`, or mount it without `--engine openvino`"
         raise SyscallError(Errno.ENOTSUP, missing, hint)
@@ -77,10 +78,15 @@ def _divided(options: Mapping[str, Option]) -> tuple[str, dict[str, Option]]:
     """The option `engine`, and the others."""
     rest = dict(options)
     name = rest.pop("engine", AUTO)
-    if name not in _CHECKS:
+    if name not in (AUTO, *_CHECKS):
         message = f"invalid value {name!r} for option engine"
-        raise SyscallError(Errno.EINVAL, message, f"engine is {', '.join(_CHECKS)}")
+        raise SyscallError(Errno.EINVAL, message, f"engine is {', '.join((AUTO, *_CHECKS))}")
     return str(name), rest
+
+
+def _engine(name: str, values: Mapping[str, Option]) -> str:
+    """The engine that these options request: an option of OpenVINO's own requests it, too."""
+    return "openvino" if name == AUTO and values.keys() & openvino.OWN.keys() else name
 
 
 def engine(
@@ -91,8 +97,9 @@ def engine(
     name, rest = _divided(options)
 
     async def choose(header: Header, report: Callable[[float], None]) -> Choices:
-        if name != AUTO:
-            return Choices([_CHOICES[name](rest)], "as the option engine requests")
+        if (requested := _engine(name, rest)) != AUTO:
+            reason = "as the option engine requests" if name != AUTO else "pool_bytes is its option"
+            return Choices([_CHOICES[requested](rest)], reason)
         if reason := _unusable(rest) or _unavailable():
             return Choices([llama.choice(rest)], f"not OpenVINO: {reason}")
         found = await _compared(path, rest, cache, log, report)

@@ -56,7 +56,7 @@ class Facts:
     slots: int  # sequences resident at once
     width: int  # sequences in one step
     window: int  # tokens per slot
-    cells: int  # tokens of all slots together
+    cells: int  # tokens of all slots together; at least `window`
     os_pid: int  # 0: no process of its own
     placement: str  # "cpu: 2 threads, this build of llama.cpp has no GPU"
     capabilities: frozenset[str]  # of CAPABILITIES
@@ -70,6 +70,9 @@ class Facts:
     context_bytes: int = 0  # fixed size of a saved context; each token in it adds token_bytes
     token_bytes: int = 0  # 0: saved contexts are not counted
     kept_bytes: int = 0  # limit for the saved contexts of idle processes; 0: it saves none
+    # Slots and saved contexts take cells from one pool, in blocks of so many; 0: each slot has its
+    # own cells, and saved contexts have none.
+    block_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +330,10 @@ class Engine(Protocol):
         """Drop a saved context, if there is one of this number."""
         ...
 
+    def clear(self, slot: int) -> None:
+        """Drop what is in a slot that no call uses."""
+        ...
+
     def grant(self, call: int, tokens: int) -> None:
         """Let the call compute this many more tokens, prompt and answer alike.
 
@@ -344,7 +351,8 @@ class Engine(Protocol):
 
         `keep`: save its context, whose size the caller has counted against `parked_bytes`.
         Otherwise, or when saving fails, only its tokens are kept: after `unpark` they are reported
-        as `recompute`, computed again, and reported as `fed` once more.
+        as `recompute`, computed again, and reported as `fed` once more. Of a call that is parked
+        already, the saved context is dropped in the same way.
         """
         ...
 

@@ -47,4 +47,5 @@ def settings(path: Path, header: Header, options: Mapping[str, Option]) -> Llama
 def check_memory(chosen: LlamaSettings, header: Header) -> None:
     """ENOMEM with the numbers when the model and its slots do not fit."""
     context = chosen.slots * local.cells(chosen.window) * header.cell_bytes
-    local.check_memory(header.facts.bytes, context, chosen.slots, chosen.window)
+    what = f"{chosen.slots} slots of {chosen.window} tokens"
+    local.check_memory(header.facts.bytes, context, what, "fewer slots or a smaller window")

@@ -252,6 +252,10 @@ class LocalEngine:
         if (link := self._child.current) is not None:
             link.send([frames.DROP, number])
 
+    def clear(self, slot: int) -> None:
+        if (link := self._child.current) is not None:
+            link.send([frames.CLEAR, slot])
+
 
 def _refused(engines: Sequence[EngineChoice], refusals: Sequence[SyscallError]) -> SyscallError:
     """The error of the last engine, with those of the others. ENOMEM if memory may help one."""

@@ -149,7 +149,7 @@ class BatchEngine:
                 self._restore(fields)
             case [frames.ORDER, calls, int(once)]:
                 self._order.set(calls, once)
-            case [(frames.FORGET | frames.PURGE | frames.DROP) as kind, which]:
+            case [(frames.FORGET | frames.PURGE | frames.DROP | frames.CLEAR) as kind, which]:
                 self._drop_contexts(kind, which)
             case [frames.EMBED, int(number), tokens]:
                 self._embedder.take(number, tokens)
@@ -272,12 +272,15 @@ class BatchEngine:
         self._report(call)  # before it is fed: the kernel orders what is computed again
 
     def _drop_contexts(self, kind: int, which: Any) -> None:
-        """DROP a saved context, FORGET the contexts of a process, or PURGE those of a domain.
+        """DROP a saved context, CLEAR an idle slot, FORGET a process, or PURGE a domain.
 
         After a purge, the contexts of calls in flight are not shared with other calls.
         """
         if kind == frames.DROP:
             self._slots.store.drop(which)
+            return
+        if kind == frames.CLEAR:
+            self._slots.clear_idle(which)
             return
         if kind == frames.FORGET:
             self._slots.forget(which)
@@ -422,7 +425,7 @@ class BatchEngine:
         self._parking.drop(call)
         if call.slot is not None:
             self._slots.leave(call.slot)
-            if error is not None:
+            if error is not None or not call.begun:
                 self._slots.clear(call.slot)
 
 

@@ -2,7 +2,7 @@
 
     to the child     LOAD first, then requests with an answer (TOKENIZE CUT COMPOSE EXTEND CHECK
                      EMBED) and commands without one (ADMIT ORDER GRANT CANCEL PARK UNPARK DROP
-                     FORGET PURGE RESTORE)
+                     CLEAR FORGET PURGE RESTORE)
     to the kernel    LOADING while it loads, STEPS: one frame a step, PARKED and SHARED: what a new
                      process needs to continue a parked call, which it gets with RESTORE
 
@@ -27,9 +27,9 @@ NAME = "the engine"  # in messages
 _USUAL_FIELDS = 3  # of a step: call, text, tokens
 (
     LOAD, TOKENIZE, CUT, COMPOSE, EXTEND, CHECK, EMBED, ADMIT, GRANT, CANCEL, PARK, UNPARK,
-    FORGET, PURGE, ORDER, DROP, RESTORE,
+    FORGET, PURGE, ORDER, DROP, CLEAR, RESTORE,
     LOADING, STEPS, PARKED, SHARED,
-) = range(DRIVER_BASE, DRIVER_BASE + 21)  # fmt: skip
+) = range(DRIVER_BASE, DRIVER_BASE + 22)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

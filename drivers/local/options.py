@@ -115,17 +115,20 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def check_memory(weights: int, context: int, slots: int, window: int) -> None:
-    """ENOMEM with the numbers when the weights and the slots, in bytes, do not fit."""
+def check_memory(weights: int, context: int, what: str, less: str) -> None:
+    """ENOMEM with the numbers when the weights and the context, in bytes, do not fit.
+
+    `what`: the size of the context, `less`: the options that make it smaller, both for the message.
+    """
     free = available_bytes()
     needed = weights + context + _SPARE_BYTES
     if free is not None and needed > free:
         raise SyscallError(
             Errno.ENOMEM,
             f"{needed // _MEGA} MB are needed ({weights // _MEGA} MB of weights, "
-            f"{context // _MEGA} MB for {slots} slots of {window} tokens), "
+            f"{context // _MEGA} MB for {what}), "
             f"{free // _MEGA} MB are free",
-            "mount it with fewer slots or a smaller window",
+            f"mount it with {less}",
         )
 
 

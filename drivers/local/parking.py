@@ -80,7 +80,9 @@ class Parking:
     def park(self, call: EngineCall, *, keep: bool) -> None:
         """Save its context and free its slot. A context that cannot be saved is recomputed."""
         slot = call.slot
-        if slot is None:
+        if slot is None:  # it is parked
+            if not keep:
+                self._recompute(call)
             return
         call.saved = self._slots.saved(slot) if keep else None
         if call.saved is not None:

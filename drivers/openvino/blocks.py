@@ -7,12 +7,16 @@ another one has, too, it takes a new block and copies the old one into it. Wheth
 is known before anything changes, so an error leaves every table as it was.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmasos.kernel.abi.errors import DeviceFault
 
 BLOCK_TOKENS = 32  # the block size of OpenVINO's paged attention on a CPU
+# Of each pool: one for the additional rows of steps (steps.py), one for a token that is computed
+# after a lone one and removed again.
+SPARE_BLOCKS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +91,14 @@ class BlockTables:
 
         A sequence occurs once. DeviceFault when there are too few free blocks; nothing changes.
         """
-        # A block that two of these sequences share is copied by the first one only, so this is an
-        # upper bound.
         needed = sum(self.needed(sequence, tokens) for sequence, tokens in growth)
+        # The last of several sequences that write into a block has it alone then, and copies none.
+        writers = Counter(
+            table.blocks[-1]
+            for sequence, _ in growth
+            if self._writes_shared(table := self._tables[sequence])
+        )
+        needed -= sum(self.pool.references[block] == count for block, count in writers.items())
         if needed > self.pool.free:
             raise DeviceFault(
                 f"the step needs {needed} KV blocks of {BLOCK_TOKENS} tokens, "

@@ -21,6 +21,7 @@ from llmasos.drivers.local.processor import processor
 from llmasos.kernel.abi import limits
 from llmasos.kernel.abi.errors import Errno, SyscallError
 
+from .blocks import BLOCK_TOKENS, SPARE_BLOCKS
 from .context import PagedContext
 from .graph import PagedGraph, convert
 from .model import PagedModel
@@ -53,6 +54,8 @@ def load_model(values: dict[str, Any], report: Callable[[float], None]) -> Loade
             "placement": f"cpu0: OpenVINO; {settings.threads} threads",
             "on": "cpu0",
             "hardware": _hardware(),
+            "cells": (settings.blocks - SPARE_BLOCKS) * BLOCK_TOKENS,
+            "block_tokens": BLOCK_TOKENS,
         },
         turn=_TURN_TOKENS,
         library=f"OpenVINO {version('openvino')}",

@@ -13,7 +13,7 @@ from llmasos.kernel.driver import Engine, Option
 from . import options
 from .settings import OpenVinoSettings
 
-OPTIONS = options.OPTIONS
+OPTIONS, OWN = options.OPTIONS, options.OWN
 check = options.check
 
 

@@ -9,4 +9,4 @@ from llmasos.drivers.local.frames import EngineSettings
 class OpenVinoSettings(EngineSettings):
     """Also the size of the pool."""
 
-    blocks: int  # of all slots
+    blocks: int  # of the pool, with SPARE_BLOCKS (blocks.py)

@@ -329,6 +329,9 @@ class RemoteEngine:
     def drop(self, number: int) -> None:
         """Does nothing: no context is saved."""
 
+    def clear(self, slot: int) -> None:
+        """Does nothing: slots hold nothing."""
+
     def _report(self, step: Step) -> None:
         """Report a step, together with the others of this event loop iteration.
 

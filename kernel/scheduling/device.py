@@ -15,7 +15,7 @@ from ..abi.values import Delta, DeviceInfo, Finish, Progress
 from ..driver import Admission, Death, Engine, Facts, Step
 from ..process.table import Process
 from ..storage.threads import FairThreads
-from .contexts import Drop
+from .contexts import Clear, Drop
 from .quarantine import Quarantine, SuspectCall
 from .scheduler import Admit, DeviceState, Grant, Order, Park, decide
 from .work import Mounting, Rate, Work
@@ -71,7 +71,7 @@ class Device:
         self._table.parked_bytes = facts.parked_bytes
         contexts = self._table.contexts
         contexts.kept_bytes, contexts.token_bytes = facts.kept_bytes, facts.token_bytes
-        contexts.context_bytes = facts.context_bytes
+        contexts.context_bytes, contexts.block_tokens = facts.context_bytes, facts.block_tokens
         self._set_state("up", "")
         self.schedule()
 
@@ -329,20 +329,27 @@ class Device:
             match decision:
                 case Admit(call):
                     self._admit(self._work[call], decision)
-                case Park(call, _, keep):
+                case Park(call, keep):
                     work = self._work[call]
                     work.process.running = False
                     self._table.park(work.claim, keep=keep)
                     self.engine.park(call, keep=keep)
-                case Drop(number):
-                    self._table.contexts.drop(number)
-                    self.engine.drop(number)
+                case Drop() | Clear():
+                    self._give_up(decision)
                 case Order(calls, once):
                     self._table.order = decision
                     self.engine.order(calls, once)
                 case Grant(call, tokens):
                     self._table.grant(self._work[call].claim, tokens)
                     self.engine.grant(call, tokens)
+
+    def _give_up(self, context: Drop | Clear) -> None:
+        if isinstance(context, Drop):
+            self._table.contexts.drop(context.number)
+            self.engine.drop(context.number)
+        else:
+            self._table.contexts.clear(context.slot)
+            self.engine.clear(context.slot)
 
     def _admit(self, work: Work, move: Admit) -> None:
         parked = work.claim.parked

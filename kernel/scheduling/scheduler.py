@@ -21,7 +21,7 @@ from itertools import islice
 
 from ..abi import limits
 from ..driver import ContextSaved, Step
-from .contexts import Contexts, Drop, SavePlan
+from .contexts import Clear, ContextPlan, Contexts, Drop
 
 
 @dataclass(slots=True)
@@ -180,8 +180,8 @@ class DeviceState:
 
     def _leave(self, claim: Claim) -> None:
         """The claim has ended; its context stays in its slot."""
-        if claim.slot is not None and claim.purged:
-            self.contexts.clear(claim.slot)
+        if claim.slot is not None and (claim.purged or not claim.computed):
+            self.contexts.clear(claim.slot)  # so does the engine
         elif claim.slot is not None:
             self.contexts.leave(claim.slot, claim.process, claim.domain, claim.computed)
         if claim.save:  # the engine has not saved it
@@ -215,6 +215,7 @@ class DeviceState:
         if keep:
             claim.saved = self.context_size(claim)
         else:
+            claim.saved = 0
             claim.prompt += claim.computed
             claim.whole, claim.computed = claim.prompt, 0
         if claim.slot is not None:
@@ -224,7 +225,8 @@ class DeviceState:
     def free_slots(self) -> list[int]:
         """Slots without a last process first, then the least recently used first."""
         taken = {c.slot for c in self.claims.values()}
-        order = {slot: position for position, slot in enumerate(self.contexts.slots)}
+        contents = self.contexts.slots.items()
+        order = {slot: one.used for slot, one in contents if one.process is not None}
         free = [slot for slot in range(self.slots) if slot not in taken]
         return sorted(free, key=lambda slot: order.get(slot, -1))
 
@@ -241,10 +243,12 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Take a stopped call out of its slot, which another call waits for."""
+    """Take a stopped call out of its slot, which another call waits for.
+
+    Of a call that is parked: drop its saved context, whose cells another call needs.
+    """
 
     call: int
-    slot: int
     keep: bool = True  # save its context; False: it is computed again
 
 
@@ -264,7 +268,7 @@ class Order:
     once: int = 0  # one of these that is fed in one step only; 0: none
 
 
-Decision = Admit | Park | Drop | Order | Grant
+Decision = Admit | Park | Drop | Clear | Order | Grant
 
 
 def decide(state: DeviceState, now: float) -> list[Decision]:
@@ -282,7 +286,7 @@ def decide(state: DeviceState, now: float) -> list[Decision]:
     return [*moves, *_order(resident, grants, state, now), *grants]
 
 
-def _assign_slots(state: DeviceState) -> Iterable[Admit | Park | Drop]:
+def _assign_slots(state: DeviceState) -> Iterable[Admit | Park | Drop | Clear]:
     """Slots for waiting calls, smallest virtual time first.
 
     When the first does not fit, none of those after it is admitted.
@@ -290,29 +294,79 @@ def _assign_slots(state: DeviceState) -> Iterable[Admit | Park | Drop]:
     waiting = [c for c in state.claims.values() if c.slot is None and not c.stopped]
     if not waiting and not state.contexts.surplus:
         return
-    saves = SavePlan(state.contexts)
-    yield from saves.drops()
-    free = state.free_slots()
-    resident: list[Claim] = [c for c in state.claims.values() if c.slot is not None]
-    idle = [c for c in resident if c.stopped]
-    bytes_left = state.parked_bytes_left()
+    plan = _SlotPlan(state)
+    yield from plan.contexts.drops()
     for claim in sorted(waiting, key=lambda c: c.virtual):
-        while not _fits(claim, resident, state) and idle and state.can_park:
-            parked = idle.pop()
-            resident = [c for c in resident if c.call != parked.call]
-            free.append(parked.slot if parked.slot is not None else 0)
-            size = state.context_size(parked)
-            yield Park(parked.call, free[-1], keep=size <= bytes_left)
-            bytes_left -= size if size <= bytes_left else 0
-        if not _fits(claim, resident, state):
+        yield from plan.park_until_fits(claim)
+        if not plan.fits(claim):
             return
-        slot = next((s for s in free if state.contexts.process(s) == claim.process), free[0])
-        free.remove(slot)
-        resident.append(claim)
-        save, drops = saves.save(slot, claim.process)
-        yield from drops
-        share = 0 if claim.parked else saves.share(claim.prompt)
-        yield Admit(claim.call, slot, save, share)
+        yield from plan.admit(claim)
+
+
+class _SlotPlan:
+    """Slots and cells as they will be after a decision. Changes nothing in the state.
+
+    The calls with a slot have the cells of their largest contexts. Idle contexts and those of
+    parked calls have what is left of the pool: a call that needs it takes it, in this order.
+    """
+
+    def __init__(self, state: DeviceState) -> None:
+        self._state = state
+        self.contexts = ContextPlan(state.contexts)
+        self._free = state.free_slots()
+        self._resident = [c for c in state.claims.values() if c.slot is not None]
+        self._stopped = [c for c in self._resident if c.stopped]
+        parked = [c for c in state.claims.values() if c.parked]
+        # Call -> cells of its saved context.
+        self._parked = {c.call: state.contexts.saved_cells(c.saved) for c in parked if c.saved}
+        self._bytes_left = state.parked_bytes_left()
+
+    def fits(self, claim: Claim) -> bool:
+        """Whether it can get a slot."""
+        if claim.exclusive or any(c.exclusive for c in self._resident):
+            return not self._resident
+        room = len(self._resident) < self._state.slots
+        return room and self._state.contexts.cells(claim.cells) <= self._cells_left()
+
+    def _cells_left(self) -> int:
+        """Cells that no call with a slot may need."""
+        cells = self._state.contexts.cells
+        return self._state.cells - sum(cells(c.cells) for c in self._resident)
+
+    def park_until_fits(self, claim: Claim) -> Iterable[Park]:
+        """Take stopped calls out of their slots."""
+        while not self.fits(claim) and self._stopped and self._state.can_park:
+            parked = self._stopped.pop()
+            self._resident = [c for c in self._resident if c.call != parked.call]
+            self._free.append(parked.slot if parked.slot is not None else 0)
+            size = self._state.context_size(parked)
+            keep = size <= self._bytes_left
+            if keep:
+                self._bytes_left -= size
+                self._parked[parked.call] = self._state.contexts.saved_cells(size)
+            yield Park(parked.call, keep=keep)
+
+    def admit(self, claim: Claim) -> Iterable[Drop | Clear | Park | Admit]:
+        """Give it a slot, and give up the contexts whose cells it needs."""
+        own = (s for s in self._free if self._state.contexts.process(s) == claim.process)
+        slot = next(own, self._free[0])
+        self._free.remove(slot)
+        self._resident.append(claim)
+        self._parked.pop(claim.call, None)
+        left = self._cells_left()
+        entry = self.contexts.enter(slot, claim.process, left - sum(self._parked.values()))
+        yield from entry.before
+        yield from self._drop_parked(left)
+        share = 0 if claim.parked else self.contexts.share(claim.prompt)
+        yield Admit(claim.call, slot, entry.save, share)
+        yield from entry.after
+
+    def _drop_parked(self, cells: int) -> Iterable[Park]:
+        """Drop the saved contexts of parked calls, the oldest first, until they fit."""
+        while sum(self._parked.values()) > cells:
+            call = next(iter(self._parked))
+            del self._parked[call]
+            yield Park(call, keep=False)
 
 
 def _order(
@@ -351,13 +405,6 @@ def _remaining(order: Order | None, feeding: set[int]) -> Order | None:
         return None
     calls = tuple(call for call in order.calls if call in feeding)
     return Order(calls, order.once if order.once in feeding else 0)
-
-
-def _fits(claim: Claim, resident: list[Claim], state: DeviceState) -> bool:
-    if claim.exclusive or any(c.exclusive for c in resident):
-        return not resident
-    used = sum(c.cells for c in resident)
-    return len(resident) < state.slots and used + claim.cells <= state.cells
 
 
 def _grants(runnable: list[Claim], state: DeviceState) -> Iterable[Grant]:

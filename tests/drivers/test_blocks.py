@@ -130,3 +130,14 @@ def test_impossible_copies_and_lengths_are_refused() -> None:
         tables.copy(0, 1)
     with pytest.raises(DeviceFault, match="cannot keep 11 tokens of sequence 0, which has 10"):
         tables.truncate(0, 11)
+
+
+def test_sequences_that_share_their_last_block_grow_in_a_pool_for_both() -> None:
+    contents = Contents()
+    contents.tables = BlockTables(SEQUENCES, 2)
+    contents.extend([(0, 5)])
+    contents.tables.copy(0, 1)
+    contents.expected[1] = list(contents.expected[0])
+    contents.extend([(0, 1), (1, 1)])
+    assert contents.tables.pool.free == 0
+    assert [contents.read(one) for one in (0, 1)] == contents.expected[:2]

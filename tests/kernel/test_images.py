@@ -173,8 +173,8 @@ async def test_names_of_a_model_that_is_no_longer_shipped_are_ignored(tmp_path: 
     store = Store(tmp_path)
     before = images(store)
     await before.add(ImageAdd("short", image="echo"), "root", Access())
-    sql = "INSERT INTO tuned(image, path, quantisation, stamp) VALUES('echo', '/cache/x.gguf', 'Q8_0', '')"
-    await store.write(store.open("images.db", SCHEMA), [(sql, ())])
+    sql = "INSERT INTO tuned(image, path, quantisation, stamp) VALUES('echo', ?, 'Q8_0', '')"
+    await store.write(store.open("images.db", SCHEMA), [(sql, ("/cache/x.gguf",))])
     store.close()
     store = Store(tmp_path)
     assert images(store).get("short").name == "echo"

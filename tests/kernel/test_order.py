@@ -57,7 +57,7 @@ class Device:
             match decision:
                 case Admit(call):
                     self.admit(self.table.claims[call], decision)
-                case Park(call, _, keep):
+                case Park(call, keep):
                     self.table.park(self.table.claims[call], keep=keep)
                     saved = keep and not (self.dice and self.dice.random() < 0.5)
                     self.calls[call].lost |= not saved

@@ -151,7 +151,7 @@ class Device:
             match decision:
                 case Admit(call):
                     self.table.admit(self.table.claims[call], decision)
-                case Park(call, _, keep):
+                case Park(call, keep):
                     self.table.park(self.table.claims[call], keep=keep)
                 case _:
                     pass

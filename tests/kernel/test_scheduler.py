@@ -6,7 +6,7 @@ import pytest
 
 from llmasos.kernel.abi import limits
 from llmasos.kernel.driver import Step
-from llmasos.kernel.scheduling.contexts import Drop
+from llmasos.kernel.scheduling.contexts import Clear, Drop
 from llmasos.kernel.scheduling.scheduler import (
     Admit,
     Claim,
@@ -38,7 +38,7 @@ class Device:
             match decision:
                 case Admit(call):
                     self.table.admit(self.table.claims[call], decision)
-                case Park(call, _, keep):
+                case Park(call, keep):
                     self.table.park(self.table.claims[call], keep=keep)
                 case Grant(call, tokens):
                     claim = self.table.claims[call]
@@ -46,7 +46,7 @@ class Device:
                     self.table.grant(claim, tokens)
                     if claim.call not in self.order:
                         self.order.append(claim.call)
-                case Order() | Drop():
+                case Order() | Drop() | Clear():
                     raise AssertionError(decision)  # this engine claims neither
         slots = [c.slot for c in self.table.claims.values() if c.slot is not None]
         assert len(slots) == len(set(slots)) <= self.table.slots
@@ -264,6 +264,7 @@ def test_a_free_slot_that_nobody_comes_back_to_is_taken_first_then_the_least_rec
         device.add(call)
         device.decide()
         assert device.table.claims[call].slot == slot
+    device.step()
     device.table.contexts.enter(3, 1, "")
     for call in (3, 1, 4, 2):
         device.table.drop(call)

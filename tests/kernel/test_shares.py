@@ -14,7 +14,7 @@ from llmasos.kernel.driver import Cause, ContextSaved, Death
 from llmasos.kernel.process import mailboxes
 from llmasos.kernel.process.mailboxes import Mailboxes
 from llmasos.kernel.process.table import Process, ProcessTable
-from llmasos.kernel.scheduling.contexts import Contexts, SavePlan
+from llmasos.kernel.scheduling.contexts import ContextPlan, Contexts
 from llmasos.kernel.scheduling.quarantine import Marks, Quarantine, SuspectCall
 from llmasos.kernel.storage.store import Store
 from llmasos.kernel.watch import FollowLimits
@@ -204,7 +204,7 @@ def test_one_users_contexts_do_not_drop_anothers() -> None:
     for number in range(2, 50):
         contexts.share(number, "ann")
         contexts.report(ContextSaved(number, 10))
-        for drop in SavePlan(contexts).drops():
+        for drop in ContextPlan(contexts).drops():
             contexts.drop(drop.number)
     assert 1 in contexts.saved
     assert (contexts.bytes, len(contexts.saved)) == (100, 10)
