@@ -11,8 +11,8 @@ from llmasos.kernel.abi import values as v
 from llmasos.userland.client import BlockingClient
 from tests.drivers import cut_model
 from tests.system.daemon import Machine
-from tests.system.test_life import spawn
-from tests.system.test_stopped import Talk, kill
+from tests.system.test_life import kill, spawn
+from tests.system.test_stopped import Talk
 
 WINDOW, POOL_TOKENS = 512, 640
 
