@@ -6,7 +6,7 @@ The baseline of `llmasos bench`, as fast as possible: one context with the engin
 prompts fed in full batches first, then one batch a step for all sequences, greedy sampling by
 numpy, no clients. It prints one JSON line per repeat. End tokens are banned, as with `ignore_eos`,
 so both sides generate the same number of tokens. With `--random-steps N` it computes N steps of
-random shapes instead and prints its resident memory before and after them.
+random shapes instead and prints its resident memory after the first ones and at the end.
 """
 
 import argparse
@@ -63,7 +63,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     flags.add_argument("--seed", type=int, default=1, help="seed of the random prompts")
     flags.add_argument("--prompts", default="", help="a JSON file: a list of lists of token ids")
     flags.add_argument("--repeats", type=int, default=1)
-    flags.add_argument("--random-steps", type=int, default=0, metavar="N", help="see above")
+    flags.add_argument(
+        "--random-steps", type=int, default=0, metavar="N", help="compute N steps of random shapes"
+    )
     return flags
 
 
@@ -93,7 +95,11 @@ def measure(context: Context, vocab: Vocab, arguments: argparse.Namespace) -> No
 def _prompts(arguments: argparse.Namespace, vocab: Vocab) -> list[list[int]]:
     if arguments.prompts:
         prompts: list[list[int]] = json.loads(Path(arguments.prompts).read_text())
-        return prompts[: arguments.sequences]
+        chosen = prompts[: arguments.sequences]
+        common = arguments.shared_prefix
+        if len({tuple(one[:common]) for one in chosen}) > 1 or min(map(len, chosen)) <= common:
+            raise SystemExit(f"--shared-prefix: the prompts do not share {common} tokens")
+        return chosen
     if not 0 <= arguments.shared_prefix < arguments.prompt_tokens:
         raise SystemExit("--shared-prefix must be less than --prompt-tokens")
     chance = random.Random(arguments.seed)

@@ -193,7 +193,7 @@ class Slots:
                 self._context.load(slot.number, saved.state)
             kept = self._context.keep(slot.number, tokens)
             slot.tokens, slot.exact = saved.tokens[:kept], min(saved.exact, kept)
-            slot.tainted = saved.tainted
+            slot.tainted = slot.tainted or saved.tainted
 
     def remove_last(self, slot: ContextSlot | None, count: int) -> None:
         """Remove the last `count` tokens of a slot."""

@@ -49,6 +49,8 @@ class ChromaProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._number = 0  # of the last request
+        self._answered = 0  # of the last answer: equal, unless a search did not wait for it
+        self._unsent = b""  # the rest of frames for which the process has no room yet
         self._lost: ProcessLost | None = None  # an exit that only a search has noticed
 
     def ask(self, kind: int, location: str, *values: object) -> list[Any]:
@@ -67,12 +69,13 @@ class ChromaProcess:
     def ask_if_idle(self, kind: int, location: str, *values: object) -> list[Any] | None:
         """The answer to a request; None without one.
 
-        The process is not asked when it is not running or busy, and gets CHROMA_S to answer.
+        The process is not asked when it is not running or busy, also with an earlier search, and
+        gets CHROMA_S to answer.
         """
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            if self._process is None:
+            if self._process is None or self._is_busy():
                 return None
             return self._ask([kind, 0, os.fsencode(location), *values], limits.CHROMA_S, kill=False)
         except ProcessLost as error:
@@ -95,6 +98,7 @@ class ChromaProcess:
         except OSError as error:
             raise DeviceFault(f"Chroma's process cannot be started: {error.strerror}") from error
         self._socket, self._frames = ours, Frames(FRAME_BYTES)
+        self._answered, self._unsent = self._number, b""
         self._receive(0, limits.READY_S)  # the process answers 0 when it is ready
 
     def end(self) -> None:
@@ -112,12 +116,22 @@ class ChromaProcess:
     def _ask(self, frame: Frame, seconds: float, *, kill: bool = True) -> list[Any]:
         self._number += 1
         frame[1] = self._number
-        try:
-            self._socket.settimeout(seconds)
-            self._socket.sendall(encode(frame))
-        except OSError:
-            self._raise_lost()
+        self._unsent += encode(frame)
         return self._receive(self._number, seconds, kill=kill)
+
+    def _is_busy(self) -> bool:
+        """Whether the answer to an earlier search is still to come."""
+        if self._answered < self._number:
+            for body in self._frames.feed(self._read(0)):
+                self._note(decode(body))
+        return self._answered < self._number
+
+    def _note(self, frame: Frame) -> None:
+        match frame:
+            case [kind, int(answered), *_] if kind in (ANSWER, REFUSED):
+                self._answered = max(self._answered, answered)
+            case _:
+                pass
 
     def _receive(self, number: int, seconds: float, *, kill: bool = True) -> list[Any]:
         """The answer to that number. Late answers to earlier numbers are dropped.
@@ -128,8 +142,11 @@ class ChromaProcess:
         assert self._process is not None
         deadline, delay = time.monotonic() + seconds, RunDelay()
         while (left := deadline + delay.seconds() - time.monotonic()) > 0:
-            for body in self._frames.feed(self._read(min(left, _HEARTBEAT_S))):
-                match decode(body):
+            wait_s = min(left, _HEARTBEAT_S)
+            for body in self._frames.feed(b"" if self._send(wait_s) else self._read(wait_s)):
+                frame = decode(body)
+                self._note(frame)
+                match frame:
                     case [kind, answered, *values] if kind == ANSWER and answered == number:
                         return values
                     case [kind, answered, *error] if kind == REFUSED and answered == number:
@@ -143,6 +160,18 @@ class ChromaProcess:
             self._raise_lost(f"did not answer a request within {seconds:g} s")
         raise DeviceFault(f"Chroma did not answer a request within {seconds:g} s")
 
+    def _send(self, seconds: float) -> bool:
+        """Send for `seconds` at most; whether a part is left. Raises ProcessLost."""
+        if self._unsent:
+            self._socket.settimeout(seconds)
+            try:
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+            except TimeoutError:
+                pass
+            except OSError:
+                self._raise_lost()
+        return bool(self._unsent)
+
     def _read(self, seconds: float) -> bytes:
         """Received bytes; empty after `seconds` without data.
 
@@ -151,7 +180,7 @@ class ChromaProcess:
         self._socket.settimeout(seconds)
         try:
             data = self._socket.recv(_READ_BYTES)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             return b""
         except OSError:
             data = b""

@@ -151,13 +151,18 @@ class PageSyscalls:
 
     async def forget(self, call: CallContext, request: v.Forget) -> v.Forgotten:
         process, table = await self._opened(call, request.pid)
+        if not request.key and not request.count:
+            message = "count is 0: there is nothing to forget"
+            raise SyscallError(Errno.EINVAL, message, pid=request.pid)
         numbers = _numbers(request.first, request.count)
         if request.key:
             numbers = list(await call.data.memory.keyed(table, request.key))
         self._check_holders(call, table, numbers)
         result = await self._erase(call.data, process, table, numbers)
         if not result.pages:
-            what = f"key {request.key!r}" if request.key else f"page {request.first}"
+            last = request.first + request.count - 1
+            which = f"page {last}" if request.count == 1 else f"page from {request.first} to {last}"
+            what = f"key {request.key!r}" if request.key else which
             raise SyscallError(
                 Errno.ENOENT, f"process {request.pid} has no {what}", pid=request.pid
             )
@@ -271,7 +276,6 @@ def _numbers(first: int, count: int) -> list[int]:
 def _pages_written(call: CallContext) -> None:
     """Pages were written: update the vector index, and start the recall process if needed."""
     call.data.vectors.ensure_indexing()
-    call.data.vectors.pages_written()
 
 
 async def _pages_freed(call: CallContext, spaces: Sequence[int], page_ids: Sequence[int]) -> None:

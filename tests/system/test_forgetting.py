@@ -134,3 +134,20 @@ def test_what_is_not_there_is_not_forgotten(machine: Machine, number: int, tmp_p
         with pytest.raises(SyscallError, match=f"process {pid} has no page {number}") as caught:
             line.call("forget", v.Forget(pid, number), v.Forgotten)
         assert caught.value.errno is Errno.ENOENT
+
+
+def test_a_forget_of_no_page_says_which(machine: Machine) -> None:
+    machine.start("--mount", "false")
+    with BlockingClient(machine.paths.socket) as line:
+        pid = spawn(line)
+        line.call("write_mem", v.WriteMem(pid, "A page."), v.Written)
+        for request, errno, text in (
+            (v.Forget(pid, 0, 0), Errno.EINVAL, "count is 0"),
+            (v.Forget(pid, 7), Errno.ENOENT, "has no page 7"),
+            (v.Forget(pid, 7, 3), Errno.ENOENT, "has no page from 7 to 9"),
+            (v.Forget(pid, key="none"), Errno.ENOENT, "has no key 'none'"),
+        ):
+            with pytest.raises(SyscallError, match=text) as error:
+                line.call("forget", request, v.Forgotten)
+            assert error.value.errno is errno
+        assert line.call("forget", v.Forget(pid, 0), v.Forgotten).pages == 1

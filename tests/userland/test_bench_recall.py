@@ -126,3 +126,9 @@ def test_questions_that_are_easier_or_harder_than_real_ones_fail_the_suite(
     told = [line for line in table(document).splitlines() if "MISSED" in line]
     assert len(told) == len(missed)
     assert all("questions are not realistic" in line for line in told)
+
+
+def test_fusion_ranks_turns_however_many_pages_they_have() -> None:
+    words = recall.Ranking([("a", 90), ("b", 10), ("a", 40)], 0.0)
+    vectors = recall.Ranking([("b", 10), ("a", 130)], 0.0)
+    assert recall.reciprocal(words, vectors).ranked == [("a", 130), ("b", 10)]

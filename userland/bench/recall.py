@@ -145,12 +145,17 @@ class StoredTalk:
 
 
 def reciprocal(*rankings: Ranking) -> Ranking:
-    """Reciprocal rank fusion (Cormack 2009), the usual hybrid."""
-    scores: dict[tuple[str, int], float] = {}
+    """Reciprocal rank fusion (Cormack 2009), the usual hybrid: of turns, each with its tokens."""
+    scores: dict[str, float] = {}
+    tokens: dict[str, int] = {}
     for ranking in rankings:
-        for rank, one in enumerate(ranking.ranked, 1):
-            scores[one] = scores.get(one, 0.0) + 1 / (RRF + rank)
-    return Ranking(sorted(scores, key=lambda one: -scores[one]), sum(r.took_s for r in rankings))
+        turns = list(dict.fromkeys(turn for turn, _ in ranking.ranked))  # a turn may be many pages
+        for rank, turn in enumerate(turns, 1):
+            scores[turn] = scores.get(turn, 0.0) + 1 / (RRF + rank)
+        for turn, size in ranking.ranked:
+            tokens[turn] = max(tokens.get(turn, 0), size)
+    best = sorted(scores, key=lambda turn: -scores[turn])
+    return Ranking([(turn, tokens[turn]) for turn in best], sum(r.took_s for r in rankings))
 
 
 def settle(client: BlockingClient) -> None:
@@ -181,7 +186,7 @@ def ask_on(
 
 # --- reports --------------------------------------------------------------------------------------
 def filled(ranking: Ranking, budget: int) -> set[str]:
-    """The turns that fit into the budget, filled greedily."""
+    """The turns of which a part fits into the budget, filled greedily."""
     chosen: set[str] = set()
     for turn, tokens in ranking.ranked:
         if tokens + LINE_TOKENS <= budget:

@@ -231,13 +231,12 @@ def engine_of(device: v.DeviceInfo) -> str:
 
 
 def facts(client: BlockingClient) -> dict[str, object]:
-    """The measured configuration: the model's file, its quantisation, the threads."""
+    """The measured configuration: the model's file and its quantisation."""
     found = image(client)
     return {
         "model": found.digest,
         "quantisation": found.quantisation,
         "tuned": bool(found.tuned),
-        "threads": os.cpu_count(),
     }
 
 
