@@ -21,7 +21,7 @@ from llmasos.kernel.abi.values import (
     Role,
     Sampling,
     TuneCandidate,
-)
+)  # fmt: skip
 from llmasos.kernel.driver import (
     Admission,
     Beginning,
@@ -59,7 +59,6 @@ from .restart import REQUESTED, Backoff
 
 _CONTEXT = limits.WINDOW_MAX
 MEMORY_MB = 1024  # simulated memory that all echo engines share
-
 _CAPABILITIES = frozenset({"tokenize", "seed", "template", "park", "exact_usage", "stop", "order"})
 _memory_used: dict["EchoEngine", int] = {}  # MB
 
@@ -282,11 +281,8 @@ class EchoEngine:
             return f"slot {admission.slot} or call {admission.call} is in use"
         if not 0 < count < self._window:
             return f"the prompt has {count} tokens; 1 to {self._window - 1} fit the window"
-        return (
-            ""
-            if all(map(valid, admission.prompt.tokens))
-            else "the prompt contains an invalid token id"
-        )
+        invalid = "the prompt contains an invalid token id"
+        return "" if all(map(valid, admission.prompt.tokens)) else invalid
 
     def grant(self, call: int, tokens: int) -> None:
         known = self._calls.get(call)

@@ -16,8 +16,9 @@ from ..driver import Admission, Death, Engine, Facts, Step
 from ..process.table import Process
 from ..storage.threads import FairThreads
 from .contexts import Clear, Drop
+from .moves import Admit, Grant, Order, Park
 from .quarantine import Quarantine, SuspectCall
-from .scheduler import Admit, DeviceState, Grant, Order, Park, decide
+from .scheduler import DeviceState, decide
 from .work import Mounting, Rate, Work
 
 _LOGS = "`llmasos daemon logs` shows the details"

@@ -5,7 +5,6 @@ anything else reads it; its digest is computed once and stored with the file's s
 An image may instead be the URL of a remote engine: then nothing about its model is known here.
 """
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -27,6 +26,7 @@ from ..storage.database import Schema, Statement, peek
 from ..storage.filesystem import Access
 from ..storage.store import Store
 from . import probing
+from .model_file import RequantisedFile, sha256, stamp
 from .probing import REMOTE
 
 SCHEMA = Schema(
@@ -66,16 +66,6 @@ def installed(state: Path) -> tuple[dict[str, Path], dict[str, str]]:
     rows = peek(database, "SELECT name, image FROM aliases")
     aliases = {str(name): str(image) for name, image in rows}
     return files, aliases
-
-
-@dataclass(frozen=True, slots=True)
-class RequantisedFile:
-    """The requantised file of an image. An empty path: the user chose the original file."""
-
-    path: Path
-    quantisation: str
-    stamp: str  # of the source file
-    candidates: Sequence[TuneCandidate] = ()  # as last measured
 
 
 @dataclass(slots=True)
@@ -236,7 +226,7 @@ class ImageRegistry:
         known = self._store.read(self._database, sql, known_as)
         if known:
             return str(known[0][0])
-        digest = await anyio.to_thread.run_sync(_sha256, image.path, limiter=self._threads)
+        digest = await anyio.to_thread.run_sync(sha256, image.path, limiter=self._threads)
         sql = "INSERT OR REPLACE INTO digests VALUES(?,?,?)"
         await self._store.write(self._database, [(sql, (*known_as, digest))], durable=False)
         return digest
@@ -444,14 +434,3 @@ class ImageRegistry:
         """Remove the stored mount of an image."""
         statement: Statement = ("DELETE FROM mounts WHERE image = ?", (image,))
         await self._store.write(self._database, [statement], frees=True)
-
-
-def stamp(path: Path) -> str:
-    """Identifies a version of a file by size, time and inode. OSError when there is none."""
-    status = path.stat()
-    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

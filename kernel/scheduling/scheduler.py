@@ -22,6 +22,7 @@ from itertools import islice
 from ..abi import limits
 from ..driver import ContextSaved, Step
 from .contexts import Clear, ContextPlan, Contexts, Drop
+from .moves import Admit, Decision, Grant, Order, Park
 
 
 @dataclass(slots=True)
@@ -85,7 +86,7 @@ class DeviceState:
     parked_bytes: int = 0  # limit for the saved contexts of all parked claims
     turn: int = limits.PROMPT_QUANTUM_TOKENS  # tokens of one prompt before the next prompt's turn
     ordered: bool = False  # the engine feeds prompts in the order that it is given
-    order: "Order | None" = None  # the last one
+    order: Order | None = None  # the last one
     grants: int = 0  # that were made
 
     def add(self, claim: Claim) -> None:
@@ -94,7 +95,7 @@ class DeviceState:
         claim.whole = claim.prompt - self.contexts.tokens(claim.process)
         self.claims[claim.call] = claim
 
-    def admit(self, claim: Claim, move: "Admit") -> None:
+    def admit(self, claim: Claim, move: Admit) -> None:
         """The claim has a slot, for the first time or again."""
         before = self.contexts.slots.get(move.slot)
         if move.save and before is not None:
@@ -229,46 +230,6 @@ class DeviceState:
         order = {slot: one.used for slot, one in contents if one.process is not None}
         free = [slot for slot in range(self.slots) if slot not in taken]
         return sorted(free, key=lambda slot: order.get(slot, -1))
-
-
-@dataclass(frozen=True, slots=True)
-class Admit:
-    """Give a waiting (or parked) call a slot."""
-
-    call: int
-    slot: int
-    save: int = 0  # save what is in the slot under this number first; 0: do not
-    share: int = 0  # number under which a beginning of its prompt may be saved for other calls
-
-
-@dataclass(frozen=True, slots=True)
-class Park:
-    """Take a stopped call out of its slot, which another call waits for.
-
-    Of a call that is parked: drop its saved context, whose cells another call needs.
-    """
-
-    call: int
-    keep: bool = True  # save its context; False: it is computed again
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """Let a resident call compute this many more tokens."""
-
-    call: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """Feed the prompts of these calls only, in this order, until the next order."""
-
-    calls: Sequence[int]
-    once: int = 0  # one of these that is fed in one step only; 0: none
-
-
-Decision = Admit | Park | Drop | Clear | Order | Grant
 
 
 def decide(state: DeviceState, now: float) -> list[Decision]:

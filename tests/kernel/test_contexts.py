@@ -6,7 +6,8 @@ from collections import Counter
 from llmasos.kernel.abi import limits
 from llmasos.kernel.driver import ContextSaved, Step
 from llmasos.kernel.scheduling.contexts import Drop
-from llmasos.kernel.scheduling.scheduler import Admit, Claim, DeviceState, Grant, decide
+from llmasos.kernel.scheduling.moves import Admit, Grant
+from llmasos.kernel.scheduling.scheduler import Claim, DeviceState, decide
 
 FIXED, TOKEN = 100, 4
 

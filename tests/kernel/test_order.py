@@ -6,15 +6,8 @@ from dataclasses import dataclass
 
 from llmasos.kernel.abi import limits
 from llmasos.kernel.driver import Step
-from llmasos.kernel.scheduling.scheduler import (
-    Admit,
-    Claim,
-    DeviceState,
-    Grant,
-    Order,
-    Park,
-    decide,
-)
+from llmasos.kernel.scheduling.moves import Admit, Grant, Order, Park
+from llmasos.kernel.scheduling.scheduler import Claim, DeviceState, decide
 
 ROOM = 128  # prompt tokens of a step
 STEP_S, TOKEN_S = 0.05, 0.002

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from llmasos.kernel.driver import ContextSaved, Step
 from llmasos.kernel.scheduling.contexts import Clear, Drop
-from llmasos.kernel.scheduling.scheduler import Admit, Claim, DeviceState, Grant, Park, decide
+from llmasos.kernel.scheduling.moves import Admit, Grant, Park
+from llmasos.kernel.scheduling.scheduler import Claim, DeviceState, decide
 
 BLOCK, TOKEN = 8, 4
 

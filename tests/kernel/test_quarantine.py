@@ -12,8 +12,9 @@ from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.abi.values import Message, PoisonLift, Role, Sampling, pack_bias
 from llmasos.kernel.driver import Cause, Death, Prompt
 from llmasos.kernel.scheduling.loader import Loader
+from llmasos.kernel.scheduling.moves import Admit, Park
 from llmasos.kernel.scheduling.quarantine import Marks, Quarantine, SuspectCall, name
-from llmasos.kernel.scheduling.scheduler import Admit, Claim, DeviceState, Park, decide
+from llmasos.kernel.scheduling.scheduler import Claim, DeviceState, decide
 from llmasos.kernel.storage.store import Store
 from llmasos.kernel.supervisor import Supervisor
 from llmasos.kernel.syscalls.call import CallContext

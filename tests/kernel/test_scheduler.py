@@ -7,15 +7,8 @@ import pytest
 from llmasos.kernel.abi import limits
 from llmasos.kernel.driver import Step
 from llmasos.kernel.scheduling.contexts import Clear, Drop
-from llmasos.kernel.scheduling.scheduler import (
-    Admit,
-    Claim,
-    DeviceState,
-    Grant,
-    Order,
-    Park,
-    decide,
-)
+from llmasos.kernel.scheduling.moves import Admit, Grant, Order, Park
+from llmasos.kernel.scheduling.scheduler import Claim, DeviceState, decide
 
 
 class Device:
