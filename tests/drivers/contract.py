@@ -569,6 +569,7 @@ async def nothing_of_a_purged_domain_is_gone_on_from(rig: Rig) -> None:
     assert other.fed == 1
 
 
+@needs("park")
 async def a_purge_leaves_the_slots_of_other_domains(rig: Rig) -> None:
     tokens = await rig.prompt(f"{STORY}Keep me.", raw=True)
     await rig.run(tokens, slot=0, history=1_000_060, domain="ivan")

@@ -38,7 +38,7 @@ async def cut(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> P
 
 
 def block_bytes(path: Path) -> int:
-    return BLOCK_TOKENS * gguf.read(path).cell_bytes
+    return BLOCK_TOKENS * options.cell_bytes(gguf.read(path))
 
 
 def blocks(path: Path, **values: Option) -> int:

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from llmasos.drivers import echo, remote
-from llmasos.drivers.llama import mount as llama
+from llmasos.drivers import echo, model_files, remote
 from llmasos.kernel.abi.errors import DeviceFault, Errno, SyscallError
 from llmasos.kernel.driver import Option
 from tests.drivers.endpoint import Endpoint, Request, refuse, statuses
@@ -119,7 +118,7 @@ async def test_the_llama_dialect_asks_whether_it_is_that_server() -> None:
     assert "not a llama.cpp server" in found.message
 
 
-@pytest.mark.parametrize("driver", [echo, llama])
+@pytest.mark.parametrize("driver", [echo, model_files])
 async def test_other_drivers_have_no_endpoints(driver: Any) -> None:
     with pytest.raises(SyscallError) as error:
         await driver.models({})
