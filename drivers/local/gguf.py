@@ -11,11 +11,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmasos.kernel.abi.errors import Errno, SyscallError
 from llmasos.kernel.driver import ImageFacts
 
 from . import quantisation
-from .gguf_file import STRING, TYPE_NAMES, GgufArray, Scalar, Source, Tensor, Value, parse
+from .gguf_file import STRING, TYPE_NAMES, GgufArray, Scalar, Source, Tensor, Value, load
 
 _BLOCKS_MAX, _EXPERTS_MAX, _HEADS_MAX = 512, 512, 65_536  # limits of llama.cpp
 _ALIGNMENT = 32  # the CPU backend asserts it of a tensor's address
@@ -55,12 +54,7 @@ def probe(path: Path) -> ImageFacts:
 
 def read(path: Path) -> Header:
     """The header of a model file. EINVAL with the defect and its byte offset."""
-    try:
-        with path.open("rb") as file:
-            source = Source(path, file)
-            keys, tensors = parse(source)
-    except OSError as error:
-        raise SyscallError(Errno.EINVAL, f"cannot read {path}: {error.strerror}") from error
+    source, keys, tensors = load(path)
     _Checks(source, keys).run()
     _check_tensors(source, keys, tensors)
     return Header(_facts(source, keys), *_cell(keys), _blocks(keys))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from llmasos.kernel.abi import limits
-from llmasos.kernel.abi.errors import Errno, SyscallError
+from llmasos.kernel.abi.errors import Errno, SyscallError, descriptors_exhausted
 
 _CHUNK_BYTES = 1024 * 1024
 _NAME_BYTES = 63  # of a tensor: ggml reserves 64 with the terminating zero
@@ -113,6 +113,17 @@ class Tensor:
     kind: int  # its ggml type
     data_offset: int  # of its data, from the beginning of all tensors' data
     at: int  # where the entry begins
+
+
+def load(path: Path) -> tuple[Source, dict[str, Value], list[Tensor]]:
+    """The header of a file, and its keys and tensors. EINVAL; EAGAIN: no free descriptor."""
+    try:
+        with path.open("rb") as file:
+            source = Source(path, file)
+            return source, *parse(source)
+    except OSError as error:
+        unreadable = SyscallError(Errno.EINVAL, f"cannot read {path}: {error.strerror}")
+        raise descriptors_exhausted(error) or unreadable from error
 
 
 def parse(source: Source) -> tuple[dict[str, Value], list[Tensor]]:

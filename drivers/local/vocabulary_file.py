@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmasos.kernel.abi.errors import Errno, SyscallError
-
-from .gguf_file import BOOL, STRING, U32, GgufArray, Source, Value, parse
+from .gguf_file import BOOL, STRING, U32, GgufArray, Source, Value, load
 
 _NORMAL = 1  # type of a token in a file without types
 # Name of an id: its keys. A later key counts more.
@@ -44,12 +42,7 @@ class VocabularyFile:
 
 def read(path: Path) -> VocabularyFile:
     """The vocabulary of a file whose header was checked. EINVAL for a damaged file."""
-    try:
-        with path.open("rb") as file:
-            source = Source(path, file)
-            keys, _ = parse(source)
-    except OSError as error:
-        raise SyscallError(Errno.EINVAL, f"cannot read {path}: {error.strerror}") from error
+    source, keys, _ = load(path)
     tokens = _strings(source, keys, "tokens")
     return VocabularyFile(
         architecture=_text(keys, "general.architecture"),
