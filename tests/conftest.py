@@ -19,16 +19,16 @@ LIMIT_S = 60  # of any command: a guard against hangs
 # What takes longest begins first: at the end no worker is left alone with a long file. In the order
 # of their durations in a run of `make test`, down to 10 s.
 FIRST = (
-    "test_bench.py", "test_exact.py", "test_openvino.py", "test_lookup_engines.py",
-    "test_llama.py", "test_cli.py", "test_recall_files.py", "test_model_files.py",
-    "test_cli_config.py", "test_poison.py", "test_devices.py", "test_life.py",
-    "test_tuning.py", "test_choice.py",
-    "test_recall_daemon.py", "test_planted.py", "test_residency.py", "test_invocation.py",
-    "test_index_crash.py", "test_recall_survival.py", "test_survival_openvino.py",
-    "test_secrets.py", "test_embedders.py", "test_unread.py", "test_doctor.py",
-    "test_engines.py", "test_failed_flush.py", "test_full_disk.py", "test_evaluator.py",
-    "test_sampler.py", "test_recall.py", "test_saved_contexts.py", "test_tools.py",
-    "test_terminal.py", "test_cli_mem.py", "test_remote_server.py", "test_bpe.py",
+    "test_bench.py", "test_parked.py", "test_exact.py", "test_openvino.py",
+    "test_lookup_engines.py", "test_recall_files.py", "test_recall_survival.py",
+    "test_candidates.py", "test_llama.py", "test_cli.py", "test_model_files.py",
+    "test_pool_options.py", "test_cli_config.py", "test_poison.py", "test_devices.py",
+    "test_life.py", "test_tuning.py", "test_choice.py", "test_recall_daemon.py", "test_planted.py",
+    "test_residency.py", "test_invocation.py", "test_index_crash.py", "test_survival_openvino.py",
+    "test_secrets.py", "test_embedders.py", "test_unread.py", "test_doctor.py", "test_engines.py",
+    "test_failed_flush.py", "test_full_disk.py", "test_evaluator.py", "test_sampler.py",
+    "test_recall.py", "test_saved_contexts.py", "test_tools.py", "test_terminal.py",
+    "test_cli_mem.py", "test_remote_server.py", "test_bpe.py",
 )  # fmt: skip
 
 # Whoever starts the tests in the background leaves SIGINT ignored, and programs that are started

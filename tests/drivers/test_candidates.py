@@ -186,6 +186,7 @@ async def test_all_candidates_are_measured_and_the_chosen_file_is_kept(
     }  # fmt: skip
 
 
+@pytest.mark.long
 @needs_openvino
 async def test_a_file_is_measured_on_the_engine_that_computes_it(
     run: TuneRun, flags: Callable[[str], None]
@@ -198,6 +199,7 @@ async def test_a_file_is_measured_on_the_engine_that_computes_it(
     assert len(list(run.cache.iterdir())) == 2  # comparisons, which the next mount reads
 
 
+@pytest.mark.long
 @needs_openvino
 async def test_what_openvino_refuses_is_measured_on_llama_cpp_or_an_error(
     run: TuneRun, flags: Callable[[str], None]
@@ -211,6 +213,7 @@ async def test_what_openvino_refuses_is_measured_on_llama_cpp_or_an_error(
     assert run.left == ["x-IQ4_NL.gguf"]
 
 
+@pytest.mark.long
 async def test_without_room_for_any_candidate_it_is_an_error(
     run: TuneRun, flags: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def test_json_has_the_candidates(tuned: Machine) -> None:
     assert image["candidates"] == []  # nothing was measured
 
 
+@pytest.mark.long
 def test_what_was_measured_is_shown_later(machine: Machine) -> None:
     machine.start("--mount", "false")
     machine.llmasos("models", "add", "mine", str(cut_model.path()), "--set", "engine=llama")
