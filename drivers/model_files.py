@@ -49,6 +49,7 @@ async def tune(request: Tuning, report: Callable[[Progress], None]) -> Sequence[
     """Requantise a file, for the engine that a mount with these options chooses."""
     check(request.options)
     name, rest = _divided(request.options)
+    name = _engine(name, rest)
     names = [name]
     if name == AUTO:
         names = ["llama"] if _unusable(rest) or _unavailable() else ["openvino", "llama"]

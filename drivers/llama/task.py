@@ -7,6 +7,7 @@ This module must not import llama_cpp.
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -16,12 +17,14 @@ from pathlib import Path
 from llmasos.kernel.abi.errors import Errno, SyscallError
 
 WORKSPACE = ".part"  # suffix of a directory for unfinished files (workspace.py)
+ID_BYTES = 4  # before it, in hexadecimal digits
 _PROGRESS_STEP = 0.01  # of a stage, between two progress lines
 
 
 def workspace_of(path: Path) -> Path | None:
-    """The workspace that a file is in, if any."""
-    return path.parent if path.parent.name.endswith(WORKSPACE) else None
+    """The workspace that a file is in, if any. A directory of a user has another form of name."""
+    found = re.fullmatch(rf"\.[0-9a-f]{{{2 * ID_BYTES}}}{re.escape(WORKSPACE)}", path.parent.name)
+    return path.parent if found else None
 
 
 def remove(path: Path) -> None:

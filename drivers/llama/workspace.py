@@ -8,12 +8,12 @@ import asyncio
 import fcntl
 import os
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from llmasos.kernel.abi.errors import DeviceFault
 
-from .task import WORKSPACE, remove
+from .task import ID_BYTES, WORKSPACE, remove
 from .task_process import finished
 
 
@@ -35,9 +35,13 @@ def _create(folder: Path) -> tuple[Path, int]:
     """The directory and its lock."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     while True:
-        path = folder / f".{os.urandom(4).hex()}{WORKSPACE}"
+        path = folder / f".{os.urandom(ID_BYTES).hex()}{WORKSPACE}"
         path.mkdir(mode=0o700)
-        lock = _lock(path)
+        try:
+            lock = _lock(path)
+        except OSError:  # no locks on this file system, or no free descriptor
+            remove(path)
+            raise
         if lock is not None and path.exists():
             return path, lock
         if lock is not None:  # a sweep came between
@@ -45,16 +49,18 @@ def _create(folder: Path) -> tuple[Path, int]:
 
 
 def _lock(path: Path) -> int | None:
-    """A locked descriptor; None: the directory was removed or has an owner."""
+    """A locked descriptor; None: the directory was removed or has an owner. OSError."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
+    except FileNotFoundError:
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(fd)
-        return None
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
     return fd
 
 
@@ -66,6 +72,7 @@ def _remove(path: Path, lock: int) -> None:
 def sweep(folder: Path) -> None:
     """Remove the workspaces whose owners have ended."""
     for path in folder.glob(f".*{WORKSPACE}"):
-        lock = _lock(path)
-        if lock is not None:
-            _remove(path, lock)
+        with suppress(OSError):  # one that cannot be opened is left for the next time
+            lock = _lock(path)
+            if lock is not None:
+                _remove(path, lock)

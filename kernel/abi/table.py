@@ -112,7 +112,7 @@ _ROWS = (
             "remove a model or an alias; no file is deleted"),
     Syscall("image_tune", v.ImageTune, v.Tuned, "/dev/image/{name}", _A,
             (_E.ENOENT, _E.EBUSY, _E.EIO, _E.ENOTSUP, _E.ENOSPC),
-            "requantise a model for this machine", v.Progress),
+            "choose the quantisation of a model for this machine", v.Progress),
     Syscall("devices", v.ListDevices, v.Devices, "/dev", _C, (),
             "list mounted devices and hardware"),
     Syscall("mount", v.Mount, v.DeviceInfo, "/dev/image/{image}", _A,

@@ -134,6 +134,7 @@ class ImageRegistry:
         self._store = store
         self.cache = cache  # directory of requantised files
         self._owner = owner  # of the machine
+        self._adding = Counter[str]()  # calls that are adding a name, by user
         self._threads = anyio.CapacityLimiter(limits.FILES)
         self._drivers = drivers
         self._database = store.open("images.db", SCHEMA)
@@ -236,11 +237,11 @@ class ImageRegistry:
         request: ImageAdd,
         user: str,
         access: Access,
-        claim: Callable[[], None] = lambda: None,
+        bind_secret: Callable[[], None] = lambda: None,
     ) -> Image:
         """Install a file or a URL, or give an image a second name, for a user.
 
-        `claim` is called after the options of a URL were checked, and may refuse the URL.
+        `bind_secret` is called after the options of a URL were checked, and may refuse the URL.
         EEXIST, ENOENT, EACCES, EINVAL, ENOTSUP, EAGAIN.
         """
         if request.name in self._images or request.name in self._aliases:
@@ -258,15 +259,22 @@ class ImageRegistry:
         if sum(map(bool, (request.path, request.image, request.url))) != 1:
             message = "image_add needs exactly one of path, url and image"
             raise SyscallError(Errno.EINVAL, message)
-        if request.image:
-            if request.options:
-                raise SyscallError(Errno.EINVAL, "image_add: an alias takes no options")
-            image = self.get(request.image)
-            sql = "INSERT OR REPLACE INTO aliases VALUES(?,?,?)"
-            await self._store.write(self._database, [(sql, (request.name, image.name, user))])
-            self._alias(request.name, image.name)
-            return image
-        return await self._install(request, user, access, claim)
+        self._adding[user] += 1
+        try:
+            if request.image:
+                return await self._add_alias(request, user)
+            return await self._install(request, user, access, bind_secret)
+        finally:
+            self._adding[user] -= 1
+
+    async def _add_alias(self, request: ImageAdd, user: str) -> Image:
+        if request.options:
+            raise SyscallError(Errno.EINVAL, "image_add: an alias takes no options")
+        image = self.get(request.image)
+        sql = "INSERT OR REPLACE INTO aliases VALUES(?,?,?)"
+        await self._store.write(self._database, [(sql, (request.name, image.name, user))])
+        self._alias(request.name, image.name)
+        return image
 
     def _check_count(self, user: str) -> None:
         """EAGAIN: each listing reads all files, so there are limits, of all and of each user."""
@@ -286,20 +294,20 @@ class ImageRegistry:
                 raise SyscallError(Errno.EAGAIN, message, "`llmasos models rm NAME` removes one")
 
     def _counts(self) -> Counter[str]:
-        """Models and aliases by the user who added them. Those of no known user are the owner's."""
+        """Models and aliases by the user who added or is adding them; the owner's, if unknown."""
         sql = "SELECT user FROM images UNION ALL SELECT user FROM aliases"
         rows = self._store.read(self._database, sql)
-        return Counter(str(user) or self._owner for (user,) in rows)
+        return Counter(str(user) or self._owner for (user,) in rows) + self._adding
 
     async def _install(
-        self, request: ImageAdd, user: str, access: Access, claim: Callable[[], None]
+        self, request: ImageAdd, user: str, access: Access, bind_secret: Callable[[], None]
     ) -> Image:
         path = Path(request.path)
         driver = REMOTE if request.url else await self._choose(path, access)
         image = Image(
             request.name, driver, path, builtin=False, url=request.url, options=request.options
         )
-        await self._check_image(image, claim)
+        await self._check_image(image, bind_secret)
         sql = "INSERT INTO images(name, driver, path, url, options, user) VALUES(?,?,?,?,?,?)"
         row = (image.name, driver, request.path, image.url, json.dumps(request.options), user)
         await self._store.write(self._database, [(sql, row)])
@@ -307,21 +315,21 @@ class ImageRegistry:
         return image
 
     async def probe(
-        self, request: ImageProbe, claim: Callable[[], None] = lambda: None
+        self, request: ImageProbe, bind_secret: Callable[[], None] = lambda: None
     ) -> list[str]:
         """The models that an endpoint lists. Refuses what `add` refuses; EIO: no answer."""
         image = Image(
             request.name, REMOTE, Path(), builtin=False, url=request.url, options=request.options
         )
-        await self._check_image(image, claim)
+        await self._check_image(image, bind_secret)
         return list(await self._drivers[REMOTE].models(image.chosen(image.options)))
 
-    async def _check_image(self, image: Image, claim: Callable[[], None]) -> None:
+    async def _check_image(self, image: Image, bind_secret: Callable[[], None]) -> None:
         if image.driver not in self._drivers:
             raise SyscallError(Errno.ENOTSUP, f"no driver can run {image.url}")
         # In a thread: this may import the driver's module, which is slow.
         await self._in_thread(lambda: self._check_options(image))
-        await self._in_thread(claim)
+        await self._in_thread(bind_secret)
 
     def _check_options(self, image: Image) -> None:
         self._drivers[image.driver].check(image.chosen(image.options))
@@ -360,8 +368,8 @@ class ImageRegistry:
         ]
         await self._store.write(self._database, statements, frees=True)
         del self._images[name]
-        await self.discard(image)
         self._aliases = {alias: to for alias, to in self._aliases.items() if to != name}
+        await self.discard(image, image.requantised)
 
     # --- requantised files ------------------------------------------------------------------------
     async def stem(self, image: Image) -> str:
@@ -394,21 +402,22 @@ class ImageRegistry:
         await self._store.write(self._database, [(sql, row)], frees=not path.name)
         image.requantised = file
 
-    async def discard(self, image: Image) -> None:
-        """Delete the requantised files of an image, except those that other images use."""
-        if image.requantised is None:
-            return
-        try:
-            stem = await self.stem(image)
-        except OSError:  # its file was removed
-            stem = image.requantised.path.name[:_DIGEST_CHARS]
-        if stem:
-            await self._in_thread(lambda: self._delete(image, stem))
+    async def discard(self, image: Image, file: RequantisedFile | None) -> None:
+        """Delete the requantised files of an image, except those that other images use.
 
-    def _delete(self, image: Image, stem: str) -> None:
+        Also those of an earlier version of its file: `file` is the one that it used.
+        """
+        if file is None:
+            return
+        stems = {file.path.name[:_DIGEST_CHARS]}
+        with suppress(OSError, SyscallError):  # its file was removed, or the disk is full
+            stems.add(await self.stem(image))
+        await self._in_thread(lambda: self._delete(image, stems - {""}))
+
+    def _delete(self, image: Image, stems: set[str]) -> None:
         others = [other.requantised for other in self._images.values() if other is not image]
         used = {file.path for file in others if file is not None}
-        for path in self.cache.glob(f"{stem}-*.gguf"):
+        for path in [path for stem in stems for path in self.cache.glob(f"{stem}-*.gguf")]:
             if path not in used:
                 path.unlink(missing_ok=True)
 

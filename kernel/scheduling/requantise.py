@@ -120,13 +120,18 @@ class Requantiser:
         self.failures.pop(image.name, None)
         return Tuned(image.name, str(path if path.name else image.path), rows)
 
+    def is_tuning(self, name: str) -> bool:
+        """Whether an image is being tuned."""
+        return name in self._jobs
+
     async def untune(self, image: Image) -> Tuned:
         """Use the original again, and delete the requantised file. EBUSY while a job is running."""
         if image.name in self._jobs:
             hint = "wait until it is done"
             raise SyscallError(Errno.EBUSY, f"{image.name} is being tuned", hint)
+        before = image.requantised
         await self._images.use(image, Path(), "")
-        await self._images.discard(image)
+        await self._images.discard(image, before)
         info = await self._images.info(image)
         row = TuneCandidate(info.quantisation, info.bytes, chosen=True, why="as requested")
         return Tuned(image.name, str(image.path), [row])

@@ -62,6 +62,9 @@ class ModelSyscalls:
             who = f"processes {', '.join(map(str, used[:8]))}" if used else "a mount"
             hint = f"`llmasos unmount {request.name}`, and `llmasos rm` the processes first"
             raise SyscallError(Errno.EBUSY, f"{request.name} is in use by {who}", hint)
+        if self.requantiser.is_tuning(request.name):
+            hint = "wait until it is done, or interrupt `llmasos models tune`"
+            raise SyscallError(Errno.EBUSY, f"{request.name} is being tuned", hint)
         await self.registry.remove(request.name)
         return v.Nothing()
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
 from llmasos.kernel.abi import limits
@@ -126,6 +127,28 @@ async def test_no_user_takes_all_images_and_the_owner_keeps_some(
     assert await added("root") == 4
     await images(store).remove("b")
     assert await added("ann") == 1
+    store.close()
+
+
+async def test_calls_at_once_do_not_exceed_a_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "USER_IMAGES", 2)
+    store = Store(tmp_path)
+    registry, refused = images(store), list[Errno]()
+
+    async def add(name: str) -> None:
+        try:
+            await registry.add(ImageAdd(name, image="echo"), "ann", Access())
+        except SyscallError as error:
+            refused.append(error.errno)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(5):
+            tasks.start_soon(add, f"many{number}")
+    assert refused == 3 * [Errno.EAGAIN]
+    await registry.remove("many0")
+    await registry.add(ImageAdd("one", image="echo"), "ann", Access())
     store.close()
 
 

@@ -162,7 +162,7 @@ _ROWS = (
         option("--to", type=str.upper, metavar="QUANT", default="",
                help="make this llama.cpp quantisation, such as Q6_K; an unknown name lists all"),
         option("--no-measure", action="store_true",
-               help="make a Q8_0, or what --to names, without measuring; takes seconds"),
+               help="make a Q8_0, or what --to names, without measuring"),
         option("--off", action="store_true",
                help="use the original file again and delete the tuned file"),
         JSON, option("name", metavar="NAME"),
