@@ -231,10 +231,9 @@ class LocalEngine:
             link.grant(call, tokens)
 
     def cancel(self, call: int) -> None:
+        self.parked.cancel(call)  # in case that the process ends before it
         if (link := self._child.current) is not None:
             link.cancel(call)
-        else:
-            self.parked.cancel(call)
 
     def park(self, call: int, *, keep: bool) -> None:
         if (link := self._child.current) is not None:

@@ -246,6 +246,7 @@ class BatchEngine:
             call.lookup = self.drafts.lookup(prompt.tokens, sampling)
             call.resume(state, self._vocab, self._window)
         except DeviceFault as error:
+            self._parking.free(Region(*region) if region else None)
             self._steps.append(Step(number, error=error))
             return
         call.grant, call.tainted = grant, call.tainted or tainted
@@ -261,8 +262,7 @@ class BatchEngine:
             raise DeviceFault(f"call {admission.call} is not parked")
         slot = self._slots.free_slot(number)
         call.saves += self._slots.enter(slot, admission.domain, admission.history, [], save)
-        if saved is not None:
-            self._slots.load(slot, saved, len(saved.tokens))
+        self._parking.load(call, slot)
         slot.tainted = slot.tainted or call.tainted
         slot.prompt, slot.call = list(admission.prompt.tokens), admission.call
         call.slot = slot

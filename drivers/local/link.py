@@ -67,8 +67,9 @@ class EngineLink(ChildConnection[Facts]):
     def disconnected(self) -> None:
         self._step_watchdog.reset(work=False)
         for call, parked in self._parked_calls.items():
-            parked.granted = self._outstanding.get(call, 0)
-            parked.text = self._answers.text(call)
+            if call in self._outstanding:  # not if this process died while it loaded
+                parked.granted = self._outstanding[call]
+                parked.text = self._answers.text(call)
         self._answers.disconnected()
 
     # --- calls --------------------------------------------------------------------------------
@@ -113,6 +114,8 @@ class EngineLink(ChildConnection[Facts]):
         if call in self._outstanding:
             self.send([frames.PARK, call, keep])
             self._parked.add(call)
+            if not keep:
+                self._parked_calls.drop_context(call)
 
     def unpark(self, call: int, slot: int, save: int) -> None:
         if call in self._outstanding:

@@ -25,7 +25,8 @@ class ParkedCall:
     granted: int = 0  # tokens granted and not yet reported, when the process died
     text: CheckedText | None = None  # its answer, if that is checked when it is complete
     tainted: bool = False  # its domain was purged since
-    cancelled: bool = False  # while the engine was down
+    cancelled: bool = False  # perhaps without its process
+    dropped: bool = False  # its context was given up: its tokens are computed again
 
     def restore(self) -> Frame:
         """RESTORE for the next process."""
@@ -59,8 +60,14 @@ class ParkedCalls:
     def shared(self, call: int, region: Region) -> None:
         """SHARED was received."""
         found = self._calls.get(call)
-        if found is not None and not found.tainted:
+        if found is not None and not (found.tainted or found.dropped):
             found.region = region
+
+    def drop_context(self, call: int) -> None:
+        """Its process was told to give its context up."""
+        found = self._calls.get(call)
+        if found is not None:
+            found.dropped, found.region = True, None
 
     def drop(self, call: int) -> None:
         """The call has ended, or is not parked any more. Its process frees its context."""

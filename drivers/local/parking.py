@@ -21,7 +21,7 @@ from .calls import EngineCall
 from .prefix import Saved
 from .shared_memory import HEADER_BYTES, ContextHeader, Region, SharedMemory, checksum
 from .shared_state import SharedState
-from .slots import Slots
+from .slots import ContextSlot, Slots
 
 SLICE_BYTES = 256 * 1024  # copied between two steps: 0.3 ms
 
@@ -82,7 +82,7 @@ class Parking:
         slot = call.slot
         if slot is None:  # it is parked
             if not keep:
-                self._recompute(call)
+                self.recompute(call)
             return
         call.saved = self._slots.saved(slot) if keep else None
         if call.saved is not None:
@@ -118,16 +118,31 @@ class Parking:
         if saved is None or not isinstance(saved.state, SharedState):
             return
         if reason := saved.state.problem():
-            _log(call, reason)
-            self._recompute(call)
+            self.recompute(call, reason)
+
+    def load(self, call: EngineCall, slot: ContextSlot) -> None:
+        """Put its context into the slot; its tokens are computed again if that fails."""
+        if call.saved is None:
+            return
+        try:
+            self._slots.load(slot, call.saved, len(call.saved.tokens))
+        except DeviceFault as error:
+            self.recompute(call, error.message)
 
     def purge(self, call: EngineCall) -> None:
         """Its domain was purged: its tokens are computed again, and shared with nobody."""
         call.tainted = True
-        self._recompute(call)
+        self.recompute(call)
 
-    def _recompute(self, call: EngineCall) -> None:
+    def free(self, region: Region | None) -> None:
+        """Free the context of a call that cannot continue."""
+        if self._memory is not None and region is not None:
+            self._memory.free(region)
+
+    def recompute(self, call: EngineCall, reason: str = "") -> None:
         """Drop its saved context: its tokens are computed again after UNPARK."""
+        if reason:
+            _log(call, reason)
         saved = call.saved
         if saved is not None:
             call.drop(saved.tokens, tainted=saved.tainted or call.tainted)

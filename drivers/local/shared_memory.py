@@ -12,6 +12,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -111,8 +112,8 @@ class SharedMemory:
             raise DeviceFault(f"cannot map {size} bytes of shared memory: {error}") from error
 
     def free(self, region: Region) -> None:
-        """Give its memory back. Its bytes are 0 from now on."""
-        with self.map(region) as mapped:
+        """Give its memory back, if there is a descriptor for that. Its bytes are 0 from then on."""
+        with suppress(DeviceFault, OSError), self.map(region) as mapped:
             mapped.madvise(mmap.MADV_REMOVE)
 
     def free_others(self, kept: Iterable[Region]) -> None:
