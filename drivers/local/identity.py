@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 
-from llmasos import __version__
 from llmasos.kernel.abi.errors import DeviceFault, os_message
 
 from .shared_memory import ContextHeader
 
 _READ_BYTES = 1024 * 1024
+_LAYOUT = 1  # of the bytes of a saved context; increased when an engine saves them in another way
 # They change no bit of a context that was computed with other values of them, or only how fast it
 # is computed. `window` and what an engine adds are not among them.
 _HARMLESS = frozenset({
@@ -37,6 +37,6 @@ def fingerprint(path: str) -> str:
 def identity(file: str, library: str, settings: Mapping[str, object]) -> ContextHeader:
     """The header of the contexts of an engine, without what concerns one context."""
     chosen = {name: value for name, value in settings.items() if name not in _HARMLESS}
-    chosen["llmasos"] = __version__  # the layout of blocks is a part of it
+    chosen["layout"] = _LAYOUT
     digest = blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16).hexdigest()
     return ContextHeader(file, library, digest, tokens="", count=0, size=0, checksum=0)
