@@ -16,8 +16,8 @@ from llmasos.userland import start
 from tests.system import daemon
 
 LIMIT_S = 60  # of any command: a guard against hangs
-# What takes longest begins first: at the end no worker is left alone with a long file. In the order
-# of their durations in a run of `make test`, down to 10 s.
+# What takes longest begins first: at the end no worker is left alone with a long file. In about the
+# order of their durations in a run of `make test`, down to 10 s.
 FIRST = (
     "test_bench.py", "test_parked.py", "test_exact.py", "test_openvino.py",
     "test_lookup_engines.py", "test_recall_files.py", "test_recall_survival.py",

@@ -2,7 +2,7 @@
 
 Each candidate is made in a workspace (drivers/llama/workspace.py), measured on the engine that
 computes it, and removed again unless it is the best so far. Only the chosen one gets its name in
-the cache: whoever ends meanwhile, there is a whole file or none. Every candidate is made of the
+the cache, so there is a whole file or none, whichever process ends. Every candidate is made of the
 original file, never of one that was requantised. This module loads no engine.
 """
 

@@ -1,7 +1,7 @@
 """A directory for unfinished files, inside the cache. It is removed with all of them.
 
-Its owner holds a lock on it. One without a lock was left by a process that was killed, and is
-removed by the next owner, whoever that is: several machines may share a cache.
+The process that made it holds a lock on it. One without a lock was left by a process that was
+killed, and is removed by the next process that makes one: several machines may share a cache.
 """
 
 import asyncio

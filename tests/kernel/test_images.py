@@ -98,7 +98,7 @@ async def test_there_is_a_limit_of_models_and_aliases(
 async def test_no_user_takes_all_images_and_the_owner_keeps_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted again after a restart, and freed by whoever removes them."""
+    """Counted again after a restart; a removed name can be added again."""
     monkeypatch.setattr(limits, "IMAGES", 7)
     monkeypatch.setattr(limits, "USER_IMAGES", 3)
     monkeypatch.setattr(limits, "OWNER_IMAGES", 2)
